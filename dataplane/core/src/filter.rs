@@ -1,0 +1,156 @@
+//! The reply filter: how workers tell the XDP program which replies are theirs.
+//!
+//! A connection that keeps its client's address is answered by the backend to the client: nothing in such a frame says that it is
+//! ours. Before its first frame is sent, the worker writes a 32-bit fingerprint of the reply's tuple into an array that the XDP
+//! program reads (a BPF array mapped into this process); when the connection ends it clears it. One bucket is one cache line.
+//! A fingerprint that matches by chance costs a detour: the frame comes up, no connection is found, it goes back to the kernel.
+//!
+//! Hash and layout are shared with `dataplane/xsk/bpf/filter.c`; [`slot_of`] is the definition.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::tuple::Tuple;
+
+/// Fingerprints in a bucket: 16 x 4 bytes are one cache line.
+pub const BUCKET_SLOTS: usize = 16;
+
+/// A view of the filter: `buckets * BUCKET_SLOTS` words, a power of two of buckets. 0 is an empty place.
+#[derive(Clone, Copy)]
+pub struct ReplyFilter<'r> {
+    words: &'r [AtomicU32],
+    seed: u32,
+}
+
+/// `(bucket hash, fingerprint)` of a reply's tuple: jhash-like mixing of 32-bit words, cheap in BPF as well.
+///
+/// Words in this order: source address (IPv4: one word, IPv6: four, network order read as big endian), destination address, `sport << 16 | dport`, protocol.
+pub fn slot_of(reply: &Tuple, seed: u32) -> (u32, u32) {
+    let mut h = seed ^ 0x9e37_79b9;
+    let mut word = |w: u32| {
+        h = (h ^ w).wrapping_mul(0x85eb_ca6b);
+        h ^= h >> 15;
+        h = h.rotate_left(13).wrapping_mul(0xc2b2_ae35);
+    };
+    for addr in [reply.src, reply.dst] {
+        if reply.v6 {
+            word((addr[0] >> 32) as u32);
+            word(addr[0] as u32);
+            word((addr[1] >> 32) as u32);
+        }
+        word(addr[1] as u32);
+    }
+    word((u32::from(reply.sport) << 16) | u32::from(reply.dport));
+    word(reply.proto as u32);
+    let bucket = h ^ (h >> 16);
+    // A second, independent mix for the fingerprint; 0 means empty.
+    let mut f = h.wrapping_mul(0x27d4_eb2f) ^ seed;
+    f ^= f >> 15;
+    f = f.wrapping_mul(0x1656_67b1);
+    f ^= f >> 13;
+    (bucket, if f == 0 { 1 } else { f })
+}
+
+impl<'r> ReplyFilter<'r> {
+    /// A view of shared memory. `None` unless the length is a power of two of whole buckets.
+    pub fn new(words: &'r [AtomicU32], seed: u32) -> Option<ReplyFilter<'r>> {
+        let buckets = words.len() / BUCKET_SLOTS;
+        (buckets.is_power_of_two() && words.len() == buckets * BUCKET_SLOTS).then_some(ReplyFilter { words, seed })
+    }
+
+    fn bucket(&self, hash: u32) -> &'r [AtomicU32] {
+        let buckets = self.words.len() / BUCKET_SLOTS;
+        let first = (hash as usize & (buckets - 1)) * BUCKET_SLOTS;
+        &self.words[first..first + BUCKET_SLOTS]
+    }
+
+    /// Announces a reply. False when its bucket is full. Equal fingerprints of two connections take a place each.
+    pub fn insert(&self, reply: &Tuple) -> bool {
+        let (hash, fingerprint) = slot_of(reply, self.seed);
+        self.bucket(hash)
+            .iter()
+            .any(|w| w.load(Ordering::Relaxed) == 0 && w.compare_exchange(0, fingerprint, Ordering::Release, Ordering::Relaxed).is_ok())
+    }
+
+    /// Withdraws one announcement of a reply. False when there was none.
+    pub fn remove(&self, reply: &Tuple) -> bool {
+        let (hash, fingerprint) = slot_of(reply, self.seed);
+        self.bucket(hash).iter().any(|w| w.compare_exchange(fingerprint, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    }
+
+    /// Whether the XDP program would take this frame.
+    pub fn contains(&self, reply: &Tuple) -> bool {
+        let (hash, fingerprint) = slot_of(reply, self.seed);
+        self.bucket(hash).iter().any(|w| w.load(Ordering::Relaxed) == fingerprint)
+    }
+
+    /// Empties the filter.
+    pub fn clear(&self) {
+        self.words.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+    }
+
+    /// Occupied places.
+    pub fn len(&self) -> usize {
+        self.words.iter().filter(|w| w.load(Ordering::Relaxed) != 0).count()
+    }
+
+    /// Whether nothing is announced.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tuple::Proto;
+
+    fn tuple(i: u32) -> Tuple {
+        let src = std::net::Ipv4Addr::from(0x0a00_0000 | (i >> 12));
+        Tuple::new(Proto::Tcp, src.into(), 1024 + (i & 0xfff) as u16, "192.168.0.5".parse().unwrap(), 80).unwrap()
+    }
+
+    fn words(buckets: usize) -> Vec<AtomicU32> {
+        (0..buckets * BUCKET_SLOTS).map(|_| AtomicU32::new(0)).collect()
+    }
+
+    #[test]
+    fn sizes_are_powers_of_two_of_buckets() {
+        assert!(ReplyFilter::new(&words(3), 0).is_none());
+        assert!(ReplyFilter::new(&words(4)[..40], 0).is_none());
+        assert!(ReplyFilter::new(&[], 0).is_none());
+        assert!(ReplyFilter::new(&words(4), 0).is_some());
+    }
+
+    #[test]
+    fn announced_until_withdrawn_and_counted_per_connection() {
+        let memory = words(64);
+        let f = ReplyFilter::new(&memory, 7).unwrap();
+        assert!(f.insert(&tuple(1)) && f.insert(&tuple(1)));
+        assert_eq!(f.len(), 2);
+        assert!(f.remove(&tuple(1)));
+        assert!(f.contains(&tuple(1)));
+        assert!(f.remove(&tuple(1)) && !f.remove(&tuple(1)));
+        assert!(f.is_empty() && !f.contains(&tuple(1)));
+    }
+
+    #[test]
+    fn a_full_bucket_refuses() {
+        let memory = words(1);
+        let f = ReplyFilter::new(&memory, 7).unwrap();
+        assert!((0..16).all(|i| f.insert(&tuple(i))));
+        assert!(!f.insert(&tuple(16)));
+        f.clear();
+        assert!(f.insert(&tuple(16)));
+    }
+
+    #[test]
+    fn chance_matches_are_rare_and_buckets_fill_evenly() {
+        let memory = words(16_384);
+        let f = ReplyFilter::new(&memory, 99).unwrap();
+        let n = 16_384 * 8;
+        let refused = (0..n).filter(|&i| !f.insert(&tuple(i))).count();
+        assert!(refused < 300, "half full, Poisson: about 0.1 % overflow; {refused} of {n}");
+        let strangers = (n..2 * n).filter(|&i| f.contains(&tuple(i))).count();
+        assert!(strangers < 20, "{strangers} of {n} strangers taken");
+    }
+}

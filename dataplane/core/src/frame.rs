@@ -1,0 +1,178 @@
+//! Frames in, verdicts out: the shapes that every caller of the core shares.
+//!
+//! A [`Frame`] is a move-only view of one received frame in the caller's memory. The caller lends a batch of them
+//! (and a few spare ones to build rejects in), gets one [`Verdict`] for each, and a bounded list of frames that were made.
+
+use arrayvec::ArrayVec;
+use std::net::IpAddr;
+
+use crate::reason::Reason;
+
+/// Frames a batch at the most.
+pub const BATCH_MAX: usize = 64;
+/// Frames that one batch may make (rejects, ICMP errors) at the most.
+pub const OUTPUT_MAX: usize = 16;
+/// Bytes before a received frame that the caller keeps free, for tags and encapsulation.
+pub const HEADROOM_MIN: usize = 128;
+
+/// A port of the dataplane: an index into the caller's list of interfaces.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct PortId(pub u16);
+
+/// A link-layer destination in the [`crate::routes::Routes`] table. 0 is never a valid next hop.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NextHopId(pub u16);
+
+/// One frame: its first segment with headroom, and the segments behind it (multi-buffer), read-only.
+pub struct Frame<'f> {
+    buf: &'f mut [u8],
+    start: usize,
+    len: usize,
+    tail: &'f [&'f [u8]],
+    /// The port it came in by.
+    pub port: PortId,
+    /// The caller's own handle (for a UMEM frame: its address). The core carries it along and never reads it.
+    pub token: u64,
+    /// True when it was held before and is submitted again.
+    pub resubmitted: bool,
+}
+
+impl<'f> Frame<'f> {
+    /// A frame whose data is `buf[start..start + len]`; what lies before is headroom, what lies behind is tailroom.
+    ///
+    /// # Panics
+    /// If the range is outside of `buf`: a caller's error, never the wire's.
+    pub fn new(buf: &'f mut [u8], start: usize, len: usize, port: PortId, token: u64) -> Frame<'f> {
+        assert!(start <= buf.len() && len <= buf.len() - start, "frame range outside of its buffer");
+        Frame { buf, start, len, tail: &[], port, token, resubmitted: false }
+    }
+
+    /// Adds the read-only segments behind the first one (multi-buffer frames).
+    pub fn with_tail(mut self, tail: &'f [&'f [u8]]) -> Frame<'f> {
+        self.tail = tail;
+        self
+    }
+
+    /// The first segment's bytes.
+    #[inline]
+    pub fn head(&self) -> &[u8] {
+        &self.buf[self.start..self.start + self.len]
+    }
+
+    /// The first segment's bytes, for rewriting.
+    #[inline]
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        &mut self.buf[self.start..self.start + self.len]
+    }
+
+    /// The segments behind the first.
+    pub fn tail(&self) -> &[&'f [u8]] {
+        self.tail
+    }
+
+    /// Bytes of the whole frame, all segments.
+    pub fn total_len(&self) -> usize {
+        self.len + self.tail.iter().map(|s| s.len()).sum::<usize>()
+    }
+
+    /// Where the first segment starts in its buffer (the headroom in front of it).
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Length of the first segment.
+    pub fn head_len(&self) -> usize {
+        self.len
+    }
+
+    /// Takes `n` bytes of headroom into the frame. False (and nothing changed) when there is less.
+    pub fn push_front(&mut self, n: usize) -> bool {
+        if n > self.start {
+            return false;
+        }
+        self.start -= n;
+        self.len += n;
+        true
+    }
+
+    /// Gives `n` bytes at the front back to the headroom. False (and nothing changed) when the segment is shorter.
+    pub fn pull_front(&mut self, n: usize) -> bool {
+        if n > self.len {
+            return false;
+        }
+        self.start += n;
+        self.len -= n;
+        true
+    }
+
+    /// Sets the first segment to `len` bytes from `start`, for frames built from nothing. False when it does not fit.
+    pub fn set_range(&mut self, start: usize, len: usize) -> bool {
+        if start > self.buf.len() || len > self.buf.len() - start {
+            return false;
+        }
+        (self.start, self.len) = (start, len);
+        true
+    }
+
+    /// Bytes of the buffer: headroom, data and tailroom.
+    pub fn capacity(&self) -> usize {
+        self.buf.len()
+    }
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Rewritten and ready for the wire of this port.
+    Forward(PortId, NextHopId),
+    /// Not ours after all: to the kernel through the internal port, addressed to it, otherwise as it came.
+    Kernel(Reason),
+    /// Not sent on. Rejected frames are dropped too; the answer to them is in [`Outputs::made`].
+    Drop(Reason),
+    /// Unchanged; to be submitted again when the neighbour is known, or dropped when it does not answer in time.
+    Hold(Wanted),
+}
+
+/// A neighbour whose link-layer address is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Wanted {
+    /// The port it is reached by.
+    pub port: PortId,
+    /// Its address.
+    pub addr: IpAddr,
+}
+
+/// The frames that a batch makes, and the spare ones it may build them in.
+#[derive(Default)]
+pub struct Outputs<'f> {
+    /// Free frames, lent by the caller; what is left in here afterwards is still free.
+    pub spare: ArrayVec<Frame<'f>, OUTPUT_MAX>,
+    /// Made frames, ready for the wire of a port.
+    pub made: ArrayVec<(Frame<'f>, PortId, NextHopId), OUTPUT_MAX>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headroom_is_taken_and_given_back_within_the_buffer() {
+        let mut buf = [0u8; 64];
+        let mut f = Frame::new(&mut buf, 8, 20, PortId(0), 1);
+        assert!(!f.push_front(9));
+        assert!(f.push_front(8));
+        assert_eq!((f.start(), f.head_len()), (0, 28));
+        assert!(!f.pull_front(29));
+        assert!(f.pull_front(28));
+        assert_eq!(f.head(), &[] as &[u8]);
+        assert!(!f.set_range(60, 5));
+        assert!(f.set_range(60, 4));
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of its buffer")]
+    fn a_range_outside_is_the_callers_error() {
+        let mut buf = [0u8; 8];
+        Frame::new(&mut buf, 4, usize::MAX, PortId(0), 0);
+    }
+}

@@ -1,0 +1,294 @@
+//! The way on: longest prefix match, neighbours, next hops.
+//!
+//! The control plane mirrors the kernel's routes and neighbours into a [`Routes`] and publishes it whole; nothing is
+//! configured twice. Flows cache a next hop together with the generation it was resolved under.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::frame::{NextHopId, PortId, Wanted};
+use crate::reason::Reason;
+use crate::tuple::{Prefix, fast_range, mask_addr};
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// A port as far as the core must know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// Its own MAC address.
+    pub mac: Mac,
+    /// Its MTU: bytes of an IP packet.
+    pub mtu: u32,
+    /// Carrier and administratively up. Frames to a port that is down are dropped by name.
+    pub up: bool,
+}
+
+/// The way back to the kernel: frames sent out of `port` arrive on the kernel's end of the veth pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InternalPort {
+    /// nm1, the dataplane's end.
+    pub port: PortId,
+    /// MAC address of nm0, the kernel's end.
+    pub kernel_mac: Mac,
+}
+
+/// What a route does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RouteKind {
+    /// Out of one of these; more than one: multipath, spread by the flow's hash.
+    Unicast(Vec<Leg>),
+    /// An address of this node.
+    Local,
+    /// Blackhole, unreachable, prohibit.
+    Unreachable,
+}
+
+/// One way out of a unicast route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leg {
+    /// The port, or `None` for an interface that is not the dataplane's.
+    pub port: Option<PortId>,
+    /// The gateway; `None`: the destination is on the link.
+    pub gateway: Option<IpAddr>,
+    /// Relative weight, at least 1.
+    pub weight: u16,
+}
+
+/// A route of the kernel's main table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Destinations.
+    pub prefix: Prefix,
+    /// The smaller one wins among routes of one prefix.
+    pub metric: u32,
+    /// What it does.
+    pub kind: RouteKind,
+}
+
+/// A resolved neighbour.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// The port it is reached by.
+    pub port: PortId,
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+/// A link-layer destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NextHop {
+    /// Out of this port.
+    pub port: PortId,
+    /// To this MAC address.
+    pub dst_mac: Mac,
+    /// From this one.
+    pub src_mac: Mac,
+    /// MTU of the port.
+    pub mtu: u32,
+}
+
+/// Where packets to a destination go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Known down to the MAC address.
+    Hop(NextHopId),
+    /// The neighbour must be asked for first.
+    Ask(Wanted),
+    /// Nowhere from here.
+    Nowhere(Reason),
+}
+
+/// Routes, neighbours and next hops of one moment. Immutable once published.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// Raised with each publication; flows compare its low 16 bits.
+    pub generation: u64,
+    /// The way back to the kernel.
+    pub internal: Option<InternalPort>,
+    ports: Vec<Port>,
+    /// By prefix length, longest first, a family each: `(length, network -> route)`.
+    v4: Vec<(u8, HashMap<IpAddr, RouteKind>)>,
+    v6: Vec<(u8, HashMap<IpAddr, RouteKind>)>,
+    /// Place 0 is never used.
+    hops: Vec<NextHop>,
+    neighbours: HashMap<(PortId, IpAddr), NextHopId>,
+}
+
+/// Neighbours at the most (ids are 16 bits, 0 is none).
+pub const NEXT_HOPS_MAX: usize = u16::MAX as usize - 1;
+
+impl Routes {
+    /// Builds the table. Neighbours beyond [`NEXT_HOPS_MAX`], and those of unknown ports, are left out; their number comes back.
+    pub fn build(
+        generation: u64,
+        ports: Vec<Port>,
+        internal: Option<InternalPort>,
+        mut routes: Vec<Route>,
+        neighbours: &[Neighbour],
+    ) -> (Routes, usize) {
+        // Of routes with one prefix the smallest metric wins; the kernel keeps the others in reserve.
+        routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.prefix_len()), r.prefix, r.metric));
+        routes.dedup_by_key(|r| r.prefix);
+        let none = NextHop { port: PortId(u16::MAX), dst_mac: [0; 6], src_mac: [0; 6], mtu: 0 };
+        let mut table = Routes { generation, internal, ports, hops: vec![none], ..Routes::default() };
+        for route in routes {
+            let family = if route.prefix.addr().is_ipv6() { &mut table.v6 } else { &mut table.v4 };
+            let len = route.prefix.prefix_len();
+            if family.last().is_none_or(|(l, _)| *l != len) {
+                family.push((len, HashMap::new()));
+            }
+            if let Some((_, nets)) = family.last_mut() {
+                nets.insert(route.prefix.addr(), route.kind);
+            }
+        }
+        let mut left_out = 0;
+        for n in neighbours {
+            let Some(port) = table.ports.get(usize::from(n.port.0)) else {
+                left_out += 1;
+                continue;
+            };
+            if table.hops.len() > NEXT_HOPS_MAX {
+                left_out += 1;
+                continue;
+            }
+            let id = NextHopId(table.hops.len() as u16);
+            table.hops.push(NextHop { port: n.port, dst_mac: n.mac, src_mac: port.mac, mtu: port.mtu });
+            table.neighbours.insert((n.port, n.addr), id);
+        }
+        (table, left_out)
+    }
+
+    /// A port.
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(usize::from(id.0))
+    }
+
+    /// The MAC addresses behind an id of this generation.
+    #[inline]
+    pub fn hop(&self, id: NextHopId) -> Option<&NextHop> {
+        if id.0 == 0 { None } else { self.hops.get(usize::from(id.0)) }
+    }
+
+    /// The way to a destination. `hash` spreads flows over multipath routes.
+    pub fn resolve(&self, dst: IpAddr, hash: u64) -> Way {
+        let Some(kind) = self.lookup(dst) else { return Way::Nowhere(Reason::NoRoute) };
+        let legs = match kind {
+            RouteKind::Unicast(legs) => legs,
+            RouteKind::Local => return Way::Nowhere(Reason::NextHopKernel),
+            RouteKind::Unreachable => return Way::Nowhere(Reason::Unreachable),
+        };
+        let Some(leg) = pick_leg(legs, hash) else { return Way::Nowhere(Reason::NoRoute) };
+        let Some(port) = leg.port else { return Way::Nowhere(Reason::NextHopKernel) };
+        if !self.port(port).is_some_and(|p| p.up) {
+            return Way::Nowhere(Reason::PortDown);
+        }
+        let addr = leg.gateway.unwrap_or(dst);
+        match self.neighbours.get(&(port, addr)) {
+            Some(id) => Way::Hop(*id),
+            None => Way::Ask(Wanted { port, addr }),
+        }
+    }
+
+    fn lookup(&self, dst: IpAddr) -> Option<&RouteKind> {
+        let family = if dst.is_ipv6() { &self.v6 } else { &self.v4 };
+        family.iter().find_map(|(len, nets)| nets.get(&mask_addr(dst, *len)))
+    }
+}
+
+/// Chooses among the legs of a multipath route in proportion to their weights.
+fn pick_leg(legs: &[Leg], hash: u64) -> Option<&Leg> {
+    if legs.len() < 2 {
+        return legs.first();
+    }
+    let total: u32 = legs.iter().map(|l| u32::from(l.weight.max(1))).sum();
+    let mut ticket = fast_range(hash as u32, total);
+    legs.iter().find(|l| {
+        let weight = u32::from(l.weight.max(1));
+        let hit = ticket < weight;
+        ticket = ticket.saturating_sub(weight);
+        hit
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(s: &str) -> IpAddr {
+        s.parse().unwrap()
+    }
+
+    fn leg(port: u16, gateway: Option<&str>) -> Leg {
+        Leg { port: Some(PortId(port)), gateway: gateway.map(ip), weight: 1 }
+    }
+
+    fn route(prefix: &str, metric: u32, kind: RouteKind) -> Route {
+        Route { prefix: prefix.parse().unwrap(), metric, kind }
+    }
+
+    fn ports() -> Vec<Port> {
+        (0..2).map(|i| Port { mac: [2, 0, 0, 0, 0, i], mtu: 1500, up: true }).collect()
+    }
+
+    #[test]
+    fn longest_prefix_then_metric_then_neighbour() {
+        let routes = vec![
+            route("0.0.0.0/0", 0, RouteKind::Unicast(vec![leg(0, Some("10.0.0.1"))])),
+            route("192.168.0.0/16", 5, RouteKind::Unicast(vec![leg(0, None)])),
+            route("192.168.0.0/16", 1, RouteKind::Unicast(vec![leg(1, None)])),
+            route("192.168.7.0/24", 0, RouteKind::Unreachable),
+            route("192.168.0.9/32", 0, RouteKind::Local),
+            route("fd00::/64", 0, RouteKind::Unicast(vec![leg(1, Some("fe80::1"))])),
+            route("172.16.0.0/12", 0, RouteKind::Unicast(vec![Leg { port: None, gateway: None, weight: 1 }])),
+        ];
+        let neighbours = [
+            Neighbour { port: PortId(1), addr: ip("192.168.0.2"), mac: [2; 6] },
+            Neighbour { port: PortId(0), addr: ip("10.0.0.1"), mac: [3; 6] },
+            Neighbour { port: PortId(1), addr: ip("fe80::1"), mac: [4; 6] },
+            Neighbour { port: PortId(9), addr: ip("10.0.0.9"), mac: [5; 6] },
+        ];
+        let (r, left_out) = Routes::build(1, ports(), None, routes, &neighbours);
+        assert_eq!(left_out, 1, "a neighbour of a port that does not exist");
+        let mac = |way| match way {
+            Way::Hop(id) => r.hop(id).map(|h| (h.port.0, h.dst_mac[0])),
+            _ => None,
+        };
+        assert_eq!(mac(r.resolve(ip("192.168.0.2"), 0)), Some((1, 2)));
+        assert_eq!(mac(r.resolve(ip("8.8.8.8"), 0)), Some((0, 3)));
+        assert_eq!(mac(r.resolve(ip("fd00::77"), 0)), Some((1, 4)));
+        assert_eq!(r.resolve(ip("192.168.0.3"), 0), Way::Ask(Wanted { port: PortId(1), addr: ip("192.168.0.3") }));
+        assert_eq!(r.resolve(ip("192.168.7.1"), 0), Way::Nowhere(Reason::Unreachable));
+        assert_eq!(r.resolve(ip("192.168.0.9"), 0), Way::Nowhere(Reason::NextHopKernel));
+        assert_eq!(r.resolve(ip("172.16.3.3"), 0), Way::Nowhere(Reason::NextHopKernel));
+        assert_eq!(r.resolve(ip("fd01::1"), 0), Way::Nowhere(Reason::NoRoute));
+        assert_eq!(r.hop(NextHopId(0)), None);
+        assert_eq!(r.hop(NextHopId(999)), None);
+    }
+
+    #[test]
+    fn a_port_that_is_down_leads_nowhere() {
+        let mut down = ports();
+        down[0].up = false;
+        let routes = vec![route("10.0.0.0/8", 0, RouteKind::Unicast(vec![leg(0, None)]))];
+        let (r, _) = Routes::build(1, down, None, routes, &[]);
+        assert_eq!(r.resolve(ip("10.0.0.1"), 0), Way::Nowhere(Reason::PortDown));
+    }
+
+    #[test]
+    fn multipath_follows_weights() {
+        let legs = vec![
+            Leg { port: Some(PortId(0)), gateway: Some(ip("10.0.0.1")), weight: 3 },
+            Leg { port: Some(PortId(1)), gateway: Some(ip("10.0.0.2")), weight: 1 },
+        ];
+        let mut counts = [0u32; 2];
+        let mut state = 1;
+        for _ in 0..4_000 {
+            let hash = crate::tuple::splitmix64(&mut state);
+            counts[usize::from(pick_leg(&legs, hash).unwrap().port.unwrap().0)] += 1;
+        }
+        assert!((2_850..3_150).contains(&counts[0]), "{counts:?}");
+    }
+}

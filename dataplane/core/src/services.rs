@@ -1,0 +1,351 @@
+//! The compiled service table: what the packet path asks when a connection is new, and what `explain` tells.
+//!
+//! The control plane builds a [`Services`] from Kubernetes objects and never changes it again; workers share it. Every rule about
+//! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
+//! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::maglev::Maglev;
+use crate::reason::Reason;
+use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
+
+/// Which of a Service's addresses a packet was sent to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AddressKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.ports[].nodePort` on an address of this node.
+    NodePort,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+}
+
+impl AddressKind {
+    /// The name in `explain`'s JSON: `clusterIP`, `nodePort`, `externalIP`, `loadBalancerIP`.
+    pub fn label(self) -> &'static str {
+        match self {
+            AddressKind::ClusterIp => "clusterIP",
+            AddressKind::NodePort => "nodePort",
+            AddressKind::ExternalIp => "externalIP",
+            AddressKind::LoadBalancer => "loadBalancerIP",
+        }
+    }
+}
+
+/// Where a client is, as kube-proxy's rules tell clients apart.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ClientClass {
+    /// Inside the cluster's pod ranges.
+    Pod,
+    /// One of this node's own addresses.
+    Node,
+    /// Anywhere else.
+    External,
+}
+
+/// What happens to a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// To a backend of this pool; `snat`: the client's address is replaced too (kube-proxy: masquerade).
+    Forward {
+        /// Index into [`Services::pools`].
+        pool: u32,
+        /// Whether the source is replaced.
+        snat: bool,
+    },
+    /// Answered with ICMP port unreachable.
+    Reject(Reason),
+    /// Silence.
+    Drop(Reason),
+}
+
+/// One address, port and protocol that clients connect to.
+#[derive(Clone, Debug)]
+pub struct Frontend {
+    /// Index into [`Services::ports`].
+    pub service_port: u32,
+    /// Which kind of address it is.
+    pub kind: AddressKind,
+    /// For clients in pods.
+    pub pod: Action,
+    /// For the node itself.
+    pub node: Action,
+    /// For everybody else.
+    pub external: Action,
+    /// Load balancer addresses with source ranges: clients outside are dropped.
+    pub source_ranges: Option<Arc<[Prefix]>>,
+}
+
+/// A Service port, for names in `explain` and metrics.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port ("" when it has none).
+    pub port_name: String,
+    /// `spec.ports[].port`.
+    pub port: u16,
+    /// Protocol.
+    pub proto: Proto,
+}
+
+/// A backend (endpoint) as the packet path needs it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// The endpoint's address.
+    pub addr: IpAddr,
+    /// The endpoint's port.
+    pub port: u16,
+    /// Relative weight, at least 1. Kubernetes has none today: 1.
+    pub weight: u16,
+    /// Place of this (Service port, backend) pair in [`crate::counters::Counters`]; stable while the pair exists.
+    pub stats: u32,
+}
+
+/// The candidates for one Service port and traffic class, with their Maglev table.
+#[derive(Debug)]
+pub struct Pool {
+    /// Sorted by address and port, without duplicates.
+    pub backends: Arc<[Backend]>,
+    /// Slot to backend.
+    pub maglev: Maglev,
+}
+
+impl Pool {
+    /// Builds a pool: sorts, removes duplicates (the first of equals stays), fills the table.
+    /// `None` when there are no backends: such a Service has an [`Action`] that says so instead.
+    pub fn new(mut backends: Vec<Backend>, seed: &HashSeed) -> Option<Pool> {
+        backends.sort_by_key(|b| (b.addr, b.port));
+        backends.dedup_by_key(|b| (b.addr, b.port));
+        let maglev = Maglev::build(&backends, seed)?;
+        Some(Pool { backends: backends.into(), maglev })
+    }
+}
+
+/// Everything the packet path knows about Services. Immutable once published.
+#[derive(Debug)]
+pub struct Services {
+    /// Raised by the control plane with each publication.
+    pub generation: u64,
+    /// Seed of the Maglev tables and of the choice of a slot; the same on every gateway.
+    pub seed: HashSeed,
+    /// Names of the Service ports.
+    pub ports: Vec<ServicePort>,
+    /// Pools, by [`Action::Forward`].
+    pub pools: Vec<Arc<Pool>>,
+    /// Addresses that belong to a cluster IP: their unused ports are rejected.
+    pub cluster_ips: HashSet<IpAddr>,
+    /// ServiceCIDRs: addresses in here that nobody has are dropped.
+    pub service_cidrs: Vec<Prefix>,
+    /// Pod ranges. Empty: local detection is off and no client is [`ClientClass::Pod`].
+    pub pod_cidrs: Vec<Prefix>,
+    /// This node's own addresses.
+    pub node_ips: HashSet<IpAddr>,
+    /// Source NAT: addresses and ports.
+    pub snat: SnatRange,
+    frontends: HashMap<FrontendKey, Frontend, BuildHasherDefault<WordHasher>>,
+}
+
+/// Source addresses and ports for connections whose client address is replaced.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SnatRange {
+    /// The IPv4 address, if any.
+    pub v4: Option<IpAddr>,
+    /// The IPv6 address, if any.
+    pub v6: Option<IpAddr>,
+    /// First port.
+    pub port_first: u16,
+    /// Last port, inclusive. Smaller than `port_first`: no ports.
+    pub port_last: u16,
+}
+
+impl SnatRange {
+    /// The address of a family.
+    pub fn addr(&self, v6: bool) -> Option<IpAddr> {
+        if v6 { self.v6 } else { self.v4 }
+    }
+
+    /// Whether packets to this address and port are answers to replaced sources.
+    pub fn contains(&self, addr: IpAddr, port: u16) -> bool {
+        self.addr(addr.is_ipv6()) == Some(addr) && (self.port_first..=self.port_last).contains(&port)
+    }
+}
+
+/// The answer for the first packet of a connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'s> {
+    /// Not an address of a Service: the kernel's business.
+    Pass(Reason),
+    /// To this backend.
+    Forward {
+        /// The matched address.
+        frontend: &'s Frontend,
+        /// The candidates.
+        pool: &'s Pool,
+        /// Slot of the Maglev table.
+        slot: u32,
+        /// The chosen one.
+        backend: &'s Backend,
+        /// Whether the source is replaced, and if so for which of the two causes.
+        snat: Option<SnatCause>,
+    },
+    /// Answered with ICMP port unreachable.
+    Reject(Option<&'s Frontend>, Reason),
+    /// Silence.
+    Drop(Option<&'s Frontend>, Reason),
+}
+
+/// Why the client's address is replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SnatCause {
+    /// The Service's address and the client's class ask for it (kube-proxy: masquerade).
+    Masquerade,
+    /// The chosen backend is the client: without it the backend would answer itself.
+    Hairpin,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct FrontendKey {
+    addr: AddrWords,
+    /// Port, protocol and family.
+    meta: u64,
+}
+
+impl FrontendKey {
+    fn new(addr: AddrWords, v6: bool, port: u16, proto: Proto) -> FrontendKey {
+        FrontendKey { addr, meta: (u64::from(port) << 16) | (u64::from(proto as u8) << 8) | u64::from(v6) }
+    }
+}
+
+impl Services {
+    /// An empty table.
+    pub fn empty(seed: HashSeed) -> Services {
+        Services {
+            generation: 0,
+            seed,
+            ports: Vec::new(),
+            pools: Vec::new(),
+            cluster_ips: HashSet::new(),
+            service_cidrs: Vec::new(),
+            pod_cidrs: Vec::new(),
+            node_ips: HashSet::new(),
+            snat: SnatRange::default(),
+            frontends: HashMap::default(),
+        }
+    }
+
+    /// Adds a frontend. When the address, port and protocol are taken, the earlier one stays and comes back.
+    pub fn add_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Frontend) -> Result<(), &Frontend> {
+        let (words, v6) = addr_words(addr);
+        match self.frontends.entry(FrontendKey::new(words, v6, port, proto)) {
+            std::collections::hash_map::Entry::Occupied(e) => Err(e.into_mut()),
+            std::collections::hash_map::Entry::Vacant(e) => {
+                e.insert(frontend);
+                Ok(())
+            }
+        }
+    }
+
+    /// All frontends: `(address, port, protocol, frontend)`, in no order.
+    pub fn frontends(&self) -> impl Iterator<Item = (IpAddr, u16, Proto, &Frontend)> {
+        self.frontends.iter().filter_map(|(k, f)| {
+            let addr = crate::tuple::words_addr(k.addr, k.meta & 1 == 1);
+            Some((addr, (k.meta >> 16) as u16, Proto::from_ip_number((k.meta >> 8) as u8)?, f))
+        })
+    }
+
+    /// The frontend at an address.
+    pub fn frontend(&self, addr: IpAddr, port: u16, proto: Proto) -> Option<&Frontend> {
+        let (words, v6) = addr_words(addr);
+        self.frontends.get(&FrontendKey::new(words, v6, port, proto))
+    }
+
+    /// Where a client is.
+    pub fn client_class(&self, client: IpAddr) -> ClientClass {
+        if self.node_ips.contains(&client) {
+            ClientClass::Node
+        } else if self.pod_cidrs.iter().any(|p| p.contains(client)) {
+            ClientClass::Pod
+        } else {
+            ClientClass::External
+        }
+    }
+
+    /// Decides the first packet of a connection. A pure function of the table and the tuple.
+    pub fn decide(&self, tuple: &Tuple) -> Decision<'_> {
+        let key = FrontendKey::new(tuple.dst, tuple.v6, tuple.dport, tuple.proto);
+        let Some(frontend) = self.frontends.get(&key) else { return self.decide_unmatched(tuple) };
+        let client = tuple.src_addr();
+        if let Some(ranges) = &frontend.source_ranges
+            && !ranges.iter().any(|r| r.contains(client))
+        {
+            return Decision::Drop(Some(frontend), Reason::SourceRange);
+        }
+        let action = match self.client_class(client) {
+            ClientClass::Pod => frontend.pod,
+            ClientClass::Node => frontend.node,
+            ClientClass::External => frontend.external,
+        };
+        let (pool, masquerade) = match action {
+            Action::Forward { pool, snat } => (&*self.pools[pool as usize], snat),
+            Action::Reject(reason) => return Decision::Reject(Some(frontend), reason),
+            Action::Drop(reason) => return Decision::Drop(Some(frontend), reason),
+        };
+        let (slot, index) = pool.maglev.pick(tuple.hash(&self.seed));
+        let backend = &pool.backends[index as usize];
+        let snat = match masquerade {
+            true => Some(SnatCause::Masquerade),
+            false => (backend.addr == client).then_some(SnatCause::Hairpin),
+        };
+        Decision::Forward { frontend, pool, slot, backend, snat }
+    }
+
+    /// No frontend: other ports of a cluster IP are rejected, unallocated addresses of the Service range dropped
+    /// (kube-proxy's nftables mode), everything else is not ours.
+    fn decide_unmatched(&self, tuple: &Tuple) -> Decision<'_> {
+        let dst = tuple.dst_addr();
+        if self.cluster_ips.contains(&dst) {
+            return Decision::Reject(None, Reason::UnusedServicePort);
+        }
+        if self.service_cidrs.iter().any(|p| p.contains(dst)) {
+            return Decision::Drop(None, Reason::UnallocatedServiceAddress);
+        }
+        if self.snat.contains(dst, tuple.dport) {
+            return Decision::Pass(Reason::NoFlow);
+        }
+        Decision::Pass(Reason::NotOurs)
+    }
+}
+
+/// A hasher for keys made of a few words that only the API server chooses.
+#[derive(Default, Clone, Copy)]
+pub struct WordHasher(u64);
+
+impl Hasher for WordHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        let p = u128::from(self.0 ^ n ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93_u128;
+        self.0 = (p as u64) ^ ((p >> 64) as u64);
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

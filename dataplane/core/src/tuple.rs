@@ -1,0 +1,332 @@
+//! The five values that name a connection, and the hash that spreads them.
+//!
+//! A [`Tuple`] is what the packet path passes around: both families in one fixed-size value, compared
+//! word by word, convertible to and from `std::net` types at the edges.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A transport protocol that Services can name (Kubernetes `ServicePort.protocol`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Proto {
+    /// TCP, RFC 9293.
+    Tcp = 6,
+    /// UDP, RFC 768.
+    Udp = 17,
+    /// SCTP, RFC 9260.
+    Sctp = 132,
+}
+
+impl Proto {
+    /// The protocol with this number in an IP header, if Services can name it.
+    pub fn from_ip_number(n: u8) -> Option<Proto> {
+        match n {
+            6 => Some(Proto::Tcp),
+            17 => Some(Proto::Udp),
+            132 => Some(Proto::Sctp),
+            _ => None,
+        }
+    }
+
+    /// The name Kubernetes uses: `TCP`, `UDP`, `SCTP`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Proto::Tcp => "TCP",
+            Proto::Udp => "UDP",
+            Proto::Sctp => "SCTP",
+        }
+    }
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An IP address of either family in two words. IPv4 sits in the low 32 bits of the second word; the family
+/// is kept beside it (see [`Tuple`]), so an IPv4-mapped IPv6 address is never taken for an IPv4 one.
+pub type AddrWords = [u64; 2];
+
+/// Splits an address into words: `(words, is_v6)`.
+pub fn addr_words(addr: IpAddr) -> (AddrWords, bool) {
+    match addr {
+        IpAddr::V4(a) => ([0, u64::from(u32::from(a))], false),
+        IpAddr::V6(a) => {
+            let n = u128::from(a);
+            ([(n >> 64) as u64, n as u64], true)
+        }
+    }
+}
+
+/// The inverse of [`addr_words`].
+pub fn words_addr(words: AddrWords, v6: bool) -> IpAddr {
+    if v6 {
+        IpAddr::V6(Ipv6Addr::from((u128::from(words[0]) << 64) | u128::from(words[1])))
+    } else {
+        IpAddr::V4(Ipv4Addr::from(words[1] as u32))
+    }
+}
+
+/// Source, destination, ports and protocol of a packet, in one direction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Source address.
+    pub src: AddrWords,
+    /// Destination address.
+    pub dst: AddrWords,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Transport protocol.
+    pub proto: Proto,
+    /// True for IPv6.
+    pub v6: bool,
+}
+
+impl Tuple {
+    /// Builds a tuple. Both addresses must be of one family: `None` otherwise.
+    pub fn new(proto: Proto, src: IpAddr, sport: u16, dst: IpAddr, dport: u16) -> Option<Tuple> {
+        let ((src, v6), (dst, dst_v6)) = (addr_words(src), addr_words(dst));
+        (v6 == dst_v6).then_some(Tuple { src, dst, sport, dport, proto, v6 })
+    }
+
+    /// Source address.
+    pub fn src_addr(&self) -> IpAddr {
+        words_addr(self.src, self.v6)
+    }
+
+    /// Destination address.
+    pub fn dst_addr(&self) -> IpAddr {
+        words_addr(self.dst, self.v6)
+    }
+
+    /// The same connection seen from the other end.
+    pub fn reversed(&self) -> Tuple {
+        Tuple { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self }
+    }
+
+    /// A keyed 64-bit hash; the same on every machine for the same seed.
+    #[inline]
+    pub fn hash(&self, seed: &HashSeed) -> u64 {
+        let k = &seed.0;
+        let meta = (u64::from(self.sport) << 32) | (u64::from(self.dport) << 16) | (u64::from(self.proto as u8) << 8) | u64::from(self.v6);
+        let h = if self.v6 {
+            let a = fold(self.src[0] ^ k[0], self.src[1] ^ k[1]);
+            let b = fold(self.dst[0] ^ k[1], self.dst[1] ^ k[2]);
+            fold(a ^ b.rotate_left(32) ^ k[3], meta ^ k[0])
+        } else {
+            fold(((self.src[1] << 32) | self.dst[1]) ^ k[0], meta ^ k[1])
+        };
+        fold(h ^ k[2], k[3])
+    }
+}
+
+impl fmt::Debug for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Tuple {
+    /// `tcp 192.168.0.5:40000 -> 10.109.35.24:80`, `[v6]:port` for IPv6.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proto = self.proto.name().to_ascii_lowercase();
+        let src = std::net::SocketAddr::new(self.src_addr(), self.sport);
+        let dst = std::net::SocketAddr::new(self.dst_addr(), self.dport);
+        write!(f, "{proto} {src} -> {dst}")
+    }
+}
+
+/// Key material of a hash, expanded from one `u64`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HashSeed(pub [u64; 4]);
+
+impl HashSeed {
+    /// Expands a seed with splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+    pub fn new(seed: u64) -> HashSeed {
+        let mut state = seed;
+        HashSeed(std::array::from_fn(|_| splitmix64(&mut state) | 1))
+    }
+
+    /// Hashes a few words, for identities that are not tuples.
+    pub fn hash_words(&self, words: &[u64]) -> u64 {
+        let mut h = self.0[0] ^ words.len() as u64;
+        for (i, w) in words.iter().enumerate() {
+            h = fold(h ^ w ^ self.0[i & 3], self.0[(i + 1) & 3]);
+        }
+        fold(h ^ self.0[2], self.0[3])
+    }
+}
+
+/// One step of splitmix64: advances the state and returns the next value.
+pub fn splitmix64(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The 128-bit product folded to 64 bits: one multiplication mixes both inputs.
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let p = u128::from(a) * u128::from(b);
+    (p as u64) ^ ((p >> 64) as u64)
+}
+
+/// Maps a 32-bit hash evenly onto `0..n` without a division (Lemire: "Fast random integer generation in an interval", 2019).
+#[inline]
+pub fn fast_range(hash: u32, n: u32) -> u32 {
+    ((u64::from(hash) * u64::from(n)) >> 32) as u32
+}
+
+/// An address prefix (CIDR).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Prefix {
+    addr: IpAddr,
+    len: u8,
+}
+
+impl Prefix {
+    /// A prefix; host bits are cleared. `None` when `len` is longer than the address.
+    pub fn new(addr: IpAddr, len: u8) -> Option<Prefix> {
+        let bits = if addr.is_ipv6() { 128 } else { 32 };
+        if len > bits {
+            return None;
+        }
+        Some(Prefix { addr: mask_addr(addr, len), len })
+    }
+
+    /// The single-address prefix.
+    pub fn host(addr: IpAddr) -> Prefix {
+        Prefix { addr, len: if addr.is_ipv6() { 128 } else { 32 } }
+    }
+
+    /// The network address.
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// The number of leading bits that count.
+    pub fn prefix_len(&self) -> u8 {
+        self.len
+    }
+
+    /// Whether the address is inside (same family and same leading bits).
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        addr.is_ipv6() == self.addr.is_ipv6() && mask_addr(addr, self.len) == self.addr
+    }
+}
+
+/// Clears the host bits of an address.
+pub fn mask_addr(addr: IpAddr, len: u8) -> IpAddr {
+    match addr {
+        IpAddr::V4(a) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from(u32::from(a) & mask))
+        }
+        IpAddr::V6(a) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from(u128::from(a) & mask))
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.len)
+    }
+}
+
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    /// Reads `10.0.0.0/8` or a bare address (a single-address prefix).
+    fn from_str(s: &str) -> Result<Prefix, String> {
+        let (addr, len) = match s.split_once('/') {
+            Some((a, l)) => (a, Some(l)),
+            None => (s, None),
+        };
+        let addr: IpAddr = addr.parse().map_err(|_| format!("`{s}` is not an address or CIDR"))?;
+        let Some(len) = len else { return Ok(Prefix::host(addr)) };
+        let len: u8 = len.parse().map_err(|_| format!("`{s}`: the prefix length is not a number"))?;
+        Prefix::new(addr, len).ok_or_else(|| format!("`{s}`: the prefix length is longer than the address"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(proto: Proto, src: &str, dst: &str) -> Tuple {
+        let s: std::net::SocketAddr = src.parse().unwrap();
+        let d: std::net::SocketAddr = dst.parse().unwrap();
+        Tuple::new(proto, s.ip(), s.port(), d.ip(), d.port()).unwrap()
+    }
+
+    #[test]
+    fn displays_and_round_trips() {
+        let v4 = t(Proto::Tcp, "192.168.0.5:40000", "10.109.35.24:80");
+        assert_eq!(v4.to_string(), "tcp 192.168.0.5:40000 -> 10.109.35.24:80");
+        let v6 = t(Proto::Udp, "[fd00::5]:40000", "[fd00:10::24]:53");
+        assert_eq!(v6.to_string(), "udp [fd00::5]:40000 -> [fd00:10::24]:53");
+        assert_eq!(v6.reversed().reversed(), v6);
+        assert!(Tuple::new(Proto::Tcp, "1.2.3.4".parse().unwrap(), 1, "::1".parse().unwrap(), 2).is_none());
+    }
+
+    #[test]
+    fn a_mapped_address_is_not_the_v4_address() {
+        let v4 = t(Proto::Tcp, "1.2.3.4:1", "5.6.7.8:2");
+        let mapped = t(Proto::Tcp, "[::ffff:1.2.3.4]:1", "[::ffff:5.6.7.8]:2");
+        let low = t(Proto::Tcp, "[::1.2.3.4]:1", "[::5.6.7.8]:2");
+        assert_ne!(v4, mapped);
+        assert_ne!(v4, low);
+        let seed = HashSeed::new(1);
+        assert_ne!(v4.hash(&seed), low.hash(&seed));
+    }
+
+    #[test]
+    fn hash_changes_with_each_field_and_with_the_seed() {
+        let seed = HashSeed::new(7);
+        let base = t(Proto::Tcp, "1.2.3.4:1000", "5.6.7.8:80");
+        let others = [
+            t(Proto::Udp, "1.2.3.4:1000", "5.6.7.8:80"),
+            t(Proto::Tcp, "1.2.3.5:1000", "5.6.7.8:80"),
+            t(Proto::Tcp, "1.2.3.4:1001", "5.6.7.8:80"),
+            t(Proto::Tcp, "1.2.3.4:1000", "5.6.7.9:80"),
+            t(Proto::Tcp, "1.2.3.4:1000", "5.6.7.8:81"),
+        ];
+        for o in others {
+            assert_ne!(o.hash(&seed), base.hash(&seed), "{o}");
+        }
+        assert_ne!(base.hash(&seed), base.hash(&HashSeed::new(8)));
+    }
+
+    #[test]
+    fn hash_spreads_sequential_ports_evenly() {
+        let seed = HashSeed::new(3);
+        let mut counts = [0u32; 64];
+        for port in 0..64_000u32 {
+            let tuple = t(Proto::Tcp, &format!("10.0.{}.{}:{}", port >> 14, (port >> 8) & 63, 1024 + port % 50_000), "10.1.1.1:80");
+            counts[fast_range(tuple.hash(&seed) as u32, 64) as usize] += 1;
+        }
+        assert!(counts.iter().all(|&c| (850..1150).contains(&c)), "{counts:?}");
+    }
+
+    #[test]
+    fn prefixes() {
+        let p: Prefix = "10.1.2.3/8".parse().unwrap();
+        assert_eq!(p.to_string(), "10.0.0.0/8");
+        assert!(p.contains("10.255.0.1".parse().unwrap()));
+        assert!(!p.contains("11.0.0.1".parse().unwrap()));
+        assert!(!p.contains("::a00:1".parse().unwrap()));
+        let all: Prefix = "::/0".parse().unwrap();
+        assert!(all.contains("fd00::1".parse().unwrap()));
+        for bad in ["10.0.0.0/33", "::/129", "x/8", "10.0.0.0/", "10.0.0.0/-1"] {
+            assert!(bad.parse::<Prefix>().is_err(), "{bad}");
+        }
+    }
+}
