@@ -1,1 +1,8 @@
-//! x
+//! The rig of nomagic: network namespaces with real peers, the demo, the benchmarks.
+//!
+//! [`rig`] lays out namespaces, cables and processes and takes them down again, also after ^C. [`peers`] are the real pods and
+//! clients that talk through the gateway. [`demo`] puts both together and is what `make demo` runs.
+
+pub mod demo;
+pub mod peers;
+pub mod rig;

@@ -1,0 +1,207 @@
+//! What must be undone, last made first: on drop, on a signal, or at the next start.
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, Once};
+use std::time::{Duration, Instant};
+
+use super::{run, sys};
+
+/// One thing to undo.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Undo {
+    /// End this process: SIGTERM, and SIGKILL after 2 s.
+    Process(u32),
+    /// End what runs in this network namespace, then delete it.
+    Namespace(String),
+    /// Run this command (program and arguments).
+    Command(Vec<String>),
+    /// Remove this directory of ours with all that is in it.
+    Directory(PathBuf),
+}
+
+/// Things made and not undone yet, oldest first.
+static MADE: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
+
+/// Undoes one thing when dropped.
+#[derive(Debug)]
+pub struct Guard(u64);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(undo) = take(self.0) {
+            undo_now(&undo);
+        }
+    }
+}
+
+impl Guard {
+    /// Forgets it: it was undone in another way.
+    pub fn forget(self) {
+        take(self.0);
+    }
+}
+
+/// Registers something to undo when the guard is dropped or a signal comes.
+pub fn undo_later(undo: Undo) -> Guard {
+    let mut made = lock();
+    let id = made.last().map_or(0, |(id, _)| id + 1);
+    made.push((id, undo));
+    Guard(id)
+}
+
+fn lock() -> MutexGuard<'static, Vec<(u64, Undo)>> {
+    MADE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn take(id: u64) -> Option<Undo> {
+    let mut made = lock();
+    let place = made.iter().position(|(i, _)| *i == id)?;
+    Some(made.remove(place).1)
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP undo everything and end the process with 128 + signal.
+pub fn clean_on_signals() -> Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| result = watch_signals());
+    result
+}
+
+fn watch_signals() -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch signals")?;
+    std::thread::Builder::new()
+        .name("rig-signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                eprintln!("\nstopped by signal {signal}: cleaning up");
+                undo_all();
+                std::process::exit(128 + signal);
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok(())
+}
+
+/// Undoes everything, last made first. The list stays locked, so nothing new is made meanwhile.
+fn undo_all() {
+    let mut made = lock();
+    while let Some((_, undo)) = made.pop() {
+        undo_now(&undo);
+    }
+}
+
+fn undo_now(undo: &Undo) {
+    let result = match undo {
+        Undo::Process(pid) => end_process(*pid),
+        Undo::Namespace(name) => remove_namespace(name),
+        Undo::Command(words) => run_words(words),
+        Undo::Directory(path) => std::fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display())),
+    };
+    if let Err(e) = result {
+        eprintln!("clean-up: {e:#}");
+    }
+}
+
+fn run_words(words: &[String]) -> Result<()> {
+    let (program, args) = words.split_first().context("an empty command")?;
+    run(program, &args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
+}
+
+/// Ends a process and waits until it is gone (a child that was waited for, or a zombie of ours, counts as gone).
+fn end_process(pid: u32) -> Result<()> {
+    sys::signal(pid, libc::SIGTERM).with_context(|| format!("cannot end process {pid}"))?;
+    if wait_gone(pid, Duration::from_secs(2)) {
+        return Ok(());
+    }
+    sys::signal(pid, libc::SIGKILL).with_context(|| format!("cannot kill process {pid}"))?;
+    wait_gone(pid, Duration::from_secs(2));
+    Ok(())
+}
+
+fn wait_gone(pid: u32, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The state letter follows the command name, which is in brackets and may hold anything.
+        match state.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]) {
+            None | Some(b'Z') => return true,
+            Some(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    false
+}
+
+/// Ends what runs in a namespace and deletes it.
+fn remove_namespace(name: &str) -> Result<()> {
+    for pid in run("ip", &["netns", "pids", name])?.split_whitespace().filter_map(|p| p.parse().ok()) {
+        // A thread of this very process may still be inside: it ends by itself.
+        if pid != std::process::id() {
+            end_process(pid)?;
+        }
+    }
+    run("ip", &["netns", "del", name]).map(drop)
+}
+
+/// Removes namespaces that a dead process of ours left behind (`nm-<tag>-<pid>-<n>` of a pid that is gone). Returns how many.
+pub fn remove_leftovers() -> usize {
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
+    let left = names.filter(|n| owner(n).is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()));
+    left.filter(|name| remove_namespace(name).inspect_err(|e| eprintln!("clean-up: {e:#}")).is_ok()).count()
+}
+
+/// The pid in a namespace name of ours.
+fn owner(name: &str) -> Option<u32> {
+    let mut parts = name.strip_prefix("nm-")?.rsplit('-');
+    let (number, pid, tag) = (parts.next()?, parts.next()?, parts.next()?);
+    number.parse::<u32>().ok()?;
+    (!tag.is_empty()).then_some(())?;
+    pid.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_ours_have_an_owner() {
+        assert_eq!(owner("nm-demo-4711-0"), Some(4711));
+        assert_eq!(owner("nm-two-words-4711-12"), Some(4711));
+        for other in ["cni-1234-5678", "nm-4711-0", "nm--1-2", "nm-x-y-0", "nm-x-1-y", "nm-"] {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn guards_undo_once_and_may_forget() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
+        for d in [&kept, &gone] {
+            std::fs::create_dir(d).unwrap();
+        }
+        let guard = undo_later(Undo::Directory(kept.clone()));
+        drop(undo_later(Undo::Directory(gone.clone())));
+        guard.forget();
+        assert!(kept.exists() && !gone.exists());
+    }
+
+    #[test]
+    fn a_stubborn_process_is_killed() {
+        // The shell ignores SIGTERM, and the wait happens in another thread so that no zombie is left.
+        let mut child = std::process::Command::new("sh").args(["-c", "trap '' TERM; while :; do sleep 0.05; done"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        drop(undo_later(Undo::Process(child.id())));
+        let waited = start.elapsed();
+        assert!(!child.wait().unwrap().success());
+        assert!(waited >= Duration::from_secs(2) && waited < Duration::from_secs(4), "{waited:?}");
+    }
+
+    #[test]
+    fn init_and_nobody_are_never_signalled() {
+        assert!(sys::signal(0, 0).is_err());
+        assert!(sys::signal(1, 0).is_err());
+        assert!(sys::signal(u32::MAX, 0).is_err());
+    }
+}

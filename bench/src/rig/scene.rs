@@ -1,0 +1,116 @@
+//! The scene every engineer meets first: a client, a gateway, three pods.
+//!
+//! ```text
+//!  client ns            gateway ns                    fabric ns          pod ns (3)
+//!  eth0 ------------ cl0      pods0 ------------- gw0 [br0] p0..p2 ------ eth0
+//!  10.0.0.2/24       10.0.0.1 192.168.0.1/16                              192.168.235.129/16 ...
+//!  fd00:a::2/64      fd00:a::1 fd00:192::1/64                             fd00:192::1:1/64 ...
+//! ```
+//!
+//! Clients and pods have their default routes through the gateway. All ends keep their default offloads (partial checksums, TSO):
+//! that is how real pods send. IPv6 runs without duplicate address detection, so addresses work at once.
+
+use anyhow::Result;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::link::cable;
+use super::netns::Netns;
+
+/// The client's IPv4 address.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The client's IPv6 address.
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 2);
+/// The gateway's IPv4 address on the client's side.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The gateway's IPv6 address on the client's side.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 1);
+/// The gateway's IPv4 address on the pods' side.
+pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+/// The gateway's IPv6 address on the pods' side.
+pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 0, 1);
+
+/// A pod's name and addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PodAddr {
+    /// Its name, as its server tells it.
+    pub name: &'static str,
+    /// IPv4 address.
+    pub v4: Ipv4Addr,
+    /// IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+/// The pods of the scene.
+pub const PODS: [PodAddr; 3] = [
+    PodAddr { name: "nginx-1", v4: Ipv4Addr::new(192, 168, 235, 129), v6: Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 1, 1) },
+    PodAddr { name: "nginx-2", v4: Ipv4Addr::new(192, 168, 189, 65), v6: Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 1, 2) },
+    PodAddr { name: "nginx-3", v4: Ipv4Addr::new(192, 168, 219, 1), v6: Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 1, 3) },
+];
+
+/// The laid-out namespaces. Fields are dropped in order: peers first, the gateway last.
+#[derive(Debug)]
+pub struct Scene {
+    /// The client, behind the gateway's `cl0`.
+    pub client: Netns,
+    /// The pods, in the order of [`PODS`]; usable as clients too.
+    pub pods: Vec<Netns>,
+    /// The bridge that connects the pods to the gateway's `pods0`.
+    pub fabric: Netns,
+    /// The gateway, where nomagic runs.
+    pub gw: Netns,
+}
+
+impl Scene {
+    /// Lays out the scene; `tag` goes into the namespaces' names.
+    pub fn new(tag: &str) -> Result<Scene> {
+        let client = Netns::new(&format!("{tag}-client"))?;
+        let gw = Netns::new(&format!("{tag}-gw"))?;
+        let fabric = Netns::new(&format!("{tag}-fabric"))?;
+        let pods = PODS.iter().map(|p| Netns::new(&format!("{tag}-{}", p.name))).collect::<Result<Vec<_>>>()?;
+        let scene = Scene { client, pods, fabric, gw };
+        scene.gateway_settings()?;
+        scene.client_side()?;
+        scene.pods_side()?;
+        Ok(scene)
+    }
+
+    fn gateway_settings(&self) -> Result<()> {
+        self.gw.sysctl("net.ipv4.ip_forward", "1")?;
+        self.gw.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        self.gw.sysctl("net.ipv4.ip_local_reserved_ports", "61000-65535")
+    }
+
+    fn client_side(&self) -> Result<()> {
+        cable(&self.client, "eth0", &self.gw, "cl0", 1)?;
+        address(&self.gw, "cl0", GATEWAY_V4, 24, GATEWAY_V6)?;
+        address(&self.client, "eth0", CLIENT_V4, 24, CLIENT_V6)?;
+        defaults(&self.client, GATEWAY_V4, GATEWAY_V6)
+    }
+
+    fn pods_side(&self) -> Result<()> {
+        // The fabric only switches: without IPv6 its ports send nothing of their own.
+        self.fabric.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+        self.fabric.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+        self.fabric.ip("link set br0 up")?;
+        cable(&self.gw, "pods0", &self.fabric, "gw0", 1)?;
+        self.fabric.ip("link set gw0 master br0")?;
+        address(&self.gw, "pods0", POD_GATEWAY_V4, 16, POD_GATEWAY_V6)?;
+        for (i, (netns, pod)) in self.pods.iter().zip(PODS).enumerate() {
+            cable(netns, "eth0", &self.fabric, &format!("p{i}"), 1)?;
+            self.fabric.ip(&format!("link set p{i} master br0"))?;
+            address(netns, "eth0", pod.v4, 16, pod.v6)?;
+            defaults(netns, POD_GATEWAY_V4, POD_GATEWAY_V6)?;
+        }
+        Ok(())
+    }
+}
+
+fn address(netns: &Netns, interface: &str, v4: Ipv4Addr, v4_len: u8, v6: Ipv6Addr) -> Result<()> {
+    netns.ip(&format!("addr add {v4}/{v4_len} dev {interface}"))?;
+    netns.ip(&format!("addr add {v6}/64 dev {interface} nodad")).map(drop)
+}
+
+fn defaults(netns: &Netns, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+    netns.ip(&format!("route add default via {v4}"))?;
+    netns.ip(&format!("-6 route add default via {v6}")).map(drop)
+}
