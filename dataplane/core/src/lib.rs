@@ -5,13 +5,19 @@
 
 #![deny(unsafe_code)]
 
+pub mod answer;
+pub mod checksum;
 pub mod conntrack;
 pub mod counters;
 pub mod filter;
 pub mod frame;
 pub mod maglev;
+pub mod parse;
 pub mod pipeline;
+mod prefetch;
 pub mod reason;
+pub mod rewrite;
 pub mod routes;
 pub mod services;
+mod sync;
 pub mod tuple;

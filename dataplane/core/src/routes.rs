@@ -104,7 +104,7 @@ pub enum Way {
 /// Routes, neighbours and next hops of one moment. Immutable once published.
 #[derive(Debug, Default)]
 pub struct Routes {
-    /// Raised with each publication; flows compare its low 16 bits.
+    /// Raised with each publication; flows compare its low 12 bits.
     pub generation: u64,
     /// The way back to the kernel.
     pub internal: Option<InternalPort>,
@@ -117,8 +117,8 @@ pub struct Routes {
     neighbours: HashMap<(PortId, IpAddr), NextHopId>,
 }
 
-/// Neighbours at the most (ids are 16 bits, 0 is none).
-pub const NEXT_HOPS_MAX: usize = u16::MAX as usize - 1;
+/// Neighbours at the most: flows name them in 14 bits, and 0 is none.
+pub const NEXT_HOPS_MAX: usize = (1 << 14) - 1;
 
 impl Routes {
     /// Builds the table. Neighbours beyond [`NEXT_HOPS_MAX`], and those of unknown ports, are left out; their number comes back.
@@ -170,6 +170,13 @@ impl Routes {
     #[inline]
     pub fn hop(&self, id: NextHopId) -> Option<&NextHop> {
         if id.0 == 0 { None } else { self.hops.get(usize::from(id.0)) }
+    }
+
+    /// The next hop into the kernel's own forwarding, for rewritten packets whose way on is no port of the dataplane.
+    pub fn kernel_hop(&self) -> Option<NextHop> {
+        let internal = self.internal?;
+        let port = self.port(internal.port)?;
+        Some(NextHop { port: internal.port, dst_mac: internal.kernel_mac, src_mac: port.mac, mtu: port.mtu })
     }
 
     /// The way to a destination. `hash` spreads flows over multipath routes.

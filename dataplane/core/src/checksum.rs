@@ -1,0 +1,148 @@
+//! Internet checksums: in full (RFC 1071) and by difference (RFC 1624).
+
+use crate::tuple::AddrWords;
+
+/// Sums 16-bit big-endian words; an odd byte at the end counts as the high half of a word.
+fn sum_bytes(mut sum: u64, data: &[u8]) -> u64 {
+    let mut chunks = data.chunks_exact(8);
+    for c in &mut chunks {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(c);
+        let word = u64::from_be_bytes(bytes);
+        sum += (word >> 32) + (word & 0xffff_ffff);
+    }
+    let mut rest = chunks.remainder().chunks_exact(2);
+    for c in &mut rest {
+        sum += u64::from(u16::from_be_bytes([c[0], c[1]]));
+    }
+    if let [last] = rest.remainder() {
+        sum += u64::from(*last) << 8;
+    }
+    sum
+}
+
+/// Folds a sum of 16- or 32-bit words to 16 bits in one's complement arithmetic.
+#[inline]
+pub fn fold(mut sum: u64) -> u16 {
+    sum = (sum >> 32) + (sum & 0xffff_ffff);
+    sum = (sum >> 32) + (sum & 0xffff_ffff);
+    sum = (sum >> 16) + (sum & 0xffff);
+    sum = (sum >> 16) + (sum & 0xffff);
+    sum = (sum >> 16) + (sum & 0xffff);
+    sum as u16
+}
+
+/// The words of an address as a partial sum.
+#[inline]
+pub fn addr_sum(a: AddrWords) -> u64 {
+    (a[0] >> 32) + (a[0] & 0xffff_ffff) + (a[1] >> 32) + (a[1] & 0xffff_ffff)
+}
+
+/// The pseudo header's sum (RFC 9293 3.1, RFC 8200 8.1), not folded.
+#[inline]
+pub fn pseudo_sum(src: AddrWords, dst: AddrWords, proto: u8, l4_len: u16) -> u64 {
+    addr_sum(src) + addr_sum(dst) + u64::from(proto) + u64::from(l4_len)
+}
+
+/// A running sum over pieces of any length, for segments that end on an odd byte.
+#[derive(Default)]
+pub struct Sum {
+    sum: u64,
+    odd: bool,
+}
+
+impl Sum {
+    /// Starts from a partial sum (of an even number of bytes).
+    pub fn new(sum: u64) -> Sum {
+        Sum { sum: u64::from(fold(sum)), odd: false }
+    }
+
+    /// Adds a piece.
+    pub fn add(&mut self, data: &[u8]) {
+        let piece = fold(sum_bytes(0, data));
+        // RFC 1071, 2(B): a piece that starts at an odd byte sums to the byte-swapped value.
+        self.sum += u64::from(if self.odd { piece.swap_bytes() } else { piece });
+        self.odd ^= data.len() % 2 == 1;
+    }
+
+    /// The checksum: the complement of the folded sum.
+    pub fn finish(self) -> u16 {
+        !fold(self.sum)
+    }
+}
+
+/// The checksum of one piece.
+pub fn checksum(data: &[u8]) -> u16 {
+    !fold(sum_bytes(0, data))
+}
+
+/// What changes when words that sum to `old` become words that sum to `new` (RFC 1624, equation 3): add it with [`apply`].
+#[inline]
+pub fn delta(old: u64, new: u64) -> u16 {
+    fold(u64::from(!fold(old)) + u64::from(fold(new)))
+}
+
+/// The checksum field after a change: `HC' = ~(~HC + delta)`.
+#[inline]
+pub fn apply(field: u16, delta: u16) -> u16 {
+    !fold(u64::from(!field) + u64::from(delta))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition, word by word.
+    fn naive(data: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in data.chunks(2) {
+            sum += (u32::from(pair[0]) << 8) | u32::from(*pair.get(1).unwrap_or(&0));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    #[test]
+    fn rfc_1071_example() {
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+    }
+
+    #[test]
+    fn rfc_1624_example() {
+        // Section 4: m = 0x5555 becomes m' = 0x3285 in a header whose checksum was 0xdd2f: it becomes 0x0000.
+        assert_eq!(apply(0xdd2f, delta(0x5555, 0x3285)), 0x0000);
+    }
+
+    proptest! {
+        #[test]
+        fn in_full_as_the_definition(data in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(checksum(&data), naive(&data));
+        }
+
+        #[test]
+        fn pieces_sum_as_the_whole(data in prop::collection::vec(any::<u8>(), 0..200), cuts in prop::collection::vec(0usize..200, 0..4)) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(data.len())).collect();
+            cuts.sort_unstable();
+            let mut sum = Sum::new(0);
+            let mut from = 0;
+            for to in cuts.into_iter().chain([data.len()]) {
+                sum.add(&data[from..to]);
+                from = to;
+            }
+            prop_assert_eq!(sum.finish(), naive(&data));
+        }
+
+        #[test]
+        fn by_difference_as_in_full(mut data in prop::collection::vec(any::<u8>(), 8..100), new in any::<[u8; 4]>(), at in 0usize..2) {
+            // A checksum over data whose first word is never all zero, as in any real header.
+            data[7] |= 1;
+            let before = checksum(&data);
+            let at = at * 2;
+            let old = u32::from_be_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
+            data[at..at + 4].copy_from_slice(&new);
+            let after = apply(before, delta(u64::from(old), u64::from(u32::from_be_bytes(new))));
+            prop_assert_eq!(after, checksum(&data));
+        }
+    }
+}

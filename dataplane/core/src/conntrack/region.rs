@@ -1,0 +1,191 @@
+//! The memory of the table: one region of words, no pointers.
+//!
+//! ```text
+//! words 0..64        header: magic, version, capacity, buckets, seed, boot id; free list, cursor, counts (a cache line each)
+//! words 64..         index: buckets of eight entries, one cache line each
+//! then, aligned      flows: 16 words each
+//! ```
+//!
+//! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
+//! half names two buckets, and a key is in one of them.
+
+use super::flow::{FLOW_WORDS, PORTS, STATE, Slot};
+use crate::sync::{AtomicU64, Ordering, fence};
+use crate::tuple::{HashSeed, fast_range};
+
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
+pub(super) const VERSION: u64 = 1;
+const HEADER_WORDS: usize = 64;
+pub(super) const BUCKET_ENTRIES: usize = 8;
+/// Index entries in use at the most when the table is full: 60 %.
+const INDEX_LOAD: (usize, usize) = (3, 5);
+/// Connections at the most.
+pub const CAPACITY_MAX: u32 = 1 << 26;
+
+const W_FREE_HEAD: usize = 8;
+const W_HIGH_WATER: usize = 16;
+pub(super) const W_CURSOR: usize = 24;
+pub(super) const W_LIVE: usize = 32;
+
+pub(super) const FREE: u64 = 0;
+pub(super) const PENDING: u64 = 1;
+pub(super) const LIVE: u64 = 2;
+pub(super) const DYING: u64 = 3;
+pub(super) const ABORTED: u64 = 4;
+pub(super) const STATE_MASK: u64 = 0xff;
+const GENERATION_ONE: u64 = 1 << 32;
+
+/// Why a region cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RegionError {
+    /// Fewer words than the capacity needs.
+    TooSmall,
+    /// The capacity is 0 or beyond [`CAPACITY_MAX`].
+    Capacity,
+}
+
+impl std::fmt::Display for RegionError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RegionError::TooSmall => f.write_str("the memory is smaller than the table's capacity needs"),
+            RegionError::Capacity => write!(f, "the table's capacity must be between 1 and {CAPACITY_MAX} connections"),
+        }
+    }
+}
+
+impl std::error::Error for RegionError {}
+
+/// Where things are in a region, and the words themselves.
+#[derive(Clone, Copy)]
+pub(super) struct Region<'r> {
+    words: &'r [AtomicU64],
+    pub(super) capacity: u32,
+    buckets: u32,
+    flows_at: usize,
+    pub(super) seed: HashSeed,
+}
+
+/// The places where a key may be.
+#[derive(Clone, Copy)]
+pub(super) struct Home {
+    pub(super) tag: u32,
+    pub(super) buckets: [u32; 2],
+}
+
+fn buckets_for(capacity: u32) -> usize {
+    (2 * capacity as usize * INDEX_LOAD.1).div_ceil(BUCKET_ENTRIES * INDEX_LOAD.0).max(2)
+}
+
+fn flows_at(buckets: usize) -> usize {
+    (HEADER_WORDS + buckets * BUCKET_ENTRIES).next_multiple_of(FLOW_WORDS)
+}
+
+impl<'r> Region<'r> {
+    pub(super) fn words_needed(capacity: u32) -> usize {
+        flows_at(buckets_for(capacity)) + capacity as usize * FLOW_WORDS
+    }
+
+    pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
+        if capacity == 0 || capacity > CAPACITY_MAX {
+            return Err(RegionError::Capacity);
+        }
+        if words.len() < Region::words_needed(capacity) {
+            return Err(RegionError::TooSmall);
+        }
+        let buckets = buckets_for(capacity);
+        // Zeroing also maps every page now instead of under traffic.
+        words[..Region::words_needed(capacity)].iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        let header = [MAGIC, VERSION, u64::from(capacity), buckets as u64, seed, boot_id[0], boot_id[1]];
+        for (word, value) in words.iter().zip(header).skip(1) {
+            word.store(value, Ordering::Relaxed);
+        }
+        words[0].store(MAGIC, Ordering::Release);
+        Ok(Region { words, capacity, buckets: buckets as u32, flows_at: flows_at(buckets), seed: HashSeed::new(seed) })
+    }
+
+    #[inline]
+    pub(super) fn header(&self, word: usize) -> &'r AtomicU64 {
+        &self.words[word]
+    }
+
+    #[inline]
+    pub(super) fn home(&self, hash: u64) -> Home {
+        let (low, tag) = (hash as u32, (hash >> 32) as u32);
+        let second = (low ^ tag.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca77);
+        Home { tag, buckets: [fast_range(low, self.buckets), fast_range(second, self.buckets)] }
+    }
+
+    #[inline]
+    pub(super) fn bucket(&self, bucket: u32) -> &'r [AtomicU64; BUCKET_ENTRIES] {
+        let at = HEADER_WORDS + bucket as usize * BUCKET_ENTRIES;
+        match self.words[at..].first_chunk() {
+            Some(entries) => entries,
+            None => unreachable!("the region holds all buckets"),
+        }
+    }
+
+    #[inline]
+    pub(super) fn slot(&self, slot: u32) -> Slot<'r> {
+        let at = self.flows_at + slot as usize * FLOW_WORDS;
+        Slot(&self.words[at..at + FLOW_WORDS])
+    }
+
+    /// Slots that have ever been used: the sweep's range.
+    pub(super) fn high_water(&self) -> u32 {
+        self.words[W_HIGH_WATER].load(Ordering::Relaxed).min(u64::from(self.capacity)) as u32
+    }
+
+    /// Takes a free slot and makes it pending. The caller owns it until it goes live or is freed.
+    pub(super) fn allocate(&self) -> Option<u32> {
+        let slot = self.pop_free().or_else(|| self.take_unused())?;
+        let state = &self.slot(slot).0[STATE];
+        state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Relaxed);
+        // Readers of the slot's former life must see the state change before the new words (seqlock, writer side).
+        fence(Ordering::Release);
+        Some(slot)
+    }
+
+    fn take_unused(&self) -> Option<u32> {
+        let high = &self.words[W_HIGH_WATER];
+        let mut seen = high.load(Ordering::Relaxed);
+        while seen < u64::from(self.capacity) {
+            match high.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(seen as u32),
+                Err(now) => seen = now,
+            }
+        }
+        None
+    }
+
+    /// Pops the free list: a Treiber stack whose head carries a count against ABA.
+    fn pop_free(&self) -> Option<u32> {
+        let head = &self.words[W_FREE_HEAD];
+        let mut seen = head.load(Ordering::Acquire);
+        loop {
+            let slot = (seen as u32).checked_sub(1)?;
+            let next = self.slot(slot).word(PORTS) & 0xffff_ffff;
+            let new = ((seen >> 32).wrapping_add(1) << 32) | next;
+            match head.compare_exchange_weak(seen, new, Ordering::Acquire, Ordering::Acquire) {
+                Ok(_) => return Some(slot),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Gives back a slot that no index entry names any more. The list's links are in words that only a slot's owner writes.
+    pub(super) fn free(&self, slot: u32) {
+        let words = self.slot(slot).0;
+        let state = words[STATE].load(Ordering::Relaxed);
+        words[STATE].store((state & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Release);
+        let head = &self.words[W_FREE_HEAD];
+        let mut seen = head.load(Ordering::Relaxed);
+        loop {
+            words[PORTS].store(seen & 0xffff_ffff, Ordering::Relaxed);
+            let new = ((seen >> 32).wrapping_add(1) << 32) | u64::from(slot + 1);
+            match head.compare_exchange_weak(seen, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+use super::*;
+use crate::tuple::Proto;
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+fn region(capacity: u32) -> Vec<AtomicU64> {
+    (0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0xdead)).collect()
+}
+
+/// Flow `i`: a client port of its own towards one Service; IPv6 for odd numbers.
+fn flow(i: u32) -> Flow {
+    let v6 = i % 2 == 1;
+    let addr = |n: u64| if v6 { [0xfd00 << 48, n] } else { [0, 0x0a00_0000 + n] };
+    let client = addr(u64::from(i >> 14) + 5);
+    Flow {
+        proto: if i.is_multiple_of(3) { Proto::Udp } else { Proto::Tcp },
+        v6,
+        announced: false,
+        client,
+        client_port: 1024 + (i & 0x3fff) as u16,
+        service: addr(1),
+        service_port: 80,
+        backend: addr(2),
+        backend_port: 8080,
+        source: client,
+        source_port: 1024 + (i & 0x3fff) as u16,
+        stats: i,
+    }
+}
+
+fn create(table: &Conntrack<'_>, f: Flow, now_ms: u64) -> Result<Hit, Refused> {
+    let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
+    let pending = table.reserve(f, table.hash(&f.original()), phase, now_ms, std::iter::once(f.source_port))?;
+    table.commit(pending)
+}
+
+fn find(table: &Conntrack<'_>, tuple: &Tuple) -> Option<Hit> {
+    table.lookup(tuple, table.hash(tuple))
+}
+
+#[test]
+fn both_keys_find_the_flow_until_it_ends() {
+    let words = region(16);
+    let table = Conntrack::format(&words, 16, 1, [0, 0]).unwrap();
+    for i in 0..4 {
+        let f = flow(i);
+        let hit = create(&table, f, 1_000).unwrap();
+        assert_eq!((hit.flow, hit.direction), (f, Direction::Original));
+        let original = find(&table, &f.original()).unwrap();
+        let reply = find(&table, &f.reply()).unwrap();
+        assert_eq!((original.flow, original.direction, original.phase.kind), (f, Direction::Original, hit.phase.kind));
+        assert_eq!((reply.flow, reply.direction), (f, Direction::Reply));
+        assert_eq!(reply.deltas, Deltas { l3: !original.deltas.l3, l4: !original.deltas.l4 });
+        assert!(find(&table, &f.original().reversed()).is_none());
+        assert_eq!(create(&table, f, 1_000).unwrap_err(), Refused::ReplyTaken);
+    }
+    assert_eq!(table.live(), 4);
+    for i in 0..4 {
+        let hit = find(&table, &flow(i).reply()).unwrap();
+        assert!(table.end(&hit) && !table.end(&hit));
+        assert!(find(&table, &flow(i).original()).is_none() && find(&table, &flow(i).reply()).is_none());
+    }
+    assert_eq!(table.live(), 0);
+}
+
+#[test]
+fn fills_to_its_capacity_and_then_says_so() {
+    for capacity in [1, 2, 100, 20_000] {
+        let words = region(capacity);
+        let table = Conntrack::format(&words, capacity, 7, [0, 0]).unwrap();
+        let refused = (0..capacity).filter(|&i| create(&table, flow(i), 0).is_err()).count();
+        assert_eq!(refused, 0, "of {capacity}");
+        assert_eq!(create(&table, flow(capacity), 0).unwrap_err(), Refused::Full);
+        assert_eq!(table.live(), u64::from(capacity));
+        assert!((0..capacity).all(|i| find(&table, &flow(i).original()).is_some()));
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be() {
+    let words = region(8);
+    assert_eq!(Conntrack::format(&words, 0, 1, [0, 0]).err(), Some(RegionError::Capacity));
+    assert_eq!(Conntrack::format(&words, CAPACITY_MAX + 1, 1, [0, 0]).err(), Some(RegionError::Capacity));
+    assert_eq!(Conntrack::format(&words, 9, 1, [0, 0]).err(), Some(RegionError::TooSmall));
+    assert!(Conntrack::words_needed(1_000_000) * 8 <= 160 * 1_000_000, "at most 160 bytes a connection");
+}
+
+#[test]
+fn the_next_source_port_is_taken_when_the_reply_key_is_not_free() {
+    let words = region(16);
+    let table = Conntrack::format(&words, 16, 1, [0, 0]).unwrap();
+    let source = [0, 0x0a00_0009];
+    let snat = |i: u32| Flow { source, ..flow(2 * i) };
+    let reserve = |i: u32| {
+        let f = Flow { proto: Proto::Tcp, ..snat(i) };
+        let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
+        table.reserve(f, table.hash(&f.original()), phase, 0, 61_000..=61_002).and_then(|p| table.commit(p))
+    };
+    let ports: Vec<u16> = (1..4).map(|i| reserve(i).unwrap().flow.source_port).collect();
+    assert_eq!(ports, [61_000, 61_001, 61_002]);
+    assert_eq!(reserve(4).unwrap_err(), Refused::ReplyTaken);
+    // The same port serves another backend.
+    let other = Flow { backend_port: 9090, proto: Proto::Tcp, ..snat(5) };
+    let phase = Phase::first(Proto::Tcp, crate::parse::tcp::SYN);
+    assert_eq!(table.reserve(other, table.hash(&other.original()), phase, 0, 61_000..=61_002).unwrap().flow.source_port, 61_000);
+}
+
+#[test]
+fn an_aborted_creation_leaves_nothing() {
+    let words = region(4);
+    let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
+    let f = flow(0);
+    let phase = Phase::first(f.proto, 0);
+    for _ in 0..20 {
+        let pending = table.reserve(f, table.hash(&f.original()), phase, 0, std::iter::once(f.source_port)).unwrap();
+        assert!(find(&table, &f.original()).is_none(), "pending is a miss");
+        assert_eq!(create(&table, f, 0).unwrap_err(), Refused::ReplyTaken);
+        table.abort(pending);
+    }
+    assert!(create(&table, f, 0).is_ok());
+    assert_eq!(table.live(), 1);
+}
+
+#[test]
+fn the_sweep_ends_what_timed_out_and_forgets_old_next_hops() {
+    let words = region(64);
+    let table = Conntrack::format(&words, 64, 1, [0, 0]).unwrap();
+    let timeouts = Timeouts::default();
+    for i in 0..60 {
+        let hit = create(&table, flow(i), u64::from(i) * 1_000).unwrap();
+        table.cache_hop(&hit, 5, NextHopId(3));
+        assert_eq!(table.cached_hop(&hit, 5), Some(NextHopId(3)));
+        assert_eq!(table.cached_hop(&Hit { direction: Direction::Reply, ..hit }, 5), None);
+        assert_eq!(table.cached_hop(&hit, 6), None);
+    }
+    let now = 100_000;
+    let mut ended = Vec::new();
+    for _ in 0..8 {
+        table.sweep(8, 6, |h| now - h.seen_ms >= timeouts.of(h.phase), |h| ended.push(h.flow));
+    }
+    // UDP is one-way for 30 s, a SYN for 120 s.
+    assert_eq!(ended.len(), (0..60).filter(|i: &u32| i.is_multiple_of(3)).count());
+    assert!(ended.iter().all(|f| f.proto == Proto::Udp && find(&table, &f.original()).is_none()));
+    table.for_each(|h| assert_eq!(table.cached_hop(h, 5), None));
+}
+
+#[test]
+fn a_stale_hit_cannot_change_the_slots_next_flow() {
+    let words = region(1);
+    let table = Conntrack::format(&words, 1, 1, [0, 0]).unwrap();
+    let stale = create(&table, flow(1), 0).unwrap();
+    assert!(table.end(&stale));
+    let fresh = create(&table, Flow { stats: 1, ..flow(7) }, 0).unwrap();
+    assert_eq!((stale.slot, stale.phase), (fresh.slot, fresh.phase), "the same slot, the same words");
+    table.touch(&stale, stale.phase.after(Direction::Reply, crate::parse::tcp::RST), 10_000);
+    table.cache_hop(&stale, 1, NextHopId(9));
+    assert!(!table.end(&stale));
+    let now = find(&table, &flow(7).original()).unwrap();
+    assert_eq!((now.phase, now.seen_ms, table.cached_hop(&now, 1)), (fresh.phase, 0, None));
+}
+
+#[test]
+fn touch_moves_time_in_steps_and_phases_at_once() {
+    let words = region(4);
+    let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
+    let f = flow(1);
+    let hit = create(&table, f, 1_000).unwrap();
+    table.touch(&hit, hit.phase, 1_100);
+    assert_eq!(find(&table, &f.original()).unwrap().seen_ms, 1_000);
+    table.touch(&hit, hit.phase.after(Direction::Reply, 0x12), 1_500);
+    let now = find(&table, &f.original()).unwrap();
+    assert_eq!((now.seen_ms, now.phase.kind), (1_500, PhaseKind::SynReceived));
+}
+
+/// Threads create, look up and end the same few flows; whatever is found must be the flow that was asked for, and there is never more than one.
+#[test]
+fn many_threads_one_truth() {
+    let words = region(64);
+    let table = Conntrack::format(&words, 64, 3, [0, 0]).unwrap();
+    let created = AtomicU64::new(0);
+    let ended = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (created, ended) = (&created, &ended);
+            scope.spawn(move || {
+                let mut state = thread;
+                for _ in 0..20_000 {
+                    let r = crate::tuple::splitmix64(&mut state);
+                    let f = flow((r >> 8) as u32 % 24);
+                    match r % 4 {
+                        0 | 1 => {
+                            if create(&table, Flow { stats: r as u32, ..f }, 0).is_ok() {
+                                created.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                        2 => {
+                            if let Some(hit) = find(&table, &f.reply()) {
+                                assert_eq!(Flow { stats: 0, ..hit.flow }, Flow { stats: 0, ..f });
+                            }
+                        }
+                        _ => {
+                            if find(&table, &f.original()).is_some_and(|hit| table.end(&hit)) {
+                                ended.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut seen = HashMap::new();
+    table.for_each(|hit| *seen.entry(hit.flow.original()).or_insert(0) += 1);
+    assert!(seen.values().all(|&n| n == 1), "one flow a key: {seen:?}");
+    assert_eq!(table.live(), created.load(Ordering::Relaxed) - ended.load(Ordering::Relaxed));
+    assert_eq!(table.live(), seen.len() as u64);
+    // Nothing leaked: the table still takes as many as it has places.
+    table.for_each(|hit| assert!(table.end(hit)));
+    assert!((0..64).all(|i| create(&table, flow(1_000 + i), 0).is_ok()));
+}
+
+proptest! {
+    /// Any order of creations and endings, against a map.
+    #[test]
+    fn behaves_as_a_map(ops in prop::collection::vec((any::<bool>(), 0u32..40), 1..300)) {
+        let words = region(32);
+        let table = Conntrack::format(&words, 32, 11, [0, 0]).unwrap();
+        let mut model: HashMap<u32, Flow> = HashMap::new();
+        for (insert, i) in ops {
+            if insert {
+                let expected = if model.contains_key(&i) && model.len() < 32 { Err(Refused::ReplyTaken) } else if model.len() == 32 { Err(Refused::Full) } else { Ok(()) };
+                prop_assert_eq!(create(&table, flow(i), 0).map(|_| ()), expected);
+                if expected.is_ok() {
+                    model.insert(i, flow(i));
+                }
+            } else {
+                let hit = find(&table, &flow(i).original());
+                prop_assert_eq!(hit.map(|h| h.flow), model.remove(&i));
+                hit.into_iter().for_each(|h| assert!(table.end(&h)));
+            }
+            prop_assert_eq!(table.live(), model.len() as u64);
+        }
+    }
+}
