@@ -101,6 +101,11 @@ impl<'r> Conntrack<'r> {
         Region::format(words, capacity, seed, boot_id).map(|region| Conntrack { region })
     }
 
+    /// A view of a table that is in the region already; the header is checked.
+    pub fn attach(words: &'r [AtomicU64]) -> Result<Conntrack<'r>, RegionError> {
+        Region::attach(words).map(|region| Conntrack { region })
+    }
+
     /// Connections at the most.
     pub fn capacity(&self) -> u32 {
         self.region.capacity

@@ -42,6 +42,8 @@ pub enum RegionError {
     TooSmall,
     /// The capacity is 0 or beyond [`CAPACITY_MAX`].
     Capacity,
+    /// Not a table of this version.
+    Foreign,
 }
 
 impl std::fmt::Display for RegionError {
@@ -49,6 +51,7 @@ impl std::fmt::Display for RegionError {
         match self {
             RegionError::TooSmall => f.write_str("the memory is smaller than the table's capacity needs"),
             RegionError::Capacity => write!(f, "the table's capacity must be between 1 and {CAPACITY_MAX} connections"),
+            RegionError::Foreign => f.write_str("the memory holds no connection table of this version"),
         }
     }
 }
@@ -101,6 +104,23 @@ impl<'r> Region<'r> {
         }
         words[0].store(MAGIC, Ordering::Release);
         Ok(Region { words, capacity, buckets: buckets as u32, flows_at: flows_at(buckets), seed: HashSeed::new(seed) })
+    }
+
+    /// A view of a region that [`Region::format`] made, in this process or another.
+    pub(super) fn attach(words: &'r [AtomicU64]) -> Result<Region<'r>, RegionError> {
+        let header = |i: usize| words.get(i).map_or(0, |w| w.load(Ordering::Acquire));
+        if header(0) != MAGIC || header(1) != VERSION {
+            return Err(RegionError::Foreign);
+        }
+        let capacity = u32::try_from(header(2)).ok().filter(|&c| c > 0 && c <= CAPACITY_MAX).ok_or(RegionError::Capacity)?;
+        let buckets = buckets_for(capacity);
+        if header(3) != buckets as u64 {
+            return Err(RegionError::Foreign);
+        }
+        if words.len() < Region::words_needed(capacity) {
+            return Err(RegionError::TooSmall);
+        }
+        Ok(Region { words, capacity, buckets: buckets as u32, flows_at: flows_at(buckets), seed: HashSeed::new(header(4)) })
     }
 
     #[inline]

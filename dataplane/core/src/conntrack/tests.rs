@@ -86,6 +86,19 @@ fn sizes_that_cannot_be() {
 }
 
 #[test]
+fn a_second_view_sees_the_same_table_and_foreign_memory_is_refused() {
+    let words = region(16);
+    assert_eq!(Conntrack::attach(&words).err(), Some(RegionError::Foreign));
+    let table = Conntrack::format(&words, 16, 5, [0, 0]).unwrap();
+    create(&table, flow(1), 0).unwrap();
+    assert!(find(&Conntrack::attach(&words).unwrap(), &flow(1).reply()).is_some());
+    assert_eq!(Conntrack::attach(&words[..100]).err(), Some(RegionError::TooSmall));
+    assert_eq!(Conntrack::attach(&[]).err(), Some(RegionError::Foreign));
+    words[3].store(9, Ordering::Relaxed);
+    assert_eq!(Conntrack::attach(&words).err(), Some(RegionError::Foreign));
+}
+
+#[test]
 fn the_next_source_port_is_taken_when_the_reply_key_is_not_free() {
     let words = region(16);
     let table = Conntrack::format(&words, 16, 1, [0, 0]).unwrap();
