@@ -14,7 +14,7 @@ pub mod frame;
 pub mod maglev;
 pub mod parse;
 pub mod pipeline;
-mod prefetch;
+pub mod prefetch;
 pub mod reason;
 pub mod rewrite;
 pub mod routes;
