@@ -1,1 +1,37 @@
-//! x
+//! The edge of nomagic: how frames come in and go out.
+//!
+//! An XDP filter on each interface takes what is nomagic's and leaves the rest to the kernel ([`FilterMaps`]). Taken frames reach a
+//! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
+//! it all together: it is what the control plane starts, publishes tables to, and stops.
+//!
+//! `unsafe` is confined to `sys` (system calls), `link` (one netlink exchange), `memory` (mappings), `pool` (frames' bytes), `queue`
+//! (rings) and `bind` (socket creation).
+
+mod bind;
+mod config;
+mod edge;
+mod error;
+mod filter;
+#[cfg(test)]
+mod filter_tests;
+mod hold;
+mod link;
+mod memory;
+mod pins;
+mod pool;
+mod program;
+mod published;
+mod queue;
+mod status;
+mod sys;
+mod worker;
+
+pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, QUEUES_MAX, WORKERS_MAX};
+pub use edge::Edge;
+pub use error::EdgeError;
+pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
+pub use link::{Attached, Link};
+pub use pins::cleanup;
+pub use pool::FrameAccount;
+pub use published::{Published, Reader};
+pub use status::{EdgeStatus, PortInfo, PortStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics};

@@ -1,0 +1,22 @@
+//! Compiles the XDP filter with clang; the object is embedded by `src/program.rs`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=bpf/filter.c");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    let object = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("filter.o");
+    let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    let mut command = Command::new(&clang);
+    command.args(["-O2", "-g", "-target", "bpf", "-Wall", "-Wextra", "-Werror"]);
+    // `asm/types.h` lives below the multiarch directory on Debian and its relatives.
+    let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
+    command.arg(format!("-I/usr/include/{arch}-linux-gnu"));
+    command.args(["-c", "bpf/filter.c", "-o"]).arg(&object);
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("{clang} could not compile dataplane/xsk/bpf/filter.c ({status}); its messages are above"),
+        Err(e) => panic!("cannot run {clang} ({e}): install it (Debian: apt-get install clang libc6-dev) or set CLANG to its path"),
+    }
+}

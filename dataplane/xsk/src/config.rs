@@ -1,0 +1,176 @@
+//! What the edge is told at its start, and the limits of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::EdgeError;
+
+/// Queues of one interface at the most.
+pub const QUEUES_MAX: u32 = 256;
+/// Workers at the most.
+pub const WORKERS_MAX: u32 = 64;
+/// Interfaces at the most, the internal port included.
+pub const PORTS_MAX: usize = 64;
+
+/// What a worker does when no frames come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idle {
+    /// Polls on: the shortest latency, and a whole CPU.
+    Spin,
+    /// Sleeps in poll(2) after this many microseconds without a frame.
+    Sleep {
+        /// Microseconds of patience.
+        after_us: u64,
+    },
+}
+
+/// What the XDP filter does with our frames once the worker is known to be gone for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnFailure {
+    /// Leaves them to the kernel (a kernel proxy takes over).
+    Pass,
+    /// Drops them.
+    Drop,
+}
+
+/// The veth pair between the dataplane and the kernel. Both ends exist before the edge starts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InternalPair {
+    /// The kernel's end, usually `nm0`.
+    pub kernel_side: String,
+    /// The dataplane's end, usually `nm1`.
+    pub edge_side: String,
+}
+
+/// Configuration of the edge.
+#[derive(Clone, Debug)]
+pub struct EdgeConfig {
+    /// Directory of the process's state; the pins live in a bpffs on `<state_dir>/bpf`.
+    pub state_dir: PathBuf,
+    /// The interfaces that carry Service traffic.
+    pub interfaces: Vec<String>,
+    /// The way back to the kernel, if there is one.
+    pub internal: Option<InternalPair>,
+    /// Entries of each ring, a power of two, 64 to 16384.
+    pub ring_size: u32,
+    /// Bytes of a frame's buffer: 2048 or 4096; 256 of them are headroom.
+    pub frame_size: u32,
+    /// Connections at the most.
+    pub conntrack_capacity: u32,
+    /// Buckets of the reply filter (16 connections each), a power of two.
+    pub reply_buckets: u32,
+    /// (Service port, backend) pairs with counters of their own.
+    pub targets_max: usize,
+    /// Seed of the connection table's and the reply filter's hashes; 0: a random one, so that nobody can aim at a bucket.
+    pub hash_seed: u64,
+    /// What the worker does when idle.
+    pub idle: Idle,
+    /// The worker's CPU; `None` leaves it to the scheduler.
+    pub cpu: Option<usize>,
+    /// A heartbeat younger than this means that the worker is alive.
+    pub fresh: Duration,
+    /// A heartbeat older than `fresh` but younger than this: our frames are dropped.
+    pub grace: Duration,
+    /// What happens after the grace period.
+    pub on_failure: OnFailure,
+    /// Frames that may wait for neighbours at the most.
+    pub hold_frames_max: usize,
+    /// How long a frame may wait for its neighbour.
+    pub hold_max: Duration,
+    /// Zero-copy mode is tried first when true.
+    pub zero_copy: bool,
+}
+
+impl EdgeConfig {
+    /// The defaults for these interfaces.
+    pub fn new(state_dir: impl Into<PathBuf>, interfaces: Vec<String>) -> EdgeConfig {
+        EdgeConfig {
+            state_dir: state_dir.into(),
+            interfaces,
+            internal: None,
+            ring_size: 2048,
+            frame_size: 2048,
+            conntrack_capacity: 1 << 18,
+            reply_buckets: 1 << 15,
+            targets_max: 1 << 16,
+            hash_seed: 0,
+            idle: Idle::Sleep { after_us: 200 },
+            cpu: None,
+            fresh: Duration::from_millis(500),
+            grace: Duration::from_secs(2),
+            on_failure: OnFailure::Pass,
+            hold_frames_max: 1024,
+            hold_max: Duration::from_secs(1),
+            zero_copy: true,
+        }
+    }
+
+    /// Checks the limits.
+    pub fn validate(&self) -> Result<(), EdgeError> {
+        let bad = |text: String| Err(EdgeError::Config(text));
+        if self.interfaces.is_empty() {
+            return bad("no interfaces: name at least one".into());
+        }
+        let mut names: Vec<&str> = self.interfaces.iter().map(String::as_str).collect();
+        if let Some(pair) = &self.internal {
+            names.push(&pair.kernel_side);
+            names.push(&pair.edge_side);
+        }
+        if names.len() > PORTS_MAX {
+            return bad(format!("{} interfaces: {PORTS_MAX} at the most", names.len()));
+        }
+        for (i, name) in names.iter().enumerate() {
+            if name.is_empty() || name.len() > 15 || name.bytes().any(|b| b == b'/' || b == 0 || b.is_ascii_whitespace()) {
+                return bad(format!("`{name}` is no interface name"));
+            }
+            if names[..i].contains(name) {
+                return bad(format!("interface {name} is named twice"));
+            }
+        }
+        if !self.ring_size.is_power_of_two() || !(64..=16_384).contains(&self.ring_size) {
+            return bad(format!("ring size {}: a power of two from 64 to 16384", self.ring_size));
+        }
+        if ![2048, 4096].contains(&self.frame_size) {
+            return bad(format!("frame size {}: 2048 or 4096", self.frame_size));
+        }
+        if !self.reply_buckets.is_power_of_two() || self.reply_buckets > 1 << 22 {
+            return bad(format!("{} reply buckets: a power of two up to {}", self.reply_buckets, 1 << 22));
+        }
+        if self.fresh < Duration::from_millis(200) || self.grace < self.fresh || self.grace > Duration::from_secs(3600) {
+            return bad("heartbeat: fresh must be at least 200 ms, and grace between fresh and one hour".into());
+        }
+        if self.hold_frames_max > 65_536 || self.hold_max > Duration::from_secs(60) {
+            return bad("held frames: 65536 and 60 s at the most".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_named() {
+        let good = || EdgeConfig::new("/run/x", vec!["eth0".into()]);
+        assert!(good().validate().is_ok());
+        type Spoil = fn(&mut EdgeConfig);
+        let bad: [(Spoil, &str); 9] = [
+            (|c| c.interfaces.clear(), "no interfaces"),
+            (|c| c.interfaces.push("eth0".into()), "named twice"),
+            (|c| c.interfaces.push("a/b".into()), "no interface name"),
+            (|c| c.interfaces.push("sixteen-characters".into()), "no interface name"),
+            (|c| c.ring_size = 1000, "ring size"),
+            (|c| c.frame_size = 1500, "frame size"),
+            (|c| c.reply_buckets = 3, "reply buckets"),
+            (|c| c.fresh = Duration::from_millis(1), "heartbeat"),
+            (|c| c.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "eth0".into() }), "named twice"),
+        ];
+        for (spoil, word) in bad {
+            let mut config = good();
+            spoil(&mut config);
+            let text = config.validate().unwrap_err().to_string();
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Where BPF objects are pinned, so that they outlive the process.
+//!
+//! Everything lies in a bpffs of our own on `<state_dir>/bpf`: shared maps at its top, and each interface's own maps and link
+//! in `if/<name>/`. A pinned link keeps its program attached until the pin is removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::EdgeError;
+use crate::sys;
+
+/// The pinned link of an interface.
+const LINK: &str = "link";
+
+/// The directory of the pins.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Makes sure that a bpffs is mounted on `<state_dir>/bpf`.
+    pub fn open(state_dir: &Path) -> Result<Pins, EdgeError> {
+        let root = state_dir.join("bpf");
+        fs::create_dir_all(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
+        let mounted = sys::is_bpffs(&root).map_err(|e| EdgeError::io(format!("looking at {}", root.display()), e))?;
+        if !mounted {
+            sys::mount_bpffs(&root).map_err(|source| EdgeError::Bpffs { path: root.clone(), source })?;
+            warn_of_private_mounts(&root);
+        }
+        let pins = Pins { root };
+        pins.create(&pins.root.join("if"))?;
+        Ok(pins)
+    }
+
+    /// The pins that exist already, if any.
+    pub fn existing(state_dir: &Path) -> Option<Pins> {
+        let root = state_dir.join("bpf");
+        sys::is_bpffs(&root).unwrap_or(false).then_some(Pins { root })
+    }
+
+    /// Where a map shared by all interfaces is pinned.
+    pub fn shared(&self, map: &str) -> PathBuf {
+        self.root.join(map)
+    }
+
+    /// Where one of an interface's own maps is pinned.
+    pub fn own(&self, interface: &str, map: &str) -> PathBuf {
+        self.directory(interface).join(map)
+    }
+
+    /// Where an interface's link is pinned.
+    pub fn link(&self, interface: &str) -> PathBuf {
+        self.own(interface, LINK)
+    }
+
+    /// Makes an interface's directory.
+    pub fn create_interface(&self, interface: &str) -> Result<(), EdgeError> {
+        self.create(&self.directory(interface))
+    }
+
+    /// Interfaces that have pins.
+    pub fn interfaces(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.root.join("if")) else { return Vec::new() };
+        let mut names: Vec<String> = entries.filter_map(|e| Some(decode(e.ok()?.file_name().to_str()?))).collect();
+        names.sort();
+        names
+    }
+
+    /// Removes an interface's pins: its program is detached unless somebody still holds the link open.
+    pub fn remove_interface(&self, interface: &str) -> Result<(), EdgeError> {
+        // The link first: frames go to the kernel before the maps go away.
+        remove(&self.link(interface))?;
+        remove_tree(&self.directory(interface))
+    }
+
+    /// Removes one pin. Its absence is no error.
+    pub fn remove(&self, path: &Path) -> Result<(), EdgeError> {
+        remove(path)
+    }
+
+    /// Removes all pins, links first.
+    pub fn remove_all(&self) -> Result<(), EdgeError> {
+        for interface in self.interfaces() {
+            self.remove_interface(&interface)?;
+        }
+        for entry in fs::read_dir(&self.root).map_err(|e| EdgeError::io(format!("reading {}", self.root.display()), e))? {
+            let entry = entry.map_err(|e| EdgeError::io(format!("reading {}", self.root.display()), e))?;
+            remove_tree(&entry.path())?;
+        }
+        Ok(())
+    }
+
+    fn directory(&self, interface: &str) -> PathBuf {
+        self.root.join("if").join(encode(interface))
+    }
+
+    fn create(&self, directory: &Path) -> Result<(), EdgeError> {
+        match fs::create_dir(directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(EdgeError::io(format!("creating {}", directory.display()), e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Detaches every program and removes everything that is pinned under this state directory. False when there was nothing.
+pub fn cleanup(state_dir: &Path) -> Result<bool, EdgeError> {
+    let Some(pins) = Pins::existing(state_dir) else { return Ok(false) };
+    pins.remove_all()?;
+    sys::unmount(&pins.root).map_err(|e| EdgeError::io(format!("unmounting {}", pins.root.display()), e))?;
+    // Only if empty: whatever else lies there is not ours.
+    let _ = fs::remove_dir(&pins.root);
+    Ok(true)
+}
+
+/// bpffs refuses dots in names, and VLAN interfaces have them.
+fn encode(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
+}
+
+fn decode(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
+fn remove(path: &Path) -> Result<(), EdgeError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("removing {}", path.display()), e)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<(), EdgeError> {
+    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match done {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("removing {}", path.display()), e)),
+        _ => Ok(()),
+    }
+}
+
+/// `ip netns exec` and some service managers give a process mounts of its own: what is mounted there ends with it.
+fn warn_of_private_mounts(root: &Path) {
+    let parent = format!("/proc/{}/ns/mnt", std::os::unix::process::parent_id());
+    if let (Ok(ours), Ok(theirs)) = (fs::read_link("/proc/self/ns/mnt"), fs::read_link(parent))
+        && ours != theirs
+    {
+        tracing::warn!(
+            "this process has a mount namespace of its own, so what it pins in {} ends with it; to keep it across restarts run `mount -t bpf bpffs {}` before (or enter the network namespace with `nsenter --net=...` instead of `ip netns exec`)",
+            root.display(),
+            root.display()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interface_names_survive_the_encoding() {
+        for name in ["eth0", "eth0.100", "a%2eb", "x%y.z"] {
+            assert!(!encode(name).contains('.'));
+            assert_eq!(decode(&encode(name)), name);
+        }
+    }
+
+    #[test]
+    fn cleaning_up_nothing_is_fine() {
+        assert!(!cleanup(Path::new("/nowhere/at/all")).unwrap());
+    }
+}

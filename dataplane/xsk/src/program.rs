@@ -1,0 +1,232 @@
+//! The XDP program: loading, pinning, attaching, replacing.
+
+use std::path::Path;
+
+use aya::maps::{Array, MapData, MapInfo, XskMap};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use crate::config::{EdgeConfig, OnFailure};
+use crate::error::{EdgeError, chain, os_error};
+use crate::link::{Attached, Link, describe_program};
+use crate::pins::Pins;
+
+/// Version of what is pinned: maps' keys, values and meaning. Raised with each incompatible change of bpf/filter.c.
+pub(crate) const LAYOUT: u32 = 1;
+/// Maps that all interfaces share.
+const SHARED_MAPS: [&str; 7] = ["services", "addresses", "service_cidrs", "snat", "replies", "heartbeats", "settings"];
+/// Maps that each interface has for itself.
+const OWN_MAPS: [&str; 3] = ["xsks", "owners", "stats"];
+/// Bytes of `struct settings`.
+const SETTINGS_LEN: usize = 24;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
+
+/// What the program is compiled with for one interface.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Constants {
+    pub reply_buckets: u32,
+    pub reply_seed: u32,
+    /// All unicast frames are ours: the internal port.
+    pub take_everything: bool,
+}
+
+/// Loads the program; with `pins`, its maps are taken from there or pinned there.
+pub(crate) fn load(interface: &str, constants: Constants, pins: Option<&Pins>) -> Result<Ebpf, EdgeError> {
+    let (mask, seed, all) = (constants.reply_buckets - 1, constants.reply_seed, u32::from(constants.take_everything));
+    let mut loader = EbpfLoader::new();
+    // No relocations against the kernel's types: its BTF is not needed.
+    loader.btf(None);
+    loader.override_global("reply_mask", &mask, true);
+    loader.override_global("reply_seed", &seed, true);
+    loader.override_global("take_everything", &all, true);
+    loader.map_max_entries("replies", constants.reply_buckets);
+    if let Some(pins) = pins {
+        pins.create_interface(interface)?;
+        for map in SHARED_MAPS {
+            loader.map_pin_path(map, pins.shared(map));
+        }
+        for map in OWN_MAPS {
+            loader.map_pin_path(map, pins.own(interface, map));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(interface, &e))?;
+    let program = program(&mut ebpf)?;
+    program.load().map_err(|e| load_error(interface, &EbpfError::ProgramError(e)))?;
+    Ok(ebpf)
+}
+
+/// The one program of the object.
+pub(crate) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, EdgeError> {
+    let missing = || EdgeError::Program { interface: "all".into(), detail: "the embedded object has no program nomagic_filter".into() };
+    ebpf.program_mut("nomagic_filter").ok_or_else(missing)?.try_into().map_err(|_| missing())
+}
+
+fn load_error(interface: &str, error: &EbpfError) -> EdgeError {
+    match os_error(error) {
+        Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: format!("loading the XDP program for {interface}") },
+        _ => EdgeError::Program { interface: interface.into(), detail: chain(error) },
+    }
+}
+
+/// Checks what an earlier process has pinned. A reply filter of another size is replaced; it starts empty anyway.
+pub(crate) fn check_layout(pins: &Pins, reply_buckets: u32) -> Result<(), EdgeError> {
+    let path = pins.shared("settings");
+    if let Ok(map) = MapData::from_pin(&path) {
+        let misfit = |detail: String| EdgeError::Layout { path: path.clone(), detail };
+        let len = map.info().map_err(|e| misfit(chain(&e)))?.value_size();
+        if len as usize != SETTINGS_LEN {
+            return Err(misfit(format!("settings of {len} bytes instead of {SETTINGS_LEN}")));
+        }
+        let settings = Array::<_, [u8; SETTINGS_LEN]>::try_from(aya::maps::Map::Array(map)).map_err(|e| misfit(chain(&e)))?;
+        let value = settings.get(&0, 0).map_err(|e| misfit(chain(&e)))?;
+        let layout = u32::from_ne_bytes([value[0], value[1], value[2], value[3]]);
+        if layout != LAYOUT && layout != 0 {
+            return Err(misfit(format!("layout {layout}, this is {LAYOUT}")));
+        }
+    }
+    let path = pins.shared("replies");
+    match MapInfo::from_pin(&path) {
+        Ok(info) if info.max_entries() != reply_buckets => pins.remove(&path),
+        _ => Ok(()),
+    }
+}
+
+/// Tells the programs how to judge heartbeats.
+pub(crate) fn write_settings(ebpf: &mut Ebpf, config: &EdgeConfig) -> Result<(), EdgeError> {
+    let mut value = [0u8; SETTINGS_LEN];
+    let action: u32 = match config.on_failure {
+        OnFailure::Drop => 1,
+        OnFailure::Pass => 2,
+    };
+    value[0..4].copy_from_slice(&LAYOUT.to_ne_bytes());
+    value[4..8].copy_from_slice(&action.to_ne_bytes());
+    value[8..16].copy_from_slice(&(config.fresh.as_nanos() as u64).to_ne_bytes());
+    value[16..24].copy_from_slice(&(config.grace.as_nanos() as u64).to_ne_bytes());
+    let mut settings = Array::<_, [u8; SETTINGS_LEN]>::try_from(map_mut(ebpf, "settings")?).map_err(|e| EdgeError::map("settings", &e))?;
+    settings.set(0, value, 0).map_err(|e| EdgeError::map("settings", &e))
+}
+
+/// Leads a queue to its socket and names the worker that owns it.
+pub(crate) fn connect_queue(ebpf: &mut Ebpf, queue: u32, socket: std::os::fd::RawFd, worker: u32) -> Result<(), EdgeError> {
+    let mut owners = Array::<_, u32>::try_from(map_mut(ebpf, "owners")?).map_err(|e| EdgeError::map("owners", &e))?;
+    owners.set(queue, worker, 0).map_err(|e| EdgeError::map("owners", &e))?;
+    let mut xsks = XskMap::try_from(map_mut(ebpf, "xsks")?).map_err(|e| EdgeError::map("xsks", &e))?;
+    xsks.set(queue, socket, 0).map_err(|e| EdgeError::map("xsks", &e))
+}
+
+fn map_mut<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut aya::maps::Map, EdgeError> {
+    ebpf.map_mut(name).ok_or_else(|| EdgeError::Map { map: name.into(), detail: "missing in the embedded object".into() })
+}
+
+/// Takes a map out of the object for a longer life.
+pub(crate) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, EdgeError> {
+    ebpf.take_map(name).ok_or_else(|| EdgeError::Map { map: name.into(), detail: "missing in the embedded object".into() })
+}
+
+/// How a program came onto its interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Attachment {
+    /// In the driver (true) or generic.
+    pub native: bool,
+    /// The link is new (true), or one that was pinned before.
+    pub created: bool,
+}
+
+/// Refuses an interface that somebody else's program holds, before anything is changed.
+pub(crate) fn check_free(link: &Link, pins: Option<&Pins>) -> Result<(), EdgeError> {
+    let pinned = pins.is_some_and(|p| PinnedLink::from_pin(p.link(&link.name)).is_ok());
+    match link.xdp {
+        Some(attached) if !pinned => Err(busy(&link.name, Some(attached))),
+        _ => Ok(()),
+    }
+}
+
+fn busy(interface: &str, attached: Option<Attached>) -> EdgeError {
+    let program = attached.map_or_else(|| "unknown".into(), |a| describe_program(a.program_id));
+    EdgeError::XdpBusy { interface: interface.into(), program }
+}
+
+/// Attaches the program: through the pinned link when there is one (atomically, no frame sees a gap), else anew.
+pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins) -> Result<Attachment, EdgeError> {
+    let path = pins.link(&link.name);
+    let program = program(ebpf)?;
+    let replaced = replace_pinned(program, &path, link)?;
+    if !replaced {
+        pins.remove(&path)?;
+        attach_new(program, &path, link)?;
+    }
+    let id = program.info().map_err(|e| refused(link, &chain(&e)))?.id();
+    match Link::query(&link.name)?.xdp {
+        Some(now) if now.program_id == id => Ok(Attachment { native: now.native, created: !replaced }),
+        // The pinned link is on an interface of this name in another namespace, or on one that has been renamed.
+        _ if replaced => Err(EdgeError::Layout { path, detail: format!("the pinned link is not attached to this {}", link.name) }),
+        other => Err(busy(&link.name, other)),
+    }
+}
+
+/// False when there is no link to replace the program of, or its interface is gone.
+fn replace_pinned(program: &mut Xdp, path: &Path, link: &Link) -> Result<bool, EdgeError> {
+    let pinned = match PinnedLink::from_pin(path) {
+        Ok(pinned) => pinned,
+        Err(LinkError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+        Err(e) => return Err(refused(link, &chain(&e))),
+    };
+    let xdp = XdpLink::try_from(FdLink::from(pinned)).map_err(|e| refused(link, &chain(&e)))?;
+    match program.attach_to_link(xdp) {
+        Ok(_) => Ok(true),
+        // The interface was deleted (and perhaps made again under its name): the link holds nothing any more.
+        Err(e) if os_error(&e) == Some(libc::ENOLINK) => Ok(false),
+        Err(e) => Err(refused(link, &chain(&e))),
+    }
+}
+
+/// In the driver first; generic XDP works everywhere but is slow and loses super-frames.
+fn attach_new(program: &mut Xdp, path: &Path, link: &Link) -> Result<(), EdgeError> {
+    let id = match program.attach_to_if_index(link.ifindex, XdpMode::Driver) {
+        Ok(id) => id,
+        Err(native) => {
+            fatal_for_any_mode(link, &native)?;
+            tracing::warn!(
+                interface = link.name,
+                "no native XDP here ({}); falling back to generic (SKB) XDP: slower, and segmentation offload of local senders must be off",
+                hint(link, &native)
+            );
+            program
+                .attach_to_if_index(link.ifindex, XdpMode::Skb)
+                .map_err(|generic| refused(link, &format!("native: {}; generic: {}", hint(link, &native), hint(link, &generic))))?
+        }
+    };
+    let xdp = program.take_link(id).map_err(|e| refused(link, &chain(&e)))?;
+    let fd =
+        FdLink::try_from(xdp).map_err(|e| refused(link, &format!("the kernel offers no XDP links (Linux 5.9 or later): {}", chain(&e))))?;
+    fd.pin(path).map_err(|e| EdgeError::io(format!("pinning {}: {}", path.display(), chain(&e)), std::io::ErrorKind::Other.into()))?;
+    Ok(())
+}
+
+/// Errors that another mode would not mend.
+fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError> {
+    match os_error(error) {
+        Some(libc::EBUSY | libc::EEXIST) => Err(busy(&link.name, Link::query(&link.name)?.xdp)),
+        Some(libc::EPERM | libc::EACCES) => Err(EdgeError::Privileges { what: format!("attaching the XDP program to {}", link.name) }),
+        Some(libc::ENODEV) => Err(EdgeError::NoInterface { interface: link.name.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// What drivers mean by their error numbers.
+fn hint(link: &Link, error: &ProgramError) -> String {
+    let text = chain(error);
+    match os_error(error) {
+        Some(libc::ERANGE) => format!("{text}; MTU {} is too large for XDP on this interface or its veth peer", link.mtu),
+        Some(libc::ENOSPC) => format!("{text}; the veth peer has more transmit queues than {} has receive queues: `ethtool -L`", link.name),
+        Some(libc::ENOTCONN) => format!("{text}; the veth peer is missing"),
+        _ => text,
+    }
+}
+
+fn refused(link: &Link, detail: &str) -> EdgeError {
+    EdgeError::XdpRefused { interface: link.name.clone(), detail: detail.into() }
+}

@@ -1,0 +1,263 @@
+//! One queue of one port: an AF_XDP socket with its four rings.
+//!
+//! The only place that touches rings. Descriptors that go onto a ring come from consumed tokens or free lists, those that
+//! come off one become tokens or return to the free list, so a frame is never in two places.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use arrayvec::ArrayVec;
+use nomagic_core::counters::Counter;
+use nomagic_core::frame::{BATCH_MAX, PortId};
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
+
+use crate::pool::{Pool, Token};
+use crate::sys;
+
+/// Frames that one batch may leave for one queue.
+pub const STAGED_MAX: usize = 2 * BATCH_MAX;
+/// Times that a full transmit ring is kicked and looked at again before its frames are given up.
+const FLUSH_TRIES: u32 = 16;
+/// sendto() calls in a row that stop early (EAGAIN) before the rest waits for the next round.
+const KICK_TRIES: u32 = 8;
+
+/// What a staged frame was counted as, to take it back when it cannot be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A forwarded frame.
+    Forward,
+    /// A frame for the kernel.
+    Kernel,
+    /// A frame made here.
+    Made,
+}
+
+/// A staged frame that could not be sent: its frame is free again.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsent {
+    /// What it was.
+    pub origin: Origin,
+    /// Bytes of it.
+    pub len: usize,
+}
+
+/// Why sendto() did not send everything at once.
+#[derive(Default, Debug)]
+pub struct KickCounters {
+    /// sendto() calls.
+    pub calls: Counter,
+    /// EAGAIN: more is left than one call sends.
+    pub again: Counter,
+    /// EBUSY: the driver's queue is in use.
+    pub busy: Counter,
+    /// ENOBUFS: no memory for packets.
+    pub no_buffers: Counter,
+    /// The port is down or gone.
+    pub down: Counter,
+    /// Anything else.
+    pub other: Counter,
+}
+
+/// A bound queue.
+pub struct Queue {
+    /// Its port.
+    pub port: PortId,
+    /// Number of the queue on the port.
+    pub index: u32,
+    /// Place of its pool in the worker's list.
+    pub pool: usize,
+    /// The last sendto() said that the port is down or gone.
+    pub down: bool,
+    tx: TxQueue,
+    rx: RxQueue,
+    fill: FillQueue,
+    comp: CompQueue,
+    fd: RawFd,
+    ring_size: u32,
+    /// Frames on the fill and rx rings.
+    in_fill: u32,
+    /// Frames on the tx and completion rings.
+    in_tx: u32,
+    /// Frames are on the tx ring that the kernel was not told about.
+    kick_due: bool,
+    staged: ArrayVec<FrameDesc, STAGED_MAX>,
+    origins: ArrayVec<Origin, STAGED_MAX>,
+}
+
+impl Queue {
+    /// Wraps the rings of a freshly bound socket.
+    pub(crate) fn new(
+        port: PortId,
+        index: u32,
+        pool: usize,
+        ring_size: u32,
+        (tx, rx): (TxQueue, RxQueue),
+        (fill, comp): (FillQueue, CompQueue),
+    ) -> Queue {
+        let fd = tx.fd().as_raw_fd();
+        Queue {
+            port,
+            index,
+            pool,
+            down: false,
+            tx,
+            rx,
+            fill,
+            comp,
+            fd,
+            ring_size,
+            in_fill: 0,
+            in_tx: 0,
+            kick_due: false,
+            staged: ArrayVec::new(),
+            origins: ArrayVec::new(),
+        }
+    }
+
+    /// The socket.
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Frames that are with the kernel: `(for receiving, for sending)`.
+    pub fn outstanding(&self) -> (u32, u32) {
+        (self.in_fill, self.in_tx + self.staged.len() as u32)
+    }
+
+    /// Whether the kernel must be told about frames to send.
+    pub fn kick_due(&self) -> bool {
+        self.kick_due
+    }
+
+    /// Takes sent frames back.
+    pub fn complete(&mut self, pool: &mut Pool) {
+        if self.in_tx == 0 {
+            return;
+        }
+        let mut descs = [FrameDesc::default(); BATCH_MAX];
+        loop {
+            // SAFETY: the ring belongs to this pool's UMEM; what comes off it is used as frames of this pool only.
+            let n = unsafe { self.comp.consume(&mut descs) };
+            descs[..n].iter().for_each(|d| pool.give_desc(*d));
+            self.in_tx -= n as u32;
+            if n < descs.len() {
+                return;
+            }
+        }
+    }
+
+    /// Gives the kernel free frames to receive into, up to the size of the ring.
+    pub fn refill(&mut self, pool: &mut Pool) {
+        // In chunks: a few frames are not worth a store to shared memory.
+        while self.ring_size - self.in_fill >= BATCH_MAX as u32 / 2 {
+            let wanted = ((self.ring_size - self.in_fill) as usize).min(BATCH_MAX);
+            let mut descs: ArrayVec<FrameDesc, BATCH_MAX> = ArrayVec::new();
+            while descs.len() < wanted
+                && let Some(desc) = pool.take_desc()
+            {
+                descs.push(desc);
+            }
+            // SAFETY: the frames come from this pool's free list, and the ring belongs to its UMEM.
+            let n = unsafe { self.fill.produce(&descs) };
+            descs[n..].iter().for_each(|d| pool.give_desc(*d));
+            self.in_fill += n as u32;
+            if n == 0 {
+                break;
+            }
+        }
+        if self.fill.needs_wakeup() && !self.down {
+            // Errors say that the port is down, which the next transmission counts.
+            let _ = sys::kick_rx(self.fd);
+        }
+    }
+
+    /// Received frames, up to `max`: calls `take` for each.
+    pub fn receive(&mut self, pool: &Pool, max: usize, mut take: impl FnMut(Token)) -> usize {
+        let mut descs = [FrameDesc::default(); BATCH_MAX];
+        let max = max.min(BATCH_MAX);
+        // SAFETY: the ring belongs to this pool's UMEM; each frame that comes off it becomes one token of this pool.
+        let n = unsafe { self.rx.consume(&mut descs[..max]) };
+        self.in_fill -= n as u32;
+        descs[..n].iter().for_each(|d| take(pool.token_of(*d)));
+        n
+    }
+
+    /// Leaves a placed frame for the next [`Queue::flush`]. Gives it back when there is no room.
+    pub fn stage(&mut self, token: Token, origin: Origin) -> Result<(), Token> {
+        if self.staged.is_full() {
+            return Err(token);
+        }
+        self.staged.push(token.into_desc());
+        self.origins.push(origin);
+        Ok(())
+    }
+
+    /// Puts what is staged onto the ring. When the ring is full the kernel is kicked and asked for completions a bounded
+    /// number of times; what is left then is given up.
+    pub fn flush(&mut self, pool: &mut Pool, kicks: &KickCounters) -> ArrayVec<Unsent, STAGED_MAX> {
+        let mut unsent = ArrayVec::new();
+        let mut tries = 0;
+        while !self.staged.is_empty() && !self.down {
+            let wanted = self.staged.len() as u32;
+            let n = self.tx.nb_free(wanted).min(wanted) as usize;
+            // SAFETY: staged descriptors come from consumed tokens of the pool whose UMEM the ring belongs to.
+            let n = unsafe { self.tx.produce(&self.staged[..n]) };
+            self.staged.drain(..n);
+            self.origins.drain(..n);
+            self.in_tx += n as u32;
+            self.kick_due |= n > 0;
+            if self.staged.is_empty() || tries == FLUSH_TRIES {
+                break;
+            }
+            tries += 1;
+            self.kick_due = true;
+            self.kick(pool, kicks);
+            self.complete(pool);
+        }
+        for (desc, origin) in self.staged.drain(..).zip(self.origins.drain(..)) {
+            unsent.push(Unsent { origin, len: desc.lengths().data() });
+            pool.give_desc(desc);
+        }
+        unsent
+    }
+
+    /// Tells the kernel to send, if it must be told.
+    pub fn kick(&mut self, pool: &mut Pool, kicks: &KickCounters) {
+        if !self.kick_due {
+            return;
+        }
+        if !self.tx.needs_wakeup() {
+            self.kick_due = false;
+            return;
+        }
+        for _ in 0..KICK_TRIES {
+            kicks.calls.add(1);
+            let Err(error) = sys::kick_tx(self.fd) else {
+                self.kick_due = false;
+                self.down = false;
+                return;
+            };
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => kicks.again.add(1),
+                Some(libc::EBUSY) => return kicks.busy.add(1),
+                Some(libc::ENOBUFS) => return kicks.no_buffers.add(1),
+                Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::EBADF | libc::EINVAL) => {
+                    kicks.down.add(1);
+                    // What is on the ring is sent when the port is back; see `probe`.
+                    self.kick_due = false;
+                    self.down = true;
+                    return;
+                }
+                _ => return kicks.other.add(1),
+            }
+            self.complete(pool);
+        }
+    }
+
+    /// Looks whether a port that was down is back.
+    pub fn probe(&mut self, pool: &mut Pool, kicks: &KickCounters) {
+        if self.down {
+            self.kick_due = true;
+            self.kick(pool, kicks);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! System calls that the standard library does not offer, each behind a safe function.
+
+use std::ffi::CString;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+/// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h: frames that one sendto() may send in copy mode.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+/// `ETHTOOL_GCHANNELS` of linux/ethtool.h.
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock of the heartbeats.
+#[inline]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec; CLOCK_MONOTONIC always exists on Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    cmd: u32,
+    max: [u32; 4],
+    rx_count: u32,
+    tx_count: u32,
+    other_count: u32,
+    combined_count: u32,
+}
+
+/// Receive queues of an interface. Drivers that do not tell have one.
+pub fn rx_queues(interface: &str) -> io::Result<u32> {
+    let mut channels = Channels { cmd: ETHTOOL_GCHANNELS, ..Channels::default() };
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = ptr::from_mut(&mut channels).cast();
+    // SAFETY: creates a new descriptor; no memory is involved.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor was created above and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the request names a terminated interface name and points to a `Channels` that lives across the call.
+    match check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) }) {
+        Ok(_) => Ok((channels.rx_count + channels.combined_count).max(1)),
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
+        Err(e) => Err(e),
+    }
+}
+
+/// Tells the kernel to send what is in the transmit ring.
+#[inline]
+pub fn kick_tx(socket: RawFd) -> io::Result<()> {
+    // SAFETY: no buffer is passed; a bad descriptor is an error, not undefined behaviour.
+    let sent = unsafe { libc::sendto(socket, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Tells the kernel that the fill ring has frames again.
+pub fn kick_rx(socket: RawFd) -> io::Result<()> {
+    // SAFETY: as in `kick_tx`.
+    let got = unsafe { libc::recvfrom(socket, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Waits for one of the descriptors. The number that is ready; interruptions count as none.
+pub fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<usize> {
+    // SAFETY: the slice is valid for its length.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) }) {
+        Ok(n) => Ok(n as usize),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// A descriptor that wakes a sleeping worker.
+pub struct Waker(OwnedFd);
+
+impl Waker {
+    /// A new one.
+    pub fn new() -> io::Result<Waker> {
+        // SAFETY: creates a new descriptor.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: the descriptor was created above and belongs to nobody else.
+        Ok(Waker(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Wakes the worker.
+    pub fn wake(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the buffer is valid for its length. A full counter (EAGAIN) means that the worker is being woken anyway.
+        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Takes back all wake-ups so far.
+    pub fn clear(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: the buffer is valid for its length. EAGAIN means that there was none.
+        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+
+    /// For poll().
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// A second descriptor for a socket that the worker owns, for reading statistics.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the caller holds the descriptor open during the call.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// `struct xdp_statistics` of linux/if_xdp.h.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct RawStatistics {
+    pub rx_dropped: u64,
+    pub rx_invalid_descs: u64,
+    pub tx_invalid_descs: u64,
+    pub rx_ring_full: u64,
+    pub rx_fill_ring_empty_descs: u64,
+    pub tx_ring_empty_descs: u64,
+}
+
+/// An AF_XDP socket's statistics.
+pub fn xdp_statistics(socket: BorrowedFd<'_>) -> io::Result<RawStatistics> {
+    let mut statistics = RawStatistics::default();
+    let mut len = mem::size_of::<RawStatistics>() as libc::socklen_t;
+    let at = ptr::from_mut(&mut statistics).cast();
+    // SAFETY: `at` is valid for `len` bytes, and any bytes make a valid value.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, at, &mut len) })?;
+    Ok(statistics)
+}
+
+/// Asks for up to `frames` sent a call in copy mode. Kernels that do not know the option send 32.
+pub fn set_tx_budget(socket: RawFd, frames: u32) -> io::Result<()> {
+    let len = mem::size_of::<u32>() as libc::socklen_t;
+    // SAFETY: the value is valid for its length.
+    check(unsafe { libc::setsockopt(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, ptr::from_ref(&frames).cast(), len) })?;
+    Ok(())
+}
+
+/// Keeps the calling thread on one CPU.
+pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all-zero is a valid, empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: `cpu` is below CPU_SETSIZE.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is valid for its size; 0 is the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) })?;
+    Ok(())
+}
+
+/// Raises the limit of locked memory as far as possible and returns what is in force, in bytes.
+pub fn raise_memory_lock() -> u64 {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both structures are valid; failures leave the old limit, which is read back.
+    unsafe {
+        if libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) < 0 && libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit);
+        }
+        libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
+    }
+    limit.rlim_cur
+}
+
+/// Whether a directory lies in a bpffs.
+pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let path = c_path(path)?;
+    // SAFETY: all-zero is a valid statfs.
+    let mut info: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: the path is terminated and `info` is valid.
+    check(unsafe { libc::statfs(path.as_ptr(), &mut info) })?;
+    Ok(info.f_type == libc::BPF_FS_MAGIC as libc::__fsword_t)
+}
+
+/// Mounts a bpffs that only its owner may enter.
+pub fn mount_bpffs(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: all strings are terminated and live across the call.
+    check(unsafe { libc::mount(c"bpffs".as_ptr(), path.as_ptr(), c"bpf".as_ptr(), flags, c"mode=0700".as_ptr().cast()) })?;
+    Ok(())
+}
+
+/// Unmounts what is mounted on a directory.
+pub fn unmount(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: the path is terminated.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waker_wakes_once_and_is_cleared() {
+        let waker = Waker::new().unwrap();
+        let mut fds = [libc::pollfd { fd: waker.fd(), events: libc::POLLIN, revents: 0 }];
+        assert_eq!(poll(&mut fds, 0).unwrap(), 0);
+        waker.wake();
+        waker.wake();
+        assert_eq!(poll(&mut fds, 1000).unwrap(), 1);
+        waker.clear();
+        assert_eq!(poll(&mut fds, 0).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_an_error() {
+        assert!(rx_queues("no-such-if").is_err());
+        assert!(rx_queues("an-interface-name-that-is-too-long").is_err());
+        assert!(pin_to_cpu(1023).is_err());
+        assert!(is_bpffs(Path::new("/nowhere")).is_err());
+        assert!(!is_bpffs(Path::new("/proc")).unwrap());
+        assert!(kick_tx(-1).is_err());
+    }
+
+    #[test]
+    fn the_clock_goes_forward() {
+        let before = monotonic_ns();
+        assert!(monotonic_ns() >= before && before > 0);
+    }
+}
