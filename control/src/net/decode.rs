@@ -1,0 +1,258 @@
+//! Netlink messages read into the few facts that matter here.
+
+use nomagic_core::routes::Mac;
+use nomagic_core::tuple::Prefix;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mac: Mac,
+    /// Bytes of an IP packet.
+    pub(super) mtu: u32,
+    /// Administratively up.
+    pub(super) admin_up: bool,
+    /// With carrier.
+    pub(super) carrier: bool,
+    /// Of a veth: the index of its peer; of a VLAN: of its lower device.
+    pub(super) peer: Option<u32>,
+}
+
+/// An interface, unless the message is about a bridge's port (those come as link messages of another family).
+pub(super) fn link(message: &LinkMessage) -> Option<Link> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        mtu: 0,
+        admin_up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        peer: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// An address of this node.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct OwnAddress {
+    pub(super) link: u32,
+    pub(super) addr: IpAddr,
+    pub(super) scope: OwnScope,
+}
+
+/// Where an own address is worth something.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum OwnScope {
+    /// Reachable from elsewhere.
+    Node,
+    /// The same, but not preferred: secondary, temporary or deprecated.
+    Secondary,
+    /// On one link or inside the node only, or not usable yet.
+    Restricted,
+}
+
+pub(super) fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
+    // The header's flags are the low 8 bits of the attribute's.
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    let (mut address, mut local) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(a) => address = Some(*a),
+            AddressAttribute::Local(a) => local = Some(*a),
+            AddressAttribute::Flags(f) => flags |= *f,
+            _ => {}
+        }
+    }
+    // On a point-to-point link `Address` is the other end and `Local` is ours.
+    let addr = local.or(address)?;
+    let restricted = matches!(message.header.scope, AddressScope::Link | AddressScope::Host | AddressScope::Nowhere)
+        || flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed);
+    let scope = match restricted {
+        true => OwnScope::Restricted,
+        false if flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated) => OwnScope::Secondary,
+        false => OwnScope::Node,
+    };
+    Some(OwnAddress { link: message.header.index, addr, scope })
+}
+
+/// The tables that are followed. The kernel asks `Local` first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Table {
+    Local,
+    Main,
+}
+
+/// What names a route.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct RouteKey {
+    pub(super) table: Table,
+    pub(super) prefix: Prefix,
+    pub(super) metric: u32,
+}
+
+/// What a route does, in the kernel's terms.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Action {
+    Unicast(Vec<KernelLeg>),
+    Local,
+    Unreachable,
+}
+
+/// One way out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct KernelLeg {
+    pub(super) link: u32,
+    pub(super) gateway: Option<IpAddr>,
+    pub(super) weight: u16,
+    /// The kernel does not use it: its interface is down.
+    pub(super) dead: bool,
+    /// Sends through a light-weight tunnel (MPLS, SRv6 ...): only the kernel can.
+    pub(super) tunnel: bool,
+}
+
+/// Why a route message is left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Skipped {
+    /// Another table, a cached clone, another family: not part of the view.
+    Foreign,
+    /// A route for some packets only (TOS or source prefix), or of a type unknown here.
+    Unsupported,
+}
+
+/// A route's name and action.
+pub(super) fn route(message: &RouteMessage) -> Result<(RouteKey, Action), Skipped> {
+    let header = &message.header;
+    let mut dst = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return Err(Skipped::Foreign),
+    };
+    let mut table = u32::from(header.table);
+    let (mut metric, mut multipath) = (0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(t) => table = *t,
+            RouteAttribute::Priority(m) => metric = *m,
+            RouteAttribute::Destination(a) => dst = ip(a).ok_or(Skipped::Unsupported)?,
+            RouteAttribute::MultiPath(legs) => multipath = Some(legs),
+            _ => {}
+        }
+    }
+    let table = match table {
+        254 => Table::Main,
+        255 => Table::Local,
+        _ => return Err(Skipped::Foreign),
+    };
+    if header.flags.contains(RouteFlags::Cloned) {
+        return Err(Skipped::Foreign);
+    }
+    if header.tos != 0 || header.source_prefix_length != 0 {
+        return Err(Skipped::Unsupported);
+    }
+    let prefix = Prefix::new(dst, header.destination_prefix_length).ok_or(Skipped::Unsupported)?;
+    let action = match header.kind {
+        RouteType::Unicast => Action::Unicast(match multipath {
+            Some(legs) => legs.iter().map(next_hop).collect(),
+            None => vec![only_leg(message)],
+        }),
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => Action::Local,
+        // `throw` goes on to the next table; after main there is none that is followed here.
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => Action::Unreachable,
+        _ => return Err(Skipped::Unsupported),
+    };
+    Ok((RouteKey { table, prefix, metric }, action))
+}
+
+fn only_leg(message: &RouteMessage) -> KernelLeg {
+    leg(0, &message.attributes, 1, message.header.flags.contains(RouteFlags::Dead))
+}
+
+fn next_hop(hop: &RouteNextHop) -> KernelLeg {
+    // `hops` is the weight less one.
+    leg(hop.interface_index, &hop.attributes, u16::from(hop.hops) + 1, hop.flags.contains(RouteNextHopFlags::Dead))
+}
+
+fn leg(link: u32, attributes: &[RouteAttribute], weight: u16, dead: bool) -> KernelLeg {
+    let mut leg = KernelLeg { link, gateway: None, weight, dead, tunnel: false };
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => leg.link = *index,
+            RouteAttribute::Gateway(a) => leg.gateway = ip(a),
+            RouteAttribute::Via(RouteVia::Inet(a)) => leg.gateway = Some((*a).into()),
+            RouteAttribute::Via(RouteVia::Inet6(a)) => leg.gateway = Some((*a).into()),
+            RouteAttribute::Encap(_) | RouteAttribute::EncapType(_) => leg.tunnel = true,
+            _ => {}
+        }
+    }
+    leg
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(a) => Some((*a).into()),
+        RouteAddress::Inet6(a) => Some((*a).into()),
+        _ => None,
+    }
+}
+
+/// A neighbour as a message tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct KernelNeighbour {
+    pub(super) link: u32,
+    pub(super) addr: IpAddr,
+    /// Its MAC address, while it is usable.
+    pub(super) mac: Option<Mac>,
+    /// Usable, but not confirmed for a while.
+    pub(super) stale: bool,
+    /// The kernel has given up on it.
+    pub(super) failed: bool,
+}
+
+/// A neighbour, unless the message is about a proxy entry or a bridge's forwarding table.
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<KernelNeighbour> {
+    use NeighbourState as State;
+    let header = &message.header;
+    if header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let (mut addr, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => addr = Some(IpAddr::V4(*a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => addr = Some(IpAddr::V6(*a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    let usable = matches!(header.state, State::Reachable | State::Stale | State::Delay | State::Probe | State::Permanent | State::Noarp);
+    let mac = mac.filter(|_| usable);
+    Some(KernelNeighbour {
+        link: header.ifindex,
+        addr: addr?,
+        mac,
+        stale: header.state == State::Stale,
+        failed: header.state == State::Failed,
+    })
+}

@@ -1,0 +1,170 @@
+//! The internal port: one veth pair by which frames go back to the kernel.
+//!
+//! The kernel's side (`nm0`) takes what the dataplane sends out of the edge's side (`nm1`). Neither side sends anything of its
+//! own: no addresses, no IPv6 autoconfiguration, no ARP on the edge's side.
+
+use nomagic_core::routes::Mac;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::RouteNetlinkMessage as Message;
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use super::NetError;
+use super::decode::{self, Link};
+use super::socket::Requests;
+
+/// The pair's names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Names {
+    /// The kernel's side.
+    pub kernel: String,
+    /// The dataplane's side.
+    pub edge: String,
+}
+
+impl Default for Names {
+    fn default() -> Names {
+        Names { kernel: "nm0".into(), edge: "nm1".into() }
+    }
+}
+
+/// One side, ready.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Side {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+/// Both sides, ready.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pair {
+    /// The kernel's side.
+    pub kernel: Side,
+    /// The dataplane's side.
+    pub edge: Side,
+}
+
+/// Makes the pair if it is missing, sets it up and brings it up. `mtu` (bytes of an IP packet): the largest of the ports'.
+///
+/// # Errors
+/// When one of the names belongs to something else, or the kernel refuses (no privileges).
+pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
+    check_name(&names.kernel)?;
+    check_name(&names.edge)?;
+    let mut requests = Requests::open()?;
+    if find_pair(&mut requests, names)?.is_none() {
+        let what = || format!("create the veth pair {}/{}", names.kernel, names.edge);
+        requests.request(what, Message::NewLink(pair_message(names, mtu)), NLM_F_CREATE | NLM_F_EXCL)?;
+    }
+    let Some((kernel, edge)) = find_pair(&mut requests, names)? else { return Err(taken(names, &names.kernel)) };
+    set_up_kernel_side(&names.kernel)?;
+    set_up_edge_side(&names.edge)?;
+    bring_up(&mut requests, &edge, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
+    bring_up(&mut requests, &kernel, mtu, LinkFlags::Up)?;
+    let side = |link: Link| Side { name: link.name, ifindex: link.index, mac: link.mac };
+    Ok(Pair { kernel: side(kernel), edge: side(edge) })
+}
+
+/// Removes the pair. Nothing there is no error.
+pub fn remove(names: &Names) -> Result<(), NetError> {
+    let mut requests = Requests::open()?;
+    let Some((kernel, _)) = find_pair(&mut requests, names)? else { return Ok(()) };
+    let mut message = LinkMessage::default();
+    message.header.index = kernel.index;
+    requests.request(|| format!("remove interface {}", names.kernel), Message::DelLink(message), 0)
+}
+
+fn check_name(name: &str) -> Result<(), NetError> {
+    let fits = (1..=15).contains(&name.len()) && name != "." && name != "..";
+    let clean = !name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0);
+    if fits && clean { Ok(()) } else { Err(NetError::InterfaceName(name.to_owned())) }
+}
+
+fn taken(names: &Names, name: &str) -> NetError {
+    NetError::InternalTaken { name: name.to_owned(), kernel: names.kernel.clone(), edge: names.edge.clone() }
+}
+
+/// Both ends; `None` when neither exists.
+fn find_pair(requests: &mut Requests, names: &Names) -> Result<Option<(Link, Link)>, NetError> {
+    let dump = requests.dump("read the interfaces", Message::GetLink(LinkMessage::default()))?;
+    let links: Vec<Link> = dump.messages.iter().filter_map(|m| if let Message::NewLink(l) = m { decode::link(l) } else { None }).collect();
+    let find = |name: &str| links.iter().find(|l| l.name == name).cloned();
+    match (find(&names.kernel), find(&names.edge)) {
+        (None, None) => Ok(None),
+        (Some(kernel), Some(edge)) if kernel.peer == Some(edge.index) && edge.peer == Some(kernel.index) => Ok(Some((kernel, edge))),
+        (Some(_), _) => Err(taken(names, &names.kernel)),
+        (None, Some(_)) => Err(taken(names, &names.edge)),
+    }
+}
+
+/// `ip link add NM0 mtu M numtxqueues 1 numrxqueues 1 type veth peer name NM1 ...`
+fn pair_message(names: &Names, mtu: u32) -> LinkMessage {
+    let end = |name: &str| {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message.attributes.push(LinkAttribute::NumTxQueues(1));
+        message.attributes.push(LinkAttribute::NumRxQueues(1));
+        message
+    };
+    let mut message = end(&names.kernel);
+    let peer = InfoData::Veth(InfoVeth::Peer(end(&names.edge)));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]));
+    message
+}
+
+fn bring_up(requests: &mut Requests, link: &Link, mtu: u32, flags: LinkFlags) -> Result<(), NetError> {
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    message.header.flags = flags;
+    message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+    if link.mtu != mtu {
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+    }
+    requests.request(|| format!("bring up interface {} with MTU {mtu}", link.name), Message::SetLink(message), 0)
+}
+
+/// Frames of any source come out of it, also ones with addresses of this node: loose reverse path, local sources accepted.
+fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
+    for (key, value) in [("rp_filter", "2"), ("accept_local", "1")] {
+        write_proc(&format!("net/ipv4/conf/{name}/{key}"), value)?;
+    }
+    if !has_ipv6(name) {
+        return Ok(());
+    }
+    // No link-local address and no router solicitations: it only receives.
+    let quiet = [("addr_gen_mode", "1"), ("accept_ra", "0"), ("router_solicitations", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
+    quiet.iter().try_for_each(|(key, value)| write_proc(&format!("net/ipv6/conf/{name}/{key}"), value))
+}
+
+fn set_up_edge_side(name: &str) -> Result<(), NetError> {
+    if has_ipv6(name) { write_proc(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") } else { Ok(()) }
+}
+
+/// Whether the kernel has IPv6 at all.
+fn has_ipv6(name: &str) -> bool {
+    std::path::Path::new(&format!("/proc/sys/net/ipv6/conf/{name}")).exists()
+}
+
+fn write_proc(key: &str, value: &str) -> Result<(), NetError> {
+    let path = format!("/proc/sys/{key}");
+    std::fs::write(&path, value).map_err(|source| NetError::Proc { what: format!("write {value} to"), path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_interface_can_have_are_refused() {
+        for bad in ["", ".", "..", "a/b", "a b", "a:1", "sixteen-bytes-xx", "a\0"] {
+            assert!(matches!(check_name(bad), Err(NetError::InterfaceName(_))), "{bad:?}");
+        }
+        for good in ["nm0", "nm.1", "fifteen-bytes-x"] {
+            check_name(good).unwrap();
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! From the kernel's tables to the dataplane's: which of the mirrored routes and neighbours concern the given ports.
+
+use nomagic_core::frame::{PortId, Wanted};
+use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
+use nomagic_core::tuple::{Prefix, mask_addr};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::decode::{Action, KernelLeg, Link, Table};
+use super::state::NetState;
+
+/// Everything that `Routes` is built from, in a fixed order, so that two of them can be compared.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Inputs {
+    /// By `PortId`.
+    pub ports: Vec<Port>,
+    /// By prefix.
+    pub routes: Vec<Route>,
+    /// By port and address.
+    pub neighbours: Vec<Neighbour>,
+}
+
+impl Inputs {
+    /// Builds the dataplane's table. Returns also how many neighbours had no room in it.
+    pub fn build(&self, generation: u64, internal: Option<InternalPort>) -> (Routes, usize) {
+        Routes::build(generation, self.ports.clone(), internal, self.routes.clone(), &self.neighbours)
+    }
+}
+
+impl NetState {
+    /// The view for these ports: interface names in the order of their `PortId`s. A port without an interface is down.
+    pub fn inputs(&self, ports: &[String]) -> Inputs {
+        let by_index = self.port_ids(ports);
+        let mut neighbours: Vec<Neighbour> = self
+            .neighbours
+            .iter()
+            .filter_map(|((link, addr), n)| Some(Neighbour { port: *by_index.get(link)?, addr: *addr, mac: n.mac }))
+            .filter(|n| !n.addr.is_multicast())
+            .collect();
+        neighbours.sort_by_key(|n| (n.port, n.addr));
+        Inputs { ports: ports.iter().map(|name| self.port(name)).collect(), routes: self.view_routes(&by_index), neighbours }
+    }
+
+    /// Neighbours of these ports that are usable but were not confirmed for a while, at most `max`.
+    pub fn stale(&self, ports: &[String], max: usize) -> Vec<Wanted> {
+        let by_index = self.port_ids(ports);
+        let stale = self.neighbours.iter().filter(|(_, n)| n.stale);
+        stale.filter_map(|((link, addr), _)| Some(Wanted { port: *by_index.get(link)?, addr: *addr })).take(max).collect()
+    }
+
+    /// The interface of this name.
+    pub(super) fn link_named(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|l| l.name == name)
+    }
+
+    fn port(&self, name: &str) -> Port {
+        match self.link_named(name) {
+            Some(link) => Port { mac: link.mac, mtu: link.mtu, up: link.admin_up && link.carrier },
+            None => Port { mac: [0; 6], mtu: 0, up: false },
+        }
+    }
+
+    fn port_ids(&self, ports: &[String]) -> HashMap<u32, PortId> {
+        let index_of = |name: &String| self.link_named(name).map(|l| l.index);
+        ports.iter().enumerate().filter_map(|(id, name)| Some((index_of(name)?, PortId(u16::try_from(id).ok()?)))).collect()
+    }
+
+    fn view_routes(&self, by_index: &HashMap<u32, PortId>) -> Vec<Route> {
+        let local: LocalPrefixes = self.routes.keys().filter(|k| k.table == Table::Local).map(|k| k.prefix).collect();
+        // The kernel uses the smallest metric that leads somewhere; keys are ordered by table, prefix and metric.
+        let mut chosen: BTreeMap<Prefix, Route> = BTreeMap::new();
+        for (key, actions) in &self.routes {
+            if is_link_scoped(key.prefix.addr()) || chosen.contains_key(&key.prefix) {
+                continue;
+            }
+            if key.table == Table::Main && local.covers(key.prefix) {
+                continue;
+            }
+            if let Some(kind) = actions.iter().find_map(|action| kind(action, by_index)) {
+                chosen.insert(key.prefix, Route { prefix: key.prefix, metric: key.metric, kind });
+            }
+        }
+        for prefix in link_scopes() {
+            chosen.insert(prefix, Route { prefix, metric: 0, kind: RouteKind::Local });
+        }
+        chosen.into_values().collect()
+    }
+}
+
+/// What an action means for the dataplane; `None`: it leads nowhere at the moment, the next one counts.
+fn kind(action: &Action, by_index: &HashMap<u32, PortId>) -> Option<RouteKind> {
+    let legs = match action {
+        Action::Local => return Some(RouteKind::Local),
+        Action::Unreachable => return Some(RouteKind::Unreachable),
+        Action::Unicast(legs) => legs,
+    };
+    let legs: Vec<Leg> = legs.iter().filter(|l| !l.dead).map(|l| leg(l, by_index)).collect();
+    (!legs.is_empty()).then_some(RouteKind::Unicast(legs))
+}
+
+fn leg(leg: &KernelLeg, by_index: &HashMap<u32, PortId>) -> Leg {
+    // What leaves through a tunnel header only the kernel can send, whatever the interface.
+    let port = by_index.get(&leg.link).copied().filter(|_| !leg.tunnel);
+    Leg { port, gateway: leg.gateway, weight: leg.weight }
+}
+
+/// Addresses that mean something on one link only: every interface has a route for them, and no Service's traffic goes there.
+fn is_link_scoped(addr: IpAddr) -> bool {
+    link_scopes().iter().any(|p| p.contains(addr))
+}
+
+fn link_scopes() -> [Prefix; 3] {
+    let v6 = |first: u16| IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0));
+    let prefix = |addr, len| Prefix::new(addr, len).unwrap_or(Prefix::host(addr));
+    [prefix(Ipv4Addr::new(224, 0, 0, 0).into(), 4), prefix(v6(0xfe80), 10), prefix(v6(0xff00), 8)]
+}
+
+/// Prefixes of the local table. The kernel looks there first, so they win over longer ones of the main table.
+#[derive(Default)]
+struct LocalPrefixes {
+    prefixes: HashSet<Prefix>,
+    lengths: HashSet<(bool, u8)>,
+}
+
+impl FromIterator<Prefix> for LocalPrefixes {
+    fn from_iter<I: IntoIterator<Item = Prefix>>(prefixes: I) -> LocalPrefixes {
+        let prefixes: HashSet<Prefix> = prefixes.into_iter().collect();
+        let lengths = prefixes.iter().map(|p| (p.addr().is_ipv6(), p.prefix_len())).collect();
+        LocalPrefixes { prefixes, lengths }
+    }
+}
+
+impl LocalPrefixes {
+    fn covers(&self, prefix: Prefix) -> bool {
+        let (addr, v6) = (prefix.addr(), prefix.addr().is_ipv6());
+        let mut lengths = self.lengths.iter().filter(|(family, len)| *family == v6 && *len <= prefix.prefix_len());
+        lengths.any(|(_, len)| Prefix::new(mask_addr(addr, *len), *len).is_some_and(|p| self.prefixes.contains(&p)))
+    }
+}

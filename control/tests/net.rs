@@ -1,0 +1,346 @@
+//! The mirror, the neighbour questions, the internal port and the node's checks against a real kernel, each in namespaces of its own.
+
+use nomagic::net::{Asked, Limits, Mirror, NetError, internal, node};
+use nomagic_bench::rig::{Netns, cable};
+use nomagic_core::frame::{PortId, Wanted};
+use nomagic_core::reason::Reason;
+use nomagic_core::routes::{InternalPort, Way};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+fn ip(s: &str) -> IpAddr {
+    s.parse().unwrap()
+}
+
+/// A gateway with `a0` and `b0`, each cabled to a namespace of its own.
+struct Net {
+    gw: Netns,
+    a: Netns,
+    b: Netns,
+}
+
+impl Net {
+    fn new(tag: &str) -> Net {
+        let net = Net { gw: Netns::new(tag).unwrap(), a: Netns::new(tag).unwrap(), b: Netns::new(tag).unwrap() };
+        cable(&net.gw, "a0", &net.a, "eth0", 1).unwrap();
+        cable(&net.gw, "b0", &net.b, "eth0", 1).unwrap();
+        for (ns, interface, v4, v6) in [
+            (&net.gw, "a0", "10.1.0.1/24", "fd01::1/64"),
+            (&net.gw, "b0", "10.2.0.1/24", "fd02::1/64"),
+            (&net.a, "eth0", "10.1.0.2/24", "fd01::2/64"),
+            (&net.b, "eth0", "10.2.0.2/24", "fd02::2/64"),
+        ] {
+            ns.ip(&format!("addr add {v4} dev {interface}")).unwrap();
+            ns.ip(&format!("addr add {v6} dev {interface} nodad")).unwrap();
+        }
+        net
+    }
+}
+
+fn ports() -> Vec<String> {
+    vec!["a0".into(), "b0".into()]
+}
+
+/// Waits until a destination goes this way.
+async fn until(mirror: &mut Mirror, dst: &str, want: impl Fn(&nomagic_core::routes::Routes, Way) -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let routes = mirror.routes(1, &ports(), None);
+        let way = routes.resolve(ip(dst), 0);
+        if want(&routes, way) {
+            return;
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        let heard = tokio::time::timeout(left, mirror.changed()).await;
+        heard.unwrap_or_else(|_| panic!("{dst} still goes {way:?}: {:?}", mirror.counters())).unwrap();
+    }
+}
+
+fn asks(port: u16, addr: &str) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
+    let want = Way::Ask(Wanted { port: PortId(port), addr: ip(addr) });
+    move |_, way| way == want
+}
+
+fn nowhere(reason: Reason) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
+    move |_, way| way == Way::Nowhere(reason)
+}
+
+fn hop(port: u16, mac: [u8; 6]) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
+    move |routes, way| match way {
+        Way::Hop(id) => routes.hop(id).is_some_and(|h| (h.port, h.dst_mac) == (PortId(port), mac)),
+        _ => false,
+    }
+}
+
+#[test]
+fn the_mirror_follows_every_kind_of_route() {
+    let net = Net::new("routes");
+    let steps = |words: &str| net.gw.ip(words).unwrap();
+    steps("route add 10.50.0.0/16 via 10.1.0.2");
+    net.gw
+        .block_on(|| async {
+            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
+            until(&mut mirror, "10.1.0.77", asks(0, "10.1.0.77")).await;
+            until(&mut mirror, "10.1.0.1", nowhere(Reason::NextHopKernel)).await;
+            until(&mut mirror, "fd02::1", nowhere(Reason::NextHopKernel)).await;
+            until(&mut mirror, "9.9.9.9", nowhere(Reason::NoRoute)).await;
+            steps("route replace 10.50.0.0/16 via 10.2.0.2");
+            until(&mut mirror, "10.50.0.1", asks(1, "10.2.0.2")).await;
+            steps("route add 10.50.7.0/24 via 10.1.0.2 metric 5");
+            until(&mut mirror, "10.50.7.1", asks(0, "10.1.0.2")).await;
+            steps("route add blackhole 10.50.7.128/25");
+            until(&mut mirror, "10.50.7.200", nowhere(Reason::Unreachable)).await;
+            steps("route add unreachable 10.51.0.0/16");
+            until(&mut mirror, "10.51.0.1", nowhere(Reason::Unreachable)).await;
+            steps("route add prohibit 10.52.0.0/16");
+            until(&mut mirror, "10.52.0.1", nowhere(Reason::Unreachable)).await;
+            steps("route add 10.53.0.0/16 via inet6 fe80::99 dev b0");
+            until(&mut mirror, "10.53.0.1", asks(1, "fe80::99")).await;
+            steps("route add 10.54.0.0/16 via 10.99.0.9 dev a0 onlink");
+            until(&mut mirror, "10.54.0.1", asks(0, "10.99.0.9")).await;
+            steps("-6 route add default via fe80::42 dev b0");
+            until(&mut mirror, "2001:db8::1", asks(1, "fe80::42")).await;
+            steps("-6 route add blackhole fd77::/64");
+            until(&mut mirror, "fd77::1", nowhere(Reason::Unreachable)).await;
+            steps("route add 10.50.7.0/24 via 10.2.0.2 metric 4");
+            until(&mut mirror, "10.50.7.1", asks(1, "10.2.0.2")).await;
+            steps("route del 10.50.7.0/24 metric 4");
+            until(&mut mirror, "10.50.7.1", asks(0, "10.1.0.2")).await;
+            steps("route del 10.50.7.0/24 metric 5");
+            until(&mut mirror, "10.50.7.1", asks(1, "10.2.0.2")).await;
+            steps("route del 10.50.0.0/16");
+            until(&mut mirror, "10.50.0.1", nowhere(Reason::NoRoute)).await;
+            assert_eq!(mirror.counters().malformed, 0);
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_mirror_follows_multipath_and_its_single_legs() {
+    let net = Net::new("multipath");
+    let steps = |words: &str| net.gw.ip(words).unwrap();
+    net.gw
+        .block_on(|| async {
+            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            for (dst, prefix, via) in
+                [("10.60.0.1", "10.60.0.0/16", ["10.1.0.2", "10.2.0.2"]), ("fd60::1", "fd60::/64", ["fd01::2", "fd02::2"])]
+            {
+                let family = if dst.contains(':') { "-6" } else { "-4" };
+                steps(&format!("{family} route add {prefix} nexthop via {} weight 3 nexthop via {}", via[0], via[1]));
+                let mut counts = [0u32; 2];
+                until(&mut mirror, dst, |_, way| matches!(way, Way::Ask(_))).await;
+                let routes = mirror.routes(1, &ports(), None);
+                let mut hash = 1;
+                for _ in 0..4_000 {
+                    match routes.resolve(ip(dst), nomagic_core::tuple::splitmix64(&mut hash)) {
+                        Way::Ask(w) if w.addr == ip(via[usize::from(w.port.0)]) => counts[usize::from(w.port.0)] += 1,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                assert!((2_850..3_150).contains(&counts[0]), "{counts:?}");
+                // One leg goes: of an IPv6 route it can be deleted, an IPv4 route is replaced.
+                match family {
+                    "-6" => steps(&format!("-6 route del {prefix} via {}", via[0])),
+                    _ => steps(&format!("route replace {prefix} via {}", via[1])),
+                };
+                until(&mut mirror, dst, asks(1, via[1])).await;
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn interfaces_go_down_come_up_vanish_and_return() {
+    let net = Net::new("links");
+    let steps = |words: &str| net.gw.ip(words).unwrap();
+    steps("route add 10.50.0.0/16 via 10.1.0.2 metric 1");
+    steps("route add 10.50.0.0/16 via 10.2.0.2 metric 2");
+    net.gw
+        .block_on(|| async {
+            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
+            // Down: the kernel drops the IPv4 routes through a0 without a word.
+            steps("link set a0 down");
+            until(&mut mirror, "10.50.0.1", asks(1, "10.2.0.2")).await;
+            until(&mut mirror, "10.1.0.2", nowhere(Reason::NoRoute)).await;
+            steps("link set a0 up");
+            until(&mut mirror, "10.1.0.2", asks(0, "10.1.0.2")).await;
+            steps("route add 10.50.0.0/16 via 10.1.0.2 metric 1");
+            until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
+            // No carrier: the route stays, the port is down.
+            net.a.ip("link set eth0 down").unwrap();
+            until(&mut mirror, "10.50.0.1", nowhere(Reason::PortDown)).await;
+            net.a.ip("link set eth0 up").unwrap();
+            until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
+            steps("link set a0 mtu 1400");
+            until(&mut mirror, "10.50.0.1", |routes, _| routes.port(PortId(0)).unwrap().mtu == 1400).await;
+            let before = mirror.ifindex("a0");
+            steps("link del a0");
+            until(&mut mirror, "10.50.0.1", asks(1, "10.2.0.2")).await;
+            assert_eq!(mirror.ifindex("a0"), None);
+            cable(&net.gw, "a0", &net.a, "eth0", 1).unwrap();
+            steps("addr add 10.1.0.1/24 dev a0");
+            until(&mut mirror, "10.1.0.9", asks(0, "10.1.0.9")).await;
+            assert_ne!(mirror.ifindex("a0"), before);
+            // An address goes, and with it the routes that preferred it.
+            steps("route add 10.70.0.0/16 via 10.1.0.2 src 10.2.0.1");
+            until(&mut mirror, "10.70.0.1", asks(0, "10.1.0.2")).await;
+            steps("addr del 10.2.0.1/24 dev b0");
+            until(&mut mirror, "10.70.0.1", nowhere(Reason::NoRoute)).await;
+            assert_eq!(mirror.local_addresses(), [ip("fd02::1"), ip("10.1.0.1")]);
+        })
+        .unwrap();
+}
+
+#[test]
+fn neighbours_are_followed_and_quiet_changes_publish_nothing() {
+    let net = Net::new("neigh");
+    net.gw
+        .block_on(|| async {
+            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            net.gw.ip("neigh add 10.1.0.50 lladdr 02:00:00:00:00:50 dev a0 nud permanent").unwrap();
+            until(&mut mirror, "10.1.0.50", hop(0, [2, 0, 0, 0, 0, 0x50])).await;
+            net.gw.ip("neigh replace 10.1.0.50 lladdr 02:00:00:00:00:51 dev a0 nud reachable").unwrap();
+            until(&mut mirror, "10.1.0.50", hop(0, [2, 0, 0, 0, 0, 0x51])).await;
+            let internal = Some(InternalPort { port: PortId(1), kernel_mac: [9; 6] });
+            assert!(mirror.routes_if_changed(2, &ports(), internal).is_some(), "another internal port");
+            assert!(mirror.routes_if_changed(3, &ports(), internal).is_none());
+            net.gw.ip("neigh replace 10.1.0.50 lladdr 02:00:00:00:00:51 dev a0 nud stale").unwrap();
+            let heard = tokio::time::timeout(Duration::from_millis(100), mirror.changed()).await;
+            assert!(heard.is_err(), "going stale is no change");
+            assert_eq!(mirror.stale(&ports(), 9), [Wanted { port: PortId(0), addr: ip("10.1.0.50") }]);
+            // Another interface's route changes what is mirrored, but not what these ports see.
+            net.gw.ip("neigh add 127.0.0.9 lladdr 02:00:00:00:00:09 dev lo nud permanent").unwrap();
+            tokio::time::timeout(Duration::from_secs(5), mirror.changed()).await.unwrap().unwrap();
+            assert!(mirror.routes_if_changed(3, &ports(), internal).is_none());
+            net.gw.ip("neigh del 10.1.0.50 dev a0").unwrap();
+            until(&mut mirror, "10.1.0.50", asks(0, "10.1.0.50")).await;
+        })
+        .unwrap();
+}
+
+#[test]
+fn asking_resolves_a_neighbour_and_gives_up_the_dead() {
+    let net = Net::new("ask");
+    let (a, b) = (net.a.link_mac("eth0").unwrap(), net.b.link_mac("eth0").unwrap());
+    // Failure is decided after one probe a family.
+    for family in ["ipv4", "ipv6"] {
+        net.gw.sysctl(&format!("net.{family}.neigh.a0.mcast_solicit"), "1").unwrap();
+        net.gw.sysctl(&format!("net.{family}.neigh.a0.retrans_time_ms"), "200").unwrap();
+    }
+    net.gw
+        .block_on(|| async {
+            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            for (port, addr, mac) in [(0, "10.1.0.2", a), (1, "fd02::2", b)] {
+                let wanted = Wanted { port: PortId(port), addr: ip(addr) };
+                assert_eq!(mirror.ask(&ports(), &wanted).unwrap(), Asked::Resolving);
+                assert_eq!(mirror.ask(&ports(), &wanted).unwrap(), Asked::Lately);
+                until(&mut mirror, addr, hop(port, mac)).await;
+            }
+            assert!(net.gw.ip("neigh show 10.1.0.2 dev a0").unwrap().contains("managed"), "kept alive by the kernel");
+            let nobody = Wanted { port: PortId(0), addr: ip("10.1.0.99") };
+            assert_eq!(mirror.ask(&ports(), &nobody).unwrap(), Asked::Resolving);
+            // The kernel gives up; the entry is let go rather than probed for ever.
+            let end = Instant::now() + Duration::from_secs(5);
+            while !net.gw.ip("neigh show 10.1.0.99 dev a0").unwrap().is_empty() {
+                assert!(Instant::now() < end, "{}", net.gw.ip("neigh show").unwrap());
+                let _ = tokio::time::timeout(Duration::from_millis(50), mirror.changed()).await;
+            }
+            assert_eq!(mirror.ask(&ports(), &Wanted { port: PortId(7), addr: ip("10.1.0.2") }).unwrap(), Asked::NoPort);
+        })
+        .unwrap();
+}
+
+#[test]
+fn ten_thousand_routes_and_an_overrun_lose_nothing() {
+    let net = Net::new("many");
+    net.gw
+        .block_on(|| async {
+            let mut mirror = Mirror::start(Limits { waiting_bytes: 128 << 10, ..Limits::default() }).unwrap();
+            let batch: String = (0..10_000).map(|n| format!("route add 10.{}.{}.0/24 via 10.1.0.2\n", 100 + n / 250, n % 250)).collect();
+            // Nobody listens while they come: the socket's buffer overflows.
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), batch).unwrap();
+            net.gw.exec("ip", &["-batch", file.path().to_str().unwrap()]).unwrap();
+            until(&mut mirror, "10.139.249.1", asks(0, "10.1.0.2")).await;
+            assert!(mirror.counters().overruns >= 1, "{:?}", mirror.counters());
+            let routes = mirror.routes(1, &ports(), None);
+            for n in 0..10_000u32 {
+                let dst = Ipv4Addr::new(10, (100 + n / 250) as u8, (n % 250) as u8, 1);
+                assert_eq!(routes.resolve(dst.into(), 0), Way::Ask(Wanted { port: PortId(0), addr: ip("10.1.0.2") }));
+            }
+            // And it still follows.
+            net.gw.ip("route del 10.139.249.0/24").unwrap();
+            until(&mut mirror, "10.139.249.1", nowhere(Reason::NoRoute)).await;
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_internal_pair_is_made_once_and_removed() {
+    let netns = Netns::new("internal").unwrap();
+    let names = internal::Names::default();
+    let (first, second) = netns.run(|| (internal::ensure(&names, 1500).unwrap(), internal::ensure(&names, 1600).unwrap())).unwrap();
+    assert_eq!(first, second, "made once");
+    assert_eq!(netns.link_mac("nm0").unwrap(), first.kernel.mac);
+    for (key, value) in [
+        ("net.ipv4.conf.nm0.rp_filter", "2"),
+        ("net.ipv4.conf.nm0.accept_local", "1"),
+        ("net.ipv6.conf.nm0.disable_ipv6", "0"),
+        ("net.ipv6.conf.nm1.disable_ipv6", "1"),
+    ] {
+        assert_eq!(netns.sysctl_get(key).unwrap(), value, "{key}");
+    }
+    let shown = netns.ip("-d link show nm1").unwrap();
+    for word in ["NOARP", "UP", "mtu 1600", "numtxqueues 1", "numrxqueues 1"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    assert!(!netns.ip("addr show nm0").unwrap().contains("inet"), "no address of its own");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(netns.link_counters("nm0").unwrap().tx_packets, 0, "the kernel sends nothing by itself");
+    assert_eq!(netns.link_counters("nm1").unwrap().tx_packets, 0);
+    netns.run(|| internal::remove(&names).and_then(|()| internal::remove(&names))).unwrap().unwrap();
+    assert!(netns.ip("link show nm0").is_err());
+}
+
+#[test]
+fn a_stranger_with_the_internal_ports_name_is_left_alone() {
+    let netns = Netns::new("stranger").unwrap();
+    netns.ip("link add nm0 type bridge").unwrap();
+    let names = internal::Names::default();
+    let error = netns.run(|| internal::ensure(&names, 1500)).unwrap().unwrap_err();
+    assert!(matches!(&error, NetError::InternalTaken { name, .. } if name == "nm0"), "{error}");
+    assert!(error.to_string().contains("ip link del nm0"), "{error}");
+    assert!(netns.run(|| internal::remove(&names)).unwrap().is_err());
+    let other = internal::Names { kernel: "x".into(), edge: "nm0".into() };
+    assert!(netns.run(|| internal::ensure(&other, 1500)).unwrap().is_err());
+    assert!(netns.ip("link show nm0").is_ok());
+}
+
+#[test]
+fn the_snat_range_must_be_free() {
+    let netns = Netns::new("snat").unwrap();
+    cable(&netns, "a0", &netns, "a1", 1).unwrap();
+    netns.ip("addr add 10.1.0.1/24 dev a0").unwrap();
+    netns.ip("addr add fd01::1/64 dev a0 nodad").unwrap();
+    let own = [ip("10.1.0.1"), ip("fd01::1")];
+    let check = |addresses: &[IpAddr], first, last| netns.run(|| node::check_snat_range(addresses, first, last)).unwrap();
+    assert_eq!(netns.run(node::local_addresses).unwrap().unwrap(), own);
+    check(&own, 61_000, 65_535).unwrap();
+    let error = check(&own, 50_000, 65_535).unwrap_err().to_string();
+    assert!(error.contains("sysctl -w net.ipv4.ip_local_reserved_ports=50000-65535"), "{error}");
+    check(&[ip("10.77.0.1")], 50_000, 65_535).unwrap();
+    // The advice works.
+    netns.sysctl("net.ipv4.ip_local_reserved_ports", "50000-65535").unwrap();
+    check(&own, 50_000, 65_535).unwrap();
+    let sockets =
+        netns.run(|| (std::net::UdpSocket::bind("10.1.0.1:61000").unwrap(), std::net::TcpListener::bind("[::]:61001").unwrap())).unwrap();
+    let udp = check(&own, 60_000, 61_000).unwrap_err().to_string();
+    assert!(udp.contains("a local udp socket uses 10.1.0.1:61000"), "{udp}");
+    let tcp = check(&own, 61_001, 61_002).unwrap_err().to_string();
+    assert!(tcp.contains("a local tcp socket uses [::]:61001"), "{tcp}");
+    check(&own, 61_002, 65_535).unwrap();
+    drop(sockets);
+    check(&own, 60_000, 65_535).unwrap();
+}
