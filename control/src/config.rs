@@ -1,0 +1,201 @@
+//! The configuration file: YAML, every field documented here and in `deploy/example/nomagic.yaml`.
+//!
+//! Fields are read into their final types at once ([`values`]); a fault is reported with its file, line, column, the field's name and
+//! what is allowed. Unknown fields are errors: a misspelt option must not be a silent default.
+
+pub mod error;
+pub mod values;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use nomagic_core::services::SnatRange;
+use nomagic_core::tuple::{HashSeed, Prefix};
+use serde::Deserialize;
+
+use crate::compile::{Node, Settings};
+use error::ConfigError;
+pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Workers};
+
+/// Largest configuration file, bytes.
+const FILE_MAX: u64 = 1 << 20;
+/// The label that names a node's zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// Everything that `nomagic run` and `nomagic explain` are told.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// Who this node is.
+    pub node: NodeConfig,
+    /// Pod ranges. Clients in here count as pods; without a range of a family, pods of that family cannot be told apart.
+    #[serde(rename = "clusterCIDRs", deserialize_with = "values::cidrs")]
+    pub cluster_cidrs: Vec<Prefix>,
+    /// Ranges of cluster IPs. Addresses in here that no Service has are answered with silence.
+    #[serde(rename = "serviceCIDRs", deserialize_with = "values::cidrs")]
+    pub service_cidrs: Vec<Prefix>,
+    /// Replace the client's address on every connection to a cluster IP, also for pods.
+    pub masquerade_all: bool,
+    /// Accepted for kube-proxy's sake. Packets to 127.0.0.1 never leave the node, so nomagic never sees them, and `explain` says so.
+    pub localhost_node_ports: bool,
+    /// On which of the node's addresses node ports answer: `primary` (default), or CIDRs; `[]` is every address of the node.
+    pub node_port_addresses: NodePortAddresses,
+    /// Network interfaces to take over, by name. `explain` needs none.
+    #[serde(deserialize_with = "values::interfaces")]
+    pub interfaces: Vec<String>,
+    /// Kubernetes YAML: a file, or a directory of `*.yaml`, `*.yml`, `*.json`. Relative to the configuration file.
+    pub manifests: Option<PathBuf>,
+    /// Source NAT.
+    pub snat: SnatConfig,
+    /// Threads: a number, or `{count, cpus, idle}`.
+    pub workers: Workers,
+    /// The connection table.
+    pub conntrack: ConntrackConfig,
+    /// The hash that chooses backends.
+    pub hash: HashConfig,
+    /// What the XDP program does with Services' packets when no worker has been alive for longer than `graceMs`.
+    pub on_failure: OnFailure,
+    /// Take the XDP program off the interfaces when the process ends in an orderly way.
+    pub detach_on_exit: bool,
+    /// Where pins and state live.
+    pub state_dir: PathBuf,
+    /// How long Services' packets are dropped after the workers stopped, before `onFailure` applies. Milliseconds, 100 to 60,000.
+    #[serde(deserialize_with = "values::grace_ms")]
+    pub grace_ms: u32,
+}
+
+/// Who this node is.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct NodeConfig {
+    /// The Node object's name. Default: the host name in lower case.
+    #[serde(deserialize_with = "values::node_name")]
+    pub name: Option<String>,
+    /// All of the node's addresses. Default: found out when running; `primaryIPs` for `explain`.
+    #[serde(deserialize_with = "values::ips")]
+    pub ips: Vec<IpAddr>,
+    /// The node's InternalIPs, one a family. Default: the first of `ips` of each family.
+    #[serde(rename = "primaryIPs", deserialize_with = "values::ip_per_family")]
+    pub primary_ips: Vec<IpAddr>,
+    /// The Node object's labels; `topology.kubernetes.io/zone` is the one that counts.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Source NAT.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct SnatConfig {
+    /// Addresses that replace clients' addresses, one a family. Default: the node's primary addresses.
+    #[serde(deserialize_with = "values::ip_per_family")]
+    pub addresses: Vec<IpAddr>,
+    /// Source ports, `FIRST-LAST`. Must not overlap the kernel's own ip_local_port_range. Default: 61000-65535.
+    pub ports: PortRange,
+}
+
+/// The connection table.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ConntrackConfig {
+    /// Connections at the most, 1,024 to 67,108,864. Default: 1,048,576.
+    #[serde(deserialize_with = "values::capacity")]
+    pub capacity: u32,
+}
+
+/// The hash that chooses backends.
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct HashConfig {
+    /// Any number of 64 bits; the same on every gateway of a cluster, so that all choose alike. Default: 0.
+    #[serde(deserialize_with = "values::seed")]
+    pub seed: u64,
+}
+
+impl Default for ConntrackConfig {
+    fn default() -> ConntrackConfig {
+        ConntrackConfig { capacity: 1 << 20 }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            node: NodeConfig::default(),
+            cluster_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            masquerade_all: false,
+            localhost_node_ports: true,
+            node_port_addresses: NodePortAddresses::default(),
+            interfaces: Vec::new(),
+            manifests: None,
+            snat: SnatConfig::default(),
+            workers: Workers::default(),
+            conntrack: ConntrackConfig::default(),
+            hash: HashConfig::default(),
+            on_failure: OnFailure::default(),
+            detach_on_exit: false,
+            state_dir: PathBuf::from("/run/nomagic"),
+            grace_ms: 2_000,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file; `manifests` becomes relative to the working directory.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let unreadable = |what: String| ConfigError::whole(path, what);
+        let length = std::fs::metadata(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?.len();
+        if length > FILE_MAX {
+            return Err(unreadable(format!("{length} bytes long, {FILE_MAX} are allowed: is it really a configuration file?")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
+        let mut config = Config::parse(&text, path)?;
+        if let (Some(manifests), Some(dir)) = (&config.manifests, path.parent()) {
+            config.manifests = Some(dir.join(manifests));
+        }
+        Ok(config)
+    }
+
+    /// Reads the text of a configuration file; `path` is for error messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        error::read(text, path)
+    }
+
+    /// This node's name: configured, or the host name.
+    pub fn node_name(&self) -> String {
+        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.node.name.clone().unwrap_or_else(|| host().trim().to_ascii_lowercase())
+    }
+
+    /// What the compiler must know. `discovered` are the kernel's addresses of this node, used when `node.ips` is empty.
+    pub fn settings(&self, discovered: &[IpAddr]) -> Settings {
+        let mut ips = if self.node.ips.is_empty() { discovered.to_vec() } else { self.node.ips.clone() };
+        let first = |v6: bool| ips.iter().copied().find(|ip| ip.is_ipv6() == v6 && crate::objects::addr::fault(*ip).is_none());
+        let primary = match self.node.primary_ips.as_slice() {
+            [] => [first(false), first(true)].into_iter().flatten().collect(),
+            given => given.to_vec(),
+        };
+        ips.extend(primary.iter().filter(|p| !ips.contains(p)).copied().collect::<Vec<_>>());
+        let snat = if self.snat.addresses.is_empty() { &primary } else { &self.snat.addresses };
+        let snat = SnatRange {
+            v4: snat.iter().copied().find(IpAddr::is_ipv4),
+            v6: snat.iter().copied().find(IpAddr::is_ipv6),
+            port_first: self.snat.ports.first,
+            port_last: self.snat.ports.last,
+        };
+        let zone = self.node.labels.get(ZONE_LABEL).filter(|z| !z.is_empty()).cloned();
+        Settings {
+            node: Node { name: self.node_name(), ips, primary, zone },
+            cluster_cidrs: self.cluster_cidrs.clone(),
+            service_cidrs: self.service_cidrs.clone(),
+            masquerade_all: self.masquerade_all,
+            localhost_node_ports: self.localhost_node_ports,
+            node_port_addresses: self.node_port_addresses.clone(),
+            snat,
+            seed: HashSeed::new(self.hash.seed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

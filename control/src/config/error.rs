@@ -1,0 +1,170 @@
+//! Reading YAML into a typed value, with errors that name file, line, column and field.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{Location, Spanned};
+
+/// A configuration that cannot be used, said so that it can be mended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line and column, from 1; (0, 0) when it concerns the whole file.
+    pub at: (u64, u64),
+    /// The field, as `workers.count`; empty for the whole file.
+    pub field: String,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+impl ConfigError {
+    /// A fault of the file as a whole.
+    pub fn whole(file: &Path, message: impl Into<String>) -> ConfigError {
+        ConfigError { file: file.into(), at: (0, 0), field: String::new(), message: message.into() }
+    }
+
+    /// A field that must be there for what was asked.
+    pub fn missing(file: &Path, field: &str, message: impl Into<String>) -> ConfigError {
+        ConfigError { field: field.into(), ..ConfigError::whole(file, message) }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.at.0 > 0 {
+            write!(f, ":{}:{}", self.at.0, self.at.1)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads one YAML document. An empty file is an empty mapping.
+pub fn read<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, ConfigError> {
+    let blank = text.lines().all(|l| matches!(l.trim_start().chars().next(), None | Some('#')) || l.trim_end() == "---");
+    let text = if blank { "{}" } else { text };
+    let mut path = String::new();
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
+        serde_path_to_error::deserialize(yaml).map_err(|e| {
+            path = e.path().to_string();
+            e.into_inner()
+        })
+    })
+    .map_err(|e| {
+        // "." is the root, and a path ends with "?" where the reader did not get to a name.
+        let field = path.trim_end_matches('?').trim_end_matches('.').to_string();
+        // The reader points at the key of a bad value, or at its list: look for the value itself.
+        let value = match e.without_snippet() {
+            serde_saphyr::Error::SerdeUnknownField { .. } => None,
+            _ => place_of(text, &field),
+        };
+        let at = value.or(e.location()).map_or((0, 0), |l| (l.line(), l.column()));
+        ConfigError { file: file.into(), at, field, message: message(&e) }
+    })
+}
+
+/// The error without its position, which is printed in front.
+pub(crate) fn message(error: &serde_saphyr::Error) -> String {
+    let whole = error.without_snippet().render_with_options(serde_saphyr::render_options! {
+        formatter: &serde_saphyr::DefaultMessageFormatter,
+        snippets: serde_saphyr::SnippetMode::Off,
+    });
+    match error.location() {
+        Some(l) => whole
+            .replace(&format!(" at line {}, column {}", l.line(), l.column()), "")
+            .replace(&format!("line {} column {}: ", l.line(), l.column()), ""),
+        None => whole,
+    }
+}
+
+/// A document as nothing but places.
+enum Place {
+    Mapping(Vec<(String, Spanned<Place>)>),
+    List(Vec<Spanned<Place>>),
+    Scalar,
+}
+
+/// Where the value of a field (`node.ips[2]`) stands, if the text can be read at all.
+fn place_of(text: &str, field: &str) -> Option<Location> {
+    let mut place: Spanned<Place> = serde_saphyr::from_str(text).ok()?;
+    for step in field.split(['.', '[']).filter(|s| !s.is_empty()) {
+        place = match (place.value, step.strip_suffix(']')) {
+            (Place::List(list), Some(index)) => list.into_iter().nth(index.parse().ok()?)?,
+            (Place::Mapping(entries), _) => entries.into_iter().find(|(key, _)| key == step)?.1,
+            _ => return None,
+        };
+    }
+    Some(place.referenced)
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Place, D::Error> {
+        struct Anything;
+
+        impl<'de> Visitor<'de> for Anything {
+            type Value = Place;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Place, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Place::Mapping(entries))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Place, A::Error> {
+                let mut list = Vec::new();
+                while let Some(element) = seq.next_element()? {
+                    list.push(element);
+                }
+                Ok(Place::List(list))
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_i128<E>(self, _: i128) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_u128<E>(self, _: u128) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+
+            fn visit_unit<E>(self) -> Result<Place, E> {
+                Ok(Place::Scalar)
+            }
+        }
+
+        d.deserialize_any(Anything)
+    }
+}

@@ -1,0 +1,131 @@
+//! What the configuration accepts, and what it says about what it does not.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("nomagic.yaml"))
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    for text in ["", "# nothing\n\n", "---\n", "{}"] {
+        assert_eq!(parse(text).unwrap(), Config::default(), "{text:?}");
+    }
+    let c = Config::default();
+    assert_eq!((c.snat.ports, c.grace_ms, c.workers.count), (PortRange { first: 61_000, last: 65_535 }, 2_000, 1));
+    assert_eq!((c.node_port_addresses, c.on_failure), (NodePortAddresses::Primary, OnFailure::Auto));
+}
+
+#[test]
+fn every_field() {
+    let c = parse(
+        "
+node: {name: gw-1, ips: [192.168.0.2, 'fd00::2', 10.1.0.1], primaryIPs: [192.168.0.2], labels: {topology.kubernetes.io/zone: a}}
+clusterCIDRs: [192.168.0.0/16]
+serviceCIDRs: [10.96.0.0/12]
+masqueradeAll: true
+localhostNodePorts: false
+nodePortAddresses: [192.168.0.0/24]
+interfaces: [eth0, eth1]
+manifests: manifests
+snat: {addresses: [192.168.0.3, 'fd00::3'], ports: 40000-49999}
+workers: {cpus: [2, 3], idle: spin}
+conntrack: {capacity: 65536}
+hash: {seed: 18446744073709551615}
+onFailure: drop
+detachOnExit: true
+stateDir: /tmp/state
+graceMs: 500
+",
+    )
+    .unwrap();
+    assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
+    assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
+    let s = c.settings(&["9.9.9.9".parse().unwrap()]);
+    assert_eq!((s.node.name.as_str(), s.node.zone.as_deref(), s.node.ips.len()), ("gw-1", Some("a"), 3));
+    assert_eq!(s.snat.v6, Some("fd00::3".parse().unwrap()));
+    assert_eq!((s.snat.port_first, s.snat.port_last), (40_000, 49_999));
+}
+
+#[test]
+fn short_forms() {
+    assert_eq!(parse("workers: 4").unwrap().workers, Workers { count: 4, ..Workers::default() });
+    assert_eq!(parse("nodePortAddresses: primary").unwrap().node_port_addresses, NodePortAddresses::Primary);
+    assert_eq!(parse("nodePortAddresses: [primary]").unwrap().node_port_addresses, NodePortAddresses::Primary);
+    assert_eq!(parse("nodePortAddresses: []").unwrap().node_port_addresses, NodePortAddresses::Cidrs(vec![]));
+}
+
+#[test]
+fn addresses_have_sensible_defaults() {
+    let discovered: Vec<IpAddr> = ["127.0.0.1", "fe80::1", "192.168.0.2", "fd00::2"].map(|a| a.parse().unwrap()).into();
+    let s = Config::default().settings(&discovered);
+    assert_eq!(s.node.primary, ["192.168.0.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
+    assert_eq!((s.snat.v4, s.snat.v6), (Some(s.node.primary[0]), Some(s.node.primary[1])));
+    let s = parse("node: {primaryIPs: [192.168.0.2]}").unwrap().settings(&[]);
+    assert_eq!((s.node.ips.clone(), s.snat.v6), (s.node.primary.clone(), None));
+    assert!(!s.node.name.is_empty(), "the host name");
+}
+
+#[test]
+fn faults_have_a_place_a_field_and_what_is_allowed() {
+    // Text, line:column, field, words of the message.
+    let table: &[(&str, &str, &str, &[&str])] = &[
+        ("masqueradeAl: true", "1:1", "masqueradeAl", &["unknown field", "masqueradeAll"]),
+        ("node:\n  nam: x\n", "2:3", "node.nam", &["unknown field", "name"]),
+        ("\nconntrack:\n  capacity: 99999999999\n", "3:13", "conntrack.capacity", &["99999999999", "1024 to 67108864"]),
+        ("conntrack: {capacity: many}", "1:23", "conntrack.capacity", &["many", "whole number"]),
+        ("graceMs: 99999999999999999999999", "1:10", "graceMs", &["100 to 60000"]),
+        ("graceMs: -5", "1:10", "graceMs", &["-5", "100 to 60000"]),
+        ("hash: {seed: -1}", "1:14", "hash.seed", &["-1", "whole number"]),
+        ("workers: 0", "1:10", "workers", &["0", "1 to 64"]),
+        ("workers: lots", "1:10", "workers", &["1 to 64"]),
+        ("workers: {count: 65}", "1:18", "workers.count", &["65", "1 to 64"]),
+        ("workers: {idle: doze}", "1:17", "workers.idle", &["doze", "spin or sleep"]),
+        ("workers: {cpus: [1, 1]}", "", "workers.cpus", &["CPU 1 is listed twice"]),
+        ("workers: {count: 2, cpus: [1]}", "", "workers", &["one a worker"]),
+        ("workers: {threads: 2}", "1:11", "workers.threads", &["unknown field", "count"]),
+        ("clusterCIDRs: [10.0.0.0/8, 10.0.0.0/40]", "1:28", "clusterCIDRs[1]", &["10.0.0.0/40", "CIDR"]),
+        ("clusterCIDRs: 10.0.0.0/8", "1:15", "clusterCIDRs", &["list"]),
+        ("node: {primaryIPs: [1.2.3.4, 1.2.3.5]}", "", "node.primaryIPs", &["at most one address a family"]),
+        ("snat: {ports: '70000-80000'}", "1:15", "snat.ports", &["70000-80000", "1024 to 65535"]),
+        ("snat: {ports: '62000-61000'}", "1:15", "snat.ports", &["62000-61000"]),
+        ("onFailure: explode", "1:12", "onFailure", &["explode", "pass, drop or auto"]),
+        ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "15 characters"]),
+        ("interfaces: [eth0, eth0]", "", "interfaces", &["eth0 is listed twice"]),
+        ("nodePortAddresses: [primary, 10.0.0.0/8]", "", "nodePortAddresses", &["must stand alone"]),
+        ("interfaces:\n- eth0\n- ''\n", "3:3", "interfaces[1]", &["15 characters"]),
+        ("masqueradeAll: perhaps", "1:16", "masqueradeAll", &["bool"]),
+        ("node: [", "", "", &[]),
+        ("a: b: c", "", "", &[]),
+        ("graceMs: 500\ngraceMs: 600", "2:1", "", &["graceMs"]),
+    ];
+    let mut wrong = Vec::new();
+    for (text, at, field, words) in table {
+        let error = parse(text).expect_err(text);
+        let shown = error.to_string();
+        let place = format!("{}:{}", error.at.0, error.at.1);
+        let right = error.at.0 > 0
+            && (at.is_empty() || place == **at)
+            && (field.is_empty() || error.field == *field)
+            && words.iter().all(|w| error.message.contains(w))
+            && !error.message.contains(" line ")
+            && !error.message.contains('\n');
+        if !right {
+            wrong.push(format!("{text:?} should be at {at} {field} {words:?}, but: {shown}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    assert!(Config::load(&path).unwrap_err().to_string().contains("cannot be read"));
+    std::fs::write(&path, "manifests: m").unwrap();
+    assert_eq!(Config::load(&path).unwrap().manifests, Some(dir.path().join("m")));
+    std::fs::write(&path, "#".repeat(FILE_MAX as usize + 1)).unwrap();
+    assert!(Config::load(&path).unwrap_err().to_string().contains("are allowed"));
+    std::fs::write(&path, [0xff, 0xfe, 0x41]).unwrap();
+    assert!(Config::load(&path).is_err());
+}

@@ -1,0 +1,367 @@
+//! Reading a Kubernetes Service.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as k8s;
+
+use super::addr::{fault, parse_cidr, parse_ip};
+use super::{Kind, Policy, Port, Service, ServiceType, read_key, read_port, read_proto};
+use crate::problem::{Notes, Origin, Problem};
+
+/// Services with this label belong to another proxy.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Ports of a Service at the most; the API server has no limit of its own but the object's size.
+const PORTS_MAX: usize = 1_024;
+/// Addresses of one kind and source ranges at the most.
+const LIST_MAX: usize = 4_096;
+/// `sessionAffinityConfig.clientIP.timeoutSeconds`, default and limits.
+const AFFINITY_DEFAULT_S: i32 = 10_800;
+const AFFINITY_MAX_S: i32 = 86_400;
+
+impl Service {
+    /// Reads a Service. `Err` when there is nothing to keep; smaller faults are skipped and noted in [`Service::problems`].
+    pub fn from_k8s(service: &k8s::Service, origin: &Origin) -> Result<Service, Problem> {
+        let refuse =
+            |object: String, field: &str, message: String| Problem { origin: origin.clone(), object, field: field.into(), message };
+        let key = read_key(&service.metadata).map_err(|(field, message)| {
+            let name = service.metadata.name.as_deref().unwrap_or("");
+            refuse(format!("{} {name:?}", Kind::Service), field, message)
+        })?;
+        let object = format!("{} {key}", Kind::Service);
+        let Some(spec) = &service.spec else {
+            return Err(refuse(object, "spec", "missing: a Service needs a spec with ports; it is skipped".into()));
+        };
+        let mut notes = Notes::new(origin, object);
+        let kind = read_type(spec.type_.as_deref(), &mut notes);
+        let ignored = ignored(service, spec, kind);
+        let mut read = Service {
+            created_s: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second()),
+            ignored,
+            kind,
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            proxied_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            source_ranges_unreadable: false,
+            ports: Vec::new(),
+            internal_policy: Policy::Cluster,
+            external_policy: Policy::Cluster,
+            affinity_timeout_s: None,
+            health_check_port: None,
+            problems: Vec::new(),
+            origin: origin.clone(),
+            key,
+        };
+        if ignored.is_none() {
+            read.fill(service, spec, &mut notes);
+        }
+        read.problems = notes.finish();
+        Ok(read)
+    }
+
+    fn fill(&mut self, service: &k8s::Service, spec: &k8s::ServiceSpec, notes: &mut Notes) {
+        self.cluster_ips = read_cluster_ips(spec, notes);
+        self.external_ips = read_addresses("spec.externalIPs", spec.external_ips.as_deref().unwrap_or(&[]), notes);
+        self.read_load_balancer(service, notes);
+        self.read_source_ranges(spec.load_balancer_source_ranges.as_deref().unwrap_or(&[]), notes);
+        self.ports = read_ports(spec, notes);
+        self.internal_policy = read_policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), notes);
+        let external = read_policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), notes);
+        if self.externally_accessible() {
+            self.external_policy = external;
+        }
+        self.affinity_timeout_s = read_affinity(spec, notes);
+        if self.kind == ServiceType::LoadBalancer && self.external_policy == Policy::Local {
+            self.health_check_port = read_optional_port("spec.healthCheckNodePort", spec.health_check_node_port, notes);
+        }
+    }
+
+    /// Whether clients outside of the cluster can reach it at all: only then its external traffic policy means something.
+    pub fn externally_accessible(&self) -> bool {
+        match self.kind {
+            ServiceType::NodePort | ServiceType::LoadBalancer => true,
+            ServiceType::ClusterIp => !self.external_ips.is_empty(),
+            ServiceType::ExternalName => false,
+        }
+    }
+
+    fn read_load_balancer(&mut self, service: &k8s::Service, notes: &mut Notes) {
+        let ingress = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()).and_then(|l| l.ingress.as_deref()).unwrap_or(&[]);
+        for (i, entry) in limited("status.loadBalancer.ingress", ingress, LIST_MAX, notes).iter().enumerate() {
+            let Some(text) = entry.ip.as_deref().filter(|t| !t.is_empty()) else { continue };
+            let field = format!("status.loadBalancer.ingress[{i}].ip");
+            let Some(addr) = read_address(&field, text, notes) else { continue };
+            let proxied = entry.ip_mode.as_deref() == Some("Proxy");
+            let list = if proxied { &mut self.proxied_ips } else { &mut self.load_balancer_ips };
+            push_new(list, addr);
+        }
+    }
+
+    fn read_source_ranges(&mut self, ranges: &[String], notes: &mut Notes) {
+        for (i, text) in limited("spec.loadBalancerSourceRanges", ranges, LIST_MAX, notes).iter().enumerate() {
+            match parse_cidr(text) {
+                Some(prefix) => push_new(&mut self.source_ranges, prefix),
+                None => notes.add(
+                    format!("spec.loadBalancerSourceRanges[{i}]"),
+                    format!("{text:?} is not a CIDR such as 203.0.113.0/24; nobody is let in by it"),
+                ),
+            }
+        }
+        self.source_ranges_unreadable = !ranges.is_empty() && self.source_ranges.is_empty();
+    }
+}
+
+/// Why kube-proxy would not even look at it.
+fn ignored(service: &k8s::Service, spec: &k8s::ServiceSpec, kind: ServiceType) -> Option<&'static str> {
+    let label = service.metadata.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
+    let first = cluster_ip_texts(spec).next();
+    match first {
+        _ if label => Some("the label service.kubernetes.io/service-proxy-name gives it to another proxy"),
+        _ if kind == ServiceType::ExternalName => Some("type ExternalName is a DNS alias"),
+        Some("None") => Some("clusterIP None: a headless Service has no address of its own"),
+        None => Some("it has no cluster IP (yet)"),
+        Some(_) => None,
+    }
+}
+
+/// `clusterIPs`, or the older `clusterIP` alone.
+fn cluster_ip_texts(spec: &k8s::ServiceSpec) -> impl Iterator<Item = &str> {
+    let list = spec.cluster_ips.as_deref().unwrap_or(&[]);
+    let single = spec.cluster_ip.as_deref().filter(|_| list.is_empty());
+    list.iter().map(String::as_str).chain(single).filter(|t| !t.is_empty())
+}
+
+fn read_cluster_ips(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<IpAddr> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for (i, text) in cluster_ip_texts(spec).enumerate() {
+        let field = format!("spec.clusterIPs[{i}]");
+        let Some(addr) = read_address(&field, text, notes) else { continue };
+        match ips.iter().find(|other| other.is_ipv6() == addr.is_ipv6()) {
+            Some(other) => {
+                notes.add(field, format!("a second address of the family of {other}: one a family is allowed; {addr} is skipped"))
+            }
+            None => ips.push(addr),
+        }
+    }
+    ips
+}
+
+fn read_address(field: &str, text: &str, notes: &mut Notes) -> Option<IpAddr> {
+    let Some(addr) = parse_ip(text) else {
+        notes.add(field, format!("{text:?} is not an IP address; it is skipped"));
+        return None;
+    };
+    if let Some(fault) = fault(addr) {
+        notes.add(field, format!("{addr} is {fault}, which no Service can have; it is skipped"));
+        return None;
+    }
+    Some(addr)
+}
+
+fn read_addresses(field: &str, texts: &[String], notes: &mut Notes) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (i, text) in limited(field, texts, LIST_MAX, notes).iter().enumerate() {
+        if let Some(addr) = read_address(&format!("{field}[{i}]"), text, notes) {
+            push_new(&mut addresses, addr);
+        }
+    }
+    addresses
+}
+
+fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
+    let listed = spec.ports.as_deref().unwrap_or(&[]);
+    if listed.is_empty() {
+        notes.add("spec.ports", "empty: a Service without ports answers nowhere; add at least one port");
+    }
+    let mut ports = Vec::new();
+    for (index, port) in limited("spec.ports", listed, PORTS_MAX, notes).iter().enumerate() {
+        let Some(proto) = read_proto(port.protocol.as_deref()) else {
+            let name = port.protocol.as_deref().unwrap_or("");
+            notes.add(format!("spec.ports[{index}].protocol"), format!("{name:?}: TCP, UDP and SCTP are allowed; the port is skipped"));
+            continue;
+        };
+        let Some(number) = read_port(port.port) else {
+            notes.add(format!("spec.ports[{index}].port"), format!("{}: 1 to 65535 are allowed; the port is skipped", port.port));
+            continue;
+        };
+        let node_port = read_optional_port(&format!("spec.ports[{index}].nodePort"), port.node_port, notes);
+        ports.push(Port { name: port.name.clone().unwrap_or_default(), proto, port: number, node_port, index });
+    }
+    ports
+}
+
+/// A port number of which 0 and absent mean "none".
+fn read_optional_port(field: &str, number: Option<i32>, notes: &mut Notes) -> Option<u16> {
+    let number = number.filter(|&n| n != 0)?;
+    let port = read_port(number);
+    if port.is_none() {
+        notes.add(field, format!("{number}: 1 to 65535 are allowed; it is skipped"));
+    }
+    port
+}
+
+fn read_type(name: Option<&str>, notes: &mut Notes) -> ServiceType {
+    match name {
+        None | Some("" | "ClusterIP") => ServiceType::ClusterIp,
+        Some("NodePort") => ServiceType::NodePort,
+        Some("LoadBalancer") => ServiceType::LoadBalancer,
+        Some("ExternalName") => ServiceType::ExternalName,
+        Some(other) => {
+            let allowed = "ClusterIP, NodePort, LoadBalancer and ExternalName are allowed";
+            notes.add("spec.type", format!("{other:?}: {allowed}; it is taken for ClusterIP"));
+            ServiceType::ClusterIp
+        }
+    }
+}
+
+fn read_policy(field: &str, name: Option<&str>, notes: &mut Notes) -> Policy {
+    match name {
+        None | Some("" | "Cluster") => Policy::Cluster,
+        Some("Local") => Policy::Local,
+        Some(other) => {
+            notes.add(field, format!("{other:?}: Cluster and Local are allowed; it is taken for Cluster"));
+            Policy::Cluster
+        }
+    }
+}
+
+fn read_affinity(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Option<u32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            notes.add("spec.sessionAffinity", format!("{other:?}: None and ClientIP are allowed; it is taken for None"));
+            return None;
+        }
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()).and_then(|c| c.timeout_seconds);
+    let timeout = config.unwrap_or(AFFINITY_DEFAULT_S);
+    if !(1..=AFFINITY_MAX_S).contains(&timeout) {
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+        notes.add(field, format!("{timeout}: 1 to {AFFINITY_MAX_S} are allowed; {AFFINITY_DEFAULT_S} is used"));
+        return Some(AFFINITY_DEFAULT_S as u32);
+    }
+    Some(timeout as u32)
+}
+
+/// The first `max` of a list; the rest is named as left out.
+fn limited<'l, T>(field: &str, list: &'l [T], max: usize, notes: &mut Notes) -> &'l [T] {
+    if list.len() > max {
+        notes.add(field, format!("{} entries: the first {max} are used", list.len()));
+    }
+    &list[..list.len().min(max)]
+}
+
+fn push_new<T: PartialEq>(list: &mut Vec<T>, value: T) {
+    if !list.contains(&value) {
+        list.push(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(yaml: &str) -> Service {
+        let service: k8s::Service = serde_saphyr::from_str(yaml).unwrap();
+        Service::from_k8s(&service, &Origin::default()).unwrap()
+    }
+
+    fn with_spec(spec: &str) -> Service {
+        read(&format!("metadata: {{name: a, namespace: n}}\nspec: {spec}"))
+    }
+
+    #[test]
+    fn a_whole_service() {
+        let s = read(
+            "
+metadata: {name: web, creationTimestamp: '2024-01-02T03:04:05Z'}
+spec:
+  type: LoadBalancer
+  clusterIP: 010.0.0.1
+  clusterIPs: [010.0.0.1, 'fd00::1']
+  externalIPs: [203.0.113.1, 203.0.113.1]
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  healthCheckNodePort: 30000
+  loadBalancerSourceRanges: [' 198.51.100.0/24']
+  sessionAffinity: ClientIP
+  ports: [{name: http, port: 80, nodePort: 30080}, {name: dns, port: 53, protocol: UDP}]
+status: {loadBalancer: {ingress: [{ip: 1.2.3.4}, {ip: 1.2.3.5, ipMode: Proxy}, {hostname: x.example}]}}
+",
+        );
+        assert_eq!((s.key.to_string().as_str(), s.created_s, s.ignored), ("default/web", 1_704_164_645, None));
+        assert_eq!(s.cluster_ips, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!((s.external_ips.len(), s.load_balancer_ips.len(), s.proxied_ips.len()), (1, 1, 1));
+        assert_eq!((s.internal_policy, s.external_policy), (Policy::Local, Policy::Local));
+        assert_eq!((s.health_check_port, s.affinity_timeout_s), (Some(30_000), Some(10_800)));
+        assert_eq!(s.ports[0].node_port, Some(30_080));
+        assert_eq!((s.ports[1].proto, s.ports[1].node_port), (nomagic_core::tuple::Proto::Udp, None));
+        assert!(s.problems.is_empty(), "{:?}", s.problems);
+    }
+
+    #[test]
+    fn which_services_are_not_for_a_proxy() {
+        let table = [
+            ("{clusterIP: None, ports: [{port: 80}]}", "headless"),
+            ("{type: ExternalName, externalName: x.example}", "ExternalName"),
+            ("{ports: [{port: 80}]}", "no cluster IP"),
+            ("{clusterIP: '', ports: [{port: 80}]}", "no cluster IP"),
+        ];
+        for (spec, why) in table {
+            let s = with_spec(spec);
+            assert!(s.ignored.is_some_and(|i| i.contains(why)), "{spec}: {:?}", s.ignored);
+            assert!(s.problems.is_empty(), "{spec}: {:?}", s.problems);
+        }
+        let label = "metadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: ''}}\nspec: {clusterIP: 10.0.0.1}";
+        assert!(read(label).ignored.is_some_and(|i| i.contains("another proxy")));
+    }
+
+    #[test]
+    fn the_external_policy_counts_only_for_services_reachable_from_outside() {
+        let policy = |rest: &str| with_spec(&format!("{{clusterIP: 10.0.0.1, externalTrafficPolicy: Local, {rest}}}")).external_policy;
+        assert_eq!(policy("ports: [{port: 80}]"), Policy::Cluster);
+        assert_eq!(policy("ports: [{port: 80}], externalIPs: [1.2.3.4]"), Policy::Local);
+        assert_eq!(policy("ports: [{port: 80}], type: NodePort"), Policy::Local);
+    }
+
+    #[test]
+    fn faults_are_named_and_the_rest_is_kept() {
+        let base = "clusterIP: 10.0.0.1";
+        let table: &[(&str, &str, &str)] = &[
+            ("ports: []", "spec.ports", "without ports"),
+            ("ports: [{port: 70000}]", "spec.ports[0].port", "70000"),
+            ("ports: [{port: 0}]", "spec.ports[0].port", "1 to 65535"),
+            ("ports: [{port: 80, nodePort: -1}]", "spec.ports[0].nodePort", "-1"),
+            ("ports: [{port: 80, protocol: ICMP}]", "spec.ports[0].protocol", "SCTP"),
+            ("ports: [{port: 80}], externalIPs: [127.0.0.1]", "spec.externalIPs[0]", "loopback"),
+            ("ports: [{port: 80}], externalIPs: [example.com]", "spec.externalIPs[0]", "not an IP"),
+            ("ports: [{port: 80}], type: Clusterip", "spec.type", "taken for ClusterIP"),
+            ("ports: [{port: 80}], internalTrafficPolicy: local", "spec.internalTrafficPolicy", "Cluster and Local"),
+            ("ports: [{port: 80}], sessionAffinity: Cookie", "spec.sessionAffinity", "ClientIP"),
+            ("ports: [{port: 80}], loadBalancerSourceRanges: [1.2.3.4]", "spec.loadBalancerSourceRanges[0]", "CIDR"),
+        ];
+        for (spec, field, words) in table {
+            let s = with_spec(&format!("{{{base}, {spec}}}"));
+            assert_eq!(s.problems.len(), 1, "{spec}: {:?}", s.problems);
+            assert_eq!((s.problems[0].object.as_str(), s.problems[0].field.as_str()), ("Service n/a", *field));
+            assert!(s.problems[0].message.contains(words), "{spec}: {}", s.problems[0]);
+        }
+        let closed = with_spec(&format!("{{{base}, ports: [{{port: 80}}], loadBalancerSourceRanges: [x]}}"));
+        assert!(closed.source_ranges_unreadable && closed.source_ranges.is_empty());
+    }
+
+    #[test]
+    fn nothing_to_keep() {
+        for (yaml, field) in [
+            ("metadata: {name: a}", "spec"),
+            ("spec: {clusterIP: 10.0.0.1}", "metadata.name"),
+            ("metadata: {name: 'a/b'}\nspec: {}", "metadata.name"),
+            ("metadata: {name: a, namespace: \"x\\ny\"}\nspec: {}", "metadata.namespace"),
+        ] {
+            let service: k8s::Service = serde_saphyr::from_str(yaml).unwrap();
+            assert_eq!(Service::from_k8s(&service, &Origin::default()).unwrap_err().field, field);
+        }
+    }
+}
