@@ -22,6 +22,7 @@ mod pool;
 mod program;
 mod published;
 mod queue;
+mod setup;
 mod status;
 mod sys;
 mod worker;

@@ -87,7 +87,10 @@ impl Pins {
         }
         for entry in fs::read_dir(&self.root).map_err(|e| EdgeError::io(format!("reading {}", self.root.display()), e))? {
             let entry = entry.map_err(|e| EdgeError::io(format!("reading {}", self.root.display()), e))?;
-            remove_tree(&entry.path())?;
+            // The kernel's own entries (maps.debug, progs.debug) have dots in their names and cannot be removed.
+            if !entry.file_name().as_encoded_bytes().contains(&b'.') {
+                remove_tree(&entry.path())?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The filter's maps, shared with src/filter.rs, src/program.rs, src/status.rs and nomagic_core::filter. A change of their
+// layout needs a new LAYOUT in src/program.rs.
+
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#define SEC(name) __attribute__((section(name), used))
+#define INLINE static inline __attribute__((always_inline))
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
+static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
+
+#define QUEUES_MAX 256
+#define WORKERS_MAX 64
+#define BUCKET_SLOTS 16
+
+// An address as nomagic_core::tuple has it: big-endian words in host order, IPv4 in the last one.
+struct address {
+	__u32 words[4];
+	__u32 family; // 4 or 6
+};
+
+struct service {
+	__u32 words[4];
+	__u16 port;
+	__u8 proto;
+	__u8 family;
+};
+
+// Longest prefix match compares bytes in network order.
+struct prefix {
+	__u32 bits;
+	__u8 family[4]; // 0, 0, 0, 4 or 6: always part of the match
+	__be32 addr[4]; // IPv4 in the first one
+};
+
+struct port_range {
+	__u16 first;
+	__u16 last;
+};
+
+struct settings {
+	__u32 layout;
+	__u32 on_failure; // XDP_PASS or XDP_DROP
+	__u64 fresh_ns;
+	__u64 grace_ns;
+};
+
+// The places of `stats`; the order is that of XdpCounters in src/status.rs.
+enum stat {
+	PASS_NOT_OURS,
+	PASS_NOT_IP,
+	PASS_FRAGMENT,
+	PASS_ICMP,
+	PASS_OTHER_PROTOCOL,
+	PASS_UNREADABLE,
+	PASS_NEVER_STARTED,
+	FAILED_OPEN,
+	TAKEN,
+	DROPPED_NO_SOCKET,
+	DROPPED_STALE,
+	FAILED_CLOSED,
+	STAT_COUNT,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct service);
+	__type(value, __u32);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct address);
+	__type(value, __u32);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct prefix);
+	__type(value, __u32);
+} service_cidrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, struct address);
+	__type(value, struct port_range);
+} snat SEC(".maps");
+
+struct bucket {
+	__u32 fingerprints[BUCKET_SLOTS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); // set when loaded: a power of two
+	__type(key, __u32);
+	__type(value, struct bucket);
+} replies SEC(".maps");
+
+// CLOCK_MONOTONIC in ns, one a worker; 0: never started.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, WORKERS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} heartbeats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+// Those below are each interface's own.
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, QUEUES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+// Queue to worker.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, QUEUES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STAT_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} stats SEC(".maps");
+
+volatile const __u32 reply_mask = 0;       // buckets - 1
+volatile const __u32 reply_seed = 0;
+volatile const __u32 take_everything = 0;  // the internal port: all unicast frames are nomagic's

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Reading a frame as nomagic_core::parse does, as far as addresses and ports.
+
+#pragma once
+
+#include "maps.h"
+
+#define VLAN_TAGS_MAX 2
+#define IPV6_EXTENSIONS_MAX 8
+
+struct tuple {
+	__u32 src[4];
+	__u32 dst[4];
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 family; // 4 or 6
+};
+
+// What is left of the frame. `at` only ever moves forward, and each read is checked against `end`.
+struct cursor {
+	void *at;
+	void *end;
+};
+
+#define READ(type, cursor, ptr)                      \
+	type *ptr = (cursor)->at;                    \
+	if ((void *)(ptr + 1) > (cursor)->end)       \
+		return PASS_UNREADABLE
+
+struct ethernet {
+	__u8 dst[6];
+	__u8 src[6];
+	__be16 type;
+} __attribute__((packed));
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 type;
+};
+
+struct ipv4 {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total_len;
+	__be16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 proto;
+	__be16 checksum;
+	__be32 src;
+	__be32 dst;
+};
+
+struct ipv6 {
+	__be32 version_class_flow;
+	__be16 payload_len;
+	__u8 next;
+	__u8 hop_limit;
+	__be32 src[4];
+	__be32 dst[4];
+};
+
+struct ipv6_extension {
+	__u8 next;
+	__u8 len;       // fragment header: reserved
+	__be16 detail;  // fragment header: offset and flags; routing header: type and segments left
+};
+
+struct ports {
+	__be16 source;
+	__be16 dest;
+};
+
+#define TO_HOST_16(x) __builtin_bswap16(x)
+#define TO_HOST_32(x) __builtin_bswap32(x)
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "written for little-endian machines"
+#endif
+
+// Every parser returns TAKEN when it could read all, else the counter that names why the frame is passed.
+
+INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
+{
+	if (proto == 1 || proto == 58)
+		return PASS_ICMP; // errors about our flows: to be matched by the packet they quote
+	if (proto != 6 && proto != 17)
+		return PASS_OTHER_PROTOCOL;
+	READ(struct ports, c, ports);
+	t->proto = proto;
+	t->sport = TO_HOST_16(ports->source);
+	t->dport = TO_HOST_16(ports->dest);
+	return TAKEN;
+}
+
+INLINE enum stat parse_ipv4(struct cursor *c, struct tuple *t)
+{
+	READ(struct ipv4, c, ip);
+	__u32 header_len = (ip->version_ihl & 0x0f) * 4;
+	if (ip->version_ihl >> 4 != 4 || header_len < sizeof(*ip))
+		return PASS_UNREADABLE;
+	if (TO_HOST_16(ip->fragment) & 0x3fff)
+		return PASS_FRAGMENT;
+	t->family = 4;
+	t->src[3] = TO_HOST_32(ip->src);
+	t->dst[3] = TO_HOST_32(ip->dst);
+	c->at += header_len;
+	return parse_ports(c, ip->proto, t);
+}
+
+INLINE enum stat parse_ipv6(struct cursor *c, struct tuple *t)
+{
+	READ(struct ipv6, c, ip);
+	if ((TO_HOST_32(ip->version_class_flow) >> 28) != 6)
+		return PASS_UNREADABLE;
+	t->family = 6;
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		t->src[i] = TO_HOST_32(ip->src[i]);
+		t->dst[i] = TO_HOST_32(ip->dst[i]);
+	}
+	__u8 next = ip->next;
+	c->at += sizeof(*ip);
+#pragma unroll
+	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+		if (next != 0 && next != 60 && next != 43 && next != 44)
+			return parse_ports(c, next, t);
+		READ(struct ipv6_extension, c, extension);
+		__u16 detail = TO_HOST_16(extension->detail);
+		__u32 len = (extension->len + 1) * 8;
+		if (next == 43 && (detail & 0xff) != 0)
+			return PASS_OTHER_PROTOCOL; // not at its destination yet
+		if (next == 44) {
+			if (detail & 0xfff9)
+				return PASS_FRAGMENT;
+			len = 8;
+		}
+		next = extension->next;
+		c->at += len;
+	}
+	return PASS_UNREADABLE;
+}
+
+INLINE enum stat parse(struct cursor *c, struct tuple *t)
+{
+	READ(struct ethernet, c, eth);
+	__be16 type = eth->type;
+	c->at += sizeof(*eth);
+#pragma unroll
+	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
+		if (type != TO_HOST_16(0x8100) && type != TO_HOST_16(0x88a8) && type != TO_HOST_16(0x9100))
+			break;
+		READ(struct vlan_tag, c, tag);
+		type = tag->type;
+		c->at += sizeof(*tag);
+	}
+	if (type == TO_HOST_16(0x0800))
+		return parse_ipv4(c, t);
+	if (type == TO_HOST_16(0x86dd))
+		return parse_ipv6(c, t);
+	return PASS_NOT_IP;
+}
