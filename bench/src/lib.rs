@@ -1,8 +1,10 @@
 //! The rig of nomagic: network namespaces with real peers, the demo, the benchmarks.
 //!
 //! [`rig`] lays out namespaces, cables and processes and takes them down again, also after ^C. [`peers`] are the real pods and
-//! clients that talk through the gateway. [`demo`] puts both together and is what `make demo` runs.
+//! clients that talk through the gateway; [`gateway`] is a running nomagic between them. [`demo`] puts all together and is what
+//! `make demo` runs.
 
 pub mod demo;
+pub mod gateway;
 pub mod peers;
 pub mod rig;

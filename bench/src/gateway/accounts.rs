@@ -1,0 +1,266 @@
+//! The account of frames: what the peers' own interfaces counted against what nomagic says became of them.
+//!
+//! ```text
+//! sent by a peer          = seen by the port's XDP program = taken + passed + dropped
+//! taken, all ports        = received by the workers + lost by the sockets
+//! received by the workers = forwarded + back to the kernel + dropped + held
+//! received by the peers   = forwarded + made + what the gateway's kernel sends itself (ARP, ND, its own traffic)
+//! ```
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::Gateway;
+use crate::rig::{LinkCounters, Scene};
+
+/// How long the network may take to become quiet.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
+
+/// Counters of a port and of the interface at the other end of its cable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct PortReading {
+    peer: LinkCounters,
+    taken: u64,
+    passed: u64,
+    dropped: u64,
+}
+
+/// All counters at one quiet moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reading {
+    client_side: PortReading,
+    pods_side: PortReading,
+    /// Frames that the kernel sent into the internal port.
+    from_kernel: u64,
+    lost: u64,
+    received: u64,
+    forwarded: u64,
+    kernel: u64,
+    dropped: u64,
+    held_now: u64,
+    made: u64,
+    /// Connections created.
+    created: u64,
+    reasons: BTreeMap<String, u64>,
+}
+
+impl Reading {
+    /// Reads all counters when nothing is on its way: the peers' counters are the same before and after.
+    pub fn take(scene: &Scene, gateway: &Gateway) -> Result<Reading> {
+        let peers = || Ok::<_, anyhow::Error>((scene.client.link_counters("eth0")?, scene.fabric.link_counters("gw0")?));
+        let end = Instant::now() + QUIET_LIMIT;
+        loop {
+            let before = peers()?;
+            std::thread::sleep(Duration::from_millis(50));
+            let status = gateway.status()?;
+            let after = peers()?;
+            if before == after {
+                return Reading::parse(&status, after.0, after.1);
+            }
+            if Instant::now() > end {
+                bail!("the network did not become quiet within {QUIET_LIMIT:?}: {before:?}, then {after:?}");
+            }
+        }
+    }
+
+    fn parse(status: &Value, client: LinkCounters, fabric: LinkCounters) -> Result<Reading> {
+        let number = |value: &Value, pointer: &str| {
+            value.pointer(pointer).and_then(Value::as_u64).with_context(|| format!("`nomagic status` names no {pointer}"))
+        };
+        let ports = status["ports"].as_array().context("`nomagic status` names no /ports")?;
+        let port = |name: &str| ports.iter().find(|p| p["name"] == name).with_context(|| format!("`nomagic status` names no port {name}"));
+        let side = |name: &str, peer| -> Result<PortReading> {
+            let xdp = &port(name)?["xdp"];
+            Ok(PortReading { peer, taken: number(xdp, "/taken")?, passed: number(xdp, "/passed")?, dropped: number(xdp, "/dropped")? })
+        };
+        let (client_side, pods_side) = (side("cl0", client)?, side("pods0", fabric)?);
+        let sockets = ports.iter().filter_map(|p| p["sockets"].as_array()).flatten();
+        let lost = sockets.map(|s| Ok(number(s, "/rx_dropped")? + number(s, "/rx_ring_full")?)).sum::<Result<u64>>()?;
+        let taken = ports.iter().map(|p| number(p, "/xdp/taken")).sum::<Result<u64>>()?;
+        let reasons = status.pointer("/totals/reasons").and_then(Value::as_object).context("`nomagic status` names no /totals/reasons")?;
+        Ok(Reading {
+            client_side,
+            pods_side,
+            from_kernel: taken - client_side.taken - pods_side.taken,
+            lost,
+            received: number(status, "/totals/received/packets")?,
+            forwarded: number(status, "/totals/forwarded/packets")?,
+            kernel: number(status, "/totals/kernel/packets")?,
+            dropped: number(status, "/totals/dropped/packets")?,
+            held_now: number(status, "/totals/held_now")?,
+            made: number(status, "/totals/made/packets")?,
+            created: number(status, "/totals/conntrack/created")?,
+            reasons: reasons.iter().filter_map(|(reason, n)| Some((reason.clone(), n.as_u64()?))).collect(),
+        })
+    }
+
+    /// Connections created up to now.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+}
+
+/// What happened between two readings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Accounts(Reading);
+
+impl Accounts {
+    /// The difference of two readings.
+    pub fn between(earlier: &Reading, later: &Reading) -> Accounts {
+        let side = |a: &PortReading, b: &PortReading| PortReading {
+            peer: b.peer.since(&a.peer),
+            taken: b.taken.wrapping_sub(a.taken),
+            passed: b.passed.wrapping_sub(a.passed),
+            dropped: b.dropped.wrapping_sub(a.dropped),
+        };
+        let diff = |f: fn(&Reading) -> u64| f(later).wrapping_sub(f(earlier));
+        let before = |reason: &String| earlier.reasons.get(reason).copied().unwrap_or(0);
+        let reasons = later.reasons.iter().map(|(reason, n)| (reason.clone(), n.wrapping_sub(before(reason))));
+        Accounts(Reading {
+            client_side: side(&earlier.client_side, &later.client_side),
+            pods_side: side(&earlier.pods_side, &later.pods_side),
+            from_kernel: diff(|r| r.from_kernel),
+            lost: diff(|r| r.lost),
+            received: diff(|r| r.received),
+            forwarded: diff(|r| r.forwarded),
+            kernel: diff(|r| r.kernel),
+            dropped: diff(|r| r.dropped),
+            // Held frames stand on the right of an account of what came in: those held before count as if they came now.
+            held_now: diff(|r| r.held_now),
+            made: diff(|r| r.made),
+            created: diff(|r| r.created),
+            reasons: reasons.filter(|(_, n)| *n > 0).collect(),
+        })
+    }
+
+    /// Frames that nomagic forwarded.
+    pub fn forwarded(&self) -> u64 {
+        self.0.forwarded
+    }
+
+    /// Frames that the gateway's kernel sent by itself; `None` when the peers received fewer than nomagic says it sent.
+    fn kernel_sent(&self) -> Option<u64> {
+        let r = &self.0;
+        (r.client_side.peer.rx_packets + r.pods_side.peer.rx_packets).checked_sub(r.forwarded + r.made)
+    }
+
+    /// Every line of the account that does not close, in words.
+    pub fn errors(&self) -> Vec<String> {
+        let r = &self.0;
+        let mut errors = Vec::new();
+        let mut line = |what: &str, left: u64, right: u64| {
+            if left != right {
+                errors.push(format!("{what}: {left} is not {right}"));
+            }
+        };
+        for (name, side) in [("client", &r.client_side), ("pods'", &r.pods_side)] {
+            let seen = side.taken + side.passed + side.dropped;
+            line(&format!("{name} side: sent by the peer = taken + passed + dropped"), side.peer.tx_packets, seen);
+        }
+        let taken = r.client_side.taken + r.pods_side.taken + r.from_kernel;
+        line("taken = received by the workers + lost by the sockets", taken, r.received + r.lost);
+        line(
+            "received = forwarded + back to the kernel + dropped + held",
+            r.received,
+            r.forwarded.wrapping_add(r.kernel).wrapping_add(r.dropped).wrapping_add(r.held_now),
+        );
+        if self.kernel_sent().is_none() {
+            errors.push(format!("the peers received fewer frames than the {} forwarded and {} made", r.forwarded, r.made));
+        }
+        errors
+    }
+}
+
+impl fmt::Display for Accounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let r = &self.0;
+        writeln!(f, "{:<44} {:>12} {:>12}", "Frames", "client side", "pods' side")?;
+        let mut row = |title: &str, value: fn(&PortReading) -> u64| {
+            writeln!(f, "{title:<44} {:>12} {:>12}", value(&r.client_side), value(&r.pods_side))
+        };
+        row("sent to the gateway (the peer's interface)", |p| p.peer.tx_packets)?;
+        row("  taken by nomagic (XDP)", |p| p.taken)?;
+        row("  passed to the gateway's kernel (XDP)", |p| p.passed)?;
+        row("  dropped (XDP)", |p| p.dropped)?;
+        row("received from the gateway (the peer's)", |p| p.peer.rx_packets)?;
+        writeln!(f)?;
+        let mut row = |title: &str, value: u64| writeln!(f, "{title:<44} {value:>12}");
+        row("received by nomagic's workers", r.received)?;
+        row("  forwarded", r.forwarded)?;
+        row("  back to the kernel", r.kernel)?;
+        row("  dropped", r.dropped)?;
+        row("  held now", r.held_now)?;
+        for (reason, n) in &r.reasons {
+            row(&format!("    reason {reason}"), *n)?;
+        }
+        row("made by nomagic (rejects)", r.made)?;
+        row("sent by the gateway's kernel (ARP, ND, ...)", self.kernel_sent().unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn status(taken: u64, forwarded: u64) -> Value {
+        let port = |name: &str, taken: u64, passed: u64| json!({ "name": name, "xdp": { "taken": taken, "passed": passed, "dropped": 0 }, "sockets": [{ "rx_dropped": 0, "rx_ring_full": 1 }] });
+        let packets = |n: u64| json!({ "packets": n, "bytes": 0 });
+        json!({
+            "ports": [port("cl0", taken, 5), port("pods0", 20, 7), port("nm1", 1, 0)],
+            "totals": {
+                "received": packets(taken + 18), "forwarded": packets(forwarded), "kernel": packets(3), "dropped": packets(1), "held_now": 2,
+                "made": packets(1), "reasons": { "no_route": 1, "icmp": 0 }, "conntrack": { "created": 9 },
+            },
+        })
+    }
+
+    fn link(tx_packets: u64, rx_packets: u64) -> LinkCounters {
+        LinkCounters { tx_packets, rx_packets, ..LinkCounters::default() }
+    }
+
+    fn accounts(client: LinkCounters, pods: LinkCounters, forwarded: u64) -> Accounts {
+        let reading = Reading::parse(&status(10, forwarded), client, pods).unwrap();
+        Accounts::between(&Reading::default(), &reading)
+    }
+
+    #[test]
+    fn an_account_that_closes() {
+        let closed = accounts(link(15, 20), link(27, 10), 22);
+        assert_eq!(closed.errors(), [] as [String; 0]);
+        let shown = closed.to_string();
+        assert!(shown.contains("reason no_route") && !shown.contains("icmp"), "{shown}");
+        assert_eq!(closed.kernel_sent(), Some(7));
+        let reading = Reading::parse(&status(10, 22), link(15, 20), link(27, 10)).unwrap();
+        assert_eq!(Accounts::between(&reading, &reading).0, Reading::default());
+    }
+
+    #[test]
+    fn each_line_can_fail() {
+        for (client, pods, forwarded, word) in [
+            (link(16, 20), link(27, 10), 22, "client side: sent by the peer"),
+            (link(15, 20), link(26, 10), 22, "pods' side: sent by the peer"),
+            (link(15, 20), link(27, 10), 23, "received = forwarded"),
+            (link(15, 12), link(27, 10), 22, "fewer frames than the 22 forwarded"),
+        ] {
+            let errors = accounts(client, pods, forwarded).errors();
+            assert!(errors.len() == 1 && errors[0].contains(word), "{errors:?}");
+        }
+        let mut lost = accounts(link(15, 20), link(27, 10), 22);
+        lost.0.lost = 0;
+        assert!(lost.errors()[0].contains("lost by the sockets"), "{:?}", lost.errors());
+    }
+
+    #[test]
+    fn a_status_that_lacks_something_is_an_error_that_names_it() {
+        let mut broken = status(1, 1);
+        broken["totals"]["made"] = Value::Null;
+        let error = Reading::parse(&broken, link(0, 0), link(0, 0)).unwrap_err().to_string();
+        assert!(error.contains("/totals/made/packets"), "{error}");
+        let error = Reading::parse(&json!({ "ports": [] }), link(0, 0), link(0, 0)).unwrap_err().to_string();
+        assert!(error.contains("no port cl0"), "{error}");
+    }
+}
