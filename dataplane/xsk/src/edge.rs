@@ -50,7 +50,9 @@ pub struct Edge {
 
 impl Edge {
     /// Sets everything up in the calling thread's network namespace, starts the worker and attaches the XDP programs, in this
-    /// order: no frame is taken before somebody listens. What an earlier process has pinned is taken over.
+    /// order: no frame is taken before somebody listens. What an earlier process has pinned is taken over, its filter rules included:
+    /// so the tables should be complete already. Ports are numbered as the interfaces are configured, the internal port comes last;
+    /// [`Link::query`] tells their addresses beforehand.
     pub fn start(config: EdgeConfig, services: Arc<Services>, routes: Arc<Routes>) -> Result<Edge, EdgeError> {
         config.validate()?;
         let names: Vec<&str> =

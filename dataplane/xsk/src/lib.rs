@@ -36,3 +36,8 @@ pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
 pub use status::{EdgeStatus, PortInfo, PortStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics};
+
+const _: () = {
+    const fn shared_between_threads<T: Send + Sync>() {}
+    shared_between_threads::<Edge>();
+};

@@ -26,7 +26,7 @@ impl Pins {
         fs::create_dir_all(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
         let mounted = sys::is_bpffs(&root).map_err(|e| EdgeError::io(format!("looking at {}", root.display()), e))?;
         if !mounted {
-            sys::mount_bpffs(&root).map_err(|source| EdgeError::Bpffs { path: root.clone(), source })?;
+            sys::mount_bpffs(&root).map_err(|source| mount_error(&root, source))?;
             warn_of_private_mounts(&root);
         }
         let pins = Pins { root };
@@ -115,6 +115,13 @@ pub fn cleanup(state_dir: &Path) -> Result<bool, EdgeError> {
     // Only if empty: whatever else lies there is not ours.
     let _ = fs::remove_dir(&pins.root);
     Ok(true)
+}
+
+fn mount_error(path: &Path, source: io::Error) -> EdgeError {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: format!("mounting a bpffs on {}", path.display()) },
+        _ => EdgeError::Bpffs { path: path.into(), source },
+    }
 }
 
 /// bpffs refuses dots in names, and VLAN interfaces have them.

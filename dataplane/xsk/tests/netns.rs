@@ -203,6 +203,112 @@ fn refusals_name_their_cause() {
 }
 
 #[test]
+fn without_privileges_the_missing_capabilities_are_named() {
+    let scene = Scene::new();
+    let config = scene.config();
+    let error = scene.gateway.run(move || {
+        drop_capabilities();
+        Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop).unwrap_err()
+    });
+    assert!(matches!(error, EdgeError::Privileges { .. }), "{error}");
+    assert!(error.to_string().contains("CAP_NET_ADMIN") && error.to_string().contains("CAP_BPF"), "{error}");
+}
+
+/// For the calling thread alone.
+fn drop_capabilities() {
+    // struct __user_cap_header_struct { version 3, this thread } and two empty struct __user_cap_data_struct.
+    let (header, data) = ([0x2008_0522u32, 0], [0u32; 6]);
+    // SAFETY: both structures are valid for what version 3 reads.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }, 0);
+}
+
+#[test]
+fn pins_of_another_layout_are_refused_and_another_filter_size_is_not() {
+    let scene = Scene::new();
+    scene.echo();
+    scene.start(scene.config(), true).stop(false).unwrap();
+    let mut config = scene.config();
+    config.reply_buckets *= 2;
+    let edge = scene.start(config, true);
+    scene.serve(&edge);
+    assert!(scene.ask(SERVICE, 80, SOON), "replies are announced in the new filter");
+    assert_eq!(edge.status().unwrap().replies_capacity, 2048 * 16);
+    edge.stop(false).unwrap();
+    let map = aya::maps::Map::Array(aya::maps::MapData::from_pin(scene.state.join("bpf/settings")).unwrap());
+    let mut settings = aya::maps::Array::<_, [u8; 24]>::try_from(map).unwrap();
+    let mut value = settings.get(&0, 0).unwrap();
+    value[0] = 99;
+    settings.set(0, value, 0).unwrap();
+    let config = scene.config();
+    let error = scene.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop).unwrap_err());
+    assert!(matches!(error, EdgeError::Layout { .. }) && error.to_string().contains("`nomagic cleanup`"), "{error}");
+}
+
+#[test]
+fn a_flood_through_small_rings_loses_frames_by_name_only() {
+    let scene = Scene::new();
+    scene.echo();
+    let mut config = scene.config();
+    config.ring_size = 64;
+    config.hold_frames_max = 16;
+    let edge = scene.start(config, true);
+    scene.serve(&edge);
+    let senders: Vec<_> = (0..2)
+        .map(|_| {
+            scene.client.spawn(|| {
+                let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+                // Errors are the sender's own full queue.
+                (0..40_000).filter(|_| socket.send_to(&[7; 30], (SERVICE, 80)).is_ok()).count()
+            })
+        })
+        .collect();
+    let sent: usize = senders.into_iter().map(|s| s.join().unwrap()).sum();
+    let status = settled(&edge);
+    let worker = &status.workers[0];
+    assert!(sent > 10_000 && worker.received.packets > 10_000, "{sent} sent: {worker:?}");
+    let frames: u32 = worker.frames.iter().map(|f| f.total).sum();
+    assert!(worker.received.packets > 10 * u64::from(frames), "many times the pool's frames");
+    println!("frames: {:?}", worker.frames);
+    assert!(scene.ask(SERVICE, 80, SOON), "and it still works");
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn all_queues_are_bound_and_frames_cross_to_ports_with_fewer() {
+    let scene = Scene::new();
+    scene.gateway.ip("link delete gc");
+    let queues = "numrxqueues 4 numtxqueues 4";
+    scene.gateway.ip(&format!("link add gc {queues} type veth peer name c0 netns {} {queues}", scene.client.name()));
+    for (ns, name, addr) in [(&scene.gateway, "gc", "10.1.0.1/24"), (&scene.client, "c0", "10.1.0.2/24")] {
+        ns.ip(&format!("addr add {addr} dev {name}"));
+        ns.ip(&format!("link set {name} up"));
+    }
+    scene.client.ip("route add default via 10.1.0.1");
+    scene.echo();
+    let edge = scene.start(scene.config(), true);
+    assert_eq!(edge.ports().iter().map(|p| p.queues).collect::<Vec<_>>(), [4, 1, 1]);
+    scene.serve(&edge);
+    assert!((0..40).all(|_| scene.ask(SERVICE, 80, SOON)));
+    scene.transfer(SERVICE, 300_000);
+    settled(&edge);
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn where_the_driver_takes_no_program_generic_xdp_does() {
+    let scene = Scene::new();
+    scene.echo();
+    scene.gateway.ip("link set gc mtu 9000");
+    scene.client.ip("link set c0 mtu 9000");
+    let edge = scene.start(scene.config(), true);
+    assert_eq!(edge.ports().iter().map(|p| p.native).collect::<Vec<_>>(), [false, true, true]);
+    scene.serve(&edge);
+    assert!((0..10).all(|_| scene.ask(SERVICE, 80, SOON)));
+    assert!(settled(&edge).ports[0].xdp.taken >= 10);
+    edge.stop(true).unwrap();
+}
+
+#[test]
 fn an_interface_that_goes_down_or_away_is_counted_and_survived() {
     let scene = Scene::new();
     scene.echo();
