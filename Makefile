@@ -1,0 +1,46 @@
+# The entry points. `make help` lists them.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; iproute2 and ethtool: the demo and the tests.
+PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 ethtool util-linux
+
+.PHONY: help setup build demo test lint bench clean
+
+help: ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: ## Install the Debian packages that building and testing need (Rust itself comes from rustup)
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs" >&2; exit 1; }
+	@missing=""; for p in $(PACKAGES); do \
+	  [ "$$(dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null)" = "ii " ] || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then echo "setup: all packages are installed"; else \
+	  echo "setup: installing$$missing"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  $(SUDO) apt-get update -qq >/dev/null && \
+	  $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+build: ## Build everything, optimised
+	$(CARGO) build --release --locked --workspace
+
+demo: ## A Service carried by AF_XDP, from nothing (needs root)
+	@$(CARGO) build --release --locked --quiet -p nomagic -p nomagic-bench
+	@$(SUDO) target/release/nomagic-bench demo
+
+test: ## What CI runs: format, lints, all tests (the ones with network namespaces need root)
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --workspace --locked
+
+lint: ## Format check, lints and, where installed, dependency policy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; \
+	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked), dependency policy not checked"; fi
+
+bench: ## Micro-benchmarks
+	$(CARGO) bench --workspace --locked
+
+clean: ## Remove what was built
+	$(CARGO) clean
