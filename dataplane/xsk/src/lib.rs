@@ -17,6 +17,7 @@ mod filter_tests;
 mod hold;
 mod link;
 mod memory;
+mod mounts;
 mod pins;
 mod pool;
 mod program;

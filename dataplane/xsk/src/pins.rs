@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::EdgeError;
-use crate::sys;
+use crate::{mounts, sys};
 
 /// The pinned link of an interface.
 const LINK: &str = "link";
@@ -26,8 +26,7 @@ impl Pins {
         fs::create_dir_all(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
         let mounted = sys::is_bpffs(&root).map_err(|e| EdgeError::io(format!("looking at {}", root.display()), e))?;
         if !mounted {
-            sys::mount_bpffs(&root).map_err(|source| mount_error(&root, source))?;
-            warn_of_private_mounts(&root);
+            mounts::mount_bpffs(&root).map_err(|source| mount_error(&root, source))?;
         }
         let pins = Pins { root };
         pins.create(&pins.root.join("if"))?;
@@ -111,7 +110,7 @@ impl Pins {
 pub fn cleanup(state_dir: &Path) -> Result<bool, EdgeError> {
     let Some(pins) = Pins::existing(state_dir) else { return Ok(false) };
     pins.remove_all()?;
-    sys::unmount(&pins.root).map_err(|e| EdgeError::io(format!("unmounting {}", pins.root.display()), e))?;
+    mounts::unmount(&pins.root).map_err(|e| EdgeError::io(format!("unmounting {}", pins.root.display()), e))?;
     // Only if empty: whatever else lies there is not ours.
     let _ = fs::remove_dir(&pins.root);
     Ok(true)
@@ -145,20 +144,6 @@ fn remove_tree(path: &Path) -> Result<(), EdgeError> {
     match done {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("removing {}", path.display()), e)),
         _ => Ok(()),
-    }
-}
-
-/// `ip netns exec` and some service managers give a process mounts of its own: what is mounted there ends with it.
-fn warn_of_private_mounts(root: &Path) {
-    let parent = format!("/proc/{}/ns/mnt", std::os::unix::process::parent_id());
-    if let (Ok(ours), Ok(theirs)) = (fs::read_link("/proc/self/ns/mnt"), fs::read_link(parent))
-        && ours != theirs
-    {
-        tracing::warn!(
-            "this process has a mount namespace of its own, so what it pins in {} ends with it; to keep it across restarts run `mount -t bpf bpffs {}` before (or enter the network namespace with `nsenter --net=...` instead of `ip netns exec`)",
-            root.display(),
-            root.display()
-        );
     }
 }
 

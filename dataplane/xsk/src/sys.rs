@@ -1,6 +1,7 @@
 //! System calls that the standard library does not offer, each behind a safe function.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -12,6 +13,10 @@ use std::ptr;
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 /// `ETHTOOL_GCHANNELS` of linux/ethtool.h.
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+/// Flags of linux/mount.h.
+const OPEN_TREE_CLONE: libc::c_int = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_int = 4;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -212,6 +217,46 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: the path is terminated.
     check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) })?;
+    Ok(())
+}
+
+/// Moves the calling thread into another mount namespace, for the rest of its life.
+pub fn enter_mounts(namespace: &File) -> io::Result<()> {
+    // SAFETY: affects the calling thread only, which no longer shares its working directory with the others.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+    // SAFETY: the descriptor is open.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) })?;
+    Ok(())
+}
+
+/// A detached copy of the mount at a path.
+pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    // SAFETY: the path is terminated; the call makes a new descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), OPEN_TREE_CLONE | libc::O_CLOEXEC) };
+    let fd = check(fd as libc::c_int)?;
+    // SAFETY: the descriptor was created above and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a detached mount to a directory of the calling thread's mount namespace.
+pub fn attach_mount(mount: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let (from, to) = (mount.as_raw_fd(), libc::AT_FDCWD);
+    // SAFETY: both paths are terminated, and the descriptor is open.
+    let done = unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, path.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH) };
+    check(done as libc::c_int)?;
+    Ok(())
+}
+
+/// Gives the calling thread mounts of its own, as `ip netns exec` does.
+#[cfg(test)]
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: affects the calling thread only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    let none = c"none".as_ptr();
+    // SAFETY: all strings are terminated and live across the call.
+    check(unsafe { libc::mount(none, c"/".as_ptr(), none, libc::MS_SLAVE | libc::MS_REC, ptr::null()) })?;
     Ok(())
 }
 

@@ -120,7 +120,7 @@ fn frames_wait_for_their_neighbour_within_limits() {
     let worker = &settled(&edge).workers[0];
     assert_eq!((worker.held_now, worker.reasons.iter().find(|r| r.0 == Reason::HoldFull)), (8, Some(&(Reason::HoldFull, 12))));
     let gone = until("held frames time out", SOON, || settled(&edge).workers[0].held_now == 0);
-    assert!(gone < Duration::from_millis(1_500), "{gone:?}");
+    assert!(gone < Duration::from_millis(1_900), "{gone:?}");
     assert!(settled(&edge).workers[0].reasons.contains(&(Reason::NeighbourTimeout, 8)));
     assert!(edge.wanted().len() < 10, "questions are few");
     edge.stop(true).unwrap();
@@ -151,7 +151,7 @@ fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
     socket.recv_from(&mut [0; 64]).expect("frames are passed in the end");
     let passed = stopped.elapsed();
     assert!(
-        passed > Duration::from_millis(1_800) && passed < Duration::from_millis(2_400),
+        passed > Duration::from_millis(1_800) && passed < Duration::from_millis(3_000),
         "dropped for the grace period, then passed: {passed:?}"
     );
     sender.join().unwrap();
@@ -253,21 +253,22 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     config.hold_frames_max = 16;
     let edge = scene.start(config, true);
     scene.serve(&edge);
-    let senders: Vec<_> = (0..2)
-        .map(|_| {
-            scene.client.spawn(|| {
-                let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
-                // Errors are the sender's own full queue.
-                (0..40_000).filter(|_| socket.send_to(&[7; 30], (SERVICE, 80)).is_ok()).count()
-            })
-        })
-        .collect();
-    let sent: usize = senders.into_iter().map(|s| s.join().unwrap()).sum();
+    let frames: u32 = settled(&edge).workers[0].frames.iter().map(|f| f.total).sum();
+    let flood = || {
+        let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+        // Errors are the sender's own full queue.
+        (0..20_000).filter(|_| socket.send_to(&[7; 30], (SERVICE, 80)).is_ok()).count()
+    };
+    until("many times the pool's frames", Duration::from_secs(60), || {
+        let senders = [scene.client.spawn(flood), scene.client.spawn(flood)];
+        senders.into_iter().for_each(|s| assert!(s.join().unwrap() > 0));
+        edge.status().unwrap().workers[0].received.packets > 10 * u64::from(frames)
+    });
     let status = settled(&edge);
     let worker = &status.workers[0];
-    assert!(sent > 10_000 && worker.received.packets > 10_000, "{sent} sent: {worker:?}");
-    let frames: u32 = worker.frames.iter().map(|f| f.total).sum();
-    assert!(worker.received.packets > 10 * u64::from(frames), "many times the pool's frames");
+    let taken: u64 = status.ports.iter().map(|p| p.xdp.taken).sum();
+    let lost: u64 = status.ports.iter().flat_map(|p| &p.sockets).map(|s| s.rx_dropped + s.rx_ring_full).sum();
+    assert_eq!(taken, worker.received.packets + lost, "what the filter took was received or lost by name");
     println!("frames: {:?}", worker.frames);
     assert!(scene.ask(SERVICE, 80, SOON), "and it still works");
     edge.stop(true).unwrap();
