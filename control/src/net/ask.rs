@@ -96,6 +96,11 @@ impl Asker {
         }
     }
 
+    /// A neighbour was removed, by whomever.
+    pub(super) fn removed(&mut self, key: Key) {
+        self.managed.remove(&key);
+    }
+
     /// An interface is gone, and its neighbours with it.
     pub(super) fn link_gone(&mut self, link: u32) {
         self.managed.retain(|(l, _)| *l != link);

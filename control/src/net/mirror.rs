@@ -179,6 +179,7 @@ impl Mirror {
                 counters.notifications += 1;
                 match &message {
                     Message::NewNeighbour(m) => todo.neighbour_failed(decode::neighbour(m).filter(|n| n.failed)),
+                    Message::DelNeighbour(m) => decode::neighbour(m).iter().for_each(|n| asker.removed((n.link, n.addr))),
                     Message::DelLink(m) => asker.link_gone(m.header.index),
                     _ => {}
                 }
