@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! `nomagic`: see `nomagic --help`.
+
+fn main() -> std::process::ExitCode {
+    nomagic::cli::main()
+}
