@@ -1,7 +1,9 @@
 //! The control plane of nomagic: configuration, Kubernetes objects, the table compiler and `explain`.
 
+pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod explain;
 pub mod index;
 pub mod manifests;
 pub mod net;
