@@ -1,16 +1,23 @@
 //! The internal port: one veth pair by which frames go back to the kernel.
 //!
 //! The kernel's side (`nm0`) takes what the dataplane sends out of the edge's side (`nm1`). Neither side sends anything of its
-//! own: no addresses, no IPv6 autoconfiguration, no ARP on the edge's side.
+//! own: no address that anybody uses, no IPv6 autoconfiguration, no ARP on the edge's side.
+
+use std::net::Ipv4Addr;
 
 use nomagic_core::routes::Mac;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::NetError;
 use super::decode::{self, Link};
 use super::socket::Requests;
+
+/// The kernel's side needs an address; nothing is ever sent to this one. Link-local (RFC 3927), /32, scope link.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 77);
 
 /// The pair's names.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,6 +71,7 @@ pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
     set_up_edge_side(&names.edge)?;
     bring_up(&mut requests, &edge, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
     bring_up(&mut requests, &kernel, mtu, LinkFlags::Up)?;
+    add_address(&mut requests, &kernel)?;
     let side = |link: Link| Side { name: link.name, ifindex: link.index, mac: link.mac };
     Ok(Pair { kernel: side(kernel), edge: side(edge) })
 }
@@ -125,6 +133,18 @@ fn bring_up(requests: &mut Requests, link: &Link, mtu: u32, flags: LinkFlags) ->
         message.attributes.push(LinkAttribute::Mtu(mtu));
     }
     requests.request(|| format!("bring up interface {} with MTU {mtu}", link.name), Message::SetLink(message), 0)
+}
+
+/// An interface without any IPv4 address fails even the loose reverse path check: the kernel would drop all that comes out of it.
+fn add_address(requests: &mut Requests, link: &Link) -> Result<(), NetError> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = 32;
+    message.header.scope = AddressScope::Link;
+    message.header.index = link.index;
+    message.attributes = vec![AddressAttribute::Local(ADDRESS.into()), AddressAttribute::Address(ADDRESS.into())];
+    let what = || format!("give interface {} the address {ADDRESS}", link.name);
+    requests.request(what, Message::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
 /// Frames of any source come out of it, also ones with addresses of this node: loose reverse path, local sources accepted.

@@ -1,0 +1,303 @@
+//! `nomagic run`: the control thread of a gateway.
+//!
+//! Start, in this order: the internal port, the kernel's routes, the objects compiled, the edge (sockets, then XDP), what the XDP filter
+//! takes. Then one loop: routes follow the kernel, tables follow the manifests, missing neighbours are asked for, requests are answered.
+
+mod cleanup;
+mod kernel_proxy;
+mod socket;
+mod status;
+mod tables;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nomagic_core::frame::{PortId, Wanted};
+use nomagic_core::routes::InternalPort;
+use nomagic_xsk::{Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::{self, Config};
+use crate::net::{Asked, Limits, Mirror, internal, node};
+use socket::{Answer, ControlSocket};
+use tables::Tables;
+
+pub use cleanup::cleanup;
+
+/// How often the manifests are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often neighbours are kept alive and old filter rules looked at.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
+/// Neighbours kept alive in one go.
+const STALE_MAX: usize = 256;
+/// Questions about neighbours on their way to the control thread.
+const WANTED_QUEUE: usize = 1_024;
+/// How long workers may take to use a new table; they need microseconds, a sleeping one a wake-up.
+const APPLY_MAX: Duration = Duration::from_secs(1);
+
+/// Runs the gateway until SIGTERM or SIGINT.
+pub fn run(config_path: &Path) -> Result<()> {
+    let config = Config::load(config_path)?;
+    if config.interfaces.is_empty() {
+        bail!("{}: interfaces: name at least one network interface to take over, as `interfaces: [eth0]`", config_path.display());
+    }
+    if config.manifests.is_none() {
+        bail!("{}: manifests: name a file or directory with Services and EndpointSlices", config_path.display());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let mut gateway = Gateway::start(config)?;
+        let outcome = gateway.serve().await;
+        gateway.stop()?;
+        outcome
+    })
+}
+
+/// The status of the process that runs with this state directory: JSON, or a page.
+pub fn status(state_dir: &Path, json: bool) -> Result<String> {
+    let answer = socket::ask(state_dir, "status")?;
+    if json {
+        return Ok(answer);
+    }
+    let value = serde_json::from_str(&answer).context("the answer is not JSON: is the other process of another version?")?;
+    Ok(status::page(&value))
+}
+
+/// A running gateway.
+struct Gateway {
+    config: Config,
+    /// Interface names in the order of their [`PortId`]s.
+    ports: Vec<String>,
+    internal: InternalPort,
+    mirror: Mirror,
+    routes_generation: u64,
+    tables: Tables,
+    edge: Edge,
+    wanted: mpsc::Receiver<Wanted>,
+    requests: mpsc::Receiver<(String, Answer)>,
+    started: Instant,
+}
+
+impl Gateway {
+    fn start(config: Config) -> Result<Gateway> {
+        let socket = ControlSocket::open(&config.state_dir)?;
+        let links = config.interfaces.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
+        let mtu = links.iter().map(|l| l.mtu).max().unwrap_or(1500);
+        let names = internal::Names::default();
+        let pair = internal::ensure(&names, mtu)?;
+        let mut mirror = Mirror::start(Limits::default())?;
+
+        let settings = config.settings(&mirror.local_addresses());
+        let snat = &settings.snat;
+        let own: Vec<_> = [snat.v4, snat.v6].into_iter().flatten().filter(|a| settings.node.ips.contains(a)).collect();
+        node::check_snat_range(&own, snat.port_first, snat.port_last)?;
+        let tables = Tables::load(config.manifests.clone().unwrap_or_default(), settings)?;
+
+        let ports: Vec<String> = config.interfaces.iter().cloned().chain([pair.edge.name.clone()]).collect();
+        let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
+        let routes = mirror.routes(1, &ports, Some(internal));
+        let edge = Edge::start(edge_config(&config, &names), tables.services(), Arc::new(routes))?;
+        let wanted = forward_wanted(&edge)?;
+        let gateway = Gateway {
+            requests: socket.serve(),
+            started: Instant::now(),
+            routes_generation: 1,
+            config,
+            ports,
+            internal,
+            mirror,
+            tables,
+            edge,
+            wanted,
+        };
+        gateway.open_filter()?;
+        gateway.announce();
+        Ok(gateway)
+    }
+
+    /// What the workers know is now taken. Only ever after they know it.
+    fn open_filter(&self) -> Result<()> {
+        if !self.edge.wait_applied(APPLY_MAX) {
+            bail!("the workers did not take the new tables within {APPLY_MAX:?}; the XDP filter stays as it was");
+        }
+        self.edge.filter().add(&self.tables.filter_rules())?;
+        Ok(())
+    }
+
+    fn announce(&self) {
+        for port in self.edge.ports() {
+            let mode = if port.native { "native XDP" } else { "generic XDP (slow, and large packets of local senders may get lost)" };
+            let copy = if port.zero_copy { "zero-copy" } else { "copy mode: the driver offers no zero-copy" };
+            tracing::info!("port {}: {mode}, {copy}, {} queue(s)", port.name, port.queues);
+        }
+        let services = self.tables.services();
+        let (names, addresses) = (services.ports.len(), services.frontends().count());
+        tracing::info!("nomagic is ready: {names} Service ports on {addresses} addresses");
+    }
+
+    /// The loop. Ends by a signal, or when it cannot go on.
+    async fn serve(&mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_EVERY);
+        for interval in [&mut look, &mut housekeeping] {
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        loop {
+            tokio::select! {
+                changed = self.mirror.changed() => {
+                    changed?;
+                    self.publish_routes();
+                }
+                Some(wanted) = self.wanted.recv() => self.ask(wanted),
+                Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
+                _ = look.tick() => self.reload(false)?,
+                _ = hangup.recv() => self.reload(true)?,
+                _ = housekeeping.tick() => self.keep_house()?,
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        tracing::info!("asked to end");
+        Ok(())
+    }
+
+    fn publish_routes(&mut self) {
+        let generation = self.routes_generation + 1;
+        if let Some(routes) = self.mirror.routes_if_changed(generation, &self.ports, Some(self.internal)) {
+            self.routes_generation = generation;
+            self.edge.publish_routes(Arc::new(routes));
+        }
+    }
+
+    fn ask(&mut self, wanted: Wanted) {
+        match self.mirror.ask(&self.ports, &wanted) {
+            Ok(Asked::Resolving | Asked::Lately) => {}
+            Ok(Asked::Limited | Asked::NoPort) => tracing::debug!("neighbour {} not asked for: limit, or no port", wanted.addr),
+            Err(e) => tracing::warn!("neighbour {}: {e}", wanted.addr),
+        }
+    }
+
+    /// Takes changed manifests over: first the workers, then the filter.
+    fn reload(&mut self, always: bool) -> Result<()> {
+        if !self.tables.reload(always) {
+            return Ok(());
+        }
+        self.edge.publish_services(self.tables.services());
+        // A filter that is full refuses the new rules: said, and the rest goes on.
+        if let Err(e) = self.open_filter() {
+            tracing::error!("{e:#}");
+        }
+        let services = self.tables.services();
+        tracing::info!(generation = services.generation, ports = services.ports.len(), "new service table in force");
+        Ok(())
+    }
+
+    fn keep_house(&mut self) -> Result<()> {
+        let (alive, all) = self.edge.workers_alive();
+        if alive < all {
+            bail!("{} of {all} workers ended: see the log above; Services' packets are dropped, then onFailure applies", all - alive);
+        }
+        for wanted in self.mirror.stale(&self.ports, STALE_MAX) {
+            self.ask(wanted);
+        }
+        let surplus = self.tables.removable(self.edge.filter().rules(), self.edge.table());
+        if !surplus.is_empty() {
+            self.edge.filter().remove(&surplus)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, request: &str) -> String {
+        match request {
+            "status" => self.status().unwrap_or_else(|e| serde_json::json!({ "error": e.to_string() })).to_string(),
+            other => serde_json::json!({ "error": format!("unknown request `{other}`; known: status") }).to_string(),
+        }
+    }
+
+    fn status(&self) -> Result<serde_json::Value> {
+        let services = self.tables.services();
+        let control = status::Control { services: &services, problems: self.tables.problems(), uptime_s: self.started.elapsed().as_secs() };
+        Ok(status::read(&self.edge, &control)?)
+    }
+
+    fn stop(self) -> Result<()> {
+        let detach = self.config.detach_on_exit;
+        self.edge.stop(detach)?;
+        if detach {
+            internal::remove(&internal::Names::default())?;
+        }
+        Ok(())
+    }
+}
+
+/// The edge's configuration.
+fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
+    let workers = &config.workers;
+    if workers.count > 1 {
+        tracing::warn!("workers: {} asked for; this version runs one, which owns all queues", workers.count);
+    }
+    let grace = Duration::from_millis(u64::from(config.grace_ms));
+    let defaults = EdgeConfig::new(config.state_dir.clone(), config.interfaces.clone());
+    EdgeConfig {
+        internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
+        conntrack_capacity: config.conntrack.capacity,
+        // Half full when every connection is announced.
+        reply_buckets: (config.conntrack.capacity / 8).next_power_of_two().clamp(64, 1 << 22),
+        idle: match workers.idle {
+            config::Idle::Spin => Idle::Spin,
+            config::Idle::Sleep => defaults.idle,
+        },
+        cpu: workers.cpus.first().map(|&cpu| cpu as usize),
+        fresh: defaults.fresh.min(grace),
+        grace,
+        on_failure: on_failure(config.on_failure),
+        targets_max: crate::compile::TARGETS_MAX as usize,
+        ..defaults
+    }
+}
+
+fn on_failure(configured: config::OnFailure) -> OnFailure {
+    match configured {
+        config::OnFailure::Pass => OnFailure::Pass,
+        config::OnFailure::Drop => OnFailure::Drop,
+        config::OnFailure::Auto => {
+            let (found, choice) = match kernel_proxy::find() {
+                Some(rules) => (rules, OnFailure::Pass),
+                None => ("no kernel proxy found".into(), OnFailure::Drop),
+            };
+            tracing::info!("onFailure: auto: {found}: {choice:?} after the grace period");
+            choice
+        }
+    }
+}
+
+/// Brings the workers' questions into the control loop, on a thread that ends with the edge.
+fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
+    let (sender, receiver) = mpsc::channel(WANTED_QUEUE);
+    let wanted = edge.wanted().clone();
+    std::thread::Builder::new()
+        .name("nm-wanted".into())
+        .spawn(move || {
+            // When control does not keep up the question is dropped: it is repeated while frames ask for it.
+            wanted.iter().take_while(|_| !sender.is_closed()).for_each(|w| {
+                let _ = sender.try_send(w);
+            });
+        })
+        .context("cannot start a thread")?;
+    Ok(receiver)
+}
+
+/// Where the state is: as given, or as configured, or the default.
+pub fn state_dir(state_dir: Option<PathBuf>, config: Option<&Path>) -> Result<PathBuf> {
+    match (state_dir, config) {
+        (Some(dir), _) => Ok(dir),
+        (None, Some(path)) => Ok(Config::load(path)?.state_dir),
+        (None, None) => Ok(Config::default().state_dir),
+    }
+}

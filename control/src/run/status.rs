@@ -1,0 +1,228 @@
+//! What a running nomagic tells about itself: one JSON object, and the same for people.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use nomagic_core::counters::Counters;
+use nomagic_core::reason::Reason;
+use nomagic_core::services::{Action, Services};
+use nomagic_xsk::{Edge, EdgeError, PortStatus, Volume, WorkerStatus};
+use serde_json::{Map, Value, json};
+
+/// What control adds to the edge's own account.
+pub struct Control<'a> {
+    /// The service table in force.
+    pub services: &'a Services,
+    /// Problems of the objects in force, as shown in the log.
+    pub problems: &'a [String],
+    /// Seconds since the start.
+    pub uptime_s: u64,
+}
+
+/// The whole status.
+pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
+    let status = edge.status()?;
+    let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
+    let sum = |f: &dyn Fn(&WorkerStatus) -> Volume| {
+        let add = |a: Volume, b: Volume| Volume { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
+        volume(status.workers.iter().map(f).fold(Volume::default(), add))
+    };
+    let count = |f: &dyn Fn(&Counters) -> u64| counters.iter().map(|c| f(c)).sum::<u64>();
+    let reasons: Map<String, Value> = Reason::ALL.iter().map(|&r| (r.label().to_owned(), json!(count(&|c| c.reason(r).get())))).collect();
+    let (alive, all) = edge.workers_alive();
+    let targets: Vec<Value> = targets(control.services)
+        .into_iter()
+        .map(|(service, backend, stats)| {
+            json!({
+                "service": service,
+                "backend": backend,
+                "flows": count(&|c| c.target(stats).flows.get()),
+                "packets_to_backend": count(&|c| c.target(stats).forward.packets.get()),
+                "packets_to_client": count(&|c| c.target(stats).reply.packets.get()),
+                "bytes_to_backend": count(&|c| c.target(stats).forward.bytes.get()),
+                "bytes_to_client": count(&|c| c.target(stats).reply.bytes.get()),
+            })
+        })
+        .collect();
+    Ok(json!({
+        "uptime_s": control.uptime_s,
+        "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
+        "workers_alive": alive,
+        "workers_all": all,
+        "totals": {
+            "received": sum(&|w| w.received),
+            "forwarded": sum(&|w| w.forwarded),
+            "kernel": sum(&|w| w.kernel),
+            "dropped": sum(&|w| w.dropped),
+            "held": sum(&|w| w.held),
+            "released": sum(&|w| w.released),
+            "held_now": status.workers.iter().map(|w| w.held_now).sum::<u64>(),
+            "made": sum(&|w| w.made),
+            "made_suppressed": count(&|c| c.made_suppressed.get()),
+            "copied": sum(&|w| w.copied),
+            "checksum_completed": count(&|c| c.checksum_completed.get()),
+            "reasons": reasons,
+            "conntrack": {
+                "live": status.flows_live,
+                "capacity": status.flows_capacity,
+                "hit": count(&|c| c.conntrack_hit.get()),
+                "created": count(&|c| c.conntrack_created.get()),
+                "expired": count(&|c| c.conntrack_expired.get()),
+                "evicted": count(&|c| c.conntrack_evicted.get()),
+                "replaced": count(&|c| c.conntrack_replaced.get()),
+            },
+            "replies": { "announced": status.replies_announced, "capacity": status.replies_capacity },
+        },
+        "pools": status.workers.iter().flat_map(|w| &w.frames).map(|f| json!({
+            "total": f.total, "free": f.free, "fill": f.fill, "tx": f.tx, "held": f.held, "in_hand": f.in_hand,
+        })).collect::<Vec<_>>(),
+        "ports": status.ports.iter().map(port).collect::<Vec<_>>(),
+        "services": {
+            "generation": status.services_generation,
+            "applied": status.services_applied,
+            "ports": control.services.ports.len(),
+            "addresses": control.services.frontends().count(),
+            "problems": control.problems,
+        },
+        "routes": { "generation": status.routes_generation, "applied": status.routes_applied },
+        "targets": targets,
+    }))
+}
+
+/// Every (Service port, backend) pair with statistics of its own: `(Service, backend, place)`, sorted.
+fn targets(services: &Services) -> BTreeSet<(String, String, u32)> {
+    let mut targets = BTreeSet::new();
+    for (_, _, _, frontend) in services.frontends() {
+        let Some(port) = services.ports.get(frontend.service_port as usize) else { continue };
+        let service = format!("{}/{}:{}/{}", port.namespace, port.name, port.port, port.proto);
+        for action in [frontend.pod, frontend.node, frontend.external] {
+            let Action::Forward { pool, .. } = action else { continue };
+            for backend in services.pools.get(pool as usize).iter().flat_map(|p| p.backends.iter()) {
+                targets.insert((service.clone(), SocketAddr::new(backend.addr, backend.port).to_string(), backend.stats));
+            }
+        }
+    }
+    targets
+}
+
+fn volume(v: Volume) -> Value {
+    json!({ "packets": v.packets, "bytes": v.bytes })
+}
+
+fn worker(w: &WorkerStatus) -> Value {
+    json!({
+        "id": w.id,
+        "alive": w.alive,
+        "heartbeat_age_ns": w.heartbeat_age_ns,
+        "received": volume(w.received),
+        "forwarded": volume(w.forwarded),
+        "rounds": w.rounds,
+        "sleeps": w.sleeps,
+        "neighbours_asked": w.neighbours_asked,
+        "made_failed": w.made_failed,
+        "transmit": {
+            "calls": w.transmit.calls, "again": w.transmit.again, "busy": w.transmit.busy,
+            "no_buffers": w.transmit.no_buffers, "down": w.transmit.down, "other": w.transmit.other,
+        },
+    })
+}
+
+fn port(p: &PortStatus) -> Value {
+    let x = &p.xdp;
+    let sockets = p.sockets.iter().map(|s| {
+        json!({
+            "rx_dropped": s.rx_dropped, "rx_ring_full": s.rx_ring_full, "rx_fill_ring_empty": s.rx_fill_ring_empty,
+            "rx_invalid_descs": s.rx_invalid_descs, "tx_invalid_descs": s.tx_invalid_descs, "tx_ring_empty": s.tx_ring_empty,
+        })
+    });
+    json!({
+        "name": p.info.name,
+        "ifindex": p.info.ifindex,
+        "mtu": p.info.mtu,
+        "queues": p.info.queues,
+        "xdp_mode": if p.info.native { "native" } else { "generic" },
+        "zero_copy": p.info.zero_copy,
+        "xdp": {
+            "received": x.received(), "taken": x.taken, "passed": x.passed(), "dropped": x.dropped(),
+            "pass_not_ours": x.pass_not_ours, "pass_not_ip": x.pass_not_ip, "pass_fragment": x.pass_fragment,
+            "pass_icmp": x.pass_icmp, "pass_other_protocol": x.pass_other_protocol, "pass_unreadable": x.pass_unreadable,
+            "pass_never_started": x.pass_never_started, "failed_open": x.failed_open,
+            "dropped_no_socket": x.dropped_no_socket, "dropped_stale": x.dropped_stale, "failed_closed": x.failed_closed,
+        },
+        "sockets": sockets.collect::<Vec<_>>(),
+    })
+}
+
+/// The status as a page for people.
+pub fn page(status: &Value) -> String {
+    let n = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let text = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
+    let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "up {} s, {} of {} workers alive, {} Service ports on {} addresses",
+        n("/uptime_s"),
+        n("/workers_alive"),
+        n("/workers_all"),
+        n("/services/ports"),
+        n("/services/addresses"),
+    );
+    let _ = writeln!(
+        out,
+        "connections {} of {}, announced replies {} of {}\n",
+        n("/totals/conntrack/live"),
+        n("/totals/conntrack/capacity"),
+        n("/totals/replies/announced"),
+        n("/totals/replies/capacity"),
+    );
+    let _ = writeln!(out, "{:<12} {:>10} {:>10} {:>10} {:>10}  mode", "port", "received", "taken", "passed", "dropped");
+    for p in list("ports") {
+        let x = |key: &str| p["xdp"][key].as_u64().unwrap_or(0);
+        let copy = if p["zero_copy"] == true { "zero-copy" } else { "copy" };
+        let _ = writeln!(
+            out,
+            "{:<12} {:>10} {:>10} {:>10} {:>10}  {} XDP, {copy}, {} queue(s)",
+            text(&p, "name"),
+            x("received"),
+            x("taken"),
+            x("passed"),
+            x("dropped"),
+            text(&p, "xdp_mode"),
+            p["queues"],
+        );
+    }
+    let _ = writeln!(out, "\nframes that came up      {:>10}", n("/totals/received/packets"));
+    for (label, pointer) in [
+        ("forwarded", "/totals/forwarded/packets"),
+        ("back to the kernel", "/totals/kernel/packets"),
+        ("dropped", "/totals/dropped/packets"),
+        ("held now", "/totals/held_now"),
+        ("made (rejects)", "/totals/made/packets"),
+    ] {
+        let _ = writeln!(out, "  {label:<22} {:>10}", n(pointer));
+    }
+    let met = Reason::ALL.iter().map(|r| (r, n(&format!("/totals/reasons/{}", r.label())))).filter(|(_, n)| *n > 0);
+    for (reason, n) in met {
+        let _ = writeln!(out, "    {:<20} {n:>10}  {}", reason.label(), reason.text());
+    }
+    if !list("targets").is_empty() {
+        let _ = writeln!(out, "\n{:<28} {:<28} {:>8} {:>12} {:>12}", "Service port", "backend", "flows", "to backend", "to client");
+        for t in list("targets") {
+            let c = |key: &str| t[key].as_u64().unwrap_or(0);
+            let (service, backend) = (text(&t, "service"), text(&t, "backend"));
+            let _ = writeln!(
+                out,
+                "{service:<28} {backend:<28} {:>8} {:>12} {:>12}",
+                c("flows"),
+                c("packets_to_backend"),
+                c("packets_to_client"),
+            );
+        }
+    }
+    for problem in status.pointer("/services/problems").and_then(Value::as_array).into_iter().flatten() {
+        let _ = writeln!(out, "problem: {}", problem.as_str().unwrap_or_default());
+    }
+    out
+}

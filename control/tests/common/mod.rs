@@ -1,0 +1,213 @@
+//! nomagic in a scene of network namespaces: started, asked, ended.
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, PodThread, http_load, start_pod, udp_load};
+use nomagic_bench::rig::{Netns, PODS, Process, Scene};
+use serde_json::Value;
+
+pub const NOMAGIC: &str = env!("CARGO_BIN_EXE_nomagic");
+pub const START: Duration = Duration::from_secs(20);
+
+/// A gateway with nomagic in it, three pods and a client.
+pub struct Gateway {
+    pub process: Process,
+    pub pods: Vec<PodThread>,
+    pub scene: Scene,
+    pub dir: tempfile::TempDir,
+}
+
+impl Gateway {
+    /// Lays out the scene and starts nomagic with these manifests. `extra`: more lines of configuration.
+    pub fn start(tag: &str, extra: &str, manifests: &str) -> Gateway {
+        let scene = Scene::new(tag).expect("a scene (needs root)");
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("manifests.yaml"), manifests).expect("manifests");
+        std::fs::write(dir.path().join("nomagic.yaml"), config(dir.path(), extra)).expect("configuration");
+        let pods = scene.pods.iter().zip(PODS).map(|(ns, p)| start_pod(ns, PodOptions::new(p.name)).expect("a pod")).collect();
+        let process = launch(&scene.gw, &dir.path().join("nomagic.yaml"));
+        Gateway { process, pods, scene, dir }
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.path().join("nomagic.yaml")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Replaces the manifests and waits until nomagic says that it uses them.
+    pub fn apply(&mut self, manifests: &str) {
+        let before = self.status()["services"]["generation"].as_u64().expect("a generation");
+        // Written aside and renamed, as any careful writer does.
+        let aside = self.dir.path().join(".manifests.new");
+        std::fs::write(&aside, manifests).expect("manifests");
+        std::fs::rename(aside, self.dir.path().join("manifests.yaml")).expect("manifests");
+        self.process.signal(libc::SIGHUP).expect("SIGHUP");
+        wait_for("the new manifests to be in force", Duration::from_secs(5), || {
+            self.status()["services"]["generation"].as_u64() > Some(before)
+        });
+    }
+
+    /// `nomagic status --format json`.
+    pub fn status(&self) -> Value {
+        let out = Command::new(NOMAGIC)
+            .args(["status", "--format", "json", "--state-dir"])
+            .arg(self.state_dir())
+            .output()
+            .expect("nomagic status");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("JSON")
+    }
+
+    /// A number in the status, by a JSON pointer.
+    pub fn number(&self, pointer: &str) -> u64 {
+        let status = self.status();
+        status.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number at {pointer} in {status:#}"))
+    }
+
+    /// Frames dropped or passed for this reason.
+    pub fn reason(&self, label: &str) -> u64 {
+        self.number(&format!("/totals/reasons/{label}"))
+    }
+
+    /// Fresh HTTP connections from a namespace.
+    pub fn http(&self, from: &Netns, to: &str, connections: u32) -> LoadReport {
+        let to: SocketAddr = to.parse().expect("an address");
+        from.block_on(move || http_load(to, connections, ClientOptions::default())).expect("a client")
+    }
+
+    /// Datagrams from a namespace, each from a fresh socket.
+    pub fn udp(&self, from: &Netns, to: &str, datagrams: u32) -> LoadReport {
+        let to: SocketAddr = to.parse().expect("an address");
+        from.block_on(move || udp_load(to, datagrams, ClientOptions::default())).expect("a client")
+    }
+
+    /// Every frame that came up is accounted for, and every frame of the packet memory is somewhere.
+    pub fn assert_accounts_close(&self) {
+        let status = self.status();
+        let n = |p: &str| status.pointer(p).and_then(Value::as_u64).unwrap_or_else(|| panic!("{p} in {status:#}"));
+        let sum = n("/totals/forwarded/packets") + n("/totals/kernel/packets") + n("/totals/dropped/packets") + n("/totals/held_now");
+        assert_eq!(n("/totals/received/packets"), sum, "{status:#}");
+        for pool in status["pools"].as_array().expect("pools") {
+            let part = |k: &str| pool[k].as_u64().expect("a number");
+            assert_eq!(part("total"), part("free") + part("fill") + part("tx") + part("held") + part("in_hand"), "{pool}");
+        }
+    }
+
+    /// Ends nomagic at once.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("SIGKILL");
+    }
+
+    /// Starts a new process on the same configuration.
+    pub fn restart(&mut self) {
+        self.process = launch(&self.scene.gw, &self.config_path());
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("nomagic said:\n{}", self.process.output());
+        }
+        let _ = self.process.terminate(Duration::from_secs(5));
+        let state = self.state_dir();
+        let _ = self.scene.gw.exec(NOMAGIC, &["cleanup", "--state-dir", &state.to_string_lossy()]);
+    }
+}
+
+/// Starts nomagic and waits until it is ready.
+pub fn launch(gw: &Netns, config: &std::path::Path) -> Process {
+    let mut process = gw.spawn(NOMAGIC, &["run", "--config", &config.to_string_lossy()]).expect("nomagic");
+    process.wait_for_line("nomagic is ready", START).expect("ready");
+    process
+}
+
+/// The configuration of the scene's gateway.
+pub fn config(dir: &std::path::Path, extra: &str) -> String {
+    format!(
+        "node: {{name: gw, ips: [10.0.0.1, 192.168.0.1, 'fd00:a::1', 'fd00:192::1'], primaryIPs: [10.0.0.1, 'fd00:a::1']}}\n\
+         serviceCIDRs: [10.96.0.0/12, 'fd00:10:109::/64']\n\
+         interfaces: [cl0, pods0]\n\
+         manifests: manifests.yaml\n\
+         stateDir: {}\n\
+         onFailure: pass\n\
+         {extra}\n",
+        dir.join("state").display()
+    )
+}
+
+/// A Service port for manifests.
+pub struct Svc<'a> {
+    pub name: &'a str,
+    pub spec: &'a str,
+    pub status: &'a str,
+    pub ports: &'a [(&'a str, &'a str, u16, u16)],
+    /// Indices into [`PODS`].
+    pub pods: &'a [usize],
+}
+
+/// Manifests of dual-stack Services over the scene's pods.
+pub fn manifests(services: &[Svc<'_>]) -> String {
+    let mut out = String::new();
+    for s in services {
+        let port = |(name, proto, port, node): &(&str, &str, u16, u16)| {
+            let node = if *node == 0 { String::new() } else { format!(", nodePort: {node}") };
+            format!("{{name: {name}, protocol: {proto}, port: {port}{node}}}")
+        };
+        let ports: Vec<String> = s.ports.iter().map(port).collect();
+        out += &format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default}}\nspec:\n  ipFamilyPolicy: PreferDualStack\n  {}\n  ports: [{}]\n{}\n",
+            s.name,
+            s.spec.replace('\n', "\n  "),
+            ports.join(", "),
+            s.status
+        );
+        for v6 in [false, true] {
+            let endpoints: Vec<String> = s
+                .pods
+                .iter()
+                .map(|&i| {
+                    let addr = if v6 { PODS[i].v6.to_string() } else { PODS[i].v4.to_string() };
+                    format!("{{addresses: ['{addr}'], conditions: {{ready: true}}}}")
+                })
+                .collect();
+            let slice_port = |(name, proto, port, _): &(&str, &str, u16, u16)| format!("{{name: {name}, protocol: {proto}, port: {port}}}");
+            let ports: Vec<String> = s.ports.iter().map(slice_port).collect();
+            let (family, suffix) = if v6 { ("IPv6", "v6") } else { ("IPv4", "v4") };
+            out += &format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {0}-{suffix}, namespace: default, labels: {{kubernetes.io/service-name: {0}}}}}\naddressType: {family}\nendpoints: [{1}]\nports: [{2}]\n",
+                s.name,
+                endpoints.join(", "),
+                ports.join(", ")
+            );
+        }
+    }
+    out
+}
+
+/// The Service of the demo: dual-stack, HTTP and a UDP echo.
+pub fn nginx(pods: &[usize]) -> String {
+    manifests(&[Svc {
+        name: "nginx",
+        spec: "clusterIP: 10.109.35.24\nclusterIPs: [10.109.35.24, 'fd00:10:109::24']\nipFamilies: [IPv4, IPv6]",
+        status: "",
+        ports: &[("http", "TCP", 80, 0), ("echo", "UDP", 53, 0)],
+        pods,
+    }])
+}
+
+/// Waits until something holds; says what did not when the time is up.
+pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < end, "waited {limit:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
