@@ -129,3 +129,58 @@ fn files() {
     std::fs::write(&path, [0xff, 0xfe, 0x41]).unwrap();
     assert!(Config::load(&path).is_err());
 }
+
+#[test]
+fn the_example_names_every_field_with_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/example/nomagic.yaml");
+    let c = Config::load(&path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let fields = [
+        "node",
+        "name",
+        "ips",
+        "primaryIPs",
+        "labels",
+        "clusterCIDRs",
+        "serviceCIDRs",
+        "masqueradeAll",
+        "localhostNodePorts",
+        "nodePortAddresses",
+        "interfaces",
+        "manifests",
+        "snat",
+        "addresses",
+        "ports",
+        "workers",
+        "count",
+        "cpus",
+        "idle",
+        "conntrack",
+        "capacity",
+        "hash",
+        "seed",
+        "onFailure",
+        "graceMs",
+        "detachOnExit",
+        "stateDir",
+    ];
+    for field in fields {
+        let shown = text.lines().any(|l| l.trim_start().starts_with(&format!("{field}:")));
+        assert!(shown, "{field} is not in the example");
+    }
+    let d = Config::default();
+    let same = |c: &Config| {
+        (
+            c.masquerade_all,
+            c.localhost_node_ports,
+            c.snat.ports,
+            c.conntrack.clone(),
+            c.hash.clone(),
+            c.on_failure,
+            c.grace_ms,
+            c.detach_on_exit,
+            c.state_dir.clone(),
+        )
+    };
+    assert_eq!(same(&c), same(&d), "what the example calls a default is one");
+}
