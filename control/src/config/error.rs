@@ -51,7 +51,7 @@ pub fn read<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, ConfigErr
     let blank = text.lines().all(|l| matches!(l.trim_start().chars().next(), None | Some('#')) || l.trim_end() == "---");
     let text = if blank { "{}" } else { text };
     let mut path = String::new();
-    let options = serde_saphyr::options! { with_snippet: false };
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
         serde_path_to_error::deserialize(yaml).map_err(|e| {
             path = e.path().to_string();

@@ -97,6 +97,8 @@ fn document(text: &str, offset: u32) -> Option<Document<'_>> {
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         with_snippet: false,
+        // As YAML 1.2 has it: a namespace may be called `n`, a port `on`.
+        strict_booleans: true,
         budget: serde_saphyr::budget! { max_nodes: NODES_MAX, max_events: 3 * NODES_MAX, max_depth: 64 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_MAX },
     }

@@ -156,6 +156,15 @@ fn unreadable_files_are_named() {
 }
 
 #[test]
+fn only_true_and_false_are_booleans() {
+    let text = service("on", "10.0.0.1").replace("{name: on}", "{name: on, namespace: n}").replace("{port: 80}", "{name: y, port: 80}");
+    let bad = slice("web-1").replace("[10.1.0.1]}", "[10.1.0.1], conditions: {ready: yes}}");
+    let loaded = load(dir(&[("x.yaml", &format!("{text}---\n{bad}"))]).path(), None).unwrap();
+    assert_eq!(object_names(&loaded), ["n/on"]);
+    assert!(problems(&loaded)[0].contains("endpoints[0].conditions.ready: invalid type: string \"yes\""), "{:?}", problems(&loaded));
+}
+
+#[test]
 fn of_two_with_one_name_the_first_stays() {
     let d = dir(&[("a.yaml", &service("web", "10.0.0.1")), ("b.yaml", &service("web", "10.0.0.2"))]);
     let loaded = load(d.path(), None).unwrap();
