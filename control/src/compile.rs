@@ -235,7 +235,12 @@ impl<'c> Builder<'c> {
         }
         if let Some(port) = service.health_check_port {
             let check = HealthCheck { service: service.key.clone(), local_endpoints: healthy.len() };
-            self.names.health_checks.entry(port).or_insert(check);
+            if let Some(earlier) = self.names.health_checks.get(&port) {
+                let message = format!("{port} is already Service {}'s; it stays there", earlier.service);
+                self.problem(service, "spec.healthCheckNodePort", message);
+            } else {
+                self.names.health_checks.insert(port, check);
+            }
         }
         if service.affinity_timeout_s.is_some() {
             self.problem(service, "spec.sessionAffinity", "ClientIP is not kept yet: each connection is spread by its own hash".into());

@@ -298,6 +298,9 @@ fn health_checks_count_local_ready_addresses() {
         &settings(""),
     );
     assert_eq!(c.names.health_checks[&30_000].local_endpoints, 1);
+    let twice = compile(&[service("a", spec), service("b", &spec.replace(".0.1", ".0.2"))], &settings(""));
+    assert_eq!(twice.names.health_checks[&30_000].service.name, "a");
+    assert!(twice.problems[0].to_string().starts_with("Service n/b: spec.healthCheckNodePort: 30000 is already Service n/a's"));
 }
 
 #[test]
@@ -320,4 +323,49 @@ fn rules_for_the_wire() {
             snat: vec![(ip("192.168.0.2"), 61_000, 61_999), (ip("fd00:1::2"), 61_000, 61_999)],
         }
     );
+}
+
+#[test]
+fn mangled_manifests_never_panic() {
+    let example = concat!(
+        include_str!("../../../deploy/example/manifests/nginx.yaml"),
+        "---\n",
+        include_str!("../../../deploy/example/manifests/echo.yaml")
+    );
+    let scraps = [
+        "null",
+        "-1",
+        "99999999999999999999",
+        "[]",
+        "{}",
+        "''",
+        "\u{0}",
+        "&a",
+        "*a",
+        "---\n",
+        "\t",
+        ":",
+        "\"",
+        "1e999",
+        "!!binary x",
+        "Local",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.yaml");
+    let (mut random, mut readable, mut compiler) = (7, 0, Compiler::new(64));
+    let mut next = |n: usize| (nomagic_core::tuple::splitmix64(&mut random) % n as u64) as usize;
+    let settings = settings("");
+    for _ in 0..1_500 {
+        let mut text: Vec<char> = example.chars().collect();
+        for _ in 0..=next(4) {
+            let (at, gone, scrap) = (next(text.len()), next(12), scraps[next(scraps.len())]);
+            let end = (at + gone).min(text.len());
+            text.splice(at..end, scrap.chars());
+        }
+        std::fs::write(&file, text.into_iter().collect::<String>()).unwrap();
+        let loaded = crate::manifests::load(&file, None).unwrap();
+        let compiled = compiler.compile(&Index::of(loaded.objects), &settings);
+        readable += usize::from(decide(&compiled, "10.9.9.9 -> 10.109.35.24:80").starts_with("forward"));
+    }
+    assert!((150..1_500).contains(&readable), "{readable}: faults stay where they are, and there are some");
 }

@@ -184,3 +184,26 @@ fn the_example_names_every_field_with_its_default() {
     };
     assert_eq!(same(&c), same(&d), "what the example calls a default is one");
 }
+
+#[test]
+fn mangled_configurations_never_panic() {
+    let example = include_str!("../../../deploy/example/nomagic.yaml");
+    let scraps =
+        ["null", "-1", "1e99", "[", "]", "{}", "''", "\u{0}", "&a", "*a", "\t", ": ", "- ", "\"", "99999999999999999999999999", "é"];
+    let (mut random, mut read) = (11, 0);
+    let mut next = |n: usize| (nomagic_core::tuple::splitmix64(&mut random) % n as u64) as usize;
+    for _ in 0..1_500 {
+        let mut text: Vec<char> = example.chars().collect();
+        let (at, gone, scrap) = (next(text.len()), next(6), scraps[next(scraps.len())]);
+        let end = (at + gone).min(text.len());
+        text.splice(at..end, scrap.chars());
+        match parse(&text.into_iter().collect::<String>()) {
+            Ok(config) => {
+                read += 1;
+                config.settings(&[]);
+            }
+            Err(error) => assert!(error.to_string().starts_with("nomagic.yaml:") && !error.message.is_empty(), "{error}"),
+        }
+    }
+    assert!((150..1_500).contains(&read), "{read} of 1500 readable");
+}

@@ -15,6 +15,9 @@ use crate::problem::Problem;
 /// Problems printed before the answers at the most.
 const WARNINGS_MAX: usize = 50;
 
+const NO_NODE: &str = "node.primaryIPs: missing: `run` finds the node's addresses out, `explain` does not; it knows neither node ports \
+    nor an address for rewritten sources until they are listed";
+
 /// How answers are printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Format {
@@ -55,6 +58,9 @@ struct Loaded {
 pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let loaded = match load(&args.config) {
         Ok((loaded, problems)) => {
+            if loaded.settings.node.ips.is_empty() {
+                writeln!(err, "warning: {}: {NO_NODE}", args.config.display())?;
+            }
             warn(&problems, err)?;
             loaded
         }

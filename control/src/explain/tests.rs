@@ -215,6 +215,13 @@ fn without_an_address_for_snat_the_packet_is_dropped_by_name() {
 }
 
 #[test]
+fn a_node_without_addresses_is_mentioned() {
+    let (_dir, config) = files("manifests: m.yaml", OBJECTS);
+    let (code, _, err) = ask(&config, Format::Json, &["tcp 203.0.113.9:1 -> 172.30.0.1:80"], b"");
+    assert!(code == 0 && err.contains("c.yaml: node.primaryIPs: missing"), "{err}");
+}
+
+#[test]
 fn flows_from_standard_input_and_bad_lines() {
     let (_dir, config) = files(CONFIG, OBJECTS);
     let long = "x".repeat(100_000);
