@@ -1,22 +1,70 @@
 //! The command line.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::explain;
+use crate::config::error::ConfigError;
+use crate::{explain, run};
 
-/// A Kubernetes Service load balancer for gateway nodes, over AF_XDP.
+/// A Kubernetes Service load balancer for gateway nodes: kube-proxy's job in userspace, over AF_XDP.
 #[derive(Debug, Parser)]
-#[command(name = "nomagic", version)]
+#[command(name = "nomagic", version, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "Examples:
+  nomagic run --config /etc/nomagic/nomagic.yaml
+  nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
+  nomagic status --format json
+  nomagic cleanup
+
+NOMAGIC_LOG sets the log level of `run`: error, warn, info (default), debug.";
+
+/// Which nomagic is meant.
+#[derive(Debug, Args)]
+struct Place {
+    /// Its state directory [default: the configuration's, or /run/nomagic].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Its configuration file, for the state directory in it.
+    #[arg(long, value_name = "FILE", conflicts_with = "state_dir")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Format {
+    /// Tables for people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Carry Services on this node until SIGTERM. SIGHUP re-reads the manifests.
+    Run {
+        /// The configuration file; `deploy/example/nomagic.yaml` documents every field.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show counters and state of the nomagic that runs here.
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// For people or for scripts.
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
+    },
+    /// Remove what outlives the process: XDP programs and maps, the internal port, the control socket.
+    Cleanup {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Say what happens to a packet, and why, without touching the network.
     Explain(explain::command::Args),
 }
@@ -24,6 +72,9 @@ enum Command {
 /// Runs what the command line says. Exit codes: 0 good, 1 failure, 2 bad input (clap's own is 2 as well).
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Run { config } => return gateway(|| run::run(&config)),
+        Command::Status { place, format } => return gateway(|| status(place, format)),
+        Command::Cleanup { place } => return gateway(|| cleanup(place)),
         Command::Explain(args) => {
             let mut out = io::BufWriter::new(io::stdout().lock());
             explain::command::run(&args, &mut io::stdin().lock(), &mut out, &mut io::stderr().lock())
@@ -38,4 +89,33 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs what concerns a gateway, with logs on standard error.
+fn gateway(work: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NOMAGIC_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match work() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(if e.is::<ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn status(place: Place, format: Format) -> anyhow::Result<()> {
+    let state_dir = run::state_dir(place.state_dir, place.config.as_deref())?;
+    println!("{}", run::status(&state_dir, format == Format::Json)?.trim_end());
+    Ok(())
+}
+
+fn cleanup(place: Place) -> anyhow::Result<()> {
+    let removed = run::cleanup(&run::state_dir(place.state_dir, place.config.as_deref())?)?;
+    if removed.is_empty() {
+        println!("nothing was there to remove");
+    } else {
+        println!("removed {}", removed.join(", "));
+    }
+    Ok(())
 }
