@@ -9,3 +9,4 @@ pub mod manifests;
 pub mod net;
 pub mod objects;
 pub mod problem;
+pub mod run;
