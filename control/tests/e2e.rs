@@ -41,10 +41,9 @@ fn snat_shows_the_gateways_address() {
 fn udp_in_both_families_dnat_and_snat() {
     for (tag, extra, own) in [("udp-d", "", false), ("udp-s", "masqueradeAll: true", true)] {
         let g = Gateway::start(tag, extra, &nginx(&[0, 1, 2]));
-        for (to, client, gateway) in [
-            ("10.109.35.24:53", CLIENT_V4.into(), GATEWAY_V4.into()),
-            ("[fd00:10:109::24]:53", CLIENT_V6.into(), IpAddr::from(GATEWAY_V6)),
-        ] {
+        for (to, client, gateway) in
+            [("10.109.35.24:53", CLIENT_V4.into(), GATEWAY_V4.into()), ("[fd00:10:109::24]:53", CLIENT_V6.into(), IpAddr::from(GATEWAY_V6))]
+        {
             let report = g.udp(&g.scene.client, to, 40);
             assert_eq!((report.answered(), report.failed()), (40, 0), "{report:?}");
             assert_eq!(report.per_pod.len(), 3);
@@ -372,7 +371,8 @@ fn next_hops_follow_the_kernel() {
 
 #[test]
 fn bad_objects_are_named_and_the_others_go_on() {
-    let bad = "---\nkind: Service\n  broken: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: empty}\nspec: {clusterIP: 10.109.35.40}\n";
+    let bad =
+        "---\nkind: Service\n  broken: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: empty}\nspec: {clusterIP: 10.109.35.40}\n";
     let mut g = Gateway::start("bad", "", &nginx(&[0]));
     g.apply(&format!("{}{bad}", nginx(&[1])));
     let report = g.http(&g.scene.client, V4, 10);
