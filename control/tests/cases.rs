@@ -2,6 +2,9 @@
 //!
 //! `cargo test -p nomagic --test cases -- --nocapture` prints how many flows ran.
 
+#[path = "common/wire.rs"]
+mod wire;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -80,6 +83,29 @@ impl Table {
         let explainer = Explainer { index: &self.index, settings: &self.settings, compiled: &self.compiled };
         serde_json::to_value(explainer.answer(&question, &parse_flow(&question).unwrap())).unwrap()
     }
+}
+
+/// Each flow also as a frame through the packet path, from many source ports: the bytes and `explain` must agree.
+#[test]
+fn frames_meet_what_explain_says() {
+    let file = cases("kubeproxy-cases.yaml");
+    let (mut frames, mut wrong) = (0, Vec::new());
+    for case in list(&file["cases"]) {
+        for step in list(&case["steps"]) {
+            let table = Table::new(&step["objects"], settings(&file["defaults"]["config"], case));
+            for flow in list(&step["flows"]) {
+                for source_port in 40_000..40_010 {
+                    let answer = table.explain(flow, source_port);
+                    let tuple = parse_flow(text(&answer, "flow")).unwrap();
+                    wrong.extend(wire::disagreement(&table.compiled.services, &tuple, &answer));
+                    frames += 1;
+                }
+            }
+        }
+    }
+    println!("{frames} frames went through the packet path");
+    assert!(wrong.is_empty(), "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(frames >= 3_540);
 }
 
 /// What differs from the expectation, if anything does.

@@ -1,0 +1,99 @@
+//! A flow's first packet as a frame through the core's `process`: what happens to the bytes must be what `explain` said.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicU64;
+
+use arrayvec::ArrayVec;
+use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
+use nomagic_core::conntrack::Conntrack;
+use nomagic_core::counters::Counters;
+use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
+use nomagic_core::pipeline::{Context, WorkerState, process};
+use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
+use nomagic_core::services::Services;
+use nomagic_core::tuple::{Proto, Tuple};
+use serde_json::Value;
+
+const START: usize = 256;
+
+/// Everything is reachable through port 1, by a gateway of each family.
+fn routes() -> Routes {
+    let port = |i| Port { mac: [2, 0, 0, 0, 0, i], mtu: 1500, up: true };
+    let gateways: [IpAddr; 2] = ["198.18.0.1".parse().unwrap(), "fe80::1".parse().unwrap()];
+    let all = ["0.0.0.0/0", "::/0"].map(|p| p.parse().unwrap());
+    let route = |(prefix, gateway): (_, &IpAddr)| {
+        let leg = Leg { port: Some(PortId(1)), gateway: Some(*gateway), weight: 1 };
+        Route { prefix, metric: 0, kind: RouteKind::Unicast(vec![leg]) }
+    };
+    let neighbours = gateways.map(|addr| Neighbour { port: PortId(1), addr, mac: [2; 6] });
+    let internal = Some(InternalPort { port: PortId(2), kernel_mac: [9; 6] });
+    Routes::build(1, (0..3).map(port).collect(), internal, all.into_iter().zip(&gateways).map(route).collect(), &neighbours).0
+}
+
+fn frame_of(t: &Tuple) -> Vec<u8> {
+    let b = PacketBuilder::ethernet2([4; 6], [2; 6]);
+    let b = match (t.src_addr(), t.dst_addr()) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => b.ipv4(s.octets(), d.octets(), 64),
+        (IpAddr::V6(s), IpAddr::V6(d)) => b.ipv6(s.octets(), d.octets(), 64),
+        _ => unreachable!("one family"),
+    };
+    let mut out = Vec::new();
+    match t.proto {
+        Proto::Tcp => b.tcp(t.sport, t.dport, 1, 1000).syn().write(&mut out, b"hello").unwrap(),
+        _ => b.udp(t.sport, t.dport).write(&mut out, b"hello").unwrap(),
+    }
+    out
+}
+
+/// `(source, destination)` that etherparse reads in a frame.
+fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
+    let headers = PacketHeaders::from_ethernet_slice(frame).unwrap();
+    let (src, dst): (IpAddr, IpAddr) = match headers.net.unwrap() {
+        NetHeaders::Ipv4(h, _) => (h.source.into(), h.destination.into()),
+        NetHeaders::Ipv6(h, _) => (h.source.into(), h.destination.into()),
+        other => panic!("{other:?}"),
+    };
+    let (sport, dport) = match headers.transport.unwrap() {
+        TransportHeader::Tcp(h) => (h.source_port, h.destination_port),
+        TransportHeader::Udp(h) => (h.source_port, h.destination_port),
+        other => panic!("{other:?}"),
+    };
+    ((src, sport).into(), (dst, dport).into())
+}
+
+/// What differs between the answer and what becomes of the frame. `None`: they agree, or such a packet never comes by wire.
+pub fn disagreement(services: &Services, tuple: &Tuple, answer: &Value) -> Option<String> {
+    if tuple.proto == Proto::Sctp || tuple.src_addr().is_loopback() || tuple.dst_addr().is_loopback() {
+        return None;
+    }
+    let words: Vec<AtomicU64> = (0..Conntrack::words_needed(4)).map(|_| AtomicU64::new(0)).collect();
+    let (routes, counters, mut worker) = (routes(), Counters::new(1), WorkerState::new(0));
+    let sent = frame_of(tuple);
+    let (mut buffer, mut spare) = (vec![0u8; 2048], vec![0u8; 2048]);
+    buffer[START..START + sent.len()].copy_from_slice(&sent);
+    let mut frames = [Frame::new(&mut buffer, START, sent.len(), PortId(0), 0)];
+    let (mut verdicts, mut out) = (ArrayVec::new(), Outputs::default());
+    out.spare.push(Frame::new(&mut spare, 0, 0, PortId(0), 0));
+    let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
+    let mut context = Context { now_ms: 1, services, routes: &routes, table, filter: None, counters: &counters, worker: &mut worker };
+    process(&mut context, &mut frames, &mut verdicts, &mut out);
+    let said = answer["verdict"].as_str().unwrap_or_default();
+    let agrees = match verdicts[0] {
+        Verdict::Forward(..) => {
+            let (src, dst) = ends(frames[0].head());
+            let client = SocketAddr::new(tuple.src_addr(), tuple.sport);
+            let source_agrees = match answer["snat"].as_str() {
+                Some(own) => src.ip().to_string() == own,
+                None => src == client,
+            };
+            said == "forward" && answer["chosen"] == dst.to_string() && source_agrees
+        }
+        Verdict::Kernel(_) => matches!(said, "pass" | "local"),
+        Verdict::Drop(reason) => {
+            let told = if out.made.is_empty() { "drop" } else { "reject" };
+            said == told && answer["reason"] == reason.label()
+        }
+        Verdict::Hold(_) => false,
+    };
+    (!agrees).then(|| format!("{tuple}: explain says {answer}, the frame met {:?}", verdicts[0]))
+}
