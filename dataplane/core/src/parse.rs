@@ -1,7 +1,7 @@
 //! Reading a frame's headers: checked once here, trusted afterwards.
 //!
 //! Everything the rewrite needs comes out as offsets into the first segment; an offset in a [`Packet`] is always inside it.
-//! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP).
+//! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
 
 use crate::frame::Frame;
 use crate::reason::Reason;
@@ -30,20 +30,32 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
-/// The headers of a packet that Services may be about: IPv4 or IPv6 with TCP or UDP, whole.
+/// What the first chunk of an SCTP packet means for an association, said in TCP's terms (RFC 9260, section 3.2): both protocols open with
+/// a handshake and close on both sides.
+fn sctp_flags(chunk: u8) -> u8 {
+    match chunk {
+        1 => tcp::SYN,                // INIT
+        2 => tcp::SYN | tcp::ACK,     // INIT ACK
+        7 | 8 => tcp::FIN | tcp::ACK, // SHUTDOWN, SHUTDOWN ACK
+        6 | 14 => tcp::RST,           // ABORT, SHUTDOWN COMPLETE
+        _ => tcp::ACK,
+    }
+}
+
+/// The headers of a packet that Services may be about: IPv4 or IPv6 with TCP, UDP or SCTP, whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Packet {
     /// Addresses, ports, protocol.
     pub tuple: Tuple,
     /// Offset of the IP header; bytes of Ethernet header and tags before it.
     pub l3: u16,
-    /// Offset of the TCP or UDP header.
+    /// Offset of the transport header.
     pub l4: u16,
     /// Bytes of transport header and payload together, as the IP header has it.
     pub l4_len: u16,
     /// Bytes that the transport checksum covers: `l4_len`, or less for UDP with a surplus area (RFC 9868).
     pub covered_len: u16,
-    /// TCP flags; 0 for UDP.
+    /// TCP flags; for SCTP what they would be; 0 for UDP.
     pub tcp_flags: u8,
     /// IPv4 TTL or IPv6 hop limit.
     pub ttl: u8,
@@ -205,13 +217,22 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             }
             (0, udp_len)
         }
+        132 => {
+            let bad = Malformed(Reason::SctpMalformed);
+            // Common header and the first chunk's header.
+            let header: &[u8; 16] = array_at(data, ip.l4).ok_or(bad)?;
+            if ip.l4_len < header.len() {
+                return Err(bad);
+            }
+            (sctp_flags(header[12]), ip.l4_len)
+        }
         1 | 58 => return Err(Kernel(Reason::Icmp)),
         _ => return Err(Kernel(Reason::OtherProtocol)),
     };
+    let Some(proto) = Proto::from_ip_number(protocol) else { return Err(Kernel(Reason::OtherProtocol)) };
     let (Some(sport), Some(dport)) = (u16_at(data, ip.l4), u16_at(data, ip.l4 + 2)) else {
         return Err(Malformed(Reason::UdpMalformed));
     };
-    let proto = if protocol == 6 { Proto::Tcp } else { Proto::Udp };
     let tuple = Tuple { src: ip.src, dst: ip.dst, sport, dport, proto, v6: ip.v6 };
     let (l3, l4, l4_len) = (ip.l3 as u16, ip.l4 as u16, ip.l4_len as u16);
     Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl })

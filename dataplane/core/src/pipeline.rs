@@ -210,7 +210,7 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
 /// Which first packets may open a connection. The kernel's conntrack has the same rules (a connection met in its middle is picked up,
 /// a lone RST or FIN or SYN+ACK is invalid), except that one whose source port would have to be invented now is refused.
 fn may_open(packet: &Packet, snat: Option<SnatCause>) -> Result<(), Reason> {
-    if packet.tuple.proto != Proto::Tcp {
+    if packet.tuple.proto == Proto::Udp {
         return Ok(());
     }
     match packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) {
@@ -283,7 +283,7 @@ impl SourcePorts {
         let (first, base, last, tries) = match snat {
             Some(_) => (None, snat_range.port_first, snat_range.port_last, SOURCE_PORTS_TRIED_MAX),
             // The client's own port; in the middle of a connection only that one.
-            None if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto == Proto::Tcp => (Some(packet.tuple.sport), 1, 0, 0),
+            None if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), 1, 0, 0),
             None => (Some(packet.tuple.sport), 1_024, u16::MAX, CLIENT_PORTS_TRIED_MAX),
         };
         let range = (u32::from(last) + 1).saturating_sub(u32::from(base));

@@ -33,9 +33,9 @@ reasons! {
     Ipv6Malformed = "ipv6_malformed", "the IPv6 header or an extension header contradicts the frame's length";
     Ipv6ExtensionChain = "ipv6_extension_chain", "more IPv6 extension headers than the limit";
     TcpMalformed = "tcp_malformed", "the TCP header contradicts itself or the packet's length";
-    TcpFlags = "tcp_flags", "a combination of TCP flags that no connection starts with";
+    TcpFlags = "tcp_flags", "TCP flags, or an SCTP chunk, that no connection starts with";
     UdpMalformed = "udp_malformed", "the UDP header contradicts the packet's length";
-    SctpMalformed = "sctp_malformed", "the SCTP header is cut short";
+    SctpMalformed = "sctp_malformed", "the SCTP header or its first chunk is cut short";
     Martian = "martian", "a source address that no host may send from";
 
     // Frames that are the kernel's.

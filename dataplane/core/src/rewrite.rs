@@ -58,6 +58,14 @@ pub fn link(frame: &mut Frame<'_>, l3: u16, src: Mac, dst: Mac) {
 
 /// Completes a checksum that the sender left to its NIC, so that the packet can go anywhere. True when it was one.
 pub fn complete(frame: &mut Frame<'_>, packet: &Packet) -> bool {
+    if packet.tuple.proto == Proto::Sctp {
+        let absent = sctp_field(frame, packet) == 0;
+        if absent {
+            let crc = sctp_crc(frame, packet);
+            write_sctp_field(frame, packet, crc);
+        }
+        return absent;
+    }
     let field = checksum_field(frame, packet);
     let partial = is_partial(packet, field);
     if partial {
@@ -68,11 +76,11 @@ pub fn complete(frame: &mut Frame<'_>, packet: &Packet) -> bool {
 
 /// Ports and transport checksum.
 fn transport(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, delta: u16) -> bool {
+    if packet.tuple.proto == Proto::Sctp {
+        return sctp(frame, packet, new);
+    }
     let field = checksum_field(frame, packet);
-    let l4 = usize::from(packet.l4);
-    let data = frame.head_mut();
-    data[l4..l4 + 2].copy_from_slice(&new.sport.to_be_bytes());
-    data[l4 + 2..l4 + 4].copy_from_slice(&new.dport.to_be_bytes());
+    write_ports(frame, packet, new);
     if is_partial(packet, field) {
         write_full(frame, packet, new.src, new.dst);
         return true;
@@ -82,6 +90,56 @@ fn transport(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, delta: u16) ->
         write_field(frame, packet, apply(field, delta));
     }
     false
+}
+
+fn write_ports(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) {
+    let ports = &mut frame.head_mut()[usize::from(packet.l4)..];
+    ports[0..2].copy_from_slice(&new.sport.to_be_bytes());
+    ports[2..4].copy_from_slice(&new.dport.to_be_bytes());
+}
+
+/// SCTP's CRC32c (RFC 9260, appendix A) covers no addresses. It is linear: the difference between the CRCs of the packet before and after is
+/// the difference of the field, so a packet that was damaged on its way stays damaged. A local sender's offloaded CRC is 0.
+fn sctp(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) -> bool {
+    let field = sctp_field(frame, packet);
+    if field == 0 {
+        write_ports(frame, packet, new);
+        let crc = sctp_crc(frame, packet);
+        write_sctp_field(frame, packet, crc);
+        return true;
+    }
+    if (new.sport, new.dport) != (packet.tuple.sport, packet.tuple.dport) {
+        let before = sctp_crc(frame, packet);
+        write_ports(frame, packet, new);
+        let after = sctp_crc(frame, packet);
+        write_sctp_field(frame, packet, field ^ before ^ after);
+    }
+    false
+}
+
+/// The CRC of the packet with its checksum field taken as zero.
+fn sctp_crc(frame: &Frame<'_>, packet: &Packet) -> u32 {
+    let head = &frame.head()[usize::from(packet.l4)..];
+    let head = &head[..head.len().min(usize::from(packet.covered_len))];
+    let mut crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&head[..8]), &[0; 4]), &head[12..]);
+    let mut left = usize::from(packet.covered_len) - head.len();
+    for piece in frame.tail() {
+        let piece = &piece[..piece.len().min(left)];
+        crc = crc32c::crc32c_append(crc, piece);
+        left -= piece.len();
+    }
+    crc
+}
+
+/// The field is sent least significant byte first.
+fn sctp_field(frame: &Frame<'_>, packet: &Packet) -> u32 {
+    let at = usize::from(packet.l4) + 8;
+    frame.head()[at..at + 4].iter().rev().fold(0, |n, b| (n << 8) | u32::from(*b))
+}
+
+fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
+    let at = usize::from(packet.l4) + 8;
+    frame.head_mut()[at..at + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// A local sender that leaves the checksum to its NIC (Linux: CHECKSUM_PARTIAL) stores the pseudo header's sum, not complemented.

@@ -24,13 +24,19 @@ const ELSEWHERE: &[Reason] = &[
     Reason::Shutdown,
     // Needs two workers at the same moment: conntrack's own tests.
     Reason::ConntrackBusy,
-    // SCTP is not parsed yet.
-    Reason::SctpMalformed,
 ];
 
 fn edited(spec: Spec, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut frame = spec.frame();
     edit(&mut frame);
+    frame
+}
+
+/// An SCTP packet of this many bytes.
+fn short_sctp(len: usize) -> Vec<u8> {
+    let mut frame = sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 1, 0);
+    frame.truncate(34 + len);
+    frame[17] = 20 + len as u8;
     frame
 }
 
@@ -65,6 +71,10 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::TcpMalformed, edited(Spec { payload: 0, ..tcp }, |f| f[46] = 0xf0), CLIENTS),
         (Reason::UdpMalformed, edited(udp, |f| f[39] = 7), CLIENTS),
         (Reason::UdpMalformed, edited(udp, |f| f[38] = 1), CLIENTS),
+        (Reason::SctpMalformed, short_sctp(8), CLIENTS),
+        (Reason::SctpMalformed, short_sctp(15), CLIENTS),
+        (Reason::TcpFlags, sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 6, 32), CLIENTS),
+        (Reason::MidFlowSnat, sctp_frame("10.0.0.2:40000", "10.96.0.2:80", 0, 32), CLIENTS),
         (Reason::TcpFlags, Spec { flags: 0, ..tcp }.frame(), CLIENTS),
         (Reason::TcpFlags, Spec { flags: RST, ..tcp }.frame(), CLIENTS),
         (Reason::TcpFlags, Spec { flags: SYN_ACK, ..tcp }.frame(), CLIENTS),

@@ -5,7 +5,7 @@
 // One instance runs on each interface. Taken: packets to Services (address, port, protocol), to whole cluster IPs and
 // Service ranges, to SNAT addresses within their port range, and replies announced by fingerprint. Taken frames go to the
 // AF_XDP socket of their queue while the worker that owns the queue is alive; see take() for what happens when it is not.
-// Fragments, ICMP, SCTP and whatever cannot be read stay with the kernel.
+// Fragments, ICMP and whatever cannot be read stay with the kernel.
 
 #include "maps.h"
 #include "parse.h"

@@ -85,7 +85,7 @@ INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 {
 	if (proto == 1 || proto == 58)
 		return PASS_ICMP; // errors about our flows: to be matched by the packet they quote
-	if (proto != 6 && proto != 17)
+	if (proto != 6 && proto != 17 && proto != 132)
 		return PASS_OTHER_PROTOCOL;
 	READ(struct ports, c, ports);
 	t->proto = proto;

@@ -6,6 +6,8 @@
 //!       PickedUp -> Established (a connection met in its middle, until its reply is seen)
 //! UDP   OneWay -> TwoWay
 //! ```
+//!
+//! SCTP associations go through TCP's phases: INIT opens, SHUTDOWN closes, ABORT resets (see `parse`).
 
 use super::flow::Direction;
 use crate::parse::tcp;
@@ -29,9 +31,9 @@ pub enum PhaseKind {
     Closed = 6,
     /// TCP: met in its middle, nothing seen from the backend yet.
     PickedUp = 7,
-    /// UDP and SCTP: only the client has spoken.
+    /// UDP: only the client has spoken.
     OneWay = 8,
-    /// UDP and SCTP: both have.
+    /// UDP: both have.
     TwoWay = 9,
 }
 
@@ -62,12 +64,12 @@ impl Phase {
     /// The phase after a connection's first packet.
     pub fn first(proto: Proto, tcp_flags: u8) -> Phase {
         let kind = match proto {
-            Proto::Tcp if tcp_flags & tcp::RST != 0 => PhaseKind::Closed,
-            Proto::Tcp if tcp_flags & tcp::SYN != 0 => PhaseKind::SynSent,
-            Proto::Tcp => PhaseKind::PickedUp,
-            Proto::Udp | Proto::Sctp => PhaseKind::OneWay,
+            Proto::Udp => PhaseKind::OneWay,
+            _ if tcp_flags & tcp::RST != 0 => PhaseKind::Closed,
+            _ if tcp_flags & tcp::SYN != 0 => PhaseKind::SynSent,
+            _ => PhaseKind::PickedUp,
         };
-        let fin = proto == Proto::Tcp && tcp_flags & tcp::FIN != 0;
+        let fin = proto != Proto::Udp && tcp_flags & tcp::FIN != 0;
         Phase { kind, fin_original: fin, fin_reply: false }
     }
 

@@ -105,7 +105,7 @@ pub fn services() -> Services {
     s.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
     let v4: Vec<Backend> = (1..=3).map(|i| backend(&format!("192.168.1.{i}"), 8080)).collect();
     let v6: Vec<Backend> = (1..=2).map(|i| backend(&format!("fd00:b::{i}"), 8080)).collect();
-    for proto in [Proto::Tcp, Proto::Udp] {
+    for proto in [Proto::Tcp, Proto::Udp, Proto::Sctp] {
         for (snat, last) in [(false, 1), (true, 2)] {
             add_service(&mut s, &format!("10.96.0.{last}"), 80, proto, &v4, snat);
             add_service(&mut s, &format!("fd00:96::{last}"), 80, proto, &v6, snat);
@@ -324,4 +324,29 @@ pub fn make_partial(frame: &mut [u8], spec: &Spec) {
     let t = spec.tuple();
     let sum = nomagic_core::checksum::fold(nomagic_core::checksum::pseudo_sum(t.src, t.dst, t.proto as u8, l4_len));
     frame[l4 + at..l4 + at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// An SCTP packet over IPv4 whose first chunk is of this type, with a bit-by-bit CRC32c: a second opinion on the one that is used.
+pub fn sctp_frame(src: &str, dst: &str, chunk: u8, payload: usize) -> Vec<u8> {
+    let (src, dst): (SocketAddr, SocketAddr) = (src.parse().unwrap(), dst.parse().unwrap());
+    let (IpAddr::V4(s), IpAddr::V4(d)) = (src.ip(), dst.ip()) else { panic!("IPv4") };
+    let mut sctp = [&src.port().to_be_bytes()[..], &dst.port().to_be_bytes(), &7u32.to_be_bytes(), &[0; 4]].concat();
+    sctp.extend([chunk, 0]);
+    sctp.extend((payload as u16 + 4).to_be_bytes());
+    sctp.extend((0..payload).map(|i| i as u8));
+    let crc = naive_crc32c(&sctp);
+    sctp[8..12].copy_from_slice(&crc.to_le_bytes());
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2(CLIENT_MAC, PORT_MACS[0])
+        .ipv4(s.octets(), d.octets(), 64)
+        .write(&mut out, etherparse::IpNumber::SCTP, &sctp)
+        .unwrap();
+    out
+}
+
+/// CRC32c by its polynomial, bit by bit (RFC 3385).
+pub fn naive_crc32c(data: &[u8]) -> u32 {
+    !data.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
 }
