@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-# gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; iproute2 and ethtool: the demo and the tests.
-PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 ethtool util-linux
+# gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
+PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux
 
 .PHONY: help setup build demo test lint bench clean
 
