@@ -106,8 +106,7 @@ impl Tables {
         }
         let mut used: HashSet<(IpAddr, u16, Proto)> = HashSet::new();
         let mut sources: HashSet<(IpAddr, u16)> = HashSet::new();
-        table.for_each(|hit| {
-            let flow = &hit.flow;
+        table.for_each(|_, flow| {
             used.insert((words_addr(flow.service, flow.v6), flow.service_port, flow.proto));
             if flow.source != flow.client {
                 sources.insert((words_addr(flow.source, flow.v6), flow.source_port));
@@ -189,7 +188,7 @@ mod tests {
         let pending = table.reserve(flow, table.hash(&flow.original()), phase, 0, std::iter::once(61_000)).unwrap();
         let hit = table.commit(pending).unwrap();
         assert!(t.removable(&known, table).is_empty(), "a connection is alive");
-        assert!(table.end(&hit));
+        assert!(table.end(&hit).is_some());
         let gone = t.removable(&known, table);
         assert_eq!((gone.services.len(), gone.addresses.len(), gone.snat.len()), (1, 0, 0));
         assert!(t.removable(&t.filter_rules(), table).is_empty());

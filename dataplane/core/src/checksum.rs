@@ -23,12 +23,12 @@ fn sum_bytes(mut sum: u64, data: &[u8]) -> u64 {
 
 /// Folds a sum of 16- or 32-bit words to 16 bits in one's complement arithmetic.
 #[inline]
-pub fn fold(mut sum: u64) -> u16 {
-    sum = (sum >> 32) + (sum & 0xffff_ffff);
-    sum = (sum >> 32) + (sum & 0xffff_ffff);
-    sum = (sum >> 16) + (sum & 0xffff);
-    sum = (sum >> 16) + (sum & 0xffff);
-    sum = (sum >> 16) + (sum & 0xffff);
+pub fn fold(sum: u64) -> u16 {
+    // At most 33, 18, 17 and 16 bits after the steps.
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
     sum as u16
 }
 
@@ -82,10 +82,17 @@ pub fn delta(old: u64, new: u64) -> u16 {
     fold(u64::from(!fold(old)) + u64::from(fold(new)))
 }
 
+/// One's complement addition of two 16-bit words.
+#[inline]
+pub fn add(a: u16, b: u16) -> u16 {
+    let sum = u32::from(a) + u32::from(b);
+    (sum + (sum >> 16)) as u16
+}
+
 /// The checksum field after a change: `HC' = ~(~HC + delta)`.
 #[inline]
 pub fn apply(field: u16, delta: u16) -> u16 {
-    !fold(u64::from(!field) + u64::from(delta))
+    !add(!field, delta)
 }
 
 #[cfg(test)]

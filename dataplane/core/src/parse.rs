@@ -80,6 +80,7 @@ pub enum NotPacket {
 use NotPacket::{Kernel, Malformed};
 
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
+#[inline]
 pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
     let data = frame.head();
     let (ethertype, l3) = ethernet(data)?;
@@ -92,6 +93,7 @@ pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
 }
 
 /// `(ethertype, offset of what follows)`, behind up to two VLAN tags.
+#[inline]
 pub fn ethernet(data: &[u8]) -> Result<(u16, usize), NotPacket> {
     let mut at = ETHERNET_LEN - 2;
     for _ in 0..=VLAN_TAGS_MAX {
@@ -104,6 +106,7 @@ pub fn ethernet(data: &[u8]) -> Result<(u16, usize), NotPacket> {
     Err(Malformed(Reason::VlanTooDeep))
 }
 
+#[inline]
 fn ipv4(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
     let bad = Malformed(Reason::Ipv4Malformed);
     let header: &[u8; 20] = array_at(data, l3).ok_or(bad)?;
@@ -197,6 +200,7 @@ struct Ip {
     v6: bool,
 }
 
+#[inline]
 fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
     let (tcp_flags, covered_len) = match protocol {
         6 => {

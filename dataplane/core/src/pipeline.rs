@@ -96,9 +96,9 @@ pub fn sweep(ctx: &mut Context<'_>, places: u32) {
         places,
         ctx.routes.generation,
         |hit| expired(hit, &timeouts, now_ms),
-        |hit| {
+        |flow| {
             ctx.counters.conntrack_expired.add(1);
-            withdraw(ctx.filter, &hit.flow);
+            withdraw(ctx.filter, &flow);
         },
     );
 }
@@ -145,10 +145,9 @@ fn judge<'f>(
 
 /// A packet of a known connection.
 fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit: &Hit, out: &mut Outputs<'f>) -> Verdict {
-    let new = hit.flow.rewritten(hit.direction);
     let (hop, id) = match ctx.table.cached_hop(hit, ctx.routes.generation) {
         Some(id) => (ctx.routes.hop(id).copied(), id),
-        None => match way(ctx, &new, hit.direction) {
+        None => match way(ctx, &hit.new, hit.direction) {
             Ok((hop, id)) => {
                 ctx.table.cache_hop(hit, ctx.routes.generation, id);
                 (Some(hop), id)
@@ -161,12 +160,12 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
         return refuse(ctx, frame, packet, reason, hop.mtu, out);
     }
     let bytes = frame.total_len();
-    if rewrite::rewrite(frame, packet, &new, hit.deltas, &hop) {
+    if rewrite::rewrite(frame, packet, &hit.new, hit.deltas, &hop) {
         ctx.counters.checksum_completed.add(1);
     }
     ctx.table.touch(hit, hit.phase.after(hit.direction, packet.tcp_flags), ctx.now_ms);
     ctx.counters.conntrack_hit.add(1);
-    let target = ctx.counters.target(hit.flow.stats);
+    let target = ctx.counters.target(hit.stats);
     if hit.direction == Direction::Original { &target.forward } else { &target.reply }.count(bytes);
     Verdict::Forward(hop.port, id)
 }
@@ -195,7 +194,7 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
     match open(ctx, packet, hash, backend, snat) {
         Ok(hit) => {
             ctx.counters.conntrack_created.add(1);
-            ctx.counters.target(hit.flow.stats).flows.add(1);
+            ctx.counters.target(hit.stats).flows.add(1);
             known(ctx, frame, packet, &hit, out)
         }
         // Another worker has just created it: the loser uses the winner's.
@@ -313,10 +312,10 @@ fn evict(ctx: &mut Context<'_>) -> bool {
     let (now_ms, timeouts) = (ctx.now_ms, ctx.worker.timeouts);
     let found = std::cell::Cell::new(false);
     let ends = |hit: &Hit| !found.get() && (expired(hit, &timeouts, now_ms) || hit.phase.evictable());
-    ctx.table.sweep(EVICTION_PLACES, ctx.routes.generation, ends, |hit| {
+    ctx.table.sweep(EVICTION_PLACES, ctx.routes.generation, ends, |flow| {
         found.set(true);
         ctx.counters.conntrack_evicted.add(1);
-        withdraw(ctx.filter, &hit.flow);
+        withdraw(ctx.filter, &flow);
     });
     found.get()
 }
@@ -389,9 +388,9 @@ fn expired(hit: &Hit, timeouts: &Timeouts, now_ms: u64) -> bool {
 }
 
 fn end(ctx: &Context<'_>, hit: &Hit, counter: &crate::counters::Counter) {
-    if ctx.table.end(hit) {
+    if let Some(flow) = ctx.table.end(hit) {
         counter.add(1);
-        withdraw(ctx.filter, &hit.flow);
+        withdraw(ctx.filter, &flow);
     }
 }
 

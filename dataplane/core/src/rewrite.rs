@@ -2,7 +2,7 @@
 //!
 //! Everything is checked before the first byte changes; after that there is only straight line.
 
-use crate::checksum::{Sum, addr_sum, apply, fold, pseudo_sum};
+use crate::checksum::{Sum, add, addr_sum, apply, fold, pseudo_sum};
 use crate::conntrack::Deltas;
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, Packet};
@@ -35,7 +35,7 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Delt
         ip[24..40].copy_from_slice(&v6_bytes(new.dst));
     } else {
         ip[8] -= 1;
-        let field = apply(apply(u16::from_be_bytes([ip[10], ip[11]]), deltas.l3), TTL_DELTA);
+        let field = apply(u16::from_be_bytes([ip[10], ip[11]]), add(deltas.l3, TTL_DELTA));
         ip[10..12].copy_from_slice(&field.to_be_bytes());
         ip[12..16].copy_from_slice(&(new.src[1] as u32).to_be_bytes());
         ip[16..20].copy_from_slice(&(new.dst[1] as u32).to_be_bytes());

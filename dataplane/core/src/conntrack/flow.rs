@@ -31,6 +31,8 @@ const V4_B: usize = 5;
 pub(super) const HOPS: usize = 6;
 pub(super) const TARGET: usize = 7;
 const V6: usize = 8;
+const META_V6: u64 = 1 << 8;
+const META_ANNOUNCED: u64 = 1 << 9;
 
 /// Which way a packet of a connection goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,15 +83,6 @@ impl Flow {
     /// The backend's packets as they arrive.
     pub fn reply(&self) -> Tuple {
         self.tuple(self.backend, self.backend_port, self.source, self.source_port)
-    }
-
-    /// What packets of a direction are to become.
-    #[inline]
-    pub fn rewritten(&self, direction: Direction) -> Tuple {
-        match direction {
-            Direction::Original => self.reply().reversed(),
-            Direction::Reply => self.original().reversed(),
-        }
     }
 
     #[inline]
@@ -160,7 +153,9 @@ impl Slot<'_> {
     /// Writes what depends on the source port, when another one is tried: the port and the deltas.
     pub(super) fn write_source(&self, flow: &Flow) {
         let (l3, l4) = flow.deltas();
-        let flags = u64::from(flow.proto as u8) | (u64::from(flow.v6) << 8) | (u64::from(flow.announced) << 9);
+        let v6 = if flow.v6 { META_V6 } else { 0 };
+        let announced = if flow.announced { META_ANNOUNCED } else { 0 };
+        let flags = u64::from(flow.proto as u8) | v6 | announced;
         self.0[META].store(flags | (u64::from(l3) << 16) | (u64::from(l4) << 32), Relaxed);
         let ports = [flow.client_port, flow.service_port, flow.backend_port, flow.source_port];
         let word = ports.into_iter().enumerate().fold(0, |w, (i, p)| w | (u64::from(p) << (16 * i)));
@@ -168,21 +163,20 @@ impl Slot<'_> {
     }
 
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).
-    #[inline]
-    pub(super) fn read(&self) -> (Flow, Deltas) {
+    pub(super) fn read(&self) -> Flow {
         let meta = self.word(META);
         let ports = self.word(PORTS);
-        let v6 = meta & 0x100 != 0;
+        let v6 = meta & META_V6 != 0;
         let addrs: [AddrWords; 4] = if v6 {
-            std::array::from_fn(|i| [self.word(V6 + 2 * i), self.word(V6 + 2 * i + 1)])
+            std::array::from_fn(|i| self.v6_addr(i))
         } else {
             let (a, b) = (self.word(V4_A), self.word(V4_B));
             [[0, a >> 32], [0, a & 0xffff_ffff], [0, b >> 32], [0, b & 0xffff_ffff]]
         };
-        let flow = Flow {
+        Flow {
             proto: Proto::from_ip_number(meta as u8).unwrap_or(Proto::Tcp),
             v6,
-            announced: meta & 0x200 != 0,
+            announced: meta & META_ANNOUNCED != 0,
             client: addrs[0],
             client_port: ports as u16,
             service: addrs[1],
@@ -192,15 +186,39 @@ impl Slot<'_> {
             source: addrs[3],
             source_port: (ports >> 48) as u16,
             stats: self.word(TARGET) as u32,
+        }
+    }
+
+    /// What a packet with this key is to become, and its checksum deltas: no more words than that takes.
+    #[inline]
+    pub(super) fn rewritten(&self, key: &Tuple, direction: Direction) -> (Tuple, Deltas) {
+        let (meta, ports) = (self.word(META), self.word(PORTS));
+        let original = direction == Direction::Original;
+        let (src, dst) = match (key.v6, original) {
+            (true, true) => (self.v6_addr(3), self.v6_addr(2)),
+            (true, false) => (self.v6_addr(1), self.v6_addr(0)),
+            (false, _) => {
+                let word = self.word(if original { V4_B } else { V4_A });
+                ([0, word & 0xffff_ffff], [0, word >> 32])
+            }
         };
-        (flow, Deltas { l3: (meta >> 16) as u16, l4: (meta >> 32) as u16 })
+        let ports = if original { ports >> 32 } else { ports };
+        let (sport, dport) = ((ports >> 16) as u16, ports as u16);
+        let (l3, l4) = ((meta >> 16) as u16, (meta >> 32) as u16);
+        let deltas = if original { Deltas { l3, l4 } } else { Deltas { l3: !l3, l4: !l4 } };
+        (Tuple { src, dst, sport, dport, ..*key }, deltas)
+    }
+
+    #[inline]
+    fn v6_addr(&self, i: usize) -> AddrWords {
+        [self.word(V6 + 2 * i), self.word(V6 + 2 * i + 1)]
     }
 
     /// Whether this flow has the tuple as its key in this direction.
     #[inline]
     pub(super) fn has_key(&self, tuple: &Tuple, direction: Direction) -> bool {
         let meta = self.word(META);
-        if meta as u8 != tuple.proto as u8 || (meta & 0x100 != 0) != tuple.v6 {
+        if meta as u8 != tuple.proto as u8 || (meta & META_V6 != 0) != tuple.v6 {
             return false;
         }
         let ports = self.word(PORTS);

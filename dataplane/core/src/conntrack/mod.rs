@@ -48,8 +48,10 @@ pub struct Hit {
     state: u64,
     /// Which way the packet goes.
     pub direction: Direction,
-    /// The connection.
-    pub flow: Flow,
+    /// What the packet is to become.
+    pub new: Tuple,
+    /// Place of the statistics, see [`crate::services::Backend::stats`].
+    pub stats: u32,
     /// Checksum deltas for this direction.
     pub deltas: Deltas,
     /// Where it stands.
@@ -148,10 +150,17 @@ impl<'r> Conntrack<'r> {
     #[inline]
     pub fn lookup(&self, tuple: &Tuple, hash: u64) -> Option<Hit> {
         let home = self.region.home(hash);
-        home.buckets.into_iter().find_map(|bucket| {
-            let entries = self.region.bucket(bucket).iter();
-            entries.map(|e| e.load(Ordering::Acquire)).filter(|e| (e >> 32) as u32 == home.tag).find_map(|e| self.read_live(e, tuple))
-        })
+        for bucket in home.buckets {
+            for entry in self.region.bucket(bucket) {
+                let entry = entry.load(Ordering::Acquire);
+                if (entry >> 32) as u32 == home.tag
+                    && let Some(hit) = self.read_live(entry, tuple)
+                {
+                    return Some(hit);
+                }
+            }
+        }
+        None
     }
 
     /// Reads the flow behind an entry, if it is live, has this key, and did not change meanwhile (seqlock, reader side).
@@ -166,18 +175,22 @@ impl<'r> Conntrack<'r> {
         if state & STATE_MASK != LIVE || !slot.has_key(tuple, direction) {
             return None;
         }
-        let (flow, deltas) = slot.read();
+        let (new, deltas) = slot.rewritten(tuple, direction);
         let (seen_ms, target) = (slot.word(SEEN), slot.word(TARGET));
         fence(Ordering::Acquire);
         if slot.word(STATE) != state {
             return None;
         }
-        let deltas = match direction {
-            Direction::Original => deltas,
-            Direction::Reply => Deltas { l3: !deltas.l3, l4: !deltas.l4 },
-        };
         let phase = Phase::from_bits((target >> 32) as u8);
-        Some(Hit { slot: index, state, direction, flow, deltas, phase, seen_ms })
+        Some(Hit { slot: index, state, direction, new, stats: target as u32, deltas, phase, seen_ms })
+    }
+
+    /// The whole connection, unless it has ended meanwhile.
+    pub fn flow(&self, hit: &Hit) -> Option<Flow> {
+        let slot = self.region.slot(hit.slot);
+        let flow = slot.read();
+        fence(Ordering::Acquire);
+        (slot.word(STATE) == hit.state).then_some(flow)
     }
 
     /// Notes that a packet of the connection was seen, and the phase it is in now. Usually writes nothing.
@@ -195,7 +208,7 @@ impl<'r> Conntrack<'r> {
     /// Changes the phase unless another worker changed it first; the next packet decides again.
     fn set_phase(&self, hit: &Hit, phase: Phase) {
         let word = &self.region.slot(hit.slot).0[TARGET];
-        let target = |p: Phase| target_word(hit.flow.stats, p, hit.state >> 32);
+        let target = |p: Phase| target_word(hit.stats, p, hit.state >> 32);
         let _ = word.compare_exchange(target(hit.phase), target(phase), Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -276,13 +289,14 @@ impl<'r> Conntrack<'r> {
             self.abort(pending);
             return Err(Refused::Busy);
         }
-        let (l3, l4) = pending.flow.deltas();
+        let (new, deltas) = self.region.slot(pending.slot).rewritten(&pending.flow.original(), Direction::Original);
         Ok(Hit {
             slot: pending.slot,
             state: live,
             direction: Direction::Original,
-            flow: pending.flow,
-            deltas: Deltas { l3, l4 },
+            new,
+            stats: pending.flow.stats,
+            deltas,
             phase: pending.phase,
             seen_ms: pending.now_ms,
         })
@@ -295,23 +309,23 @@ impl<'r> Conntrack<'r> {
         self.region.free(pending.slot);
     }
 
-    /// Ends a connection. True for the one caller that ended it (and must withdraw its announcement).
-    pub fn end(&self, hit: &Hit) -> bool {
-        let words = self.region.slot(hit.slot).0;
+    /// Ends a connection. The one caller that ended it gets it (and must withdraw its announcement).
+    pub fn end(&self, hit: &Hit) -> Option<Flow> {
+        let slot = self.region.slot(hit.slot);
         let dying = (hit.state & !STATE_MASK) | DYING;
-        if words[STATE].compare_exchange(hit.state, dying, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
-        }
-        self.clear_key(&hit.flow.original(), Direction::Original, hit.slot);
-        self.clear_key(&hit.flow.reply(), Direction::Reply, hit.slot);
+        slot.0[STATE].compare_exchange(hit.state, dying, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        // Dying: its words are this caller's alone.
+        let flow = slot.read();
+        self.clear_key(&flow.original(), Direction::Original, hit.slot);
+        self.clear_key(&flow.reply(), Direction::Reply, hit.slot);
         self.region.header(W_LIVE).fetch_sub(1, Ordering::Relaxed);
         self.region.free(hit.slot);
-        true
+        Some(flow)
     }
 
     /// Visits the next `places` slots from a cursor that all workers share: stale next hops are forgotten, and every live
     /// connection for which `ends` says so is ended and handed to `ended`.
-    pub fn sweep(&self, places: u32, routes_generation: u64, ends: impl Fn(&Hit) -> bool, mut ended: impl FnMut(Hit)) {
+    pub fn sweep(&self, places: u32, routes_generation: u64, ends: impl Fn(&Hit) -> bool, mut ended: impl FnMut(Flow)) {
         let range = self.region.high_water();
         if range == 0 {
             return;
@@ -320,10 +334,10 @@ impl<'r> Conntrack<'r> {
         let from = self.region.header(W_CURSOR).fetch_add(u64::from(places), Ordering::Relaxed);
         for i in 0..u64::from(places) {
             let Some(hit) = self.live_at(((from + i) % u64::from(range)) as u32) else { continue };
-            if ends(&hit) && self.end(&hit) {
-                ended(hit);
-            } else {
-                self.forget_stale_hops(&hit, routes_generation);
+            let gone = if ends(&hit) { self.end(&hit) } else { None };
+            match gone {
+                Some(flow) => ended(flow),
+                None => self.forget_stale_hops(&hit, routes_generation),
             }
         }
     }
@@ -341,21 +355,27 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Visits every live connection. Others may come and go meanwhile.
-    pub fn for_each(&self, mut visit: impl FnMut(&Hit)) {
-        (0..self.region.high_water()).filter_map(|slot| self.live_at(slot)).for_each(|hit| visit(&hit));
+    pub fn for_each(&self, mut visit: impl FnMut(&Hit, &Flow)) {
+        for hit in (0..self.region.high_water()).filter_map(|slot| self.live_at(slot)) {
+            if let Some(flow) = self.flow(&hit) {
+                visit(&hit, &flow);
+            }
+        }
     }
 
-    fn live_at(&self, slot: u32) -> Option<Hit> {
-        let words = self.region.slot(slot);
-        let state = words.0[STATE].load(Ordering::Acquire);
+    /// The live connection in a slot, as if found by its original key.
+    fn live_at(&self, index: u32) -> Option<Hit> {
+        let slot = self.region.slot(index);
+        let state = slot.0[STATE].load(Ordering::Acquire);
         if state & STATE_MASK != LIVE {
             return None;
         }
-        let (flow, deltas) = words.read();
-        let (seen_ms, target) = (words.word(SEEN), words.word(TARGET));
+        let (new, deltas) = slot.rewritten(&slot.read().original(), Direction::Original);
+        let (seen_ms, target) = (slot.word(SEEN), slot.word(TARGET));
         fence(Ordering::Acquire);
         let phase = Phase::from_bits((target >> 32) as u8);
-        (words.word(STATE) == state).then_some(Hit { slot, state, direction: Direction::Original, flow, deltas, phase, seen_ms })
+        let hit = Hit { slot: index, state, direction: Direction::Original, new, stats: target as u32, deltas, phase, seen_ms };
+        (slot.word(STATE) == state).then_some(hit)
     }
 
     fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {

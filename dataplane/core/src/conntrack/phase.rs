@@ -77,6 +77,10 @@ impl Phase {
     #[inline]
     pub fn after(self, direction: Direction, tcp_flags: u8) -> Phase {
         use PhaseKind::*;
+        // What nearly every packet is: nothing new.
+        if matches!(self.kind, Established | TwoWay) && tcp_flags & (tcp::FIN | tcp::RST) == 0 {
+            return self;
+        }
         let mut next = self;
         let reply = direction == Direction::Reply;
         next.kind = match self.kind {

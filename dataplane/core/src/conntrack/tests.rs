@@ -45,11 +45,13 @@ fn both_keys_find_the_flow_until_it_ends() {
     for i in 0..4 {
         let f = flow(i);
         let hit = create(&table, f, 1_000).unwrap();
-        assert_eq!((hit.flow, hit.direction), (f, Direction::Original));
+        assert_eq!((table.flow(&hit), hit.direction), (Some(f), Direction::Original));
+        assert_eq!(hit.new, f.reply().reversed());
         let original = find(&table, &f.original()).unwrap();
         let reply = find(&table, &f.reply()).unwrap();
-        assert_eq!((original.flow, original.direction, original.phase.kind), (f, Direction::Original, hit.phase.kind));
-        assert_eq!((reply.flow, reply.direction), (f, Direction::Reply));
+        assert_eq!((table.flow(&original), original.direction, original.phase.kind), (Some(f), Direction::Original, hit.phase.kind));
+        assert_eq!((original.new, reply.new), (f.reply().reversed(), f.original().reversed()));
+        assert_eq!((table.flow(&reply), reply.direction), (Some(f), Direction::Reply));
         assert_eq!(reply.deltas, Deltas { l3: !original.deltas.l3, l4: !original.deltas.l4 });
         assert!(find(&table, &f.original().reversed()).is_none());
         assert_eq!(create(&table, f, 1_000).unwrap_err(), Refused::ReplyTaken);
@@ -57,7 +59,7 @@ fn both_keys_find_the_flow_until_it_ends() {
     assert_eq!(table.live(), 4);
     for i in 0..4 {
         let hit = find(&table, &flow(i).reply()).unwrap();
-        assert!(table.end(&hit) && !table.end(&hit));
+        assert!(table.end(&hit).is_some() && table.end(&hit).is_none() && table.flow(&hit).is_none());
         assert!(find(&table, &flow(i).original()).is_none() && find(&table, &flow(i).reply()).is_none());
     }
     assert_eq!(table.live(), 0);
@@ -109,7 +111,7 @@ fn the_next_source_port_is_taken_when_the_reply_key_is_not_free() {
         let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
         table.reserve(f, table.hash(&f.original()), phase, 0, 61_000..=61_002).and_then(|p| table.commit(p))
     };
-    let ports: Vec<u16> = (1..4).map(|i| reserve(i).unwrap().flow.source_port).collect();
+    let ports: Vec<u16> = (1..4).map(|i| reserve(i).unwrap().new.sport).collect();
     assert_eq!(ports, [61_000, 61_001, 61_002]);
     assert_eq!(reserve(4).unwrap_err(), Refused::ReplyTaken);
     // The same port serves another backend.
@@ -149,12 +151,12 @@ fn the_sweep_ends_what_timed_out_and_forgets_old_next_hops() {
     let now = 100_000;
     let mut ended = Vec::new();
     for _ in 0..8 {
-        table.sweep(8, 6, |h| now - h.seen_ms >= timeouts.of(h.phase), |h| ended.push(h.flow));
+        table.sweep(8, 6, |h| now - h.seen_ms >= timeouts.of(h.phase), |f| ended.push(f));
     }
     // UDP is one-way for 30 s, a SYN for 120 s.
     assert_eq!(ended.len(), (0..60).filter(|i: &u32| i.is_multiple_of(3)).count());
     assert!(ended.iter().all(|f| f.proto == Proto::Udp && find(&table, &f.original()).is_none()));
-    table.for_each(|h| assert_eq!(table.cached_hop(h, 5), None));
+    table.for_each(|h, _| assert_eq!(table.cached_hop(h, 5), None));
 }
 
 #[test]
@@ -162,12 +164,12 @@ fn a_stale_hit_cannot_change_the_slots_next_flow() {
     let words = region(1);
     let table = Conntrack::format(&words, 1, 1, [0, 0]).unwrap();
     let stale = create(&table, flow(1), 0).unwrap();
-    assert!(table.end(&stale));
+    assert!(table.end(&stale).is_some());
     let fresh = create(&table, Flow { stats: 1, ..flow(7) }, 0).unwrap();
     assert_eq!((stale.slot, stale.phase), (fresh.slot, fresh.phase), "the same slot, the same words");
     table.touch(&stale, stale.phase.after(Direction::Reply, crate::parse::tcp::RST), 10_000);
     table.cache_hop(&stale, 1, NextHopId(9));
-    assert!(!table.end(&stale));
+    assert!(table.end(&stale).is_none());
     let now = find(&table, &flow(7).original()).unwrap();
     assert_eq!((now.phase, now.seen_ms, table.cached_hop(&now, 1)), (fresh.phase, 0, None));
 }
@@ -208,11 +210,11 @@ fn many_threads_one_truth() {
                         }
                         2 => {
                             if let Some(hit) = find(&table, &f.reply()) {
-                                assert_eq!(Flow { stats: 0, ..hit.flow }, Flow { stats: 0, ..f });
+                                assert_eq!(hit.new, f.original().reversed());
                             }
                         }
                         _ => {
-                            if find(&table, &f.original()).is_some_and(|hit| table.end(&hit)) {
+                            if find(&table, &f.original()).is_some_and(|hit| table.end(&hit).is_some()) {
                                 ended.fetch_add(1, Ordering::Relaxed);
                             }
                         }
@@ -222,12 +224,12 @@ fn many_threads_one_truth() {
         }
     });
     let mut seen = HashMap::new();
-    table.for_each(|hit| *seen.entry(hit.flow.original()).or_insert(0) += 1);
+    table.for_each(|_, flow| *seen.entry(flow.original()).or_insert(0) += 1);
     assert!(seen.values().all(|&n| n == 1), "one flow a key: {seen:?}");
     assert_eq!(table.live(), created.load(Ordering::Relaxed) - ended.load(Ordering::Relaxed));
     assert_eq!(table.live(), seen.len() as u64);
     // Nothing leaked: the table still takes as many as it has places.
-    table.for_each(|hit| assert!(table.end(hit)));
+    table.for_each(|hit, _| assert!(table.end(hit).is_some()));
     assert!((0..64).all(|i| create(&table, flow(1_000 + i), 0).is_ok()));
 }
 
@@ -247,8 +249,7 @@ proptest! {
                 }
             } else {
                 let hit = find(&table, &flow(i).original());
-                prop_assert_eq!(hit.map(|h| h.flow), model.remove(&i));
-                hit.into_iter().for_each(|h| assert!(table.end(&h)));
+                prop_assert_eq!(hit.and_then(|h| table.end(&h)), model.remove(&i));
             }
             prop_assert_eq!(table.live(), model.len() as u64);
         }
