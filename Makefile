@@ -25,7 +25,7 @@ build: ## Build everything, optimised
 	$(CARGO) build --release --locked --workspace
 
 demo: ## A Service carried by AF_XDP, from nothing (needs root)
-	@$(CARGO) build --release --locked --quiet -p nomagic -p nomagic-bench
+	$(CARGO) build --release --locked -p nomagic -p nomagic-bench
 	@$(SUDO) target/release/nomagic-bench demo
 
 test: ## What CI runs: format, lints, all tests (the ones with network namespaces need root)
@@ -39,8 +39,8 @@ lint: ## Format check, lints and, where installed, dependency policy
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked), dependency policy not checked"; fi
 
-bench: ## Micro-benchmarks
-	$(CARGO) bench --workspace --locked
+bench: ## What a packet costs in memory, beside the floor (a minute)
+	$(CARGO) bench --locked -p nomagic-bench --bench pipeline
 
 clean: ## Remove what was built
 	$(CARGO) clean
