@@ -59,6 +59,23 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// IPv4 TTL or IPv6 hop limit.
     pub ttl: u8,
+    /// The identification, when this is the first fragment of a larger packet.
+    pub fragment_id: Option<u32>,
+}
+
+/// A later fragment: it has addresses, but no ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Addresses and protocol; the ports are 0.
+    pub tuple: Tuple,
+    /// The identification that it shares with the first fragment.
+    pub id: u32,
+    /// Offset of the IP header.
+    pub l3: u16,
+    /// Bytes of the IP packet.
+    pub ip_len: u16,
+    /// IPv4 TTL or IPv6 hop limit.
+    pub ttl: u8,
 }
 
 impl Packet {
@@ -75,9 +92,11 @@ pub enum NotPacket {
     Malformed(Reason),
     /// Well-formed, but the kernel's business.
     Kernel(Reason),
+    /// A later fragment: goes where its first one went.
+    Later(Piece),
 }
 
-use NotPacket::{Kernel, Malformed};
+use NotPacket::{Kernel, Later, Malformed};
 
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
 #[inline]
@@ -116,10 +135,6 @@ fn ipv4(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
     if !sane || data.len() < l3 + header_len {
         return Err(bad);
     }
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    if fragment & 0x3fff != 0 {
-        return Err(Kernel(Reason::Fragment));
-    }
     let addr = |i: usize| -> AddrWords { [0, u64::from(u32::from_be_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]))] };
     let (src, dst) = (addr(12), addr(16));
     // RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8 and class D and E are no source addresses on the wire.
@@ -127,7 +142,15 @@ fn ipv4(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
         return Err(Malformed(Reason::Martian));
     }
     let l4_len = total_len - header_len;
-    let ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: header[8], src, dst, v6: false };
+    let mut ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: header[8], src, dst, v6: false, fragment_id: None };
+    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
+    if fragment != 0 {
+        let id = u32::from(u16::from_be_bytes([header[4], header[5]]));
+        if fragment & 0x1fff != 0 {
+            return Err(later(header[9], &ip, id));
+        }
+        ip.fragment_id = Some(id);
+    }
     transport(data, header[9], ip)
 }
 
@@ -151,6 +174,8 @@ fn ipv6(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
     }
     let end = l3 + 40 + payload_len;
     let (mut next, mut at) = (header[6], l3 + 40);
+    let mut fragment_id = None;
+    let ip_at = |at: usize, fragment_id| Ip { l3, l4: at, l4_len: end - at, ttl: header[7], src, dst, v6: true, fragment_id };
     for _ in 0..IPV6_EXTENSIONS_MAX {
         let len = match next {
             // Hop-by-hop options, destination options.
@@ -163,10 +188,21 @@ fn ipv6(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
                 extension_len(data, at, bad)?
             }
             44 => {
-                let offset_and_more = u16_at(data, at + 2).ok_or(bad)? & 0xfff9;
-                // A fragment header on a whole packet ("atomic fragment", RFC 6946) is skipped.
-                if offset_and_more != 0 {
+                let fragment: &[u8; 8] = array_at(data, at).ok_or(bad)?;
+                let offset_and_more = u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9;
+                let id = u32::from_be_bytes([fragment[4], fragment[5], fragment[6], fragment[7]]);
+                // A fragment header on a whole packet ("atomic fragment", RFC 6946) is skipped; two on one packet are nobody's.
+                if offset_and_more != 0 && fragment_id.is_some() {
                     return Err(Kernel(Reason::Fragment));
+                }
+                if offset_and_more & 0xfff8 != 0 {
+                    if at + 8 > end {
+                        return Err(bad);
+                    }
+                    return Err(later(fragment[0], &ip_at(at + 8, None), id));
+                }
+                if offset_and_more != 0 {
+                    fragment_id = Some(id);
                 }
                 8
             }
@@ -174,8 +210,7 @@ fn ipv6(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
                 if at > end || at > data.len() {
                     return Err(bad);
                 }
-                let ip = Ip { l3, l4: at, l4_len: end - at, ttl: header[7], src, dst, v6: true };
-                return transport(data, next, ip);
+                return transport(data, next, ip_at(at, fragment_id));
             }
         };
         next = *data.get(at).ok_or(bad)?;
@@ -198,6 +233,19 @@ struct Ip {
     src: AddrWords,
     dst: AddrWords,
     v6: bool,
+    fragment_id: Option<u32>,
+}
+
+/// A later fragment of a protocol that Services can name. Not SCTP: its CRC covers all fragments, so none can change its ports.
+fn later(protocol: u8, ip: &Ip, id: u32) -> NotPacket {
+    match Proto::from_ip_number(protocol) {
+        Some(proto @ (Proto::Tcp | Proto::Udp)) => {
+            let tuple = Tuple { src: ip.src, dst: ip.dst, sport: 0, dport: 0, proto, v6: ip.v6 };
+            let ip_len = (ip.l4 - ip.l3 + ip.l4_len) as u16;
+            Later(Piece { tuple, id, l3: ip.l3 as u16, ip_len, ttl: ip.ttl })
+        }
+        _ => Kernel(Reason::Fragment),
+    }
 }
 
 #[inline]
@@ -216,11 +264,13 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             let bad = Malformed(Reason::UdpMalformed);
             let header: &[u8; 8] = array_at(data, ip.l4).ok_or(bad)?;
             let udp_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            if udp_len < 8 || udp_len > ip.l4_len {
+            // The first fragment's length field speaks of the whole datagram.
+            if udp_len < 8 || (udp_len > ip.l4_len && ip.fragment_id.is_none()) {
                 return Err(bad);
             }
-            (0, udp_len)
+            (0, udp_len.min(ip.l4_len))
         }
+        132 if ip.fragment_id.is_some() => return Err(Kernel(Reason::Fragment)),
         132 => {
             let bad = Malformed(Reason::SctpMalformed);
             // Common header and the first chunk's header.
@@ -239,7 +289,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
     };
     let tuple = Tuple { src: ip.src, dst: ip.dst, sport, dport, proto, v6: ip.v6 };
     let (l3, l4, l4_len) = (ip.l3 as u16, ip.l4 as u16, ip.l4_len as u16);
-    Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl })
+    Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl, fragment_id: ip.fragment_id })
 }
 
 #[inline]

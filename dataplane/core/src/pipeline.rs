@@ -10,7 +10,7 @@ use crate::conntrack::{Conntrack, Direction, Flow, Hit, Phase, Refused, Timeouts
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
-use crate::parse::{NotPacket, Packet, ethernet, parse, tcp};
+use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, tcp};
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
@@ -128,6 +128,7 @@ fn judge<'f>(
         Ok(packet) => packet,
         Err(NotPacket::Malformed(reason)) => return Verdict::Drop(*reason),
         Err(NotPacket::Kernel(reason)) => return to_kernel(ctx, frame, None, *reason),
+        Err(NotPacket::Later(piece)) => return later_fragment(ctx, frame, piece),
     };
     match ctx.table.lookup(&packet.tuple, hash) {
         Some(hit) if expired(&hit, &ctx.worker.timeouts, ctx.now_ms) => {
@@ -145,29 +146,55 @@ fn judge<'f>(
 
 /// A packet of a known connection.
 fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit: &Hit, out: &mut Outputs<'f>) -> Verdict {
-    let (hop, id) = match ctx.table.cached_hop(hit, ctx.routes.generation) {
-        Some(id) => (ctx.routes.hop(id).copied(), id),
-        None => match way(ctx, &hit.new, hit.direction) {
-            Ok((hop, id)) => {
-                ctx.table.cache_hop(hit, ctx.routes.generation, id);
-                (Some(hop), id)
-            }
-            Err(verdict) => return verdict,
-        },
+    let (hop, id) = match next_hop(ctx, hit) {
+        Ok(way) => way,
+        Err(verdict) => return verdict,
     };
-    let Some(hop) = hop else { return Verdict::Drop(Reason::NoRoute) };
-    if let Err(reason) = rewrite::check(packet, &hop) {
+    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
         return refuse(ctx, frame, packet, reason, hop.mtu, out);
     }
     let bytes = frame.total_len();
     if rewrite::rewrite(frame, packet, &hit.new, hit.deltas, &hop) {
         ctx.counters.checksum_completed.add(1);
     }
+    if let Some(id) = packet.fragment_id {
+        ctx.table.remember_fragments(&packet.tuple, id, hit, ctx.now_ms);
+    }
     ctx.table.touch(hit, hit.phase.after(hit.direction, packet.tcp_flags), ctx.now_ms);
-    ctx.counters.conntrack_hit.add(1);
-    let target = ctx.counters.target(hit.stats);
-    if hit.direction == Direction::Original { &target.forward } else { &target.reply }.count(bytes);
+    count_hit(ctx.counters, hit, bytes);
     Verdict::Forward(hop.port, id)
+}
+
+/// A later fragment: to where its first one went. Without that one it is the kernel's; so is one that comes before it.
+fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, piece: &Piece) -> Verdict {
+    let Some(hit) = ctx.table.lookup_fragment(piece, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
+    let (hop, id) = match next_hop(ctx, &hit) {
+        Ok(way) => way,
+        Err(verdict) => return verdict,
+    };
+    if let Err(reason) = rewrite::check(piece.ttl, usize::from(piece.ip_len), &hop) {
+        return Verdict::Drop(reason);
+    }
+    let bytes = frame.total_len();
+    rewrite::rewrite_piece(frame, piece, &hit.new, hit.deltas, &hop);
+    count_hit(ctx.counters, &hit, bytes);
+    Verdict::Forward(hop.port, id)
+}
+
+/// The cached next hop of a connection's direction, or the one that the routes name now.
+fn next_hop(ctx: &Context<'_>, hit: &Hit) -> Result<(NextHop, NextHopId), Verdict> {
+    if let Some(id) = ctx.table.cached_hop(hit, ctx.routes.generation) {
+        return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
+    }
+    let way = way(ctx, &hit.new, hit.direction)?;
+    ctx.table.cache_hop(hit, ctx.routes.generation, way.1);
+    Ok(way)
+}
+
+fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
+    counters.conntrack_hit.add(1);
+    let target = counters.target(hit.stats);
+    if hit.direction == Direction::Original { &target.forward } else { &target.reply }.count(bytes);
 }
 
 /// A packet that no connection is known for: the Service decides.
@@ -188,7 +215,7 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
         Ok((hop, _)) => hop,
         Err(verdict) => return verdict,
     };
-    if let Err(reason) = rewrite::check(packet, &hop) {
+    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
         return refuse(ctx, frame, packet, reason, hop.mtu, out);
     }
     match open(ctx, packet, hash, backend, snat) {

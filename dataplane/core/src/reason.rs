@@ -43,7 +43,7 @@ reasons! {
     NotOurs = "not_ours", "no Service has this address, port and protocol";
     NoFlow = "no_flow", "looks like a reply, but no connection is known for it";
     Icmp = "icmp", "ICMP is left to the kernel";
-    Fragment = "fragment", "an IP fragment, left to the kernel";
+    Fragment = "fragment", "an IP fragment without its first one, or of a protocol whose checksum covers all of them: left to the kernel";
     Ipv6Routing = "ipv6_routing", "an IPv6 routing header with segments left, left to the kernel";
     OtherProtocol = "other_protocol", "a transport protocol that Services cannot name";
     NodePortDisabled = "node_port_disabled", "node ports are not served on this address";

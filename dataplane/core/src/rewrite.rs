@@ -5,7 +5,7 @@
 use crate::checksum::{Sum, add, addr_sum, apply, fold, pseudo_sum};
 use crate::conntrack::Deltas;
 use crate::frame::Frame;
-use crate::parse::{ETHERNET_LEN, Packet};
+use crate::parse::{ETHERNET_LEN, Packet, Piece};
 use crate::reason::Reason;
 use crate::routes::{Mac, NextHop};
 use crate::tuple::{AddrWords, Proto, Tuple};
@@ -13,12 +13,12 @@ use crate::tuple::{AddrWords, Proto, Tuple};
 /// One hop less, as a change of the IPv4 header's checksum (RFC 1624): the TTL is the upper half of its word.
 const TTL_DELTA: u16 = !0x0100;
 
-/// Whether a packet can go on by this next hop; nothing is changed.
-pub fn check(packet: &Packet, hop: &NextHop) -> Result<(), Reason> {
-    if packet.ttl <= 1 {
+/// Whether a packet of this TTL and length can go on by this next hop.
+pub fn check(ttl: u8, ip_len: usize, hop: &NextHop) -> Result<(), Reason> {
+    if ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    if packet.ip_len() > hop.mtu as usize {
+    if ip_len > hop.mtu as usize {
         return Err(Reason::TooBig);
     }
     Ok(())
@@ -28,20 +28,31 @@ pub fn check(packet: &Packet, hop: &NextHop) -> Result<(), Reason> {
 /// True when the transport checksum had to be computed in full.
 pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
     let completed = transport(frame, packet, new, deltas.l4);
-    let ip = &mut frame.head_mut()[usize::from(packet.l3)..];
+    network(frame, packet.l3, new, deltas.l3);
+    link(frame, packet.l3, hop.src_mac, hop.dst_mac);
+    completed
+}
+
+/// Rewrites a checked later fragment: addresses only.
+pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, new: &Tuple, deltas: Deltas, hop: &NextHop) {
+    network(frame, piece.l3, new, deltas.l3);
+    link(frame, piece.l3, hop.src_mac, hop.dst_mac);
+}
+
+/// Addresses, TTL and the IPv4 header's checksum.
+fn network(frame: &mut Frame<'_>, l3: u16, new: &Tuple, delta: u16) {
+    let ip = &mut frame.head_mut()[usize::from(l3)..];
     if new.v6 {
         ip[7] -= 1;
         ip[8..24].copy_from_slice(&v6_bytes(new.src));
         ip[24..40].copy_from_slice(&v6_bytes(new.dst));
     } else {
         ip[8] -= 1;
-        let field = apply(u16::from_be_bytes([ip[10], ip[11]]), add(deltas.l3, TTL_DELTA));
+        let field = apply(u16::from_be_bytes([ip[10], ip[11]]), add(delta, TTL_DELTA));
         ip[10..12].copy_from_slice(&field.to_be_bytes());
         ip[12..16].copy_from_slice(&(new.src[1] as u32).to_be_bytes());
         ip[16..20].copy_from_slice(&(new.dst[1] as u32).to_be_bytes());
     }
-    link(frame, packet.l3, hop.src_mac, hop.dst_mac);
-    completed
 }
 
 /// Writes a plain Ethernet header, without tags, directly in front of what starts at `l3`. The ethertype stays.
@@ -146,7 +157,8 @@ fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
 /// A finished checksum may equal that by chance; computing it anew is right in both cases.
 fn is_partial(packet: &Packet, field: u16) -> bool {
     let t = &packet.tuple;
-    field == fold(pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
+    // Nobody leaves fragments to the NIC, and the rest of the packet is not here.
+    packet.fragment_id.is_none() && field == fold(pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
 }
 
 fn checksum_at(packet: &Packet) -> usize {

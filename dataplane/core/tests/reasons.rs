@@ -32,6 +32,13 @@ fn edited(spec: Spec, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     frame
 }
 
+/// The first fragment of an SCTP packet.
+fn edited_sctp_fragment() -> Vec<u8> {
+    let mut frame = sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 1, 32);
+    frame[20] = 0x20;
+    frame
+}
+
 /// An SCTP packet of this many bytes.
 fn short_sctp(len: usize) -> Vec<u8> {
     let mut frame = sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 1, 0);
@@ -84,7 +91,8 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::NoFlow, to("10.0.0.1:61000").frame(), CLIENTS),
         (Reason::Icmp, edited(tcp, |f| f[23] = 1), CLIENTS),
         (Reason::Icmp, edited(v6, |f| f[20] = 58), CLIENTS),
-        (Reason::Fragment, edited(tcp, |f| f[20] = 0x20), CLIENTS),
+        (Reason::Fragment, edited(udp, |f| f[20..22].copy_from_slice(&[0x20, 9])), CLIENTS),
+        (Reason::Fragment, edited_sctp_fragment(), CLIENTS),
         (Reason::Fragment, edited(tcp, |f| f[21] = 9), CLIENTS),
         (Reason::OtherProtocol, edited(tcp, |f| f[23] = 47), CLIENTS),
         (Reason::NoEndpoints, to("10.96.1.1:80").frame(), CLIENTS),

@@ -5,7 +5,7 @@
 // One instance runs on each interface. Taken: packets to Services (address, port, protocol), to whole cluster IPs and
 // Service ranges, to SNAT addresses within their port range, and replies announced by fingerprint. Taken frames go to the
 // AF_XDP socket of their queue while the worker that owns the queue is alive; see take() for what happens when it is not.
-// Fragments, ICMP and whatever cannot be read stay with the kernel.
+// Later fragments follow their first one, when it came before them. ICMP and whatever cannot be read stay with the kernel.
 
 #include "maps.h"
 #include "parse.h"
@@ -98,6 +98,24 @@ INLINE int is_ours(const struct tuple *t)
 	return is_service(t) || is_announced_reply(t) || is_snat_reply(t, &dst) || is_service_address(t, &dst);
 }
 
+// A first fragment leaves word for those after it.
+INLINE int is_ours_in_pieces(const struct tuple *t)
+{
+	struct fragment key = { .id = t->fragment_id, .proto = t->proto };
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		key.src[i] = t->src[i];
+		key.dst[i] = t->dst[i];
+	}
+	if (t->piece == LATER_FRAGMENT)
+		return bpf_map_lookup_elem(&fragments, &key) != 0;
+	if (!is_ours(t))
+		return 0;
+	__u32 known = 1;
+	bpf_map_update_elem(&fragments, &key, &known, BPF_ANY);
+	return 1;
+}
+
 // -------------------------------------------------------------------------------------------------------- action
 
 INLINE int count(enum stat stat, int action)
@@ -151,6 +169,8 @@ int nomagic_filter(struct xdp_md *ctx)
 	enum stat verdict = parse(&c, &t);
 	if (verdict != TAKEN)
 		return count(verdict, XDP_PASS);
+	if (t.piece != WHOLE)
+		return is_ours_in_pieces(&t) ? take(ctx) : count(PASS_FRAGMENT, XDP_PASS);
 	if (!is_ours(&t))
 		return count(PASS_NOT_OURS, XDP_PASS);
 	return take(ctx);

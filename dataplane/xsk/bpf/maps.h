@@ -14,6 +14,7 @@
 #define __type(name, val) typeof(val) *name
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
 
@@ -137,6 +138,21 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } xsks SEC(".maps");
+
+// Later fragments carry no ports: those whose first fragment was taken are known by what they share with it. The oldest make room.
+struct fragment {
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 id;
+	__u32 proto;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct fragment);
+	__type(value, __u32);
+} fragments SEC(".maps");
 
 // Queue to worker.
 struct {

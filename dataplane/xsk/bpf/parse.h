@@ -16,6 +16,14 @@ struct tuple {
 	__u16 dport;
 	__u8 proto;
 	__u8 family; // 4 or 6
+	__u8 piece;  // enum piece
+	__u32 fragment_id;
+};
+
+enum piece {
+	WHOLE,
+	FIRST_FRAGMENT,
+	LATER_FRAGMENT, // without ports
 };
 
 // What is left of the frame. `at` only ever moves forward, and each read is checked against `end`.
@@ -68,6 +76,13 @@ struct ipv6_extension {
 	__be16 detail;  // fragment header: offset and flags; routing header: type and segments left
 };
 
+struct ipv6_fragment {
+	__u8 next;
+	__u8 reserved;
+	__be16 detail;
+	__be32 id;
+};
+
 struct ports {
 	__be16 source;
 	__be16 dest;
@@ -87,8 +102,12 @@ INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 		return PASS_ICMP; // errors about our flows: to be matched by the packet they quote
 	if (proto != 6 && proto != 17 && proto != 132)
 		return PASS_OTHER_PROTOCOL;
-	READ(struct ports, c, ports);
 	t->proto = proto;
+	if (t->piece != WHOLE && proto == 132)
+		return PASS_FRAGMENT; // its CRC covers what is in the other fragments
+	if (t->piece == LATER_FRAGMENT)
+		return TAKEN;
+	READ(struct ports, c, ports);
 	t->sport = TO_HOST_16(ports->source);
 	t->dport = TO_HOST_16(ports->dest);
 	return TAKEN;
@@ -100,8 +119,11 @@ INLINE enum stat parse_ipv4(struct cursor *c, struct tuple *t)
 	__u32 header_len = (ip->version_ihl & 0x0f) * 4;
 	if (ip->version_ihl >> 4 != 4 || header_len < sizeof(*ip))
 		return PASS_UNREADABLE;
-	if (TO_HOST_16(ip->fragment) & 0x3fff)
-		return PASS_FRAGMENT;
+	__u16 fragment = TO_HOST_16(ip->fragment) & 0x3fff;
+	if (fragment) {
+		t->piece = fragment & 0x1fff ? LATER_FRAGMENT : FIRST_FRAGMENT;
+		t->fragment_id = TO_HOST_16(ip->id);
+	}
 	t->family = 4;
 	t->src[3] = TO_HOST_32(ip->src);
 	t->dst[3] = TO_HOST_32(ip->dst);
@@ -132,9 +154,16 @@ INLINE enum stat parse_ipv6(struct cursor *c, struct tuple *t)
 		if (next == 43 && (detail & 0xff) != 0)
 			return PASS_OTHER_PROTOCOL; // not at its destination yet
 		if (next == 44) {
-			if (detail & 0xfff9)
-				return PASS_FRAGMENT;
+			READ(struct ipv6_fragment, c, fragment);
+			if (detail & 0xfff9) {
+				if (t->piece != WHOLE)
+					return PASS_FRAGMENT;
+				t->piece = detail & 0xfff8 ? LATER_FRAGMENT : FIRST_FRAGMENT;
+				t->fragment_id = TO_HOST_32(fragment->id);
+			}
 			len = 8;
+			if (t->piece == LATER_FRAGMENT)
+				return parse_ports(c, extension->next, t);
 		}
 		next = extension->next;
 		c->at += len;

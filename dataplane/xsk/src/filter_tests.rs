@@ -232,6 +232,31 @@ fn the_filter_takes_what_the_rules_and_the_core_say() {
 }
 
 #[test]
+fn later_fragments_follow_a_first_one_that_was_taken() {
+    let mut bench = Bench::new(false);
+    bench.maps.apply(&rules()).unwrap();
+    let v4 = |fragment| Dress { fragment, ..Dress::default() };
+    let v6 = |fragment| Dress { extensions: &[0, 44], fragment, ..Dress::default() };
+    let cases = [
+        ("192.168.0.5:1000", "10.109.35.24:80", [v4(0x2000), v4(0x2010), v4(0x0020)]),
+        ("[fd00::5]:1000", "[fd00:10::25]:80", [v6(1), v6(0x101), v6(0x200)]),
+    ];
+    for (client, service, [first, middle, last]) in cases {
+        let (ours, other) = (tuple(Proto::Tcp, client, service), tuple(Proto::Tcp, service, client));
+        let mut run = |t: &Tuple, dress: Dress| {
+            bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+            bench.run(&frame(t, dress))
+        };
+        assert_eq!(run(&ours, middle), PASS, "before its first one");
+        assert_eq!(run(&ours, first), REDIRECT);
+        assert_eq!((run(&ours, middle), run(&ours, last)), (REDIRECT, REDIRECT));
+        assert_eq!((run(&other, first), run(&other, middle)), (PASS, PASS), "not ours");
+        let udp = Tuple { proto: Proto::Udp, ..ours };
+        assert_eq!(run(&udp, last), PASS, "another protocol");
+    }
+}
+
+#[test]
 fn spoilt_frames_are_passed_or_agree_with_the_core() {
     let mut bench = Bench::new(false);
     bench.maps.apply(&rules()).unwrap();
@@ -260,6 +285,8 @@ fn spoilt_frames_are_passed_or_agree_with_the_core() {
                 kernels += 1;
                 assert_eq!(action, PASS, "{bytes:x?}");
             }
+            // Taken if by chance the one before it left word for it.
+            Err(NotPacket::Later(_)) => assert!(action == PASS || action == REDIRECT),
             // Broken, but perhaps with readable addresses and ports: taken and dropped by the core, or left to the kernel.
             Err(NotPacket::Malformed(_)) => assert!(action == PASS || action == REDIRECT),
         }

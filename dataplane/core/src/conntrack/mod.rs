@@ -9,6 +9,7 @@
 //! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
 
 pub mod flow;
+mod fragments;
 pub mod phase;
 mod region;
 
@@ -376,6 +377,12 @@ impl<'r> Conntrack<'r> {
         let phase = Phase::from_bits((target >> 32) as u8);
         let hit = Hit { slot: index, state, direction: Direction::Original, new, stats: target as u32, deltas, phase, seen_ms };
         (slot.word(STATE) == state).then_some(hit)
+    }
+
+    /// The same connection for a packet of the other direction.
+    fn turned(&self, hit: &Hit, flow: &Flow) -> Hit {
+        let (new, deltas) = self.region.slot(hit.slot).rewritten(&flow.reply(), Direction::Reply);
+        Hit { direction: Direction::Reply, new, deltas, ..*hit }
     }
 
     fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {

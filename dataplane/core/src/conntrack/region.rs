@@ -4,6 +4,7 @@
 //! words 0..64        header: magic, version, capacity, buckets, seed, boot id; free list, cursor, counts (a cache line each)
 //! words 64..         index: buckets of eight entries, one cache line each
 //! then, aligned      flows: 16 words each
+//! then               fragments: 2 words each, see `fragments`
 //! ```
 //!
 //! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
@@ -14,11 +15,14 @@ use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 const HEADER_WORDS: usize = 64;
 pub(super) const BUCKET_ENTRIES: usize = 8;
 /// Index entries in use at the most when the table is full: 60 %.
 const INDEX_LOAD: (usize, usize) = (3, 5);
+/// Fragmented packets remembered at the most; a newer one takes the place of an older one.
+const FRAGMENTS: usize = 4_096;
+const FRAGMENT_WORDS: usize = 2;
 /// Connections at the most.
 pub const CAPACITY_MAX: u32 = 1 << 26;
 
@@ -83,9 +87,13 @@ fn flows_at(buckets: usize) -> usize {
     (HEADER_WORDS + buckets * BUCKET_ENTRIES).next_multiple_of(FLOW_WORDS)
 }
 
+fn fragments_at(capacity: u32) -> usize {
+    flows_at(buckets_for(capacity)) + capacity as usize * FLOW_WORDS
+}
+
 impl<'r> Region<'r> {
     pub(super) fn words_needed(capacity: u32) -> usize {
-        flows_at(buckets_for(capacity)) + capacity as usize * FLOW_WORDS
+        fragments_at(capacity) + FRAGMENTS * FRAGMENT_WORDS
     }
 
     pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
@@ -148,6 +156,12 @@ impl<'r> Region<'r> {
     pub(super) fn slot(&self, slot: u32) -> Slot<'r> {
         let at = self.flows_at + slot as usize * FLOW_WORDS;
         Slot(&self.words[at..at + FLOW_WORDS])
+    }
+
+    /// The two words where a fragmented packet with this hash is remembered.
+    pub(super) fn fragment(&self, hash: u64) -> [&'r AtomicU64; 2] {
+        let at = fragments_at(self.capacity) + fast_range(hash as u32, FRAGMENTS as u32) as usize * FRAGMENT_WORDS;
+        [&self.words[at], &self.words[at + 1]]
     }
 
     /// Slots that have ever been used: the sweep's range.

@@ -1,0 +1,70 @@
+//! Which connection the later fragments of a packet belong to: they carry no ports, only what they share with the first one.
+//!
+//! A direct-mapped memory beside the flows. Two words an entry: what is remembered, and the key's hash combined with it by exclusive or (R. Hyatt's
+//! lockless hashing), so that a reader never takes one worker's half for another's. A later packet simply overwrites an earlier one.
+
+use super::region::{LIVE, STATE_MASK};
+use super::{Conntrack, Direction, Hit};
+use crate::parse::Piece;
+use crate::sync::Ordering::Relaxed;
+use crate::tuple::{AddrWords, Proto, Tuple};
+
+/// How long a packet's later fragments may take, in seconds. The kernel waits 30 s for a whole packet; IPv4's 16-bit identifications come
+/// round too soon for that here.
+const AGE_MAX_S: u64 = 5;
+
+// What is remembered: slot | direction << 27 | slot generation (low 20 bits) << 28 | second (low 16 bits) << 48.
+const DIRECTION_AT: u32 = 27;
+const GENERATION_AT: u32 = 28;
+const GENERATION_MASK: u64 = (1 << 20) - 1;
+const SECOND_AT: u32 = 48;
+const SECOND_MASK: u64 = 0xffff;
+
+impl Conntrack<'_> {
+    /// Remembers that the packet with these addresses and identification belongs to a connection.
+    pub fn remember_fragments(&self, first: &Tuple, id: u32, hit: &Hit, now_ms: u64) {
+        let hash = self.fragment_hash(first.src, first.dst, first.proto, first.v6, id);
+        let generation = (hit.state >> 32) & GENERATION_MASK;
+        let second = (now_ms / 1_000) & SECOND_MASK;
+        let direction = u64::from(hit.direction == Direction::Reply);
+        let memory = u64::from(hit.slot) | (direction << DIRECTION_AT) | (generation << GENERATION_AT) | (second << SECOND_AT);
+        let [key, value] = self.region.fragment(hash);
+        value.store(memory, Relaxed);
+        key.store(hash ^ memory, Relaxed);
+    }
+
+    /// The connection that a later fragment belongs to, if its first one was seen lately and the connection still lives.
+    pub fn lookup_fragment(&self, piece: &Piece, now_ms: u64) -> Option<Hit> {
+        let t = &piece.tuple;
+        let hash = self.fragment_hash(t.src, t.dst, t.proto, t.v6, piece.id);
+        let [key, value] = self.region.fragment(hash);
+        let (key, memory) = (key.load(Relaxed), value.load(Relaxed));
+        let age_s = (now_ms / 1_000).wrapping_sub(memory >> SECOND_AT) & SECOND_MASK;
+        if memory == 0 || key ^ memory != hash || age_s > AGE_MAX_S {
+            return None;
+        }
+        let slot = memory as u32 & ((1 << DIRECTION_AT) - 1);
+        if slot >= self.region.capacity {
+            return None;
+        }
+        let state = self.region.slot(slot).word(super::flow::STATE);
+        let same_life = state & STATE_MASK == LIVE && (state >> 32) & GENERATION_MASK == (memory >> GENERATION_AT) & GENERATION_MASK;
+        if !same_life {
+            return None;
+        }
+        let original = self.live_at(slot).filter(|hit| hit.state == state)?;
+        let flow = self.flow(&original)?;
+        let reply = memory & (1 << DIRECTION_AT) != 0;
+        let arrives = if reply { flow.reply() } else { flow.original() };
+        // The hash could lie; addresses do not.
+        if (arrives.src, arrives.dst, arrives.proto, arrives.v6) != (t.src, t.dst, t.proto, t.v6) {
+            return None;
+        }
+        Some(if reply { self.turned(&original, &flow) } else { original })
+    }
+
+    fn fragment_hash(&self, src: AddrWords, dst: AddrWords, proto: Proto, v6: bool, id: u32) -> u64 {
+        let last = (u64::from(id) << 16) | (u64::from(proto as u8) << 8) | u64::from(v6);
+        self.region.seed.hash_words(&[src[0], src[1], dst[0], dst[1], last])
+    }
+}
