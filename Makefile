@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux
 
-.PHONY: help setup build demo test lint bench clean
+.PHONY: help setup build demo test loom lint bench clean
 
 help: ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -32,6 +32,10 @@ test: ## What CI runs: format, lints, all tests (the ones with network namespace
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --locked
+	$(MAKE) --no-print-directory loom
+
+loom: ## The connection table under every interleaving that loom finds
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir target/loom -p nomagic-core --test loom
 
 lint: ## Format check, lints and, where installed, dependency policy
 	$(CARGO) fmt --all --check

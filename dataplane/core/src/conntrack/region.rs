@@ -21,7 +21,7 @@ pub(super) const BUCKET_ENTRIES: usize = 8;
 /// Index entries in use at the most when the table is full: 60 %.
 const INDEX_LOAD: (usize, usize) = (3, 5);
 /// Fragmented packets remembered at the most; a newer one takes the place of an older one.
-const FRAGMENTS: usize = 4_096;
+const FRAGMENTS: usize = if cfg!(loom) { 1 } else { 4_096 };
 const FRAGMENT_WORDS: usize = 2;
 /// Connections at the most.
 pub const CAPACITY_MAX: u32 = 1 << 26;
@@ -210,7 +210,9 @@ impl<'r> Region<'r> {
     pub(super) fn free(&self, slot: u32) {
         let words = self.slot(slot).0;
         let state = words[STATE].load(Ordering::Relaxed);
-        words[STATE].store((state & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Release);
+        words[STATE].store((state & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
+        // As in `allocate`: whoever sees the link below in place of the ports must see that the slot is free.
+        fence(Ordering::Release);
         let head = &self.words[W_FREE_HEAD];
         let mut seen = head.load(Ordering::Relaxed);
         loop {
