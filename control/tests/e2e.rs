@@ -400,7 +400,7 @@ fn bad_objects_are_named_and_the_others_go_on() {
     let bad =
         "---\nkind: Service\n  broken: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: empty}\nspec: {clusterIP: 10.109.35.40}\n";
     let mut g = Gateway::start("bad", "", &nginx(&[0]));
-    g.apply(&format!("{}{bad}", nginx(&[1])));
+    g.apply_and_tell(&format!("{}{bad}", nginx(&[1])));
     let report = g.http(&g.scene.client, V4, 10);
     assert_eq!((report.answered(), report.per_pod.get("nginx-2").copied()), (10, Some(10)), "{report:?}");
     let said = g.process.output();

@@ -41,14 +41,24 @@ impl Gateway {
         self.dir.path().join("state")
     }
 
-    /// Replaces the manifests and waits until nomagic says that it uses them.
+    /// Replaces the manifests and waits until nomagic has noticed and uses them.
     pub fn apply(&mut self, manifests: &str) {
+        self.apply_and(manifests, || ());
+    }
+
+    /// Replaces the manifests, tells nomagic with SIGHUP, and waits until it uses them.
+    pub fn apply_and_tell(&mut self, manifests: &str) {
+        let pid = self.process.pid();
+        self.apply_and(manifests, || drop(nomagic_bench::rig::run("kill", &["-HUP", &pid.to_string()]).expect("SIGHUP")));
+    }
+
+    fn apply_and(&mut self, manifests: &str, then: impl FnOnce()) {
         let before = self.status()["services"]["generation"].as_u64().expect("a generation");
         // Written aside and renamed, as any careful writer does.
         let aside = self.dir.path().join(".manifests.new");
         std::fs::write(&aside, manifests).expect("manifests");
         std::fs::rename(aside, self.dir.path().join("manifests.yaml")).expect("manifests");
-        self.process.signal(libc::SIGHUP).expect("SIGHUP");
+        then();
         wait_for("the new manifests to be in force", Duration::from_secs(5), || {
             self.status()["services"]["generation"].as_u64() > Some(before)
         });
