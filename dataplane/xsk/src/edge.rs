@@ -258,13 +258,7 @@ impl Edge {
     /// Ends the workers. `detach`: the interfaces are given back to the kernel first; else the filter stays pinned, drops our frames
     /// for the grace period and then does what `on_failure` says, until a new process takes over.
     pub fn stop(mut self, detach: bool) -> Result<(), EdgeError> {
-        let detached = if detach {
-            // The programs hold their links open, so the pins alone do not keep them.
-            self.programs.clear();
-            self.pins.remove_all()
-        } else {
-            Ok(())
-        };
+        let detached = if detach { self.pins.remove_all() } else { Ok(()) };
         self.join();
         detached
     }

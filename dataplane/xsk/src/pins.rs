@@ -67,10 +67,14 @@ impl Pins {
         names
     }
 
-    /// Removes an interface's pins: its program is detached unless somebody still holds the link open.
+    /// Detaches an interface's program and removes its pins.
     pub fn remove_interface(&self, interface: &str) -> Result<(), EdgeError> {
         // The link first: frames go to the kernel before the maps go away.
-        remove(&self.link(interface))?;
+        let link = self.link(interface);
+        match sys::detach_pinned_link(&link) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("detaching {}", link.display()), e)),
+            _ => remove(&link),
+        }?;
         remove_tree(&self.directory(interface))
     }
 

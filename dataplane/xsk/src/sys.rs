@@ -14,6 +14,10 @@ const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 /// `ETHTOOL_GCHANNELS` of linux/ethtool.h.
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
+/// Commands of bpf(2), linux/bpf.h.
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_LINK_DETACH: libc::c_int = 34;
+
 /// Flags of linux/mount.h.
 const OPEN_TREE_CLONE: libc::c_int = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_int = 4;
@@ -220,6 +224,38 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// `union bpf_attr` as far as BPF_OBJ_GET and BPF_LINK_DETACH read it.
+#[repr(C)]
+#[derive(Default)]
+struct BpfAttr {
+    /// BPF_OBJ_GET: the address of the path. BPF_LINK_DETACH: the link's descriptor, then nothing.
+    first: [u32; 2],
+    rest: [u32; 4],
+}
+
+fn bpf(command: libc::c_int, attr: &mut BpfAttr) -> io::Result<RawFd> {
+    // SAFETY: the structure is valid for its length; a path in it is terminated and lives across the call.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), mem::size_of::<BpfAttr>()) };
+    check(done as libc::c_int)
+}
+
+/// Takes a pinned link's program off its interface. It is gone when this returns, whoever else holds the link open; merely removing
+/// the pin would leave that to the kernel's workers, some milliseconds later.
+pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = BpfAttr { first: u64_words(path.as_ptr().expose_provenance() as u64), ..BpfAttr::default() };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the descriptor was created above and belongs to nobody else.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    bpf(BPF_LINK_DETACH, &mut BpfAttr { first: [link.as_raw_fd() as u32, 0], ..BpfAttr::default() })?;
+    Ok(())
+}
+
+fn u64_words(value: u64) -> [u32; 2] {
+    let bytes = value.to_ne_bytes();
+    [0, 4].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+}
+
 /// Moves the calling thread into another mount namespace, for the rest of its life.
 pub fn enter_mounts(namespace: &File) -> io::Result<()> {
     // SAFETY: affects the calling thread only, which no longer shares its working directory with the others.
@@ -284,6 +320,7 @@ mod tests {
         assert!(is_bpffs(Path::new("/nowhere")).is_err());
         assert!(!is_bpffs(Path::new("/proc")).unwrap());
         assert!(kick_tx(-1).is_err());
+        assert!(detach_pinned_link(Path::new("/nowhere")).is_err());
     }
 
     #[test]
