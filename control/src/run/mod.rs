@@ -78,6 +78,8 @@ struct Gateway {
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
     requests: mpsc::Receiver<(String, Answer)>,
+    /// When they were last counted.
+    workers_alive: usize,
     started: Instant,
 }
 
@@ -104,6 +106,7 @@ impl Gateway {
         let gateway = Gateway {
             requests: socket.serve(),
             started: Instant::now(),
+            workers_alive: config.workers.count,
             routes_generation: 1,
             config,
             ports,
@@ -152,11 +155,12 @@ impl Gateway {
             tokio::select! {
                 changed = self.mirror.changed() => {
                     changed?;
+                    self.edge.tend();
                     self.publish_routes();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
-                _ = look.tick() => self.reload(false)?,
+                _ = look.tick() => self.look()?,
                 _ = hangup.recv() => self.reload(true)?,
                 _ = housekeeping.tick() => self.keep_house()?,
                 _ = terminate.recv() => break,
@@ -165,6 +169,13 @@ impl Gateway {
         }
         tracing::info!("asked to end");
         Ok(())
+    }
+
+    /// Twice a second: workers, ports, manifests.
+    fn look(&mut self) -> Result<()> {
+        self.watch_workers()?;
+        self.edge.tend();
+        self.reload(false)
     }
 
     fn publish_routes(&mut self) {
@@ -199,10 +210,6 @@ impl Gateway {
     }
 
     fn keep_house(&mut self) -> Result<()> {
-        let (alive, all) = self.edge.workers_alive();
-        if alive < all {
-            bail!("{} of {all} workers ended: see the log above; Services' packets are dropped, then onFailure applies", all - alive);
-        }
         for wanted in self.mirror.stale(&self.ports, STALE_MAX) {
             self.ask(wanted);
         }
@@ -210,6 +217,24 @@ impl Gateway {
         if !surplus.is_empty() {
             self.edge.filter().remove(&surplus)?;
         }
+        Ok(())
+    }
+
+    /// A worker that is gone takes only its own queues with it; when none is left, the process ends, for whoever supervises it.
+    fn watch_workers(&mut self) -> Result<()> {
+        let (alive, all) = self.edge.workers_alive();
+        if alive == 0 {
+            bail!("no worker is left of {all}: see the log above; Services' packets are dropped, then onFailure applies");
+        }
+        if alive < self.workers_alive {
+            tracing::error!(
+                "{} of {all} workers are dead or stuck: the frames of their queues are dropped, then onFailure applies",
+                all - alive
+            );
+        } else if alive > self.workers_alive {
+            tracing::info!("{alive} of {all} workers are alive again");
+        }
+        self.workers_alive = alive;
         Ok(())
     }
 
@@ -239,9 +264,6 @@ impl Gateway {
 /// The edge's configuration.
 fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     let workers = &config.workers;
-    if workers.count > 1 {
-        tracing::warn!("workers: {} asked for; this version runs one, which owns all queues", workers.count);
-    }
     let grace = Duration::from_millis(u64::from(config.grace_ms));
     let defaults = EdgeConfig::new(config.state_dir.clone(), config.interfaces.clone());
     EdgeConfig {
@@ -253,7 +275,8 @@ fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
             config::Idle::Spin => Idle::Spin,
             config::Idle::Sleep => defaults.idle,
         },
-        cpu: workers.cpus.first().map(|&cpu| cpu as usize),
+        workers: workers.count as u32,
+        cpus: workers.cpus.iter().map(|&cpu| usize::from(cpu)).collect(),
         fresh: defaults.fresh.min(grace),
         grace,
         on_failure: on_failure(config.on_failure),

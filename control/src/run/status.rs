@@ -61,6 +61,9 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "made": sum(&|w| w.made),
             "made_suppressed": count(&|c| c.made_suppressed.get()),
             "copied": sum(&|w| w.copied),
+            "handed_over": sum(&|w| w.handed_over),
+            "handed_in": sum(&|w| w.handed_in),
+            "handed_failed": sum(&|w| w.handed_failed),
             "checksum_completed": count(&|c| c.checksum_completed.get()),
             "reasons": reasons,
             "conntrack": {
@@ -74,8 +77,8 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             },
             "replies": { "announced": status.replies_announced, "capacity": status.replies_capacity },
         },
-        "pools": status.workers.iter().flat_map(|w| &w.frames).map(|f| json!({
-            "total": f.total, "free": f.free, "fill": f.fill, "tx": f.tx, "held": f.held, "in_hand": f.in_hand,
+        "pools": status.frames.iter().map(|f| json!({
+            "total": f.total, "free": f.free, "fill": f.fill, "tx": f.tx, "held": f.held, "in_hand": f.in_hand, "handed_over": f.away,
         })).collect::<Vec<_>>(),
         "ports": status.ports.iter().map(port).collect::<Vec<_>>(),
         "services": {
@@ -141,6 +144,9 @@ fn port(p: &PortStatus) -> Value {
         "ifindex": p.info.ifindex,
         "mtu": p.info.mtu,
         "queues": p.info.queues,
+        "owners": p.info.owners,
+        "condition": p.info.condition.to_string(),
+        "rebinds": p.info.rebinds,
         "xdp_mode": if p.info.native { "native" } else { "generic" },
         "zero_copy": p.info.zero_copy,
         "xdp": {

@@ -106,7 +106,11 @@ impl Gateway {
         assert_eq!(n("/totals/received/packets"), sum, "{status:#}");
         for pool in status["pools"].as_array().expect("pools") {
             let part = |k: &str| pool[k].as_u64().expect("a number");
-            assert_eq!(part("total"), part("free") + part("fill") + part("tx") + part("held") + part("in_hand"), "{pool}");
+            assert_eq!(
+                part("total"),
+                part("free") + part("fill") + part("tx") + part("held") + part("in_hand") + part("handed_over"),
+                "{pool}"
+            );
         }
     }
 

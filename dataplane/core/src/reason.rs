@@ -76,6 +76,8 @@ reasons! {
     NoHeadroom = "no_headroom", "no room before the frame for its new link-layer header";
     PortDown = "port_down", "the port on the way on is down or not bound";
     TxFull = "tx_full", "the transmit ring of the way on stayed full";
+    HandoverFull = "handover_full", "the worker that owns the port on the way on does not keep up";
+    WorkerGone = "worker_gone", "the worker that owns the port on the way on is dead or stuck";
     FrameTooLong = "frame_too_long", "longer than a frame of the port on the way on can be";
     NoInternalPort = "no_internal_port", "there is no way back to the kernel";
     PoolEmpty = "pool_empty", "no free frame to build or copy into";

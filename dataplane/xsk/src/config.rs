@@ -55,6 +55,12 @@ pub struct EdgeConfig {
     pub ring_size: u32,
     /// Bytes of a frame's buffer: 2048 or 4096; 256 of them are headroom.
     pub frame_size: u32,
+    /// Bytes of headroom beside those 256, a multiple of 64, at most 1024.
+    pub headroom: u32,
+    /// Frames lie on huge pages of 2 MiB, which must have been set aside.
+    pub huge_pages: bool,
+    /// Worker threads, 1 to [`WORKERS_MAX`].
+    pub workers: u32,
     /// Connections at the most.
     pub conntrack_capacity: u32,
     /// Buckets of the reply filter (16 connections each), a power of two.
@@ -65,8 +71,8 @@ pub struct EdgeConfig {
     pub hash_seed: u64,
     /// What the worker does when idle.
     pub idle: Idle,
-    /// The worker's CPU; `None` leaves it to the scheduler.
-    pub cpu: Option<usize>,
+    /// The CPU of each worker; those that are not named are left to the scheduler.
+    pub cpus: Vec<usize>,
     /// A heartbeat younger than this means that the worker is alive.
     pub fresh: Duration,
     /// A heartbeat older than `fresh` but younger than this: our frames are dropped.
@@ -90,12 +96,15 @@ impl EdgeConfig {
             internal: None,
             ring_size: 2048,
             frame_size: 2048,
+            headroom: 0,
+            huge_pages: false,
+            workers: 1,
             conntrack_capacity: 1 << 18,
             reply_buckets: 1 << 15,
             targets_max: 1 << 16,
             hash_seed: 0,
             idle: Idle::Sleep { after_us: 200 },
-            cpu: None,
+            cpus: Vec::new(),
             fresh: Duration::from_millis(500),
             grace: Duration::from_secs(2),
             on_failure: OnFailure::Pass,
@@ -133,6 +142,15 @@ impl EdgeConfig {
         if ![2048, 4096].contains(&self.frame_size) {
             return bad(format!("frame size {}: 2048 or 4096", self.frame_size));
         }
+        if !self.headroom.is_multiple_of(64) || self.headroom > 1024 {
+            return bad(format!("headroom {}: a multiple of 64 up to 1024", self.headroom));
+        }
+        if self.workers == 0 || self.workers > WORKERS_MAX {
+            return bad(format!("{} workers: 1 to {WORKERS_MAX}", self.workers));
+        }
+        if self.cpus.len() > self.workers as usize {
+            return bad(format!("{} CPUs for {} workers", self.cpus.len(), self.workers));
+        }
         if !self.reply_buckets.is_power_of_two() || self.reply_buckets > 1 << 22 {
             return bad(format!("{} reply buckets: a power of two up to {}", self.reply_buckets, 1 << 22));
         }
@@ -155,13 +173,17 @@ mod tests {
         let good = || EdgeConfig::new("/run/x", vec!["eth0".into()]);
         assert!(good().validate().is_ok());
         type Spoil = fn(&mut EdgeConfig);
-        let bad: [(Spoil, &str); 9] = [
+        let bad: [(Spoil, &str); 13] = [
             (|c| c.interfaces.clear(), "no interfaces"),
             (|c| c.interfaces.push("eth0".into()), "named twice"),
             (|c| c.interfaces.push("a/b".into()), "no interface name"),
             (|c| c.interfaces.push("sixteen-characters".into()), "no interface name"),
             (|c| c.ring_size = 1000, "ring size"),
             (|c| c.frame_size = 1500, "frame size"),
+            (|c| c.headroom = 100, "headroom"),
+            (|c| c.workers = 0, "workers"),
+            (|c| c.workers = 65, "workers"),
+            (|c| c.cpus = vec![0, 1], "2 CPUs for 1 workers"),
             (|c| c.reply_buckets = 3, "reply buckets"),
             (|c| c.fresh = Duration::from_millis(1), "heartbeat"),
             (|c| c.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "eth0".into() }), "named twice"),

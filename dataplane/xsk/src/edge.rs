@@ -1,42 +1,43 @@
 //! The edge as control sees it: start, publish, ask, stop.
 
 use std::hash::{BuildHasher, RandomState};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::Ebpf;
-use aya::maps::{MapData, MapError, PerCpuArray};
 use crossbeam::channel::{Receiver, bounded};
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::counters::Counters;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
-use nomagic_core::frame::Wanted;
+use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
 
+use crate::bind::{Group, Member, bind_ports};
 use crate::config::EdgeConfig;
 use crate::error::EdgeError;
 use crate::filter::FilterMaps;
 use crate::hold::WANTED_MAX;
 use crate::link::Link;
 use crate::pins::Pins;
+use crate::pool::FrameAccount;
+use crate::ports::{Binding, port_info, rx_queues};
 use crate::program::{self, Constants};
 use crate::published::Published;
-use crate::setup::{Handle, bind_ports, build_worker, port_info, reply_seed, share_memory, start_worker};
-use crate::status::{EdgeStatus, PortInfo, PortStatus, WorkerStatus, XdpCounters};
+use crate::setup::{Handle, Readers, reply_seed, share_memory, start_workers};
+use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, WorkerStatus, XdpCounters};
 use crate::sys;
+use crate::topology::Topology;
 
 /// The running dataplane.
 pub struct Edge {
-    pins: Pins,
-    ports: Vec<PortInfo>,
-    /// Keeps each port's program and maps open.
-    programs: Vec<Ebpf>,
-    stats: Vec<PerCpuArray<MapData, u64>>,
-    /// A second descriptor of each socket, for its statistics: port by port, queue by queue.
-    sockets: Vec<Vec<OwnedFd>>,
+    pub(crate) pins: Pins,
+    pub(crate) ports: Vec<PortInfo>,
+    pub(crate) bindings: Vec<Binding>,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) workers: Vec<Handle>,
+    pub(crate) topology: Published<Topology>,
     filter: Mutex<FilterMaps>,
     services: Published<Services>,
     routes: Published<Routes>,
@@ -45,11 +46,11 @@ pub struct Edge {
     replies: ReplyFilter<'static>,
     replies_capacity: u64,
     heartbeats: &'static [AtomicU64],
-    workers: Vec<Handle>,
+    grace_ns: u64,
 }
 
 impl Edge {
-    /// Sets everything up in the calling thread's network namespace, starts the worker and attaches the XDP programs, in this
+    /// Sets everything up in the calling thread's network namespace, starts the workers and attaches the XDP programs, in this
     /// order: no frame is taken before somebody listens. What an earlier process has pinned is taken over, its filter rules included:
     /// so the tables should be complete already. Ports are numbered as the interfaces are configured, the internal port comes last;
     /// [`Link::query`] tells their addresses beforehand.
@@ -60,47 +61,45 @@ impl Edge {
         let links = names.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
         let existing = Pins::existing(&config.state_dir);
         links.iter().try_for_each(|link| program::check_free(link, existing.as_ref()))?;
+        let member =
+            |(i, link): (usize, &Link)| Ok(Member { port: PortId(i as u16), name: link.name.clone(), queues: rx_queues(&link.name)? });
+        let members = links.iter().enumerate().map(member).collect::<Result<Vec<_>, EdgeError>>()?;
         let locked_bytes = sys::raise_memory_lock();
         tracing::debug!(locked_bytes, "limit of locked memory");
 
         let pins = Pins::open(&config.state_dir)?;
         program::check_layout(&pins, config.reply_buckets)?;
         let seed = if config.hash_seed == 0 { RandomState::new().hash_one(std::process::id()) } else { config.hash_seed };
-        let mut programs = Vec::new();
+        let mut bindings = Vec::new();
         for (i, link) in links.iter().enumerate() {
             let constants = Constants {
                 reply_buckets: config.reply_buckets,
                 reply_seed: reply_seed(seed),
                 take_everything: i >= config.interfaces.len(),
             };
-            programs.push(program::load(&link.name, constants, Some(&pins))?);
+            bindings.push(Binding::load(link, constants, &pins)?);
         }
-        program::write_settings(&mut programs[0], &config)?;
-        let memory = share_memory(&config, &mut programs[0], seed)?;
-        let filter = FilterMaps::open(&mut programs[0])?;
+        let first = &mut bindings[0].ebpf;
+        program::write_settings(first, &config)?;
+        let memory = share_memory(&config, first, seed)?;
+        let filter = FilterMaps::open(first)?;
 
-        let mut bound = bind_ports(&config, &links)?;
-        let mut sockets: Vec<Vec<OwnedFd>> = links.iter().map(|_| Vec::new()).collect();
-        for queue in bound.groups.iter().flat_map(|g| &g.queues) {
-            let port = usize::from(queue.port.0);
-            program::connect_queue(&mut programs[port], queue.index, queue.fd(), 0)?;
-            sockets[port].push(sys::duplicate(queue.fd()).map_err(|e| EdgeError::io("duplicating a socket", e))?);
-        }
-        let mut stats = Vec::new();
-        for ebpf in &mut programs {
-            stats.push(program::take_map(ebpf, "stats")?.try_into().map_err(|e: MapError| EdgeError::map("stats", &e))?);
-        }
-
+        let (outside, inside) = members.split_at(config.interfaces.len());
+        let bound = bind_ports(&config, outside, inside)?;
         let (wanted_sender, wanted) = bounded(WANTED_MAX);
-        let (services, service_readers) = Published::new(services, 1);
-        let (routes, route_readers) = Published::new(routes, 1);
-        let ports: Vec<PortInfo> = links.iter().enumerate().map(|(i, link)| port_info(i, link, &bound)).collect();
+        let workers = config.workers as usize;
+        let (services, service_readers) = Published::new(services, workers);
+        let (routes, route_readers) = Published::new(routes, workers);
+        let (topology, topology_readers) = Published::new(Arc::new(Topology::default()), workers);
+        let readers = service_readers.into_iter().zip(route_readers).zip(topology_readers);
+        let readers = readers.map(|((services, routes), topology)| Readers { services, routes, topology }).collect();
         let mut edge = Edge {
             pins,
-            ports,
-            programs,
-            stats,
-            sockets,
+            ports: links.iter().enumerate().map(|(i, link)| port_info(PortId(i as u16), link)).collect(),
+            bindings,
+            workers: start_workers(&config, &bound.groups, &memory, readers, &wanted_sender)?,
+            groups: bound.groups,
+            topology,
             filter: Mutex::new(filter),
             services,
             routes,
@@ -109,26 +108,35 @@ impl Edge {
             replies: memory.replies,
             replies_capacity: u64::from(config.reply_buckets) * BUCKET_SLOTS as u64,
             heartbeats: memory.heartbeats,
-            workers: Vec::new(),
+            grace_ns: config.grace.as_nanos() as u64,
         };
-        // One worker owns everything for now; queues, readers and heartbeats are per worker already.
-        for (id, readers) in service_readers.into_iter().zip(route_readers).enumerate() {
-            let bound = std::mem::take(&mut bound);
-            let worker = build_worker(&config, id as u32, bound, &memory, readers, wanted_sender.clone())?;
-            edge.workers.push(start_worker(id, worker, config.cpu)?);
+        for (port, (group, queues)) in bound.ports.into_iter().enumerate() {
+            edge.bindings[port].group = group;
+            edge.install(port, queues)?;
         }
+        edge.say_who_is_idle();
         edge.attach(&links)?;
         edge.forget_other_interfaces();
         Ok(edge)
+    }
+
+    fn say_who_is_idle(&self) {
+        for worker in 0..self.workers.len() as u16 {
+            if !self.ports.iter().any(|p| p.owners.contains(&worker)) {
+                tracing::warn!("worker {worker} owns no queue: there are fewer queues than workers");
+            }
+        }
     }
 
     /// Attaches or replaces the programs; when one fails, those that were attached anew are detached again.
     fn attach(&mut self, links: &[Link]) -> Result<(), EdgeError> {
         let mut created: Vec<&Link> = Vec::new();
         for (i, link) in links.iter().enumerate() {
-            match program::attach(&mut self.programs[i], link, &self.pins) {
+            match program::attach(&mut self.bindings[i].ebpf, link, &self.pins) {
                 Ok(attachment) => {
                     self.ports[i].native = attachment.native;
+                    self.ports[i].condition = Condition::Bound;
+                    self.bindings[i].program_id = program::id(&mut self.bindings[i].ebpf)?;
                     if attachment.created {
                         created.push(link);
                     }
@@ -185,22 +193,31 @@ impl Edge {
         ticket
     }
 
-    /// Waits until every worker uses this service table or a later one. False when the time is up.
+    /// Waits until every worker that is alive uses this service table or a later one. False when the time is up.
     pub fn wait_services(&self, ticket: u64, timeout: Duration) -> bool {
-        self.services.wait(ticket, timeout)
+        self.services.wait(ticket, timeout, |w| self.live(w))
     }
 
-    /// Waits until every worker uses these routes or later ones. False when the time is up.
+    /// Waits until every worker that is alive uses these routes or later ones. False when the time is up.
     pub fn wait_routes(&self, ticket: u64, timeout: Duration) -> bool {
-        self.routes.wait(ticket, timeout)
+        self.routes.wait(ticket, timeout, |w| self.live(w))
     }
 
-    /// Waits until every worker uses all that has been published so far. False when the time is up.
+    /// Waits until every worker that is alive uses all that has been published so far. False when the time is up.
     pub fn wait_applied(&self, timeout: Duration) -> bool {
         self.wait_services(self.services.sequence(), timeout) && self.wait_routes(self.routes.sequence(), timeout)
     }
 
-    fn wake(&self) {
+    /// Whether a worker runs and has shown a sign of life within the grace period.
+    pub(crate) fn live(&self, worker: usize) -> bool {
+        self.workers[worker].shared.alive.load(Relaxed) && self.heartbeat_age_ns(worker) <= self.grace_ns
+    }
+
+    fn heartbeat_age_ns(&self, worker: usize) -> u64 {
+        sys::monotonic_ns().saturating_sub(self.heartbeats[worker].load(Relaxed))
+    }
+
+    pub(crate) fn wake(&self) {
         self.workers.iter().for_each(|w| w.shared.waker.wake());
     }
 
@@ -224,34 +241,38 @@ impl Edge {
         self.workers.get(worker).map(|w| &w.shared.counters)
     }
 
-    /// Workers whose thread runs, and all of them.
+    /// Workers that are alive, and all of them. One that is dead or stuck for longer than the grace period does not count.
     pub fn workers_alive(&self) -> (usize, usize) {
-        (self.workers.iter().filter(|w| w.shared.alive.load(Relaxed)).count(), self.workers.len())
+        ((0..self.workers.len()).filter(|&w| self.live(w)).count(), self.workers.len())
     }
 
     /// Everything that can be counted.
     pub fn status(&self) -> Result<EdgeStatus, EdgeError> {
         self.services.collect();
         self.routes.collect();
-        let now_ns = sys::monotonic_ns();
-        let age = |id: usize| now_ns.saturating_sub(self.heartbeats[id].load(Relaxed));
-        let workers = self.workers.iter().enumerate().map(|(id, w)| WorkerStatus::read(id as u32, &w.shared, age(id))).collect();
+        self.topology.collect();
+        let worker = |id: usize| WorkerStatus::read(id as u32, &self.workers[id].shared, self.heartbeat_age_ns(id));
+        let workers: Vec<WorkerStatus> = (0..self.workers.len()).map(worker).collect();
+        let of_pool = |pool: usize| workers.iter().filter_map(move |w| w.frames.get(pool));
+        let sum = |pool| of_pool(pool).fold(FrameAccount::default(), |sum, account| sum.and(account));
+        let frames = (0..self.groups.len()).map(sum).collect();
         let mut ports = Vec::new();
-        for (i, info) in self.ports.iter().enumerate() {
-            let sockets = self.sockets[i].iter().map(|s| sys::xdp_statistics(s.as_fd()).unwrap_or_default().into()).collect();
-            ports.push(PortStatus { info: info.clone(), xdp: XdpCounters::read(&self.stats[i])?, sockets });
+        for (info, binding) in self.ports.iter().zip(&self.bindings) {
+            let sockets = binding.sockets.iter().map(|s| sys::xdp_statistics(s.as_fd()).unwrap_or_default().into()).collect();
+            ports.push(PortStatus { info: info.clone(), xdp: XdpCounters::read(&binding.stats)?, sockets });
         }
         Ok(EdgeStatus {
             workers,
             ports,
+            frames,
             flows_live: self.table.live(),
             flows_capacity: self.table.capacity(),
             replies_announced: self.replies.len() as u64,
             replies_capacity: self.replies_capacity,
             services_generation: self.services.current().generation,
-            services_applied: self.services.applied() == self.services.sequence(),
+            services_applied: self.services.applied(|w| self.live(w)) == self.services.sequence(),
             routes_generation: self.routes.current().generation,
-            routes_applied: self.routes.applied() == self.routes.sequence(),
+            routes_applied: self.routes.applied(|w| self.live(w)) == self.routes.sequence(),
         })
     }
 

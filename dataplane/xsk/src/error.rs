@@ -102,6 +102,14 @@ pub enum EdgeError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Too few huge pages are set aside.
+    #[error(
+        "packet memory asks for {pages} huge pages of 2 MiB, which are not free; set them aside with `sysctl vm.nr_hugepages=N` (`grep Huge /proc/meminfo` shows them) or turn `hugePages` off"
+    )]
+    HugePages {
+        /// Pages asked for.
+        pages: u64,
+    },
     /// A queue could not be bound.
     #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {source}{}", bind_hint(source))]
     Bind {
@@ -111,6 +119,12 @@ pub enum EdgeError {
         queue: u32,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A worker is not there, or does not answer.
+    #[error("{what}; the log says why workers ended, and `nomagic status` shows who is alive")]
+    Workers {
+        /// What was expected of whom.
+        what: String,
     },
     /// The worker's CPU cannot be had.
     #[error("cannot pin the worker to CPU {cpu}: {source}; `taskset -p $$` shows the CPUs this process may use")]

@@ -6,7 +6,7 @@ use crossbeam::channel::Sender;
 use nomagic_core::counters::Counter;
 use nomagic_core::frame::{PortId, Wanted};
 
-use crate::pool::Token;
+use crate::umem::Token;
 
 /// Neighbours that are being asked for at the most.
 pub const WANTED_MAX: usize = 1024;
@@ -133,7 +133,7 @@ impl Asker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::Pool;
+    use crate::pool::{Pool, tests::pool};
 
     fn packet(pool: &mut Pool) -> Packet {
         let token = pool.take().unwrap();
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn frames_are_held_up_to_the_limits_of_number_and_time() {
-        let mut pool = Pool::new(0, 8, 2048, 64).expect("needs root or CAP_NET_RAW");
+        let mut pool = pool(0, 8);
         let mut hold = Hold::new(2, 100);
         hold.keep(packet(&mut pool), 1_000).unwrap();
         hold.keep(packet(&mut pool), 1_050).unwrap();

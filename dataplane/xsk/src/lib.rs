@@ -4,7 +4,7 @@
 //! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
 //! it all together: it is what the control plane starts, publishes tables to, and stops.
 //!
-//! `unsafe` is confined to `sys` (system calls), `link` (one netlink exchange), `memory` (mappings), `pool` (frames' bytes), `queue`
+//! `unsafe` is confined to `sys` (system calls), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
 //! (rings) and `bind` (socket creation).
 
 mod bind;
@@ -15,17 +15,23 @@ mod filter;
 #[cfg(test)]
 mod filter_tests;
 mod hold;
+mod io;
+mod lanes;
 mod link;
 mod memory;
 mod mounts;
 mod pins;
 mod pool;
+mod ports;
 mod program;
 mod published;
 mod queue;
 mod setup;
+mod shared;
 mod status;
 mod sys;
+mod topology;
+mod umem;
 mod worker;
 
 pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, QUEUES_MAX, WORKERS_MAX};
@@ -36,7 +42,7 @@ pub use link::{Attached, Link};
 pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
-pub use status::{EdgeStatus, PortInfo, PortStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics};
+pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics};
 
 const _: () = {
     const fn shared_between_threads<T: Send + Sync>() {}

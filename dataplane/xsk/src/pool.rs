@@ -1,64 +1,18 @@
-//! Frames in shared memory (UMEM), and the right to touch them.
+//! A worker's frames.
 //!
-//! A [`Token`] is the right to one frame: it can be neither copied nor made outside of this module and `queue`, so whoever
-//! has it is alone with the frame's bytes. Frames on a ring belong to the kernel and have no token.
+//! All workers share a UMEM; each is at home with an equal share of its frames. A frame that has left home, to be sent by another
+//! worker, returns there when it is free again.
 
-use std::num::NonZeroU32;
-use std::ptr::NonNull;
+use std::sync::Arc;
 
-use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
-use xsk_rs::{FrameDesc, Umem};
+use xsk_rs::FrameDesc;
 
-use crate::error::{EdgeError, os_error};
+use crate::umem::{Frames, Place, PoolId, Token};
 
-/// Which pool a frame comes from and returns to.
-pub type PoolId = u8;
-
-/// The right to one frame.
-#[must_use = "a lost token is a lost frame"]
-#[derive(Debug)]
-pub struct Token {
-    desc: FrameDesc,
-    pool: PoolId,
-}
-
-impl Token {
-    /// The pool it returns to.
-    pub fn pool(&self) -> PoolId {
-        self.pool
-    }
-
-    /// Bytes of data, as the kernel or [`Pool::place`] set them.
-    pub fn data_len(&self) -> usize {
-        self.desc.lengths().data()
-    }
-
-    /// Gives the frame away, to a ring.
-    pub(crate) fn into_desc(self) -> FrameDesc {
-        self.desc
-    }
-}
-
-/// One UMEM and its free frames.
-pub struct Pool {
-    id: PoolId,
-    umem: Umem,
-    base: Base,
-    frame_size: usize,
-    frames: u32,
-    free: Vec<FrameDesc>,
-}
-
-/// The start of the UMEM.
-struct Base(NonNull<u8>);
-
-// SAFETY: the memory is not tied to a thread; access is granted frame by frame through tokens.
-unsafe impl Send for Base {}
-
-/// Where the frames of a pool are. `free + fill + tx + held + in_hand = total`, always.
+/// Where the frames of a worker's share are. `free + fill + tx + held + in_hand + away = total`, always.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FrameAccount {
-    /// All frames.
+    /// The share.
     pub total: u32,
     /// Unused.
     pub free: u32,
@@ -70,109 +24,173 @@ pub struct FrameAccount {
     pub held: u32,
     /// With the worker: lent to the packet path to build rejects in.
     pub in_hand: u32,
+    /// Handed over to other workers, less what they have handed over to this one. Added up over all workers: what is on its way
+    /// between them.
+    pub away: i32,
 }
 
 impl FrameAccount {
     /// Whether every frame is somewhere.
     pub fn closes(&self) -> bool {
-        self.free + self.fill + self.tx + self.held + self.in_hand == self.total
+        let here = self.free + self.fill + self.tx + self.held + self.in_hand;
+        i64::from(here) + i64::from(self.away) == i64::from(self.total)
+    }
+
+    /// This and another worker's together.
+    #[must_use]
+    pub fn and(&self, other: &FrameAccount) -> FrameAccount {
+        FrameAccount {
+            total: self.total + other.total,
+            free: self.free + other.free,
+            fill: self.fill + other.fill,
+            tx: self.tx + other.tx,
+            held: self.held + other.held,
+            in_hand: self.in_hand + other.in_hand,
+            away: self.away + other.away,
+        }
     }
 }
 
+/// One worker's share of a UMEM.
+pub struct Pool {
+    frames: Arc<Frames>,
+    first: usize,
+    free: Vec<FrameDesc>,
+    /// Free frames of other shares, on their way home.
+    strays: Vec<FrameDesc>,
+    /// See [`FrameAccount::away`].
+    away: i32,
+}
+
 impl Pool {
-    /// Maps and registers `frames` frames of `frame_size` bytes; `ring_size` is that of its fill and completion rings.
-    pub fn new(id: PoolId, frames: u32, frame_size: u32, ring_size: u32) -> Result<Pool, EdgeError> {
-        let bytes = u64::from(frames) * u64::from(frame_size);
-        let invalid = |detail: String| EdgeError::Config(format!("packet memory: {detail}"));
-        let config = UmemConfig::builder()
-            .frame_size(FrameSize::new(frame_size).map_err(|e| invalid(e.to_string()))?)
-            .fill_queue_size(QueueSize::new(ring_size).map_err(|e| invalid(e.to_string()))?)
-            .comp_queue_size(QueueSize::new(ring_size).map_err(|e| invalid(e.to_string()))?)
-            .build()
-            .map_err(|e| invalid(e.to_string()))?;
-        let count = NonZeroU32::new(frames).ok_or_else(|| invalid("no frames".into()))?;
-        let (umem, free) = Umem::new(config, count, false).map_err(|e| create_error(bytes, &e))?;
-        let base = base_of(&umem, free[0]);
-        Ok(Pool { id, umem, base, frame_size: frame_size as usize, frames, free })
+    /// The frames from number `first` on, all of them free.
+    pub(crate) fn new(frames: Arc<Frames>, first: usize, free: Vec<FrameDesc>) -> Pool {
+        Pool { frames, first, free, strays: Vec::new(), away: 0 }
     }
 
-    /// For binding sockets.
-    pub(crate) fn umem(&self) -> &Umem {
-        &self.umem
-    }
-
-    /// Its number.
+    /// The number of its UMEM.
     pub fn id(&self) -> PoolId {
-        self.id
+        self.frames.id()
     }
 
-    /// All frames.
+    /// Frames of the share.
     pub fn total(&self) -> u32 {
-        self.frames
+        self.frames.share()
     }
 
     /// Unused frames.
     pub fn free(&self) -> u32 {
-        self.free.len() as u32
+        (self.free.len() + self.strays.len()) as u32
+    }
+
+    /// Frames handed over less frames taken over.
+    pub fn away(&self) -> i32 {
+        self.away
     }
 
     /// A free frame.
     pub fn take(&mut self) -> Option<Token> {
-        self.free.pop().map(|desc| Token { desc, pool: self.id })
+        self.free.pop().map(|desc| self.frames.token(desc))
     }
 
     /// Takes a frame back.
     pub fn give(&mut self, token: Token) {
-        assert_eq!(token.pool, self.id, "a frame returns to the pool it came from");
-        self.free.push(token.desc);
+        assert_eq!(token.pool(), self.frames.id(), "a frame returns to the pool it came from");
+        self.give_desc(token.into_desc());
     }
 
-    /// A frame that came off one of this pool's rings.
-    pub(crate) fn token_of(&self, desc: FrameDesc) -> Token {
-        Token { desc, pool: self.id }
+    /// Takes back a free frame, of whichever share.
+    #[inline]
+    fn give_desc(&mut self, desc: FrameDesc) {
+        if self.frames.index(&desc).wrapping_sub(self.first) < self.frames.share() as usize {
+            self.free.push(desc);
+        } else {
+            self.strays.push(desc);
+        }
     }
 
-    /// Takes back a frame that came off one of this pool's rings.
-    pub(crate) fn give_desc(&mut self, desc: FrameDesc) {
-        self.free.push(desc);
+    /// A frame that leaves this worker.
+    pub fn hand_over(&mut self, token: &Token) {
+        debug_assert_eq!(token.pool(), self.frames.id());
+        self.away += 1;
     }
 
-    /// A free frame for one of this pool's rings.
+    /// A frame that this worker is given.
+    pub fn take_over(&mut self, token: &Token) {
+        debug_assert_eq!(token.pool(), self.frames.id());
+        self.away -= 1;
+    }
+
+    /// What a closed queue held leaves this worker.
+    pub(crate) fn leave_behind(&mut self, frames: u32) {
+        self.away += frames as i32;
+    }
+
+    /// A free frame of another share, and the worker that it must return to.
+    pub fn stray(&mut self) -> Option<(Token, usize)> {
+        let token = self.frames.token(self.strays.pop()?);
+        let home = self.frames.home(&token);
+        Some((token, home))
+    }
+
+    /// A frame that came off a ring.
+    #[inline]
+    pub(crate) fn token_of(&self, desc: FrameDesc, place: Place) -> Token {
+        self.frames.take(&desc, place);
+        self.frames.token(desc)
+    }
+
+    /// A sent frame that came off a ring: it is free.
+    #[inline]
+    pub(crate) fn complete(&mut self, desc: FrameDesc, place: Place) {
+        self.frames.take(&desc, place);
+        self.give_desc(desc);
+    }
+
+    /// A staged frame that does not go onto a ring after all.
+    pub(crate) fn give_up(&mut self, desc: FrameDesc) {
+        self.give_desc(desc);
+    }
+
+    /// A free frame for a ring.
     pub(crate) fn take_desc(&mut self) -> Option<FrameDesc> {
         self.free.pop()
+    }
+
+    /// Frames that go onto a ring: say so before the kernel can see them.
+    #[inline]
+    pub(crate) fn put(&self, descs: &[FrameDesc], place: Place) {
+        descs.iter().for_each(|desc| self.frames.put(desc, place));
+    }
+
+    /// Frames that found no room on the ring.
+    pub(crate) fn take_off(&self, descs: &[FrameDesc], place: Place) {
+        descs.iter().for_each(|desc| self.frames.take(desc, place));
     }
 
     /// Where the data starts in [`Pool::bytes`].
     #[inline]
     pub fn data_start(&self, token: &Token) -> usize {
-        token.desc.addr() & (self.frame_size - 1)
+        token.desc().addr() & (self.frames.frame_size() - 1)
     }
 
     /// The whole frame: headroom, data, tailroom.
     #[inline]
     pub fn bytes<'f>(&'f self, token: &'f mut Token) -> &'f mut [u8] {
-        assert_eq!(token.pool, self.id, "a frame is read in the pool it came from");
-        let first = token.desc.addr() & !(self.frame_size - 1);
-        debug_assert!(first + self.frame_size <= self.frames as usize * self.frame_size);
-        // SAFETY: the frame lies inside of the UMEM, which `self.umem` keeps mapped; descriptors only come from it or from
-        // its rings. The token is the only right to this frame and is borrowed for as long as the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.base.0.as_ptr().add(first), self.frame_size) }
+        self.frames.bytes(token)
     }
 
     /// Makes `bytes[start..start + len]` the data that will be sent. Moves the bytes when they start elsewhere than the
     /// descriptor says, which only happens when the link-layer header has grown or shrunk. False when they do not fit.
     pub fn place(&self, token: &mut Token, start: usize, len: usize) -> bool {
         let data_start = self.data_start(token);
-        if len > self.frame_size - data_start {
+        if len > self.frames.frame_size() - data_start {
             return false;
         }
         if start != data_start {
             self.bytes(token).copy_within(start..start + len, data_start);
         }
-        token.desc.set_options(0);
-        // SAFETY: the descriptor is of this UMEM and the token's holder alone uses the frame.
-        let mut data = unsafe { self.umem.data_mut(&mut token.desc) };
-        data.cursor().set_pos(len);
+        self.frames.set_len(token, len);
         true
     }
 
@@ -180,7 +198,7 @@ impl Pool {
     pub fn copy_from(&mut self, data: &[u8]) -> Result<Token, CopyError> {
         let mut token = self.take().ok_or(CopyError::Empty)?;
         let start = self.data_start(&token);
-        if data.len() > self.frame_size - start {
+        if data.len() > self.frames.frame_size() - start {
             self.give(token);
             return Err(CopyError::TooLong);
         }
@@ -199,33 +217,24 @@ pub enum CopyError {
     TooLong,
 }
 
-fn base_of(umem: &Umem, first: FrameDesc) -> Base {
-    let mut desc = first;
-    let offset = desc.addr();
-    // SAFETY: the descriptor is of this UMEM, and no socket or token exists yet.
-    let mut data = unsafe { umem.data_mut(&mut desc) };
-    // xsk-rs hands out the part behind the headroom only; the mapping starts `offset` bytes before it.
-    let at = data.contents_mut().as_mut_ptr().expose_provenance() - offset;
-    Base(NonNull::new(std::ptr::with_exposed_provenance_mut(at)).expect("a mapping does not start at address 0"))
-}
-
-fn create_error(bytes: u64, error: &(dyn std::error::Error + 'static)) -> EdgeError {
-    let what = || format!("registering {bytes} bytes of packet memory");
-    match os_error(error) {
-        Some(libc::ENOBUFS) => EdgeError::MemoryLock { what: what(), limit_bytes: crate::sys::raise_memory_lock() },
-        Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: what() },
-        Some(code) => EdgeError::Umem { bytes, source: std::io::Error::from_raw_os_error(code) },
-        None => EdgeError::Umem { bytes, source: std::io::Error::other(crate::error::chain(error)) },
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::umem::FrameSizes;
+
+    /// The only worker's pool.
+    pub fn pool(id: PoolId, share: u32) -> Pool {
+        frames(id, 1, share).pool(0)
+    }
+
+    fn frames(id: PoolId, workers: u32, share: u32) -> Arc<Frames> {
+        let sizes = FrameSizes { share, frame: 2048, headroom: 0, ring: 64, huge_pages: false };
+        Frames::new(id, workers, sizes).expect("needs root or CAP_NET_RAW")
+    }
 
     #[test]
     fn frames_are_disjoint_have_headroom_and_return() {
-        let mut pool = Pool::new(3, 8, 2048, 64).expect("needs root or CAP_NET_RAW");
+        let mut pool = pool(3, 8);
         let mut tokens: Vec<Token> = std::iter::from_fn(|| pool.take()).collect();
         assert_eq!((tokens.len(), pool.free()), (8, 0));
         for (i, token) in tokens.iter_mut().enumerate() {
@@ -241,8 +250,49 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_left_home_returns_there() {
+        let frames = frames(0, 2, 4);
+        let (mut a, mut b) = (frames.pool(0), frames.pool(1));
+        let token = a.take().unwrap();
+        a.hand_over(&token);
+        b.take_over(&token);
+        let account = |p: &Pool| FrameAccount { total: p.total(), free: p.free(), away: p.away(), ..FrameAccount::default() };
+        b.give(token);
+        assert!(account(&a).closes() && account(&b).closes(), "{:?} {:?}", account(&a), account(&b));
+        assert_eq!((account(&a).away, account(&b).away, b.free()), (1, -1, 5));
+        let own: Vec<Token> = std::iter::from_fn(|| b.take()).collect();
+        assert_eq!(own.len(), 4, "another share's frames are not used");
+        let (stray, home) = b.stray().unwrap();
+        assert_eq!((home, b.stray().is_none()), (0, true));
+        b.hand_over(&stray);
+        a.take_over(&stray);
+        a.give(stray);
+        own.into_iter().for_each(|t| b.give(t));
+        assert_eq!((account(&a).and(&account(&b)).away, a.free(), b.free()), (0, 4, 4));
+    }
+
+    #[test]
+    fn what_was_on_the_rings_of_a_closed_queue_is_found_again() {
+        let frames = frames(0, 1, 8);
+        let mut pool = frames.pool(0);
+        let (on, off) = ([pool.take_desc().unwrap(), pool.take_desc().unwrap()], pool.take_desc().unwrap());
+        pool.put(&on, 7);
+        pool.put(&[off], 8);
+        pool.leave_behind(2);
+        let tokens = frames.reclaim(7);
+        assert_eq!((tokens.len(), frames.reclaim(7).len()), (2, 0));
+        for token in tokens {
+            pool.take_over(&token);
+            pool.give(token);
+        }
+        assert_eq!((pool.free(), pool.away()), (7, 0));
+        pool.complete(off, 8);
+        assert_eq!(pool.free(), 8);
+    }
+
+    #[test]
     fn data_that_moved_is_brought_back_to_where_the_descriptor_points() {
-        let mut pool = Pool::new(0, 1, 2048, 64).expect("needs root or CAP_NET_RAW");
+        let mut pool = pool(0, 1);
         let mut token = pool.copy_from(b"....abcdef").unwrap();
         let start = pool.data_start(&token);
         assert!(pool.place(&mut token, start + 4, 6));
@@ -262,8 +312,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "returns to the pool it came from")]
     fn a_frame_of_another_pool_is_refused() {
-        let mut a = Pool::new(0, 1, 2048, 64).expect("needs root or CAP_NET_RAW");
-        let mut b = Pool::new(1, 1, 2048, 64).expect("needs root or CAP_NET_RAW");
+        let (mut a, mut b) = (pool(0, 1), pool(1, 1));
         b.give(a.take().unwrap());
     }
 }

@@ -126,6 +126,12 @@ pub(crate) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps:
     ebpf.take_map(name).ok_or_else(|| EdgeError::Map { map: name.into(), detail: "missing in the embedded object".into() })
 }
 
+/// The loaded program's number.
+pub(crate) fn id(ebpf: &mut Ebpf) -> Result<u32, EdgeError> {
+    let unknown = |e| EdgeError::Program { interface: "all".into(), detail: chain(&e) };
+    Ok(program(ebpf)?.info().map_err(unknown)?.id())
+}
+
 /// How a program came onto its interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Attachment {

@@ -82,16 +82,17 @@ impl<T> Published<T> {
         self.shared.sequence.load(Ordering::Acquire)
     }
 
-    /// The oldest sequence number that a reader still uses.
-    pub fn applied(&self) -> u64 {
-        self.applied.iter().map(|a| a.load(Ordering::Acquire)).min().unwrap_or_else(|| self.sequence())
+    /// The oldest sequence number that a reader still uses, of those that count.
+    pub fn applied(&self, counts: impl Fn(usize) -> bool) -> u64 {
+        let counted = self.applied.iter().enumerate().filter(|(reader, _)| counts(*reader));
+        counted.map(|(_, at)| at.load(Ordering::Acquire)).min().unwrap_or_else(|| self.sequence())
     }
 
-    /// Waits until every reader uses this publication or a later one. False when the time is up.
-    pub fn wait(&self, sequence: u64, timeout: Duration) -> bool {
+    /// Waits until every reader that counts uses this publication or a later one. False when the time is up.
+    pub fn wait(&self, sequence: u64, timeout: Duration, counts: impl Fn(usize) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let mut pause = Duration::from_micros(5);
-        while self.applied() < sequence {
+        while self.applied(&counts) < sequence {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -186,10 +187,10 @@ mod tests {
         for value in 1..=500 {
             let sequence = published.publish(table(value));
             if value % 50 == 0 {
-                assert!(published.wait(sequence, Duration::from_secs(10)));
+                assert!(published.wait(sequence, Duration::from_secs(10), |_| true));
             }
         }
-        assert!(published.wait(published.sequence(), Duration::from_secs(10)));
+        assert!(published.wait(published.sequence(), Duration::from_secs(10), |_| true));
         stop.store(true, Ordering::Relaxed);
         let readers: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
         published.collect();
@@ -203,10 +204,11 @@ mod tests {
     fn waiting_for_a_reader_that_sleeps_times_out() {
         let (published, mut readers) = Published::new(Arc::new(1u32), 1);
         let sequence = published.publish(Arc::new(2));
-        assert!(!published.wait(sequence, Duration::from_millis(20)));
+        assert!(!published.wait(sequence, Duration::from_millis(20), |_| true));
+        assert!(published.wait(sequence, Duration::from_millis(20), |_| false), "nobody waits for the dead");
         assert!(readers[0].refresh());
         assert!(!readers[0].refresh());
-        assert!(published.wait(sequence, Duration::from_millis(20)));
+        assert!(published.wait(sequence, Duration::from_millis(20), |_| true));
         assert_eq!((*readers[0].table(), *published.current()), (2, 2));
     }
 }

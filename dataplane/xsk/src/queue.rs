@@ -10,8 +10,9 @@ use nomagic_core::counters::Counter;
 use nomagic_core::frame::{BATCH_MAX, PortId};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
-use crate::pool::{Pool, Token};
+use crate::pool::Pool;
 use crate::sys;
+use crate::umem::{Place, Token};
 
 /// Frames that one batch may leave for one queue.
 pub const STAGED_MAX: usize = 2 * BATCH_MAX;
@@ -29,6 +30,8 @@ pub enum Origin {
     Kernel,
     /// A frame made here.
     Made,
+    /// Another worker's frame.
+    Handed,
 }
 
 /// A staged frame that could not be sent: its frame is free again.
@@ -63,8 +66,10 @@ pub struct Queue {
     pub port: PortId,
     /// Number of the queue on the port.
     pub index: u32,
-    /// Place of its pool in the worker's list.
+    /// The number of its pool.
     pub pool: usize,
+    /// What its rings are called in the account of frames.
+    pub place: Place,
     /// The last sendto() said that the port is down or gone.
     pub down: bool,
     tx: TxQueue,
@@ -72,6 +77,8 @@ pub struct Queue {
     fill: FillQueue,
     comp: CompQueue,
     fd: RawFd,
+    /// Frames that are kept with the kernel for receiving, at most the size of the ring.
+    fill_target: u32,
     ring_size: u32,
     /// Frames on the fill and rx rings.
     in_fill: u32,
@@ -89,6 +96,7 @@ impl Queue {
         port: PortId,
         index: u32,
         pool: usize,
+        place: Place,
         ring_size: u32,
         (tx, rx): (TxQueue, RxQueue),
         (fill, comp): (FillQueue, CompQueue),
@@ -98,12 +106,14 @@ impl Queue {
             port,
             index,
             pool,
+            place,
             down: false,
             tx,
             rx,
             fill,
             comp,
             fd,
+            fill_target: ring_size,
             ring_size,
             in_fill: 0,
             in_tx: 0,
@@ -116,6 +126,11 @@ impl Queue {
     /// The socket.
     pub fn fd(&self) -> RawFd {
         self.fd
+    }
+
+    /// Limits the frames that wait for data, when there are fewer than all fill rings could take.
+    pub fn limit_fill(&mut self, frames: u32) {
+        self.fill_target = frames.min(self.ring_size);
     }
 
     /// Frames that are with the kernel: `(for receiving, for sending)`.
@@ -137,7 +152,7 @@ impl Queue {
         loop {
             // SAFETY: the ring belongs to this pool's UMEM; what comes off it is used as frames of this pool only.
             let n = unsafe { self.comp.consume(&mut descs) };
-            descs[..n].iter().for_each(|d| pool.give_desc(*d));
+            descs[..n].iter().for_each(|d| pool.complete(*d, self.place));
             self.in_tx -= n as u32;
             if n < descs.len() {
                 return;
@@ -148,19 +163,21 @@ impl Queue {
     /// Gives the kernel free frames to receive into, up to the size of the ring.
     pub fn refill(&mut self, pool: &mut Pool) {
         // In chunks: a few frames are not worth a store to shared memory.
-        while self.ring_size - self.in_fill >= BATCH_MAX as u32 / 2 {
-            let wanted = ((self.ring_size - self.in_fill) as usize).min(BATCH_MAX);
+        while self.fill_target.saturating_sub(self.in_fill) >= BATCH_MAX as u32 / 2 {
+            let wanted = ((self.fill_target.saturating_sub(self.in_fill)) as usize).min(BATCH_MAX);
             let mut descs: ArrayVec<FrameDesc, BATCH_MAX> = ArrayVec::new();
             while descs.len() < wanted
                 && let Some(desc) = pool.take_desc()
             {
                 descs.push(desc);
             }
+            pool.put(&descs, self.place);
             // SAFETY: the frames come from this pool's free list, and the ring belongs to its UMEM.
             let n = unsafe { self.fill.produce(&descs) };
-            descs[n..].iter().for_each(|d| pool.give_desc(*d));
+            pool.take_off(&descs[n..], self.place);
+            descs[n..].iter().for_each(|d| pool.give_up(*d));
             self.in_fill += n as u32;
-            if n == 0 {
+            if n < wanted {
                 break;
             }
         }
@@ -177,7 +194,7 @@ impl Queue {
         // SAFETY: the ring belongs to this pool's UMEM; each frame that comes off it becomes one token of this pool.
         let n = unsafe { self.rx.consume(&mut descs[..max]) };
         self.in_fill -= n as u32;
-        descs[..n].iter().for_each(|d| take(pool.token_of(*d)));
+        descs[..n].iter().for_each(|d| take(pool.token_of(*d, self.place)));
         n
     }
 
@@ -199,8 +216,11 @@ impl Queue {
         while !self.staged.is_empty() && !self.down {
             let wanted = self.staged.len() as u32;
             let n = self.tx.nb_free(wanted).min(wanted) as usize;
+            pool.put(&self.staged[..n], self.place);
             // SAFETY: staged descriptors come from consumed tokens of the pool whose UMEM the ring belongs to.
-            let n = unsafe { self.tx.produce(&self.staged[..n]) };
+            let sent = unsafe { self.tx.produce(&self.staged[..n]) };
+            pool.take_off(&self.staged[sent..n], self.place);
+            let n = sent;
             self.staged.drain(..n);
             self.origins.drain(..n);
             self.in_tx += n as u32;
@@ -215,7 +235,7 @@ impl Queue {
         }
         for (desc, origin) in self.staged.drain(..).zip(self.origins.drain(..)) {
             unsent.push(Unsent { origin, len: desc.lengths().data() });
-            pool.give_desc(desc);
+            pool.give_up(desc);
         }
         unsent
     }

@@ -1,35 +1,38 @@
-//! The parts that [`crate::Edge`] is put together from: memory, sockets, worker threads.
+//! The parts that [`crate::Edge`] is put together from: memory, worker threads.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
-use arrayvec::ArrayVec;
 use aya::Ebpf;
 use crossbeam::channel::{Sender, bounded};
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::counters::Counters;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
-use nomagic_core::frame::{PortId, Wanted};
+use nomagic_core::frame::Wanted;
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
 
-use crate::bind::{Group, Member, Sizes, bind_group};
-use crate::config::{EdgeConfig, QUEUES_MAX, WORKERS_MAX};
+use crate::bind::Group;
+use crate::config::{EdgeConfig, WORKERS_MAX};
 use crate::error::EdgeError;
-use crate::hold::{AskCounters, Asker, Hold};
-use crate::link::Link;
+use crate::hold::{Asker, Hold};
+use crate::io::Io;
+use crate::lanes::{Peer, mesh};
 use crate::published::Reader;
-use crate::queue::KickCounters;
-use crate::status::PortInfo;
-use crate::worker::{IoCounters, PortQueues, Shared, Worker};
+use crate::shared::{Command, Shared};
+use crate::topology::Topology;
+use crate::worker::Worker;
 use crate::{memory, sys};
+
+/// Commands that wait for a worker at the most.
+const COMMANDS_MAX: usize = 256;
 
 /// A worker as control sees it.
 pub(crate) struct Handle {
     pub shared: Arc<Shared>,
+    pub commands: Sender<Command>,
     pub thread: Option<JoinHandle<()>>,
 }
 
@@ -73,111 +76,73 @@ fn boot_id() -> [u64; 2] {
     [(id >> 64) as u64, id as u64]
 }
 
-/// The sockets of all ports: the interfaces' group, and the internal port's.
-#[derive(Default)]
-pub(crate) struct Bound {
-    pub groups: Vec<Group>,
-    /// Receive queues by port.
-    pub queues: Vec<u32>,
+/// The tables that a worker follows.
+pub(crate) struct Readers {
+    pub services: Reader<Services>,
+    pub routes: Reader<Routes>,
+    pub topology: Reader<Topology>,
 }
 
-pub(crate) fn bind_ports(config: &EdgeConfig, links: &[Link]) -> Result<Bound, EdgeError> {
-    let mut members = Vec::new();
-    for (i, link) in links.iter().enumerate() {
-        let queues = sys::rx_queues(&link.name).map_err(|e| EdgeError::io(format!("asking for the queues of {}", link.name), e))?;
-        if queues > QUEUES_MAX {
-            return Err(EdgeError::Config(format!("{} has {queues} queues: {QUEUES_MAX} at the most (`ethtool -L`)", link.name)));
-        }
-        members.push(Member { port: PortId(i as u16), name: link.name.clone(), queues });
-    }
-    let queues = members.iter().map(|m| m.queues).collect();
-    let sizes = Sizes { ring: config.ring_size, frame: config.frame_size, held: config.hold_frames_max as u32 };
-    let (outside, inside) = members.split_at(config.interfaces.len());
-    let mut groups = vec![bind_group(0, outside, sizes, config.zero_copy)?];
-    if !inside.is_empty() {
-        // A veth offers no zero-copy.
-        groups.push(bind_group(1, inside, sizes, false)?);
-    }
-    Ok(Bound { groups, queues })
-}
-
-pub(crate) fn port_info(i: usize, link: &Link, bound: &Bound) -> PortInfo {
-    let zero_copy = bound.groups.iter().any(|g| g.zero_copy && g.queues.iter().any(|q| usize::from(q.port.0) == i));
-    PortInfo {
-        id: PortId(i as u16),
-        name: link.name.clone(),
-        ifindex: link.ifindex,
-        mac: link.mac,
-        mtu: link.mtu,
-        native: false,
-        zero_copy,
-        queues: bound.queues[i],
-    }
-}
-
-pub(crate) fn build_worker(
+/// Starts all workers, without queues yet.
+pub(crate) fn start_workers(
     config: &EdgeConfig,
-    id: u32,
-    bound: Bound,
+    groups: &[Group],
     memory: &Memory,
-    (services, routes): (Reader<Services>, Reader<Routes>),
-    wanted: Sender<Wanted>,
-) -> Result<Worker, EdgeError> {
-    let shared = Shared {
-        counters: Counters::new(config.targets_max),
-        io: IoCounters::default(),
-        kicks: KickCounters::default(),
-        asks: AskCounters::default(),
-        accounts: Mutex::new(Vec::new()),
-        held: AtomicU64::new(0),
-        waker: sys::Waker::new().map_err(|e| EdgeError::io("creating an eventfd", e))?,
-        stop: AtomicBool::new(false),
-        alive: AtomicBool::new(true),
-    };
-    let mut first = 0;
-    let ports = bound.queues.iter().map(|&count| {
-        let queues = PortQueues { first, count };
-        first += count as usize;
-        queues
-    });
-    let ports = ports.collect();
-    let (mut pools, mut queues) = (Vec::new(), Vec::new());
-    for group in bound.groups {
-        pools.push(group.pool);
-        queues.extend(group.queues);
+    readers: Vec<Readers>,
+    wanted: &Sender<Wanted>,
+) -> Result<Vec<Handle>, EdgeError> {
+    let workers = config.workers as usize;
+    let all_shared: Vec<Arc<Shared>> = (0..workers)
+        .map(|_| Ok(Arc::new(Shared::new(config.targets_max).map_err(|e| EdgeError::io("creating an eventfd", e))?)))
+        .collect::<Result<_, EdgeError>>()?;
+    let frames_of_one: u32 = groups.iter().map(|g| g.frames.share()).sum();
+    let lanes = mesh(workers, config.ring_size as usize, frames_of_one as usize);
+    let mut handles = Vec::new();
+    for (id, readers) in readers.into_iter().enumerate() {
+        let peer = |other: usize| {
+            let (to, from) = (lanes[id][other].clone(), lanes[other][id].clone());
+            Peer::new(to, from, all_shared[other].clone(), &memory.heartbeats[other], config.fresh.as_nanos() as u64)
+        };
+        let peers = (0..workers).map(|other| (other != id).then(|| peer(other))).collect();
+        let pools = groups.iter().map(|g| g.frames.pool(id as u32)).collect();
+        let io = Io::new(id as u16, all_shared[id].clone(), pools, peers);
+        let (commands, receiver) = bounded(COMMANDS_MAX);
+        let worker = Worker {
+            io,
+            heartbeat: &memory.heartbeats[id],
+            commands: receiver,
+            services: readers.services,
+            routes: readers.routes,
+            topology: readers.topology,
+            table: memory.table,
+            sweep_flows: config.conntrack_capacity.div_ceil(config.workers),
+            filter: memory.replies,
+            state: WorkerState::new(id as u16),
+            hold: Hold::new(config.hold_frames_max.div_ceil(workers), config.hold_max.as_nanos() as u64),
+            asker: Asker::new(wanted.clone()),
+            idle: config.idle,
+            busy_ns: 0,
+            housekept_ns: 0,
+            probed_ns: 0,
+        };
+        let thread = start_thread(id, worker, config.cpus.get(id).copied());
+        let failed = thread.as_ref().err().is_some();
+        if failed {
+            // Those that run already end here; the error says why.
+            handles.iter().for_each(|h: &Handle| h.shared.stop.store(true, Relaxed));
+        }
+        handles.push(Handle { shared: all_shared[id].clone(), commands, thread: Some(thread?) });
     }
-    Ok(Worker {
-        shared: Arc::new(shared),
-        heartbeat: &memory.heartbeats[id as usize],
-        services,
-        routes,
-        table: memory.table,
-        flows_max: config.conntrack_capacity,
-        filter: memory.replies,
-        state: WorkerState::new(id as u16),
-        spares: pools.iter().map(|_| ArrayVec::new()).collect(),
-        pools,
-        queues,
-        ports,
-        hold: Hold::new(config.hold_frames_max, config.hold_max.as_nanos() as u64),
-        asker: Asker::new(wanted),
-        idle: config.idle,
-        now_ns: 0,
-        busy_ns: 0,
-        housekept_ns: 0,
-        probed_ns: 0,
-    })
+    Ok(handles)
 }
 
 /// Starts the thread and waits until it runs where it should.
-pub(crate) fn start_worker(id: usize, worker: Worker, cpu: Option<usize>) -> Result<Handle, EdgeError> {
-    let shared = worker.shared.clone();
+fn start_thread(id: usize, worker: Worker, cpu: Option<usize>) -> Result<JoinHandle<()>, EdgeError> {
     let (ready, started) = bounded(1);
     let run = move || {
         if let Some(cpu) = cpu
             && let Err(source) = sys::pin_to_cpu(cpu)
         {
-            worker.shared.alive.store(false, Relaxed);
             let _ = ready.send(Err(EdgeError::Cpu { cpu, source }));
             return;
         }
@@ -187,9 +152,8 @@ pub(crate) fn start_worker(id: usize, worker: Worker, cpu: Option<usize>) -> Res
     };
     let spawned = std::thread::Builder::new().name(format!("nm-worker-{id}")).spawn(run);
     let thread = spawned.map_err(|e| EdgeError::io("starting a worker thread", e))?;
-    let handle = Handle { shared, thread: Some(thread) };
     match started.recv() {
-        Ok(Ok(())) => Ok(handle),
+        Ok(Ok(())) => Ok(thread),
         Ok(Err(e)) => Err(e),
         Err(_) => Err(EdgeError::io("starting a worker thread", std::io::Error::other("it ended at once"))),
     }

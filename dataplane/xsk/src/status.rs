@@ -7,8 +7,38 @@ use nomagic_core::reason::Reason;
 
 use crate::error::EdgeError;
 use crate::pool::FrameAccount;
+use crate::shared::Shared;
 use crate::sys::RawStatistics;
-use crate::worker::Shared;
+
+/// How a port is doing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// Its XDP program is attached and all its queues are bound.
+    Bound,
+    /// Its interface does not exist; it is bound again when it comes back.
+    Missing,
+    /// Somebody else's XDP program has taken the place of ours; see [`EdgeError::XdpBusy`].
+    Held {
+        /// Id and name of the program.
+        program: String,
+    },
+    /// It could not be bound again; tried again every second.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+impl std::fmt::Display for Condition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Condition::Bound => write!(f, "bound"),
+            Condition::Missing => write!(f, "missing"),
+            Condition::Held { program } => write!(f, "held by another XDP program ({program})"),
+            Condition::Failed { error } => write!(f, "not bound: {error}"),
+        }
+    }
+}
 
 /// A port.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +59,12 @@ pub struct PortInfo {
     pub zero_copy: bool,
     /// Receive queues, all bound.
     pub queues: u32,
+    /// The worker that owns each queue.
+    pub owners: Vec<u16>,
+    /// Whether it works.
+    pub condition: Condition,
+    /// Times that it was bound again.
+    pub rebinds: u64,
 }
 
 /// Packets and bytes.
@@ -206,6 +242,12 @@ pub struct WorkerStatus {
     pub reasons: Vec<(Reason, u64)>,
     /// Frames copied between pools.
     pub copied: Volume,
+    /// Frames handed over to other workers, which own the ports they leave by.
+    pub handed_over: Volume,
+    /// Frames taken over from other workers.
+    pub handed_in: Volume,
+    /// Those of them that could not be sent.
+    pub handed_failed: Volume,
     /// Frames waiting for neighbours now.
     pub held_now: u64,
     /// Neighbours asked for.
@@ -240,6 +282,9 @@ impl WorkerStatus {
             made_failed: io.made_failed.get(),
             reasons,
             copied: (&io.copied).into(),
+            handed_over: (&io.handed_over).into(),
+            handed_in: (&io.handed_in).into(),
+            handed_failed: (&io.handed_failed).into(),
             held_now: shared.held.load(std::sync::atomic::Ordering::Relaxed),
             neighbours_asked: shared.asks.sent.get(),
             neighbours_suppressed: shared.asks.suppressed.get(),
@@ -265,6 +310,8 @@ pub struct EdgeStatus {
     pub workers: Vec<WorkerStatus>,
     /// By port.
     pub ports: Vec<PortStatus>,
+    /// Where the frames of all workers are, by pool. Adds up while nothing moves; `away` is what is on its way between workers.
+    pub frames: Vec<FrameAccount>,
     /// Live connections.
     pub flows_live: u64,
     /// Connections at the most.

@@ -23,7 +23,7 @@ fn a_service_is_carried_both_ways_and_every_frame_is_accounted_for() {
     for idle in [Idle::Sleep { after_us: 100 }, Idle::Spin] {
         let mut config = scene.config();
         config.idle = idle;
-        config.cpu = Some(0);
+        config.cpus = vec![0];
         let edge = scene.start(config, true);
         let (base, before) = seen_and_received(&scene, &edge);
         scene.serve(&edge);
@@ -183,7 +183,7 @@ fn refusals_name_their_cause() {
     config.interfaces.push("gx".into());
     assert!(matches!(try_start(config), Err(EdgeError::NoInterface { interface }) if interface == "gx"));
     let mut config = scene.config();
-    config.cpu = Some(1023);
+    config.cpus = vec![1023];
     assert!(matches!(try_start(config), Err(EdgeError::Cpu { cpu: 1023, .. })));
     assert!(scene.gateway.link("gc").xdp.is_none(), "nothing was attached");
 
@@ -253,7 +253,7 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     config.hold_frames_max = 16;
     let edge = scene.start(config, true);
     scene.serve(&edge);
-    let frames: u32 = settled(&edge).workers[0].frames.iter().map(|f| f.total).sum();
+    let frames: u32 = settled(&edge).frames.iter().map(|f| f.total).sum();
     let flood = || {
         let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
         // Errors are the sender's own full queue.

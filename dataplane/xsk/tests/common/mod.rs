@@ -285,6 +285,7 @@ pub fn settled(edge: &Edge) -> EdgeStatus {
     let status = edge.status().unwrap();
     for worker in &status.workers {
         assert!(worker.frames.iter().all(|f| f.closes()), "{:?}", worker.frames);
+        assert!(worker.handed_in.packets >= worker.handed_failed.packets);
         let now = worker.held.packets - worker.released.packets;
         let sum = worker.forwarded.packets + worker.kernel.packets + worker.dropped.packets + now;
         assert_eq!(worker.received.packets, sum, "the accounts close: {worker:?}");
@@ -305,4 +306,59 @@ pub fn until(what: &str, limit: Duration, mut so: impl FnMut() -> bool) -> Durat
         std::thread::sleep(Duration::from_millis(10));
     }
     start.elapsed()
+}
+
+impl Scene {
+    /// Makes the cable to the client again, with this many queues each way.
+    pub fn client_queues(&self, queues: u32) {
+        self.gateway.ip("link delete gc");
+        self.cable_client(queues);
+    }
+
+    /// Makes the cable to the client where there is none.
+    pub fn cable_client(&self, queues: u32) {
+        let count = format!("numrxqueues {queues} numtxqueues {queues}");
+        self.gateway.ip(&format!("link add gc {count} type veth peer name c0 netns {} {count}", self.client.name()));
+        for (ns, name, v4, v6) in [(&self.gateway, "gc", "10.1.0.1/24", "fd01::1/64"), (&self.client, "c0", "10.1.0.2/24", "fd01::2/64")] {
+            ns.ip(&format!("addr add {v4} dev {name}"));
+            ns.ip(&format!("addr add {v6} dev {name} nodad"));
+            ns.ip(&format!("link set {name} up"));
+        }
+        self.client.ip("route add default via 10.1.0.1");
+        self.client.ip("-6 route add default via fd01::1");
+    }
+
+    /// Sends `rounds` datagrams from each of `sockets` sockets, each after the answer to the one before. The number of answers.
+    pub fn ping_pong(&self, sockets: usize, rounds: usize) -> usize {
+        let threads: Vec<JoinHandle<usize>> = (0..sockets)
+            .map(|_| {
+                self.client.spawn(move || {
+                    let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+                    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                    let answered = |i: &usize| {
+                        let body = i.to_be_bytes();
+                        let mut answer = [0; 64];
+                        socket.send_to(&body, (SERVICE, 80)).is_ok()
+                            && matches!(socket.recv_from(&mut answer), Ok((n, _)) if answer[..n] == body)
+                    };
+                    (0..rounds).filter(answered).count()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).sum()
+    }
+}
+
+/// The frames of all workers, once they have come to rest: every frame is somewhere, none is on its way.
+pub fn print_frames(what: &str, edge: &Edge) {
+    let status = settled(edge);
+    for (pool, frames) in status.frames.iter().enumerate() {
+        println!("{what}: pool {pool}: {frames:?}");
+        assert!(frames.closes() && frames.away == 0, "{frames:?}");
+    }
+}
+
+/// What all workers together count.
+pub fn total(status: &EdgeStatus, of: impl Fn(&nomagic_xsk::WorkerStatus) -> u64) -> u64 {
+    status.workers.iter().map(of).sum()
 }

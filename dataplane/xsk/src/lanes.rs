@@ -1,0 +1,171 @@
+//! Between workers: frames on their way to a port that another worker owns, and free frames on their way home.
+//!
+//! Each ordered pair of workers has one [`Lane`] of two bounded rings with one producer and one consumer each. The ring of handed-over
+//! frames may be full, which is a named drop; the ring of returning frames has room for all frames that could ever be on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+use nomagic_core::frame::PortId;
+
+use crate::queue::Origin;
+use crate::shared::Shared;
+use crate::umem::Token;
+
+/// A frame that is ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    pub token: Token,
+    /// The port to send it by.
+    pub port: PortId,
+    /// The queue it came in by: frames of one queue stay in order.
+    pub queue: u32,
+    /// What its first worker counted it as.
+    pub origin: Origin,
+}
+
+/// From one worker to another.
+pub(crate) struct Lane {
+    frames: ArrayQueue<Handed>,
+    returns: ArrayQueue<Token>,
+}
+
+/// All lanes, by sender and receiver.
+pub(crate) fn mesh(workers: usize, frames_max: usize, returns_max: usize) -> Vec<Vec<Arc<Lane>>> {
+    let lane = || Arc::new(Lane { frames: ArrayQueue::new(frames_max), returns: ArrayQueue::new(returns_max) });
+    (0..workers).map(|_| (0..workers).map(|_| lane()).collect()).collect()
+}
+
+/// Another worker, as one of them sees it.
+pub(crate) struct Peer {
+    to: Arc<Lane>,
+    from: Arc<Lane>,
+    shared: Arc<Shared>,
+    heartbeat: &'static AtomicU64,
+    fresh_ns: u64,
+    /// Something was put on a lane since it was last woken.
+    wake_due: bool,
+}
+
+impl Peer {
+    pub fn new(to: Arc<Lane>, from: Arc<Lane>, shared: Arc<Shared>, heartbeat: &'static AtomicU64, fresh_ns: u64) -> Peer {
+        Peer { to, from, shared, heartbeat, fresh_ns, wake_due: false }
+    }
+
+    /// Whether it has shown a sign of life lately.
+    pub fn alive(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.heartbeat.load(Ordering::Relaxed)) <= self.fresh_ns
+    }
+
+    /// Gives it a frame to send. `Err` gives the frame back: it does not keep up.
+    pub fn hand_over(&mut self, handed: Handed) -> Result<(), Handed> {
+        self.to.frames.push(handed)?;
+        self.wake_due = true;
+        Ok(())
+    }
+
+    /// A frame that it wants to be sent.
+    pub fn handed(&self) -> Option<Handed> {
+        self.from.frames.pop()
+    }
+
+    /// Takes back a frame that it has not looked at.
+    pub fn take_back(&self) -> Option<Handed> {
+        self.to.frames.pop()
+    }
+
+    /// Sends one of its frames home. `Err` gives the frame back.
+    pub fn send_home(&mut self, token: Token) -> Result<(), Token> {
+        self.to.returns.push(token)?;
+        self.wake_due = true;
+        Ok(())
+    }
+
+    /// A frame of this worker that comes home.
+    pub fn returned(&self) -> Option<Token> {
+        self.from.returns.pop()
+    }
+
+    /// Whether something waits for this worker.
+    pub fn waiting(&self) -> bool {
+        !self.from.frames.is_empty() || !self.from.returns.is_empty()
+    }
+
+    /// Wakes it if it sleeps while something waits for it.
+    pub fn wake(&mut self) {
+        if !std::mem::take(&mut self.wake_due) {
+            return;
+        }
+        // Together with the fence in `Shared::fall_asleep`: either it sees what was pushed above, or this sees that it sleeps.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.shared.sleeping.load(Ordering::Relaxed) {
+            self.shared.waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::tests::pool;
+
+    fn pair(frames_max: usize) -> (Peer, Peer, &'static AtomicU64) {
+        let lanes = mesh(2, frames_max, 8);
+        let beat: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1_000)));
+        let shared = || Arc::new(Shared::new(1).unwrap());
+        let b_seen_by_a = Peer::new(lanes[0][1].clone(), lanes[1][0].clone(), shared(), beat, 100);
+        let a_seen_by_b = Peer::new(lanes[1][0].clone(), lanes[0][1].clone(), shared(), beat, 100);
+        (b_seen_by_a, a_seen_by_b, beat)
+    }
+
+    #[test]
+    fn frames_go_there_in_order_and_come_home() {
+        let (mut pool, (mut there, mut here, _)) = (pool(0, 8), pair(2));
+        let mut handed = |queue| Handed { token: pool.take().unwrap(), port: PortId(1), queue, origin: Origin::Forward };
+        there.hand_over(handed(0)).unwrap();
+        there.hand_over(handed(1)).unwrap();
+        let refused = there.hand_over(handed(2)).unwrap_err();
+        assert_eq!(refused.queue, 2, "full");
+        pool.give(refused.token);
+        assert!(here.waiting() && !there.waiting());
+        for queue in 0..2 {
+            let frame = here.handed().unwrap();
+            assert_eq!(frame.queue, queue);
+            here.send_home(frame.token).unwrap();
+        }
+        assert!(here.handed().is_none() && there.waiting());
+        std::iter::from_fn(|| there.returned()).for_each(|t| pool.give(t));
+        assert_eq!(pool.free(), pool.total());
+    }
+
+    #[test]
+    fn what_a_dead_worker_has_not_taken_is_taken_back() {
+        let (mut pool, (mut there, _here, beat)) = (pool(0, 8), pair(4));
+        assert!(there.alive(1_100) && !there.alive(1_101));
+        beat.store(1_050, Ordering::Relaxed);
+        assert!(there.alive(1_101));
+        let handed = Handed { token: pool.take().unwrap(), port: PortId(1), queue: 0, origin: Origin::Kernel };
+        there.hand_over(handed).unwrap();
+        pool.give(there.take_back().unwrap().token);
+        assert!(there.take_back().is_none() && pool.free() == pool.total());
+    }
+
+    #[test]
+    fn a_sleeping_worker_is_woken_once() {
+        let (mut pool, (mut there, _here, _)) = (pool(0, 8), pair(4));
+        let mut fds = [libc::pollfd { fd: there.shared.waker.fd(), events: libc::POLLIN, revents: 0 }];
+        let mut woken = || crate::sys::poll(&mut fds, 0).unwrap() > 0;
+        there.shared.fall_asleep();
+        there.wake();
+        assert!(!woken(), "nothing waits for it");
+        there.send_home(pool.take().unwrap()).unwrap();
+        there.wake();
+        assert!(woken());
+        there.shared.wake_up();
+        there.shared.waker.clear();
+        there.send_home(pool.take().unwrap()).unwrap();
+        there.wake();
+        assert!(!woken(), "it is awake");
+    }
+}

@@ -1,0 +1,91 @@
+//! What a worker shows to other threads, and how they talk to it.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam::channel::Sender;
+use nomagic_core::counters::{Counter, Counters, Traffic};
+use nomagic_core::frame::PortId;
+
+use crate::hold::AskCounters;
+use crate::pool::FrameAccount;
+use crate::queue::{KickCounters, Queue};
+use crate::sys::Waker;
+use crate::umem::Token;
+
+/// What the edge tells a worker. Each is answered or acknowledged by a message on the channel it carries.
+pub(crate) enum Command {
+    /// Queues to serve from now on.
+    Add(Vec<Queue>, Sender<()>),
+    /// Give up the queues of a port: they come back, with their sockets open and their rings as they are.
+    Remove(PortId, Sender<Vec<Queue>>),
+    /// Frames of this worker that were on the rings of a closed queue.
+    Reclaimed(Vec<Token>),
+}
+
+/// What a worker shows to other threads.
+pub(crate) struct Shared {
+    pub counters: Counters,
+    pub io: IoCounters,
+    pub kicks: KickCounters,
+    pub asks: AskCounters,
+    /// Where the frames are, by pool, as of the last housekeeping.
+    pub accounts: Mutex<Vec<FrameAccount>>,
+    /// Held frames.
+    pub held: AtomicU64,
+    pub waker: Waker,
+    /// In poll(2), or about to be.
+    pub sleeping: AtomicBool,
+    pub stop: AtomicBool,
+    pub alive: AtomicBool,
+}
+
+/// A worker's own work beside the packet path.
+#[derive(Default, Debug)]
+pub(crate) struct IoCounters {
+    /// Rounds of the loop.
+    pub rounds: Counter,
+    /// Sleeps.
+    pub sleeps: Counter,
+    /// Frames copied from one pool to another.
+    pub copied: Traffic,
+    /// Made frames (rejects) that could not be sent.
+    pub made_failed: Counter,
+    /// Frames handed over to the worker that owns the port they leave by.
+    pub handed_over: Traffic,
+    /// Frames taken over from other workers.
+    pub handed_in: Traffic,
+    /// Those of them that could not be sent after all; the reason is counted with the others.
+    pub handed_failed: Traffic,
+}
+
+impl Shared {
+    /// With room for this many (Service port, backend) pairs.
+    pub fn new(targets_max: usize) -> io::Result<Shared> {
+        Ok(Shared {
+            counters: Counters::new(targets_max),
+            io: IoCounters::default(),
+            kicks: KickCounters::default(),
+            asks: AskCounters::default(),
+            accounts: Mutex::new(Vec::new()),
+            held: AtomicU64::new(0),
+            waker: Waker::new()?,
+            sleeping: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            alive: AtomicBool::new(true),
+        })
+    }
+
+    /// To be called before the last look at what other workers have left: whatever they leave later wakes this one.
+    pub fn fall_asleep(&self) {
+        self.sleeping.store(true, Ordering::Relaxed);
+        // See `Peer::wake`.
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// After poll(2).
+    pub fn wake_up(&self) {
+        self.sleeping.store(false, Ordering::Relaxed);
+    }
+}
