@@ -4,6 +4,7 @@
 //! what is allowed. Unknown fields are errors: a misspelt option must not be a silent default.
 
 pub mod error;
+pub mod packets;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use crate::compile::{Node, Settings};
 use error::ConfigError;
+pub use packets::PacketsConfig;
 pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Workers};
 
 /// Largest configuration file, bytes.
@@ -50,6 +52,8 @@ pub struct Config {
     pub snat: SnatConfig,
     /// Threads: a number, or `{count, cpus, idle}`.
     pub workers: Workers,
+    /// The memory that packets are received into.
+    pub packets: PacketsConfig,
     /// The connection table.
     pub conntrack: ConntrackConfig,
     /// The hash that chooses backends.
@@ -130,6 +134,7 @@ impl Default for Config {
             manifests: None,
             snat: SnatConfig::default(),
             workers: Workers::default(),
+            packets: PacketsConfig::default(),
             conntrack: ConntrackConfig::default(),
             hash: HashConfig::default(),
             on_failure: OnFailure::default(),

@@ -30,6 +30,7 @@ interfaces: [eth0, eth1]
 manifests: manifests
 snat: {addresses: [192.168.0.3, 'fd00::3'], ports: 40000-49999}
 workers: {cpus: [2, 3], idle: spin}
+packets: {ringSize: 512, frameSize: 4096, headroom: 128, hugePages: true}
 conntrack: {capacity: 65536}
 hash: {seed: 18446744073709551615}
 onFailure: drop
@@ -41,6 +42,7 @@ graceMs: 500
     .unwrap();
     assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
+    assert_eq!(c.packets, PacketsConfig { ring_size: 512, frame_size: 4096, headroom: 128, huge_pages: true });
     let s = c.settings(&["9.9.9.9".parse().unwrap()]);
     assert_eq!((s.node.name.as_str(), s.node.zone.as_deref(), s.node.ips.len()), ("gw-1", Some("a"), 3));
     assert_eq!(s.snat.v6, Some("fd00::3".parse().unwrap()));

@@ -227,6 +227,12 @@ pub(super) fn seed<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     d.deserialize_any(Whole { min: 0, max: u64::MAX })
 }
 
+/// A whole number between two limits of a certain form.
+pub(super) fn whole<'de, D: Deserializer<'de>>(d: D, min: u64, max: u64, form: &str, fits: fn(u32) -> bool) -> Result<u32, D::Error> {
+    let n = d.deserialize_any(Whole { min, max })? as u32;
+    if fits(n) { Ok(n) } else { Err(D::Error::invalid_value(Unexpected::Unsigned(u64::from(n)), &form)) }
+}
+
 fn worker_count<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
     d.deserialize_any(Whole { min: 1, max: WORKERS_MAX }).map(|n| Some(n as usize))
 }

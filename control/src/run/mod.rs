@@ -102,6 +102,10 @@ impl Gateway {
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
         let routes = mirror.routes(1, &ports, Some(internal));
         let edge = Edge::start(edge_config(&config, &names), tables.services(), Arc::new(routes))?;
+        // Everything that takes more than this is done; threads started from here on inherit what is left.
+        if let Err(e) = nomagic_xsk::keep_what_is_needed() {
+            tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
+        }
         let wanted = forward_wanted(&edge)?;
         let gateway = Gateway {
             requests: socket.serve(),
@@ -269,8 +273,12 @@ fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     EdgeConfig {
         internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
         conntrack_capacity: config.conntrack.capacity,
-        // Half full when every connection is announced.
-        reply_buckets: (config.conntrack.capacity / 8).next_power_of_two().clamp(64, 1 << 22),
+        ring_size: config.packets.ring_size,
+        frame_size: config.packets.frame_size,
+        headroom: config.packets.headroom,
+        huge_pages: config.packets.huge_pages,
+        // A quarter full when every connection is announced: a bucket of 16 that overflows is then one in a million.
+        reply_buckets: (config.conntrack.capacity / 4).next_power_of_two().clamp(64, 1 << 22),
         idle: match workers.idle {
             config::Idle::Spin => Idle::Spin,
             config::Idle::Sleep => defaults.idle,

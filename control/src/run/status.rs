@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Services};
-use nomagic_xsk::{Edge, EdgeError, PortStatus, Volume, WorkerStatus};
+use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortStatus, Volume, WorkerStatus};
 use serde_json::{Map, Value, json};
 
 /// What control adds to the edge's own account.
@@ -18,6 +18,23 @@ pub struct Control<'a> {
     pub problems: &'a [String],
     /// Seconds since the start.
     pub uptime_s: u64,
+}
+
+/// Why this gateway is not ready; empty: it is. Ready means: the tables are in force in every worker, the XDP programs are attached, every
+/// queue is bound and its owner alive.
+fn not_ready(status: &EdgeStatus, alive: usize) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if alive < status.workers.len() {
+        reasons.push(format!("{} of {} workers are dead or stuck", status.workers.len() - alive, status.workers.len()));
+    }
+    let lost = status.ports.iter().filter(|p| p.info.condition != Condition::Bound);
+    reasons.extend(lost.map(|p| format!("port {} is {}", p.info.name, p.info.condition)));
+    for (what, applied) in [("service table", status.services_applied), ("routes", status.routes_applied)] {
+        if !applied {
+            reasons.push(format!("not every worker uses the latest {what} yet"));
+        }
+    }
+    reasons
 }
 
 /// The whole status.
@@ -45,7 +62,10 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             })
         })
         .collect();
+    let not_ready = not_ready(&status, alive);
     Ok(json!({
+        "ready": not_ready.is_empty(),
+        "not_ready": not_ready,
         "uptime_s": control.uptime_s,
         "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
         "workers_alive": alive,
@@ -117,6 +137,8 @@ fn worker(w: &WorkerStatus) -> Value {
     json!({
         "id": w.id,
         "alive": w.alive,
+        "handed_over": volume(w.handed_over),
+        "handed_in": volume(w.handed_in),
         "heartbeat_age_ns": w.heartbeat_age_ns,
         "received": volume(w.received),
         "forwarded": volume(w.forwarded),
@@ -166,6 +188,8 @@ pub fn page(status: &Value) -> String {
     let text = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     let mut out = String::new();
+    let missing: Vec<String> = list("not_ready").iter().filter_map(|r| r.as_str().map(str::to_owned)).collect();
+    let _ = writeln!(out, "{}", if missing.is_empty() { "ready".into() } else { format!("NOT READY: {}", missing.join("; ")) });
     let _ = writeln!(
         out,
         "up {} s, {} of {} workers alive, {} Service ports on {} addresses",

@@ -24,7 +24,11 @@ pub struct Gateway {
 impl Gateway {
     /// Lays out the scene and starts nomagic with these manifests. `extra`: more lines of configuration.
     pub fn start(tag: &str, extra: &str, manifests: &str) -> Gateway {
-        let scene = Scene::new(tag).expect("a scene (needs root)");
+        Gateway::start_in(Scene::new(tag).expect("a scene (needs root)"), extra, manifests)
+    }
+
+    /// The same in a scene that has been changed.
+    pub fn start_in(scene: Scene, extra: &str, manifests: &str) -> Gateway {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("manifests.yaml"), manifests).expect("manifests");
         std::fs::write(dir.path().join("nomagic.yaml"), config(dir.path(), extra)).expect("configuration");
@@ -111,6 +115,16 @@ impl Gateway {
                 part("free") + part("fill") + part("tx") + part("held") + part("in_hand") + part("handed_over"),
                 "{pool}"
             );
+        }
+    }
+
+    /// Waits until the frames have come to rest and prints where they are: every one is somewhere, none on its way.
+    pub fn print_frames(&self) {
+        std::thread::sleep(Duration::from_millis(250));
+        self.assert_accounts_close();
+        for pool in self.status()["pools"].as_array().expect("pools") {
+            println!("frames: {pool}");
+            assert_eq!(pool["handed_over"], 0, "{pool}");
         }
     }
 

@@ -5,7 +5,7 @@
 //! it all together: it is what the control plane starts, publishes tables to, and stops.
 //!
 //! `unsafe` is confined to `sys` (system calls), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
-//! (rings) and `bind` (socket creation).
+//! (rings), `bind` (socket creation) and `privileges` (capabilities).
 
 mod bind;
 mod config;
@@ -23,6 +23,7 @@ mod mounts;
 mod pins;
 mod pool;
 mod ports;
+mod privileges;
 mod program;
 mod published;
 mod queue;
@@ -41,6 +42,7 @@ pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERV
 pub use link::{Attached, Link};
 pub use pins::cleanup;
 pub use pool::FrameAccount;
+pub use privileges::keep_what_is_needed;
 pub use published::{Published, Reader};
 pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics};
 

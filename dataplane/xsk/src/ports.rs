@@ -41,6 +41,8 @@ pub(crate) struct Binding {
     /// The program's number while it is attached.
     pub program_id: u32,
     constants: Constants,
+    /// The program must be loaded once more.
+    reload_due: bool,
     retry_ns: u64,
 }
 
@@ -49,13 +51,7 @@ impl Binding {
     pub fn load(link: &Link, constants: Constants, pins: &crate::pins::Pins) -> Result<Binding, EdgeError> {
         let mut ebpf = program::load(&link.name, constants, Some(pins))?;
         let stats = program::take_map(&mut ebpf, "stats")?.try_into().map_err(|e: MapError| EdgeError::map("stats", &e))?;
-        Ok(Binding { ebpf, stats, sockets: Vec::new(), group: 0, program_id: 0, constants, retry_ns: 0 })
-    }
-
-    /// Loads the program once more, on the same maps.
-    fn reload(&mut self, link: &Link, pins: &crate::pins::Pins) -> Result<(), EdgeError> {
-        self.ebpf = program::load(&link.name, self.constants, Some(pins))?;
-        Ok(())
+        Ok(Binding { ebpf, stats, sockets: Vec::new(), group: 0, program_id: 0, constants, reload_due: false, retry_ns: 0 })
     }
 }
 
@@ -134,11 +130,15 @@ impl Edge {
             let group = &self.groups[self.bindings[port].group];
             let new = group.bind(PortId(port as u16), &link.name, bound..queues)?;
             self.install(port, new)?;
-            // veth runs no program on queues that are newer than it (Linux 6.18), and passes over an update by the same one.
-            let binding = &mut self.bindings[port];
-            binding.reload(link, &self.pins)?;
+            self.bindings[port].reload_due = true;
+        }
+        // veth runs no program on queues that are newer than it (Linux 6.18), and passes over an update by the same one.
+        let binding = &mut self.bindings[port];
+        if binding.reload_due {
+            binding.ebpf = program::load(&link.name, binding.constants, Some(&self.pins))?;
             program::attach(&mut binding.ebpf, link, &self.pins)?;
             binding.program_id = program::id(&mut binding.ebpf)?;
+            binding.reload_due = false;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use crate::published::Reader;
 use crate::shared::{Command, Shared};
 use crate::topology::Topology;
 use crate::worker::Worker;
-use crate::{memory, sys};
+use crate::{memory, privileges, sys};
 
 /// Commands that wait for a worker at the most.
 const COMMANDS_MAX: usize = 256;
@@ -145,6 +145,9 @@ fn start_thread(id: usize, worker: Worker, cpu: Option<usize>) -> Result<JoinHan
         {
             let _ = ready.send(Err(EdgeError::Cpu { cpu, source }));
             return;
+        }
+        if let Err(e) = privileges::keep_nothing() {
+            tracing::warn!("worker {id} could not give up its capabilities: {e}");
         }
         worker.heartbeat.store(sys::monotonic_ns(), Relaxed);
         let _ = ready.send(Ok(()));
