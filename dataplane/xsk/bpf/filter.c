@@ -46,36 +46,37 @@ INLINE int is_snat_reply(const struct tuple *t, const struct address *dst)
 	return range && t->dport >= range->first && t->dport <= range->last;
 }
 
-INLINE __u32 mix(__u32 h, __u32 word)
+#define MIX 0x9e3779b97f4a7c15ull
+#define FINISH 0x94d049bb133111ebull
+
+INLINE __u64 mix(__u64 h, __u64 word)
 {
-	h = (h ^ word) * 0x85ebca6b;
-	h ^= h >> 15;
-	return ((h << 13) | (h >> 19)) * 0xc2b2ae35;
+	h = (h ^ word) * MIX;
+	return h ^ (h >> 32);
+}
+
+INLINE __u64 two(__u32 high, __u32 low)
+{
+	return ((__u64)high << 32) | low;
 }
 
 // nomagic_core::filter::slot_of.
 INLINE int is_announced_reply(const struct tuple *t)
 {
-	__u32 h = reply_seed ^ 0x9e3779b9;
+	__u64 h = reply_seed ^ MIX;
 	if (t->family == 6) {
-		h = mix(h, t->src[0]);
-		h = mix(h, t->src[1]);
-		h = mix(h, t->src[2]);
+		h = mix(h, two(t->src[0], t->src[1]));
+		h = mix(h, two(t->src[2], t->src[3]));
+		h = mix(h, two(t->dst[0], t->dst[1]));
+		h = mix(h, two(t->dst[2], t->dst[3]));
+	} else {
+		h = mix(h, two(t->src[3], t->dst[3]));
 	}
-	h = mix(h, t->src[3]);
-	if (t->family == 6) {
-		h = mix(h, t->dst[0]);
-		h = mix(h, t->dst[1]);
-		h = mix(h, t->dst[2]);
-	}
-	h = mix(h, t->dst[3]);
-	h = mix(h, ((__u32)t->sport << 16) | t->dport);
-	h = mix(h, t->proto);
-	__u32 place = (h ^ (h >> 16)) & reply_mask;
-	__u32 f = (h * 0x27d4eb2f) ^ reply_seed;
-	f ^= f >> 15;
-	f *= 0x165667b1;
-	f ^= f >> 13;
+	h = mix(h, two(((__u32)t->sport << 16) | t->dport, t->proto));
+	h *= FINISH;
+	h ^= h >> 29;
+	__u32 place = (__u32)h & reply_mask;
+	__u32 f = h >> 32;
 	if (f == 0)
 		f = 1;
 

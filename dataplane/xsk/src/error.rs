@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 /// The capabilities that the edge needs when it does not run as root.
-const CAPABILITIES: &str = "root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK (and CAP_SYS_ADMIN to mount a bpffs)";
+const CAPABILITIES: &str =
+    "root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK (and CAP_SYS_ADMIN to mount a bpffs)";
 
 /// Why the edge could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
