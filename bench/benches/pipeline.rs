@@ -49,7 +49,7 @@ fn services(snat: bool) -> Services {
 
 fn routes() -> Routes {
     let port = Port { mac: [2; 6], mtu: 1500, up: true };
-    let leg = |port| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), gateway: None, weight: 1 }]);
+    let leg = |port| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), captured: false, gateway: None, weight: 1 }]);
     let neighbours: Vec<Neighbour> =
         (0..100).map(|i| Neighbour { port: PortId(1), addr: [192, 168, 0, 10 + i].into(), mac: [2, 0, 0, 0, 1, i] }).collect();
     let route = Route { prefix: "192.168.0.0/16".parse().expect("a prefix"), metric: 0, kind: leg(1) };

@@ -5,10 +5,11 @@
 
 pub mod error;
 pub mod packets;
+pub mod patterns;
 pub mod values;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use nomagic_core::services::SnatRange;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use crate::compile::{Node, Settings};
 use error::ConfigError;
 pub use packets::PacketsConfig;
+pub use patterns::Pattern;
 pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Workers};
 
 /// Largest configuration file, bytes.
@@ -46,6 +48,10 @@ pub struct Config {
     /// Network interfaces to take over, by name. `explain` needs none.
     #[serde(deserialize_with = "values::interfaces")]
     pub interfaces: Vec<String>,
+    /// Interfaces of this node that come and go (the host's ends of pods' cables, tunnels), by pattern: `*` is any text, `?` any character.
+    /// Pods behind them reach Services, and Services them, over the kernel.
+    #[serde(deserialize_with = "patterns::patterns")]
+    pub redirect_interfaces: Vec<Pattern>,
     /// Kubernetes YAML: a file, or a directory of `*.yaml`, `*.yml`, `*.json`. Relative to the configuration file.
     pub manifests: Option<PathBuf>,
     /// Source NAT.
@@ -87,7 +93,7 @@ pub struct NodeConfig {
 }
 
 /// Source NAT.
-#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct SnatConfig {
     /// Addresses that replace clients' addresses, one a family. Default: the node's primary addresses.
@@ -95,6 +101,18 @@ pub struct SnatConfig {
     pub addresses: Vec<IpAddr>,
     /// Source ports, `FIRST-LAST`. Must not overlap the kernel's own ip_local_port_range. Default: 61000-65535.
     pub ports: PortRange,
+    /// Addresses that replace clients' addresses towards endpoints on this node whose answers would not come by nomagic (host network,
+    /// interfaces that it does not look at), one a family. Routed to the internal port. Default: 169.254.78.78, fd4e:6f6d:6167::78.
+    #[serde(deserialize_with = "values::ip_per_family")]
+    pub internal_addresses: Vec<IpAddr>,
+}
+
+impl Default for SnatConfig {
+    fn default() -> SnatConfig {
+        let internal_addresses =
+            vec![Ipv4Addr::new(169, 254, 78, 78).into(), Ipv6Addr::new(0xfd4e, 0x6f6d, 0x6167, 0, 0, 0, 0, 0x78).into()];
+        SnatConfig { addresses: Vec::new(), ports: PortRange::default(), internal_addresses }
+    }
 }
 
 /// The connection table.
@@ -131,6 +149,7 @@ impl Default for Config {
             localhost_node_ports: true,
             node_port_addresses: NodePortAddresses::default(),
             interfaces: Vec::new(),
+            redirect_interfaces: Vec::new(),
             manifests: None,
             snat: SnatConfig::default(),
             workers: Workers::default(),
@@ -187,6 +206,8 @@ impl Config {
             v6: snat.iter().copied().find(IpAddr::is_ipv6),
             port_first: self.snat.ports.first,
             port_last: self.snat.ports.last,
+            internal_v4: self.snat.internal_addresses.iter().copied().find(IpAddr::is_ipv4),
+            internal_v6: self.snat.internal_addresses.iter().copied().find(IpAddr::is_ipv6),
         };
         let zone = self.node.labels.get(ZONE_LABEL).filter(|z| !z.is_empty()).cloned();
         Settings {

@@ -5,8 +5,13 @@ use nomagic_bench::rig::{Netns, cable};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{InternalPort, Way};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
+
+/// Addresses that the kernel sends into the internal pair.
+const ROUTED: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 78, 78)), IpAddr::V6(std::net::Ipv6Addr::new(0xfd4e, 0, 0, 0, 0, 0, 0, 0x78))];
 
 fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
@@ -45,7 +50,7 @@ fn ports() -> Vec<String> {
 async fn until(mirror: &mut Mirror, dst: &str, want: impl Fn(&nomagic_core::routes::Routes, Way) -> bool) {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
-        let routes = mirror.routes(1, &ports(), None);
+        let routes = mirror.routes(1, &ports(), &BTreeSet::new(), None);
         let way = routes.resolve(ip(dst), 0);
         if want(&routes, way) {
             return;
@@ -82,8 +87,8 @@ fn the_mirror_follows_every_kind_of_route() {
             let mut mirror = Mirror::start(Limits::default()).unwrap();
             until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
             until(&mut mirror, "10.1.0.77", asks(0, "10.1.0.77")).await;
-            until(&mut mirror, "10.1.0.1", nowhere(Reason::NextHopKernel)).await;
-            until(&mut mirror, "fd02::1", nowhere(Reason::NextHopKernel)).await;
+            until(&mut mirror, "10.1.0.1", |_, way| way == Way::Kernel { captured: false }).await;
+            until(&mut mirror, "fd02::1", |_, way| way == Way::Kernel { captured: false }).await;
             until(&mut mirror, "9.9.9.9", nowhere(Reason::NoRoute)).await;
             steps("route replace 10.50.0.0/16 via 10.2.0.2");
             until(&mut mirror, "10.50.0.1", asks(1, "10.2.0.2")).await;
@@ -130,7 +135,7 @@ fn the_mirror_follows_multipath_and_its_single_legs() {
                 steps(&format!("{family} route add {prefix} nexthop via {} weight 3 nexthop via {}", via[0], via[1]));
                 let mut counts = [0u32; 2];
                 until(&mut mirror, dst, |_, way| matches!(way, Way::Ask(_))).await;
-                let routes = mirror.routes(1, &ports(), None);
+                let routes = mirror.routes(1, &ports(), &BTreeSet::new(), None);
                 let mut hash = 1;
                 for _ in 0..4_000 {
                     match routes.resolve(ip(dst), nomagic_core::tuple::splitmix64(&mut hash)) {
@@ -204,8 +209,8 @@ fn neighbours_are_followed_and_quiet_changes_publish_nothing() {
             net.gw.ip("neigh replace 10.1.0.50 lladdr 02:00:00:00:00:51 dev a0 nud reachable").unwrap();
             until(&mut mirror, "10.1.0.50", hop(0, [2, 0, 0, 0, 0, 0x51])).await;
             let internal = Some(InternalPort { port: PortId(1), kernel_mac: [9; 6] });
-            assert!(mirror.routes_if_changed(2, &ports(), internal).is_some(), "another internal port");
-            assert!(mirror.routes_if_changed(3, &ports(), internal).is_none());
+            assert!(mirror.routes_if_changed(2, &ports(), &BTreeSet::new(), internal).is_some(), "another internal port");
+            assert!(mirror.routes_if_changed(3, &ports(), &BTreeSet::new(), internal).is_none());
             net.gw.ip("neigh replace 10.1.0.50 lladdr 02:00:00:00:00:51 dev a0 nud stale").unwrap();
             let heard = tokio::time::timeout(Duration::from_millis(100), mirror.changed()).await;
             assert!(heard.is_err(), "going stale is no change");
@@ -213,7 +218,7 @@ fn neighbours_are_followed_and_quiet_changes_publish_nothing() {
             // Another interface's route changes what is mirrored, but not what these ports see.
             net.gw.ip("neigh add 127.0.0.9 lladdr 02:00:00:00:00:09 dev lo nud permanent").unwrap();
             tokio::time::timeout(Duration::from_secs(5), mirror.changed()).await.unwrap().unwrap();
-            assert!(mirror.routes_if_changed(3, &ports(), internal).is_none());
+            assert!(mirror.routes_if_changed(3, &ports(), &BTreeSet::new(), internal).is_none());
             net.gw.ip("neigh del 10.1.0.50 dev a0").unwrap();
             until(&mut mirror, "10.1.0.50", asks(0, "10.1.0.50")).await;
         })
@@ -265,16 +270,16 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
             net.gw.exec("ip", &["-batch", file.path().to_str().unwrap()]).unwrap();
             until(&mut mirror, "10.139.249.1", asks(0, "10.1.0.2")).await;
             assert!(mirror.counters().overruns >= 1, "{:?}", mirror.counters());
-            let routes = mirror.routes(1, &ports(), None);
+            let routes = mirror.routes(1, &ports(), &BTreeSet::new(), None);
             for n in 0..10_000u32 {
                 let dst = Ipv4Addr::new(10, (100 + n / 250) as u8, (n % 250) as u8, 1);
                 assert_eq!(routes.resolve(dst.into(), 0), Way::Ask(Wanted { port: PortId(0), addr: ip("10.1.0.2") }));
             }
             // Building the table anew for one change stays a matter of milliseconds.
             let start = Instant::now();
-            assert!(mirror.routes_if_changed(2, &ports(), None).is_none());
+            assert!(mirror.routes_if_changed(2, &ports(), &BTreeSet::new(), None).is_none());
             let compared = start.elapsed();
-            mirror.routes(2, &ports(), None);
+            mirror.routes(2, &ports(), &BTreeSet::new(), None);
             println!("10,000 routes: compared in {compared:?}, compared and built in {:?}", start.elapsed() - compared);
             // And it still follows.
             net.gw.ip("route del 10.139.249.0/24").unwrap();
@@ -287,6 +292,7 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
 fn the_internal_pair_is_made_once_and_removed() {
     let netns = Netns::new("internal").unwrap();
     let names = internal::Names::default();
+    netns.sysctl("net.ipv4.conf.all.rp_filter", "1").unwrap();
     let (first, second) = netns.run(|| (internal::ensure(&names, 1500).unwrap(), internal::ensure(&names, 1600).unwrap())).unwrap();
     assert_eq!(first, second, "made once");
     assert_eq!(netns.link_mac("nm0").unwrap(), first.kernel.mac);
@@ -302,6 +308,13 @@ fn the_internal_pair_is_made_once_and_removed() {
     for word in ["NOARP", "UP", "mtu 1600", "numtxqueues 1", "numrxqueues 1"] {
         assert!(shown.contains(word), "{word}: {shown}");
     }
+    netns.run(|| ROUTED.iter().try_for_each(|addr| internal::route(&first.kernel, *addr, None))).unwrap().unwrap();
+    let routes = netns.ip("route show dev nm0").unwrap() + &netns.ip("-6 route show dev nm0").unwrap();
+    assert!(ROUTED.iter().all(|addr| routes.contains(&addr.to_string())), "{routes}");
+    // Where the node does not look at reverse paths, this interface does not either.
+    netns.sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
+    netns.run(|| internal::ensure(&names, 1600)).unwrap().unwrap();
+    assert_eq!(netns.sysctl_get("net.ipv4.conf.nm0.rp_filter").unwrap(), "0");
     // At most the link-local address that the reverse path check asks for; nothing that others could use.
     let addresses = netns.ip("addr show nm0").unwrap();
     assert!(!addresses.replace("inet 169.254.", "").contains("inet"), "{addresses}");

@@ -27,8 +27,9 @@ masqueradeAll: true
 localhostNodePorts: false
 nodePortAddresses: [192.168.0.0/24]
 interfaces: [eth0, eth1]
+redirectInterfaces: ['cali*', veth?]
 manifests: manifests
-snat: {addresses: [192.168.0.3, 'fd00::3'], ports: 40000-49999}
+snat: {addresses: [192.168.0.3, 'fd00::3'], ports: 40000-49999, internalAddresses: [169.254.1.1]}
 workers: {cpus: [2, 3], idle: spin}
 packets: {ringSize: 512, frameSize: 4096, headroom: 128, hugePages: true}
 conntrack: {capacity: 65536}
@@ -42,6 +43,8 @@ graceMs: 500
     .unwrap();
     assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
+    assert_eq!(c.redirect_interfaces, ["cali*", "veth?"].map(|p| Pattern::parse(p).unwrap()));
+    assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(c.packets, PacketsConfig { ring_size: 512, frame_size: 4096, headroom: 128, huge_pages: true });
     let s = c.settings(&["9.9.9.9".parse().unwrap()]);
     assert_eq!((s.node.name.as_str(), s.node.zone.as_deref(), s.node.ips.len()), ("gw-1", Some("a"), 3));
@@ -95,6 +98,12 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "15 characters"]),
         ("interfaces: [eth0, eth0]", "", "interfaces", &["eth0 is listed twice"]),
         ("nodePortAddresses: [primary, 10.0.0.0/8]", "", "nodePortAddresses", &["must stand alone"]),
+        ("redirectInterfaces: ['cali*', 'a/b']", "1:31", "redirectInterfaces[1]", &["a/b", "cali*"]),
+        ("packets: {ringSize: 1000}", "1:21", "packets.ringSize", &["1000", "power of two"]),
+        ("packets: {ringSize: 32}", "1:21", "packets.ringSize", &["32", "64 to 16384"]),
+        ("packets: {frameSize: 3000}", "1:22", "packets.frameSize", &["3000", "2048 or 4096"]),
+        ("packets: {headroom: 100}", "1:21", "packets.headroom", &["100", "multiple of 64"]),
+        ("snat: {internalAddresses: [1.2.3.4, 1.2.3.5]}", "", "snat.internalAddresses", &["at most one address a family"]),
         ("interfaces:\n- eth0\n- ''\n", "3:3", "interfaces[1]", &["15 characters"]),
         ("masqueradeAll: perhaps", "1:16", "masqueradeAll", &["bool"]),
         ("node: [", "", "", &[]),
@@ -149,14 +158,21 @@ fn the_example_names_every_field_with_its_default() {
         "localhostNodePorts",
         "nodePortAddresses",
         "interfaces",
+        "redirectInterfaces",
         "manifests",
         "snat",
         "addresses",
         "ports",
+        "internalAddresses",
         "workers",
         "count",
         "cpus",
         "idle",
+        "packets",
+        "ringSize",
+        "frameSize",
+        "headroom",
+        "hugePages",
         "conntrack",
         "capacity",
         "hash",
@@ -176,6 +192,8 @@ fn the_example_names_every_field_with_its_default() {
             c.masquerade_all,
             c.localhost_node_ports,
             c.snat.ports,
+            c.snat.internal_addresses.clone(),
+            c.packets,
             c.conntrack.clone(),
             c.hash.clone(),
             c.on_failure,

@@ -107,9 +107,9 @@ impl Visitor<'_> for Whole {
 }
 
 /// A piece of text with a meaning.
-struct Text<T> {
-    expected: &'static str,
-    parse: fn(&str) -> Option<T>,
+pub(super) struct Text<T> {
+    pub(super) expected: &'static str,
+    pub(super) parse: fn(&str) -> Option<T>,
 }
 
 impl<T> Visitor<'_> for Text<T> {
@@ -154,9 +154,9 @@ impl<'de> Deserialize<'de> for Cpu {
 }
 
 /// A list without repetitions, of bounded length, with a rule about each next element.
-struct List<T, V> {
-    expected: &'static str,
-    take: fn(T, &[V]) -> Result<V, String>,
+pub(super) struct List<T, V> {
+    pub(super) expected: &'static str,
+    pub(super) take: fn(T, &[V]) -> Result<V, String>,
 }
 
 impl<'de, T: Deserialize<'de>, V> Visitor<'de> for List<T, V> {

@@ -3,7 +3,7 @@
 //! The kernel's side (`nm0`) takes what the dataplane sends out of the edge's side (`nm1`). Neither side sends anything of its
 //! own: no address that anybody uses, no IPv6 autoconfiguration, no ARP on the edge's side.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nomagic_core::routes::Mac;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -11,6 +11,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 
 use super::NetError;
 use super::decode::{self, Link};
@@ -70,10 +71,33 @@ pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
     set_up_kernel_side(&names.kernel)?;
     set_up_edge_side(&names.edge)?;
     bring_up(&mut requests, &edge, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
-    bring_up(&mut requests, &kernel, mtu, LinkFlags::Up)?;
+    // Without ARP the kernel addresses what it sends into the pair to its own end, and asks for nobody.
+    bring_up(&mut requests, &kernel, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
     add_address(&mut requests, &kernel)?;
     let side = |link: Link| Side { name: link.name, ifindex: link.index, mac: link.mac };
     Ok(Pair { kernel: side(kernel), edge: side(edge) })
+}
+
+/// Makes the kernel send an address into the pair. Servers on this node that answer to it do so from `own`, where they leave that open.
+pub fn route(kernel: &Side, addr: IpAddr, own: Option<IpAddr>) -> Result<(), NetError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = if addr.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.destination_prefix_length = if addr.is_ipv6() { 128 } else { 32 };
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = if addr.is_ipv6() { RouteScope::Universe } else { RouteScope::Link };
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Destination(route_address(addr)), RouteAttribute::Oif(kernel.ifindex)];
+    message.attributes.extend(own.map(|own| RouteAttribute::PrefSource(route_address(own))));
+    let what = || format!("route {addr} to interface {}", kernel.name);
+    Requests::open()?.request(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn route_address(addr: IpAddr) -> RouteAddress {
+    match addr {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }
 }
 
 /// Removes the pair. Nothing there is no error.
@@ -147,9 +171,12 @@ fn add_address(requests: &mut Requests, link: &Link) -> Result<(), NetError> {
     requests.request(what, Message::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Frames of any source come out of it, also ones with addresses of this node: loose reverse path, local sources accepted.
+/// Frames of any source come out of it, also ones with addresses of this node: local sources are accepted, and the reverse path is not
+/// looked at, or where the node's setting for all interfaces forbids that, loosely.
 fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
-    for (key, value) in [("rp_filter", "2"), ("accept_local", "1")] {
+    let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").unwrap_or_default();
+    let rp_filter = if all.trim() == "0" { "0" } else { "2" };
+    for (key, value) in [("rp_filter", rp_filter), ("accept_local", "1")] {
         write_proc(&format!("net/ipv4/conf/{name}/{key}"), value)?;
     }
     if !has_ipv6(name) {

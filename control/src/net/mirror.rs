@@ -8,6 +8,7 @@ use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -121,9 +122,15 @@ impl Mirror {
     }
 
     /// The dataplane's table for these ports (interface names in the order of their `PortId`s), unless it is the one that was
-    /// last returned.
-    pub fn routes_if_changed(&mut self, generation: u64, ports: &[String], internal: Option<InternalPort>) -> Option<Routes> {
-        let inputs = self.state.inputs(ports);
+    /// last returned. `captured`: see [`NetState::inputs`].
+    pub fn routes_if_changed(
+        &mut self,
+        generation: u64,
+        ports: &[String],
+        captured: &BTreeSet<u32>,
+        internal: Option<InternalPort>,
+    ) -> Option<Routes> {
+        let inputs = self.state.inputs(ports, captured);
         if self.published.as_ref().is_some_and(|(last, port)| *last == inputs && *port == internal) {
             return None;
         }
@@ -134,9 +141,14 @@ impl Mirror {
     }
 
     /// The dataplane's table for these ports, changed or not.
-    pub fn routes(&mut self, generation: u64, ports: &[String], internal: Option<InternalPort>) -> Routes {
+    pub fn routes(&mut self, generation: u64, ports: &[String], captured: &BTreeSet<u32>, internal: Option<InternalPort>) -> Routes {
         self.published = None;
-        self.routes_if_changed(generation, ports, internal).unwrap_or_default()
+        self.routes_if_changed(generation, ports, captured, internal).unwrap_or_default()
+    }
+
+    /// All interfaces: names and indices.
+    pub fn interfaces(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.state.links.values().map(|l| (l.name.as_str(), l.index))
     }
 
     /// Makes the kernel resolve a neighbour of a port and keep it alive. At most once a second each, and 1,024 a second in all.

@@ -11,6 +11,7 @@ use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, N
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteLwEnCapType, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
 };
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::node::usable;
@@ -98,7 +99,7 @@ fn add(state: &mut NetState, m: RouteMessage) -> Effect {
 }
 
 fn way(state: &NetState, dst: &str) -> Way {
-    state.inputs(&ports()).build(1, None).0.resolve(ip(dst), 0)
+    state.inputs(&ports(), &BTreeSet::new()).build(1, None).0.resolve(ip(dst), 0)
 }
 
 fn ask(port: u16, addr: &str) -> Way {
@@ -125,9 +126,9 @@ fn routes_of_every_kind_become_ways() {
     assert_eq!(way(&s, "192.168.1.1"), ask(1, "192.168.1.1"));
     assert_eq!(way(&s, "2001:db8::1"), ask(1, "fe80::1"));
     assert_eq!(way(&s, "10.77.1.1"), ask(1, "fe80::7"));
-    assert_eq!(way(&s, "172.16.0.1"), Way::Nowhere(Reason::NextHopKernel), "an interface that is no port");
+    assert_eq!(way(&s, "172.16.0.1"), Way::Kernel { captured: false }, "an interface that is no port");
     for scoped in ["fe80::99", "ff02::1", "224.0.0.5"] {
-        assert_eq!(way(&s, scoped), Way::Nowhere(Reason::NextHopKernel), "{scoped} means something on one link only");
+        assert_eq!(way(&s, scoped), Way::Kernel { captured: false }, "{scoped} means something on one link only");
     }
 }
 
@@ -148,8 +149,8 @@ fn multipath_keeps_weights_and_leaves_dead_legs_out() {
     ]));
     let mut s = state();
     add(&mut s, m);
-    let leg = |port, gateway: &str, weight| Leg { port: Some(PortId(port)), gateway: Some(ip(gateway)), weight };
-    let found = s.inputs(&ports()).routes.into_iter().find(|r| r.prefix.to_string() == "10.9.0.0/16").unwrap();
+    let leg = |port, gateway: &str, weight| Leg { port: Some(PortId(port)), captured: false, gateway: Some(ip(gateway)), weight };
+    let found = s.inputs(&ports(), &BTreeSet::new()).routes.into_iter().find(|r| r.prefix.to_string() == "10.9.0.0/16").unwrap();
     assert_eq!(found.kind, RouteKind::Unicast(vec![leg(0, "10.0.0.1", 1), leg(1, "10.0.1.1", 10)]));
 }
 
@@ -177,9 +178,9 @@ fn the_local_table_wins_over_longer_prefixes_of_main() {
     let mut broadcast = local("10.9.255.255/32");
     broadcast.header.kind = RouteType::Broadcast;
     add(&mut s, broadcast);
-    assert_eq!(way(&s, "10.8.1.1"), Way::Nowhere(Reason::NextHopKernel));
+    assert_eq!(way(&s, "10.8.1.1"), Way::Kernel { captured: false });
     assert_eq!(way(&s, "10.9.1.1"), ask(0, "10.9.1.1"));
-    assert_eq!(way(&s, "10.9.255.255"), Way::Nowhere(Reason::NextHopKernel));
+    assert_eq!(way(&s, "10.9.255.255"), Way::Kernel { captured: false });
 }
 
 #[test]
@@ -200,7 +201,7 @@ fn what_a_table_by_destination_cannot_say_is_left_out_and_counted() {
     let mut tunnel = route("10.12.0.0/16", None, CL0);
     tunnel.attributes.push(RouteAttribute::EncapType(RouteLwEnCapType::Mpls));
     add(&mut s, tunnel);
-    assert_eq!(way(&s, "10.12.0.1"), Way::Nowhere(Reason::NextHopKernel), "only the kernel can put the tunnel's header on");
+    assert_eq!(way(&s, "10.12.0.1"), Way::Kernel { captured: false }, "only the kernel can put the tunnel's header on");
 }
 
 #[test]
@@ -236,7 +237,7 @@ fn interfaces_come_and_go() {
     bridge_port.header.interface_family = AddressFamily::Bridge;
     assert_eq!(s.apply(&Message::DelLink(bridge_port), false), Effect::Nothing, "it left a bridge, no more");
     assert_eq!(s.apply(&Message::DelLink(link(CL0, "cl0", up())), false), Effect::ReadRoutes);
-    let inputs = s.inputs(&ports());
+    let inputs = s.inputs(&ports(), &BTreeSet::new());
     assert!(!inputs.ports[0].up && inputs.ports[1].up && inputs.neighbours.is_empty());
     // Re-created with another index.
     s.apply(&Message::NewLink(link(77, "cl0", up())), false);
@@ -258,7 +259,7 @@ fn daily_life_of_a_neighbour_is_no_change() {
     assert_eq!(tell(NeighbourState::Stale, 8), Effect::Changed, "another MAC address");
     assert_eq!(s.stale(&ports(), 9), [Wanted { port: PortId(0), addr: ip("10.9.0.1") }]);
     assert!(s.stale(&ports(), 0).is_empty());
-    let (routes, left_out) = s.inputs(&ports()).build(1, None);
+    let (routes, left_out) = s.inputs(&ports(), &BTreeSet::new()).build(1, None);
     assert_eq!(left_out, 0);
     let Way::Hop(hop) = routes.resolve(ip("10.9.0.1"), 0) else { panic!("not resolved") };
     assert_eq!((routes.hop(hop).unwrap().dst_mac, routes.hop(hop).unwrap().src_mac), ([8; 6], [2, 0, 0, 0, 0, CL0 as u8]));
@@ -282,7 +283,7 @@ fn entries_that_are_no_neighbours_are_not_taken_for_one() {
     for m in [proxy, forwarding, infiniband, multicast] {
         s.apply(&Message::NewNeighbour(m), false);
     }
-    assert!(s.inputs(&ports()).neighbours.is_empty());
+    assert!(s.inputs(&ports(), &BTreeSet::new()).neighbours.is_empty());
 }
 
 #[test]
@@ -295,7 +296,7 @@ fn every_table_has_its_limit() {
         s.apply(&Message::NewNeighbour(neighbour(CL0, &format!("10.0.0.{n}"), 7, NeighbourState::Reachable)), false);
     }
     assert_eq!((s.left_out.routes, s.left_out.neighbours, s.left_out.links), (2, 3, 1));
-    assert_eq!(s.inputs(&ports()).neighbours.len(), 1);
+    assert_eq!(s.inputs(&ports(), &BTreeSet::new()).neighbours.len(), 1);
     assert_eq!(way(&s, "10.3.0.1"), Way::Nowhere(Reason::NoRoute));
     assert_eq!(s.apply(&Message::DelRoute(route("10.0.0.0/16", None, CL0)), false), Effect::ReadRoutes, "there is room again");
     let listing: Vec<_> = (1..4).map(|n| Message::NewRoute(route(&format!("10.{n}.0.0/16"), None, CL0))).collect();

@@ -3,7 +3,7 @@
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::tuple::{Prefix, mask_addr};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::decode::{Action, KernelLeg, Link, Table};
@@ -28,8 +28,9 @@ impl Inputs {
 }
 
 impl NetState {
-    /// The view for these ports: interface names in the order of their `PortId`s. A port without an interface is down.
-    pub fn inputs(&self, ports: &[String]) -> Inputs {
+    /// The view for these ports: interface names in the order of their `PortId`s. A port without an interface is down. `captured` are the
+    /// indices of interfaces behind the kernel whose traffic the XDP filter sees.
+    pub fn inputs(&self, ports: &[String], captured: &BTreeSet<u32>) -> Inputs {
         let by_index = self.port_ids(ports);
         let mut neighbours: Vec<Neighbour> = self
             .neighbours
@@ -38,7 +39,7 @@ impl NetState {
             .filter(|n| !n.addr.is_multicast())
             .collect();
         neighbours.sort_by_key(|n| (n.port, n.addr));
-        Inputs { ports: ports.iter().map(|name| self.port(name)).collect(), routes: self.view_routes(&by_index), neighbours }
+        Inputs { ports: ports.iter().map(|name| self.port(name)).collect(), routes: self.view_routes(&by_index, captured), neighbours }
     }
 
     /// Neighbours of these ports that are usable but were not confirmed for a while, at most `max`.
@@ -65,7 +66,7 @@ impl NetState {
         ports.iter().enumerate().filter_map(|(id, name)| Some((index_of(name)?, PortId(u16::try_from(id).ok()?)))).collect()
     }
 
-    fn view_routes(&self, by_index: &HashMap<u32, PortId>) -> Vec<Route> {
+    fn view_routes(&self, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Vec<Route> {
         let local: LocalPrefixes = self.routes.keys().filter(|k| k.table == Table::Local).map(|k| k.prefix).collect();
         // The kernel uses the smallest metric that leads somewhere; keys are ordered by table, prefix and metric.
         let mut chosen: BTreeMap<Prefix, Route> = BTreeMap::new();
@@ -76,7 +77,7 @@ impl NetState {
             if key.table == Table::Main && local.covers(key.prefix) {
                 continue;
             }
-            if let Some(kind) = actions.iter().find_map(|action| kind(action, by_index)) {
+            if let Some(kind) = actions.iter().find_map(|action| kind(action, by_index, captured)) {
                 chosen.insert(key.prefix, Route { prefix: key.prefix, metric: key.metric, kind });
             }
         }
@@ -88,20 +89,20 @@ impl NetState {
 }
 
 /// What an action means for the dataplane; `None`: it leads nowhere at the moment, the next one counts.
-fn kind(action: &Action, by_index: &HashMap<u32, PortId>) -> Option<RouteKind> {
+fn kind(action: &Action, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Option<RouteKind> {
     let legs = match action {
         Action::Local => return Some(RouteKind::Local),
         Action::Unreachable => return Some(RouteKind::Unreachable),
         Action::Unicast(legs) => legs,
     };
-    let legs: Vec<Leg> = legs.iter().filter(|l| !l.dead).map(|l| leg(l, by_index)).collect();
+    let legs: Vec<Leg> = legs.iter().filter(|l| !l.dead).map(|l| leg(l, by_index, captured)).collect();
     (!legs.is_empty()).then_some(RouteKind::Unicast(legs))
 }
 
-fn leg(leg: &KernelLeg, by_index: &HashMap<u32, PortId>) -> Leg {
+fn leg(leg: &KernelLeg, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Leg {
     // What leaves through a tunnel header only the kernel can send, whatever the interface.
     let port = by_index.get(&leg.link).copied().filter(|_| !leg.tunnel);
-    Leg { port, gateway: leg.gateway, weight: leg.weight }
+    Leg { port, captured: port.is_none() && captured.contains(&leg.link), gateway: leg.gateway, weight: leg.weight }
 }
 
 /// Addresses that mean something on one link only: every interface has a route for them, and no Service's traffic goes there.

@@ -9,6 +9,7 @@ mod socket;
 mod status;
 mod tables;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::InternalPort;
-use nomagic_xsk::{Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
+use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -72,6 +73,8 @@ struct Gateway {
     /// Interface names in the order of their [`PortId`]s.
     ports: Vec<String>,
     internal: InternalPort,
+    /// The kernel's end of the internal pair.
+    kernel_side: String,
     mirror: Mirror,
     routes_generation: u64,
     tables: Tables,
@@ -92,22 +95,28 @@ impl Gateway {
         let pair = internal::ensure(&names, mtu)?;
         let mut mirror = Mirror::start(Limits::default())?;
 
-        let settings = config.settings(&mirror.local_addresses());
+        let present = mirror.local_addresses();
+        let settings = config.settings(&present);
         let snat = &settings.snat;
         let own: Vec<_> = [snat.v4, snat.v6].into_iter().flatten().filter(|a| settings.node.ips.contains(a)).collect();
         node::check_snat_range(&own, snat.port_first, snat.port_last)?;
+        for addr in [snat.internal_v4, snat.internal_v6].into_iter().flatten() {
+            // An own address that is only configured cannot be a source.
+            let own = settings.node.primary.iter().copied().find(|own| own.is_ipv6() == addr.is_ipv6() && present.contains(own));
+            internal::route(&pair.kernel, addr, own)?;
+        }
         let tables = Tables::load(config.manifests.clone().unwrap_or_default(), settings)?;
 
         let ports: Vec<String> = config.interfaces.iter().cloned().chain([pair.edge.name.clone()]).collect();
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
-        let routes = mirror.routes(1, &ports, Some(internal));
+        let routes = mirror.routes(1, &ports, &BTreeSet::new(), Some(internal));
         let edge = Edge::start(edge_config(&config, &names), tables.services(), Arc::new(routes))?;
         // Everything that takes more than this is done; threads started from here on inherit what is left.
         if let Err(e) = nomagic_xsk::keep_what_is_needed() {
             tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
         }
         let wanted = forward_wanted(&edge)?;
-        let gateway = Gateway {
+        let mut gateway = Gateway {
             requests: socket.serve(),
             started: Instant::now(),
             workers_alive: config.workers.count,
@@ -115,11 +124,13 @@ impl Gateway {
             config,
             ports,
             internal,
+            kernel_side: names.kernel,
             mirror,
             tables,
             edge,
             wanted,
         };
+        gateway.follow_interfaces();
         gateway.open_filter()?;
         gateway.announce();
         Ok(gateway)
@@ -159,8 +170,7 @@ impl Gateway {
             tokio::select! {
                 changed = self.mirror.changed() => {
                     changed?;
-                    self.edge.tend();
-                    self.publish_routes();
+                    self.follow_interfaces();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
@@ -178,13 +188,26 @@ impl Gateway {
     /// Twice a second: workers, ports, manifests.
     fn look(&mut self) -> Result<()> {
         self.watch_workers()?;
-        self.edge.tend();
+        self.follow_interfaces();
         self.reload(false)
+    }
+
+    /// Ports are bound again, redirect ports come and go, and then the routes know of it.
+    fn follow_interfaces(&mut self) {
+        self.edge.tend();
+        let patterns = &self.config.redirect_interfaces;
+        let own = |name: &str| name == "lo" || name == self.kernel_side || self.ports.iter().any(|p| p == name);
+        let fits = |name: &str| !own(name) && patterns.iter().any(|p| p.matches(name));
+        let wanted: BTreeSet<String> =
+            self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect();
+        self.edge.redirect(&wanted);
+        self.publish_routes();
     }
 
     fn publish_routes(&mut self) {
         let generation = self.routes_generation + 1;
-        if let Some(routes) = self.mirror.routes_if_changed(generation, &self.ports, Some(self.internal)) {
+        let captured = self.edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
+        if let Some(routes) = self.mirror.routes_if_changed(generation, &self.ports, &captured, Some(self.internal)) {
             self.routes_generation = generation;
             self.edge.publish_routes(Arc::new(routes));
         }

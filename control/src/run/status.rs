@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Services};
-use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortStatus, Volume, WorkerStatus};
+use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortStatus, Volume, WorkerStatus, XdpCounters};
 use serde_json::{Map, Value, json};
 
 /// What control adds to the edge's own account.
@@ -101,6 +101,10 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "total": f.total, "free": f.free, "fill": f.fill, "tx": f.tx, "held": f.held, "in_hand": f.in_hand, "handed_over": f.away,
         })).collect::<Vec<_>>(),
         "ports": status.ports.iter().map(port).collect::<Vec<_>>(),
+        "redirect_ports": status.redirects.iter().map(|r| json!({
+            "name": r.name, "ifindex": r.ifindex, "xdp_mode": mode(r.native), "condition": r.condition.to_string(),
+        })).collect::<Vec<_>>(),
+        "redirect_xdp": xdp(&status.redirects_xdp),
         "services": {
             "generation": status.services_generation,
             "applied": status.services_applied,
@@ -153,8 +157,22 @@ fn worker(w: &WorkerStatus) -> Value {
     })
 }
 
+fn mode(native: bool) -> &'static str {
+    if native { "native" } else { "generic" }
+}
+
+fn xdp(x: &XdpCounters) -> Value {
+    json!({
+        "received": x.received(), "taken": x.taken, "passed": x.passed(), "dropped": x.dropped(),
+        "pass_not_ours": x.pass_not_ours, "pass_not_ip": x.pass_not_ip, "pass_fragment": x.pass_fragment,
+        "pass_icmp": x.pass_icmp, "pass_other_protocol": x.pass_other_protocol, "pass_unreadable": x.pass_unreadable,
+        "pass_never_started": x.pass_never_started, "failed_open": x.failed_open,
+        "dropped_no_socket": x.dropped_no_socket, "dropped_stale": x.dropped_stale, "failed_closed": x.failed_closed,
+
+    })
+}
+
 fn port(p: &PortStatus) -> Value {
-    let x = &p.xdp;
     let sockets = p.sockets.iter().map(|s| {
         json!({
             "rx_dropped": s.rx_dropped, "rx_ring_full": s.rx_ring_full, "rx_fill_ring_empty": s.rx_fill_ring_empty,
@@ -169,15 +187,9 @@ fn port(p: &PortStatus) -> Value {
         "owners": p.info.owners,
         "condition": p.info.condition.to_string(),
         "rebinds": p.info.rebinds,
-        "xdp_mode": if p.info.native { "native" } else { "generic" },
+        "xdp_mode": mode(p.info.native),
         "zero_copy": p.info.zero_copy,
-        "xdp": {
-            "received": x.received(), "taken": x.taken, "passed": x.passed(), "dropped": x.dropped(),
-            "pass_not_ours": x.pass_not_ours, "pass_not_ip": x.pass_not_ip, "pass_fragment": x.pass_fragment,
-            "pass_icmp": x.pass_icmp, "pass_other_protocol": x.pass_other_protocol, "pass_unreadable": x.pass_unreadable,
-            "pass_never_started": x.pass_never_started, "failed_open": x.failed_open,
-            "dropped_no_socket": x.dropped_no_socket, "dropped_stale": x.dropped_stale, "failed_closed": x.failed_closed,
-        },
+        "xdp": xdp(&p.xdp),
         "sockets": sockets.collect::<Vec<_>>(),
     })
 }
@@ -222,6 +234,11 @@ pub fn page(status: &Value) -> String {
             text(&p, "xdp_mode"),
             p["queues"],
         );
+    }
+    if !list("redirect_ports").is_empty() {
+        let names: Vec<String> = list("redirect_ports").iter().map(|r| format!("{} ({})", text(r, "name"), text(r, "condition"))).collect();
+        let taken = status["redirect_xdp"]["taken"].as_u64().unwrap_or(0);
+        let _ = writeln!(out, "redirect ports: {}; {taken} frames taken", names.join(", "));
     }
     let _ = writeln!(out, "\nframes that came up      {:>10}", n("/totals/received/packets"));
     for (label, pointer) in [

@@ -20,7 +20,7 @@ pub const HEADROOM_MIN: usize = 128;
 pub struct PortId(pub u16);
 
 /// A link-layer destination in the [`crate::routes::Routes`] table. 0 is never a valid next hop.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Default, Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NextHopId(pub u16);
 
 /// One frame: its first segment with headroom, and the segments behind it (multi-buffer), read-only.

@@ -3,10 +3,12 @@
 //! A batch goes through in three short passes, so that the memory latency of one frame hides behind the work on the others: parse and
 //! hash all, fetch the flows the index seems to name, then judge one after the other. [`judge`] and the functions below it hold the branches.
 
+mod open;
+
 use arrayvec::ArrayVec;
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Conntrack, Direction, Flow, Hit, Phase, Refused, Timeouts};
+use crate::conntrack::{Conntrack, Direction, Flow, Hit, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
@@ -14,15 +16,8 @@ use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, tcp};
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
-use crate::services::{Backend, Decision, Services, SnatCause};
-use crate::tuple::{Proto, Tuple, addr_words, fast_range};
-
-/// Source ports tried for one connection at the most.
-const SOURCE_PORTS_TRIED_MAX: u16 = 128;
-/// Other source ports tried when a client's own clashes, at the most.
-const CLIENT_PORTS_TRIED_MAX: u16 = 16;
-/// Places looked at for a connection to evict when the table is full.
-const EVICTION_PLACES: u32 = 64;
+use crate::services::{Decision, Services};
+use crate::tuple::{Tuple, addr_words};
 
 /// What belongs to one worker alone.
 #[derive(Debug)]
@@ -186,9 +181,18 @@ fn next_hop(ctx: &Context<'_>, hit: &Hit) -> Result<(NextHop, NextHopId), Verdic
     if let Some(id) = ctx.table.cached_hop(hit, ctx.routes.generation) {
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
-    let way = way(ctx, &hit.new, hit.direction)?;
-    ctx.table.cache_hop(hit, ctx.routes.generation, way.1);
-    Ok(way)
+    let onward = way(ctx, &hit.new)?;
+    if hit.direction == Direction::Original && onward.needs_internal != from_internal(ctx, &hit.new) {
+        // The routes have changed: from where this leads now no answer would find its way back.
+        return Err(Verdict::Drop(Reason::NextHopKernel));
+    }
+    ctx.table.cache_hop(hit, ctx.routes.generation, onward.id);
+    Ok((onward.hop, onward.id))
+}
+
+/// Whether a packet to a backend bears the address that the kernel routes to the internal port.
+fn from_internal(ctx: &Context<'_>, new: &Tuple) -> bool {
+    ctx.services.snat.internal(new.v6).is_some_and(|internal| new.src_addr() == internal)
 }
 
 fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
@@ -206,19 +210,23 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
         Decision::Reject(_, reason) => return refuse(ctx, frame, packet, reason, 0, out),
         Decision::Forward { backend, snat, .. } => (backend, snat),
     };
-    if let Err(reason) = may_open(packet, snat) {
-        return Verdict::Drop(reason);
-    }
     let (backend_addr, _) = addr_words(backend.addr);
     let to_backend = Tuple { dst: backend_addr, dport: backend.port, ..packet.tuple };
-    let hop = match way(ctx, &to_backend, Direction::Original) {
-        Ok((hop, _)) => hop,
+    let onward = match way(ctx, &to_backend) {
+        Ok(onward) => onward,
         Err(verdict) => return verdict,
     };
-    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
-        return refuse(ctx, frame, packet, reason, hop.mtu, out);
+    let source = match open::Source::choose(ctx, packet, snat, onward.needs_internal) {
+        Ok(source) => source,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    if let Err(reason) = open::may_open(packet, source) {
+        return Verdict::Drop(reason);
     }
-    match open(ctx, packet, hash, backend, snat) {
+    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
+        return refuse(ctx, frame, packet, reason, onward.hop.mtu, out);
+    }
+    match open::open(ctx, packet, hash, backend, source) {
         Ok(hit) => {
             ctx.counters.conntrack_created.add(1);
             ctx.counters.target(hit.stats).flows.add(1);
@@ -233,129 +241,26 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
     }
 }
 
-/// Which first packets may open a connection. The kernel's conntrack has the same rules (a connection met in its middle is picked up,
-/// a lone RST or FIN or SYN+ACK is invalid), except that one whose source port would have to be invented now is refused.
-fn may_open(packet: &Packet, snat: Option<SnatCause>) -> Result<(), Reason> {
-    if packet.tuple.proto == Proto::Udp {
-        return Ok(());
-    }
-    match packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) {
-        tcp::SYN => Ok(()),
-        tcp::ACK if snat.is_none() => Ok(()),
-        tcp::ACK => Err(Reason::MidFlowSnat),
-        _ => Err(Reason::TcpFlags),
-    }
+/// Where a rewritten packet goes.
+struct Onward {
+    hop: NextHop,
+    id: NextHopId,
+    /// An answer comes back only to an address that the kernel routes to the internal port.
+    needs_internal: bool,
 }
 
-/// Creates the connection.
-fn open(ctx: &mut Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) -> Result<Hit, Reason> {
-    let t = &packet.tuple;
-    let source = match snat {
-        None => t.src,
-        Some(_) => addr_words(ctx.services.snat.addr(t.v6).ok_or(Reason::SnatAddressMissing)?).0,
-    };
-    let flow = Flow {
-        proto: t.proto,
-        v6: t.v6,
-        // Answers to replaced sources are known by their address and port; others must be announced.
-        announced: snat.is_none() && ctx.filter.is_some(),
-        client: t.src,
-        client_port: t.sport,
-        service: t.dst,
-        service_port: t.dport,
-        backend: addr_words(backend.addr).0,
-        backend_port: backend.port,
-        source,
-        source_port: t.sport,
-        stats: backend.stats,
-    };
-    let phase = Phase::first(t.proto, packet.tcp_flags);
-    let ports = SourcePorts::new(ctx, packet, hash, snat);
-    let reserve = |ctx: &Context<'_>| ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
-    let pending = match reserve(ctx) {
-        Err(Refused::Full) if evict(ctx) => reserve(ctx),
-        other => other,
-    };
-    let pending = pending.map_err(|refused| match refused {
-        Refused::Full => Reason::ConntrackFull,
-        Refused::Busy | Refused::Exists => Reason::ConntrackBusy,
-        Refused::ReplyTaken if snat.is_some() => Reason::SnatPortsExhausted,
-        Refused::ReplyTaken => Reason::ReplyKeyTaken,
-    })?;
-    let created = pending.flow;
-    if created.announced && !ctx.filter.is_none_or(|f| f.insert(&created.reply())) {
-        ctx.table.abort(pending);
-        return Err(Reason::ReplyFilterFull);
-    }
-    ctx.table.commit(pending).map_err(|_| {
-        withdraw(ctx.filter, &created);
-        Reason::ConntrackBusy
-    })
-}
-
-/// The source ports to try for a new connection, best first.
-#[derive(Clone)]
-struct SourcePorts {
-    first: Option<u16>,
-    base: u16,
-    range: u32,
-    at: u32,
-    left: u16,
-}
-
-impl SourcePorts {
-    fn new(ctx: &Context<'_>, packet: &Packet, hash: u64, snat: Option<SnatCause>) -> SourcePorts {
-        let snat_range = &ctx.services.snat;
-        let (first, base, last, tries) = match snat {
-            Some(_) => (None, snat_range.port_first, snat_range.port_last, SOURCE_PORTS_TRIED_MAX),
-            // The client's own port; in the middle of a connection only that one.
-            None if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), 1, 0, 0),
-            None => (Some(packet.tuple.sport), 1_024, u16::MAX, CLIENT_PORTS_TRIED_MAX),
-        };
-        let range = (u32::from(last) + 1).saturating_sub(u32::from(base));
-        let at = fast_range((hash as u32).wrapping_add(ctx.worker.port_hint), range);
-        SourcePorts { first, base, range, at, left: tries.min(range.min(u32::from(u16::MAX)) as u16) }
-    }
-}
-
-impl Iterator for SourcePorts {
-    type Item = u16;
-
-    fn next(&mut self) -> Option<u16> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
-        }
-        self.left = self.left.checked_sub(1)?;
-        let port = self.base + self.at as u16;
-        self.at = (self.at + 1) % self.range;
-        Some(port)
-    }
-}
-
-/// The table is full: makes room by ending one connection that nobody has agreed on yet or that is over. False when none was found nearby.
-///
-/// Established connections stay. A DNAT-only connection cannot be served without an entry either: nothing would lead its replies back.
-fn evict(ctx: &mut Context<'_>) -> bool {
-    let (now_ms, timeouts) = (ctx.now_ms, ctx.worker.timeouts);
-    let found = std::cell::Cell::new(false);
-    let ends = |hit: &Hit| !found.get() && (expired(hit, &timeouts, now_ms) || hit.phase.evictable());
-    ctx.table.sweep(EVICTION_PLACES, ctx.routes.generation, ends, |flow| {
-        found.set(true);
-        ctx.counters.conntrack_evicted.add(1);
-        withdraw(ctx.filter, &flow);
-    });
-    found.get()
-}
-
-/// The way to a rewritten packet's destination. What lies behind the kernel can only be reached by replies: a request sent there
-/// would be answered past this dataplane.
-fn way(ctx: &Context<'_>, new: &Tuple, direction: Direction) -> Result<(NextHop, NextHopId), Verdict> {
+/// The way to a rewritten packet's destination.
+fn way(ctx: &Context<'_>, new: &Tuple) -> Result<Onward, Verdict> {
     match ctx.routes.resolve(new.dst_addr(), new.hash(&ctx.services.seed)) {
-        Way::Hop(id) => ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute)),
-        Way::Ask(wanted) => Err(Verdict::Hold(wanted)),
-        Way::Nowhere(Reason::NextHopKernel) if direction == Direction::Reply => {
-            ctx.routes.kernel_hop().map(|hop| (hop, NextHopId(0))).ok_or(Verdict::Drop(Reason::NoInternalPort))
+        Way::Hop(id) => {
+            let hop = ctx.routes.hop(id).ok_or(Verdict::Drop(Reason::NoRoute))?;
+            Ok(Onward { hop: *hop, id, needs_internal: false })
         }
+        Way::Kernel { captured } => {
+            let (hop, id) = ctx.routes.kernel_hop().ok_or(Verdict::Drop(Reason::NoInternalPort))?;
+            Ok(Onward { hop, id, needs_internal: !captured })
+        }
+        Way::Ask(wanted) => Err(Verdict::Hold(wanted)),
         Way::Nowhere(reason) => Err(Verdict::Drop(reason)),
     }
 }
@@ -374,6 +279,7 @@ fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason:
         && out.spare.pop().is_some_and(|mut spare| {
             let built = answer::build(error, frame, packet, from, &mut spare);
             if built {
+                towards_sender(ctx, frame, &mut spare);
                 ctx.counters.made.count(spare.head_len());
                 out.made.push((spare, frame.port, NextHopId(0)));
             } else {
@@ -387,11 +293,21 @@ fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason:
     Verdict::Drop(reason)
 }
 
+/// A frame that was made for a sender behind the kernel goes to the kernel's end of the internal port, which knows the way.
+fn towards_sender(ctx: &Context<'_>, frame: &Frame<'_>, made: &mut Frame<'_>) {
+    let behind = ctx.routes.internal.filter(|internal| internal.port == frame.port);
+    if let (Some(internal), Ok((_, l3))) = (behind, ethernet(made.head())) {
+        let src = ctx.routes.port(internal.port).map_or([0; 6], |port| port.mac);
+        rewrite::link(made, l3 as u16, src, internal.kernel_mac);
+    }
+}
+
 /// Not ours after all: to the kernel, as it came, with a checksum that holds anywhere. What the kernel itself sent here does not go
-/// back to it: that would never end.
+/// back to it: that would never end. Its end of the internal port answers no ARP, so the kernel addresses such frames to that itself;
+/// frames that were redirected from a pod's interface bear other addresses.
 fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, reason: Reason) -> Verdict {
     let Some(internal) = ctx.routes.internal else { return Verdict::Drop(Reason::NoInternalPort) };
-    if frame.port == internal.port {
+    if frame.port == internal.port && frame.head().first_chunk() == Some(&internal.kernel_mac) {
         return Verdict::Drop(reason);
     }
     if packet.is_some_and(|p| rewrite::complete(frame, p)) {

@@ -47,8 +47,10 @@ pub enum RouteKind {
 /// One way out of a unicast route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leg {
-    /// The port, or `None` for an interface that is not the dataplane's.
+    /// The port, or `None` for an interface that is not the dataplane's: the kernel sends by it.
     pub port: Option<PortId>,
+    /// Of an interface behind the kernel: what comes in by it passes the XDP filter, so replies find their way here.
+    pub captured: bool,
     /// The gateway; `None`: the destination is on the link.
     pub gateway: Option<IpAddr>,
     /// Relative weight, at least 1.
@@ -97,6 +99,11 @@ pub enum Way {
     Hop(NextHopId),
     /// The neighbour must be asked for first.
     Ask(Wanted),
+    /// Over the kernel: see [`Routes::kernel_hop`].
+    Kernel {
+        /// What answers there comes back by an interface with the XDP filter.
+        captured: bool,
+    },
     /// Nowhere from here.
     Nowhere(Reason),
 }
@@ -115,10 +122,12 @@ pub struct Routes {
     /// Place 0 is never used.
     hops: Vec<NextHop>,
     neighbours: HashMap<(PortId, IpAddr), NextHopId>,
+    /// The kernel's end of the internal port.
+    kernel: NextHopId,
 }
 
-/// Neighbours at the most: flows name them in 14 bits, and 0 is none.
-pub const NEXT_HOPS_MAX: usize = (1 << 14) - 1;
+/// Neighbours at the most: flows name them in 14 bits; 0 is none, and one is the kernel.
+pub const NEXT_HOPS_MAX: usize = (1 << 14) - 2;
 
 impl Routes {
     /// Builds the table. Neighbours beyond [`NEXT_HOPS_MAX`], and those of unknown ports, are left out; their number comes back.
@@ -144,13 +153,18 @@ impl Routes {
                 nets.insert(route.prefix.addr(), route.kind);
             }
         }
-        let mut left_out = 0;
+        if let Some((internal, port)) = internal.and_then(|i| Some((i, table.ports.get(usize::from(i.port.0))?))) {
+            table.kernel = NextHopId(table.hops.len() as u16);
+            let hop = NextHop { port: internal.port, dst_mac: internal.kernel_mac, src_mac: port.mac, mtu: port.mtu };
+            table.hops.push(hop);
+        }
+        let (before, mut left_out) = (table.hops.len(), 0);
         for n in neighbours {
             let Some(port) = table.ports.get(usize::from(n.port.0)) else {
                 left_out += 1;
                 continue;
             };
-            if table.hops.len() > NEXT_HOPS_MAX {
+            if table.hops.len() - before >= NEXT_HOPS_MAX {
                 left_out += 1;
                 continue;
             }
@@ -173,10 +187,8 @@ impl Routes {
     }
 
     /// The next hop into the kernel's own forwarding, for rewritten packets whose way on is no port of the dataplane.
-    pub fn kernel_hop(&self) -> Option<NextHop> {
-        let internal = self.internal?;
-        let port = self.port(internal.port)?;
-        Some(NextHop { port: internal.port, dst_mac: internal.kernel_mac, src_mac: port.mac, mtu: port.mtu })
+    pub fn kernel_hop(&self) -> Option<(NextHop, NextHopId)> {
+        self.hop(self.kernel).map(|hop| (*hop, self.kernel))
     }
 
     /// The way to a destination. `hash` spreads flows over multipath routes.
@@ -184,11 +196,12 @@ impl Routes {
         let Some(kind) = self.lookup(dst) else { return Way::Nowhere(Reason::NoRoute) };
         let legs = match kind {
             RouteKind::Unicast(legs) => legs,
-            RouteKind::Local => return Way::Nowhere(Reason::NextHopKernel),
+            // What answers on this node itself never comes in by an interface.
+            RouteKind::Local => return Way::Kernel { captured: false },
             RouteKind::Unreachable => return Way::Nowhere(Reason::Unreachable),
         };
         let Some(leg) = pick_leg(legs, hash) else { return Way::Nowhere(Reason::NoRoute) };
-        let Some(port) = leg.port else { return Way::Nowhere(Reason::NextHopKernel) };
+        let Some(port) = leg.port else { return Way::Kernel { captured: leg.captured } };
         if !self.port(port).is_some_and(|p| p.up) {
             return Way::Nowhere(Reason::PortDown);
         }
@@ -229,7 +242,7 @@ mod tests {
     }
 
     fn leg(port: u16, gateway: Option<&str>) -> Leg {
-        Leg { port: Some(PortId(port)), gateway: gateway.map(ip), weight: 1 }
+        Leg { port: Some(PortId(port)), captured: false, gateway: gateway.map(ip), weight: 1 }
     }
 
     fn route(prefix: &str, metric: u32, kind: RouteKind) -> Route {
@@ -249,7 +262,8 @@ mod tests {
             route("192.168.7.0/24", 0, RouteKind::Unreachable),
             route("192.168.0.9/32", 0, RouteKind::Local),
             route("fd00::/64", 0, RouteKind::Unicast(vec![leg(1, Some("fe80::1"))])),
-            route("172.16.0.0/12", 0, RouteKind::Unicast(vec![Leg { port: None, gateway: None, weight: 1 }])),
+            route("172.31.0.0/16", 0, RouteKind::Unicast(vec![Leg { port: None, captured: true, gateway: None, weight: 1 }])),
+            route("172.16.0.0/12", 0, RouteKind::Unicast(vec![Leg { port: None, captured: false, gateway: None, weight: 1 }])),
         ];
         let neighbours = [
             Neighbour { port: PortId(1), addr: ip("192.168.0.2"), mac: [2; 6] },
@@ -268,8 +282,10 @@ mod tests {
         assert_eq!(mac(r.resolve(ip("fd00::77"), 0)), Some((1, 4)));
         assert_eq!(r.resolve(ip("192.168.0.3"), 0), Way::Ask(Wanted { port: PortId(1), addr: ip("192.168.0.3") }));
         assert_eq!(r.resolve(ip("192.168.7.1"), 0), Way::Nowhere(Reason::Unreachable));
-        assert_eq!(r.resolve(ip("192.168.0.9"), 0), Way::Nowhere(Reason::NextHopKernel));
-        assert_eq!(r.resolve(ip("172.16.3.3"), 0), Way::Nowhere(Reason::NextHopKernel));
+        assert_eq!(r.resolve(ip("192.168.0.9"), 0), Way::Kernel { captured: false });
+        assert_eq!(r.resolve(ip("172.16.3.3"), 0), Way::Kernel { captured: false });
+        assert_eq!(r.resolve(ip("172.31.3.3"), 0), Way::Kernel { captured: true });
+        assert_eq!(r.kernel_hop(), None, "without an internal port");
         assert_eq!(r.resolve(ip("fd01::1"), 0), Way::Nowhere(Reason::NoRoute));
         assert_eq!(r.hop(NextHopId(0)), None);
         assert_eq!(r.hop(NextHopId(999)), None);
@@ -287,8 +303,8 @@ mod tests {
     #[test]
     fn multipath_follows_weights() {
         let legs = vec![
-            Leg { port: Some(PortId(0)), gateway: Some(ip("10.0.0.1")), weight: 3 },
-            Leg { port: Some(PortId(1)), gateway: Some(ip("10.0.0.2")), weight: 1 },
+            Leg { port: Some(PortId(0)), captured: false, gateway: Some(ip("10.0.0.1")), weight: 3 },
+            Leg { port: Some(PortId(1)), captured: false, gateway: Some(ip("10.0.0.2")), weight: 1 },
         ];
         let mut counts = [0u32; 2];
         let mut state = 1;

@@ -165,12 +165,22 @@ pub struct SnatRange {
     pub port_first: u16,
     /// Last port, inclusive. Smaller than `port_first`: no ports.
     pub port_last: u16,
+    /// IPv4 address that the kernel routes to the internal port: the source towards backends whose answers would otherwise not come
+    /// back here.
+    pub internal_v4: Option<IpAddr>,
+    /// The IPv6 one.
+    pub internal_v6: Option<IpAddr>,
 }
 
 impl SnatRange {
     /// The address of a family.
     pub fn addr(&self, v6: bool) -> Option<IpAddr> {
         if v6 { self.v6 } else { self.v4 }
+    }
+
+    /// The address of a family that the kernel routes to the internal port.
+    pub fn internal(&self, v6: bool) -> Option<IpAddr> {
+        if v6 { self.internal_v6 } else { self.internal_v4 }
     }
 
     /// Whether packets to this address and port are answers to replaced sources.

@@ -241,7 +241,12 @@ fn what_is_not_ours_goes_back_to_the_kernel_whole() {
     assert_eq!(done.verdict, Verdict::Kernel(Reason::NotOurs));
     let seen = read(&done.bytes).unwrap();
     assert_eq!((seen.tuple, seen.dst_mac, seen.src_mac, seen.ttl), (request.tuple(), KERNEL_MAC, CLIENT_MAC, 64));
-    assert_eq!(w.run(INTERNAL, &request.frame()).verdict, Verdict::Drop(Reason::NotOurs), "what the kernel sent does not go in circles");
+    let mut circling = request.frame();
+    circling[..6].copy_from_slice(&KERNEL_MAC);
+    assert_eq!(w.run(INTERNAL, &circling).verdict, Verdict::Drop(Reason::NotOurs), "what the kernel sent does not go in circles");
+    let done = w.run(INTERNAL, &request.frame());
+    assert_eq!(done.verdict, Verdict::Kernel(Reason::NotOurs), "what was redirected from a pod's interface does go there");
+    assert_eq!(done.bytes[..6], KERNEL_MAC);
     w.routes.internal = None;
     assert_eq!(w.run(CLIENTS, &request.frame()).verdict, Verdict::Drop(Reason::NoInternalPort));
 }
@@ -265,7 +270,7 @@ fn a_changed_route_moves_an_established_connection() {
     let again = read(&w.run(CLIENTS, &Spec { flags: ACK, ..request }.frame()).bytes).unwrap();
     assert_eq!(first.dst_mac, again.dst_mac);
     let port = |mac| nomagic_core::routes::Port { mac, mtu: 1500, up: true };
-    let leg = nomagic_core::routes::Leg { port: Some(CLIENTS), gateway: Some(ip("10.0.0.254")), weight: 1 };
+    let leg = nomagic_core::routes::Leg { port: Some(CLIENTS), captured: false, gateway: Some(ip("10.0.0.254")), weight: 1 };
     let route = nomagic_core::routes::Route {
         prefix: "0.0.0.0/0".parse().unwrap(),
         metric: 0,

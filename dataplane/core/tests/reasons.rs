@@ -18,6 +18,8 @@ const ELSEWHERE: &[Reason] = &[
     Reason::HoldFull,
     Reason::NoHeadroom,
     Reason::PortDown,
+    Reason::HandoverFull,
+    Reason::WorkerGone,
     Reason::TxFull,
     Reason::FrameTooLong,
     Reason::PoolEmpty,
@@ -106,7 +108,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::NoRoute, to("10.96.1.4:80").frame(), CLIENTS),
         (Reason::Unreachable, to("10.96.1.5:80").frame(), CLIENTS),
         (Reason::NextHopKernel, to("10.96.1.6:80").frame(), CLIENTS),
-        (Reason::NotOurs, to("10.0.0.1:22").frame(), INTERNAL),
+        (Reason::NotOurs, edited(to("10.0.0.1:22"), |f| f[..6].copy_from_slice(&KERNEL_MAC)), INTERNAL),
         (Reason::SnatAddressMissing, to("10.96.1.7:80").frame(), CLIENTS),
     ];
     for source in ["0.0.0.0:1", "127.0.0.1:1", "224.0.0.1:1", "255.255.255.255:1"] {
@@ -140,6 +142,9 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
         let mut w = world();
         if reason == Reason::SnatAddressMissing {
             w.services.snat.v4 = None;
+        }
+        if reason == Reason::NextHopKernel {
+            w.services.snat.internal_v4 = None;
         }
         let done = w.run(port, &frame);
         let verdict_reason = match done.verdict {

@@ -4,7 +4,8 @@
 //
 // One instance runs on each interface. Taken: packets to Services (address, port, protocol), to whole cluster IPs and
 // Service ranges, to SNAT addresses within their port range, and replies announced by fingerprint. Taken frames go to the
-// AF_XDP socket of their queue while the worker that owns the queue is alive; see take() for what happens when it is not.
+// AF_XDP socket of their queue while the worker that owns the queue is alive; see take() for what happens when it is not. On a redirect
+// port (a pod's interface, a tunnel) they go into the kernel's end of the internal pair, and come out at the other end's socket.
 // Later fragments follow their first one, when it came before them. ICMP and whatever cannot be read stay with the kernel.
 
 #include "maps.h"
@@ -144,7 +145,7 @@ INLINE int take(struct xdp_md *ctx)
 		return count(PASS_NEVER_STARTED, XDP_PASS);
 	__s64 age = bpf_ktime_get_coarse_ns() - beat; // slightly negative when the coarse clock lags
 	if (age <= (__s64)s->fresh_ns) {
-		int action = bpf_redirect_map(&xsks, queue, XDP_DROP);
+		int action = redirect_to ? bpf_redirect(redirect_to, 0) : bpf_redirect_map(&xsks, queue, XDP_DROP);
 		return count(action == XDP_REDIRECT ? TAKEN : DROPPED_NO_SOCKET, action);
 	}
 	if (age <= (__s64)s->grace_ns)

@@ -16,6 +16,7 @@
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
+static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
 
 #define QUEUES_MAX 256
@@ -172,3 +173,4 @@ struct {
 volatile const __u32 reply_mask = 0;       // buckets - 1
 volatile const __u32 reply_seed = 0;
 volatile const __u32 take_everything = 0;  // the internal port: all unicast frames are nomagic's
+volatile const __u32 redirect_to = 0;      // a redirect port: taken frames go to this interface instead of a socket

@@ -11,6 +11,8 @@ pub const QUEUES_MAX: u32 = 256;
 pub const WORKERS_MAX: u32 = 64;
 /// Interfaces at the most, the internal port included.
 pub const PORTS_MAX: usize = 64;
+/// Redirect ports at the most.
+pub const REDIRECTS_MAX: usize = 4096;
 
 /// What a worker does when no frames come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

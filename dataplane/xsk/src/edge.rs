@@ -25,8 +25,9 @@ use crate::pool::FrameAccount;
 use crate::ports::{Binding, port_info, rx_queues};
 use crate::program::{self, Constants};
 use crate::published::Published;
+use crate::redirect::Redirects;
 use crate::setup::{Handle, Readers, reply_seed, share_memory, start_workers};
-use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, WorkerStatus, XdpCounters};
+use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, XdpCounters};
 use crate::sys;
 use crate::topology::Topology;
 
@@ -38,6 +39,8 @@ pub struct Edge {
     pub(crate) groups: Vec<Group>,
     pub(crate) workers: Vec<Handle>,
     pub(crate) topology: Published<Topology>,
+    /// `None` without an internal port.
+    pub(crate) redirects: Option<Redirects>,
     filter: Mutex<FilterMaps>,
     services: Published<Services>,
     routes: Published<Routes>,
@@ -76,6 +79,7 @@ impl Edge {
                 reply_buckets: config.reply_buckets,
                 reply_seed: reply_seed(seed),
                 take_everything: i >= config.interfaces.len(),
+                redirect_to: 0,
             };
             bindings.push(Binding::load(link, constants, &pins)?);
         }
@@ -83,6 +87,13 @@ impl Edge {
         program::write_settings(first, &config)?;
         let memory = share_memory(&config, first, seed)?;
         let filter = FilterMaps::open(first)?;
+
+        let redirects = config.internal.as_ref().map(|pair| {
+            let redirect_to = Link::query(&pair.kernel_side)?.ifindex;
+            let constants =
+                Constants { reply_buckets: config.reply_buckets, reply_seed: reply_seed(seed), take_everything: false, redirect_to };
+            Ok::<_, EdgeError>(Redirects::new(constants, config.interfaces.len()))
+        });
 
         let (outside, inside) = members.split_at(config.interfaces.len());
         let bound = bind_ports(&config, outside, inside)?;
@@ -100,6 +111,7 @@ impl Edge {
             workers: start_workers(&config, &bound.groups, &memory, readers, &wanted_sender)?,
             groups: bound.groups,
             topology,
+            redirects: redirects.transpose()?,
             filter: Mutex::new(filter),
             services,
             routes,
@@ -132,7 +144,7 @@ impl Edge {
     fn attach(&mut self, links: &[Link]) -> Result<(), EdgeError> {
         let mut created: Vec<&Link> = Vec::new();
         for (i, link) in links.iter().enumerate() {
-            match program::attach(&mut self.bindings[i].ebpf, link, &self.pins) {
+            match program::attach(&mut self.bindings[i].ebpf, link, &self.pins, &self.pins.link(&link.name)) {
                 Ok(attachment) => {
                     self.ports[i].native = attachment.native;
                     self.ports[i].condition = Condition::Bound;
@@ -177,6 +189,11 @@ impl Edge {
     /// The ports: the interfaces in the order of the configuration, then the internal port.
     pub fn ports(&self) -> &[PortInfo] {
         &self.ports
+    }
+
+    /// The redirect ports.
+    pub fn redirects(&self) -> Vec<RedirectStatus> {
+        self.redirects.as_ref().map(Redirects::status).unwrap_or_default()
     }
 
     /// Puts a new service table in force. The ticket is for [`Edge::wait_services`].
@@ -264,6 +281,8 @@ impl Edge {
         Ok(EdgeStatus {
             workers,
             ports,
+            redirects: self.redirects.as_ref().map(Redirects::status).unwrap_or_default(),
+            redirects_xdp: self.redirects.as_ref().map_or(Ok(XdpCounters::default()), Redirects::counters)?,
             frames,
             flows_live: self.table.live(),
             flows_capacity: self.table.capacity(),

@@ -41,7 +41,7 @@ impl Bench {
     }
 
     fn with_buckets(buckets: u32, take_everything: bool) -> Bench {
-        let constants = Constants { reply_buckets: buckets, reply_seed: SEED, take_everything };
+        let constants = Constants { reply_buckets: buckets, reply_seed: SEED, take_everything, redirect_to: 0 };
         let mut ebpf = program::load("test", constants, None).expect("loading needs root");
         let config = EdgeConfig::new("/nowhere", vec!["test".into()]);
         program::write_settings(&mut ebpf, &config).unwrap();

@@ -27,6 +27,7 @@ mod privileges;
 mod program;
 mod published;
 mod queue;
+mod redirect;
 mod setup;
 mod shared;
 mod status;
@@ -35,7 +36,7 @@ mod topology;
 mod umem;
 mod worker;
 
-pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, QUEUES_MAX, WORKERS_MAX};
+pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, QUEUES_MAX, REDIRECTS_MAX, WORKERS_MAX};
 pub use edge::Edge;
 pub use error::EdgeError;
 pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
@@ -44,7 +45,9 @@ pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use privileges::keep_what_is_needed;
 pub use published::{Published, Reader};
-pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics};
+pub use status::{
+    Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,
+};
 
 const _: () = {
     const fn shared_between_threads<T: Send + Sync>() {}

@@ -30,6 +30,7 @@ impl Pins {
         }
         let pins = Pins { root };
         pins.create(&pins.root.join("if"))?;
+        pins.create(&pins.redirect_links())?;
         Ok(pins)
     }
 
@@ -54,27 +55,39 @@ impl Pins {
         self.own(interface, LINK)
     }
 
-    /// Makes an interface's directory.
-    pub fn create_interface(&self, interface: &str) -> Result<(), EdgeError> {
-        self.create(&self.directory(interface))
+    /// Where a redirect port's link is pinned.
+    pub fn redirect_link(&self, interface: &str) -> PathBuf {
+        self.redirect_links().join(encode(interface))
+    }
+
+    /// The redirect ports' common maps.
+    pub fn redirect_directory(&self) -> PathBuf {
+        self.root.join("redirect")
+    }
+
+    fn redirect_links(&self) -> PathBuf {
+        self.root.join("redirect-links")
+    }
+
+    /// Redirect ports that have a pinned link.
+    pub fn redirects(&self) -> Vec<String> {
+        names(&self.redirect_links())
+    }
+
+    /// Detaches a redirect port's program and removes its pin.
+    pub fn remove_redirect(&self, interface: &str) -> Result<(), EdgeError> {
+        detach(&self.redirect_link(interface))
     }
 
     /// Interfaces that have pins.
     pub fn interfaces(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.root.join("if")) else { return Vec::new() };
-        let mut names: Vec<String> = entries.filter_map(|e| Some(decode(e.ok()?.file_name().to_str()?))).collect();
-        names.sort();
-        names
+        names(&self.root.join("if"))
     }
 
     /// Detaches an interface's program and removes its pins.
     pub fn remove_interface(&self, interface: &str) -> Result<(), EdgeError> {
         // The link first: frames go to the kernel before the maps go away.
-        let link = self.link(interface);
-        match sys::detach_pinned_link(&link) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("detaching {}", link.display()), e)),
-            _ => remove(&link),
-        }?;
+        detach(&self.link(interface))?;
         remove_tree(&self.directory(interface))
     }
 
@@ -88,6 +101,9 @@ impl Pins {
         for interface in self.interfaces() {
             self.remove_interface(&interface)?;
         }
+        for interface in self.redirects() {
+            self.remove_redirect(&interface)?;
+        }
         for entry in fs::read_dir(&self.root).map_err(|e| EdgeError::io(format!("reading {}", self.root.display()), e))? {
             let entry = entry.map_err(|e| EdgeError::io(format!("reading {}", self.root.display()), e))?;
             // The kernel's own entries (maps.debug, progs.debug) have dots in their names and cannot be removed.
@@ -98,11 +114,13 @@ impl Pins {
         Ok(())
     }
 
-    fn directory(&self, interface: &str) -> PathBuf {
+    /// Where an interface's own maps and link are.
+    pub fn directory(&self, interface: &str) -> PathBuf {
         self.root.join("if").join(encode(interface))
     }
 
-    fn create(&self, directory: &Path) -> Result<(), EdgeError> {
+    /// Makes a directory of pins.
+    pub fn create(&self, directory: &Path) -> Result<(), EdgeError> {
         match fs::create_dir(directory) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(EdgeError::io(format!("creating {}", directory.display()), e)),
             _ => Ok(()),
@@ -134,6 +152,22 @@ fn encode(interface: &str) -> String {
 
 fn decode(name: &str) -> String {
     name.replace("%2e", ".").replace("%25", "%")
+}
+
+/// What directories of pins are named after, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> = entries.filter_map(|e| Some(decode(e.ok()?.file_name().to_str()?))).collect();
+    names.sort();
+    names
+}
+
+/// Detaches a pinned link's program and removes the pin. A link that is not there is no error.
+fn detach(link: &Path) -> Result<(), EdgeError> {
+    match sys::detach_pinned_link(link) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("detaching {}", link.display()), e)),
+        _ => remove(link),
+    }
 }
 
 fn remove(path: &Path) -> Result<(), EdgeError> {

@@ -49,7 +49,7 @@ pub(crate) struct Binding {
 impl Binding {
     /// Loads the program of an interface.
     pub fn load(link: &Link, constants: Constants, pins: &crate::pins::Pins) -> Result<Binding, EdgeError> {
-        let mut ebpf = program::load(&link.name, constants, Some(pins))?;
+        let mut ebpf = program::load(&link.name, constants, Some((pins, &pins.directory(&link.name))))?;
         let stats = program::take_map(&mut ebpf, "stats")?.try_into().map_err(|e: MapError| EdgeError::map("stats", &e))?;
         Ok(Binding { ebpf, stats, sockets: Vec::new(), group: 0, program_id: 0, constants, reload_due: false, retry_ns: 0 })
     }
@@ -135,8 +135,8 @@ impl Edge {
         // veth runs no program on queues that are newer than it (Linux 6.18), and passes over an update by the same one.
         let binding = &mut self.bindings[port];
         if binding.reload_due {
-            binding.ebpf = program::load(&link.name, binding.constants, Some(&self.pins))?;
-            program::attach(&mut binding.ebpf, link, &self.pins)?;
+            binding.ebpf = program::load(&link.name, binding.constants, Some((&self.pins, &self.pins.directory(&link.name))))?;
+            program::attach(&mut binding.ebpf, link, &self.pins, &self.pins.link(&link.name))?;
             binding.program_id = program::id(&mut binding.ebpf)?;
             binding.reload_due = false;
         }
@@ -150,7 +150,7 @@ impl Edge {
             Some(attached) if attached.program_id == binding.program_id => Ok(Condition::Bound),
             Some(other) => Ok(Condition::Held { program: describe_program(other.program_id) }),
             None => {
-                let attachment = program::attach(&mut binding.ebpf, link, &self.pins)?;
+                let attachment = program::attach(&mut binding.ebpf, link, &self.pins, &self.pins.link(&link.name))?;
                 binding.program_id = program::id(&mut binding.ebpf)?;
                 self.ports[port].native = attachment.native;
                 Ok(Condition::Bound)

@@ -31,10 +31,12 @@ pub(crate) struct Constants {
     pub reply_seed: u32,
     /// All unicast frames are ours: the internal port.
     pub take_everything: bool,
+    /// Taken frames go to the interface of this index; 0: to the sockets.
+    pub redirect_to: u32,
 }
 
-/// Loads the program; with `pins`, its maps are taken from there or pinned there.
-pub(crate) fn load(interface: &str, constants: Constants, pins: Option<&Pins>) -> Result<Ebpf, EdgeError> {
+/// Loads the program; with `pins` and the directory of its own maps, its maps are taken from there or pinned there.
+pub(crate) fn load(interface: &str, constants: Constants, pins: Option<(&Pins, &Path)>) -> Result<Ebpf, EdgeError> {
     let (mask, seed, all) = (constants.reply_buckets - 1, constants.reply_seed, u32::from(constants.take_everything));
     let mut loader = EbpfLoader::new();
     // No relocations against the kernel's types: its BTF is not needed.
@@ -42,14 +44,15 @@ pub(crate) fn load(interface: &str, constants: Constants, pins: Option<&Pins>) -
     loader.override_global("reply_mask", &mask, true);
     loader.override_global("reply_seed", &seed, true);
     loader.override_global("take_everything", &all, true);
+    loader.override_global("redirect_to", &constants.redirect_to, true);
     loader.map_max_entries("replies", constants.reply_buckets);
-    if let Some(pins) = pins {
-        pins.create_interface(interface)?;
+    if let Some((pins, own)) = pins {
+        pins.create(own)?;
         for map in SHARED_MAPS {
             loader.map_pin_path(map, pins.shared(map));
         }
         for map in OWN_MAPS {
-            loader.map_pin_path(map, pins.own(interface, map));
+            loader.map_pin_path(map, own.join(map));
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(interface, &e))?;
@@ -109,10 +112,15 @@ pub(crate) fn write_settings(ebpf: &mut Ebpf, config: &EdgeConfig) -> Result<(),
     settings.set(0, value, 0).map_err(|e| EdgeError::map("settings", &e))
 }
 
+/// Names the worker that owns a queue.
+pub(crate) fn set_owner(ebpf: &mut Ebpf, queue: u32, worker: u32) -> Result<(), EdgeError> {
+    let mut owners = Array::<_, u32>::try_from(map_mut(ebpf, "owners")?).map_err(|e| EdgeError::map("owners", &e))?;
+    owners.set(queue, worker, 0).map_err(|e| EdgeError::map("owners", &e))
+}
+
 /// Leads a queue to its socket and names the worker that owns it.
 pub(crate) fn connect_queue(ebpf: &mut Ebpf, queue: u32, socket: std::os::fd::RawFd, worker: u32) -> Result<(), EdgeError> {
-    let mut owners = Array::<_, u32>::try_from(map_mut(ebpf, "owners")?).map_err(|e| EdgeError::map("owners", &e))?;
-    owners.set(queue, worker, 0).map_err(|e| EdgeError::map("owners", &e))?;
+    set_owner(ebpf, queue, worker)?;
     let mut xsks = XskMap::try_from(map_mut(ebpf, "xsks")?).map_err(|e| EdgeError::map("xsks", &e))?;
     xsks.set(queue, socket, 0).map_err(|e| EdgeError::map("xsks", &e))
 }
@@ -156,8 +164,9 @@ fn busy(interface: &str, attached: Option<Attached>) -> EdgeError {
 }
 
 /// Attaches the program: through the pinned link when there is one (atomically, no frame sees a gap), else anew.
-pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins) -> Result<Attachment, EdgeError> {
-    let path = pins.link(&link.name);
+/// `pin` is where the link is, or will be, pinned.
+pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins, pin: &Path) -> Result<Attachment, EdgeError> {
+    let path = pin.to_path_buf();
     let program = program(ebpf)?;
     let replaced = replace_pinned(program, &path, link)?;
     if !replaced {

@@ -67,6 +67,19 @@ pub struct PortInfo {
     pub rebinds: u64,
 }
 
+/// A redirect port: see [`crate::Edge::redirect`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RedirectStatus {
+    /// Its interface.
+    pub name: String,
+    /// The interface's index while the program is attached.
+    pub ifindex: u32,
+    /// XDP runs in the driver (true) or generically.
+    pub native: bool,
+    /// Whether it works.
+    pub condition: Condition,
+}
+
 /// Packets and bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Volume {
@@ -310,6 +323,10 @@ pub struct EdgeStatus {
     pub workers: Vec<WorkerStatus>,
     /// By port.
     pub ports: Vec<PortStatus>,
+    /// Redirect ports, by name.
+    pub redirects: Vec<RedirectStatus>,
+    /// What the XDP program did on all redirect ports.
+    pub redirects_xdp: XdpCounters,
     /// Where the frames of all workers are, by pool. Adds up while nothing moves; `away` is what is on its way between workers.
     pub frames: Vec<FrameAccount>,
     /// Live connections.

@@ -24,7 +24,8 @@ use flow::{HOP_BITS, HOPS, SEEN, STATE, TARGET, target_word};
 use region::{DYING, LIVE, Region, STATE_MASK, W_CURSOR, W_LIVE};
 
 /// Next hops that a flow can name.
-const NEXT_HOP_MAX: u16 = crate::routes::NEXT_HOPS_MAX as u16;
+const NEXT_HOP_MAX: u16 = (1 << 14) - 1;
+const _: () = assert!(crate::routes::NEXT_HOPS_MAX < NEXT_HOP_MAX as usize);
 const HOP_GENERATION_BITS: u32 = 12;
 const HOP_GENERATION_MASK: u64 = (1 << HOP_GENERATION_BITS) - 1;
 /// Resolution of last-seen: a hit within this time writes nothing.

@@ -39,7 +39,12 @@ fn route(prefix: &str, kind: RouteKind) -> Route {
 }
 
 fn on_link(port: PortId) -> RouteKind {
-    RouteKind::Unicast(vec![Leg { port: Some(port), gateway: None, weight: 1 }])
+    RouteKind::Unicast(vec![Leg { port: Some(port), captured: false, gateway: None, weight: 1 }])
+}
+
+/// A route to pods on this node, behind interfaces that are redirect ports (or not).
+pub fn local_pods(captured: bool) -> RouteKind {
+    RouteKind::Unicast(vec![Leg { port: None, captured, gateway: None, weight: 1 }])
 }
 
 /// MAC address of a neighbour of the test world.
@@ -62,10 +67,11 @@ pub const NEIGHBOURS: [(PortId, &str); 9] = [
     (CLIENTS, "10.0.0.254"),
 ];
 
-/// Routes of the test world: clients in 10.0.0.0/24 and fd00:a::/64, pods in 192.168.0.0/16 and fd00:b::/64.
+/// Routes of the test world: clients in 10.0.0.0/24 and fd00:a::/64, pods in 192.168.0.0/16 and fd00:b::/64, pods on this node in
+/// 172.31.0.0/16 and fd00:c::/64; what is in 172.16.0.0/12 lies behind the kernel and out of the filter's sight.
 pub fn routes(generation: u64) -> Routes {
     let ports = PORT_MACS.iter().map(|&mac| Port { mac, mtu: 1500, up: true }).collect();
-    let elsewhere = RouteKind::Unicast(vec![Leg { port: None, gateway: None, weight: 1 }]);
+    let elsewhere = RouteKind::Unicast(vec![Leg { port: None, captured: false, gateway: None, weight: 1 }]);
     let routes = vec![
         route("10.0.0.0/24", on_link(CLIENTS)),
         route("fd00:a::/64", on_link(CLIENTS)),
@@ -73,7 +79,13 @@ pub fn routes(generation: u64) -> Routes {
         route("fd00:b::/64", on_link(PODS)),
         route("192.168.77.0/24", RouteKind::Unreachable),
         route("172.16.0.0/12", elsewhere),
-        route("203.0.113.0/24", RouteKind::Unicast(vec![Leg { port: Some(CLIENTS), gateway: Some(ip("10.0.0.254")), weight: 1 }])),
+        route("172.31.0.0/16", local_pods(true)),
+        route("fd00:c::/64", local_pods(true)),
+        route("10.0.0.1/32", RouteKind::Local),
+        route(
+            "203.0.113.0/24",
+            RouteKind::Unicast(vec![Leg { port: Some(CLIENTS), captured: false, gateway: Some(ip("10.0.0.254")), weight: 1 }]),
+        ),
     ];
     let neighbours: Vec<Neighbour> = NEIGHBOURS.iter().map(|&(port, addr)| Neighbour { port, addr: ip(addr), mac: mac_of(addr) }).collect();
     let internal = Some(InternalPort { port: INTERNAL, kernel_mac: KERNEL_MAC });
@@ -101,7 +113,14 @@ pub fn add_action(services: &mut Services, addr: &str, port: u16, proto: Proto, 
 /// The Services of the test world: 10.96.0.1 DNAT only, 10.96.0.2 with SNAT, and the same in fd00:96::.
 pub fn services() -> Services {
     let mut s = Services::empty(HashSeed::new(1));
-    s.snat = SnatRange { v4: Some(ip("10.0.0.1")), v6: Some(ip("fd00:a::1")), port_first: 61_000, port_last: 61_999 };
+    s.snat = SnatRange {
+        v4: Some(ip("10.0.0.1")),
+        v6: Some(ip("fd00:a::1")),
+        port_first: 61_000,
+        port_last: 61_999,
+        internal_v4: Some(ip("169.254.78.78")),
+        internal_v6: Some(ip("fd4e:6f6d:6167::78")),
+    };
     s.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
     let v4: Vec<Backend> = (1..=3).map(|i| backend(&format!("192.168.1.{i}"), 8080)).collect();
     let v6: Vec<Backend> = (1..=2).map(|i| backend(&format!("fd00:b::{i}"), 8080)).collect();

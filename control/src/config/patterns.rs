@@ -1,0 +1,93 @@
+//! Patterns of interface names.
+
+use serde::Deserializer;
+
+use super::values::{List, Text};
+
+/// `*` stands for any text, `?` for any character; everything else for itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// A pattern that some interface could match.
+    pub fn parse(text: &str) -> Option<Pattern> {
+        let clean =
+            !text.is_empty() && text.len() <= 64 && !text.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0);
+        clean.then(|| Pattern(text.to_owned()))
+    }
+
+    /// Whether the whole name fits.
+    pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
+        let (mut p, mut n) = (0, 0);
+        // Where to go on after the last star: one character later in the name.
+        let mut retry: Option<(usize, usize)> = None;
+        while n < name.len() {
+            match pattern.get(p) {
+                Some(b'*') => {
+                    retry = Some((p, n));
+                    p += 1;
+                }
+                Some(&c) if c == b'?' || c == name[n] => (p, n) = (p + 1, n + 1),
+                _ => match retry {
+                    Some((star, from)) => {
+                        (p, n) = (star + 1, from + 1);
+                        retry = Some((star, from + 1));
+                    }
+                    None => return false,
+                },
+            }
+        }
+        pattern[p..].iter().all(|&c| c == b'*')
+    }
+}
+
+struct Entry(Pattern);
+
+impl<'de> serde::Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Entry, D::Error> {
+        let expected = "a pattern of interface names, as `cali*`";
+        d.deserialize_str(Text { expected, parse: Pattern::parse }).map(Entry)
+    }
+}
+
+pub(super) fn patterns<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Pattern>, D::Error> {
+    let take = |Entry(pattern): Entry, _: &[Pattern]| Ok(pattern);
+    d.deserialize_any(List { expected: "patterns of interface names", take })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_and_question_marks() {
+        let fits = |pattern: &str, name: &str| Pattern::parse(pattern).unwrap().matches(name);
+        for (pattern, name) in [
+            ("cali*", "cali123"),
+            ("cali*", "cali"),
+            ("*", "x"),
+            ("veth?", "veth1"),
+            ("a*b*c", "aXbYbZc"),
+            ("*0", "gw00"),
+            ("eth0", "eth0"),
+        ] {
+            assert!(fits(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in
+            [("cali*", "xcali1"), ("veth?", "veth"), ("veth?", "veth12"), ("a*b", "abc"), ("eth0", "eth01"), ("*1", "eth0")]
+        {
+            assert!(!fits(pattern, name), "{pattern} {name}");
+        }
+        for bad in ["", "a/b", "a b", "a:b", &"x".repeat(65)] {
+            assert_eq!(Pattern::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn hostile_patterns_end_in_time() {
+        let pattern = Pattern::parse(&"*a".repeat(32)).unwrap();
+        assert!(!pattern.matches(&"a".repeat(15)));
+        assert!(Pattern::parse("***").unwrap().matches("anything"));
+    }
+}

@@ -1,0 +1,146 @@
+//! New connections: who may open one, from which address and port it goes on, and what makes room for it.
+
+use super::{Context, expired, withdraw};
+use crate::conntrack::{Flow, Hit, Phase, Refused};
+use crate::parse::{Packet, tcp};
+use crate::reason::Reason;
+use crate::services::{Backend, SnatCause};
+use crate::tuple::{Proto, addr_words, fast_range};
+
+/// Source ports tried for one connection at the most.
+const SOURCE_PORTS_TRIED_MAX: u16 = 128;
+/// Other source ports tried when a client's own clashes, at the most.
+const CLIENT_PORTS_TRIED_MAX: u16 = 16;
+/// Places looked at for a connection to evict when the table is full.
+const EVICTION_PLACES: u32 = 64;
+
+/// The source address of a new connection towards its backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The client's own.
+    Client,
+    /// Another one.
+    Replaced([u64; 2]),
+}
+
+impl Source {
+    pub(super) fn choose(ctx: &Context<'_>, packet: &Packet, snat: Option<SnatCause>, needs_internal: bool) -> Result<Source, Reason> {
+        let (range, v6) = (&ctx.services.snat, packet.tuple.v6);
+        let addr = match snat {
+            _ if needs_internal => range.internal(v6).ok_or(Reason::NextHopKernel)?,
+            Some(_) => range.addr(v6).ok_or(Reason::SnatAddressMissing)?,
+            None => return Ok(Source::Client),
+        };
+        Ok(Source::Replaced(addr_words(addr).0))
+    }
+}
+
+/// Which first packets may open a connection. The kernel's conntrack has the same rules (a connection met in its middle is picked up,
+/// a lone RST or FIN or SYN+ACK is invalid), except that one whose source port would have to be invented now is refused.
+pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
+    if packet.tuple.proto == Proto::Udp {
+        return Ok(());
+    }
+    match packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) {
+        tcp::SYN => Ok(()),
+        tcp::ACK if source == Source::Client => Ok(()),
+        tcp::ACK => Err(Reason::MidFlowSnat),
+        _ => Err(Reason::TcpFlags),
+    }
+}
+
+/// Creates the connection.
+pub(super) fn open(ctx: &mut Context<'_>, packet: &Packet, hash: u64, backend: &Backend, source: Source) -> Result<Hit, Reason> {
+    let t = &packet.tuple;
+    let flow = Flow {
+        proto: t.proto,
+        v6: t.v6,
+        // Answers to replaced sources are known by their address and port; others must be announced.
+        announced: source == Source::Client && ctx.filter.is_some(),
+        client: t.src,
+        client_port: t.sport,
+        service: t.dst,
+        service_port: t.dport,
+        backend: addr_words(backend.addr).0,
+        backend_port: backend.port,
+        source: if let Source::Replaced(addr) = source { addr } else { t.src },
+        source_port: t.sport,
+        stats: backend.stats,
+    };
+    let phase = Phase::first(t.proto, packet.tcp_flags);
+    let ports = SourcePorts::new(ctx, packet, hash, source);
+    let reserve = |ctx: &Context<'_>| ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
+    let pending = match reserve(ctx) {
+        Err(Refused::Full) if evict(ctx) => reserve(ctx),
+        other => other,
+    };
+    let pending = pending.map_err(|refused| match refused {
+        Refused::Full => Reason::ConntrackFull,
+        Refused::Busy | Refused::Exists => Reason::ConntrackBusy,
+        Refused::ReplyTaken if source != Source::Client => Reason::SnatPortsExhausted,
+        Refused::ReplyTaken => Reason::ReplyKeyTaken,
+    })?;
+    let created = pending.flow;
+    if created.announced && !ctx.filter.is_none_or(|f| f.insert(&created.reply())) {
+        ctx.table.abort(pending);
+        return Err(Reason::ReplyFilterFull);
+    }
+    ctx.table.commit(pending).map_err(|_| {
+        withdraw(ctx.filter, &created);
+        Reason::ConntrackBusy
+    })
+}
+
+/// The source ports to try for a new connection, best first.
+#[derive(Clone)]
+struct SourcePorts {
+    first: Option<u16>,
+    base: u16,
+    range: u32,
+    at: u32,
+    left: u16,
+}
+
+impl SourcePorts {
+    fn new(ctx: &Context<'_>, packet: &Packet, hash: u64, source: Source) -> SourcePorts {
+        let snat_range = &ctx.services.snat;
+        let (first, base, last, tries) = match source {
+            Source::Replaced(_) => (None, snat_range.port_first, snat_range.port_last, SOURCE_PORTS_TRIED_MAX),
+            // The client's own port; in the middle of a connection only that one.
+            Source::Client if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), 1, 0, 0),
+            Source::Client => (Some(packet.tuple.sport), 1_024, u16::MAX, CLIENT_PORTS_TRIED_MAX),
+        };
+        let range = (u32::from(last) + 1).saturating_sub(u32::from(base));
+        let at = fast_range((hash as u32).wrapping_add(ctx.worker.port_hint), range);
+        SourcePorts { first, base, range, at, left: tries.min(range.min(u32::from(u16::MAX)) as u16) }
+    }
+}
+
+impl Iterator for SourcePorts {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        self.left = self.left.checked_sub(1)?;
+        let port = self.base + self.at as u16;
+        self.at = (self.at + 1) % self.range;
+        Some(port)
+    }
+}
+
+/// The table is full: makes room by ending one connection that nobody has agreed on yet or that is over. False when none was found nearby.
+///
+/// Established connections stay. A DNAT-only connection cannot be served without an entry either: nothing would lead its replies back.
+fn evict(ctx: &mut Context<'_>) -> bool {
+    let (now_ms, timeouts) = (ctx.now_ms, ctx.worker.timeouts);
+    let found = std::cell::Cell::new(false);
+    let ends = |hit: &Hit| !found.get() && (expired(hit, &timeouts, now_ms) || hit.phase.evictable());
+    ctx.table.sweep(EVICTION_PLACES, ctx.routes.generation, ends, |flow| {
+        found.set(true);
+        ctx.counters.conntrack_evicted.add(1);
+        withdraw(ctx.filter, &flow);
+    });
+    found.get()
+}
