@@ -35,7 +35,7 @@ fn services(snat: bool) -> Services {
     let mut s = Services::empty(HashSeed::new(1));
     let backends = (0..100).map(|i| Backend { addr: [192, 168, 0, 10 + i].into(), port: 8080, weight: 1, stats: u32::from(i) }).collect();
     s.pools.push(Arc::new(Pool::new(backends, &s.seed).expect("backends")));
-    s.snat = SnatRange { v4: Some([10, 0, 0, 1].into()), v6: None, port_first: 1_024, port_last: 65_535 };
+    s.snat = SnatRange { v4: Some([10, 0, 0, 1].into()), v6: None, port_first: 1_024, port_last: 65_535, ..Default::default() };
     s.ports.push(ServicePort { namespace: "bench".into(), name: "bench".into(), port_name: String::new(), port: 80, proto: Proto::Udp });
     for (addr, action) in
         [(SERVICE, Action::Forward { pool: 0, snat }), (REJECTED, Action::Reject(nomagic_core::reason::Reason::NoEndpoints))]
