@@ -72,7 +72,7 @@ fn nowhere(reason: Reason) -> impl Fn(&nomagic_core::routes::Routes, Way) -> boo
 
 fn hop(port: u16, mac: [u8; 6]) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
     move |routes, way| match way {
-        Way::Hop(id) => routes.hop(id).is_some_and(|h| (h.port, h.dst_mac) == (PortId(port), mac)),
+        Way::Hop(id) => routes.hop(id).is_some_and(|h| (h.port, h.dst_mac()) == (PortId(port), mac)),
         _ => false,
     }
 }

@@ -262,7 +262,7 @@ fn daily_life_of_a_neighbour_is_no_change() {
     let (routes, left_out) = s.inputs(&ports(), &BTreeSet::new()).build(1, None);
     assert_eq!(left_out, 0);
     let Way::Hop(hop) = routes.resolve(ip("10.9.0.1"), 0) else { panic!("not resolved") };
-    assert_eq!((routes.hop(hop).unwrap().dst_mac, routes.hop(hop).unwrap().src_mac), ([8; 6], [2, 0, 0, 0, 0, CL0 as u8]));
+    assert_eq!((routes.hop(hop).unwrap().dst_mac(), routes.hop(hop).unwrap().src_mac()), ([8; 6], [2, 0, 0, 0, 0, CL0 as u8]));
     let mut failed = |state| s.apply(&Message::NewNeighbour(neighbour(CL0, "10.9.0.1", 8, state)), false);
     assert_eq!(failed(NeighbourState::Failed), Effect::Changed);
     assert_eq!(failed(NeighbourState::Failed), Effect::Nothing);

@@ -40,8 +40,14 @@ impl Traffic {
     /// Counts one frame.
     #[inline]
     pub fn count(&self, bytes: usize) {
-        self.packets.add(1);
-        self.bytes.add(bytes as u64);
+        self.add(1, bytes as u64);
+    }
+
+    /// Counts several.
+    #[inline]
+    pub fn add(&self, packets: u64, bytes: u64) {
+        self.packets.add(packets);
+        self.bytes.add(bytes);
     }
 }
 
@@ -54,6 +60,7 @@ impl Traffic {
 
 /// What one (Service port, backend) pair carried. Found by [`crate::services::Backend::stats`].
 #[derive(Default, Debug)]
+#[repr(align(64))]
 pub struct TargetStats {
     /// Connections opened.
     pub flows: Counter,

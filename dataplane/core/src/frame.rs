@@ -6,6 +6,7 @@
 use arrayvec::ArrayVec;
 use std::net::IpAddr;
 
+use crate::prefetch::{prefetch, prefetch_far};
 use crate::reason::Reason;
 
 /// Frames a batch at the most.
@@ -54,13 +55,13 @@ impl<'f> Frame<'f> {
     }
 
     /// The first segment's bytes.
-    #[inline]
+    #[inline(always)]
     pub fn head(&self) -> &[u8] {
         &self.buf[self.start..self.start + self.len]
     }
 
     /// The first segment's bytes, for rewriting.
-    #[inline]
+    #[inline(always)]
     pub fn head_mut(&mut self) -> &mut [u8] {
         &mut self.buf[self.start..self.start + self.len]
     }
@@ -71,8 +72,30 @@ impl<'f> Frame<'f> {
     }
 
     /// Bytes of the whole frame, all segments.
+    #[inline(always)]
     pub fn total_len(&self) -> usize {
-        self.len + self.tail.iter().map(|s| s.len()).sum::<usize>()
+        if self.tail.is_empty() { self.len } else { self.len + self.tail_len() }
+    }
+
+    #[cold]
+    fn tail_len(&self) -> usize {
+        self.tail.iter().map(|s| s.len()).sum()
+    }
+
+    /// Asks for the headers' cache line, to be read soon.
+    #[inline(always)]
+    pub fn prefetch_head(&self) {
+        if let Some(first) = self.buf.get(self.start) {
+            prefetch(first);
+        }
+    }
+
+    /// Asks for the headers' cache line, to be read a batch later.
+    #[inline(always)]
+    pub fn prefetch_head_far(&self) {
+        if let Some(first) = self.buf.get(self.start) {
+            prefetch_far(first);
+        }
     }
 
     /// Where the first segment starts in its buffer (the headroom in front of it).

@@ -40,7 +40,11 @@ impl Maglev {
     /// Fills a table. The order of `backends` must be canonical (sorted): it breaks ties. `None` when there are none
     /// or more than the largest table has slots.
     pub fn build(backends: &[Backend], seed: &HashSeed) -> Option<Maglev> {
-        let size = Maglev::size_for(backends.len());
+        Maglev::with_size(backends, seed, Maglev::size_for(backends.len()))
+    }
+
+    /// [`Maglev::build`] with another number of slots, which must be a prime.
+    pub fn with_size(backends: &[Backend], seed: &HashSeed, size: u32) -> Option<Maglev> {
         if backends.is_empty() || backends.len() > size as usize {
             return None;
         }
@@ -96,6 +100,14 @@ impl Maglev {
                 let slot = fast_range((hash >> 32) as u32, s.len() as u32);
                 (slot, s[slot as usize])
             }
+        }
+    }
+
+    /// The index of the backend that a slot belongs to.
+    pub fn backend(&self, slot: u32) -> u32 {
+        match &self.slots {
+            Slots::Narrow(s) => u32::from(s[slot as usize]),
+            Slots::Wide(s) => s[slot as usize],
         }
     }
 

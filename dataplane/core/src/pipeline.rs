@@ -3,16 +3,17 @@
 //! A batch goes through in three short passes, so that the memory latency of one frame hides behind the work on the others: parse and
 //! hash all, fetch the flows the index seems to name, then judge one after the other. [`judge`] and the functions below it hold the branches.
 
+mod established;
 mod open;
 
 use arrayvec::ArrayVec;
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Conntrack, Direction, Flow, Hit, Timeouts};
+use crate::conntrack::{Candidate, Conntrack, Direction, Flow, Hit, IdleTimes, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
-use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, tcp};
+use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, parse_plain, tcp};
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
@@ -25,7 +26,7 @@ pub struct WorkerState {
     /// Spreads the workers over the source ports.
     port_hint: u32,
     limiter: Limiter,
-    timeouts: Timeouts,
+    idle: IdleTimes,
 }
 
 impl WorkerState {
@@ -36,7 +37,7 @@ impl WorkerState {
 
     /// The state of worker number `worker`.
     pub fn with_timeouts(worker: u16, timeouts: Timeouts) -> WorkerState {
-        WorkerState { port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9), limiter: Limiter::default(), timeouts }
+        WorkerState { port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9), limiter: Limiter::default(), idle: timeouts.table() }
     }
 }
 
@@ -58,39 +59,60 @@ pub struct Context<'c> {
     pub worker: &'c mut WorkerState,
 }
 
+/// Frames whose headers are fetched ahead of the one that is read.
+const HEADERS_AHEAD: usize = 8;
+
 /// Judges and rewrites a batch: one verdict a frame, in order.
 ///
 /// # Panics
 /// When there are more than [`BATCH_MAX`] frames: a caller's error.
 pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut ArrayVec<Verdict, BATCH_MAX>, out: &mut Outputs<'f>) {
     verdicts.clear();
-    let mut parsed: ArrayVec<(Result<Packet, NotPacket>, u64), BATCH_MAX> = ArrayVec::new();
-    for frame in frames.iter() {
-        let packet = parse(frame);
-        let hash = packet.as_ref().map_or(0, |p| ctx.table.hash(&p.tuple));
-        if packet.is_ok() {
-            ctx.table.prefetch_index(hash);
+    assert!(frames.len() <= BATCH_MAX, "a batch is {BATCH_MAX} frames at the most");
+    let mut packets: ArrayVec<Option<Packet>, BATCH_MAX> = ArrayVec::new();
+    let mut hashes = [0; BATCH_MAX];
+    let mut candidates = [Candidate::default(); BATCH_MAX];
+    frames.iter().for_each(Frame::prefetch_head_far);
+    for (i, (frame, hash)) in frames.iter().zip(&mut hashes).enumerate() {
+        if let Some(ahead) = frames.get(i + HEADERS_AHEAD) {
+            ahead.prefetch_head();
         }
-        parsed.push((packet, hash));
+        let packet = parse_plain(frame);
+        if let Some(packet) = &packet {
+            *hash = ctx.table.hash(&packet.tuple);
+            ctx.table.prefetch_index(*hash);
+        }
+        packets.push(packet);
     }
-    for (_, hash) in parsed.iter().filter(|(p, _)| p.is_ok()) {
-        ctx.table.prefetch_flow(*hash);
+    for ((packet, hash), candidate) in packets.iter().zip(&hashes).zip(&mut candidates) {
+        if let Some(packet) = packet {
+            *candidate = ctx.table.candidate(*hash);
+            if packet.tuple.v6 {
+                ctx.table.prefetch_v6(*candidate);
+            }
+        }
     }
-    for (frame, (packet, hash)) in frames.iter_mut().zip(&parsed) {
-        let bytes = frame.total_len();
-        let verdict = judge(ctx, frame, packet, *hash, out);
-        count(ctx.counters, frame.resubmitted, bytes, &verdict);
-        verdicts.push(verdict);
+    let mut tally = established::Tally::default();
+    for (((frame, packet), hash), candidate) in frames.iter_mut().zip(&packets).zip(&hashes).zip(&candidates) {
+        let ordinary = match packet {
+            Some(packet) => established::established(ctx, frame, packet, *hash, *candidate, &mut tally),
+            None => None,
+        };
+        verdicts.push(match ordinary {
+            Some(verdict) => verdict,
+            None => general(ctx, frame, packet.as_ref().map(|packet| (packet, *hash)), out),
+        });
     }
+    tally.add_to(ctx.counters);
 }
 
 /// Looks at the next `places` of the connection table and ends what has timed out.
 pub fn sweep(ctx: &mut Context<'_>, places: u32) {
-    let (now_ms, timeouts) = (ctx.now_ms, ctx.worker.timeouts);
+    let (now_ms, idle) = (ctx.now_ms, ctx.worker.idle);
     ctx.table.sweep(
         places,
         ctx.routes.generation,
-        |hit| expired(hit, &timeouts, now_ms),
+        |hit| expired(hit, &idle, now_ms),
         |flow| {
             ctx.counters.conntrack_expired.add(1);
             withdraw(ctx.filter, &flow);
@@ -111,22 +133,30 @@ fn count(counters: &Counters, resubmitted: bool, bytes: usize, verdict: &Verdict
     }
 }
 
-/// One frame: known connection, new connection, or neither.
-fn judge<'f>(
-    ctx: &mut Context<'_>,
-    frame: &mut Frame<'f>,
-    packet: &Result<Packet, NotPacket>,
-    hash: u64,
-    out: &mut Outputs<'f>,
-) -> Verdict {
-    let packet = match packet {
-        Ok(packet) => packet,
-        Err(NotPacket::Malformed(reason)) => return Verdict::Drop(*reason),
-        Err(NotPacket::Kernel(reason)) => return to_kernel(ctx, frame, None, *reason),
-        Err(NotPacket::Later(piece)) => return later_fragment(ctx, frame, piece),
+/// One frame that is not simply the next one of a connection in its stride: any case, from the beginning.
+#[inline(never)]
+fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Packet, u64)>, out: &mut Outputs<'f>) -> Verdict {
+    let (bytes, resubmitted) = (frame.total_len(), frame.resubmitted);
+    let verdict = match plain {
+        Some((packet, hash)) => judge(ctx, frame, packet, hash, out),
+        None => match parse(frame) {
+            Ok(packet) => {
+                let hash = ctx.table.hash(&packet.tuple);
+                judge(ctx, frame, &packet, hash, out)
+            }
+            Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
+            Err(NotPacket::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
+            Err(NotPacket::Later(piece)) => later_fragment(ctx, frame, &piece),
+        },
     };
+    count(ctx.counters, resubmitted, bytes, &verdict);
+    verdict
+}
+
+/// One packet: known connection, new connection, or neither.
+fn judge<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
     match ctx.table.lookup(&packet.tuple, hash) {
-        Some(hit) if expired(&hit, &ctx.worker.timeouts, ctx.now_ms) => {
+        Some(hit) if expired(&hit, &ctx.worker.idle, ctx.now_ms) => {
             end(ctx, &hit, &ctx.counters.conntrack_expired);
             unknown(ctx, frame, packet, hash, out)
         }
@@ -178,7 +208,7 @@ fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, piece: &Piece) -
 
 /// The cached next hop of a connection's direction, or the one that the routes name now.
 fn next_hop(ctx: &Context<'_>, hit: &Hit) -> Result<(NextHop, NextHopId), Verdict> {
-    if let Some(id) = ctx.table.cached_hop(hit, ctx.routes.generation) {
+    if let Some(id) = hit.cached_hop(ctx.routes.generation) {
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
     let onward = way(ctx, &hit.new)?;
@@ -326,8 +356,9 @@ fn reopens(hit: &Hit, packet: &Packet) -> bool {
     opens && hit.direction == Direction::Original && hit.phase.reusable()
 }
 
-fn expired(hit: &Hit, timeouts: &Timeouts, now_ms: u64) -> bool {
-    now_ms.saturating_sub(hit.seen_ms) >= timeouts.of(hit.phase)
+#[inline(always)]
+fn expired(hit: &Hit, idle: &IdleTimes, now_ms: u64) -> bool {
+    now_ms.saturating_sub(hit.seen_ms) >= idle.of(hit.phase)
 }
 
 fn end(ctx: &Context<'_>, hit: &Hit, counter: &crate::counters::Counter) {

@@ -1,4 +1,4 @@
-//! The one hint the core gives to the processor.
+//! The hints the core gives to the processor.
 #![allow(unsafe_code)]
 
 /// Asks for the cache line at `place`, to be read soon. Does nothing where there is no such instruction.
@@ -9,6 +9,20 @@ pub fn prefetch<T>(place: &T) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch of any address has no effect on memory and cannot fault; SSE is part of x86_64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
+    let _ = place;
+}
+
+/// As [`prefetch`], into the second-level cache: for many lines at once that would push each other out of the first. Frames lie at multiples of
+/// 2 KiB, so all their headers fall into two of its 64 sets.
+#[inline(always)]
+pub fn prefetch_far<T>(place: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(place).cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
     let _ = place;

@@ -14,6 +14,7 @@ use crate::tuple::{AddrWords, Proto, Tuple};
 const TTL_DELTA: u16 = !0x0100;
 
 /// Whether a packet of this TTL and length can go on by this next hop.
+#[inline(always)]
 pub fn check(ttl: u8, ip_len: usize, hop: &NextHop) -> Result<(), Reason> {
     if ttl <= 1 {
         return Err(Reason::TtlExceeded);
@@ -27,31 +28,45 @@ pub fn check(ttl: u8, ip_len: usize, hop: &NextHop) -> Result<(), Reason> {
 /// Rewrites a checked packet for the wire: `new` replaces its tuple, `hop` its link-layer header.
 /// True when the transport checksum had to be computed in full.
 pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
-    let completed = transport(frame, packet, new, deltas.l4);
+    let completed = match packet.tuple.proto {
+        Proto::Sctp => sctp(frame, packet, new),
+        Proto::Tcp | Proto::Udp => transport(frame, packet, new, deltas.l4),
+    };
     network(frame, packet.l3, new, deltas.l3);
-    link(frame, packet.l3, hop.src_mac, hop.dst_mac);
+    link(frame, packet.l3, hop.src_mac(), hop.dst_mac());
+    completed
+}
+
+/// [`rewrite`] for a [plain](Packet::plain) packet.
+#[inline(always)]
+pub fn rewrite_plain(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
+    let completed = transport(frame, packet, new, deltas.l4);
+    network(frame, ETHERNET_LEN as u16, new, deltas.l3);
+    frame.head_mut()[..12].copy_from_slice(&hop.link);
     completed
 }
 
 /// Rewrites a checked later fragment: addresses only.
 pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, new: &Tuple, deltas: Deltas, hop: &NextHop) {
     network(frame, piece.l3, new, deltas.l3);
-    link(frame, piece.l3, hop.src_mac, hop.dst_mac);
+    link(frame, piece.l3, hop.src_mac(), hop.dst_mac());
 }
 
 /// Addresses, TTL and the IPv4 header's checksum.
+#[inline(always)]
 fn network(frame: &mut Frame<'_>, l3: u16, new: &Tuple, delta: u16) {
     let ip = &mut frame.head_mut()[usize::from(l3)..];
     if new.v6 {
+        let ip = &mut ip[..40];
         ip[7] -= 1;
         ip[8..24].copy_from_slice(&v6_bytes(new.src));
         ip[24..40].copy_from_slice(&v6_bytes(new.dst));
     } else {
+        let ip = &mut ip[..20];
         ip[8] -= 1;
         let field = apply(u16::from_be_bytes([ip[10], ip[11]]), add(delta, TTL_DELTA));
         ip[10..12].copy_from_slice(&field.to_be_bytes());
-        ip[12..16].copy_from_slice(&(new.src[1] as u32).to_be_bytes());
-        ip[16..20].copy_from_slice(&(new.dst[1] as u32).to_be_bytes());
+        ip[12..20].copy_from_slice(&((new.src[1] << 32) | (new.dst[1] & 0xffff_ffff)).to_be_bytes());
     }
 }
 
@@ -85,21 +100,24 @@ pub fn complete(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     partial
 }
 
-/// Ports and transport checksum.
+/// Ports and the checksum of TCP or UDP. True when it had to be computed in full.
+#[inline(always)]
 fn transport(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, delta: u16) -> bool {
-    if packet.tuple.proto == Proto::Sctp {
-        return sctp(frame, packet, new);
-    }
-    let field = checksum_field(frame, packet);
-    write_ports(frame, packet, new);
+    let at = checksum_at(packet) - usize::from(packet.l4);
+    let l4 = &mut frame.head_mut()[usize::from(packet.l4)..];
+    let field = u16::from_be_bytes([l4[at], l4[at + 1]]);
     if is_partial(packet, field) {
+        write_ports(frame, packet, new);
         write_full(frame, packet, new.src, new.dst);
         return true;
     }
-    // UDP over IPv4 without a checksum stays without (RFC 768).
-    if !(packet.tuple.proto == Proto::Udp && field == 0) {
-        write_field(frame, packet, apply(field, delta));
-    }
+    l4[0..4].copy_from_slice(&((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes());
+    let udp = packet.tuple.proto == Proto::Udp;
+    let changed = apply(field, delta);
+    // UDP over IPv4 without a checksum stays without; a computed 0 is sent as 0xffff there (RFC 768). For TCP both are the same number.
+    let changed = if udp & (changed == 0) { 0xffff } else { changed };
+    let changed = if udp & (field == 0) { 0 } else { changed };
+    l4[at..at + 2].copy_from_slice(&changed.to_be_bytes());
     false
 }
 
@@ -155,12 +173,14 @@ fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
 
 /// A local sender that leaves the checksum to its NIC (Linux: CHECKSUM_PARTIAL) stores the pseudo header's sum, not complemented.
 /// A finished checksum may equal that by chance; computing it anew is right in both cases.
+#[inline(always)]
 fn is_partial(packet: &Packet, field: u16) -> bool {
     let t = &packet.tuple;
     // Nobody leaves fragments to the NIC, and the rest of the packet is not here.
     packet.fragment_id.is_none() && field == fold(pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
 }
 
+#[inline(always)]
 fn checksum_at(packet: &Packet) -> usize {
     usize::from(packet.l4) + if packet.tuple.proto == Proto::Tcp { 16 } else { 6 }
 }
@@ -178,6 +198,8 @@ fn write_field(frame: &mut Frame<'_>, packet: &Packet, field: u16) {
 }
 
 /// Computes the transport checksum over all segments.
+#[cold]
+#[inline(never)]
 fn write_full(frame: &mut Frame<'_>, packet: &Packet, src: AddrWords, dst: AddrWords) {
     write_field_raw(frame, packet, 0);
     let mut sum = Sum::new(addr_sum(src) + addr_sum(dst) + u64::from(packet.tuple.proto as u8) + u64::from(packet.covered_len));
@@ -196,6 +218,7 @@ fn write_field_raw(frame: &mut Frame<'_>, packet: &Packet, field: u16) {
     frame.head_mut()[at..at + 2].copy_from_slice(&field.to_be_bytes());
 }
 
+#[inline(always)]
 fn v6_bytes(a: AddrWords) -> [u8; 16] {
     ((u128::from(a[0]) << 64) | u128::from(a[1])).to_be_bytes()
 }

@@ -84,12 +84,29 @@ pub struct Neighbour {
 pub struct NextHop {
     /// Out of this port.
     pub port: PortId,
-    /// To this MAC address.
-    pub dst_mac: Mac,
-    /// From this one.
-    pub src_mac: Mac,
+    /// Destination and source MAC addresses, as a frame begins.
+    pub link: [u8; 12],
     /// MTU of the port.
     pub mtu: u32,
+}
+
+impl NextHop {
+    fn new(id: PortId, port: &Port, dst: Mac) -> NextHop {
+        let mut link = [0; 12];
+        link[..6].copy_from_slice(&dst);
+        link[6..].copy_from_slice(&port.mac);
+        NextHop { port: id, link, mtu: port.mtu }
+    }
+
+    /// To this MAC address.
+    pub fn dst_mac(&self) -> Mac {
+        std::array::from_fn(|i| self.link[i])
+    }
+
+    /// From this one.
+    pub fn src_mac(&self) -> Mac {
+        std::array::from_fn(|i| self.link[6 + i])
+    }
 }
 
 /// Where packets to a destination go.
@@ -141,7 +158,7 @@ impl Routes {
         // Of routes with one prefix the smallest metric wins; the kernel keeps the others in reserve.
         routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.prefix_len()), r.prefix, r.metric));
         routes.dedup_by_key(|r| r.prefix);
-        let none = NextHop { port: PortId(u16::MAX), dst_mac: [0; 6], src_mac: [0; 6], mtu: 0 };
+        let none = NextHop { port: PortId(u16::MAX), link: [0; 12], mtu: 0 };
         let mut table = Routes { generation, internal, ports, hops: vec![none], ..Routes::default() };
         for route in routes {
             let family = if route.prefix.addr().is_ipv6() { &mut table.v6 } else { &mut table.v4 };
@@ -155,8 +172,7 @@ impl Routes {
         }
         if let Some((internal, port)) = internal.and_then(|i| Some((i, table.ports.get(usize::from(i.port.0))?))) {
             table.kernel = NextHopId(table.hops.len() as u16);
-            let hop = NextHop { port: internal.port, dst_mac: internal.kernel_mac, src_mac: port.mac, mtu: port.mtu };
-            table.hops.push(hop);
+            table.hops.push(NextHop::new(internal.port, port, internal.kernel_mac));
         }
         let (before, mut left_out) = (table.hops.len(), 0);
         for n in neighbours {
@@ -169,7 +185,7 @@ impl Routes {
                 continue;
             }
             let id = NextHopId(table.hops.len() as u16);
-            table.hops.push(NextHop { port: n.port, dst_mac: n.mac, src_mac: port.mac, mtu: port.mtu });
+            table.hops.push(NextHop::new(n.port, port, n.mac));
             table.neighbours.insert((n.port, n.addr), id);
         }
         (table, left_out)
@@ -181,7 +197,7 @@ impl Routes {
     }
 
     /// The MAC addresses behind an id of this generation.
-    #[inline]
+    #[inline(always)]
     pub fn hop(&self, id: NextHopId) -> Option<&NextHop> {
         if id.0 == 0 { None } else { self.hops.get(usize::from(id.0)) }
     }
@@ -274,7 +290,7 @@ mod tests {
         let (r, left_out) = Routes::build(1, ports(), None, routes, &neighbours);
         assert_eq!(left_out, 1, "a neighbour of a port that does not exist");
         let mac = |way| match way {
-            Way::Hop(id) => r.hop(id).map(|h| (h.port.0, h.dst_mac[0])),
+            Way::Hop(id) => r.hop(id).map(|h| (h.port.0, h.dst_mac()[0])),
             _ => None,
         };
         assert_eq!(mac(r.resolve(ip("192.168.0.2"), 0)), Some((1, 2)));

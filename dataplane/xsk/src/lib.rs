@@ -18,7 +18,7 @@ mod hold;
 mod io;
 mod lanes;
 mod link;
-mod memory;
+pub mod memory;
 mod mounts;
 mod pins;
 mod pool;

@@ -22,6 +22,11 @@ pub fn anonymous(words: usize) -> io::Result<&'static [AtomicU64]> {
     map(words, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
 }
 
+/// As [`anonymous`], in 32-bit words.
+pub fn anonymous32(words: usize) -> io::Result<&'static [AtomicU32]> {
+    map(words, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
+}
+
 /// An array map of 64-bit values.
 pub fn bpf_words64(map_fd: BorrowedFd<'_>, words: usize) -> io::Result<&'static [AtomicU64]> {
     map(words, libc::MAP_SHARED, Some(map_fd))

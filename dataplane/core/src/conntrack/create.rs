@@ -114,6 +114,7 @@ impl<'r> Conntrack<'r> {
             deltas,
             phase: pending.phase,
             seen_ms: pending.now_ms,
+            hops: super::flow::hops_empty(live >> 32),
         })
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! line 0   state    generation << 32 | FREE, PENDING, LIVE, DYING
 //!          seen     milliseconds
-//!          ports    client, service, backend, source
+//!          ports    original key's (client << 16 | service) | reply key's (backend << 16 | source) << 32
 //!          meta     protocol | family << 8 | announced << 9 | L3 delta << 16 | L4 delta << 32
 //!          v4 a     client << 32 | service
 //!          v4 b     backend << 32 | source
@@ -11,6 +11,8 @@
 //!          target   statistics place | phase << 32 | slot generation << 40
 //! line 1   client, service, backend, source: two words each (IPv6)
 //! ```
+//!
+//! A direction's part of a word is found by a shift, not by a branch. What a packet becomes is the other direction's key, turned round.
 //!
 //! `hops` and `target` change while the flow is live. They carry the slot's generation, so that a worker which was interrupted while the
 //! slot went to another connection cannot change that one: its compare-and-swap fails. A late write to `seen` does no harm.
@@ -38,9 +40,9 @@ const META_ANNOUNCED: u64 = 1 << 9;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     /// Client to Service.
-    Original,
+    Original = 0,
     /// Backend to client.
-    Reply,
+    Reply = 1,
 }
 
 /// A connection: who talks to whom, and what that becomes.
@@ -124,7 +126,7 @@ pub(super) fn hops_empty(generation: u64) -> u64 {
 
 /// A flow's words.
 #[derive(Clone, Copy)]
-pub(super) struct Slot<'r>(pub(super) &'r [AtomicU64]);
+pub(super) struct Slot<'r>(pub(super) &'r [AtomicU64; FLOW_WORDS]);
 
 impl Slot<'_> {
     #[inline]
@@ -157,8 +159,7 @@ impl Slot<'_> {
         let announced = if flow.announced { META_ANNOUNCED } else { 0 };
         let flags = u64::from(flow.proto as u8) | v6 | announced;
         self.0[META].store(flags | (u64::from(l3) << 16) | (u64::from(l4) << 32), Relaxed);
-        let ports = [flow.client_port, flow.service_port, flow.backend_port, flow.source_port];
-        let word = ports.into_iter().enumerate().fold(0, |w, (i, p)| w | (u64::from(p) << (16 * i)));
+        let word = u64::from(pair(flow.client_port, flow.service_port)) | (u64::from(pair(flow.backend_port, flow.source_port)) << 32);
         self.0[PORTS].store(word, Relaxed);
     }
 
@@ -178,34 +179,34 @@ impl Slot<'_> {
             v6,
             announced: meta & META_ANNOUNCED != 0,
             client: addrs[0],
-            client_port: ports as u16,
+            client_port: (ports >> 16) as u16,
             service: addrs[1],
-            service_port: (ports >> 16) as u16,
+            service_port: ports as u16,
             backend: addrs[2],
-            backend_port: (ports >> 32) as u16,
+            backend_port: (ports >> 48) as u16,
             source: addrs[3],
-            source_port: (ports >> 48) as u16,
+            source_port: (ports >> 32) as u16,
             stats: self.word(TARGET) as u32,
         }
     }
 
     /// What a packet with this key is to become, and its checksum deltas: no more words than that takes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn rewritten(&self, key: &Tuple, direction: Direction) -> (Tuple, Deltas) {
         let (meta, ports) = (self.word(META), self.word(PORTS));
-        let original = direction == Direction::Original;
-        let (src, dst) = match (key.v6, original) {
-            (true, true) => (self.v6_addr(3), self.v6_addr(2)),
-            (true, false) => (self.v6_addr(1), self.v6_addr(0)),
-            (false, _) => {
-                let word = self.word(if original { V4_B } else { V4_A });
-                ([0, word & 0xffff_ffff], [0, word >> 32])
-            }
+        let other = 1 - direction as usize;
+        let (src, dst) = if key.v6 {
+            let base = V6 + 4 * other;
+            ([self.word(base + 2), self.word(base + 3)], [self.word(base), self.word(base + 1)])
+        } else {
+            let word = self.word(V4_A + other);
+            ([0, word & 0xffff_ffff], [0, word >> 32])
         };
-        let ports = if original { ports >> 32 } else { ports };
-        let (sport, dport) = ((ports >> 16) as u16, ports as u16);
-        let (l3, l4) = ((meta >> 16) as u16, (meta >> 32) as u16);
-        let deltas = if original { Deltas { l3, l4 } } else { Deltas { l3: !l3, l4: !l4 } };
+        let ports = (ports >> (32 * other)) as u32;
+        let (sport, dport) = (ports as u16, (ports >> 16) as u16);
+        // A reply's deltas are the complements.
+        let flip = (direction as u16).wrapping_neg();
+        let deltas = Deltas { l3: (meta >> 16) as u16 ^ flip, l4: (meta >> 32) as u16 ^ flip };
         (Tuple { src, dst, sport, dport, ..*key }, deltas)
     }
 
@@ -215,27 +216,24 @@ impl Slot<'_> {
     }
 
     /// Whether this flow has the tuple as its key in this direction.
-    #[inline]
+    #[inline(always)]
     pub(super) fn has_key(&self, tuple: &Tuple, direction: Direction) -> bool {
-        let meta = self.word(META);
-        if meta as u8 != tuple.proto as u8 || (meta & META_V6 != 0) != tuple.v6 {
-            return false;
-        }
-        let ports = self.word(PORTS);
-        let (first, second) = match direction {
-            Direction::Original => (ports as u16, (ports >> 16) as u16),
-            Direction::Reply => ((ports >> 32) as u16, (ports >> 48) as u16),
-        };
-        if (first, second) != (tuple.sport, tuple.dport) {
-            return false;
-        }
-        if tuple.v6 {
-            let base = if direction == Direction::Original { V6 } else { V6 + 4 };
+        let at = direction as usize;
+        let kind = self.word(META) & (META_V6 | 0xff) ^ (tuple.proto as u64 | (u64::from(tuple.v6) << 8));
+        let ports = (self.word(PORTS) >> (32 * at)) as u32 ^ pair(tuple.sport, tuple.dport);
+        let addrs = if tuple.v6 {
+            let base = V6 + 4 * at;
             let words = [tuple.src[0], tuple.src[1], tuple.dst[0], tuple.dst[1]];
-            (0..4).all(|i| self.word(base + i) == words[i])
+            (0..4).fold(0, |d, i| d | (self.word(base + i) ^ words[i]))
         } else {
-            let word = if direction == Direction::Original { V4_A } else { V4_B };
-            self.word(word) == ((tuple.src[1] << 32) | (tuple.dst[1] & 0xffff_ffff))
-        }
+            self.word(V4_A + at) ^ ((tuple.src[1] << 32) | (tuple.dst[1] & 0xffff_ffff))
+        };
+        kind | u64::from(ports) | addrs == 0
     }
+}
+
+/// Two ports as they are in a packet.
+#[inline(always)]
+fn pair(first: u16, second: u16) -> u32 {
+    (u32::from(first) << 16) | u32::from(second)
 }

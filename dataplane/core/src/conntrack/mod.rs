@@ -8,20 +8,21 @@
 mod create;
 pub mod flow;
 mod fragments;
+mod lookup;
 pub mod phase;
 mod region;
 
 pub use create::{Pending, Refused};
+pub use lookup::Candidate;
 pub use flow::{Deltas, Direction, Flow};
-pub use phase::{Phase, PhaseKind, Timeouts};
+pub use phase::{IdleTimes, Phase, PhaseKind, Timeouts};
 pub use region::{CAPACITY_MAX, RegionError};
 
 use crate::frame::NextHopId;
-use crate::prefetch::prefetch;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering};
 use crate::tuple::Tuple;
 use flow::{HOP_BITS, HOPS, SEEN, STATE, TARGET, target_word};
-use region::{DYING, LIVE, Region, STATE_MASK, W_CURSOR, W_LIVE};
+use region::{DYING, Region, STATE_MASK, W_CURSOR, W_LIVE};
 
 /// Next hops that a flow can name.
 const NEXT_HOP_MAX: u16 = (1 << 14) - 1;
@@ -55,6 +56,18 @@ pub struct Hit {
     pub phase: Phase,
     /// When it was last seen, to [`SEEN_RESOLUTION_MS`].
     pub seen_ms: u64,
+    /// The `hops` word.
+    hops: u64,
+}
+
+impl Hit {
+    /// The next hop cached for this direction, if it was resolved under this generation of the routes (compared by its low 12 bits).
+    #[inline(always)]
+    pub fn cached_hop(&self, routes_generation: u64) -> Option<NextHopId> {
+        let half = self.hops >> hop_shift(self.direction);
+        let id = (half >> HOP_GENERATION_BITS) as u16 & NEXT_HOP_MAX;
+        (id != 0 && (half ^ routes_generation) & HOP_GENERATION_MASK == 0).then_some(NextHopId(id))
+    }
 }
 
 impl<'r> Conntrack<'r> {
@@ -89,84 +102,22 @@ impl<'r> Conntrack<'r> {
         tuple.hash(&self.region.seed)
     }
 
-    /// First step ahead of a look-up: fetches the index line.
-    #[inline]
-    pub fn prefetch_index(&self, hash: u64) {
-        prefetch(&self.region.bucket(self.region.home(hash).buckets[0])[0]);
-    }
-
-    /// Second step ahead of a look-up: fetches the flow that the index seems to name.
-    #[inline]
-    pub fn prefetch_flow(&self, hash: u64) {
-        let home = self.region.home(hash);
-        for entry in self.region.bucket(home.buckets[0]) {
-            let entry = entry.load(Ordering::Relaxed);
-            if (entry >> 32) as u32 == home.tag && entry != 0 {
-                let slot = self.region.slot(entry_slot(entry));
-                prefetch(&slot.0[0]);
-                prefetch(&slot.0[8]);
-                return;
-            }
-        }
-        prefetch(&self.region.bucket(home.buckets[1])[0]);
-    }
-
-    /// Finds the connection that a packet belongs to.
-    #[inline]
-    pub fn lookup(&self, tuple: &Tuple, hash: u64) -> Option<Hit> {
-        let home = self.region.home(hash);
-        for bucket in home.buckets {
-            for entry in self.region.bucket(bucket) {
-                let entry = entry.load(Ordering::Acquire);
-                if (entry >> 32) as u32 == home.tag
-                    && let Some(hit) = self.read_live(entry, tuple)
-                {
-                    return Some(hit);
-                }
-            }
-        }
-        None
-    }
-
-    /// Reads the flow behind an entry, if it is live, has this key, and did not change meanwhile (seqlock, reader side).
-    #[inline]
-    fn read_live(&self, entry: u64, tuple: &Tuple) -> Option<Hit> {
-        if entry == 0 {
-            return None;
-        }
-        let (index, direction) = (entry_slot(entry), entry_direction(entry));
-        let slot = self.region.slot(index);
-        let state = slot.0[STATE].load(Ordering::Acquire);
-        if state & STATE_MASK != LIVE || !slot.has_key(tuple, direction) {
-            return None;
-        }
-        let (new, deltas) = slot.rewritten(tuple, direction);
-        let (seen_ms, target) = (slot.word(SEEN), slot.word(TARGET));
-        fence(Ordering::Acquire);
-        if slot.word(STATE) != state {
-            return None;
-        }
-        let phase = Phase::from_bits((target >> 32) as u8);
-        Some(Hit { slot: index, state, direction, new, stats: target as u32, deltas, phase, seen_ms })
-    }
-
-    /// The whole connection, unless it has ended meanwhile.
-    pub fn flow(&self, hit: &Hit) -> Option<Flow> {
-        let slot = self.region.slot(hit.slot);
-        let flow = slot.read();
-        fence(Ordering::Acquire);
-        (slot.word(STATE) == hit.state).then_some(flow)
-    }
-
     /// Notes that a packet of the connection was seen, and the phase it is in now. Usually writes nothing.
-    #[inline]
     pub fn touch(&self, hit: &Hit, phase: Phase, now_ms: u64) {
-        let words = self.region.slot(hit.slot).0;
-        if now_ms.wrapping_sub(hit.seen_ms) >= SEEN_RESOLUTION_MS && words[STATE].load(Ordering::Relaxed) == hit.state {
-            words[SEEN].store(now_ms, Ordering::Relaxed);
-        }
+        self.touch_seen(hit, now_ms);
         if phase != hit.phase {
             self.set_phase(hit, phase);
+        }
+    }
+
+    /// Notes that a packet of the connection was seen. Usually writes nothing.
+    #[inline(always)]
+    pub fn touch_seen(&self, hit: &Hit, now_ms: u64) {
+        if now_ms.wrapping_sub(hit.seen_ms) >= SEEN_RESOLUTION_MS {
+            let words = self.region.slot(hit.slot).0;
+            if words[STATE].load(Ordering::Relaxed) == hit.state {
+                words[SEEN].store(now_ms, Ordering::Relaxed);
+            }
         }
     }
 
@@ -175,14 +126,6 @@ impl<'r> Conntrack<'r> {
         let word = &self.region.slot(hit.slot).0[TARGET];
         let target = |p: Phase| target_word(hit.stats, p, hit.state >> 32);
         let _ = word.compare_exchange(target(hit.phase), target(phase), Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// The next hop cached for this direction, if it was resolved under this generation of the routes (compared by its low 12 bits).
-    #[inline]
-    pub fn cached_hop(&self, hit: &Hit, routes_generation: u64) -> Option<NextHopId> {
-        let half = self.region.slot(hit.slot).word(HOPS) >> hop_shift(hit.direction);
-        let id = (half >> HOP_GENERATION_BITS) as u16 & NEXT_HOP_MAX;
-        (id != 0 && (half ^ routes_generation) & HOP_GENERATION_MASK == 0).then_some(NextHopId(id))
     }
 
     /// Caches a next hop for this direction. When another worker is faster nothing is written: it is resolved again.
@@ -233,11 +176,10 @@ impl<'r> Conntrack<'r> {
 
     /// Generations are compared by a few bits only: no flow may be left to see its value come round again.
     fn forget_stale_hops(&self, hit: &Hit, routes_generation: u64) {
-        let hops = self.region.slot(hit.slot).word(HOPS);
         for direction in [Direction::Original, Direction::Reply] {
             let hit = Hit { direction, ..*hit };
-            let known = (hops >> hop_shift(direction)) & ((1 << HOP_BITS) - 1) != 0;
-            if known && self.cached_hop(&hit, routes_generation).is_none() {
+            let known = (hit.hops >> hop_shift(direction)) & ((1 << HOP_BITS) - 1) != 0;
+            if known && hit.cached_hop(routes_generation).is_none() {
                 self.cache_hop(&hit, 0, NextHopId(0));
             }
         }
@@ -251,46 +193,25 @@ impl<'r> Conntrack<'r> {
             }
         }
     }
-
-    /// The live connection in a slot, as if found by its original key.
-    fn live_at(&self, index: u32) -> Option<Hit> {
-        let slot = self.region.slot(index);
-        let state = slot.0[STATE].load(Ordering::Acquire);
-        if state & STATE_MASK != LIVE {
-            return None;
-        }
-        let (new, deltas) = slot.rewritten(&slot.read().original(), Direction::Original);
-        let (seen_ms, target) = (slot.word(SEEN), slot.word(TARGET));
-        fence(Ordering::Acquire);
-        let phase = Phase::from_bits((target >> 32) as u8);
-        let hit = Hit { slot: index, state, direction: Direction::Original, new, stats: target as u32, deltas, phase, seen_ms };
-        (slot.word(STATE) == state).then_some(hit)
-    }
-
-    /// The same connection for a packet of the other direction.
-    fn turned(&self, hit: &Hit, flow: &Flow) -> Hit {
-        let (new, deltas) = self.region.slot(hit.slot).rewritten(&flow.reply(), Direction::Reply);
-        Hit { direction: Direction::Reply, new, deltas, ..*hit }
-    }
 }
 
 fn entry(tag: u32, slot: u32, direction: Direction) -> u64 {
     (u64::from(tag) << 32) | (u64::from(slot + 1) << 1) | u64::from(direction == Direction::Reply)
 }
 
-#[inline]
+#[inline(always)]
 fn entry_slot(entry: u64) -> u32 {
     (entry as u32 >> 1).wrapping_sub(1)
 }
 
-#[inline]
+#[inline(always)]
 fn entry_direction(entry: u64) -> Direction {
     if entry & 1 == 0 { Direction::Original } else { Direction::Reply }
 }
 
-#[inline]
+#[inline(always)]
 fn hop_shift(direction: Direction) -> u32 {
-    if direction == Direction::Original { 0 } else { HOP_BITS }
+    direction as u32 * HOP_BITS
 }
 
 #[cfg(test)]

@@ -51,16 +51,28 @@ impl PhaseKind {
     ];
 }
 
-/// A phase and who has sent a FIN.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Phase {
-    /// The phase.
-    pub kind: PhaseKind,
-    fin_original: bool,
-    fin_reply: bool,
-}
+/// A phase and who has sent a FIN, in one byte: the phase's number, and a bit for each side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Phase(u8);
+
+const KIND: u8 = 0x0f;
+const FIN_ORIGINAL: u8 = 0x40;
+const FIN_REPLY: u8 = 0x80;
+/// Phases that a packet without SYN, FIN and RST does not change: from either side, and from the client.
+const SETTLED: [u16; 2] =
+    [SETTLED_BOTH | 1 << PhaseKind::OneWay as u8 | 1 << PhaseKind::SynSent as u8 | 1 << PhaseKind::PickedUp as u8, SETTLED_BOTH];
+const SETTLED_BOTH: u16 = 1 << PhaseKind::Established as u8 | 1 << PhaseKind::TwoWay as u8;
 
 impl Phase {
+    const fn new(kind: PhaseKind, fins: u8) -> Phase {
+        Phase(kind as u8 | fins)
+    }
+
+    /// The phase itself.
+    pub fn kind(self) -> PhaseKind {
+        PhaseKind::ALL.get(usize::from(self.0 & KIND).wrapping_sub(1)).copied().unwrap_or(PhaseKind::Closed)
+    }
+
     /// The phase after a connection's first packet.
     pub fn first(proto: Proto, tcp_flags: u8) -> Phase {
         let kind = match proto {
@@ -70,21 +82,22 @@ impl Phase {
             _ => PhaseKind::PickedUp,
         };
         let fin = proto != Proto::Udp && tcp_flags & tcp::FIN != 0;
-        Phase { kind, fin_original: fin, fin_reply: false }
+        Phase::new(kind, if fin { FIN_ORIGINAL } else { 0 })
+    }
+
+    /// Whether a packet surely changes nothing: what nearly every packet is. When false, ask [`Phase::after`].
+    #[inline(always)]
+    pub fn settled(self, direction: Direction, tcp_flags: u8) -> bool {
+        let ordinary = tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
+        ordinary & ((SETTLED[direction as usize] >> (self.0 & KIND)) & 1 != 0)
     }
 
     /// The phase after one more packet.
-    #[inline]
     pub fn after(self, direction: Direction, tcp_flags: u8) -> Phase {
         use PhaseKind::*;
-        // What nearly every packet is: nothing new.
-        if matches!(self.kind, Established | TwoWay) && tcp_flags & (tcp::FIN | tcp::RST) == 0 {
-            return self;
-        }
-        let mut next = self;
         let reply = direction == Direction::Reply;
-        next.kind = match self.kind {
-            OneWay if reply => TwoWay,
+        let kind = match self.kind() {
+            OneWay if reply => return Phase::new(TwoWay, 0),
             OneWay | TwoWay | Closed => return self,
             _ if tcp_flags & tcp::RST != 0 => Closed,
             SynSent if reply => SynReceived,
@@ -92,34 +105,38 @@ impl Phase {
             SynReceived if !reply && tcp_flags & tcp::ACK != 0 => Established,
             other => other,
         };
-        if tcp_flags & tcp::FIN != 0 && next.kind != Closed {
-            next.fin_original |= !reply;
-            next.fin_reply |= reply;
-            next.kind = if next.fin_original && next.fin_reply { Closing } else { FinWait };
+        let mut fins = self.0 & (FIN_ORIGINAL | FIN_REPLY);
+        if tcp_flags & tcp::FIN == 0 || kind == Closed {
+            return Phase::new(kind, fins);
         }
-        next
+        fins |= if reply { FIN_REPLY } else { FIN_ORIGINAL };
+        Phase::new(if fins == FIN_ORIGINAL | FIN_REPLY { Closing } else { FinWait }, fins)
     }
 
     /// Whether a SYN from the client may replace this connection by a new one (TCP port reuse).
     pub fn reusable(self) -> bool {
-        matches!(self.kind, PhaseKind::Closing | PhaseKind::Closed)
+        matches!(self.kind(), PhaseKind::Closing | PhaseKind::Closed)
     }
 
     /// Whether it may be evicted when the table is full: nothing has been agreed on yet, or all is over.
     pub fn evictable(self) -> bool {
         use PhaseKind::*;
-        matches!(self.kind, SynSent | SynReceived | OneWay | Closing | Closed)
+        matches!(self.kind(), SynSent | SynReceived | OneWay | Closing | Closed)
     }
 
     pub(super) fn bits(self) -> u8 {
-        self.kind as u8 | (u8::from(self.fin_original) << 6) | (u8::from(self.fin_reply) << 7)
+        self.0
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn from_bits(bits: u8) -> Phase {
-        let index = usize::from(bits & 0x3f).wrapping_sub(1);
-        let kind = PhaseKind::ALL.get(index).copied().unwrap_or(PhaseKind::Closed);
-        Phase { kind, fin_original: bits & 0x40 != 0, fin_reply: bits & 0x80 != 0 }
+        Phase(bits)
+    }
+}
+
+impl std::fmt::Debug for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.kind())
     }
 }
 
@@ -164,19 +181,36 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The idle time of a phase.
-    pub fn of(&self, phase: Phase) -> u64 {
-        match phase.kind {
-            PhaseKind::SynSent => self.syn_sent_ms,
-            PhaseKind::SynReceived => self.syn_received_ms,
-            PhaseKind::Established => self.established_ms,
-            PhaseKind::FinWait => self.fin_wait_ms,
-            PhaseKind::Closing => self.closing_ms,
-            PhaseKind::Closed => self.closed_ms,
-            PhaseKind::PickedUp => self.picked_up_ms,
-            PhaseKind::OneWay => self.udp_one_way_ms,
-            PhaseKind::TwoWay => self.udp_two_way_ms,
+    /// The idle times by phase, for [`IdleTimes::of`].
+    pub fn table(&self) -> IdleTimes {
+        // What the table cannot hold (see `Phase::kind`) counts as closed.
+        let mut table = [self.closed_ms; 16];
+        for kind in PhaseKind::ALL {
+            table[kind as usize] = match kind {
+                PhaseKind::SynSent => self.syn_sent_ms,
+                PhaseKind::SynReceived => self.syn_received_ms,
+                PhaseKind::Established => self.established_ms,
+                PhaseKind::FinWait => self.fin_wait_ms,
+                PhaseKind::Closing => self.closing_ms,
+                PhaseKind::Closed => self.closed_ms,
+                PhaseKind::PickedUp => self.picked_up_ms,
+                PhaseKind::OneWay => self.udp_one_way_ms,
+                PhaseKind::TwoWay => self.udp_two_way_ms,
+            };
         }
+        IdleTimes(table)
+    }
+}
+
+/// [`Timeouts`] by phase.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleTimes([u64; 16]);
+
+impl IdleTimes {
+    /// The idle time of a phase, milliseconds.
+    #[inline(always)]
+    pub fn of(&self, phase: Phase) -> u64 {
+        self.0[usize::from(phase.0 & KIND)]
     }
 }
 
@@ -187,7 +221,7 @@ mod tests {
     use tcp::*;
 
     fn walk(first: u8, steps: &[(Direction, u8)]) -> PhaseKind {
-        steps.iter().fold(Phase::first(Proto::Tcp, first), |p, &(d, f)| p.after(d, f)).kind
+        steps.iter().fold(Phase::first(Proto::Tcp, first), |p, &(d, f)| p.after(d, f)).kind()
     }
 
     #[test]
@@ -209,13 +243,26 @@ mod tests {
     #[test]
     fn udp_and_bits() {
         let p = Phase::first(Proto::Udp, 0);
-        assert_eq!(p.after(Original, 0).kind, PhaseKind::OneWay);
-        assert_eq!(p.after(Reply, 0).kind, PhaseKind::TwoWay);
+        assert_eq!(p.after(Original, 0).kind(), PhaseKind::OneWay);
+        assert_eq!(p.after(Reply, 0).kind(), PhaseKind::TwoWay);
         for kind in PhaseKind::ALL {
-            for (fin_original, fin_reply) in [(false, false), (true, false), (false, true), (true, true)] {
-                let phase = Phase { kind, fin_original, fin_reply };
-                assert_eq!(Phase::from_bits(phase.bits()), phase);
+            assert_eq!(Phase::from_bits(Phase::new(kind, FIN_REPLY).bits()).kind(), kind);
+        }
+        assert_eq!(Phase::from_bits(0).kind(), PhaseKind::Closed, "not a phase");
+    }
+
+    #[test]
+    fn settled_means_that_nothing_changes() {
+        let phases = PhaseKind::ALL.iter().flat_map(|&k| [0, FIN_ORIGINAL, FIN_REPLY].map(|fins| Phase::new(k, fins)));
+        let mut settled = 0;
+        for phase in phases {
+            for (direction, flags) in [Original, Reply].into_iter().flat_map(|d| (0..=255).map(move |f| (d, f))) {
+                if phase.settled(direction, flags) {
+                    settled += 1;
+                    assert_eq!(phase.after(direction, flags), phase, "{direction:?} {flags:#x}");
+                }
             }
         }
+        assert!(settled > 0);
     }
 }

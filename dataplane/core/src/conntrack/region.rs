@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 const HEADER_WORDS: usize = 64;
 pub(super) const BUCKET_ENTRIES: usize = 8;
 /// Index entries in use at the most when the table is full: 60 %.
@@ -136,14 +136,14 @@ impl<'r> Region<'r> {
         &self.words[word]
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn home(&self, hash: u64) -> Home {
         let (low, tag) = (hash as u32, (hash >> 32) as u32);
         let second = (low ^ tag.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca77);
         Home { tag, buckets: [fast_range(low, self.buckets), fast_range(second, self.buckets)] }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn bucket(&self, bucket: u32) -> &'r [AtomicU64; BUCKET_ENTRIES] {
         let at = HEADER_WORDS + bucket as usize * BUCKET_ENTRIES;
         match self.words[at..].first_chunk() {
@@ -152,10 +152,12 @@ impl<'r> Region<'r> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn slot(&self, slot: u32) -> Slot<'r> {
-        let at = self.flows_at + slot as usize * FLOW_WORDS;
-        Slot(&self.words[at..at + FLOW_WORDS])
+        match self.words[self.flows_at + slot as usize * FLOW_WORDS..].first_chunk() {
+            Some(words) => Slot(words),
+            None => unreachable!("the region holds all flows"),
+        }
     }
 
     /// The two words where a fragmented packet with this hash is remembered.

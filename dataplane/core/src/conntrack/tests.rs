@@ -49,7 +49,7 @@ fn both_keys_find_the_flow_until_it_ends() {
         assert_eq!(hit.new, f.reply().reversed());
         let original = find(&table, &f.original()).unwrap();
         let reply = find(&table, &f.reply()).unwrap();
-        assert_eq!((table.flow(&original), original.direction, original.phase.kind), (Some(f), Direction::Original, hit.phase.kind));
+        assert_eq!((table.flow(&original), original.direction, original.phase.kind()), (Some(f), Direction::Original, hit.phase.kind()));
         assert_eq!((original.new, reply.new), (f.reply().reversed(), f.original().reversed()));
         assert_eq!((table.flow(&reply), reply.direction), (Some(f), Direction::Reply));
         assert_eq!(reply.deltas, Deltas { l3: !original.deltas.l3, l4: !original.deltas.l4 });
@@ -140,13 +140,14 @@ fn an_aborted_creation_leaves_nothing() {
 fn the_sweep_ends_what_timed_out_and_forgets_old_next_hops() {
     let words = region(64);
     let table = Conntrack::format(&words, 64, 1, [0, 0]).unwrap();
-    let timeouts = Timeouts::default();
+    let timeouts = Timeouts::default().table();
     for i in 0..60 {
         let hit = create(&table, flow(i), u64::from(i) * 1_000).unwrap();
         table.cache_hop(&hit, 5, NextHopId(3));
-        assert_eq!(table.cached_hop(&hit, 5), Some(NextHopId(3)));
-        assert_eq!(table.cached_hop(&Hit { direction: Direction::Reply, ..hit }, 5), None);
-        assert_eq!(table.cached_hop(&hit, 6), None);
+        let hit = find(&table, &flow(i).original()).unwrap();
+        assert_eq!(hit.cached_hop(5), Some(NextHopId(3)));
+        assert_eq!(Hit { direction: Direction::Reply, ..hit }.cached_hop(5), None);
+        assert_eq!(hit.cached_hop(6), None);
     }
     let now = 100_000;
     let mut ended = Vec::new();
@@ -156,7 +157,7 @@ fn the_sweep_ends_what_timed_out_and_forgets_old_next_hops() {
     // UDP is one-way for 30 s, a SYN for 120 s.
     assert_eq!(ended.len(), (0..60).filter(|i: &u32| i.is_multiple_of(3)).count());
     assert!(ended.iter().all(|f| f.proto == Proto::Udp && find(&table, &f.original()).is_none()));
-    table.for_each(|h, _| assert_eq!(table.cached_hop(h, 5), None));
+    table.for_each(|h, _| assert_eq!(h.cached_hop(5), None));
 }
 
 #[test]
@@ -171,7 +172,7 @@ fn a_stale_hit_cannot_change_the_slots_next_flow() {
     table.cache_hop(&stale, 1, NextHopId(9));
     assert!(table.end(&stale).is_none());
     let now = find(&table, &flow(7).original()).unwrap();
-    assert_eq!((now.phase, now.seen_ms, table.cached_hop(&now, 1)), (fresh.phase, 0, None));
+    assert_eq!((now.phase, now.seen_ms, now.cached_hop(1)), (fresh.phase, 0, None));
 }
 
 #[test]
@@ -184,7 +185,7 @@ fn touch_moves_time_in_steps_and_phases_at_once() {
     assert_eq!(find(&table, &f.original()).unwrap().seen_ms, 1_000);
     table.touch(&hit, hit.phase.after(Direction::Reply, 0x12), 1_500);
     let now = find(&table, &f.original()).unwrap();
-    assert_eq!((now.seen_ms, now.phase.kind), (1_500, PhaseKind::SynReceived));
+    assert_eq!((now.seen_ms, now.phase.kind()), (1_500, PhaseKind::SynReceived));
 }
 
 /// Threads create, look up and end the same few flows; whatever is found must be the flow that was asked for, and there is never more than one.

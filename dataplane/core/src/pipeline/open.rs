@@ -134,9 +134,9 @@ impl Iterator for SourcePorts {
 ///
 /// Established connections stay. A DNAT-only connection cannot be served without an entry either: nothing would lead its replies back.
 fn evict(ctx: &mut Context<'_>) -> bool {
-    let (now_ms, timeouts) = (ctx.now_ms, ctx.worker.timeouts);
+    let (now_ms, idle) = (ctx.now_ms, ctx.worker.idle);
     let found = std::cell::Cell::new(false);
-    let ends = |hit: &Hit| !found.get() && (expired(hit, &timeouts, now_ms) || hit.phase.evictable());
+    let ends = |hit: &Hit| !found.get() && (expired(hit, &idle, now_ms) || hit.phase.evictable());
     ctx.table.sweep(EVICTION_PLACES, ctx.routes.generation, ends, |flow| {
         found.set(true);
         ctx.counters.conntrack_evicted.add(1);

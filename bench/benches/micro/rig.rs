@@ -1,0 +1,286 @@
+//! What all rows share: frames that rotate as in a UMEM, Services, routes, tables full of connections, keys to draw.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use etherparse::PacketBuilder;
+use nomagic_core::conntrack::Conntrack;
+use nomagic_core::counters::Counters;
+use nomagic_core::filter::ReplyFilter;
+use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, PortId, Verdict};
+use nomagic_core::pipeline::{Context, WorkerState, process};
+use nomagic_core::reason::Reason;
+use nomagic_core::routes::{Leg, Neighbour, Port, Route, RouteKind, Routes};
+use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services, SnatRange};
+use nomagic_core::tuple::{HashSeed, Proto, Tuple, splitmix64};
+use nomagic_xsk::memory;
+
+/// Frames that rotate; their headers are written before the clock starts, a chunk at a time.
+pub const FRAMES: usize = 4_096;
+pub const FRAME_BYTES: usize = 2_048;
+const START: usize = 256;
+/// Bytes of every packet. A header is a copy of this many.
+pub const HEADER: usize = 64;
+const V4_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+const V4_REJECTED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
+const V6_SERVICE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1);
+const BACKENDS: u8 = 100;
+
+/// What packets are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Dnat,
+    DnatV6,
+    Snat,
+    Reject,
+}
+
+/// Packet memory and what else one worker has.
+pub struct Rig {
+    buffers: Vec<u8>,
+    pub routes: Routes,
+    pub counters: Counters,
+    pub worker: WorkerState,
+    pub random: u64,
+}
+
+impl Rig {
+    pub fn new() -> Rig {
+        Rig {
+            buffers: vec![0; FRAMES * FRAME_BYTES],
+            routes: routes(),
+            counters: Counters::new(256),
+            worker: WorkerState::new(0),
+            random: 1,
+        }
+    }
+
+    /// Writes a header into every frame.
+    pub fn write_headers(&mut self, mut header: impl FnMut(&mut u64) -> [u8; HEADER]) {
+        for buffer in self.buffers.chunks_exact_mut(FRAME_BYTES) {
+            buffer[START..START + HEADER].copy_from_slice(&header(&mut self.random));
+        }
+    }
+
+    /// The headers as they are now.
+    pub fn headers(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.buffers.chunks_exact_mut(FRAME_BYTES).map(|b| &mut b[START..START + HEADER])
+    }
+
+    /// Hands the first frames to `work`, a batch at a time, and says how long that took.
+    pub fn time_batches(&mut self, frames: usize, mut work: impl FnMut(&mut RigParts<'_>, &mut [Frame<'_>])) -> Duration {
+        let mut parts = RigParts { routes: &self.routes, counters: &self.counters, worker: &mut self.worker };
+        let start = Instant::now();
+        for chunk in self.buffers[..frames * FRAME_BYTES].chunks_mut(BATCH_MAX * FRAME_BYTES) {
+            let mut batch: ArrayVec<Frame<'_>, BATCH_MAX> = ArrayVec::new();
+            for buffer in chunk.chunks_exact_mut(FRAME_BYTES) {
+                batch.push(Frame::new(buffer, START, HEADER, PortId(0), 0));
+            }
+            work(&mut parts, &mut batch);
+        }
+        start.elapsed()
+    }
+
+    /// The least that any table can cost: one prefetched random line of its memory, one header written. Nanoseconds a packet.
+    pub fn floor(&mut self, memory: &[AtomicU64], header: &[u8; HEADER]) -> f64 {
+        let lines = (memory.len() / 8) as u32;
+        let (mut random, mut sum) = (self.random, 0u64);
+        let took = self.time_batches(FRAMES, |_, batch| {
+            let mut places = [0usize; BATCH_MAX];
+            for place in &mut places {
+                let r = splitmix64(&mut random);
+                *place = nomagic_core::tuple::fast_range(r as u32, lines) as usize * 8;
+                nomagic_core::prefetch::prefetch(&memory[*place]);
+            }
+            for (frame, place) in batch.iter_mut().zip(places) {
+                sum = sum.wrapping_add(memory[place].load(std::sync::atomic::Ordering::Relaxed));
+                frame.head_mut().copy_from_slice(header);
+            }
+        });
+        self.random = random;
+        std::hint::black_box(sum);
+        took.as_nanos() as f64 / FRAMES as f64
+    }
+}
+
+/// What a worker has beside its frames.
+pub struct RigParts<'p> {
+    pub routes: &'p Routes,
+    pub counters: &'p Counters,
+    pub worker: &'p mut WorkerState,
+}
+
+/// A batch through the pipeline; how many frames went on.
+#[inline(always)]
+pub fn run(filled: &Filled, parts: &mut RigParts<'_>, batch: &mut [Frame<'_>]) -> usize {
+    let mut verdicts = ArrayVec::new();
+    let mut ctx = Context {
+        now_ms: 1_000,
+        services: &filled.services,
+        routes: parts.routes,
+        table: filled.table,
+        filter: Some(filled.filter),
+        counters: parts.counters,
+        worker: parts.worker,
+    };
+    process(&mut ctx, batch, &mut verdicts, &mut Outputs::default());
+    verdicts.iter().filter(|v| matches!(v, Verdict::Forward(..))).count()
+}
+
+/// A connection table with `flows` connections in it, all answered, at 75 % load or less.
+pub struct Filled {
+    pub kind: Kind,
+    pub flows: u32,
+    pub words: &'static [AtomicU64],
+    pub table: Conntrack<'static>,
+    pub services: Services,
+    pub filter: ReplyFilter<'static>,
+    pub filter_words: &'static [AtomicU32],
+    template: [u8; HEADER],
+}
+
+impl Filled {
+    /// An empty table for so many.
+    pub fn empty(kind: Kind, flows: u32) -> Filled {
+        let capacity = (u64::from(flows) * 4 / 3).max(1_024) as u32;
+        let words = memory::anonymous(Conntrack::words_needed(capacity)).expect("memory for the table");
+        let table = Conntrack::format(words, capacity, 5, [0, 0]).expect("room for the table");
+        let filter_words = memory::anonymous32((flows as usize * 4).next_power_of_two().max(1_024)).expect("memory for the reply filter");
+        let filter = ReplyFilter::new(filter_words, 3).expect("whole buckets");
+        Filled { kind, flows, words, table, services: services(kind), filter, filter_words, template: template(kind) }
+    }
+
+    /// A table full of connections that have been answered once.
+    pub fn new(kind: Kind, flows: u32, rig: &mut Rig) -> Filled {
+        let filled = Filled::empty(kind, flows);
+        if kind == Kind::Reject {
+            return filled;
+        }
+        let mut opened = 0;
+        while opened < flows {
+            let frames = FRAMES.min((flows - opened) as usize);
+            let mut next = opened;
+            rig.write_headers(|_| {
+                next += 1;
+                filled.header(next - 1)
+            });
+            let mut forwarded = 0;
+            rig.time_batches(frames, |parts, batch| forwarded += run(&filled, parts, batch));
+            rig.headers().for_each(turn_round);
+            let mut answered = 0;
+            rig.time_batches(frames, |parts, batch| answered += run(&filled, parts, batch));
+            // What the reply filter has no room for is dropped by name.
+            let lost = 2 * frames - forwarded - answered;
+            assert!(lost * 1_000 < frames, "{lost} of {frames} connections were not opened");
+            opened += frames as u32;
+        }
+        filled
+    }
+
+    /// The first packet of connection `i`.
+    pub fn header(&self, i: u32) -> [u8; HEADER] {
+        let mut header = self.template;
+        let port = (1_024 + (i & 0x3fff) as u16).to_be_bytes();
+        if self.kind == Kind::DnatV6 {
+            header[34..38].copy_from_slice(&(i >> 14).to_be_bytes());
+            header[54..56].copy_from_slice(&port);
+        } else {
+            header[26..30].copy_from_slice(&(0x0b00_0000 + (i >> 14)).to_be_bytes());
+            header[34..36].copy_from_slice(&port);
+        }
+        header
+    }
+
+    /// The key of connection `i`.
+    pub fn tuple(&self, i: u32) -> Tuple {
+        let src = Ipv4Addr::from(0x0b00_0000 + (i >> 14));
+        Tuple::new(Proto::Udp, src.into(), 1_024 + (i & 0x3fff) as u16, V4_SERVICE.into(), 80).expect("one family")
+    }
+
+    /// A packet of the backend of connection `i`.
+    pub fn reply_header(&self, i: u32) -> [u8; HEADER] {
+        let key = self.tuple(i);
+        let mut header = self.template;
+        if let Some(hit) = self.table.lookup(&key, self.table.hash(&key)) {
+            let reply = hit.new.reversed();
+            header[26..30].copy_from_slice(&(reply.src[1] as u32).to_be_bytes());
+            header[30..34].copy_from_slice(&(reply.dst[1] as u32).to_be_bytes());
+            header[34..36].copy_from_slice(&reply.sport.to_be_bytes());
+            header[36..38].copy_from_slice(&reply.dport.to_be_bytes());
+        }
+        header
+    }
+
+    pub fn template(&self) -> &[u8; HEADER] {
+        &self.template
+    }
+}
+
+/// Makes the answer of a packet that went on. Checksums are carried by difference, so they need not be right.
+fn turn_round(header: &mut [u8]) {
+    let (addr, len, ports) = if header[12..14] == [0x86, 0xdd] { (22, 16, 54) } else { (26, 4, 34) };
+    let (src, dst) = header[addr..addr + 2 * len].split_at_mut(len);
+    src.swap_with_slice(dst);
+    let (sport, dport) = header[ports..ports + 4].split_at_mut(2);
+    sport.swap_with_slice(dport);
+}
+
+fn services(kind: Kind) -> Services {
+    let mut s = Services::empty(HashSeed::new(1));
+    s.pools.push(Arc::new(Pool::new(backends(kind == Kind::DnatV6, BACKENDS), &s.seed).expect("backends")));
+    s.snat = SnatRange { v4: Some([10, 0, 0, 1].into()), port_first: 1_024, port_last: 65_535, ..SnatRange::default() };
+    s.ports.push(ServicePort { namespace: "bench".into(), name: "bench".into(), port_name: String::new(), port: 80, proto: Proto::Udp });
+    let forward = Action::Forward { pool: 0, snat: kind == Kind::Snat };
+    let addrs: [(IpAddr, Action); 3] =
+        [(V4_SERVICE.into(), forward), (V6_SERVICE.into(), forward), (V4_REJECTED.into(), Action::Reject(Reason::NoEndpoints))];
+    for (addr, action) in addrs {
+        let frontend =
+            Frontend { service_port: 0, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
+        s.add_frontend(addr, 80, Proto::Udp, frontend).expect("free");
+    }
+    s
+}
+
+/// Backends of one Service.
+pub fn backends(v6: bool, n: u8) -> Vec<Backend> {
+    (0..n).map(|i| Backend { addr: backend(v6, i), port: 8080, weight: 1, stats: u32::from(i) }).collect()
+}
+
+fn backend(v6: bool, i: u8) -> IpAddr {
+    if v6 { Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 10 + u16::from(i)).into() } else { Ipv4Addr::new(192, 168, 0, 10 + i).into() }
+}
+
+fn routes() -> Routes {
+    let port = Port { mac: [2; 6], mtu: 1500, up: true };
+    let leg = |port, gateway| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), captured: false, gateway, weight: 1 }]);
+    let mut neighbours: Vec<Neighbour> = [false, true]
+        .into_iter()
+        .flat_map(|v6| (0..BACKENDS).map(move |i| Neighbour { port: PortId(1), addr: backend(v6, i), mac: [2, 0, 0, 0, 1, i] }))
+        .collect();
+    let gateways: [IpAddr; 2] = [[10, 0, 0, 254].into(), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into()];
+    neighbours.extend(gateways.map(|addr| Neighbour { port: PortId(0), addr, mac: [6; 6] }));
+    let routes = [
+        ("192.168.0.0/16", leg(1, None)),
+        ("fd01::/64", leg(1, None)),
+        ("0.0.0.0/0", leg(0, Some(gateways[0]))),
+        ("::/0", leg(0, Some(gateways[1]))),
+    ];
+    let routes = routes.map(|(prefix, kind)| Route { prefix: prefix.parse().expect("a prefix"), metric: 0, kind });
+    Routes::build(1, vec![port.clone(), port], None, routes.into(), &neighbours).0
+}
+
+fn template(kind: Kind) -> [u8; HEADER] {
+    let mut out = Vec::new();
+    let ethernet = PacketBuilder::ethernet2([1; 6], [2; 6]);
+    let udp = match kind {
+        Kind::DnatV6 => ethernet.ipv6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(), V6_SERVICE.octets(), 64).udp(1_024, 80),
+        Kind::Reject => ethernet.ipv4([11, 0, 0, 1], V4_REJECTED.octets(), 64).udp(1_024, 80),
+        Kind::Dnat | Kind::Snat => ethernet.ipv4([11, 0, 0, 1], V4_SERVICE.octets(), 64).udp(1_024, 80),
+    };
+    let headers = if kind == Kind::DnatV6 { 62 } else { 42 };
+    udp.write(&mut out, &[7; HEADER][..HEADER - headers]).expect("fits");
+    out.try_into().expect("64 bytes")
+}
