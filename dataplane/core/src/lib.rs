@@ -14,6 +14,7 @@ pub mod frame;
 pub mod maglev;
 pub mod parse;
 pub mod pipeline;
+pub mod plain;
 pub mod prefetch;
 pub mod reason;
 pub mod rewrite;

@@ -1,4 +1,4 @@
-//! Reading a frame's headers: checked once here, trusted afterwards.
+//! Reading a frame's headers: checked once here, trusted afterwards. What nearly all frames are is read by `plain` first.
 //!
 //! Everything the rewrite needs comes out as offsets into the first segment; an offset in a [`Packet`] is always inside it.
 //! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
@@ -14,8 +14,8 @@ const VLAN_TAGS_MAX: usize = 2;
 /// IPv6 extension headers at the most; hosts send one or two.
 const IPV6_EXTENSIONS_MAX: usize = 8;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 
 /// TCP header flags (RFC 9293, section 3.1).
@@ -61,8 +61,6 @@ pub struct Packet {
     pub ttl: u8,
     /// The identification, when this is the first fragment of a larger packet.
     pub fragment_id: Option<u32>,
-    /// TCP or UDP, whole, without VLAN tags: its rewrite is one straight line.
-    pub plain: bool,
 }
 
 /// A later fragment: it has addresses, but no ports.
@@ -100,70 +98,6 @@ pub enum NotPacket {
 }
 
 use NotPacket::{Kernel, Later, Malformed};
-
-/// Reads what nearly every frame is, in one straight line: Ethernet without tags, IPv4 without options or IPv6 without extension headers,
-/// TCP or UDP, whole and in one segment. Gives what [`parse`] gives; `None`: something else, ask that.
-#[inline(always)]
-pub fn parse_plain(frame: &Frame<'_>) -> Option<Packet> {
-    let data = frame.head();
-    let header: &[u8; 42] = data.first_chunk()?;
-    let u16_in = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    let one_segment = frame.tail().is_empty();
-    match u16_in(12) {
-        ETHERTYPE_IPV4 => {
-            let addrs = u64::from_be_bytes(*array_at(header, 26)?);
-            let (src, dst) = ([0, addrs >> 32], [0, addrs & 0xffff_ffff]);
-            let (ip_len, class) = (usize::from(u16_in(16)), (addrs >> 56) as u8);
-            let sane = (header[14] == 0x45) & (u16_in(20) & 0x3fff == 0) & (ip_len >= 28) & (ip_len <= data.len() - ETHERNET_LEN);
-            let unicast = (class.wrapping_sub(1) < 223) & (class != 127);
-            if !(sane & unicast & one_segment) {
-                return None;
-            }
-            plain_transport(data, 34, ip_len - 20, header[23], header[22], Tuple { src, dst, sport: 0, dport: 0, proto: Proto::Udp, v6: false })
-        }
-        ETHERTYPE_IPV6 => {
-            let header: &[u8; 62] = data.first_chunk()?;
-            let word = |at: usize| array_at(header, at).map_or(0, |b| u64::from_be_bytes(*b));
-            let (src, dst) = ([word(22), word(30)], [word(38), word(46)]);
-            let l4_len = usize::from(u16_in(18));
-            let sane = (header[14] >> 4 == 6) & (l4_len >= 8) & (l4_len + 54 <= data.len());
-            let unicast = ((src[0] >> 56) as u8 != 0xff) & ((src[0] != 0) | (src[1] > 1));
-            if !(sane & unicast & one_segment) {
-                return None;
-            }
-            plain_transport(data, 54, l4_len, header[20], header[21], Tuple { src, dst, sport: 0, dport: 0, proto: Proto::Udp, v6: true })
-        }
-        _ => None,
-    }
-}
-
-/// The transport header of [`parse_plain`], `l4_len` bytes that are in `data` for certain.
-#[inline(always)]
-fn plain_transport(data: &[u8], l4: usize, l4_len: usize, protocol: u8, ttl: u8, tuple: Tuple) -> Option<Packet> {
-    let start: &[u8; 8] = array_at(data, l4)?;
-    let (sport, dport) = (u16::from_be_bytes([start[0], start[1]]), u16::from_be_bytes([start[2], start[3]]));
-    let (proto, tcp_flags, covered) = match protocol {
-        17 => {
-            let udp_len = usize::from(u16::from_be_bytes([start[4], start[5]]));
-            if (udp_len < 8) | (udp_len > l4_len) {
-                return None;
-            }
-            (Proto::Udp, 0, udp_len)
-        }
-        6 => {
-            let header: &[u8; 20] = array_at(data, l4)?;
-            let header_len = usize::from(header[12] >> 4) * 4;
-            if (header_len < 20) | (header_len > l4_len) {
-                return None;
-            }
-            (Proto::Tcp, header[13], l4_len)
-        }
-        _ => return None,
-    };
-    let tuple = Tuple { sport, dport, proto, ..tuple };
-    let (l4, l4_len, covered_len) = (l4 as u16, l4_len as u16, covered as u16);
-    Some(Packet { tuple, l3: ETHERNET_LEN as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment_id: None, plain: true })
-}
 
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
 pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
@@ -353,8 +287,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
     };
     let tuple = Tuple { src: ip.src, dst: ip.dst, sport, dport, proto, v6: ip.v6 };
     let (l3, l4, l4_len) = (ip.l3 as u16, ip.l4 as u16, ip.l4_len as u16);
-    let plain = (proto != Proto::Sctp) & ip.fragment_id.is_none() & (ip.l3 == ETHERNET_LEN);
-    Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl, fragment_id: ip.fragment_id, plain })
+    Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl, fragment_id: ip.fragment_id })
 }
 
 #[inline(always)]
@@ -363,6 +296,6 @@ fn u16_at(data: &[u8], at: usize) -> Option<u16> {
 }
 
 #[inline(always)]
-fn array_at<const N: usize>(data: &[u8], at: usize) -> Option<&[u8; N]> {
+pub(crate) fn array_at<const N: usize>(data: &[u8], at: usize) -> Option<&[u8; N]> {
     data.get(at..)?.first_chunk()
 }

@@ -7,13 +7,15 @@ mod established;
 mod open;
 
 use arrayvec::ArrayVec;
+use established::{Tally, established};
 
 use crate::answer::{self, Limiter};
 use crate::conntrack::{Candidate, Conntrack, Direction, Flow, Hit, IdleTimes, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
-use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, parse_plain, tcp};
+use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, tcp};
+use crate::plain::Plain;
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
@@ -59,9 +61,6 @@ pub struct Context<'c> {
     pub worker: &'c mut WorkerState,
 }
 
-/// Frames whose headers are fetched ahead of the one that is read.
-const HEADERS_AHEAD: usize = 8;
-
 /// Judges and rewrites a batch: one verdict a frame, in order.
 ///
 /// # Panics
@@ -69,41 +68,43 @@ const HEADERS_AHEAD: usize = 8;
 pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut ArrayVec<Verdict, BATCH_MAX>, out: &mut Outputs<'f>) {
     verdicts.clear();
     assert!(frames.len() <= BATCH_MAX, "a batch is {BATCH_MAX} frames at the most");
-    let mut packets: ArrayVec<Option<Packet>, BATCH_MAX> = ArrayVec::new();
+    let mut read: [Option<Plain>; BATCH_MAX] = [None; BATCH_MAX];
     let mut hashes = [0; BATCH_MAX];
     let mut candidates = [Candidate::default(); BATCH_MAX];
     frames.iter().for_each(Frame::prefetch_head_far);
-    for (i, (frame, hash)) in frames.iter().zip(&mut hashes).enumerate() {
-        if let Some(ahead) = frames.get(i + HEADERS_AHEAD) {
-            ahead.prefetch_head();
-        }
-        let packet = parse_plain(frame);
-        if let Some(packet) = &packet {
-            *hash = ctx.table.hash(&packet.tuple);
+    for ((frame, read), hash) in frames.iter().zip(&mut read).zip(&mut hashes) {
+        *read = Plain::read(frame);
+        if let Some(plain) = read {
+            *hash = if plain.v6 { key_hash::<true>(ctx, frame, plain) } else { key_hash::<false>(ctx, frame, plain) };
             ctx.table.prefetch_index(*hash);
         }
-        packets.push(packet);
     }
-    for ((packet, hash), candidate) in packets.iter().zip(&hashes).zip(&mut candidates) {
-        if let Some(packet) = packet {
+    for ((read, hash), candidate) in read.iter().zip(&hashes).zip(&mut candidates).take(frames.len()) {
+        if let Some(plain) = read {
             *candidate = ctx.table.candidate(*hash);
-            if packet.tuple.v6 {
+            if plain.v6 {
                 ctx.table.prefetch_v6(*candidate);
             }
         }
     }
-    let mut tally = established::Tally::default();
-    for (((frame, packet), hash), candidate) in frames.iter_mut().zip(&packets).zip(&hashes).zip(&candidates) {
-        let ordinary = match packet {
-            Some(packet) => established::established(ctx, frame, packet, *hash, *candidate, &mut tally),
+    let mut tally = Tally::default();
+    for (((frame, read), hash), candidate) in frames.iter_mut().zip(&read).zip(&hashes).zip(&candidates) {
+        let ordinary = match read {
+            Some(plain) if plain.v6 => established::<true>(ctx, frame, plain, *hash, *candidate, &mut tally),
+            Some(plain) => established::<false>(ctx, frame, plain, *hash, *candidate, &mut tally),
             None => None,
         };
         verdicts.push(match ordinary {
             Some(verdict) => verdict,
-            None => general(ctx, frame, packet.as_ref().map(|packet| (packet, *hash)), out),
+            None => general(ctx, frame, read.as_ref().map(|plain| (plain, *hash)), out),
         });
     }
     tally.add_to(ctx.counters);
+}
+
+#[inline(always)]
+fn key_hash<const V6: bool>(ctx: &Context<'_>, frame: &Frame<'_>, plain: &Plain) -> u64 {
+    ctx.table.hash(&plain.packet::<V6>(frame.head()).tuple)
 }
 
 /// Looks at the next `places` of the connection table and ends what has timed out.
@@ -135,10 +136,10 @@ fn count(counters: &Counters, resubmitted: bool, bytes: usize, verdict: &Verdict
 
 /// One frame that is not simply the next one of a connection in its stride: any case, from the beginning.
 #[inline(never)]
-fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Packet, u64)>, out: &mut Outputs<'f>) -> Verdict {
+fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Plain, u64)>, out: &mut Outputs<'f>) -> Verdict {
     let (bytes, resubmitted) = (frame.total_len(), frame.resubmitted);
     let verdict = match plain {
-        Some((packet, hash)) => judge(ctx, frame, packet, hash, out),
+        Some((plain, hash)) => judge(ctx, frame, &plain.any_packet(frame.head()), hash, out),
         None => match parse(frame) {
             Ok(packet) => {
                 let hash = ctx.table.hash(&packet.tuple);

@@ -32,30 +32,37 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Delt
         Proto::Sctp => sctp(frame, packet, new),
         Proto::Tcp | Proto::Udp => transport(frame, packet, new, deltas.l4),
     };
-    network(frame, packet.l3, new, deltas.l3);
+    network(frame.head_mut(), usize::from(packet.l3), new, deltas.l3);
     link(frame, packet.l3, hop.src_mac(), hop.dst_mac());
     completed
 }
 
-/// [`rewrite`] for a [plain](Packet::plain) packet.
+/// [`rewrite`] for a [plain](crate::plain) packet, except one whose checksum must be computed in full: false, and nothing changed.
 #[inline(always)]
-pub fn rewrite_plain(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
-    let completed = transport(frame, packet, new, deltas.l4);
-    network(frame, ETHERNET_LEN as u16, new, deltas.l3);
-    frame.head_mut()[..12].copy_from_slice(&hop.link);
-    completed
+pub fn rewrite_plain(head: &mut [u8], packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
+    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+    let field = checksum_field(head, packet);
+    if is_partial(packet, field) {
+        return false;
+    }
+    let at = checksum_at(packet);
+    head[at..at + 2].copy_from_slice(&changed_field(packet, field, deltas.l4).to_be_bytes());
+    head[l4..l4 + 4].copy_from_slice(&((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes());
+    network(head, l3, new, deltas.l3);
+    head[..12].copy_from_slice(&hop.link);
+    true
 }
 
 /// Rewrites a checked later fragment: addresses only.
 pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, new: &Tuple, deltas: Deltas, hop: &NextHop) {
-    network(frame, piece.l3, new, deltas.l3);
+    network(frame.head_mut(), usize::from(piece.l3), new, deltas.l3);
     link(frame, piece.l3, hop.src_mac(), hop.dst_mac());
 }
 
 /// Addresses, TTL and the IPv4 header's checksum.
 #[inline(always)]
-fn network(frame: &mut Frame<'_>, l3: u16, new: &Tuple, delta: u16) {
-    let ip = &mut frame.head_mut()[usize::from(l3)..];
+fn network(head: &mut [u8], l3: usize, new: &Tuple, delta: u16) {
+    let ip = &mut head[l3..];
     if new.v6 {
         let ip = &mut ip[..40];
         ip[7] -= 1;
@@ -92,7 +99,7 @@ pub fn complete(frame: &mut Frame<'_>, packet: &Packet) -> bool {
         }
         return absent;
     }
-    let field = checksum_field(frame, packet);
+    let field = checksum_field(frame.head(), packet);
     let partial = is_partial(packet, field);
     if partial {
         write_full(frame, packet, packet.tuple.src, packet.tuple.dst);
@@ -101,24 +108,25 @@ pub fn complete(frame: &mut Frame<'_>, packet: &Packet) -> bool {
 }
 
 /// Ports and the checksum of TCP or UDP. True when it had to be computed in full.
-#[inline(always)]
 fn transport(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, delta: u16) -> bool {
-    let at = checksum_at(packet) - usize::from(packet.l4);
-    let l4 = &mut frame.head_mut()[usize::from(packet.l4)..];
-    let field = u16::from_be_bytes([l4[at], l4[at + 1]]);
+    let field = checksum_field(frame.head(), packet);
+    write_ports(frame, packet, new);
     if is_partial(packet, field) {
-        write_ports(frame, packet, new);
         write_full(frame, packet, new.src, new.dst);
         return true;
     }
-    l4[0..4].copy_from_slice(&((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes());
+    write_field(frame, packet, changed_field(packet, field, delta));
+    false
+}
+
+/// The checksum field of TCP or UDP after a change.
+#[inline(always)]
+fn changed_field(packet: &Packet, field: u16, delta: u16) -> u16 {
     let udp = packet.tuple.proto == Proto::Udp;
     let changed = apply(field, delta);
     // UDP over IPv4 without a checksum stays without; a computed 0 is sent as 0xffff there (RFC 768). For TCP both are the same number.
     let changed = if udp & (changed == 0) { 0xffff } else { changed };
-    let changed = if udp & (field == 0) { 0 } else { changed };
-    l4[at..at + 2].copy_from_slice(&changed.to_be_bytes());
-    false
+    if udp & (field == 0) { 0 } else { changed }
 }
 
 fn write_ports(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) {
@@ -185,14 +193,13 @@ fn checksum_at(packet: &Packet) -> usize {
     usize::from(packet.l4) + if packet.tuple.proto == Proto::Tcp { 16 } else { 6 }
 }
 
-fn checksum_field(frame: &Frame<'_>, packet: &Packet) -> u16 {
+#[inline(always)]
+fn checksum_field(head: &[u8], packet: &Packet) -> u16 {
     let at = checksum_at(packet);
-    u16::from_be_bytes([frame.head()[at], frame.head()[at + 1]])
+    u16::from_be_bytes([head[at], head[at + 1]])
 }
 
-/// A computed 0 is sent as 0xffff over UDP, where 0 means none (RFC 768); for TCP both are the same number.
 fn write_field(frame: &mut Frame<'_>, packet: &Packet, field: u16) {
-    let field = if field == 0 && packet.tuple.proto == Proto::Udp { 0xffff } else { field };
     let at = checksum_at(packet);
     frame.head_mut()[at..at + 2].copy_from_slice(&field.to_be_bytes());
 }
@@ -201,7 +208,7 @@ fn write_field(frame: &mut Frame<'_>, packet: &Packet, field: u16) {
 #[cold]
 #[inline(never)]
 fn write_full(frame: &mut Frame<'_>, packet: &Packet, src: AddrWords, dst: AddrWords) {
-    write_field_raw(frame, packet, 0);
+    write_field(frame, packet, 0);
     let mut sum = Sum::new(addr_sum(src) + addr_sum(dst) + u64::from(packet.tuple.proto as u8) + u64::from(packet.covered_len));
     let mut left = usize::from(packet.covered_len);
     let head = &frame.head()[usize::from(packet.l4)..];
@@ -210,12 +217,12 @@ fn write_full(frame: &mut Frame<'_>, packet: &Packet, src: AddrWords, dst: AddrW
         sum.add(piece);
         left -= piece.len();
     }
-    write_field(frame, packet, sum.finish());
-}
-
-fn write_field_raw(frame: &mut Frame<'_>, packet: &Packet, field: u16) {
-    let at = checksum_at(packet);
-    frame.head_mut()[at..at + 2].copy_from_slice(&field.to_be_bytes());
+    // A computed 0 is sent as 0xffff over UDP, where 0 means none (RFC 768).
+    let field = match sum.finish() {
+        0 if packet.tuple.proto == Proto::Udp => 0xffff,
+        field => field,
+    };
+    write_field(frame, packet, field);
 }
 
 #[inline(always)]

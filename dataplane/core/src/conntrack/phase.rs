@@ -85,13 +85,6 @@ impl Phase {
         Phase::new(kind, if fin { FIN_ORIGINAL } else { 0 })
     }
 
-    /// Whether a packet surely changes nothing: what nearly every packet is. When false, ask [`Phase::after`].
-    #[inline(always)]
-    pub fn settled(self, direction: Direction, tcp_flags: u8) -> bool {
-        let ordinary = tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0;
-        ordinary & ((SETTLED[direction as usize] >> (self.0 & KIND)) & 1 != 0)
-    }
-
     /// The phase after one more packet.
     pub fn after(self, direction: Direction, tcp_flags: u8) -> Phase {
         use PhaseKind::*;
@@ -198,19 +191,30 @@ impl Timeouts {
                 PhaseKind::TwoWay => self.udp_two_way_ms,
             };
         }
-        IdleTimes(table)
+        let settled = SETTLED.map(|kinds| std::array::from_fn(|kind| if (kinds >> kind) & 1 != 0 { table[kind] } else { 0 }));
+        IdleTimes { all: table, settled }
     }
 }
 
 /// [`Timeouts`] by phase.
 #[derive(Clone, Copy, Debug)]
-pub struct IdleTimes([u64; 16]);
+pub struct IdleTimes {
+    all: [u64; 16],
+    settled: [[u64; 16]; 2],
+}
 
 impl IdleTimes {
     /// The idle time of a phase, milliseconds.
     #[inline(always)]
     pub fn of(&self, phase: Phase) -> u64 {
-        self.0[usize::from(phase.0 & KIND)]
+        self.all[usize::from(phase.0 & KIND)]
+    }
+
+    /// The idle time of a phase that a packet without SYN, FIN and RST from this side surely does not change, which is what nearly
+    /// all are; else 0.
+    #[inline(always)]
+    pub fn settled(&self, phase: Phase, direction: Direction) -> u64 {
+        self.settled[direction as usize][usize::from(phase.0 & KIND)]
     }
 }
 
@@ -254,12 +258,14 @@ mod tests {
     #[test]
     fn settled_means_that_nothing_changes() {
         let phases = PhaseKind::ALL.iter().flat_map(|&k| [0, FIN_ORIGINAL, FIN_REPLY].map(|fins| Phase::new(k, fins)));
-        let mut settled = 0;
+        let (mut settled, idle) = (0, Timeouts::default().table());
         for phase in phases {
             for (direction, flags) in [Original, Reply].into_iter().flat_map(|d| (0..=255).map(move |f| (d, f))) {
-                if phase.settled(direction, flags) {
+                let ordinary = flags & (SYN | FIN | RST) == 0;
+                if ordinary && idle.settled(phase, direction) > 0 {
                     settled += 1;
                     assert_eq!(phase.after(direction, flags), phase, "{direction:?} {flags:#x}");
+                    assert_eq!(idle.settled(phase, direction), idle.of(phase));
                 }
             }
         }

@@ -68,7 +68,8 @@ pub(super) struct Region<'r> {
     words: &'r [AtomicU64],
     pub(super) capacity: u32,
     buckets: u32,
-    flows_at: usize,
+    index: &'r [[AtomicU64; BUCKET_ENTRIES]],
+    flows: &'r [[AtomicU64; FLOW_WORDS]],
     pub(super) seed: HashSeed,
 }
 
@@ -111,7 +112,7 @@ impl<'r> Region<'r> {
             word.store(value, Ordering::Relaxed);
         }
         words[0].store(MAGIC, Ordering::Release);
-        Ok(Region { words, capacity, buckets: buckets as u32, flows_at: flows_at(buckets), seed: HashSeed::new(seed) })
+        Ok(Region::view(words, capacity, buckets, seed))
     }
 
     /// A view of a region that [`Region::format`] made, in this process or another.
@@ -128,7 +129,14 @@ impl<'r> Region<'r> {
         if words.len() < Region::words_needed(capacity) {
             return Err(RegionError::TooSmall);
         }
-        Ok(Region { words, capacity, buckets: buckets as u32, flows_at: flows_at(buckets), seed: HashSeed::new(header(4)) })
+        Ok(Region::view(words, capacity, buckets, header(4)))
+    }
+
+    /// The parts of a region whose length was checked.
+    fn view(words: &'r [AtomicU64], capacity: u32, buckets: usize, seed: u64) -> Region<'r> {
+        let index = words[HEADER_WORDS..][..buckets * BUCKET_ENTRIES].as_chunks().0;
+        let flows = words[flows_at(buckets)..][..capacity as usize * FLOW_WORDS].as_chunks().0;
+        Region { words, capacity, buckets: buckets as u32, index, flows, seed: HashSeed::new(seed) }
     }
 
     #[inline]
@@ -145,19 +153,12 @@ impl<'r> Region<'r> {
 
     #[inline(always)]
     pub(super) fn bucket(&self, bucket: u32) -> &'r [AtomicU64; BUCKET_ENTRIES] {
-        let at = HEADER_WORDS + bucket as usize * BUCKET_ENTRIES;
-        match self.words[at..].first_chunk() {
-            Some(entries) => entries,
-            None => unreachable!("the region holds all buckets"),
-        }
+        &self.index[bucket as usize]
     }
 
     #[inline(always)]
     pub(super) fn slot(&self, slot: u32) -> Slot<'r> {
-        match self.words[self.flows_at + slot as usize * FLOW_WORDS..].first_chunk() {
-            Some(words) => Slot(words),
-            None => unreachable!("the region holds all flows"),
-        }
+        Slot(&self.flows[slot as usize])
     }
 
     /// The two words where a fragmented packet with this hash is remembered.

@@ -4,67 +4,62 @@
 //! Every answer it gives is the one that the general way would have given; whatever is not plain and simple is left to that,
 //! unchanged.
 
-use super::{Context, expired};
+use super::Context;
 use crate::conntrack::{Candidate, Direction};
 use crate::counters::Counters;
 use crate::frame::{Frame, Verdict};
-use crate::parse::Packet;
+use crate::parse::tcp;
+use crate::plain::Plain;
 use crate::rewrite;
 
-/// The batch's part of the counters, added up first.
+/// The batch's part of the counters, added up first. All were known connections and went on.
 #[derive(Default)]
 pub(super) struct Tally {
-    received: Sum,
-    released: Sum,
-    completed: u64,
-}
-
-#[derive(Default)]
-struct Sum {
     packets: u64,
     bytes: u64,
 }
 
 impl Tally {
-    /// All of these were known connections and go on.
     pub(super) fn add_to(&self, counters: &Counters) {
-        let packets = self.received.packets + self.released.packets;
-        if packets == 0 {
-            return;
-        }
-        counters.received.add(self.received.packets, self.received.bytes);
-        counters.released.add(self.released.packets, self.released.bytes);
-        counters.forwarded.add(packets, self.received.bytes + self.released.bytes);
-        counters.conntrack_hit.add(packets);
-        counters.checksum_completed.add(self.completed);
+        counters.received.add(self.packets, self.bytes);
+        counters.forwarded.add(self.packets, self.bytes);
+        counters.conntrack_hit.add(self.packets);
     }
 }
 
 /// The verdict for an ordinary packet of a known connection; `None`, and nothing changed: the general way decides.
+///
+/// `V6` says what the packet says, at a time when the compiler hears it: so both families get a straight line of their own.
 #[inline(always)]
-pub(super) fn established(
+pub(super) fn established<const V6: bool>(
     ctx: &mut Context<'_>,
     frame: &mut Frame<'_>,
-    packet: &Packet,
+    plain: &Plain,
     hash: u64,
     candidate: Candidate,
     tally: &mut Tally,
 ) -> Option<Verdict> {
+    let packet = &plain.packet::<V6>(frame.head());
+    if (packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) | frame.resubmitted {
+        return None;
+    }
     let hit = ctx.table.lookup_candidate(candidate, &packet.tuple, hash)?;
-    if !packet.plain | !hit.phase.settled(hit.direction, packet.tcp_flags) | expired(&hit, &ctx.worker.idle, ctx.now_ms) {
+    if ctx.now_ms.wrapping_sub(hit.seen_ms) >= ctx.worker.idle.settled(hit.phase, hit.direction) {
         return None;
     }
     let id = hit.cached_hop(ctx.routes.generation)?;
     let hop = ctx.routes.hop(id)?;
     rewrite::check(packet.ttl, packet.ip_len(), hop).ok()?;
+    let head = frame.head_mut();
+    if head.len() < usize::from(packet.l4) + 8 || !rewrite::rewrite_plain(head, packet, &hit.new, hit.deltas, hop) {
+        return None;
+    }
 
-    let bytes = frame.total_len() as u64;
-    tally.completed += u64::from(rewrite::rewrite_plain(frame, packet, &hit.new, hit.deltas, hop));
+    let bytes = head.len() as u64;
     ctx.table.touch_seen(&hit, ctx.now_ms);
     let target = ctx.counters.target(hit.stats);
     if hit.direction == Direction::Original { &target.forward } else { &target.reply }.add(1, bytes);
-    let sum = if frame.resubmitted { &mut tally.released } else { &mut tally.received };
-    sum.packets += 1;
-    sum.bytes += bytes;
+    tally.packets += 1;
+    tally.bytes += bytes;
     Some(Verdict::Forward(hop.port, id))
 }
