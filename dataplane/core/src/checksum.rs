@@ -32,6 +32,12 @@ pub fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// Whether `field` is [`fold`] of a sum, which is not 0: without folding, by division with remainder in one's complement.
+#[inline(always)]
+pub fn is_fold_of(field: u16, sum: u64) -> bool {
+    (field != 0) & ((sum + 0xffff - u64::from(field)) % 0xffff == 0)
+}
+
 /// The words of an address as a partial sum.
 #[inline]
 pub fn addr_sum(a: AddrWords) -> u64 {
@@ -89,8 +95,16 @@ pub fn add(a: u16, b: u16) -> u16 {
     (sum + (sum >> 16)) as u16
 }
 
+/// The checksum field after two changes at once.
+#[inline(always)]
+pub fn apply_both(field: u16, first: u16, second: u16) -> u16 {
+    let sum = u32::from(!field) + u32::from(first) + u32::from(second);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    !((sum + (sum >> 16)) as u16)
+}
+
 /// The checksum field after a change: `HC' = ~(~HC + delta)`.
-#[inline]
+#[inline(always)]
 pub fn apply(field: u16, delta: u16) -> u16 {
     !add(!field, delta)
 }
@@ -138,6 +152,14 @@ mod tests {
                 from = to;
             }
             prop_assert_eq!(sum.finish(), naive(&data));
+        }
+
+        #[test]
+        fn shortcuts_as_the_long_way(field in any::<u16>(), sum in 1u64..1 << 37, a in any::<u16>(), b in any::<u16>()) {
+            prop_assert_eq!(is_fold_of(field, sum), field == fold(sum));
+            prop_assert!(is_fold_of(fold(sum), sum));
+            prop_assert!(is_fold_of(0xffff, 0xffff * (1 + sum % 1_000)) && !is_fold_of(0, 0xffff));
+            prop_assert_eq!(apply_both(field, a, b), apply(apply(field, a), b));
         }
 
         #[test]

@@ -94,10 +94,10 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
             Some(plain) => established::<false>(ctx, frame, plain, *hash, *candidate, &mut tally),
             None => None,
         };
-        verdicts.push(match ordinary {
-            Some(verdict) => verdict,
-            None => general(ctx, frame, read.as_ref().map(|plain| (plain, *hash)), out),
-        });
+        match ordinary {
+            Some((port, hop)) => verdicts.push(Verdict::Forward(port, hop)),
+            None => verdicts.push(general(ctx, frame, read.as_ref().map(|plain| (plain, *hash)), out)),
+        }
     }
     tally.add_to(ctx.counters);
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything is checked before the first byte changes; after that there is only straight line.
 
-use crate::checksum::{Sum, add, addr_sum, apply, fold, pseudo_sum};
+use crate::checksum::{Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
 use crate::conntrack::Deltas;
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, Packet, Piece};
@@ -41,12 +41,13 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Delt
 #[inline(always)]
 pub fn rewrite_plain(head: &mut [u8], packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    let field = checksum_field(head, packet);
+    let at = checksum_at(packet);
+    let Some(place) = head.get_mut(at..at + 2) else { return false };
+    let field = u16::from_be_bytes([place[0], place[1]]);
     if is_partial(packet, field) {
         return false;
     }
-    let at = checksum_at(packet);
-    head[at..at + 2].copy_from_slice(&changed_field(packet, field, deltas.l4).to_be_bytes());
+    place.copy_from_slice(&changed_field(packet, field, deltas.l4).to_be_bytes());
     head[l4..l4 + 4].copy_from_slice(&((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes());
     network(head, l3, new, deltas.l3);
     head[..12].copy_from_slice(&hop.link);
@@ -71,7 +72,7 @@ fn network(head: &mut [u8], l3: usize, new: &Tuple, delta: u16) {
     } else {
         let ip = &mut ip[..20];
         ip[8] -= 1;
-        let field = apply(u16::from_be_bytes([ip[10], ip[11]]), add(delta, TTL_DELTA));
+        let field = apply_both(u16::from_be_bytes([ip[10], ip[11]]), delta, TTL_DELTA);
         ip[10..12].copy_from_slice(&field.to_be_bytes());
         ip[12..20].copy_from_slice(&((new.src[1] << 32) | (new.dst[1] & 0xffff_ffff)).to_be_bytes());
     }
@@ -122,11 +123,19 @@ fn transport(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, delta: u16) ->
 /// The checksum field of TCP or UDP after a change.
 #[inline(always)]
 fn changed_field(packet: &Packet, field: u16, delta: u16) -> u16 {
-    let udp = packet.tuple.proto == Proto::Udp;
     let changed = apply(field, delta);
-    // UDP over IPv4 without a checksum stays without; a computed 0 is sent as 0xffff there (RFC 768). For TCP both are the same number.
-    let changed = if udp & (changed == 0) { 0xffff } else { changed };
-    if udp & (field == 0) { 0 } else { changed }
+    let rare = (field == 0) | (changed == 0);
+    if rare && packet.tuple.proto == Proto::Udp { udp_field(field, changed) } else { changed }
+}
+
+/// UDP over IPv4 without a checksum stays without; a computed 0 is sent as 0xffff there (RFC 768). For TCP both are the same number.
+#[cold]
+fn udp_field(field: u16, changed: u16) -> u16 {
+    match (field, changed) {
+        (0, _) => 0,
+        (_, 0) => 0xffff,
+        _ => changed,
+    }
 }
 
 fn write_ports(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) {
@@ -185,7 +194,7 @@ fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
 fn is_partial(packet: &Packet, field: u16) -> bool {
     let t = &packet.tuple;
     // Nobody leaves fragments to the NIC, and the rest of the packet is not here.
-    packet.fragment_id.is_none() && field == fold(pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
+    packet.fragment_id.is_none() && is_fold_of(field, pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
 }
 
 #[inline(always)]

@@ -128,6 +128,6 @@ impl<'r> Conntrack<'r> {
 fn matching(bucket: &[AtomicU64; BUCKET_ENTRIES], tag: u32) -> u64 {
     bucket.iter().fold(0, |found, entry| {
         let entry = entry.load(Ordering::Acquire);
-        if (entry >> 32) as u32 == tag { entry } else { found }
+        std::hint::select_unpredictable((entry >> 32) as u32 == tag, entry, found)
     })
 }

@@ -7,7 +7,7 @@
 use super::Context;
 use crate::conntrack::{Candidate, Direction};
 use crate::counters::Counters;
-use crate::frame::{Frame, Verdict};
+use crate::frame::{Frame, NextHopId, PortId};
 use crate::parse::tcp;
 use crate::plain::Plain;
 use crate::rewrite;
@@ -27,7 +27,7 @@ impl Tally {
     }
 }
 
-/// The verdict for an ordinary packet of a known connection; `None`, and nothing changed: the general way decides.
+/// Where an ordinary packet of a known connection goes on; `None`, and nothing changed: the general way decides.
 ///
 /// `V6` says what the packet says, at a time when the compiler hears it: so both families get a straight line of their own.
 #[inline(always)]
@@ -38,7 +38,7 @@ pub(super) fn established<const V6: bool>(
     hash: u64,
     candidate: Candidate,
     tally: &mut Tally,
-) -> Option<Verdict> {
+) -> Option<(PortId, NextHopId)> {
     let packet = &plain.packet::<V6>(frame.head());
     if (packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) | frame.resubmitted {
         return None;
@@ -61,5 +61,5 @@ pub(super) fn established<const V6: bool>(
     if hit.direction == Direction::Original { &target.forward } else { &target.reply }.add(1, bytes);
     tally.packets += 1;
     tally.bytes += bytes;
-    Some(Verdict::Forward(hop.port, id))
+    Some((hop.port, id))
 }
