@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use nomagic_core::hash::WordSet;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, AddressKind, Frontend, Pool, ServicePort, Services, SnatRange};
 use nomagic_core::tuple::{HashSeed, Prefix, Proto};
@@ -367,7 +368,7 @@ fn has_outer_address(service: &Service, port: &Port) -> bool {
 
 /// The addresses that make a client "the node itself". kube-proxy asks first whether a client is in the pod ranges: the
 /// node's own address there (its bridge to the pods) counts as a pod.
-fn node_clients(settings: &Settings) -> HashSet<IpAddr> {
+fn node_clients(settings: &Settings) -> WordSet<IpAddr> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let pod = |ip: &IpAddr| settings.cluster_cidrs.iter().any(|c| c.contains(*ip));
     settings.node.ips.iter().chain(&settings.node.primary).copied().filter(|ip| !pod(ip)).chain(loopback).collect()

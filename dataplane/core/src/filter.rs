@@ -9,6 +9,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::prefetch::prefetch;
 use crate::tuple::Tuple;
 
 /// Fingerprints in a bucket: 16 x 4 bytes are one cache line.
@@ -62,6 +63,11 @@ impl<'r> ReplyFilter<'r> {
         &self.words[first..first + BUCKET_SLOTS]
     }
 
+    /// Fetches the line that an announcement will go into.
+    pub fn prefetch(&self, reply: &Tuple) {
+        prefetch(&self.bucket(slot_of(reply, self.seed).0)[0]);
+    }
+
     /// Announces a reply. False when its bucket is full. Equal fingerprints of two connections take a place each.
     pub fn insert(&self, reply: &Tuple) -> bool {
         let (hash, fingerprint) = slot_of(reply, self.seed);
@@ -73,7 +79,9 @@ impl<'r> ReplyFilter<'r> {
     /// Withdraws one announcement of a reply. False when there was none.
     pub fn remove(&self, reply: &Tuple) -> bool {
         let (hash, fingerprint) = slot_of(reply, self.seed);
-        self.bucket(hash).iter().any(|w| w.compare_exchange(fingerprint, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+        self.bucket(hash).iter().any(|w| {
+            w.load(Ordering::Relaxed) == fingerprint && w.compare_exchange(fingerprint, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        })
     }
 
     /// Whether the XDP program would take this frame.

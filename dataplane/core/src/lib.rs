@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod counters;
 pub mod filter;
 pub mod frame;
+pub mod hash;
 pub mod maglev;
 pub mod parse;
 pub mod pipeline;

@@ -176,11 +176,16 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
-        return refuse(ctx, frame, packet, reason, hop.mtu, out);
+    match rewrite::check(packet.ttl, packet.ip_len(), &hop) {
+        Ok(()) => forward(ctx, frame, packet, hit, &hop, id),
+        Err(reason) => refuse(ctx, frame, packet, reason, hop.mtu, out),
     }
+}
+
+/// A packet that nothing stops any more.
+fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop, id: NextHopId) -> Verdict {
     let bytes = frame.total_len();
-    if rewrite::rewrite(frame, packet, &hit.new, hit.deltas, &hop) {
+    if rewrite::rewrite(frame, packet, &hit.new, hit.deltas, hop) {
         ctx.counters.checksum_completed.add(1);
     }
     if let Some(id) = packet.fragment_id {
@@ -257,11 +262,11 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
         return refuse(ctx, frame, packet, reason, onward.hop.mtu, out);
     }
-    match open::open(ctx, packet, hash, backend, source) {
+    match open::open(ctx, packet, hash, backend, source, onward.id) {
         Ok(hit) => {
             ctx.counters.conntrack_created.add(1);
             ctx.counters.target(hit.stats).flows.add(1);
-            known(ctx, frame, packet, &hit, out)
+            forward(ctx, frame, packet, &hit, &onward.hop, onward.id)
         }
         // Another worker has just created it: the loser uses the winner's.
         Err(Reason::ConntrackBusy) => match ctx.table.lookup(&packet.tuple, hash) {

@@ -3,10 +3,10 @@
 //! The control plane mirrors the kernel's routes and neighbours into a [`Routes`] and publishes it whole; nothing is
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::frame::{NextHopId, PortId, Wanted};
+use crate::hash::WordMap;
 use crate::reason::Reason;
 use crate::tuple::{Prefix, fast_range, mask_addr};
 
@@ -134,11 +134,11 @@ pub struct Routes {
     pub internal: Option<InternalPort>,
     ports: Vec<Port>,
     /// By prefix length, longest first, a family each: `(length, network -> route)`.
-    v4: Vec<(u8, HashMap<IpAddr, RouteKind>)>,
-    v6: Vec<(u8, HashMap<IpAddr, RouteKind>)>,
+    v4: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
+    v6: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
     /// Place 0 is never used.
     hops: Vec<NextHop>,
-    neighbours: HashMap<(PortId, IpAddr), NextHopId>,
+    neighbours: WordMap<(PortId, IpAddr), NextHopId>,
     /// The kernel's end of the internal port.
     kernel: NextHopId,
 }
@@ -164,7 +164,7 @@ impl Routes {
             let family = if route.prefix.addr().is_ipv6() { &mut table.v6 } else { &mut table.v4 };
             let len = route.prefix.prefix_len();
             if family.last().is_none_or(|(l, _)| *l != len) {
-                family.push((len, HashMap::new()));
+                family.push((len, WordMap::default()));
             }
             if let Some((_, nets)) = family.last_mut() {
                 nets.insert(route.prefix.addr(), route.kind);

@@ -4,11 +4,10 @@
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
 //! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::hash::{WordMap, WordSet};
 use crate::maglev::Maglev;
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
@@ -142,16 +141,16 @@ pub struct Services {
     /// Pools, by [`Action::Forward`].
     pub pools: Vec<Arc<Pool>>,
     /// Addresses that belong to a cluster IP: their unused ports are rejected.
-    pub cluster_ips: HashSet<IpAddr>,
+    pub cluster_ips: WordSet<IpAddr>,
     /// ServiceCIDRs: addresses in here that nobody has are dropped.
     pub service_cidrs: Vec<Prefix>,
     /// Pod ranges. Empty: local detection is off and no client is [`ClientClass::Pod`].
     pub pod_cidrs: Vec<Prefix>,
     /// This node's own addresses.
-    pub node_ips: HashSet<IpAddr>,
+    pub node_ips: WordSet<IpAddr>,
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
-    frontends: HashMap<FrontendKey, Frontend, BuildHasherDefault<WordHasher>>,
+    frontends: WordMap<FrontendKey, Frontend>,
 }
 
 /// Source addresses and ports for connections whose client address is replaced.
@@ -243,12 +242,12 @@ impl Services {
             seed,
             ports: Vec::new(),
             pools: Vec::new(),
-            cluster_ips: HashSet::new(),
+            cluster_ips: WordSet::default(),
             service_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
-            node_ips: HashSet::new(),
+            node_ips: WordSet::default(),
             snat: SnatRange::default(),
-            frontends: HashMap::default(),
+            frontends: WordMap::default(),
         }
     }
 
@@ -332,30 +331,5 @@ impl Services {
             return Decision::Pass(Reason::NoFlow);
         }
         Decision::Pass(Reason::NotOurs)
-    }
-}
-
-/// A hasher for keys made of a few words that only the API server chooses.
-#[derive(Default, Clone, Copy)]
-pub struct WordHasher(u64);
-
-impl Hasher for WordHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.write_u64(u64::from(*b));
-        }
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        let p = u128::from(self.0 ^ n ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93_u128;
-        self.0 = (p as u64) ^ ((p >> 64) as u64);
-    }
-
-    fn write_usize(&mut self, n: usize) {
-        self.write_u64(n as u64);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }

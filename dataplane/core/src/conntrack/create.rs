@@ -4,10 +4,12 @@
 //! for another one of the same key. Whoever sees a live one gives up. Of two pending ones the one further back gives up, and the one
 //! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
 
-use super::flow::STATE;
+use super::flow::{HOPS, STATE, hops_empty};
 use super::region::{ABORTED, BUCKET_ENTRIES, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
-use super::{Conntrack, Direction, Flow, Hit, Phase, entry, entry_direction, entry_slot};
-use crate::sync::{AtomicU64, Ordering, fence};
+use super::{Conntrack, Direction, Flow, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
+use crate::frame::NextHopId;
+use crate::prefetch::prefetch;
+use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
 use crate::tuple::Tuple;
 
 /// Attempts at an index place before the creation counts as busy.
@@ -47,6 +49,26 @@ enum Key {
     NoRoom,
 }
 
+/// What is in a key's places: a bit each, see [`Conntrack::place`].
+struct Seen {
+    /// Entries with the key's tag.
+    same: u32,
+    free: u32,
+}
+
+const FIRST_BUCKET: u32 = (1 << BUCKET_ENTRIES) - 1;
+
+impl Seen {
+    /// A free place: in the first bucket while it has room to spare, else in the emptier one.
+    fn free_place(&self) -> Option<usize> {
+        let (first, second) = (self.free & FIRST_BUCKET, self.free & !FIRST_BUCKET);
+        let used = BUCKET_ENTRIES - first.count_ones() as usize;
+        let better = used > FIRST_BUCKET_LIKED && second.count_ones() > first.count_ones();
+        let of = if better { second } else { first };
+        (of != 0).then(|| of.trailing_zeros() as usize)
+    }
+}
+
 impl<'r> Conntrack<'r> {
     /// Writes and reserves a connection. `source_ports`: tried in turn until the reply's key is free; the first is usually enough.
     pub fn reserve(
@@ -64,7 +86,7 @@ impl<'r> Conntrack<'r> {
         words.write(&flow, phase, now_ms);
         for port in source_ports {
             flow.source_port = port;
-            words.write_source(&flow);
+            words.write_ports(&flow);
             let reply = flow.reply();
             match self.reserve_key(&reply, self.hash(&reply), Direction::Reply, slot) {
                 Key::Reserved => result = Ok(()),
@@ -73,6 +95,7 @@ impl<'r> Conntrack<'r> {
             }
             break;
         }
+        words.write_deltas(&flow);
         if result.is_ok() {
             result = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
                 Key::Reserved => Ok(()),
@@ -91,6 +114,19 @@ impl<'r> Conntrack<'r> {
                 Err(refused)
             }
         }
+    }
+
+    /// Fetches the index lines of a reply's key, to be reserved soon.
+    pub fn prefetch_reply(&self, reply: &Tuple) {
+        for bucket in self.region.home(self.hash(reply)).buckets {
+            prefetch(&self.region.bucket(bucket)[0]);
+        }
+    }
+
+    /// Sets the next hop of a pending connection's first packet: see [`Conntrack::cache_hop`].
+    pub fn set_hop(&self, pending: &Pending, routes_generation: u64, hop: NextHopId) {
+        let word = hops_empty(pending.state >> 32) | hop_half(routes_generation, hop);
+        self.region.slot(pending.slot).0[HOPS].store(word, Ordering::Relaxed);
     }
 
     /// Makes a pending connection visible. Fails when another worker's creation of the same connection won.
@@ -114,7 +150,7 @@ impl<'r> Conntrack<'r> {
             deltas,
             phase: pending.phase,
             seen_ms: pending.now_ms,
-            hops: super::flow::hops_empty(live >> 32),
+            hops: self.region.slot(pending.slot).word(HOPS),
         })
     }
 
@@ -129,18 +165,24 @@ impl<'r> Conntrack<'r> {
         let home = self.region.home(hash);
         let entry = entry(home.tag, slot, direction);
         for _ in 0..INSERT_TRIES {
-            match self.rival(&home, tuple, None) {
-                Some((_, _, state)) if state & STATE_MASK == LIVE => return Key::Live,
-                Some(_) => return Key::Busy,
-                None => {}
+            let seen = self.scan(&home);
+            if seen.same != 0 {
+                match self.rival(&home, tuple, None) {
+                    Some((_, _, state)) if state & STATE_MASK == LIVE => return Key::Live,
+                    Some(_) => return Key::Busy,
+                    None => {}
+                }
             }
-            let Some(place) = self.empty_place(&home) else { return Key::NoRoom };
+            let Some(place) = seen.free_place() else { return Key::NoRoom };
             let word = self.place(&home, place);
-            if word.compare_exchange(0, entry, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            if word.compare_exchange(0, entry, PUBLISH, Ordering::Relaxed).is_err() {
                 continue;
             }
             // Publish first, look second: of two workers doing this at least one sees the other.
-            fence(Ordering::SeqCst);
+            publish_fence();
+            if self.scan(&home).same & !(1 << place) == 0 {
+                return Key::Reserved;
+            }
             return match self.settle(&home, tuple, place) {
                 Key::Reserved => Key::Reserved,
                 lost => {
@@ -150,6 +192,23 @@ impl<'r> Conntrack<'r> {
             };
         }
         Key::Busy
+    }
+
+    /// Looks at all places of a key at once, without a branch.
+    #[inline]
+    fn scan(&self, home: &Home) -> Seen {
+        let mut seen = Seen { same: 0, free: 0 };
+        for (i, bucket) in home.buckets.into_iter().enumerate() {
+            for (j, entry) in self.region.bucket(bucket).iter().enumerate() {
+                let (entry, bit) = (entry.load(LOOK), i * BUCKET_ENTRIES + j);
+                seen.free |= u32::from(entry == 0) << bit;
+                seen.same |= u32::from(((entry >> 32) as u32 == home.tag) & (entry != 0)) << bit;
+            }
+        }
+        if home.buckets[0] == home.buckets[1] {
+            seen = Seen { same: seen.same & FIRST_BUCKET, free: seen.free & FIRST_BUCKET };
+        }
+        seen
     }
 
     /// Decides between the entry just published at `mine` and others of the same key.
@@ -171,7 +230,7 @@ impl<'r> Conntrack<'r> {
     fn rival(&self, home: &Home, tuple: &Tuple, mine: Option<usize>) -> Option<(usize, u32, u64)> {
         let last = if home.buckets[0] == home.buckets[1] { BUCKET_ENTRIES } else { 2 * BUCKET_ENTRIES };
         (0..last).filter(|&p| Some(p) != mine).find_map(|place| {
-            let entry = self.place(home, place).load(Ordering::Acquire);
+            let entry = self.place(home, place).load(LOOK);
             if entry == 0 || (entry >> 32) as u32 != home.tag {
                 return None;
             }
@@ -182,14 +241,6 @@ impl<'r> Conntrack<'r> {
             // A state that changed meanwhile: whatever it was, its owner is the one to look again.
             (counts && slot.word(STATE) & !STATE_MASK == state & !STATE_MASK).then_some((place, entry_slot(entry), state))
         })
-    }
-
-    /// An empty place: in the first bucket while it has room to spare, else in the emptier one.
-    fn empty_place(&self, home: &Home) -> Option<usize> {
-        let used = home.buckets.map(|b| self.region.bucket(b).iter().filter(|e| e.load(Ordering::Relaxed) != 0).count());
-        let second = used[0] > FIRST_BUCKET_LIKED && used[1] < used[0];
-        let base = if second { BUCKET_ENTRIES } else { 0 };
-        (base..base + BUCKET_ENTRIES).find(|&p| self.place(home, p).load(Ordering::Relaxed) == 0)
     }
 
     /// Places 0..8 are the first bucket's, 8..16 the second's.

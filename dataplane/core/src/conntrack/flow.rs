@@ -134,7 +134,7 @@ impl Slot<'_> {
         self.0[i].load(Relaxed)
     }
 
-    /// Writes everything but the state. The slot must be the caller's alone (pending).
+    /// Writes everything but the state, the ports and the deltas. The slot must be the caller's alone (pending).
     pub(super) fn write(&self, flow: &Flow, phase: Phase, now_ms: u64) {
         let put = |i: usize, v: u64| self.0[i].store(v, Relaxed);
         put(SEEN, now_ms);
@@ -149,18 +149,26 @@ impl Slot<'_> {
                 put(V6 + 2 * i + 1, addr[1]);
             }
         }
-        self.write_source(flow);
+        self.write_meta(flow, 0, 0);
     }
 
-    /// Writes what depends on the source port, when another one is tried: the port and the deltas.
-    pub(super) fn write_source(&self, flow: &Flow) {
+    /// Writes the ports, again when another source port is tried: with these and what [`Slot::write`] has written the keys are complete.
+    pub(super) fn write_ports(&self, flow: &Flow) {
+        let word = u64::from(pair(flow.client_port, flow.service_port)) | (u64::from(pair(flow.backend_port, flow.source_port)) << 32);
+        self.0[PORTS].store(word, Relaxed);
+    }
+
+    /// Writes what the rewrite needs beside the keys, when the ports are settled.
+    pub(super) fn write_deltas(&self, flow: &Flow) {
         let (l3, l4) = flow.deltas();
+        self.write_meta(flow, l3, l4);
+    }
+
+    fn write_meta(&self, flow: &Flow, l3: u16, l4: u16) {
         let v6 = if flow.v6 { META_V6 } else { 0 };
         let announced = if flow.announced { META_ANNOUNCED } else { 0 };
         let flags = u64::from(flow.proto as u8) | v6 | announced;
         self.0[META].store(flags | (u64::from(l3) << 16) | (u64::from(l4) << 32), Relaxed);
-        let word = u64::from(pair(flow.client_port, flow.service_port)) | (u64::from(pair(flow.backend_port, flow.source_port)) << 32);
-        self.0[PORTS].store(word, Relaxed);
     }
 
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).

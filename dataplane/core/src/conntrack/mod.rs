@@ -13,8 +13,8 @@ pub mod phase;
 mod region;
 
 pub use create::{Pending, Refused};
-pub use lookup::Candidate;
 pub use flow::{Deltas, Direction, Flow};
+pub use lookup::Candidate;
 pub use phase::{IdleTimes, Phase, PhaseKind, Timeouts};
 pub use region::{CAPACITY_MAX, RegionError};
 
@@ -135,9 +135,8 @@ impl<'r> Conntrack<'r> {
         if (old >> (2 * HOP_BITS)) != (hit.state >> 32) & (u64::MAX >> (2 * HOP_BITS)) {
             return;
         }
-        let half = (u64::from(hop.0 & NEXT_HOP_MAX) << HOP_GENERATION_BITS) | (routes_generation & HOP_GENERATION_MASK);
         let shift = hop_shift(hit.direction);
-        let new = (old & !(((1 << HOP_BITS) - 1) << shift)) | (half << shift);
+        let new = (old & !(((1 << HOP_BITS) - 1) << shift)) | (hop_half(routes_generation, hop) << shift);
         let _ = word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -207,6 +206,11 @@ fn entry_slot(entry: u64) -> u32 {
 #[inline(always)]
 fn entry_direction(entry: u64) -> Direction {
     if entry & 1 == 0 { Direction::Original } else { Direction::Reply }
+}
+
+/// A direction's half of the `hops` word.
+fn hop_half(routes_generation: u64, hop: NextHopId) -> u64 {
+    (u64::from(hop.0 & NEXT_HOP_MAX) << HOP_GENERATION_BITS) | (routes_generation & HOP_GENERATION_MASK)
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 use super::{Context, expired, withdraw};
 use crate::conntrack::{Flow, Hit, Phase, Refused};
+use crate::frame::NextHopId;
 use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
@@ -50,7 +51,14 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
 }
 
 /// Creates the connection.
-pub(super) fn open(ctx: &mut Context<'_>, packet: &Packet, hash: u64, backend: &Backend, source: Source) -> Result<Hit, Reason> {
+pub(super) fn open(
+    ctx: &mut Context<'_>,
+    packet: &Packet,
+    hash: u64,
+    backend: &Backend,
+    source: Source,
+    hop: NextHopId,
+) -> Result<Hit, Reason> {
     let t = &packet.tuple;
     let flow = Flow {
         proto: t.proto,
@@ -67,6 +75,14 @@ pub(super) fn open(ctx: &mut Context<'_>, packet: &Packet, hash: u64, backend: &
         source_port: t.sport,
         stats: backend.stats,
     };
+    if source == Source::Client {
+        // Most likely the reply's key: its lines are fetched while the connection is written.
+        let reply = flow.reply();
+        ctx.table.prefetch_reply(&reply);
+        if let Some(filter) = &ctx.filter {
+            filter.prefetch(&reply);
+        }
+    }
     let phase = Phase::first(t.proto, packet.tcp_flags);
     let ports = SourcePorts::new(ctx, packet, hash, source);
     let reserve = |ctx: &Context<'_>| ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
@@ -81,6 +97,7 @@ pub(super) fn open(ctx: &mut Context<'_>, packet: &Packet, hash: u64, backend: &
         Refused::ReplyTaken => Reason::ReplyKeyTaken,
     })?;
     let created = pending.flow;
+    ctx.table.set_hop(&pending, ctx.routes.generation, hop);
     if created.announced && !ctx.filter.is_none_or(|f| f.insert(&created.reply())) {
         ctx.table.abort(pending);
         return Err(Reason::ReplyFilterFull);
