@@ -209,12 +209,12 @@ pub struct Turnover {
 impl Row for Turnover {
     fn round(&mut self, _rig: &mut Rig) -> f64 {
         let (f, table) = (&self.filled, self.filled.table);
-        let flows: Vec<Flow> = (0..f.flows).map(|i| flow(&f.tuple(i), i)).collect();
+        let mut flows: Vec<Flow> = (0..f.flows).map(|i| flow(&f.tuple(i), i)).collect();
         let start = Instant::now();
-        for flow in &flows {
+        for flow in &mut flows {
             let key = flow.original();
             let phase = Phase::first(Proto::Udp, 0);
-            let pending = table.reserve(*flow, table.hash(&key), phase, 0, std::iter::once(flow.source_port)).expect("room");
+            let pending = table.reserve(flow, table.hash(&key), phase, 0, std::iter::once(key.sport)).expect("room");
             let _ = black_box(table.commit(pending));
         }
         let insert = start.elapsed();

@@ -170,7 +170,7 @@ mod tests {
         let words: Vec<AtomicU64> = (0..Conntrack::words_needed(8)).map(|_| AtomicU64::new(0)).collect();
         let table = Conntrack::format(&words, 8, 1, [0, 0]).unwrap();
         let addr = |a: &str| addr_words(a.parse().unwrap()).0;
-        let flow = Flow {
+        let mut flow = Flow {
             proto: Proto::Tcp,
             v6: false,
             announced: false,
@@ -184,8 +184,8 @@ mod tests {
             source_port: 61_000,
             stats: 0,
         };
-        let phase = Phase::first(Proto::Tcp, 2);
-        let pending = table.reserve(flow, table.hash(&flow.original()), phase, 0, std::iter::once(61_000)).unwrap();
+        let (hash, phase) = (table.hash(&flow.original()), Phase::first(Proto::Tcp, 2));
+        let pending = table.reserve(&mut flow, hash, phase, 0, std::iter::once(61_000)).unwrap();
         let hit = table.commit(pending).unwrap();
         assert!(t.removable(&known, table).is_empty(), "a connection is alive");
         assert!(table.end(&hit).is_some());

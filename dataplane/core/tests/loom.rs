@@ -47,9 +47,10 @@ fn flow(client_port: u16, stats: u32) -> Flow {
     }
 }
 
-fn create(table: &Conntrack<'_>, flow: Flow) -> Result<Hit, Refused> {
+fn create(table: &Conntrack<'_>, mut flow: Flow) -> Result<Hit, Refused> {
     let phase = Phase::first(flow.proto, 0);
-    let pending = table.reserve(flow, table.hash(&flow.original()), phase, 0, std::iter::once(flow.source_port))?;
+    let (hash, ports) = (table.hash(&flow.original()), std::iter::once(flow.source_port));
+    let pending = table.reserve(&mut flow, hash, phase, 0, ports)?;
     table.commit(pending)
 }
 

@@ -15,7 +15,7 @@ use crate::tuple::Tuple;
 /// Attempts at an index place before the creation counts as busy.
 const INSERT_TRIES: u32 = 16;
 /// A first bucket with more entries than this shares with the second one.
-const FIRST_BUCKET_LIKED: usize = 5;
+const FIRST_BUCKET_LIKED: u32 = 5;
 
 /// Why a connection could not be created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,11 +32,11 @@ pub enum Refused {
 
 /// A connection that is written and reserved but not live yet.
 #[must_use = "a pending connection must be committed or aborted"]
-pub struct Pending {
+pub struct Pending<'f> {
     slot: u32,
     state: u64,
     /// The connection, with the source port that was reserved.
-    pub flow: Flow,
+    pub flow: &'f Flow,
     phase: Phase,
     now_ms: u64,
 }
@@ -49,44 +49,24 @@ enum Key {
     NoRoom,
 }
 
-/// What is in a key's places: a bit each, see [`Conntrack::place`].
-struct Seen {
-    /// Entries with the key's tag.
-    same: u32,
-    free: u32,
-}
-
-const FIRST_BUCKET: u32 = (1 << BUCKET_ENTRIES) - 1;
-
-impl Seen {
-    /// A free place: in the first bucket while it has room to spare, else in the emptier one.
-    fn free_place(&self) -> Option<usize> {
-        let (first, second) = (self.free & FIRST_BUCKET, self.free & !FIRST_BUCKET);
-        let used = BUCKET_ENTRIES - first.count_ones() as usize;
-        let better = used > FIRST_BUCKET_LIKED && second.count_ones() > first.count_ones();
-        let of = if better { second } else { first };
-        (of != 0).then(|| of.trailing_zeros() as usize)
-    }
-}
-
 impl<'r> Conntrack<'r> {
-    /// Writes and reserves a connection. `source_ports`: tried in turn until the reply's key is free; the first is usually enough.
-    pub fn reserve(
+    /// Writes and reserves a connection. `source_ports`: tried in turn until the reply's key is free, and set; the first is usually enough.
+    pub fn reserve<'f>(
         &self,
-        mut flow: Flow,
+        flow: &'f mut Flow,
         original_hash: u64,
         phase: Phase,
         now_ms: u64,
         source_ports: impl Iterator<Item = u16>,
-    ) -> Result<Pending, Refused> {
+    ) -> Result<Pending<'f>, Refused> {
         let slot = self.region.allocate().ok_or(Refused::Full)?;
         let words = self.region.slot(slot);
         let state = words.word(STATE);
         let mut result = Err(Refused::ReplyTaken);
-        words.write(&flow, phase, now_ms);
+        words.write(flow, phase, now_ms);
         for port in source_ports {
             flow.source_port = port;
-            words.write_ports(&flow);
+            words.write_ports(flow);
             let reply = flow.reply();
             match self.reserve_key(&reply, self.hash(&reply), Direction::Reply, slot) {
                 Key::Reserved => result = Ok(()),
@@ -95,7 +75,7 @@ impl<'r> Conntrack<'r> {
             }
             break;
         }
-        words.write_deltas(&flow);
+        words.write_deltas(flow);
         if result.is_ok() {
             result = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
                 Key::Reserved => Ok(()),
@@ -124,13 +104,13 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Sets the next hop of a pending connection's first packet: see [`Conntrack::cache_hop`].
-    pub fn set_hop(&self, pending: &Pending, routes_generation: u64, hop: NextHopId) {
+    pub fn set_hop(&self, pending: &Pending<'_>, routes_generation: u64, hop: NextHopId) {
         let word = hops_empty(pending.state >> 32) | hop_half(routes_generation, hop);
         self.region.slot(pending.slot).0[HOPS].store(word, Ordering::Relaxed);
     }
 
     /// Makes a pending connection visible. Fails when another worker's creation of the same connection won.
-    pub fn commit(&self, pending: Pending) -> Result<Hit, Refused> {
+    pub fn commit(&self, pending: Pending<'_>) -> Result<Hit, Refused> {
         let words = self.region.slot(pending.slot).0;
         let live = (pending.state & !STATE_MASK) | LIVE;
         // Counted first, so that the count never runs below zero.
@@ -155,7 +135,7 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Gives up a pending connection.
-    pub fn abort(&self, pending: Pending) {
+    pub fn abort(&self, pending: Pending<'_>) {
         self.clear_key(&pending.flow.original(), Direction::Original, pending.slot);
         self.clear_key(&pending.flow.reply(), Direction::Reply, pending.slot);
         self.region.free(pending.slot);
@@ -165,22 +145,14 @@ impl<'r> Conntrack<'r> {
         let home = self.region.home(hash);
         let entry = entry(home.tag, slot, direction);
         for _ in 0..INSERT_TRIES {
-            let seen = self.scan(&home);
-            if seen.same != 0 {
-                match self.rival(&home, tuple, None) {
-                    Some((_, _, state)) if state & STATE_MASK == LIVE => return Key::Live,
-                    Some(_) => return Key::Busy,
-                    None => {}
-                }
-            }
-            let Some(place) = seen.free_place() else { return Key::NoRoom };
+            let Some(place) = self.free_place(&home) else { return Key::NoRoom };
             let word = self.place(&home, place);
             if word.compare_exchange(0, entry, PUBLISH, Ordering::Relaxed).is_err() {
                 continue;
             }
             // Publish first, look second: of two workers doing this at least one sees the other.
             publish_fence();
-            if self.scan(&home).same & !(1 << place) == 0 {
+            if self.places_of(&home) & !(1 << place) == 0 {
                 return Key::Reserved;
             }
             return match self.settle(&home, tuple, place) {
@@ -194,21 +166,25 @@ impl<'r> Conntrack<'r> {
         Key::Busy
     }
 
-    /// Looks at all places of a key at once, without a branch.
+    /// A free place: in the first bucket while it has room to spare, else in the emptier one.
     #[inline]
-    fn scan(&self, home: &Home) -> Seen {
-        let mut seen = Seen { same: 0, free: 0 };
-        for (i, bucket) in home.buckets.into_iter().enumerate() {
-            for (j, entry) in self.region.bucket(bucket).iter().enumerate() {
-                let (entry, bit) = (entry.load(LOOK), i * BUCKET_ENTRIES + j);
-                seen.free |= u32::from(entry == 0) << bit;
-                seen.same |= u32::from(((entry >> 32) as u32 == home.tag) & (entry != 0)) << bit;
-            }
+    fn free_place(&self, home: &Home) -> Option<usize> {
+        let free = |bucket: u32| mask(self.region.bucket(bucket), |entry| entry == 0);
+        let first = free(home.buckets[0]);
+        if BUCKET_ENTRIES as u32 - first.count_ones() <= FIRST_BUCKET_LIKED {
+            return Some(first.trailing_zeros() as usize);
         }
-        if home.buckets[0] == home.buckets[1] {
-            seen = Seen { same: seen.same & FIRST_BUCKET, free: seen.free & FIRST_BUCKET };
-        }
-        seen
+        let second = if home.buckets[1] == home.buckets[0] { 0 } else { free(home.buckets[1]) };
+        let of = if second.count_ones() > first.count_ones() { second << BUCKET_ENTRIES } else { first };
+        (of != 0).then(|| of.trailing_zeros() as usize)
+    }
+
+    /// The places with entries of a key's tag, a bit each.
+    #[inline]
+    fn places_of(&self, home: &Home) -> u32 {
+        let same = |bucket: u32| mask(self.region.bucket(bucket), |entry| ((entry >> 32) as u32 == home.tag) & (entry != 0));
+        let second = if home.buckets[1] == home.buckets[0] { 0 } else { same(home.buckets[1]) };
+        same(home.buckets[0]) | (second << BUCKET_ENTRIES)
     }
 
     /// Decides between the entry just published at `mine` and others of the same key.
@@ -260,4 +236,10 @@ impl<'r> Conntrack<'r> {
             }
         }
     }
+}
+
+/// A bit for each entry of a bucket that `is`, without a branch.
+#[inline(always)]
+fn mask(bucket: &[AtomicU64; BUCKET_ENTRIES], is: impl Fn(u64) -> bool) -> u32 {
+    bucket.iter().enumerate().fold(0, |mask, (i, entry)| mask | (u32::from(is(entry.load(LOOK))) << i))
 }

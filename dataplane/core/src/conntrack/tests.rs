@@ -28,9 +28,10 @@ fn flow(i: u32) -> Flow {
     }
 }
 
-fn create(table: &Conntrack<'_>, f: Flow, now_ms: u64) -> Result<Hit, Refused> {
+fn create(table: &Conntrack<'_>, mut f: Flow, now_ms: u64) -> Result<Hit, Refused> {
     let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
-    let pending = table.reserve(f, table.hash(&f.original()), phase, now_ms, std::iter::once(f.source_port))?;
+    let (hash, ports) = (table.hash(&f.original()), std::iter::once(f.source_port));
+    let pending = table.reserve(&mut f, hash, phase, now_ms, ports)?;
     table.commit(pending)
 }
 
@@ -107,17 +108,17 @@ fn the_next_source_port_is_taken_when_the_reply_key_is_not_free() {
     let source = [0, 0x0a00_0009];
     let snat = |i: u32| Flow { source, ..flow(2 * i) };
     let reserve = |i: u32| {
-        let f = Flow { proto: Proto::Tcp, ..snat(i) };
-        let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
-        table.reserve(f, table.hash(&f.original()), phase, 0, 61_000..=61_002).and_then(|p| table.commit(p))
+        let mut f = Flow { proto: Proto::Tcp, ..snat(i) };
+        let (hash, phase) = (table.hash(&f.original()), Phase::first(f.proto, crate::parse::tcp::SYN));
+        table.reserve(&mut f, hash, phase, 0, 61_000..=61_002).and_then(|p| table.commit(p))
     };
     let ports: Vec<u16> = (1..4).map(|i| reserve(i).unwrap().new.sport).collect();
     assert_eq!(ports, [61_000, 61_001, 61_002]);
     assert_eq!(reserve(4).unwrap_err(), Refused::ReplyTaken);
     // The same port serves another backend.
-    let other = Flow { backend_port: 9090, proto: Proto::Tcp, ..snat(5) };
-    let phase = Phase::first(Proto::Tcp, crate::parse::tcp::SYN);
-    assert_eq!(table.reserve(other, table.hash(&other.original()), phase, 0, 61_000..=61_002).unwrap().flow.source_port, 61_000);
+    let mut other = Flow { backend_port: 9090, proto: Proto::Tcp, ..snat(5) };
+    let (hash, phase) = (table.hash(&other.original()), Phase::first(Proto::Tcp, crate::parse::tcp::SYN));
+    assert_eq!(table.reserve(&mut other, hash, phase, 0, 61_000..=61_002).unwrap().flow.source_port, 61_000);
 }
 
 #[test]
@@ -127,7 +128,8 @@ fn an_aborted_creation_leaves_nothing() {
     let f = flow(0);
     let phase = Phase::first(f.proto, 0);
     for _ in 0..20 {
-        let pending = table.reserve(f, table.hash(&f.original()), phase, 0, std::iter::once(f.source_port)).unwrap();
+        let mut first = f;
+        let pending = table.reserve(&mut first, table.hash(&f.original()), phase, 0, std::iter::once(f.source_port)).unwrap();
         assert!(find(&table, &f.original()).is_none(), "pending is a miss");
         assert_eq!(create(&table, f, 0).unwrap_err(), Refused::ReplyTaken);
         table.abort(pending);

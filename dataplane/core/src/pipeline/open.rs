@@ -60,7 +60,7 @@ pub(super) fn open(
     hop: NextHopId,
 ) -> Result<Hit, Reason> {
     let t = &packet.tuple;
-    let flow = Flow {
+    let mut flow = Flow {
         proto: t.proto,
         v6: t.v6,
         // Answers to replaced sources are known by their address and port; others must be announced.
@@ -75,21 +75,20 @@ pub(super) fn open(
         source_port: t.sport,
         stats: backend.stats,
     };
-    if source == Source::Client {
-        // Most likely the reply's key: its lines are fetched while the connection is written.
-        let reply = flow.reply();
-        ctx.table.prefetch_reply(&reply);
-        if let Some(filter) = &ctx.filter {
-            filter.prefetch(&reply);
-        }
-    }
     let phase = Phase::first(t.proto, packet.tcp_flags);
     let ports = SourcePorts::new(ctx, packet, hash, source);
-    let reserve = |ctx: &Context<'_>| ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
-    let pending = match reserve(ctx) {
-        Err(Refused::Full) if evict(ctx) => reserve(ctx),
-        other => other,
-    };
+    // Most likely the reply's key: its lines are fetched while the connection is written.
+    flow.source_port = ports.best();
+    let reply = flow.reply();
+    ctx.table.prefetch_reply(&reply);
+    if let (Some(filter), true) = (&ctx.filter, flow.announced) {
+        filter.prefetch(&reply);
+    }
+    let mut reserved = ctx.table.reserve(&mut flow, hash, phase, ctx.now_ms, ports.clone());
+    if matches!(reserved, Err(Refused::Full)) && evict(ctx) {
+        reserved = ctx.table.reserve(&mut flow, hash, phase, ctx.now_ms, ports);
+    }
+    let pending = reserved;
     let pending = pending.map_err(|refused| match refused {
         Refused::Full => Reason::ConntrackFull,
         Refused::Busy | Refused::Exists => Reason::ConntrackBusy,
@@ -103,7 +102,7 @@ pub(super) fn open(
         return Err(Reason::ReplyFilterFull);
     }
     ctx.table.commit(pending).map_err(|_| {
-        withdraw(ctx.filter, &created);
+        withdraw(ctx.filter, created);
         Reason::ConntrackBusy
     })
 }
@@ -130,6 +129,13 @@ impl SourcePorts {
         let range = (u32::from(last) + 1).saturating_sub(u32::from(base));
         let at = fast_range((hash as u32).wrapping_add(ctx.worker.port_hint), range);
         SourcePorts { first, base, range, at, left: tries.min(range.min(u32::from(u16::MAX)) as u16) }
+    }
+}
+
+impl SourcePorts {
+    /// The first that will be tried.
+    fn best(&self) -> u16 {
+        self.first.unwrap_or_else(|| self.base.wrapping_add(self.at as u16))
     }
 }
 
