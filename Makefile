@@ -4,12 +4,12 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
-PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux
+PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind
 
-.PHONY: help setup build demo test loom lint bench clean
+.PHONY: help setup build demo test loom lint bench bench-micro clean
 
 help: ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /  make \1\t/'
 
 setup: ## Install the Debian packages that building and testing need (Rust itself comes from rustup)
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs" >&2; exit 1; }
@@ -43,8 +43,8 @@ lint: ## Format check, lints and, where installed, dependency policy
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked), dependency policy not checked"; fi
 
-bench: ## What a packet costs in memory, beside the floor (a minute)
-	$(CARGO) bench --locked -p nomagic-bench --bench pipeline
+bench bench-micro: ## What a packet costs in memory, beside the floor and the alternatives (three minutes)
+	$(CARGO) bench --locked -p nomagic-bench --bench micro
 
 clean: ## Remove what was built
 	$(CARGO) clean

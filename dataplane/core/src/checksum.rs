@@ -35,7 +35,7 @@ pub fn fold(sum: u64) -> u16 {
 /// Whether `field` is [`fold`] of a sum, which is not 0: without folding, by division with remainder in one's complement.
 #[inline(always)]
 pub fn is_fold_of(field: u16, sum: u64) -> bool {
-    (field != 0) & ((sum + 0xffff - u64::from(field)) % 0xffff == 0)
+    (field != 0) & (sum + 0xffff - u64::from(field)).is_multiple_of(0xffff)
 }
 
 /// The words of an address as a partial sum.
