@@ -6,6 +6,7 @@
 pub mod error;
 pub mod packets;
 pub mod patterns;
+pub mod timeouts;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::compile::{Node, Settings};
 use error::ConfigError;
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
+pub use timeouts::TimeoutsConfig;
 pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Workers};
 
 /// Largest configuration file, bytes.
@@ -122,6 +124,8 @@ pub struct ConntrackConfig {
     /// Connections at the most, 1,024 to 67,108,864. Default: 1,048,576.
     #[serde(deserialize_with = "values::capacity")]
     pub capacity: u32,
+    /// How long idle connections are remembered.
+    pub timeouts: TimeoutsConfig,
 }
 
 /// The hash that chooses backends.
@@ -135,7 +139,7 @@ pub struct HashConfig {
 
 impl Default for ConntrackConfig {
     fn default() -> ConntrackConfig {
-        ConntrackConfig { capacity: 1 << 20 }
+        ConntrackConfig { capacity: 1 << 20, timeouts: TimeoutsConfig::default() }
     }
 }
 

@@ -296,6 +296,7 @@ fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     EdgeConfig {
         internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
         conntrack_capacity: config.conntrack.capacity,
+        timeouts: config.conntrack.timeouts.into(),
         ring_size: config.packets.ring_size,
         frame_size: config.packets.frame_size,
         headroom: config.packets.headroom,

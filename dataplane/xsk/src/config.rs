@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nomagic_core::conntrack::Timeouts;
+
 use crate::error::EdgeError;
 
 /// Queues of one interface at the most.
@@ -65,6 +67,8 @@ pub struct EdgeConfig {
     pub workers: u32,
     /// Connections at the most.
     pub conntrack_capacity: u32,
+    /// How long idle connections are remembered.
+    pub timeouts: Timeouts,
     /// Buckets of the reply filter (16 connections each), a power of two.
     pub reply_buckets: u32,
     /// (Service port, backend) pairs with counters of their own.
@@ -102,6 +106,7 @@ impl EdgeConfig {
             huge_pages: false,
             workers: 1,
             conntrack_capacity: 1 << 18,
+            timeouts: Timeouts::default(),
             reply_buckets: 1 << 15,
             targets_max: 1 << 16,
             hash_seed: 0,

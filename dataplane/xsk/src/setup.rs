@@ -117,7 +117,7 @@ pub(crate) fn start_workers(
             table: memory.table,
             sweep_flows: config.conntrack_capacity.div_ceil(config.workers),
             filter: memory.replies,
-            state: WorkerState::new(id as u16),
+            state: WorkerState::with_timeouts(id as u16, config.timeouts),
             hold: Hold::new(config.hold_frames_max.div_ceil(workers), config.hold_max.as_nanos() as u64),
             asker: Asker::new(wanted.clone()),
             idle: config.idle,
