@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use nomagic_core::hash::WordSet;
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{Action, AddressKind, Frontend, Pool, ServicePort, Services, SnatRange};
+use nomagic_core::services::{Action, AddressKind, Affinity, Frontend, Pool, ServicePort, Services, SnatRange};
 use nomagic_core::tuple::{HashSeed, Prefix, Proto};
 
 use crate::config::NodePortAddresses;
@@ -212,7 +212,10 @@ impl<'c> Builder<'c> {
         for (place, port) in service.ports.iter().enumerate() {
             let id = self.services.ports.len() as u32;
             let Key { namespace, name } = service.key.clone();
-            self.services.ports.push(ServicePort { namespace, name, port_name: port.name.clone(), port: port.port, proto: port.proto });
+            let sticks = |timeout_s| Affinity::new(&namespace, &name, &port.name, port.proto, timeout_s);
+            let affinity = service.affinity_timeout_s.map(sticks);
+            let (port_name, port_number, proto) = (port.name.clone(), port.port, port.proto);
+            self.services.ports.push(ServicePort { namespace, name, port_name, port: port_number, proto, affinity });
             self.names.ports.push((service.key.clone(), place));
             for cluster_ip in &service.cluster_ips {
                 let v6 = cluster_ip.is_ipv6();
@@ -242,9 +245,6 @@ impl<'c> Builder<'c> {
             } else {
                 self.names.health_checks.insert(port, check);
             }
-        }
-        if service.affinity_timeout_s.is_some() {
-            self.problem(service, "spec.sessionAffinity", "ClientIP is not kept yet: each connection is spread by its own hash".into());
         }
         plans
     }

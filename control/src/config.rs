@@ -103,6 +103,10 @@ pub struct SnatConfig {
     pub addresses: Vec<IpAddr>,
     /// Source ports, `FIRST-LAST`. Must not overlap the kernel's own ip_local_port_range. Default: 61000-65535.
     pub ports: PortRange,
+    /// The most of the ports towards one endpoint that one client or one Service may hold, percent, 1 to 100. Default: 90, so that nobody
+    /// takes the last ones.
+    #[serde(deserialize_with = "values::percent")]
+    pub share: u8,
     /// Addresses that replace clients' addresses towards endpoints on this node whose answers would not come by nomagic (host network,
     /// interfaces that it does not look at), one a family. Routed to the internal port. Default: 169.254.78.78, fd4e:6f6d:6167::78.
     #[serde(deserialize_with = "values::ip_per_family")]
@@ -113,7 +117,7 @@ impl Default for SnatConfig {
     fn default() -> SnatConfig {
         let internal_addresses =
             vec![Ipv4Addr::new(169, 254, 78, 78).into(), Ipv6Addr::new(0xfd4e, 0x6f6d, 0x6167, 0, 0, 0, 0, 0x78).into()];
-        SnatConfig { addresses: Vec::new(), ports: PortRange::default(), internal_addresses }
+        SnatConfig { addresses: Vec::new(), ports: PortRange::default(), share: 90, internal_addresses }
     }
 }
 
@@ -210,6 +214,7 @@ impl Config {
             v6: snat.iter().copied().find(IpAddr::is_ipv6),
             port_first: self.snat.ports.first,
             port_last: self.snat.ports.last,
+            share_percent: self.snat.share,
             internal_v4: self.snat.internal_addresses.iter().copied().find(IpAddr::is_ipv4),
             internal_v6: self.snat.internal_addresses.iter().copied().find(IpAddr::is_ipv6),
         };

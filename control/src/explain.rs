@@ -171,9 +171,7 @@ impl<'e> Explainer<'e> {
         answer.steps.push(words::candidates(found));
         let unusable = self.index.slices_of(&found.service.key).filter(|s| s.v6 == tuple.v6).flat_map(|s| &s.unusable);
         answer.steps.extend(words::left_out(found, unusable));
-        if found.service.affinity_timeout_s.is_some() {
-            answer.steps.push(words::AFFINITY.into());
-        }
+        answer.steps.extend(found.service.affinity_timeout_s.map(words::affinity));
     }
 
     fn tell_rewrite(

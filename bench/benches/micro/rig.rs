@@ -232,7 +232,14 @@ fn services(kind: Kind) -> Services {
     let mut s = Services::empty(HashSeed::new(1));
     s.pools.push(Arc::new(Pool::new(backends(kind == Kind::DnatV6, BACKENDS), &s.seed).expect("backends")));
     s.snat = SnatRange { v4: Some([10, 0, 0, 1].into()), port_first: 1_024, port_last: 65_535, ..SnatRange::default() };
-    s.ports.push(ServicePort { namespace: "bench".into(), name: "bench".into(), port_name: String::new(), port: 80, proto: Proto::Udp });
+    s.ports.push(ServicePort {
+        namespace: "bench".into(),
+        name: "bench".into(),
+        port_name: String::new(),
+        port: 80,
+        proto: Proto::Udp,
+        affinity: None,
+    });
     let forward = Action::Forward { pool: 0, snat: kind == Kind::Snat };
     let addrs: [(IpAddr, Action); 3] =
         [(V4_SERVICE.into(), forward), (V6_SERVICE.into(), forward), (V4_REJECTED.into(), Action::Reject(Reason::NoEndpoints))];

@@ -219,6 +219,10 @@ pub(super) fn grace_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error>
     d.deserialize_any(Whole { min: 100, max: 60_000 }).map(|n| n as u32)
 }
 
+pub(super) fn percent<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
+    d.deserialize_any(Whole { min: 1, max: 100 }).map(|n| n as u8)
+}
+
 pub(super) fn capacity<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
     d.deserialize_any(Whole { min: 1_024, max: u64::from(nomagic_core::conntrack::CAPACITY_MAX) }).map(|n| n as u32)
 }

@@ -15,9 +15,14 @@ use crate::objects::{Key, Policy, Service};
 /// Things listed in one sentence at the most; the rest is counted.
 const LISTED_MAX: usize = 12;
 
-pub(super) const AFFINITY: &str =
-    "The Service asks for session affinity (ClientIP). nomagic does not keep it yet: each connection is spread by its own hash.";
 pub(super) const PASSED: &str = "nomagic leaves the packet alone: the kernel goes on with it as if nomagic were not there.";
+
+pub(super) fn affinity(timeout_s: u32) -> String {
+    format!(
+        "The Service asks for session affinity (ClientIP): a client that has opened a connection to this port in the last {timeout_s} s goes to \
+         the same endpoint again, if that is still a candidate. What follows is for a client that nobody remembers."
+    )
+}
 
 /// `a, b, c and 4 more`
 fn listed(things: impl Iterator<Item = String>) -> String {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{Action, Services};
+use nomagic_core::services::{Action, Services, SnatRange};
 use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortStatus, Volume, WorkerStatus, XdpCounters};
 use serde_json::{Map, Value, json};
 
@@ -95,6 +95,12 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
                 "evicted": count(&|c| c.conntrack_evicted.get()),
                 "replaced": count(&|c| c.conntrack_replaced.get()),
             },
+            "snat": {
+                "connections": status.source_ports,
+                "largest_share": status.source_ports_largest,
+                "ports": source_ports(&control.services.snat),
+                "share_max": control.services.snat.holder_max().min(u64::from(source_ports(&control.services.snat))),
+            },
             "replies": { "announced": status.replies_announced, "capacity": status.replies_capacity },
         },
         "pools": status.frames.iter().map(|f| json!({
@@ -115,6 +121,11 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
         "routes": { "generation": status.routes_generation, "applied": status.routes_applied },
         "targets": targets,
     }))
+}
+
+/// Source ports that there are towards one endpoint.
+fn source_ports(range: &SnatRange) -> u32 {
+    (u32::from(range.port_last) + 1).saturating_sub(u32::from(range.port_first))
 }
 
 /// Every (Service port, backend) pair with statistics of its own: `(Service, backend, place)`, sorted.
@@ -213,11 +224,14 @@ pub fn page(status: &Value) -> String {
     );
     let _ = writeln!(
         out,
-        "connections {} of {}, announced replies {} of {}\n",
+        "connections {} of {}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})\n",
         n("/totals/conntrack/live"),
         n("/totals/conntrack/capacity"),
         n("/totals/replies/announced"),
         n("/totals/replies/capacity"),
+        n("/totals/snat/connections"),
+        n("/totals/snat/largest_share"),
+        n("/totals/snat/ports"),
     );
     let _ = writeln!(out, "{:<12} {:>10} {:>10} {:>10} {:>10}  mode", "port", "received", "taken", "passed", "dropped");
     for p in list("ports") {

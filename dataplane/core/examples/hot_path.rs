@@ -60,7 +60,14 @@ fn services() -> Services {
             Frontend { service_port: 0, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
         s.add_frontend(addr.parse().expect("an address"), 80, Proto::Udp, frontend).expect("free");
     }
-    s.ports.push(ServicePort { namespace: "n".into(), name: "s".into(), port_name: String::new(), port: 80, proto: Proto::Udp });
+    s.ports.push(ServicePort {
+        namespace: "n".into(),
+        name: "s".into(),
+        port_name: String::new(),
+        port: 80,
+        proto: Proto::Udp,
+        affinity: None,
+    });
     s
 }
 

@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 use established::{Tally, established};
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Candidate, Conntrack, Direction, Flow, Hit, IdleTimes, Timeouts};
+use crate::conntrack::{Candidate, Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
@@ -240,7 +240,12 @@ fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
 /// A packet that no connection is known for: the Service decides.
 fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
     let services = ctx.services;
-    let (backend, snat) = match services.decide(&packet.tuple) {
+    let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
+    let decision = services.decide_with(tuple, |affinity, pool, chosen| {
+        let sticky = Sticky { id: affinity.id, client: tuple.src, v6: tuple.v6, timeout_s: affinity.timeout_s };
+        pool.by_identity(table.stick(&sticky, now_ms, |identity| pool.by_identity(identity).is_some(), chosen.identity()))
+    });
+    let (backend, snat) = match decision {
         Decision::Pass(reason) => return to_kernel(ctx, frame, Some(packet), reason),
         Decision::Drop(_, reason) => return Verdict::Drop(reason),
         Decision::Reject(_, reason) => return refuse(ctx, frame, packet, reason, 0, out),

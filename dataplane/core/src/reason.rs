@@ -57,6 +57,7 @@ reasons! {
 
     // Connections.
     MidFlowSnat = "mid_flow_snat", "the middle of an unknown connection that would need a new source port";
+    SnatShare = "snat_share", "the client or the Service holds its share of the source ports towards this endpoint";
     ConntrackFull = "conntrack_full", "the connection table is full";
     ConntrackBusy = "conntrack_busy", "another worker was creating the same connection at this moment";
     SnatPortsExhausted = "snat_ports_exhausted", "no free source port towards this backend";

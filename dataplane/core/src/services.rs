@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::conntrack::affinity::IDENTITY_BITS;
 use crate::hash::{WordMap, WordSet};
 use crate::maglev::Maglev;
 use crate::reason::Reason;
@@ -94,6 +95,29 @@ pub struct ServicePort {
     pub port: u16,
     /// Protocol.
     pub proto: Proto,
+    /// Whether a client's connections go to one backend (`sessionAffinity: ClientIP`).
+    pub affinity: Option<Affinity>,
+}
+
+/// Session affinity of a Service port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Affinity {
+    /// The Service port's identity; the same in every table and every process.
+    pub id: u64,
+    /// How long after its last new connection a client is remembered, seconds.
+    pub timeout_s: u32,
+}
+
+impl Affinity {
+    /// Affinity of the port with this name of a Service.
+    pub fn new(namespace: &str, name: &str, port_name: &str, proto: Proto, timeout_s: u32) -> Affinity {
+        let mut words = vec![proto as u64];
+        for text in [namespace, name, port_name] {
+            words.push(text.len() as u64);
+            words.extend(text.as_bytes().chunks(8).map(|c| c.iter().fold(0, |w, b| (w << 8) | u64::from(*b))));
+        }
+        Affinity { id: HashSeed::new(0).hash_words(&words), timeout_s }
+    }
 }
 
 /// A backend (endpoint) as the packet path needs it.
@@ -109,6 +133,14 @@ pub struct Backend {
     pub stats: u32,
 }
 
+impl Backend {
+    /// A name for address and port, the same in every table and every process.
+    pub fn identity(&self) -> u64 {
+        let (words, v6) = addr_words(self.addr);
+        HashSeed::new(0).hash_words(&[words[0], words[1], (u64::from(self.port) << 1) | u64::from(v6)]) >> (64 - IDENTITY_BITS)
+    }
+}
+
 /// The candidates for one Service port and traffic class, with their Maglev table.
 #[derive(Debug)]
 pub struct Pool {
@@ -116,6 +148,8 @@ pub struct Pool {
     pub backends: Arc<[Backend]>,
     /// Slot to backend.
     pub maglev: Maglev,
+    /// By [`Backend::identity`], sorted.
+    identities: Box<[(u64, u32)]>,
 }
 
 impl Pool {
@@ -125,7 +159,15 @@ impl Pool {
         backends.sort_by_key(|b| (b.addr, b.port));
         backends.dedup_by_key(|b| (b.addr, b.port));
         let maglev = Maglev::build(&backends, seed)?;
-        Some(Pool { backends: backends.into(), maglev })
+        let mut identities: Box<[(u64, u32)]> = backends.iter().enumerate().map(|(i, b)| (b.identity(), i as u32)).collect();
+        identities.sort_unstable();
+        Some(Pool { backends: backends.into(), maglev, identities })
+    }
+
+    /// The backend with this identity, if it is a candidate.
+    pub fn by_identity(&self, identity: u64) -> Option<&Backend> {
+        let place = self.identities.binary_search_by_key(&identity, |(id, _)| *id).ok()?;
+        self.backends.get(self.identities[place].1 as usize)
     }
 }
 
@@ -164,6 +206,8 @@ pub struct SnatRange {
     pub port_first: u16,
     /// Last port, inclusive. Smaller than `port_first`: no ports.
     pub port_last: u16,
+    /// The most of the ports towards one endpoint that one client or one Service may hold, percent; 0 and 100: no limit.
+    pub share_percent: u8,
     /// IPv4 address that the kernel routes to the internal port: the source towards backends whose answers would otherwise not come
     /// back here.
     pub internal_v4: Option<IpAddr>,
@@ -180,6 +224,15 @@ impl SnatRange {
     /// The address of a family that the kernel routes to the internal port.
     pub fn internal(&self, v6: bool) -> Option<IpAddr> {
         if v6 { self.internal_v6 } else { self.internal_v4 }
+    }
+
+    /// Ports towards one endpoint that one client or one Service may hold at the most.
+    pub fn holder_max(&self) -> u64 {
+        let ports = (u64::from(self.port_last) + 1).saturating_sub(u64::from(self.port_first));
+        match self.share_percent {
+            0 | 100.. => u64::MAX,
+            percent => (ports * u64::from(percent) / 100).max(1),
+        }
     }
 
     /// Whether packets to this address and port are answers to replaced sources.
@@ -288,8 +341,18 @@ impl Services {
         }
     }
 
-    /// Decides the first packet of a connection. A pure function of the table and the tuple.
+    /// Decides the first packet of a connection. A pure function of the table and the tuple: for clients that nobody remembers.
     pub fn decide(&self, tuple: &Tuple) -> Decision<'_> {
+        self.decide_with(tuple, |_, _, _| None)
+    }
+
+    /// As [`Services::decide`]; `remembered` is asked for the backend of a client of a Service port with session affinity, and told the one
+    /// that its hash chooses.
+    pub fn decide_with<'s>(
+        &'s self,
+        tuple: &Tuple,
+        remembered: impl FnOnce(&Affinity, &'s Pool, &'s Backend) -> Option<&'s Backend>,
+    ) -> Decision<'s> {
         let key = FrontendKey::new(tuple.dst, tuple.v6, tuple.dport, tuple.proto);
         let Some(frontend) = self.frontends.get(&key) else { return self.decide_unmatched(tuple) };
         let client = tuple.src_addr();
@@ -309,7 +372,10 @@ impl Services {
             Action::Drop(reason) => return Decision::Drop(Some(frontend), reason),
         };
         let (slot, index) = pool.maglev.pick(tuple.hash(&self.seed));
-        let backend = &pool.backends[index as usize];
+        let mut backend = &pool.backends[index as usize];
+        if let Some(affinity) = self.ports.get(frontend.service_port as usize).and_then(|p| p.affinity.as_ref()) {
+            backend = remembered(affinity, pool, backend).unwrap_or(backend);
+        }
         let snat = match masquerade {
             true => Some(SnatCause::Masquerade),
             false => (backend.addr == client).then_some(SnatCause::Hairpin),

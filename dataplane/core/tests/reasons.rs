@@ -203,6 +203,14 @@ fn limits() -> Vec<Reason> {
     meet(&w, &done, Reason::SnatPortsExhausted);
     assert_eq!(w.live(), 2);
 
+    // Half of two ports for a client.
+    w.services.snat.share_percent = 50;
+    let mut w = World::new(w.services, 64);
+    w.run(CLIENTS, &to7(0).frame());
+    let done = w.run(CLIENTS, &to7(1).frame());
+    meet(&w, &done, Reason::SnatShare);
+    assert_eq!(w.live(), 1);
+
     // One bucket of sixteen announcements.
     let mut w = World::new(services(), 64);
     w.filter_words.truncate(16);

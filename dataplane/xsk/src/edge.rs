@@ -287,6 +287,8 @@ impl Edge {
             flows_live: self.table.live(),
             flows_capacity: self.table.capacity(),
             replies_announced: self.replies.len() as u64,
+            source_ports: self.table.source_ports(),
+            source_ports_largest: self.table.largest_share(),
             replies_capacity: self.replies_capacity,
             services_generation: self.services.current().generation,
             services_applied: self.services.applied(|w| self.live(w)) == self.services.sequence(),

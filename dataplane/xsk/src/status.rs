@@ -335,6 +335,10 @@ pub struct EdgeStatus {
     pub flows_capacity: u32,
     /// Replies announced to the XDP filter.
     pub replies_announced: u64,
+    /// Connections with a source port of ours.
+    pub source_ports: u64,
+    /// The most source ports that one client or one Service holds towards one endpoint.
+    pub source_ports_largest: u64,
     /// Places for announced replies.
     pub replies_capacity: u64,
     /// Generation of the service table published last.

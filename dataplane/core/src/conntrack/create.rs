@@ -145,7 +145,13 @@ impl<'r> Conntrack<'r> {
         let home = self.region.home(hash);
         let entry = entry(home.tag, slot, direction);
         for _ in 0..INSERT_TRIES {
-            let Some(place) = self.free_place(&home) else { return Key::NoRoom };
+            let Some(place) = self.free_place(&home) else {
+                return match self.rival(&home, tuple, None) {
+                    Some((_, _, state)) if state & STATE_MASK == LIVE => Key::Live,
+                    Some(_) => Key::Busy,
+                    None => Key::NoRoom,
+                };
+            };
             let word = self.place(&home, place);
             if word.compare_exchange(0, entry, PUBLISH, Ordering::Relaxed).is_err() {
                 continue;

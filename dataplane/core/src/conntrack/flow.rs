@@ -87,6 +87,11 @@ impl Flow {
         self.tuple(self.backend, self.backend_port, self.source, self.source_port)
     }
 
+    /// Whether the backend sees another address than the client's.
+    pub fn replaces_source(&self) -> bool {
+        self.source != self.client
+    }
+
     #[inline]
     fn tuple(&self, src: AddrWords, sport: u16, dst: AddrWords, dport: u16) -> Tuple {
         Tuple { src, dst, sport, dport, proto: self.proto, v6: self.v6 }

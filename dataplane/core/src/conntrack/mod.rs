@@ -5,13 +5,16 @@
 //! write and never wait: a slot's state word carries a generation, and a reader that finds it changed behind its back has not found anything.
 //! How two workers settle who creates a connection is told in `create`.
 
+pub mod affinity;
 mod create;
 pub mod flow;
 mod fragments;
 mod lookup;
 pub mod phase;
 mod region;
+mod shares;
 
+pub use affinity::Sticky;
 pub use create::{Pending, Refused};
 pub use flow::{Deltas, Direction, Flow};
 pub use lookup::Candidate;
@@ -149,6 +152,9 @@ impl<'r> Conntrack<'r> {
         let flow = slot.read();
         self.clear_key(&flow.original(), Direction::Original, hit.slot);
         self.clear_key(&flow.reply(), Direction::Reply, hit.slot);
+        if flow.replaces_source() {
+            self.give_share(&flow);
+        }
         self.region.header(W_LIVE).fetch_sub(1, Ordering::Relaxed);
         self.region.free(hit.slot);
         Some(flow)

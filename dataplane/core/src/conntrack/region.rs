@@ -5,17 +5,20 @@
 //! words 64..         index: buckets of eight entries, one cache line each
 //! then, aligned      flows: 16 words each
 //! then               fragments: 2 words each, see `fragments`
+//! then, aligned      affinity: buckets of a cache line, see `affinity`
+//! then               shares: a word each, see `shares`
 //! ```
 //!
 //! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
 //! half names two buckets, and a key is in one of them.
 
+use super::affinity::BUCKET_WORDS;
 use super::flow::{FLOW_WORDS, PORTS, STATE, Slot};
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 3;
+pub(super) const VERSION: u64 = 4;
 const HEADER_WORDS: usize = 64;
 pub(super) const BUCKET_ENTRIES: usize = 8;
 /// Index entries in use at the most when the table is full: 60 %.
@@ -30,6 +33,7 @@ const W_FREE_HEAD: usize = 8;
 const W_HIGH_WATER: usize = 16;
 pub(super) const W_CURSOR: usize = 24;
 pub(super) const W_LIVE: usize = 32;
+pub(super) const W_SNAT: usize = 40;
 
 pub(super) const FREE: u64 = 0;
 pub(super) const PENDING: u64 = 1;
@@ -92,9 +96,26 @@ fn fragments_at(capacity: u32) -> usize {
     flows_at(buckets_for(capacity)) + capacity as usize * FLOW_WORDS
 }
 
+fn affinity_at(capacity: u32) -> usize {
+    (fragments_at(capacity) + FRAGMENTS * FRAGMENT_WORDS).next_multiple_of(BUCKET_WORDS)
+}
+
+/// A remembered client for every eight connections, four in a bucket.
+fn affinity_buckets(capacity: u32) -> usize {
+    (capacity as usize / 32).max(1)
+}
+
+fn shares_at(capacity: u32) -> usize {
+    affinity_at(capacity) + affinity_buckets(capacity) * BUCKET_WORDS
+}
+
+fn share_counters(capacity: u32) -> usize {
+    (capacity as usize / 16).clamp(2, 1 << 16)
+}
+
 impl<'r> Region<'r> {
     pub(super) fn words_needed(capacity: u32) -> usize {
-        fragments_at(capacity) + FRAGMENTS * FRAGMENT_WORDS
+        shares_at(capacity) + share_counters(capacity)
     }
 
     pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
@@ -165,6 +186,22 @@ impl<'r> Region<'r> {
     pub(super) fn fragment(&self, hash: u64) -> [&'r AtomicU64; 2] {
         let at = fragments_at(self.capacity) + fast_range(hash as u32, FRAGMENTS as u32) as usize * FRAGMENT_WORDS;
         [&self.words[at], &self.words[at + 1]]
+    }
+
+    /// The bucket where a client's endpoint is remembered.
+    pub(super) fn affinity(&self, hash: u64) -> &'r [AtomicU64; BUCKET_WORDS] {
+        let buckets = self.words[affinity_at(self.capacity)..][..affinity_buckets(self.capacity) * BUCKET_WORDS].as_chunks().0;
+        &buckets[fast_range((hash >> 32) as u32, buckets.len() as u32) as usize]
+    }
+
+    /// The counters of who holds how many source ports.
+    pub(super) fn shares(&self) -> &'r [AtomicU64] {
+        &self.words[shares_at(self.capacity)..][..share_counters(self.capacity)]
+    }
+
+    pub(super) fn share(&self, hash: u64) -> &'r AtomicU64 {
+        let shares = self.shares();
+        &shares[fast_range((hash >> 32) as u32, shares.len() as u32) as usize]
     }
 
     /// Slots that have ever been used: the sweep's range.

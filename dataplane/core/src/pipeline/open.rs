@@ -84,15 +84,29 @@ pub(super) fn open(
     if let (Some(filter), true) = (&ctx.filter, flow.announced) {
         filter.prefetch(&reply);
     }
-    let mut reserved = ctx.table.reserve(&mut flow, hash, phase, ctx.now_ms, ports.clone());
+    let shares = flow.replaces_source();
+    if shares && !ctx.table.take_share(&flow, ctx.services.snat.holder_max()) {
+        return Err(Reason::SnatShare);
+    }
+    let hit = reserve(ctx, hash, &mut flow, phase, ports, hop);
+    if shares && hit.is_err() {
+        ctx.table.give_share(&flow);
+    }
+    hit
+}
+
+/// Reserves both keys of a connection, announces its reply and sets it live.
+fn reserve(ctx: &mut Context<'_>, hash: u64, flow: &mut Flow, phase: Phase, ports: SourcePorts, hop: NextHopId) -> Result<Hit, Reason> {
+    let replaced = flow.replaces_source();
+    let mut reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
     if matches!(reserved, Err(Refused::Full)) && evict(ctx) {
-        reserved = ctx.table.reserve(&mut flow, hash, phase, ctx.now_ms, ports);
+        reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports);
     }
     let pending = reserved;
     let pending = pending.map_err(|refused| match refused {
         Refused::Full => Reason::ConntrackFull,
         Refused::Busy | Refused::Exists => Reason::ConntrackBusy,
-        Refused::ReplyTaken if source != Source::Client => Reason::SnatPortsExhausted,
+        Refused::ReplyTaken if replaced => Reason::SnatPortsExhausted,
         Refused::ReplyTaken => Reason::ReplyKeyTaken,
     })?;
     let created = pending.flow;

@@ -103,7 +103,7 @@ pub fn add_service(services: &mut Services, addr: &str, port: u16, proto: Proto,
 pub fn add_action(services: &mut Services, addr: &str, port: u16, proto: Proto, action: Action) {
     let service_port = services.ports.len() as u32;
     let name = format!("s{service_port}");
-    services.ports.push(ServicePort { namespace: "test".into(), name, port_name: String::new(), port, proto });
+    services.ports.push(ServicePort { namespace: "test".into(), name, port_name: String::new(), port, proto, affinity: None });
     let frontend =
         Frontend { service_port, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
     services.cluster_ips.insert(ip(addr));
@@ -118,6 +118,7 @@ pub fn services() -> Services {
         v6: Some(ip("fd00:a::1")),
         port_first: 61_000,
         port_last: 61_999,
+        share_percent: 0,
         internal_v4: Some(ip("169.254.78.78")),
         internal_v6: Some(ip("fd4e:6f6d:6167::78")),
     };

@@ -270,7 +270,14 @@ pub fn services(generation: u64, entries: &[(IpAddr, u16, Proto, IpAddr, u16)]) 
         let i = i as u32;
         let backends = vec![Backend { addr: *backend, port: *backend_port, weight: 1, stats: i + 1 }];
         table.pools.push(Arc::new(Pool::new(backends, &seed).unwrap()));
-        table.ports.push(ServicePort { namespace: "d".into(), name: "s".into(), port_name: String::new(), port: *port, proto: *proto });
+        table.ports.push(ServicePort {
+            namespace: "d".into(),
+            name: "s".into(),
+            port_name: String::new(),
+            port: *port,
+            proto: *proto,
+            affinity: None,
+        });
         let action = Action::Forward { pool: i, snat: false };
         let frontend =
             Frontend { service_port: i, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };

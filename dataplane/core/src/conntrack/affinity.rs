@@ -1,0 +1,77 @@
+//! Session affinity: which endpoint a client was last sent to.
+//!
+//! A bounded table beside the flows, in buckets of a cache line: four entries of two words. An entry is the hash of (Service port, client), and the
+//! endpoint's identity with the second of its last use, combined with the key by exclusive or: whoever reads the value of an entry that
+//! has just gone to another key reads an endpoint that does not exist. An entry whose time is over is a free one; when a bucket is full, the one that
+//! was used longest ago goes.
+
+use super::Conntrack;
+use crate::sync::{AtomicU64, Ordering::Relaxed};
+use crate::tuple::AddrWords;
+
+/// Entries of a bucket.
+const ENTRIES: usize = 4;
+/// Words of a bucket.
+pub(super) const BUCKET_WORDS: usize = 2 * ENTRIES;
+/// Attempts at an entry before a connection goes where its own hash says.
+const TRIES: u32 = 8;
+// The value: the endpoint's identity (40 bits) << 24 | second of the last use (24 bits, half a year).
+const SECOND_BITS: u32 = 24;
+const SECOND_MASK: u64 = (1 << SECOND_BITS) - 1;
+/// Bits of an endpoint's identity.
+pub const IDENTITY_BITS: u32 = 64 - SECOND_BITS;
+
+/// A client of a Service port that keeps its clients' endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct Sticky {
+    /// The Service port, see [`crate::services::Affinity::id`].
+    pub id: u64,
+    /// The client's address.
+    pub client: AddrWords,
+    /// True for IPv6.
+    pub v6: bool,
+    /// How long after its last new connection a client is remembered, seconds.
+    pub timeout_s: u32,
+}
+
+impl Conntrack<'_> {
+    /// The endpoint for a client's new connection, by its identity: the remembered one if it is `usable` and its time is not over, else
+    /// `chosen`, which is remembered from now on. Of two workers that choose for one client at once, the second takes the first one's.
+    pub fn stick(&self, sticky: &Sticky, now_ms: u64, usable: impl Fn(u64) -> bool, chosen: u64) -> u64 {
+        let key = self.region.seed.hash_words(&[sticky.id, sticky.client[0], sticky.client[1], u64::from(sticky.v6)]) | 1;
+        let bucket = self.region.affinity(key);
+        let now = (now_ms / 1_000) & SECOND_MASK;
+        let age = |value: u64| now.wrapping_sub(value) & SECOND_MASK;
+        for _ in 0..TRIES {
+            let place = find_or_claim(bucket, key, age);
+            let Some(place) = place else { continue };
+            let value = &bucket[2 * place + 1];
+            let old = value.load(Relaxed);
+            let known = old ^ key;
+            let keep = age(known) < u64::from(sticky.timeout_s) && usable(known >> SECOND_BITS);
+            let identity = if keep { known >> SECOND_BITS } else { chosen };
+            let new = ((identity << SECOND_BITS) | now) ^ key;
+            if new == old || value.compare_exchange(old, new, Relaxed, Relaxed).is_ok() {
+                return identity;
+            }
+        }
+        chosen
+    }
+}
+
+/// The key's entry. If it has none it gets the first empty one, or the one that was used longest ago. `None`: another worker was faster.
+///
+/// All keys are read once: who comes second either sees the first one's key or tries for the same place. (Only when the bucket is full and a
+/// third worker uses one of its entries at that moment may two choose different places; then the client has two endpoints until one of them goes.)
+fn find_or_claim(bucket: &[AtomicU64; BUCKET_WORDS], key: u64, age: impl Fn(u64) -> u64) -> Option<usize> {
+    let keys: [u64; ENTRIES] = std::array::from_fn(|place| bucket[2 * place].load(Relaxed));
+    if let Some(place) = keys.iter().position(|&k| k == key) {
+        return Some(place);
+    }
+    let age_of = |place: &usize| match keys[*place] {
+        0 => u64::MAX,
+        other => age(bucket[2 * place + 1].load(Relaxed) ^ other),
+    };
+    let place = (0..ENTRIES).max_by_key(|place| (age_of(place), std::cmp::Reverse(*place)))?;
+    bucket[2 * place].compare_exchange(keys[place], key, Relaxed, Relaxed).is_ok().then_some(place)
+}

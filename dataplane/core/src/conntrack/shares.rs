@@ -1,0 +1,52 @@
+//! Who holds how many source ports: so that one client or one Service cannot take the last ones towards an endpoint.
+//!
+//! A counter for each (endpoint, client) and (endpoint, Service address), in a table of counters found by hash. Two holders that share a counter
+//! are taken for one: with a limit of thousands of ports and few holders of many that costs nobody a port.
+
+use super::region::W_SNAT;
+use super::{Conntrack, Flow};
+use crate::sync::{AtomicU64, Ordering::Relaxed};
+
+impl<'r> Conntrack<'r> {
+    /// Counts a source port for a connection's client and Service. False, and nothing counted, when one of them holds `most` already.
+    pub fn take_share(&self, flow: &Flow, most: u64) -> bool {
+        let holders = self.holders(flow);
+        for (i, holder) in holders.iter().enumerate() {
+            if holder.fetch_add(1, Relaxed) >= most {
+                holders[..=i].iter().for_each(|h| give(h));
+                return false;
+            }
+        }
+        self.region.header(W_SNAT).fetch_add(1, Relaxed);
+        true
+    }
+
+    /// Takes back what [`Conntrack::take_share`] counted, when the connection ends or never began.
+    pub fn give_share(&self, flow: &Flow) {
+        self.holders(flow).into_iter().for_each(give);
+        give(self.region.header(W_SNAT));
+    }
+
+    /// Connections with a source port of ours.
+    pub fn source_ports(&self) -> u64 {
+        self.region.header(W_SNAT).load(Relaxed)
+    }
+
+    /// The most source ports that one client or Service holds towards one endpoint.
+    pub fn largest_share(&self) -> u64 {
+        self.region.shares().iter().map(|holder| holder.load(Relaxed)).max().unwrap_or(0)
+    }
+
+    fn holders(&self, flow: &Flow) -> [&'r AtomicU64; 2] {
+        let seed = &self.region.seed;
+        let kind = (u64::from(flow.backend_port) << 16) | (u64::from(flow.proto as u8) << 8) | u64::from(flow.v6);
+        let [b0, b1] = flow.backend;
+        let client = seed.hash_words(&[b0, b1, kind, flow.client[0], flow.client[1]]);
+        let service = seed.hash_words(&[b0, b1, kind, flow.service[0], flow.service[1], u64::from(flow.service_port)]);
+        [client, service].map(|hash| self.region.share(hash))
+    }
+}
+
+fn give(holder: &AtomicU64) {
+    holder.fetch_sub(1, Relaxed);
+}
