@@ -115,3 +115,38 @@ fn point_8_sctp_packets_keep_a_right_crc32c() {
         g.print_frames();
     }
 }
+
+/// The Service with `sessionAffinity: ClientIP`, or without.
+fn sticky(sticks: bool) -> String {
+    let affinity = "sessionAffinity: ClientIP\nsessionAffinityConfig: {clientIP: {timeoutSeconds: 2}}";
+    let spec = "clusterIP: 10.109.35.24\nclusterIPs: [10.109.35.24, 'fd00:10:109::24']\nipFamilies: [IPv4, IPv6]\n";
+    manifests(&[Svc {
+        name: "nginx",
+        spec: &format!("{spec}{}", if sticks { affinity } else { "" }),
+        status: "",
+        ports: &[("http", "TCP", 80, 0), ("echo", "UDP", 53, 0)],
+        pods: &[0, 1, 2],
+    }])
+}
+
+#[test]
+fn session_affinity_sticks_and_is_switched() {
+    let mut g = Gateway::start("stick", "", &sticky(true));
+    let pods = |g: &Gateway, to: &str| {
+        let report = g.http(&g.scene.client, to, 20);
+        assert_eq!((report.answered(), report.failed()), (20, 0), "{report:?}");
+        report.per_pod.into_keys().collect::<Vec<_>>()
+    };
+    for to in ["10.109.35.24:80", "[fd00:10:109::24]:80"] {
+        let first = pods(&g, to);
+        assert_eq!(first.len(), 1, "{to}: {first:?}");
+        assert_eq!(pods(&g, to), first, "{to}");
+    }
+    let udp = g.udp(&g.scene.client, "10.109.35.24:53", 20);
+    assert_eq!((udp.per_pod.len(), udp.failed()), (1, 0), "{udp:?}");
+    g.apply(&sticky(false));
+    assert!(pods(&g, "10.109.35.24:80").len() > 1, "off: connections spread");
+    g.apply(&sticky(true));
+    assert_eq!(pods(&g, "10.109.35.24:80").len(), 1, "on again");
+    g.print_frames();
+}
