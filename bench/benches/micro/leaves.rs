@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use etherparse::SlicedPacket;
 use nomagic_core::conntrack::Deltas;
+use nomagic_core::frame::Frame;
 use nomagic_core::maglev::Maglev;
 use nomagic_core::parse::{Packet, parse};
 use nomagic_core::plain::Plain;
@@ -49,13 +50,18 @@ pub struct Rewrite {
 impl Row for Rewrite {
     fn round(&mut self, rig: &mut Rig) -> f64 {
         rig.write_headers(|random| self.filled.header(splitmix64(random) as u32 >> 8));
-        let mut packets: Vec<Packet> = Vec::with_capacity(FRAMES);
-        rig.time_batches(FRAMES, |_, batch| packets.extend(batch.iter().map(|f| parse(f).expect("a packet"))));
+        let mut packets: Vec<(Plain, Packet)> = Vec::with_capacity(FRAMES);
+        let read = |f: &Frame<'_>| (Plain::read(f).expect("a plain frame"), parse(f).expect("a packet"));
+        rig.time_batches(FRAMES, |_, batch| packets.extend(batch.iter().map(read)));
         let hop = *rig.routes.hop(nomagic_core::frame::NextHopId(1)).expect("a next hop");
         let mut packets = packets.iter();
         let took = rig.time_batches(FRAMES, |_, batch| {
-            for (frame, packet) in batch.iter_mut().zip(&mut packets) {
-                black_box(rewrite_plain(frame.head_mut(), packet, &packet.tuple.reversed(), Deltas { l3: 1, l4: 2 }, &hop));
+            for (frame, (plain, packet)) in batch.iter_mut().zip(&mut packets) {
+                let (head, new, deltas) = (frame.head_mut(), packet.tuple.reversed(), Deltas { l3: 1, l4: 2 });
+                black_box(match plain.v6 {
+                    true => rewrite_plain::<true>(head, plain, &packet.tuple.key(), &new, deltas, &hop),
+                    false => rewrite_plain::<false>(head, plain, &packet.tuple.key(), &new, deltas, &hop),
+                });
             }
         });
         took.as_nanos() as f64 / FRAMES as f64

@@ -7,8 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use arrayvec::ArrayVec;
 use dashmap::DashMap;
-use nomagic_core::conntrack::{Conntrack, Flow, Phase};
+use nomagic_core::conntrack::{Ahead, Conntrack, Flow, Phase};
 use nomagic_core::frame::BATCH_MAX;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
@@ -187,14 +188,19 @@ impl Row for Find {
 }
 
 fn ours(table: Conntrack<'_>, batch: &[Tuple]) -> usize {
-    let mut hashes = [0; BATCH_MAX];
-    for (hash, key) in hashes.iter_mut().zip(batch) {
-        *hash = table.hash(key);
-        table.prefetch_index(*hash);
+    let mut ahead = [Ahead::default(); BATCH_MAX];
+    for (ahead, key) in ahead.iter_mut().zip(batch) {
+        *ahead = table.ahead(table.hash(key), key.v6);
     }
-    let candidates = hashes.map(|hash| table.candidate(hash));
-    let hits = batch.iter().zip(hashes).zip(candidates).filter(|((key, hash), candidate)| {
-        table.lookup_candidate(*candidate, key, *hash).or_else(|| table.lookup(key, *hash)).is_some_and(|hit| hit.new.sport > 0)
+    let mut second: ArrayVec<u8, BATCH_MAX> = ArrayVec::new();
+    for (i, ahead) in ahead.iter_mut().enumerate() {
+        if !table.ahead_flow(ahead) {
+            second.push(i as u8);
+        }
+    }
+    second.iter().for_each(|i| table.ahead_second(&mut ahead[usize::from(*i)]));
+    let hits = batch.iter().zip(ahead).filter(|(key, ahead)| {
+        table.lookup_ahead(ahead, &key.key(), key.v6).or_else(|| table.lookup(key, ahead.hash)).is_some_and(|hit| hit.new.sport > 0)
     });
     hits.count()
 }

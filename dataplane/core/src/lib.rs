@@ -20,6 +20,7 @@ pub mod prefetch;
 pub mod reason;
 pub mod rewrite;
 pub mod routes;
+mod scan;
 pub mod services;
 mod sync;
 pub mod tuple;

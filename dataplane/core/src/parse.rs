@@ -125,6 +125,15 @@ pub fn ethernet(data: &[u8]) -> Result<(u16, usize), NotPacket> {
     Err(Malformed(Reason::VlanTooDeep))
 }
 
+/// Whether an address is no source on the wire. RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8, class D and E. RFC 4291, 2.5 and 2.7: the unspecified,
+/// loopback and multicast addresses.
+pub fn martian(src: AddrWords, v6: bool) -> bool {
+    match v6 {
+        true => (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && src[1] <= 1),
+        false => matches!((src[1] >> 24) as u8, 0 | 127 | 224..),
+    }
+}
+
 fn ipv4(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
     let bad = Malformed(Reason::Ipv4Malformed);
     let header: &[u8; 20] = array_at(data, l3).ok_or(bad)?;
@@ -136,8 +145,7 @@ fn ipv4(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
     }
     let addr = |i: usize| -> AddrWords { [0, u64::from(u32::from_be_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]))] };
     let (src, dst) = (addr(12), addr(16));
-    // RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8 and class D and E are no source addresses on the wire.
-    if matches!((src[1] >> 24) as u8, 0 | 127 | 224..) {
+    if martian(src, false) {
         return Err(Malformed(Reason::Martian));
     }
     let l4_len = total_len - header_len;
@@ -167,8 +175,7 @@ fn ipv6(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
         [(n >> 64) as u64, n as u64]
     };
     let (src, dst) = (addr(8), addr(24));
-    // RFC 4291, 2.5 and 2.7: the unspecified, loopback and multicast addresses are no sources on the wire.
-    if (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && src[1] <= 1) {
+    if martian(src, true) {
         return Err(Malformed(Reason::Martian));
     }
     let end = l3 + 40 + payload_len;

@@ -1,7 +1,7 @@
 //! The story of a packet.
 //!
-//! A batch goes through in three short passes, so that the memory latency of one frame hides behind the work on the others: parse and
-//! hash all, fetch the flows the index seems to name, then judge one after the other. [`judge`] and the functions below it hold the branches.
+//! A batch goes through in three short passes, so that the memory latency of one frame hides behind the work on the others: read and
+//! hash all, fetch the flows that the index seems to name, then judge one after the other. [`judge`] and the functions below it hold the branches.
 
 mod established;
 mod open;
@@ -10,11 +10,11 @@ use arrayvec::ArrayVec;
 use established::{Tally, established};
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Candidate, Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
+use crate::conntrack::{Ahead, Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
-use crate::parse::{NotPacket, Packet, Piece, ethernet, parse, tcp};
+use crate::parse::{NotPacket, Packet, Piece, ethernet, martian, parse, tcp};
 use crate::plain::Plain;
 use crate::reason::Reason;
 use crate::rewrite;
@@ -69,34 +69,34 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
     verdicts.clear();
     assert!(frames.len() <= BATCH_MAX, "a batch is {BATCH_MAX} frames at the most");
     let mut read: [Option<Plain>; BATCH_MAX] = [None; BATCH_MAX];
-    let mut hashes = [0; BATCH_MAX];
-    let mut candidates = [Candidate::default(); BATCH_MAX];
+    let mut ahead = [Ahead::default(); BATCH_MAX];
     frames.iter().for_each(Frame::prefetch_head_far);
-    for ((frame, read), hash) in frames.iter().zip(&mut read).zip(&mut hashes) {
+    for ((frame, read), ahead) in frames.iter().zip(&mut read).zip(&mut ahead) {
         *read = Plain::read(frame);
         if let Some(plain) = read {
-            *hash = if plain.v6 { key_hash::<true>(ctx, frame, plain) } else { key_hash::<false>(ctx, frame, plain) };
-            ctx.table.prefetch_index(*hash);
+            let hash = if plain.v6 { key_hash::<true>(ctx, frame, plain) } else { key_hash::<false>(ctx, frame, plain) };
+            *ahead = ctx.table.ahead(hash, plain.v6);
         }
     }
-    for ((read, hash), candidate) in read.iter().zip(&hashes).zip(&mut candidates).take(frames.len()) {
-        if let Some(plain) = read {
-            *candidate = ctx.table.candidate(*hash);
-            if plain.v6 {
-                ctx.table.prefetch_v6(*candidate);
-            }
+    let mut second: ArrayVec<u8, BATCH_MAX> = ArrayVec::new();
+    for (i, ahead) in ahead[..frames.len()].iter_mut().enumerate() {
+        if !ctx.table.ahead_flow(ahead) {
+            second.push(i as u8);
         }
+    }
+    for i in second {
+        ctx.table.ahead_second(&mut ahead[usize::from(i)]);
     }
     let mut tally = Tally::default();
-    for (((frame, read), hash), candidate) in frames.iter_mut().zip(&read).zip(&hashes).zip(&candidates) {
+    for ((frame, read), ahead) in frames.iter_mut().zip(&read).zip(&ahead) {
         let ordinary = match read {
-            Some(plain) if plain.v6 => established::<true>(ctx, frame, plain, *hash, *candidate, &mut tally),
-            Some(plain) => established::<false>(ctx, frame, plain, *hash, *candidate, &mut tally),
+            Some(plain) if plain.v6 => established::<true>(ctx, frame, plain, ahead, &mut tally),
+            Some(plain) => established::<false>(ctx, frame, plain, ahead, &mut tally),
             None => None,
         };
         match ordinary {
             Some((port, hop)) => verdicts.push(Verdict::Forward(port, hop)),
-            None => verdicts.push(general(ctx, frame, read.as_ref().map(|plain| (plain, *hash)), out)),
+            None => verdicts.push(general(ctx, frame, read.as_ref().map(|plain| (plain, ahead.hash)), out)),
         }
     }
     tally.add_to(ctx.counters);
@@ -104,7 +104,7 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
 
 #[inline(always)]
 fn key_hash<const V6: bool>(ctx: &Context<'_>, frame: &Frame<'_>, plain: &Plain) -> u64 {
-    ctx.table.hash(&plain.packet::<V6>(frame.head()).tuple)
+    ctx.table.hash_key(&plain.key::<V6>(frame.head()), V6)
 }
 
 /// Looks at the next `places` of the connection table and ends what has timed out.
@@ -139,7 +139,10 @@ fn count(counters: &Counters, resubmitted: bool, bytes: usize, verdict: &Verdict
 fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Plain, u64)>, out: &mut Outputs<'f>) -> Verdict {
     let (bytes, resubmitted) = (frame.total_len(), frame.resubmitted);
     let verdict = match plain {
-        Some((plain, hash)) => judge(ctx, frame, &plain.any_packet(frame.head()), hash, out),
+        Some((plain, hash)) => match plain.packet(frame.head()) {
+            packet if martian(packet.tuple.src, packet.tuple.v6) => Verdict::Drop(Reason::Martian),
+            packet => judge(ctx, frame, &packet, hash, out),
+        },
         None => match parse(frame) {
             Ok(packet) => {
                 let hash = ctx.table.hash(&packet.tuple);
@@ -178,7 +181,7 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
     };
     match rewrite::check(packet.ttl, packet.ip_len(), &hop) {
         Ok(()) => forward(ctx, frame, packet, hit, &hop, id),
-        Err(reason) => refuse(ctx, frame, packet, reason, hop.mtu, out),
+        Err(reason) => refuse(ctx, frame, packet, reason, hop.mtu.into(), out),
     }
 }
 
@@ -265,7 +268,7 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
         return Verdict::Drop(reason);
     }
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
-        return refuse(ctx, frame, packet, reason, onward.hop.mtu, out);
+        return refuse(ctx, frame, packet, reason, onward.hop.mtu.into(), out);
     }
     match open::open(ctx, packet, hash, backend, source, onward.id) {
         Ok(hit) => {

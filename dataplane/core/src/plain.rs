@@ -1,25 +1,37 @@
 //! Reading what nearly every frame is, in a straight line: Ethernet without tags, IPv4 without options or IPv6 without extension headers,
 //! TCP or UDP, whole and in one segment.
 //!
-//! What is said here [`parse`](crate::parse::parse) says too. Whatever is not plain in this sense, or not sane, is read by that.
+//! What is said here [`parse`](crate::parse::parse) says too, except that no address is judged: whoever opens connections asks
+//! [`martian`](crate::parse::martian), and packets of connections that are open have addresses that somebody asked for. Whatever is not plain
+//! in this sense, or not sane, is read by `parse`.
 
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, array_at};
-use crate::tuple::{Proto, Tuple};
+use crate::tuple::{Key, Proto, key_meta, meta_parts};
 
 const L4_V4: usize = ETHERNET_LEN + 20;
 const L4_V6: usize = ETHERNET_LEN + 40;
+/// The shortest plain frame: IPv4 and UDP.
+pub const PLAIN_MIN: usize = L4_V4 + 8;
+/// Ethertype, and the first byte of an IPv4 header without options.
+const IPV4_WITHOUT_OPTIONS: u32 = ((ETHERTYPE_IPV4 as u32) << 8) | 0x45;
 
-/// What is kept of a plain frame's headers between the steps of a batch; its addresses stay where they are.
+/// What is kept of a plain frame's headers between the steps of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plain {
-    sport: u16,
-    dport: u16,
+    /// Ports, protocol and family, see [`Tuple::meta`](crate::tuple::Tuple::meta).
+    pub meta: u64,
+    /// Source and destination address of IPv4; those of IPv6 stay in the frame.
+    addrs: u64,
     l4_len: u16,
-    covered_len: u16,
-    proto: Proto,
-    tcp_flags: u8,
-    ttl: u8,
+    /// Bytes that the transport checksum covers.
+    pub covered_len: u16,
+    /// TCP flags; 0 for UDP.
+    pub tcp_flags: u8,
+    /// IPv4 TTL or IPv6 hop limit.
+    pub ttl: u8,
+    /// Protocol.
+    pub proto: Proto,
     /// True for IPv6.
     pub v6: bool,
 }
@@ -29,46 +41,45 @@ impl Plain {
     #[inline(always)]
     pub fn read(frame: &Frame<'_>) -> Option<Plain> {
         let data = frame.head();
-        let ethertype = u16::from_be_bytes(*array_at(data, ETHERNET_LEN - 2)?);
+        let start: &[u8; PLAIN_MIN] = data.first_chunk()?;
+        let kind = u32::from_be_bytes([start[12], start[13], start[14], start[15]]);
         if !frame.tail().is_empty() {
-            return None;
-        }
-        match ethertype {
-            ETHERTYPE_IPV4 => Plain::ipv4(data),
-            ETHERTYPE_IPV6 => Plain::ipv6(data),
-            _ => None,
+            None
+        } else if kind >> 8 == IPV4_WITHOUT_OPTIONS {
+            Plain::ipv4(data, start)
+        } else if kind >> 16 == u32::from(ETHERTYPE_IPV6) {
+            Plain::ipv6(data)
+        } else {
+            None
         }
     }
 
     #[inline(always)]
-    fn ipv4(data: &[u8]) -> Option<Plain> {
-        let header: &[u8; L4_V4 + 8] = data.first_chunk()?;
-        let ip_len = usize::from(u16::from_be_bytes([header[16], header[17]]));
-        let fragment = u16::from_be_bytes([header[20], header[21]]) & 0x3fff;
-        // No loopback, multicast or 0/8 as source.
-        let unicast = (header[26].wrapping_sub(1) < 223) & (header[26] != 127);
-        if !((header[14] == 0x45) & (fragment == 0) & (ip_len >= 28) & (ip_len <= data.len() - ETHERNET_LEN) & unicast) {
+    fn ipv4(data: &[u8], start: &[u8; PLAIN_MIN]) -> Option<Plain> {
+        let ip_len = usize::from(u16::from_be_bytes([start[16], start[17]]));
+        let fragment = u16::from_be_bytes([start[20], start[21]]) & 0x3fff;
+        if (fragment != 0) | (ip_len < 28) | (ip_len > data.len() - ETHERNET_LEN) {
             return None;
         }
-        Plain::transport(data, L4_V4, ip_len - 20, header[23], header[22], false)
+        let l4: &[u8; 8] = array_at(start, L4_V4)?;
+        Plain::transport(data, l4, L4_V4, ip_len - 20, start[23], start[22], word_at(start, 26), false)
     }
 
     #[inline(always)]
     fn ipv6(data: &[u8]) -> Option<Plain> {
         let header: &[u8; L4_V6 + 8] = data.first_chunk()?;
         let l4_len = usize::from(u16::from_be_bytes([header[18], header[19]]));
-        let source = u128::from_be_bytes(*array_at(header, 22)?);
-        let unicast = (header[22] != 0xff) & (source > 1);
-        if !((header[14] >> 4 == 6) & (l4_len >= 8) & (l4_len + L4_V6 <= data.len()) & unicast) {
+        if (header[14] >> 4 != 6) | (l4_len < 8) | (l4_len + L4_V6 > data.len()) {
             return None;
         }
-        Plain::transport(data, L4_V6, l4_len, header[20], header[21], true)
+        let l4: &[u8; 8] = array_at(header, L4_V6)?;
+        Plain::transport(data, l4, L4_V6, l4_len, header[20], header[21], 0, true)
     }
 
-    /// The transport header; its `l4_len` bytes are in `data` for certain, and at least eight.
+    /// The transport header, which `start` begins; its `l4_len` bytes are in `data` for certain, and at least eight.
+    #[expect(clippy::too_many_arguments, reason = "one straight line in two pieces")]
     #[inline(always)]
-    fn transport(data: &[u8], l4: usize, l4_len: usize, protocol: u8, ttl: u8, v6: bool) -> Option<Plain> {
-        let start: &[u8; 8] = array_at(data, l4)?;
+    fn transport(data: &[u8], start: &[u8; 8], l4: usize, l4_len: usize, protocol: u8, ttl: u8, addrs: u64, v6: bool) -> Option<Plain> {
         let (proto, tcp_flags, covered) = match protocol {
             17 => {
                 let udp_len = usize::from(u16::from_be_bytes([start[4], start[5]]));
@@ -87,28 +98,41 @@ impl Plain {
             }
             _ => return None,
         };
-        let (sport, dport) = (u16::from_be_bytes([start[0], start[1]]), u16::from_be_bytes([start[2], start[3]]));
-        Some(Plain { sport, dport, l4_len: l4_len as u16, covered_len: covered as u16, proto, tcp_flags, ttl, v6 })
+        let ports = u32::from_be_bytes([start[0], start[1], start[2], start[3]]);
+        let meta = key_meta(ports, proto, v6);
+        Some(Plain { meta, addrs, l4_len: l4_len as u16, covered_len: covered as u16, tcp_flags, ttl, proto, v6 })
     }
 
-    /// The packet. `data` are the bytes of the frame that it was read from; `V6` is [`Plain::v6`], said at a time when the compiler hears it.
+    /// The key of the packet. `data` are the bytes of the frame that it was read from; `V6` is [`Plain::v6`], said at a time when the compiler
+    /// hears it.
     #[inline(always)]
-    pub fn packet<const V6: bool>(&self, data: &[u8]) -> Packet {
-        let word = |at: usize| array_at(data, at).map_or(0, |b| u64::from_be_bytes(*b));
-        let (src, dst) = if V6 {
-            ([word(22), word(30)], [word(38), word(46)])
-        } else {
-            let both = word(26);
-            ([0, both >> 32], [0, both & 0xffff_ffff])
+    pub fn key<const V6: bool>(&self, data: &[u8]) -> Key {
+        let addrs = match data.first_chunk::<L4_V6>() {
+            Some(header) if V6 => [word_at(header, 22), word_at(header, 30), word_at(header, 38), word_at(header, 46)],
+            _ => [self.addrs, 0, 0, 0],
         };
-        let tuple = Tuple { src, dst, sport: self.sport, dport: self.dport, proto: self.proto, v6: V6 };
-        let l4 = if V6 { L4_V6 } else { L4_V4 } as u16;
+        Key { meta: self.meta, addrs }
+    }
+
+    /// Bytes of the IP packet.
+    #[inline(always)]
+    pub fn ip_len<const V6: bool>(&self) -> usize {
+        usize::from(self.l4_len) + if V6 { 40 } else { 20 }
+    }
+
+    /// The packet as [`parse`](crate::parse::parse) would say it.
+    pub fn packet(&self, data: &[u8]) -> Packet {
+        let key = if self.v6 { self.key::<true>(data) } else { self.key::<false>(data) };
+        let mut tuple = meta_parts(key.meta);
+        (tuple.src, tuple.dst) = key.addresses(self.v6);
+        let l4 = if self.v6 { L4_V6 } else { L4_V4 } as u16;
         let Plain { l4_len, covered_len, tcp_flags, ttl, .. } = *self;
         Packet { tuple, l3: ETHERNET_LEN as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment_id: None }
     }
+}
 
-    /// The packet, of either family.
-    pub fn any_packet(&self, data: &[u8]) -> Packet {
-        if self.v6 { self.packet::<true>(data) } else { self.packet::<false>(data) }
-    }
+/// Eight bytes of a header.
+#[inline(always)]
+fn word_at<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+    array_at(header, at).map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }

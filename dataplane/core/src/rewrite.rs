@@ -6,9 +6,10 @@ use crate::checksum::{Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
 use crate::conntrack::Deltas;
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, Packet, Piece};
+use crate::plain::{PLAIN_MIN, Plain};
 use crate::reason::Reason;
 use crate::routes::{Mac, NextHop};
-use crate::tuple::{AddrWords, Proto, Tuple};
+use crate::tuple::{AddrWords, Key, Proto, Tuple};
 
 /// One hop less, as a change of the IPv4 header's checksum (RFC 1624): the TTL is the upper half of its word.
 const TTL_DELTA: u16 = !0x0100;
@@ -19,7 +20,7 @@ pub fn check(ttl: u8, ip_len: usize, hop: &NextHop) -> Result<(), Reason> {
     if ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    if ip_len > hop.mtu as usize {
+    if ip_len > usize::from(hop.mtu) {
         return Err(Reason::TooBig);
     }
     Ok(())
@@ -37,20 +38,49 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Delt
     completed
 }
 
-/// [`rewrite`] for a [plain](crate::plain) packet, except one whose checksum must be computed in full: false, and nothing changed.
+/// [`rewrite`] for a [plain](crate::plain) packet. False, and nothing changed, for one whose checksum must be computed in full, or that is
+/// one of the rare numbers where TCP and UDP differ.
 #[inline(always)]
-pub fn rewrite_plain(head: &mut [u8], packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
-    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    let at = checksum_at(packet);
-    let Some(place) = head.get_mut(at..at + 2) else { return false };
-    let field = u16::from_be_bytes([place[0], place[1]]);
-    if is_partial(packet, field) {
-        return false;
+pub fn rewrite_plain<const V6: bool>(
+    head: &mut [u8],
+    plain: &Plain,
+    key: &Key,
+    new: &Tuple,
+    deltas: Deltas,
+    hop: &NextHop,
+) -> bool {
+    let l4 = ETHERNET_LEN + if V6 { 40 } else { 20 };
+    let at = l4 + if plain.proto == Proto::Tcp { 16 } else { 6 };
+    let Some([high, low]) = head.get(at..).and_then(<[u8]>::first_chunk) else { return false };
+    let field = u16::from_be_bytes([*high, *low]);
+    let changed = apply(field, deltas.l4);
+    // UDP over IPv4 without a checksum stays without. A computed 0 is sent as 0xffff over UDP (RFC 768).
+    let absent = (field == 0) & (plain.proto == Proto::Udp);
+    if !absent {
+        let addrs = key.addrs.iter().take(if V6 { 4 } else { 1 }).fold(0, |sum, w| sum + (w >> 32) + (w & 0xffff_ffff));
+        let pseudo = addrs + u64::from(plain.proto as u8) + u64::from(plain.covered_len);
+        if (field == 0) | (changed == 0) | is_fold_of(field, pseudo) {
+            return false;
+        }
     }
-    place.copy_from_slice(&changed_field(packet, field, deltas.l4).to_be_bytes());
-    head[l4..l4 + 4].copy_from_slice(&((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes());
-    network(head, l3, new, deltas.l3);
-    head[..12].copy_from_slice(&hop.link);
+    let changed = if absent { 0 } else { changed };
+    head[at..at + 2].copy_from_slice(&changed.to_be_bytes());
+    let Some(header) = head.first_chunk_mut::<PLAIN_MIN>() else { return false };
+    header[..12].copy_from_slice(&hop.link);
+    let ports = ((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes();
+    if V6 {
+        let Some(header) = head.first_chunk_mut::<62>() else { return false };
+        header[21] -= 1;
+        header[22..38].copy_from_slice(&v6_bytes(new.src));
+        header[38..54].copy_from_slice(&v6_bytes(new.dst));
+        header[54..58].copy_from_slice(&ports);
+    } else {
+        header[22] -= 1;
+        let field = apply_both(u16::from_be_bytes([header[24], header[25]]), deltas.l3, TTL_DELTA);
+        header[24..26].copy_from_slice(&field.to_be_bytes());
+        header[26..34].copy_from_slice(&((new.src[1] << 32) | (new.dst[1] & 0xffff_ffff)).to_be_bytes());
+        header[34..38].copy_from_slice(&ports);
+    }
     true
 }
 

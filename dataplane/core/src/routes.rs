@@ -79,15 +79,15 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A link-layer destination.
+/// A link-layer destination, in 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {
-    /// Out of this port.
-    pub port: PortId,
     /// Destination and source MAC addresses, as a frame begins.
     pub link: [u8; 12],
-    /// MTU of the port.
-    pub mtu: u32,
+    /// Out of this port.
+    pub port: PortId,
+    /// MTU of the port: bytes of an IP packet, which are 65,535 at the most.
+    pub mtu: u16,
 }
 
 impl NextHop {
@@ -95,7 +95,7 @@ impl NextHop {
         let mut link = [0; 12];
         link[..6].copy_from_slice(&dst);
         link[6..].copy_from_slice(&port.mac);
-        NextHop { port: id, link, mtu: port.mtu }
+        NextHop { link, port: id, mtu: u16::try_from(port.mtu).unwrap_or(u16::MAX) }
     }
 
     /// To this MAC address.
@@ -199,7 +199,13 @@ impl Routes {
     /// The MAC addresses behind an id of this generation.
     #[inline(always)]
     pub fn hop(&self, id: NextHopId) -> Option<&NextHop> {
-        if id.0 == 0 { None } else { self.hops.get(usize::from(id.0)) }
+        if id.0 == 0 { None } else { self.hop_or_none(id) }
+    }
+
+    /// As [`Routes::hop`], but id 0 leads to one that no packet is small enough for.
+    #[inline(always)]
+    pub fn hop_or_none(&self, id: NextHopId) -> Option<&NextHop> {
+        self.hops.get(usize::from(id.0))
     }
 
     /// The next hop into the kernel's own forwarding, for rewritten packets whose way on is no port of the dataplane.

@@ -108,19 +108,78 @@ impl Tuple {
         Tuple { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self }
     }
 
+    /// All but the addresses in one word of [`META_BITS`]: source port, destination port, protocol, family.
+    #[inline(always)]
+    pub fn meta(&self) -> u64 {
+        key_meta((u32::from(self.sport) << 16) | u32::from(self.dport), self.proto, self.v6)
+    }
+
+    /// The same values as words to hash and compare.
+    #[inline(always)]
+    pub fn key(&self) -> Key {
+        let addrs = match self.v6 {
+            true => [self.src[0], self.src[1], self.dst[0], self.dst[1]],
+            false => [(self.src[1] << 32) | (self.dst[1] & 0xffff_ffff), 0, 0, 0],
+        };
+        Key { meta: self.meta(), addrs }
+    }
+
     /// A keyed 64-bit hash; the same on every machine for the same seed.
     #[inline]
     pub fn hash(&self, seed: &HashSeed) -> u64 {
-        let k = &seed.0;
-        let meta = (u64::from(self.sport) << 32) | (u64::from(self.dport) << 16) | (u64::from(self.proto as u8) << 8) | u64::from(self.v6);
-        let h = if self.v6 {
-            let a = fold(self.src[0] ^ k[0], self.src[1] ^ k[1]);
-            let b = fold(self.dst[0] ^ k[1], self.dst[1] ^ k[2]);
-            fold(a ^ b.rotate_left(32) ^ k[3], meta ^ k[0])
+        self.key().hash(self.v6, seed)
+    }
+}
+
+/// A [`Tuple`] as it is hashed and compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Key {
+    /// [`Tuple::meta`].
+    pub meta: u64,
+    /// IPv6: two words of the source and two of the destination. IPv4: `source << 32 | destination`, and nothing.
+    pub addrs: [u64; 4],
+}
+
+impl Key {
+    /// See [`Tuple::hash`]. `v6` is what `meta` says, for callers whose compiler knows it.
+    #[inline(always)]
+    pub fn hash(&self, v6: bool, seed: &HashSeed) -> u64 {
+        let (k, a) = (&seed.0, &self.addrs);
+        let h = if v6 {
+            let src = fold(a[0] ^ k[0], a[1] ^ k[1]);
+            let dst = fold(a[2] ^ k[1], a[3] ^ k[2]);
+            fold(src ^ dst.rotate_left(32) ^ k[3], self.meta ^ k[0])
         } else {
-            fold(((self.src[1] << 32) | self.dst[1]) ^ k[0], meta ^ k[1])
+            fold(a[0] ^ k[0], self.meta ^ k[1])
         };
         fold(h ^ k[2], k[3])
+    }
+
+    /// Source and destination address.
+    pub fn addresses(&self, v6: bool) -> (AddrWords, AddrWords) {
+        let a = &self.addrs;
+        if v6 { ([a[0], a[1]], [a[2], a[3]]) } else { ([0, a[0] >> 32], [0, a[0] & 0xffff_ffff]) }
+    }
+}
+
+/// [`Tuple::meta`] of two ports as they are in a packet, a protocol and a family.
+#[inline(always)]
+pub fn key_meta(ports: u32, proto: Proto, v6: bool) -> u64 {
+    (u64::from(ports) << 16) | (u64::from(proto as u8) << 8) | u64::from(v6)
+}
+
+/// Bits of [`Tuple::meta`].
+pub const META_BITS: u32 = 48;
+
+/// A tuple without addresses, from its [`Tuple::meta`]; bits beyond [`META_BITS`] are ignored. What is no protocol counts as TCP.
+pub fn meta_parts(meta: u64) -> Tuple {
+    Tuple {
+        src: [0; 2],
+        dst: [0; 2],
+        sport: (meta >> 32) as u16,
+        dport: (meta >> 16) as u16,
+        proto: Proto::from_ip_number((meta >> 8) as u8).unwrap_or(Proto::Tcp),
+        v6: meta & 1 == 1,
     }
 }
 

@@ -4,11 +4,12 @@
 //! for another one of the same key. Whoever sees a live one gives up. Of two pending ones the one further back gives up, and the one
 //! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
 
-use super::flow::{HOPS, STATE, hops_empty};
-use super::region::{ABORTED, BUCKET_ENTRIES, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
+use super::flow::{HOPS, STATE, TARGET, hops_empty};
+use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
 use super::{Conntrack, Direction, Flow, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
+use crate::scan::BUCKET_ENTRIES;
 use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
 use crate::tuple::Tuple;
 
@@ -75,7 +76,6 @@ impl<'r> Conntrack<'r> {
             }
             break;
         }
-        words.write_deltas(flow);
         if result.is_ok() {
             result = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
                 Key::Reserved => Ok(()),
@@ -120,7 +120,7 @@ impl<'r> Conntrack<'r> {
             self.abort(pending);
             return Err(Refused::Busy);
         }
-        let (new, deltas) = self.region.slot(pending.slot).rewritten(&pending.flow.original(), Direction::Original);
+        let (new, deltas) = self.region.slot(pending.slot).rewritten(pending.flow.v6, Direction::Original);
         Ok(Hit {
             slot: pending.slot,
             state: live,
@@ -131,6 +131,7 @@ impl<'r> Conntrack<'r> {
             phase: pending.phase,
             seen_ms: pending.now_ms,
             hops: self.region.slot(pending.slot).word(HOPS),
+            target: self.region.slot(pending.slot).word(TARGET),
         })
     }
 
@@ -218,7 +219,7 @@ impl<'r> Conntrack<'r> {
             }
             let slot = self.region.slot(entry_slot(entry));
             let state = slot.0[STATE].load(Ordering::Acquire);
-            let counts = matches!(state & STATE_MASK, LIVE | PENDING) && slot.has_key(tuple, entry_direction(entry));
+            let counts = matches!(state & STATE_MASK, LIVE | PENDING) && slot.has_key(&tuple.key(), tuple.v6, entry_direction(entry));
             fence(Ordering::Acquire);
             // A state that changed meanwhile: whatever it was, its owner is the one to look again.
             (counts && slot.word(STATE) & !STATE_MASK == state & !STATE_MASK).then_some((place, entry_slot(entry), state))

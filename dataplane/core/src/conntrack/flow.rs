@@ -3,16 +3,17 @@
 //! ```text
 //! line 0   state    generation << 32 | FREE, PENDING, LIVE, DYING
 //!          seen     milliseconds
-//!          ports    original key's (client << 16 | service) | reply key's (backend << 16 | source) << 32
-//!          meta     protocol | family << 8 | announced << 9 | L3 delta << 16 | L4 delta << 32
+//!          original L4 delta << 48 | client port << 32 | service port << 16 | protocol << 8 | family
+//!          reply    L3 delta << 48 | backend port << 32 | source port << 16 | protocol << 8 | family
 //!          v4 a     client << 32 | service
 //!          v4 b     backend << 32 | source
-//!          hops     original 26 bits | reply 26 bits | slot generation 12 bits
-//!          target   statistics place | phase << 32 | slot generation << 40
+//!          hops     original 26 bits | slot generation 6 bits | reply 26 bits | slot generation 6 bits
+//!          target   statistics place | phase << 32 | announced << 40 | slot generation << 41
 //! line 1   client, service, backend, source: two words each (IPv6)
 //! ```
 //!
-//! A direction's part of a word is found by a shift, not by a branch. What a packet becomes is the other direction's key, turned round.
+//! A direction's word is found by its index, not by a branch. What a packet becomes is the other direction's key, turned round. A key's ports,
+//! protocol and family are laid out as [`Tuple::meta`] has them, so that a packet's compare in one step.
 //!
 //! `hops` and `target` change while the flow is live. They carry the slot's generation, so that a worker which was interrupted while the
 //! slot went to another connection cannot change that one: its compare-and-swap fails. A late write to `seen` does no harm.
@@ -20,21 +21,24 @@
 use super::phase::Phase;
 use crate::checksum::{addr_sum, delta};
 use crate::sync::{AtomicU64, Ordering::Relaxed};
-use crate::tuple::{AddrWords, Proto, Tuple};
+use crate::tuple::{AddrWords, Key, META_BITS, Proto, Tuple, meta_parts};
 
 /// Words of a flow.
 pub(super) const FLOW_WORDS: usize = 16;
 pub(super) const STATE: usize = 0;
 pub(super) const SEEN: usize = 1;
-pub(super) const PORTS: usize = 2;
-const META: usize = 3;
+/// Ports, protocol and family of the original key; the reply's follow. While a slot is free it holds the free list's link.
+pub(super) const KEYS: usize = 2;
 const V4_A: usize = 4;
 const V4_B: usize = 5;
 pub(super) const HOPS: usize = 6;
 pub(super) const TARGET: usize = 7;
 const V6: usize = 8;
-const META_V6: u64 = 1 << 8;
-const META_ANNOUNCED: u64 = 1 << 9;
+/// Where a key's word carries a checksum delta, see [`crate::tuple::META_BITS`].
+const DELTA_AT: u32 = META_BITS;
+const ANNOUNCED: u64 = 1 << 40;
+const PHASE_AT: u32 = 32;
+const PHASE_MASK: u64 = 0xff << PHASE_AT;
 
 /// Which way a packet of a connection goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,16 +121,31 @@ pub struct Deltas {
 
 /// The `target` word.
 #[inline]
-pub(super) fn target_word(stats: u32, phase: Phase, generation: u64) -> u64 {
-    u64::from(stats) | (u64::from(phase.bits()) << 32) | (generation << 40)
+fn target_word(flow: &Flow, phase: Phase, generation: u64) -> u64 {
+    let announced = if flow.announced { ANNOUNCED } else { 0 };
+    u64::from(flow.stats) | (u64::from(phase.bits()) << PHASE_AT) | announced | (generation << 41)
 }
 
-/// Bits of a direction's half of `hops`: 14 of the next hop, 12 of the route generation.
-pub(super) const HOP_BITS: u32 = 26;
+/// A `target` word with another phase.
+pub(super) fn with_phase(target: u64, phase: Phase) -> u64 {
+    (target & !PHASE_MASK) | (u64::from(phase.bits()) << PHASE_AT)
+}
+
+/// The phase in a `target` word.
+#[inline(always)]
+pub(super) fn phase_of(target: u64) -> Phase {
+    Phase::from_bits((target >> PHASE_AT) as u8)
+}
+
+/// A direction's part of its half of `hops`: 14 bits of the next hop, 12 of the route generation.
+pub(super) const HOP_MASK: u64 = (1 << 26) - 1;
+/// Both.
+pub(super) const HOPS_MASK: u64 = HOP_MASK | (HOP_MASK << 32);
 
 /// The `hops` word of a flow that has resolved nothing yet.
+#[inline]
 pub(super) fn hops_empty(generation: u64) -> u64 {
-    generation << (2 * HOP_BITS)
+    ((generation & 0x3f) << 26) | ((generation & 0xfc0) << 52)
 }
 
 /// A flow's words.
@@ -139,13 +158,13 @@ impl Slot<'_> {
         self.0[i].load(Relaxed)
     }
 
-    /// Writes everything but the state, the ports and the deltas. The slot must be the caller's alone (pending).
+    /// Writes everything but the state and the ports. The slot must be the caller's alone (pending).
     pub(super) fn write(&self, flow: &Flow, phase: Phase, now_ms: u64) {
         let put = |i: usize, v: u64| self.0[i].store(v, Relaxed);
         put(SEEN, now_ms);
         let generation = self.word(STATE) >> 32;
         put(HOPS, hops_empty(generation));
-        put(TARGET, target_word(flow.stats, phase, generation));
+        put(TARGET, target_word(flow, phase, generation));
         put(V4_A, (flow.client[1] << 32) | (flow.service[1] & 0xffff_ffff));
         put(V4_B, (flow.backend[1] << 32) | (flow.source[1] & 0xffff_ffff));
         if flow.v6 {
@@ -154,73 +173,63 @@ impl Slot<'_> {
                 put(V6 + 2 * i + 1, addr[1]);
             }
         }
-        self.write_meta(flow, 0, 0);
     }
 
     /// Writes the ports, again when another source port is tried: with these and what [`Slot::write`] has written the keys are complete.
     pub(super) fn write_ports(&self, flow: &Flow) {
-        let word = u64::from(pair(flow.client_port, flow.service_port)) | (u64::from(pair(flow.backend_port, flow.source_port)) << 32);
-        self.0[PORTS].store(word, Relaxed);
-    }
-
-    /// Writes what the rewrite needs beside the keys, when the ports are settled.
-    pub(super) fn write_deltas(&self, flow: &Flow) {
         let (l3, l4) = flow.deltas();
-        self.write_meta(flow, l3, l4);
-    }
-
-    fn write_meta(&self, flow: &Flow, l3: u16, l4: u16) {
-        let v6 = if flow.v6 { META_V6 } else { 0 };
-        let announced = if flow.announced { META_ANNOUNCED } else { 0 };
-        let flags = u64::from(flow.proto as u8) | v6 | announced;
-        self.0[META].store(flags | (u64::from(l3) << 16) | (u64::from(l4) << 32), Relaxed);
+        self.0[KEYS].store(flow.original().meta() | (u64::from(l4) << DELTA_AT), Relaxed);
+        self.0[KEYS + 1].store(flow.reply().meta() | (u64::from(l3) << DELTA_AT), Relaxed);
     }
 
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).
     pub(super) fn read(&self) -> Flow {
-        let meta = self.word(META);
-        let ports = self.word(PORTS);
-        let v6 = meta & META_V6 != 0;
-        let addrs: [AddrWords; 4] = if v6 {
+        let (original, reply) = (meta_parts(self.word(KEYS)), meta_parts(self.word(KEYS + 1)));
+        let addrs: [AddrWords; 4] = if original.v6 {
             std::array::from_fn(|i| self.v6_addr(i))
         } else {
             let (a, b) = (self.word(V4_A), self.word(V4_B));
             [[0, a >> 32], [0, a & 0xffff_ffff], [0, b >> 32], [0, b & 0xffff_ffff]]
         };
+        let target = self.word(TARGET);
         Flow {
-            proto: Proto::from_ip_number(meta as u8).unwrap_or(Proto::Tcp),
-            v6,
-            announced: meta & META_ANNOUNCED != 0,
+            proto: original.proto,
+            v6: original.v6,
+            announced: target & ANNOUNCED != 0,
             client: addrs[0],
-            client_port: (ports >> 16) as u16,
+            client_port: original.sport,
             service: addrs[1],
-            service_port: ports as u16,
+            service_port: original.dport,
             backend: addrs[2],
-            backend_port: (ports >> 48) as u16,
+            backend_port: reply.sport,
             source: addrs[3],
-            source_port: (ports >> 32) as u16,
-            stats: self.word(TARGET) as u32,
+            source_port: reply.dport,
+            stats: target as u32,
         }
     }
 
-    /// What a packet with this key is to become, and its checksum deltas: no more words than that takes.
+    /// What a packet of this family and direction is to become, and its checksum deltas: no more words than that takes.
     #[inline(always)]
-    pub(super) fn rewritten(&self, key: &Tuple, direction: Direction) -> (Tuple, Deltas) {
-        let (meta, ports) = (self.word(META), self.word(PORTS));
+    pub(super) fn rewritten(&self, v6: bool, direction: Direction) -> (Tuple, Deltas) {
+        let (original, reply) = (self.word(KEYS), self.word(KEYS + 1));
         let other = 1 - direction as usize;
-        let (src, dst) = if key.v6 {
+        let (src, dst) = if v6 {
             let base = V6 + 4 * other;
             ([self.word(base + 2), self.word(base + 3)], [self.word(base), self.word(base + 1)])
         } else {
             let word = self.word(V4_A + other);
             ([0, word & 0xffff_ffff], [0, word >> 32])
         };
-        let ports = (ports >> (32 * other)) as u32;
-        let (sport, dport) = (ports as u16, (ports >> 16) as u16);
+        let becomes = std::hint::select_unpredictable(direction == Direction::Original, reply, original);
+        let turned = meta_parts(becomes);
         // A reply's deltas are the complements.
         let flip = (direction as u16).wrapping_neg();
-        let deltas = Deltas { l3: (meta >> 16) as u16 ^ flip, l4: (meta >> 32) as u16 ^ flip };
-        (Tuple { src, dst, sport, dport, ..*key }, deltas)
+        let deltas = Deltas { l3: (reply >> DELTA_AT) as u16 ^ flip, l4: (original >> DELTA_AT) as u16 ^ flip };
+        (Tuple { src, dst, sport: turned.dport, dport: turned.sport, v6, ..turned }, deltas)
+    }
+
+    pub(super) fn is_v6(&self) -> bool {
+        self.word(KEYS) & 1 == 1
     }
 
     #[inline]
@@ -228,25 +237,18 @@ impl Slot<'_> {
         [self.word(V6 + 2 * i), self.word(V6 + 2 * i + 1)]
     }
 
-    /// Whether this flow has the tuple as its key in this direction.
+    /// Whether this flow has this key in this direction. `v6` is what the key says.
     #[inline(always)]
-    pub(super) fn has_key(&self, tuple: &Tuple, direction: Direction) -> bool {
+    pub(super) fn has_key(&self, key: &Key, v6: bool, direction: Direction) -> bool {
         let at = direction as usize;
-        let kind = self.word(META) & (META_V6 | 0xff) ^ (tuple.proto as u64 | (u64::from(tuple.v6) << 8));
-        let ports = (self.word(PORTS) >> (32 * at)) as u32 ^ pair(tuple.sport, tuple.dport);
-        let addrs = if tuple.v6 {
+        // The delta is shifted out.
+        let meta = (self.word(KEYS + at) ^ key.meta) << (64 - META_BITS);
+        let addrs = if v6 {
             let base = V6 + 4 * at;
-            let words = [tuple.src[0], tuple.src[1], tuple.dst[0], tuple.dst[1]];
-            (0..4).fold(0, |d, i| d | (self.word(base + i) ^ words[i]))
+            (0..4).fold(0, |d, i| d | (self.word(base + i) ^ key.addrs[i]))
         } else {
-            self.word(V4_A + at) ^ ((tuple.src[1] << 32) | (tuple.dst[1] & 0xffff_ffff))
+            self.word(V4_A + at) ^ key.addrs[0]
         };
-        kind | u64::from(ports) | addrs == 0
+        meta | addrs == 0
     }
-}
-
-/// Two ports as they are in a packet.
-#[inline(always)]
-fn pair(first: u16, second: u16) -> u32 {
-    (u32::from(first) << 16) | u32::from(second)
 }

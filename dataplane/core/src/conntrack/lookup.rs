@@ -2,95 +2,91 @@
 //!
 //! Readers take no lock and write nothing. What they read counts only if the slot's state word was live before and is the same after.
 
-use super::flow::{HOPS, SEEN, STATE, TARGET};
-use super::region::{BUCKET_ENTRIES, LIVE, STATE_MASK};
-use super::{Conntrack, Direction, Flow, Hit, Phase, entry_direction, entry_slot};
+use super::flow::{HOPS, SEEN, STATE, Slot, TARGET, phase_of};
+use super::region::{LIVE, STATE_MASK};
+use super::{Conntrack, Direction, Flow, Hit, entry_direction, entry_slot};
 use crate::prefetch::prefetch;
+use crate::scan::{BUCKET_ENTRIES, tagged};
 use crate::sync::{AtomicU64, Ordering, fence};
-use crate::tuple::Tuple;
+use crate::tuple::{Key, Tuple};
 
-/// What the index seemed to say about a key, ahead of its look-up.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Candidate(u64);
+/// What is known of a key ahead of its look-up.
+#[derive(Clone, Copy, Default)]
+pub struct Ahead<'r> {
+    /// The key's hash.
+    pub hash: u64,
+    bucket: Option<&'r [AtomicU64; BUCKET_ENTRIES]>,
+    entry: u64,
+    slot: Option<Slot<'r>>,
+    v6: bool,
+}
 
 impl<'r> Conntrack<'r> {
-    /// First step ahead of a look-up: fetches the index line.
+    /// First step ahead of a look-up: fetches the index line. `v6` is what the key says.
     #[inline(always)]
-    pub fn prefetch_index(&self, hash: u64) {
-        prefetch(&self.region.bucket(self.region.home(hash).buckets[0])[0]);
+    pub fn ahead(&self, hash: u64, v6: bool) -> Ahead<'r> {
+        let bucket = self.region.bucket(self.region.home(hash).buckets[0]);
+        prefetch(&bucket[0]);
+        Ahead { hash, bucket: Some(bucket), entry: 0, slot: None, v6 }
     }
 
-    /// Second step ahead of a look-up: fetches the flow that the first bucket seems to name, or else the second bucket.
+    /// Second step: fetches the flow that the key's first bucket seems to name. False: it names none, and the second bucket is fetched; then
+    /// [`Conntrack::ahead_second`] is to be called, when that had its time.
     #[inline(always)]
-    pub fn candidate(&self, hash: u64) -> Candidate {
-        let home = self.region.home(hash);
-        let entry = matching(self.region.bucket(home.buckets[0]), home.tag);
-        if entry != 0 {
-            prefetch(&self.region.slot(entry_slot(entry)).0[0]);
+    pub fn ahead_flow(&self, ahead: &mut Ahead<'r>) -> bool {
+        let Some(bucket) = ahead.bucket else { return true };
+        let entry = tagged(bucket, (ahead.hash >> 32) as u32);
+        let found = entry as u32 != 0;
+        if found {
+            self.fetch(ahead, entry);
         } else {
-            prefetch(&self.region.bucket(home.buckets[1])[0]);
+            prefetch(&self.region.bucket(self.region.home(ahead.hash).buckets[1])[0]);
         }
-        Candidate(entry)
+        found
     }
 
-    /// Fetches a candidate's IPv6 addresses as well.
-    #[inline(always)]
-    pub fn prefetch_v6(&self, candidate: Candidate) {
-        if candidate.0 != 0 {
-            prefetch(&self.region.slot(entry_slot(candidate.0)).0[8]);
+    /// As [`Conntrack::ahead_flow`], for the key's second bucket.
+    #[inline(never)]
+    pub fn ahead_second(&self, ahead: &mut Ahead<'r>) {
+        let home = self.region.home(ahead.hash);
+        let entry = tagged(self.region.bucket(home.buckets[1]), home.tag);
+        if entry as u32 != 0 {
+            self.fetch(ahead, entry);
         }
     }
 
-    /// The look-up of nearly every packet: its candidate, or the one place more that a key usually has. A miss here may still be a
-    /// connection: [`Conntrack::lookup`] looks everywhere.
     #[inline(always)]
-    pub fn lookup_candidate(&self, candidate: Candidate, tuple: &Tuple, hash: u64) -> Option<Hit> {
-        let entry = match candidate.0 {
-            0 => {
-                let home = self.region.home(hash);
-                matching(self.region.bucket(home.buckets[1]), home.tag)
-            }
-            entry => entry,
-        };
-        self.read_live(entry, tuple)
+    fn fetch(&self, ahead: &mut Ahead<'r>, entry: u64) {
+        let slot = self.region.slot(entry_slot(entry));
+        prefetch(&slot.0[0]);
+        if ahead.v6 {
+            prefetch(&slot.0[8]);
+        }
+        (ahead.entry, ahead.slot) = (entry, Some(slot));
+    }
+
+    /// The look-up of nearly every packet, after the steps ahead. A miss here may still be a connection: [`Conntrack::lookup`] looks everywhere.
+    /// `v6` is what the key says.
+    #[inline(always)]
+    pub fn lookup_ahead(&self, ahead: &Ahead<'r>, key: &Key, v6: bool) -> Option<Hit> {
+        read_live(ahead.entry, ahead.slot?, key, v6)
     }
 
     /// Finds the connection that a packet belongs to.
     pub fn lookup(&self, tuple: &Tuple, hash: u64) -> Option<Hit> {
-        let home = self.region.home(hash);
+        let (home, key) = (self.region.home(hash), tuple.key());
         for bucket in home.buckets {
             for entry in self.region.bucket(bucket) {
                 let entry = entry.load(Ordering::Acquire);
                 if (entry >> 32) as u32 == home.tag
-                    && let Some(hit) = self.read_live(entry, tuple)
+                    && entry as u32 != 0
+                    && let Some(hit) = read_live(entry, self.region.slot(entry_slot(entry)), &key, tuple.v6)
                 {
                     return Some(hit);
                 }
             }
         }
         None
-    }
-
-    /// Reads the flow behind an entry, if it is live, has this key, and did not change meanwhile (seqlock, reader side).
-    #[inline(always)]
-    fn read_live(&self, entry: u64, tuple: &Tuple) -> Option<Hit> {
-        if entry as u32 == 0 {
-            return None;
-        }
-        let (index, direction) = (entry_slot(entry), entry_direction(entry));
-        let slot = self.region.slot(index);
-        let state = slot.0[STATE].load(Ordering::Acquire);
-        if state & STATE_MASK != LIVE || !slot.has_key(tuple, direction) {
-            return None;
-        }
-        let (new, deltas) = slot.rewritten(tuple, direction);
-        let (seen_ms, target, hops) = (slot.word(SEEN), slot.word(TARGET), slot.word(HOPS));
-        fence(Ordering::Acquire);
-        if slot.word(STATE) != state {
-            return None;
-        }
-        let phase = Phase::from_bits((target >> 32) as u8);
-        Some(Hit { slot: index, state, direction, new, stats: target as u32, deltas, phase, seen_ms, hops })
     }
 
     /// The whole connection, unless it has ended meanwhile.
@@ -108,26 +104,36 @@ impl<'r> Conntrack<'r> {
         if state & STATE_MASK != LIVE {
             return None;
         }
-        let (new, deltas) = slot.rewritten(&slot.read().original(), Direction::Original);
+        let (new, deltas) = slot.rewritten(slot.is_v6(), Direction::Original);
         let (seen_ms, target, hops) = (slot.word(SEEN), slot.word(TARGET), slot.word(HOPS));
         fence(Ordering::Acquire);
-        let phase = Phase::from_bits((target >> 32) as u8);
-        let hit = Hit { slot: index, state, direction: Direction::Original, new, stats: target as u32, deltas, phase, seen_ms, hops };
+        let (direction, stats, phase) = (Direction::Original, target as u32, phase_of(target));
+        let hit = Hit { slot: index, state, direction, new, stats, deltas, phase, seen_ms, hops, target };
         (slot.word(STATE) == state).then_some(hit)
     }
 
     /// The same connection for a packet of the other direction.
     pub(super) fn turned(&self, hit: &Hit, flow: &Flow) -> Hit {
-        let (new, deltas) = self.region.slot(hit.slot).rewritten(&flow.reply(), Direction::Reply);
+        let (new, deltas) = self.region.slot(hit.slot).rewritten(flow.v6, Direction::Reply);
         Hit { direction: Direction::Reply, new, deltas, ..*hit }
     }
 }
 
-/// The last entry in a bucket that bears this tag; 0: none. No branch depends on where it is.
+/// Reads the flow behind an entry, if it is live, has this key, and did not change meanwhile (seqlock, reader side).
 #[inline(always)]
-fn matching(bucket: &[AtomicU64; BUCKET_ENTRIES], tag: u32) -> u64 {
-    bucket.iter().fold(0, |found, entry| {
-        let entry = entry.load(Ordering::Acquire);
-        std::hint::select_unpredictable((entry >> 32) as u32 == tag, entry, found)
-    })
+fn read_live(entry: u64, slot: Slot<'_>, key: &Key, v6: bool) -> Option<Hit> {
+    let direction = entry_direction(entry);
+    let state = slot.0[STATE].load(Ordering::Acquire);
+    if state & STATE_MASK != LIVE || !slot.has_key(key, v6, direction) {
+        return None;
+    }
+    let (new, deltas) = slot.rewritten(v6, direction);
+    let (seen_ms, target, hops) = (slot.word(SEEN), slot.word(TARGET), slot.word(HOPS));
+    fence(Ordering::Acquire);
+    if slot.word(STATE) != state {
+        return None;
+    }
+    let (slot, stats, phase) = (entry_slot(entry), target as u32, phase_of(target));
+    Some(Hit { slot, state, direction, new, stats, deltas, phase, seen_ms, hops, target })
 }
+

@@ -17,21 +17,21 @@ mod shares;
 pub use affinity::Sticky;
 pub use create::{Pending, Refused};
 pub use flow::{Deltas, Direction, Flow};
-pub use lookup::Candidate;
+pub use lookup::Ahead;
 pub use phase::{IdleTimes, Phase, PhaseKind, Timeouts};
 pub use region::{CAPACITY_MAX, RegionError};
 
 use crate::frame::NextHopId;
 use crate::sync::{AtomicU64, Ordering};
-use crate::tuple::Tuple;
-use flow::{HOP_BITS, HOPS, SEEN, STATE, TARGET, target_word};
+use crate::tuple::{Key, Tuple};
+use flow::{HOP_MASK, HOPS, HOPS_MASK, SEEN, STATE, TARGET, hops_empty, with_phase};
 use region::{DYING, Region, STATE_MASK, W_CURSOR, W_LIVE};
 
 /// Next hops that a flow can name.
 const NEXT_HOP_MAX: u16 = (1 << 14) - 1;
 const _: () = assert!(crate::routes::NEXT_HOPS_MAX < NEXT_HOP_MAX as usize);
 const HOP_GENERATION_BITS: u32 = 12;
-const HOP_GENERATION_MASK: u64 = (1 << HOP_GENERATION_BITS) - 1;
+const HOP_GENERATION_MASK: u32 = (1 << HOP_GENERATION_BITS) - 1;
 /// Resolution of last-seen: a hit within this time writes nothing.
 const SEEN_RESOLUTION_MS: u64 = 256;
 
@@ -61,15 +61,24 @@ pub struct Hit {
     pub seen_ms: u64,
     /// The `hops` word.
     hops: u64,
+    /// The `target` word.
+    target: u64,
 }
 
 impl Hit {
     /// The next hop cached for this direction, if it was resolved under this generation of the routes (compared by its low 12 bits).
     #[inline(always)]
     pub fn cached_hop(&self, routes_generation: u64) -> Option<NextHopId> {
-        let half = self.hops >> hop_shift(self.direction);
+        let id = self.cached_hop_or_none(routes_generation)?;
+        (id.0 != 0).then_some(id)
+    }
+
+    /// As [`Hit::cached_hop`], or id 0: for callers whom the next hop of that id, which carries nothing, tells as much.
+    #[inline(always)]
+    pub fn cached_hop_or_none(&self, routes_generation: u64) -> Option<NextHopId> {
+        let half = (self.hops >> hop_shift(self.direction)) as u32;
         let id = (half >> HOP_GENERATION_BITS) as u16 & NEXT_HOP_MAX;
-        (id != 0 && (half ^ routes_generation) & HOP_GENERATION_MASK == 0).then_some(NextHopId(id))
+        ((half ^ routes_generation as u32) & HOP_GENERATION_MASK == 0).then_some(NextHopId(id))
     }
 }
 
@@ -105,6 +114,12 @@ impl<'r> Conntrack<'r> {
         tuple.hash(&self.region.seed)
     }
 
+    /// As [`Conntrack::hash`]; `v6` is what the key says.
+    #[inline(always)]
+    pub fn hash_key(&self, key: &Key, v6: bool) -> u64 {
+        key.hash(v6, &self.region.seed)
+    }
+
     /// Notes that a packet of the connection was seen, and the phase it is in now. Usually writes nothing.
     pub fn touch(&self, hit: &Hit, phase: Phase, now_ms: u64) {
         self.touch_seen(hit, now_ms);
@@ -127,19 +142,18 @@ impl<'r> Conntrack<'r> {
     /// Changes the phase unless another worker changed it first; the next packet decides again.
     fn set_phase(&self, hit: &Hit, phase: Phase) {
         let word = &self.region.slot(hit.slot).0[TARGET];
-        let target = |p: Phase| target_word(hit.stats, p, hit.state >> 32);
-        let _ = word.compare_exchange(target(hit.phase), target(phase), Ordering::Relaxed, Ordering::Relaxed);
+        let _ = word.compare_exchange(hit.target, with_phase(hit.target, phase), Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Caches a next hop for this direction. When another worker is faster nothing is written: it is resolved again.
     pub fn cache_hop(&self, hit: &Hit, routes_generation: u64, hop: NextHopId) {
         let word = &self.region.slot(hit.slot).0[HOPS];
         let old = word.load(Ordering::Relaxed);
-        if (old >> (2 * HOP_BITS)) != (hit.state >> 32) & (u64::MAX >> (2 * HOP_BITS)) {
+        if old & !HOPS_MASK != hops_empty(hit.state >> 32) {
             return;
         }
         let shift = hop_shift(hit.direction);
-        let new = (old & !(((1 << HOP_BITS) - 1) << shift)) | (hop_half(routes_generation, hop) << shift);
+        let new = (old & !(HOP_MASK << shift)) | (hop_half(routes_generation, hop) << shift);
         let _ = word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -183,7 +197,7 @@ impl<'r> Conntrack<'r> {
     fn forget_stale_hops(&self, hit: &Hit, routes_generation: u64) {
         for direction in [Direction::Original, Direction::Reply] {
             let hit = Hit { direction, ..*hit };
-            let known = (hit.hops >> hop_shift(direction)) & ((1 << HOP_BITS) - 1) != 0;
+            let known = (hit.hops >> hop_shift(direction)) & HOP_MASK != 0;
             if known && hit.cached_hop(routes_generation).is_none() {
                 self.cache_hop(&hit, 0, NextHopId(0));
             }
@@ -216,12 +230,12 @@ fn entry_direction(entry: u64) -> Direction {
 
 /// A direction's half of the `hops` word.
 fn hop_half(routes_generation: u64, hop: NextHopId) -> u64 {
-    (u64::from(hop.0 & NEXT_HOP_MAX) << HOP_GENERATION_BITS) | (routes_generation & HOP_GENERATION_MASK)
+    (u64::from(hop.0 & NEXT_HOP_MAX) << HOP_GENERATION_BITS) | (routes_generation & u64::from(HOP_GENERATION_MASK))
 }
 
 #[inline(always)]
 fn hop_shift(direction: Direction) -> u32 {
-    direction as u32 * HOP_BITS
+    direction as u32 * 32
 }
 
 #[cfg(test)]

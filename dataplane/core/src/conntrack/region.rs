@@ -13,14 +13,14 @@
 //! half names two buckets, and a key is in one of them.
 
 use super::affinity::BUCKET_WORDS;
-use super::flow::{FLOW_WORDS, PORTS, STATE, Slot};
+use super::flow::{FLOW_WORDS, KEYS, STATE, Slot};
+use crate::scan::BUCKET_ENTRIES;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 4;
+pub(super) const VERSION: u64 = 5;
 const HEADER_WORDS: usize = 64;
-pub(super) const BUCKET_ENTRIES: usize = 8;
 /// Index entries in use at the most when the table is full: 60 %.
 const INDEX_LOAD: (usize, usize) = (3, 5);
 /// Fragmented packets remembered at the most; a newer one takes the place of an older one.
@@ -237,7 +237,7 @@ impl<'r> Region<'r> {
         let mut seen = head.load(Ordering::Acquire);
         loop {
             let slot = (seen as u32).checked_sub(1)?;
-            let next = self.slot(slot).word(PORTS) & 0xffff_ffff;
+            let next = self.slot(slot).word(KEYS) & 0xffff_ffff;
             let new = ((seen >> 32).wrapping_add(1) << 32) | next;
             match head.compare_exchange_weak(seen, new, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return Some(slot),
@@ -256,7 +256,7 @@ impl<'r> Region<'r> {
         let head = &self.words[W_FREE_HEAD];
         let mut seen = head.load(Ordering::Relaxed);
         loop {
-            words[PORTS].store(seen & 0xffff_ffff, Ordering::Relaxed);
+            words[KEYS].store(seen & 0xffff_ffff, Ordering::Relaxed);
             let new = ((seen >> 32).wrapping_add(1) << 32) | u64::from(slot + 1);
             match head.compare_exchange_weak(seen, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,

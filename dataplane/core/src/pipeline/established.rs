@@ -5,7 +5,7 @@
 //! unchanged.
 
 use super::Context;
-use crate::conntrack::{Candidate, Direction};
+use crate::conntrack::{Ahead, Direction};
 use crate::counters::Counters;
 use crate::frame::{Frame, NextHopId, PortId};
 use crate::parse::tcp;
@@ -35,23 +35,22 @@ pub(super) fn established<const V6: bool>(
     ctx: &mut Context<'_>,
     frame: &mut Frame<'_>,
     plain: &Plain,
-    hash: u64,
-    candidate: Candidate,
+    ahead: &Ahead<'_>,
     tally: &mut Tally,
 ) -> Option<(PortId, NextHopId)> {
-    let packet = &plain.packet::<V6>(frame.head());
-    if (packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) | frame.resubmitted {
+    if (plain.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) | frame.resubmitted {
         return None;
     }
-    let hit = ctx.table.lookup_candidate(candidate, &packet.tuple, hash)?;
+    let head = frame.head_mut();
+    let key = plain.key::<V6>(head);
+    let hit = ctx.table.lookup_ahead(ahead, &key, V6)?;
     if ctx.now_ms.wrapping_sub(hit.seen_ms) >= ctx.worker.idle.settled(hit.phase, hit.direction) {
         return None;
     }
-    let id = hit.cached_hop(ctx.routes.generation)?;
-    let hop = ctx.routes.hop(id)?;
-    rewrite::check(packet.ttl, packet.ip_len(), hop).ok()?;
-    let head = frame.head_mut();
-    if head.len() < usize::from(packet.l4) + 8 || !rewrite::rewrite_plain(head, packet, &hit.new, hit.deltas, hop) {
+    let id = hit.cached_hop_or_none(ctx.routes.generation)?;
+    let hop = ctx.routes.hop_or_none(id)?;
+    rewrite::check(plain.ttl, plain.ip_len::<V6>(), hop).ok()?;
+    if !rewrite::rewrite_plain::<V6>(head, plain, &key, &hit.new, hit.deltas, hop) {
         return None;
     }
 
