@@ -4,14 +4,13 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use etherparse::SlicedPacket;
-use nomagic_core::conntrack::Deltas;
-use nomagic_core::frame::Frame;
+use nomagic_core::frame::NextHopId;
 use nomagic_core::maglev::Maglev;
-use nomagic_core::parse::{Packet, parse};
+use nomagic_core::parse::parse;
 use nomagic_core::plain::Plain;
 use nomagic_core::rewrite::rewrite_plain;
 use nomagic_core::services::Pool;
-use nomagic_core::tuple::{HashSeed, splitmix64};
+use nomagic_core::tuple::{HashSeed, fast_range, splitmix64};
 
 use super::rig::{FRAMES, Filled, Rig, backends};
 use super::rows::Row;
@@ -42,25 +41,30 @@ impl Row for Parse {
     }
 }
 
-/// Changing headers, read beforehand.
+/// Changing headers of known connections, read and looked up beforehand.
 pub struct Rewrite {
     pub filled: Filled,
 }
 
 impl Row for Rewrite {
     fn round(&mut self, rig: &mut Rig) -> f64 {
-        rig.write_headers(|random| self.filled.header(splitmix64(random) as u32 >> 8));
-        let mut packets: Vec<(Plain, Packet)> = Vec::with_capacity(FRAMES);
-        let read = |f: &Frame<'_>| (Plain::read(f).expect("a plain frame"), parse(f).expect("a packet"));
-        rig.time_batches(FRAMES, |_, batch| packets.extend(batch.iter().map(read)));
-        let hop = *rig.routes.hop(nomagic_core::frame::NextHopId(1)).expect("a next hop");
+        let (table, flows) = (self.filled.table, self.filled.flows);
+        rig.write_headers(|random| self.filled.header(fast_range(splitmix64(random) as u32, flows)));
+        let mut packets = Vec::with_capacity(FRAMES);
+        rig.time_batches(FRAMES, |_, batch| {
+            packets.extend(batch.iter().map(|frame| {
+                let (plain, packet) = (Plain::read(frame).expect("a plain frame"), parse(frame).expect("a packet"));
+                let hit = table.lookup(&packet.tuple, table.hash(&packet.tuple)).expect("a known connection");
+                (plain, packet.tuple.key(), hit)
+            }));
+        });
+        let hop = *rig.routes.hop(NextHopId(1)).expect("a next hop");
         let mut packets = packets.iter();
         let took = rig.time_batches(FRAMES, |_, batch| {
-            for (frame, (plain, packet)) in batch.iter_mut().zip(&mut packets) {
-                let (head, new, deltas) = (frame.head_mut(), packet.tuple.reversed(), Deltas { l3: 1, l4: 2 });
+            for (frame, (plain, key, hit)) in batch.iter_mut().zip(&mut packets) {
                 black_box(match plain.v6 {
-                    true => rewrite_plain::<true>(head, plain, &packet.tuple.key(), &new, deltas, &hop),
-                    false => rewrite_plain::<false>(head, plain, &packet.tuple.key(), &new, deltas, &hop),
+                    true => rewrite_plain::<true>(frame.head_mut(), plain, key, hit, &hop),
+                    false => rewrite_plain::<false>(frame.head_mut(), plain, key, hit, &hop),
                 });
             }
         });

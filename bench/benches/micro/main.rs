@@ -190,13 +190,15 @@ fn alternatives(run: &mut Run, rig: &mut Rig) {
 
 fn leaves(run: &mut Run, rig: &mut Rig) {
     let filled = |kind| Filled::empty(kind, 1_000);
+    let known = [Kind::Dnat, Kind::DnatV6].map(|kind| Filled::new(kind, 1_000, rig));
+    let [known_v4, known_v6] = known;
     let rows: Vec<Entry> = vec![
         ("parse, IPv4".into(), Box::new(Parse { filled: filled(Kind::Dnat), etherparse: false }), None),
         ("parse, IPv4, by etherparse".into(), Box::new(Parse { filled: filled(Kind::Dnat), etherparse: true }), None),
         ("parse, IPv6".into(), Box::new(Parse { filled: filled(Kind::DnatV6), etherparse: false }), None),
         ("parse, IPv6, by etherparse".into(), Box::new(Parse { filled: filled(Kind::DnatV6), etherparse: true }), None),
-        ("rewrite, IPv4".into(), Box::new(Rewrite { filled: filled(Kind::Dnat) }), None),
-        ("rewrite, IPv6".into(), Box::new(Rewrite { filled: filled(Kind::DnatV6) }), None),
+        ("rewrite, IPv4".into(), Box::new(Rewrite { filled: known_v4 }), None),
+        ("rewrite, IPv6".into(), Box::new(Rewrite { filled: known_v6 }), None),
         ("Maglev, pick".into(), Box::new(Pick::new()), None),
     ];
     run.group("leaves", rig, rows);

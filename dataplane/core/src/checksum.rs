@@ -93,19 +93,17 @@ pub fn delta(old: u64, new: u64) -> u16 {
     fold(u64::from(!fold(old)) + u64::from(fold(new)))
 }
 
-/// One's complement addition of two 16-bit words.
-#[inline]
+/// One's complement addition of two 16-bit words: the carry comes round.
+#[inline(always)]
 pub fn add(a: u16, b: u16) -> u16 {
-    let sum = u32::from(a) + u32::from(b);
-    (sum + (sum >> 16)) as u16
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u16::from(carry)
 }
 
 /// The checksum field after two changes at once.
 #[inline(always)]
 pub fn apply_both(field: u16, first: u16, second: u16) -> u16 {
-    let sum = u32::from(!field) + u32::from(first) + u32::from(second);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    !((sum + (sum >> 16)) as u16)
+    !add(add(!field, first), second)
 }
 
 /// The checksum field after a change: `HC' = ~(~HC + delta)`.

@@ -13,7 +13,7 @@ use crate::answer::{self, Limiter};
 use crate::conntrack::{Ahead, Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
-use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, Verdict};
+use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
 use crate::parse::{NotPacket, Packet, Piece, ethernet, martian, parse, tcp};
 use crate::plain::Plain;
 use crate::reason::Reason;
@@ -43,6 +43,9 @@ impl WorkerState {
     }
 }
 
+/// What stands in a place whose frame was not judged yet.
+const UNDECIDED: Verdict = Verdict::Forward(PortId(u16::MAX), NextHopId(0));
+
 /// Everything a batch is judged by.
 pub struct Context<'c> {
     /// Milliseconds of a clock that never goes back.
@@ -66,8 +69,10 @@ pub struct Context<'c> {
 /// # Panics
 /// When there are more than [`BATCH_MAX`] frames: a caller's error.
 pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut ArrayVec<Verdict, BATCH_MAX>, out: &mut Outputs<'f>) {
-    verdicts.clear();
     assert!(frames.len() <= BATCH_MAX, "a batch is {BATCH_MAX} frames at the most");
+    verdicts.clear();
+    // Cannot fail: there is room for a batch.
+    let _ = verdicts.try_extend_from_slice(&[UNDECIDED; BATCH_MAX][..frames.len()]);
     let mut read: [Option<Plain>; BATCH_MAX] = [None; BATCH_MAX];
     let mut ahead = [Ahead::default(); BATCH_MAX];
     frames.iter().for_each(Frame::prefetch_head_far);
@@ -88,15 +93,15 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
         ctx.table.ahead_second(&mut ahead[usize::from(i)]);
     }
     let mut tally = Tally::default();
-    for ((frame, read), ahead) in frames.iter_mut().zip(&read).zip(&ahead) {
+    for (((frame, read), ahead), verdict) in frames.iter_mut().zip(&read).zip(&ahead).zip(verdicts) {
         let ordinary = match read {
             Some(plain) if plain.v6 => established::<true>(ctx, frame, plain, ahead, &mut tally),
             Some(plain) => established::<false>(ctx, frame, plain, ahead, &mut tally),
             None => None,
         };
         match ordinary {
-            Some((port, hop)) => verdicts.push(Verdict::Forward(port, hop)),
-            None => verdicts.push(general(ctx, frame, read.as_ref().map(|plain| (plain, ahead.hash)), out)),
+            Some((port, hop)) => *verdict = Verdict::Forward(port, hop),
+            None => *verdict = general(ctx, frame, read.as_ref().map(|plain| (plain, ahead.hash)), out),
         }
     }
     tally.add_to(ctx.counters);

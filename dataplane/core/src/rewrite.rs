@@ -3,7 +3,7 @@
 //! Everything is checked before the first byte changes; after that there is only straight line.
 
 use crate::checksum::{Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
-use crate::conntrack::Deltas;
+use crate::conntrack::{Deltas, Hit};
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, Packet, Piece};
 use crate::plain::{PLAIN_MIN, Plain};
@@ -45,29 +45,30 @@ pub fn rewrite_plain<const V6: bool>(
     head: &mut [u8],
     plain: &Plain,
     key: &Key,
-    new: &Tuple,
-    deltas: Deltas,
+    hit: &Hit,
     hop: &NextHop,
 ) -> bool {
+    let (new, deltas) = (&hit.new, hit.deltas);
     let l4 = ETHERNET_LEN + if V6 { 40 } else { 20 };
     let at = l4 + if plain.proto == Proto::Tcp { 16 } else { 6 };
-    let Some([high, low]) = head.get(at..).and_then(<[u8]>::first_chunk) else { return false };
-    let field = u16::from_be_bytes([*high, *low]);
-    let changed = apply(field, deltas.l4);
-    // UDP over IPv4 without a checksum stays without. A computed 0 is sent as 0xffff over UDP (RFC 768).
-    let absent = (field == 0) & (plain.proto == Proto::Udp);
-    if !absent {
+    let Some(place) = head.get_mut(at..at + 2) else { return false };
+    let field = u16::from_be_bytes([place[0], place[1]]);
+    if field != 0 {
         let addrs = key.addrs.iter().take(if V6 { 4 } else { 1 }).fold(0, |sum, w| sum + (w >> 32) + (w & 0xffff_ffff));
         let pseudo = addrs + u64::from(plain.proto as u8) + u64::from(plain.covered_len);
-        if (field == 0) | (changed == 0) | is_fold_of(field, pseudo) {
+        let changed = apply(field, deltas.l4);
+        // A computed 0 is sent as 0xffff over UDP (RFC 768).
+        if (changed == 0) | is_fold_of(field, pseudo) {
             return false;
         }
+        place.copy_from_slice(&changed.to_be_bytes());
+    } else if plain.proto != Proto::Udp {
+        // UDP without a checksum stays without.
+        return false;
     }
-    let changed = if absent { 0 } else { changed };
-    head[at..at + 2].copy_from_slice(&changed.to_be_bytes());
     let Some(header) = head.first_chunk_mut::<PLAIN_MIN>() else { return false };
     header[..12].copy_from_slice(&hop.link);
-    let ports = ((u32::from(new.sport) << 16) | u32::from(new.dport)).to_be_bytes();
+    let ports = hit.new_ports.to_be_bytes();
     if V6 {
         let Some(header) = head.first_chunk_mut::<62>() else { return false };
         header[21] -= 1;

@@ -4,7 +4,7 @@
 //! for another one of the same key. Whoever sees a live one gives up. Of two pending ones the one further back gives up, and the one
 //! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
 
-use super::flow::{HOPS, STATE, TARGET, hops_empty};
+use super::flow::{HOPS, Rewritten, STATE, TARGET, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
 use super::{Conntrack, Direction, Flow, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
 use crate::frame::NextHopId;
@@ -120,12 +120,13 @@ impl<'r> Conntrack<'r> {
             self.abort(pending);
             return Err(Refused::Busy);
         }
-        let (new, deltas) = self.region.slot(pending.slot).rewritten(pending.flow.v6, Direction::Original);
+        let Rewritten { new, new_ports, deltas } = self.region.slot(pending.slot).rewritten(pending.flow.v6, Direction::Original);
         Ok(Hit {
             slot: pending.slot,
             state: live,
             direction: Direction::Original,
             new,
+            new_ports,
             stats: pending.flow.stats,
             deltas,
             phase: pending.phase,

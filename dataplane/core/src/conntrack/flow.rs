@@ -119,6 +119,14 @@ pub struct Deltas {
     pub l4: u16,
 }
 
+/// What a packet of a flow becomes.
+pub(super) struct Rewritten {
+    pub new: Tuple,
+    /// Both ports as they are in a packet.
+    pub new_ports: u32,
+    pub deltas: Deltas,
+}
+
 /// The `target` word.
 #[inline]
 fn target_word(flow: &Flow, phase: Phase, generation: u64) -> u64 {
@@ -210,7 +218,7 @@ impl Slot<'_> {
 
     /// What a packet of this family and direction is to become, and its checksum deltas: no more words than that takes.
     #[inline(always)]
-    pub(super) fn rewritten(&self, v6: bool, direction: Direction) -> (Tuple, Deltas) {
+    pub(super) fn rewritten(&self, v6: bool, direction: Direction) -> Rewritten {
         let (original, reply) = (self.word(KEYS), self.word(KEYS + 1));
         let other = 1 - direction as usize;
         let (src, dst) = if v6 {
@@ -221,11 +229,12 @@ impl Slot<'_> {
             ([0, word & 0xffff_ffff], [0, word >> 32])
         };
         let becomes = std::hint::select_unpredictable(direction == Direction::Original, reply, original);
-        let turned = meta_parts(becomes);
+        let new_ports = ((becomes >> 16) as u32).rotate_left(16);
         // A reply's deltas are the complements.
         let flip = (direction as u16).wrapping_neg();
         let deltas = Deltas { l3: (reply >> DELTA_AT) as u16 ^ flip, l4: (original >> DELTA_AT) as u16 ^ flip };
-        (Tuple { src, dst, sport: turned.dport, dport: turned.sport, v6, ..turned }, deltas)
+        let (sport, dport) = ((new_ports >> 16) as u16, new_ports as u16);
+        Rewritten { new: Tuple { src, dst, sport, dport, v6, ..meta_parts(becomes) }, new_ports, deltas }
     }
 
     pub(super) fn is_v6(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Readers take no lock and write nothing. What they read counts only if the slot's state word was live before and is the same after.
 
-use super::flow::{HOPS, SEEN, STATE, Slot, TARGET, phase_of};
+use super::flow::{HOPS, Rewritten, SEEN, STATE, Slot, TARGET, phase_of};
 use super::region::{LIVE, STATE_MASK};
 use super::{Conntrack, Direction, Flow, Hit, entry_direction, entry_slot};
 use crate::prefetch::prefetch;
@@ -104,18 +104,18 @@ impl<'r> Conntrack<'r> {
         if state & STATE_MASK != LIVE {
             return None;
         }
-        let (new, deltas) = slot.rewritten(slot.is_v6(), Direction::Original);
+        let Rewritten { new, new_ports, deltas } = slot.rewritten(slot.is_v6(), Direction::Original);
         let (seen_ms, target, hops) = (slot.word(SEEN), slot.word(TARGET), slot.word(HOPS));
         fence(Ordering::Acquire);
         let (direction, stats, phase) = (Direction::Original, target as u32, phase_of(target));
-        let hit = Hit { slot: index, state, direction, new, stats, deltas, phase, seen_ms, hops, target };
+        let hit = Hit { slot: index, state, direction, new, new_ports, stats, deltas, phase, seen_ms, hops, target };
         (slot.word(STATE) == state).then_some(hit)
     }
 
     /// The same connection for a packet of the other direction.
     pub(super) fn turned(&self, hit: &Hit, flow: &Flow) -> Hit {
-        let (new, deltas) = self.region.slot(hit.slot).rewritten(flow.v6, Direction::Reply);
-        Hit { direction: Direction::Reply, new, deltas, ..*hit }
+        let Rewritten { new, new_ports, deltas } = self.region.slot(hit.slot).rewritten(flow.v6, Direction::Reply);
+        Hit { direction: Direction::Reply, new, new_ports, deltas, ..*hit }
     }
 }
 
@@ -127,13 +127,13 @@ fn read_live(entry: u64, slot: Slot<'_>, key: &Key, v6: bool) -> Option<Hit> {
     if state & STATE_MASK != LIVE || !slot.has_key(key, v6, direction) {
         return None;
     }
-    let (new, deltas) = slot.rewritten(v6, direction);
+    let Rewritten { new, new_ports, deltas } = slot.rewritten(v6, direction);
     let (seen_ms, target, hops) = (slot.word(SEEN), slot.word(TARGET), slot.word(HOPS));
     fence(Ordering::Acquire);
     if slot.word(STATE) != state {
         return None;
     }
     let (slot, stats, phase) = (entry_slot(entry), target as u32, phase_of(target));
-    Some(Hit { slot, state, direction, new, stats, deltas, phase, seen_ms, hops, target })
+    Some(Hit { slot, state, direction, new, new_ports, stats, deltas, phase, seen_ms, hops, target })
 }
 

@@ -51,6 +51,8 @@ pub struct Hit {
     pub direction: Direction,
     /// What the packet is to become.
     pub new: Tuple,
+    /// Its ports as they are in a packet.
+    pub new_ports: u32,
     /// Place of the statistics, see [`crate::services::Backend::stats`].
     pub stats: u32,
     /// Checksum deltas for this direction.
@@ -132,10 +134,17 @@ impl<'r> Conntrack<'r> {
     #[inline(always)]
     pub fn touch_seen(&self, hit: &Hit, now_ms: u64) {
         if now_ms.wrapping_sub(hit.seen_ms) >= SEEN_RESOLUTION_MS {
-            let words = self.region.slot(hit.slot).0;
-            if words[STATE].load(Ordering::Relaxed) == hit.state {
-                words[SEEN].store(now_ms, Ordering::Relaxed);
-            }
+            self.set_seen(hit.slot, hit.state, now_ms);
+        }
+    }
+
+    /// Takes words, not the hit, which so can stay in registers.
+    #[cold]
+    #[inline(never)]
+    fn set_seen(&self, slot: u32, state: u64, now_ms: u64) {
+        let words = self.region.slot(slot).0;
+        if words[STATE].load(Ordering::Relaxed) == state {
+            words[SEEN].store(now_ms, Ordering::Relaxed);
         }
     }
 
