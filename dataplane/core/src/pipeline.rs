@@ -3,14 +3,16 @@
 //! A batch goes through in three short passes, so that the memory latency of one frame hides behind the work on the others: read and
 //! hash all, fetch the flows that the index seems to name, then judge one after the other. [`judge`] and the functions below it hold the branches.
 
+mod ahead;
 mod established;
 mod open;
 
+use ahead::{Notes, look_ahead};
 use arrayvec::ArrayVec;
 use established::{Tally, established};
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Ahead, Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
+use crate::conntrack::{Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
@@ -73,27 +75,10 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
     verdicts.clear();
     // Cannot fail: there is room for a batch.
     let _ = verdicts.try_extend_from_slice(&[UNDECIDED; BATCH_MAX][..frames.len()]);
-    let mut read: [Option<Plain>; BATCH_MAX] = [None; BATCH_MAX];
-    let mut ahead = [Ahead::default(); BATCH_MAX];
-    frames.iter().for_each(Frame::prefetch_head_far);
-    for ((frame, read), ahead) in frames.iter().zip(&mut read).zip(&mut ahead) {
-        *read = Plain::read(frame);
-        if let Some(plain) = read {
-            let hash = if plain.v6 { key_hash::<true>(ctx, frame, plain) } else { key_hash::<false>(ctx, frame, plain) };
-            *ahead = ctx.table.ahead(hash, plain.v6);
-        }
-    }
-    let mut second: ArrayVec<u8, BATCH_MAX> = ArrayVec::new();
-    for (i, ahead) in ahead[..frames.len()].iter_mut().enumerate() {
-        if !ctx.table.ahead_flow(ahead) {
-            second.push(i as u8);
-        }
-    }
-    for i in second {
-        ctx.table.ahead_second(&mut ahead[usize::from(i)]);
-    }
+    let mut notes = Notes::new();
+    let (read, ahead) = look_ahead(ctx, frames, &mut notes);
     let mut tally = Tally::default();
-    for (((frame, read), ahead), verdict) in frames.iter_mut().zip(&read).zip(&ahead).zip(verdicts) {
+    for (((frame, read), ahead), verdict) in frames.iter_mut().zip(read).zip(ahead).zip(verdicts) {
         let ordinary = match read {
             Some(plain) if plain.v6 => established::<true>(ctx, frame, plain, ahead, &mut tally),
             Some(plain) => established::<false>(ctx, frame, plain, ahead, &mut tally),
@@ -105,11 +90,6 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
         }
     }
     tally.add_to(ctx.counters);
-}
-
-#[inline(always)]
-fn key_hash<const V6: bool>(ctx: &Context<'_>, frame: &Frame<'_>, plain: &Plain) -> u64 {
-    ctx.table.hash_key(&plain.key::<V6>(frame.head()), V6)
 }
 
 /// Looks at the next `places` of the connection table and ends what has timed out.

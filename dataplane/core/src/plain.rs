@@ -28,10 +28,6 @@ pub struct Plain {
     pub covered_len: u16,
     /// TCP flags; 0 for UDP.
     pub tcp_flags: u8,
-    /// IPv4 TTL or IPv6 hop limit.
-    pub ttl: u8,
-    /// Protocol.
-    pub proto: Proto,
     /// True for IPv6.
     pub v6: bool,
 }
@@ -62,7 +58,7 @@ impl Plain {
             return None;
         }
         let l4: &[u8; 8] = array_at(start, L4_V4)?;
-        Plain::transport(data, l4, L4_V4, ip_len - 20, start[23], start[22], word_at(start, 26), false)
+        Plain::transport(data, l4, L4_V4, ip_len - 20, start[23], word_at(start, 26), false)
     }
 
     #[inline(always)]
@@ -73,13 +69,12 @@ impl Plain {
             return None;
         }
         let l4: &[u8; 8] = array_at(header, L4_V6)?;
-        Plain::transport(data, l4, L4_V6, l4_len, header[20], header[21], 0, true)
+        Plain::transport(data, l4, L4_V6, l4_len, header[20], 0, true)
     }
 
     /// The transport header, which `start` begins; its `l4_len` bytes are in `data` for certain, and at least eight.
-    #[expect(clippy::too_many_arguments, reason = "one straight line in two pieces")]
     #[inline(always)]
-    fn transport(data: &[u8], start: &[u8; 8], l4: usize, l4_len: usize, protocol: u8, ttl: u8, addrs: u64, v6: bool) -> Option<Plain> {
+    fn transport(data: &[u8], start: &[u8; 8], l4: usize, l4_len: usize, protocol: u8, addrs: u64, v6: bool) -> Option<Plain> {
         let (proto, tcp_flags, covered) = match protocol {
             17 => {
                 let udp_len = usize::from(u16::from_be_bytes([start[4], start[5]]));
@@ -100,7 +95,7 @@ impl Plain {
         };
         let ports = u32::from_be_bytes([start[0], start[1], start[2], start[3]]);
         let meta = key_meta(ports, proto, v6);
-        Some(Plain { meta, addrs, l4_len: l4_len as u16, covered_len: covered as u16, tcp_flags, ttl, proto, v6 })
+        Some(Plain { meta, addrs, l4_len: l4_len as u16, covered_len: covered as u16, tcp_flags, v6 })
     }
 
     /// The key of the packet. `data` are the bytes of the frame that it was read from; `V6` is [`Plain::v6`], said at a time when the compiler
@@ -112,6 +107,18 @@ impl Plain {
             _ => [self.addrs, 0, 0, 0],
         };
         Key { meta: self.meta, addrs }
+    }
+
+    /// Protocol number.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        (self.meta >> 8) as u8
+    }
+
+    /// IPv4 TTL or IPv6 hop limit.
+    #[inline(always)]
+    pub fn ttl<const V6: bool>(data: &[u8]) -> u8 {
+        data.first_chunk::<PLAIN_MIN>().map_or(0, |header| header[if V6 { 21 } else { 22 }])
     }
 
     /// Bytes of the IP packet.
@@ -126,7 +133,8 @@ impl Plain {
         let mut tuple = meta_parts(key.meta);
         (tuple.src, tuple.dst) = key.addresses(self.v6);
         let l4 = if self.v6 { L4_V6 } else { L4_V4 } as u16;
-        let Plain { l4_len, covered_len, tcp_flags, ttl, .. } = *self;
+        let ttl = if self.v6 { Plain::ttl::<true>(data) } else { Plain::ttl::<false>(data) };
+        let Plain { l4_len, covered_len, tcp_flags, .. } = *self;
         Packet { tuple, l3: ETHERNET_LEN as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment_id: None }
     }
 }

@@ -41,28 +41,22 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Delt
 /// [`rewrite`] for a [plain](crate::plain) packet. False, and nothing changed, for one whose checksum must be computed in full, or that is
 /// one of the rare numbers where TCP and UDP differ.
 #[inline(always)]
-pub fn rewrite_plain<const V6: bool>(
-    head: &mut [u8],
-    plain: &Plain,
-    key: &Key,
-    hit: &Hit,
-    hop: &NextHop,
-) -> bool {
+pub fn rewrite_plain<const V6: bool>(head: &mut [u8], plain: &Plain, key: &Key, hit: &Hit, hop: &NextHop) -> bool {
     let (new, deltas) = (&hit.new, hit.deltas);
     let l4 = ETHERNET_LEN + if V6 { 40 } else { 20 };
-    let at = l4 + if plain.proto == Proto::Tcp { 16 } else { 6 };
+    let at = l4 + if plain.protocol() == Proto::Tcp as u8 { 16 } else { 6 };
     let Some(place) = head.get_mut(at..at + 2) else { return false };
     let field = u16::from_be_bytes([place[0], place[1]]);
     if field != 0 {
         let addrs = key.addrs.iter().take(if V6 { 4 } else { 1 }).fold(0, |sum, w| sum + (w >> 32) + (w & 0xffff_ffff));
-        let pseudo = addrs + u64::from(plain.proto as u8) + u64::from(plain.covered_len);
+        let pseudo = addrs + u64::from(plain.protocol()) + u64::from(plain.covered_len);
         let changed = apply(field, deltas.l4);
         // A computed 0 is sent as 0xffff over UDP (RFC 768).
         if (changed == 0) | is_fold_of(field, pseudo) {
             return false;
         }
         place.copy_from_slice(&changed.to_be_bytes());
-    } else if plain.proto != Proto::Udp {
+    } else if plain.protocol() != Proto::Udp as u8 {
         // UDP without a checksum stays without.
         return false;
     }

@@ -5,9 +5,10 @@ mod common;
 use arrayvec::ArrayVec;
 use common::*;
 use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
-use nomagic_core::parse::parse;
+use nomagic_core::parse::{NotPacket, martian, parse};
 use nomagic_core::pipeline::process;
 use nomagic_core::plain::Plain;
+use nomagic_core::reason::Reason;
 use proptest::prelude::*;
 
 /// A packet of one of a few connections, with what may be wrong with it.
@@ -127,7 +128,9 @@ proptest! {
             let mut buffer = bytes.to_vec();
             let frame = Frame::new(&mut buffer, 0, bytes.len(), port, 0);
             if let Some(plain) = Plain::read(&frame) {
-                prop_assert_eq!(Ok(plain.any_packet(frame.head())), parse(&frame));
+                let packet = plain.packet(frame.head());
+                let martian = martian(packet.tuple.src, packet.tuple.v6);
+                prop_assert_eq!(if martian { Err(NotPacket::Malformed(Reason::Martian)) } else { Ok(packet) }, parse(&frame));
             }
         }
     }

@@ -136,4 +136,3 @@ fn read_live(entry: u64, slot: Slot<'_>, key: &Key, v6: bool) -> Option<Hit> {
     let (slot, stats, phase) = (entry_slot(entry), target as u32, phase_of(target));
     Some(Hit { slot, state, direction, new, new_ports, stats, deltas, phase, seen_ms, hops, target })
 }
-
