@@ -87,10 +87,13 @@ pub fn checksum(data: &[u8]) -> u16 {
     !fold(sum_bytes(0, data))
 }
 
-/// What changes when words that sum to `old` become words that sum to `new` (RFC 1624, equation 3): add it with [`apply`].
+/// What changes when words that sum to `old` become words that sum to `new` (RFC 1624, equation 3): add it with [`apply`]. Both sums are below
+/// 2^40.
 #[inline]
 pub fn delta(old: u64, new: u64) -> u16 {
-    fold(u64::from(!fold(old)) + u64::from(fold(new)))
+    // In one's complement a multiple of 0xffff is nothing, so that this one keeps the difference above zero.
+    const NOTHING: u64 = 0xffff << 24;
+    fold(new + NOTHING - old)
 }
 
 /// One's complement addition of two 16-bit words: the carry comes round.

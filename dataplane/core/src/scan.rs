@@ -1,61 +1,127 @@
-//! Finding a tag among the entries of an index bucket.
+//! Looking through the entries of an index bucket: which bear a tag, which are free.
 //!
-//! On x86_64 all eight are compared by four vector instructions, which every such processor has (SSE2). What they read while others write is only
-//! a hint of where to look; the entry itself is loaded as an atomic.
+//! On x86_64 four vector instructions look at all eight at once; every such processor has them (SSE2). What they read while others write is a
+//! hint, except for this: each half of an entry is read whole, as any aligned four bytes are, so a tag that was published before is seen.
 #![allow(unsafe_code)]
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Entries of a bucket: one cache line.
+/// Entries of a bucket: one cache line. An entry is `tag << 32 | something`; it is free when the lower half is 0.
 pub const BUCKET_ENTRIES: usize = 8;
 
-/// An entry of the bucket whose upper half is `tag`, the last or the first one if there are several; 0 if there seems to be none. No branch depends
-/// on where it is.
-#[inline(always)]
-pub fn tagged(bucket: &[AtomicU64; BUCKET_ENTRIES], tag: u32) -> u64 {
-    #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
-    {
-        let places: u32;
-        // SAFETY: reads the 64 bytes of the bucket, which is borrowed, and nothing else; loads of any alignment. Other threads may write the
-        // entries meanwhile, as atomics; then the result is of the old or the new bytes, and no more than a hint.
-        unsafe {
-            std::arch::asm!(
-                "movd {tag}, {tag32:e}",
-                "pshufd {tag}, {tag}, 0",
-                "movdqu {a}, [{bucket}]",
-                "movdqu {b}, [{bucket} + 16]",
-                "pcmpeqd {a}, {tag}",
-                "pcmpeqd {b}, {tag}",
-                "packssdw {a}, {b}",
-                "movdqu {b}, [{bucket} + 32]",
-                "movdqu {c}, [{bucket} + 48]",
-                "pcmpeqd {b}, {tag}",
-                "pcmpeqd {c}, {tag}",
-                "packssdw {b}, {c}",
-                "packsswb {a}, {b}",
-                "pmovmskb {places:e}, {a}",
-                tag = out(xmm_reg) _,
-                tag32 = in(reg) tag,
-                a = out(xmm_reg) _,
-                b = out(xmm_reg) _,
-                c = out(xmm_reg) _,
-                bucket = in(reg) bucket.as_ptr(),
-                places = out(reg) places,
-                options(readonly, nostack, preserves_flags),
-            );
-        }
-        // Two bits an entry, the upper one for its upper half.
-        let upper = places & 0xaaaa;
-        if upper == 0 { 0 } else { bucket[(upper.trailing_zeros() >> 1) as usize & (BUCKET_ENTRIES - 1)].load(Ordering::Acquire) }
+/// Places in a bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Places(u32);
+
+/// Bits of [`Places`] for each place.
+const BITS: u32 = 2;
+
+impl Places {
+    /// No place.
+    pub const NONE: Places = Places(0);
+
+    /// How many there are.
+    #[inline(always)]
+    pub fn len(self) -> u32 {
+        self.0.count_ones()
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
-    one_by_one(bucket, tag)
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The first one. Some place when there are none.
+    #[inline(always)]
+    pub fn first(self) -> usize {
+        (self.0.trailing_zeros() / BITS) as usize % BUCKET_ENTRIES
+    }
+
+    /// All but this one.
+    #[inline(always)]
+    pub fn without(self, place: usize) -> Places {
+        Places(self.0 & !(0b11 << (BITS * place as u32)))
+    }
+}
+
+impl Iterator for Places {
+    type Item = usize;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<usize> {
+        let place = self.first();
+        let some = !self.is_empty();
+        self.0 &= self.0.wrapping_sub(1);
+        some.then_some(place)
+    }
+}
+
+/// The places whose entries bear this tag. (Tag 0 is also that of empty ones.)
+#[inline(always)]
+pub fn tagged(bucket: &[AtomicU64; BUCKET_ENTRIES], tag: u32) -> Places {
+    Places(equal_halves(bucket, tag) & 0xaaaa)
+}
+
+/// The places that are free.
+#[inline(always)]
+pub fn free(bucket: &[AtomicU64; BUCKET_ENTRIES]) -> Places {
+    Places(equal_halves(bucket, 0) & 0x5555)
+}
+
+/// Two bits for each entry: whether its lower, and its upper half equals `n`.
+#[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
+#[inline(always)]
+fn equal_halves(bucket: &[AtomicU64; BUCKET_ENTRIES], n: u32) -> u32 {
+    let equal: u32;
+    // SAFETY: reads the 64 bytes of the bucket, which is borrowed, and nothing else; loads of any alignment. Other threads may write the
+    // entries meanwhile, as atomics: the loads are those of the processor, for which that is no error.
+    unsafe {
+        std::arch::asm!(
+            "movd {n}, {n32:e}",
+            "pshufd {n}, {n}, 0",
+            "movdqu {a}, [{bucket}]",
+            "movdqu {b}, [{bucket} + 16]",
+            "pcmpeqd {a}, {n}",
+            "pcmpeqd {b}, {n}",
+            "packssdw {a}, {b}",
+            "movdqu {b}, [{bucket} + 32]",
+            "movdqu {c}, [{bucket} + 48]",
+            "pcmpeqd {b}, {n}",
+            "pcmpeqd {c}, {n}",
+            "packssdw {b}, {c}",
+            "packsswb {a}, {b}",
+            "pmovmskb {equal:e}, {a}",
+            n = out(xmm_reg) _,
+            n32 = in(reg) n,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            bucket = in(reg) bucket.as_ptr(),
+            equal = out(reg) equal,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    equal
+}
+
+#[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
+fn equal_halves(bucket: &[AtomicU64; BUCKET_ENTRIES], n: u32) -> u32 {
+    one_by_one(bucket, n)
 }
 
 #[cfg(any(test, not(all(target_arch = "x86_64", not(miri), not(loom)))))]
-fn one_by_one(bucket: &[AtomicU64; BUCKET_ENTRIES], tag: u32) -> u64 {
-    let same = |entry: &u64| (entry >> 32) as u32 == tag && *entry as u32 != 0;
-    bucket.iter().map(|entry| entry.load(Ordering::Acquire)).find(same).unwrap_or(0)
+fn one_by_one(bucket: &[AtomicU64; BUCKET_ENTRIES], n: u32) -> u32 {
+    bucket.iter().enumerate().fold(0, |bits, (i, entry)| {
+        let entry = entry.load(crate::sync::LOOK);
+        bits | ((u32::from(entry as u32 == n) | (u32::from((entry >> 32) as u32 == n) << 1)) << (BITS * i as u32))
+    })
+}
+
+/// The entry at a place.
+#[inline(always)]
+pub fn entry_at(bucket: &[AtomicU64; BUCKET_ENTRIES], place: usize) -> u64 {
+    bucket[place % BUCKET_ENTRIES].load(Ordering::Acquire)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -64,20 +130,22 @@ mod tests {
     use crate::tuple::splitmix64;
 
     #[test]
-    fn as_one_by_one_wherever_it_is() {
+    fn as_one_by_one() {
         let mut random = 1;
-        for round in 0..10_000u32 {
-            let place = round as usize % (BUCKET_ENTRIES + 1);
-            let tag = splitmix64(&mut random) as u32 | 1;
-            let entry = |i: usize, random: &mut u64| {
-                let tag = if i == place { tag } else { tag.wrapping_add(1 + splitmix64(random) as u32 % 5) };
-                // The tag in the lower half is no match.
-                (u64::from(tag) << 32) | u64::from(if round % 3 == 0 { tag } else { 1 + i as u32 })
-            };
-            let bucket: [AtomicU64; BUCKET_ENTRIES] = std::array::from_fn(|i| AtomicU64::new(entry(i, &mut random)));
-            let found = tagged(&bucket, tag);
-            assert_eq!(found, one_by_one(&bucket, tag), "place {place}");
-            assert_eq!(found == 0, place == BUCKET_ENTRIES);
+        for _ in 0..10_000u32 {
+            let tag = splitmix64(&mut random) as u32 % 4;
+            let half = |random: &mut u64| splitmix64(random) % 4;
+            let values: [u64; BUCKET_ENTRIES] = std::array::from_fn(|_| (half(&mut random) << 32) | half(&mut random));
+            let bucket = values.map(AtomicU64::new);
+            assert_eq!(equal_halves(&bucket, tag), one_by_one(&bucket, tag));
+            let places = |is: &dyn Fn(u64) -> bool| (0..BUCKET_ENTRIES).filter(|&i| is(values[i])).collect::<Vec<_>>();
+            let (expected, expected_free) = (places(&|v| (v >> 32) as u32 == tag), places(&|v| v as u32 == 0));
+            let (found, found_free) = (tagged(&bucket, tag), free(&bucket));
+            assert_eq!((found.len() as usize, found_free.is_empty()), (expected.len(), expected_free.is_empty()));
+            assert_eq!((found.collect::<Vec<_>>(), found_free.collect::<Vec<_>>()), (expected.clone(), expected_free));
+            if let Some((first, rest)) = expected.split_first() {
+                assert_eq!((found.first(), found.without(*first).collect::<Vec<_>>()), (*first, rest.to_vec()));
+            }
         }
     }
 
@@ -86,7 +154,8 @@ mod tests {
         let words: Vec<AtomicU64> = (0..64).map(|i| AtomicU64::new((i << 32) | 1)).collect();
         for (first, bucket) in words.windows(BUCKET_ENTRIES).enumerate() {
             let bucket = bucket.first_chunk().unwrap();
-            assert_eq!(tagged(bucket, first as u32 + 5), ((first as u64 + 5) << 32) | 1);
+            let places = tagged(bucket, first as u32 + 5);
+            assert_eq!((places.len(), entry_at(bucket, places.first())), (1, ((first as u64 + 5) << 32) | 1));
         }
     }
 }

@@ -9,14 +9,14 @@ use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
 use super::{Conntrack, Direction, Flow, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
-use crate::scan::BUCKET_ENTRIES;
+use crate::scan::{BUCKET_ENTRIES, Places, free, tagged};
 use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
 use crate::tuple::Tuple;
 
 /// Attempts at an index place before the creation counts as busy.
 const INSERT_TRIES: u32 = 16;
-/// A first bucket with more entries than this shares with the second one.
-const FIRST_BUCKET_LIKED: u32 = 5;
+/// A first bucket with fewer free places than this shares with the second one.
+const FIRST_BUCKET_SPARE: u32 = 3;
 
 /// Why a connection could not be created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,7 +160,7 @@ impl<'r> Conntrack<'r> {
             }
             // Publish first, look second: of two workers doing this at least one sees the other.
             publish_fence();
-            if self.places_of(&home) & !(1 << place) == 0 {
+            if self.alone(&home, place) {
                 return Key::Reserved;
             }
             return match self.settle(&home, tuple, place) {
@@ -177,22 +177,25 @@ impl<'r> Conntrack<'r> {
     /// A free place: in the first bucket while it has room to spare, else in the emptier one.
     #[inline]
     fn free_place(&self, home: &Home) -> Option<usize> {
-        let free = |bucket: u32| mask(self.region.bucket(bucket), |entry| entry == 0);
-        let first = free(home.buckets[0]);
-        if BUCKET_ENTRIES as u32 - first.count_ones() <= FIRST_BUCKET_LIKED {
-            return Some(first.trailing_zeros() as usize);
+        let first = free(self.region.bucket(home.buckets[0]));
+        if first.len() >= FIRST_BUCKET_SPARE {
+            return Some(first.first());
         }
-        let second = if home.buckets[1] == home.buckets[0] { 0 } else { free(home.buckets[1]) };
-        let of = if second.count_ones() > first.count_ones() { second << BUCKET_ENTRIES } else { first };
-        (of != 0).then(|| of.trailing_zeros() as usize)
+        let second = if home.buckets[1] == home.buckets[0] { Places::NONE } else { free(self.region.bucket(home.buckets[1])) };
+        match second.len() > first.len() {
+            true => Some(BUCKET_ENTRIES + second.first()),
+            false => (!first.is_empty()).then(|| first.first()),
+        }
     }
 
-    /// The places with entries of a key's tag, a bit each.
+    /// Whether no entry but the one at this place bears the key's tag.
     #[inline]
-    fn places_of(&self, home: &Home) -> u32 {
-        let same = |bucket: u32| mask(self.region.bucket(bucket), |entry| ((entry >> 32) as u32 == home.tag) & (entry != 0));
-        let second = if home.buckets[1] == home.buckets[0] { 0 } else { same(home.buckets[1]) };
-        same(home.buckets[0]) | (second << BUCKET_ENTRIES)
+    fn alone(&self, home: &Home, mine: usize) -> bool {
+        let [first, second] = home.buckets.map(|bucket| tagged(self.region.bucket(bucket), home.tag));
+        match mine < BUCKET_ENTRIES {
+            true => first.without(mine).is_empty() & ((home.buckets[0] == home.buckets[1]) | second.is_empty()),
+            false => first.is_empty() & second.without(mine - BUCKET_ENTRIES).is_empty(),
+        }
     }
 
     /// Decides between the entry just published at `mine` and others of the same key.
@@ -244,10 +247,4 @@ impl<'r> Conntrack<'r> {
             }
         }
     }
-}
-
-/// A bit for each entry of a bucket that `is`, without a branch.
-#[inline(always)]
-fn mask(bucket: &[AtomicU64; BUCKET_ENTRIES], is: impl Fn(u64) -> bool) -> u32 {
-    bucket.iter().enumerate().fold(0, |mask, (i, entry)| mask | (u32::from(is(entry.load(LOOK))) << i))
 }

@@ -6,7 +6,7 @@ use super::flow::{HOPS, Rewritten, SEEN, STATE, Slot, TARGET, phase_of};
 use super::region::{LIVE, STATE_MASK};
 use super::{Conntrack, Direction, Flow, Hit, entry_direction, entry_slot};
 use crate::prefetch::prefetch;
-use crate::scan::{BUCKET_ENTRIES, tagged};
+use crate::scan::{BUCKET_ENTRIES, entry_at, tagged};
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{Key, Tuple};
 
@@ -35,8 +35,9 @@ impl<'r> Conntrack<'r> {
     #[inline(always)]
     pub fn ahead_flow(&self, ahead: &mut Ahead<'r>) -> bool {
         let Some(bucket) = ahead.bucket else { return true };
-        let entry = tagged(bucket, (ahead.hash >> 32) as u32);
-        let found = entry as u32 != 0;
+        let places = tagged(bucket, (ahead.hash >> 32) as u32);
+        let entry = entry_at(bucket, places.first());
+        let found = !places.is_empty() & (entry as u32 != 0);
         if found {
             self.fetch(ahead, entry);
         } else {
@@ -49,8 +50,10 @@ impl<'r> Conntrack<'r> {
     #[inline(never)]
     pub fn ahead_second(&self, ahead: &mut Ahead<'r>) {
         let home = self.region.home(ahead.hash);
-        let entry = tagged(self.region.bucket(home.buckets[1]), home.tag);
-        if entry as u32 != 0 {
+        let bucket = self.region.bucket(home.buckets[1]);
+        let places = tagged(bucket, home.tag);
+        let entry = entry_at(bucket, places.first());
+        if !places.is_empty() && entry as u32 != 0 {
             self.fetch(ahead, entry);
         }
     }
@@ -75,18 +78,13 @@ impl<'r> Conntrack<'r> {
     /// Finds the connection that a packet belongs to.
     pub fn lookup(&self, tuple: &Tuple, hash: u64) -> Option<Hit> {
         let (home, key) = (self.region.home(hash), tuple.key());
-        for bucket in home.buckets {
-            for entry in self.region.bucket(bucket) {
-                let entry = entry.load(Ordering::Acquire);
-                if (entry >> 32) as u32 == home.tag
-                    && entry as u32 != 0
-                    && let Some(hit) = read_live(entry, self.region.slot(entry_slot(entry)), &key, tuple.v6)
-                {
-                    return Some(hit);
-                }
-            }
-        }
-        None
+        home.buckets.into_iter().find_map(|bucket| {
+            let bucket = self.region.bucket(bucket);
+            tagged(bucket, home.tag).map(|place| entry_at(bucket, place)).find_map(|entry| match entry as u32 {
+                0 => None,
+                _ => read_live(entry, self.region.slot(entry_slot(entry)), &key, tuple.v6),
+            })
+        })
     }
 
     /// The whole connection, unless it has ended meanwhile.
