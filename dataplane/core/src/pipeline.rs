@@ -143,6 +143,7 @@ fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Pla
 }
 
 /// One packet: known connection, new connection, or neither.
+#[inline(always)]
 fn judge<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
     match ctx.table.lookup(&packet.tuple, hash) {
         Some(hit) if expired(&hit, &ctx.worker.idle, ctx.now_ms) => {
@@ -171,6 +172,7 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
 }
 
 /// A packet that nothing stops any more.
+#[inline]
 fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop, id: NextHopId) -> Verdict {
     let bytes = frame.total_len();
     if rewrite::rewrite(frame, packet, &hit.new, hit.deltas, hop) {
@@ -226,6 +228,7 @@ fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
 }
 
 /// A packet that no connection is known for: the Service decides.
+#[inline(always)]
 fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
     let services = ctx.services;
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
@@ -279,6 +282,7 @@ struct Onward {
 }
 
 /// The way to a rewritten packet's destination.
+#[inline]
 fn way(ctx: &Context<'_>, new: &Tuple) -> Result<Onward, Verdict> {
     match ctx.routes.resolve(new.dst_addr(), new.hash(&ctx.services.seed)) {
         Way::Hop(id) => {

@@ -97,6 +97,7 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Fetches the index lines of a reply's key, to be reserved soon.
+    #[inline(always)]
     pub fn prefetch_reply(&self, reply: &Tuple) {
         for bucket in self.region.home(self.hash(reply)).buckets {
             prefetch(&self.region.bucket(bucket)[0]);
@@ -110,6 +111,7 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Makes a pending connection visible. Fails when another worker's creation of the same connection won.
+    #[inline(always)]
     pub fn commit(&self, pending: Pending<'_>) -> Result<Hit, Refused> {
         let words = self.region.slot(pending.slot).0;
         let live = (pending.state & !STATE_MASK) | LIVE;

@@ -14,6 +14,7 @@
 
 use super::affinity::BUCKET_WORDS;
 use super::flow::{FLOW_WORDS, KEYS, STATE, Slot};
+use crate::prefetch::prefetch;
 use crate::scan::BUCKET_ENTRIES;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
@@ -224,11 +225,22 @@ impl<'r> Region<'r> {
         let mut seen = high.load(Ordering::Relaxed);
         while seen < u64::from(self.capacity) {
             match high.compare_exchange_weak(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(seen as u32),
+                Ok(_) => {
+                    self.prefetch_slot(seen as u32 + 1);
+                    return Some(seen as u32);
+                }
                 Err(now) => seen = now,
             }
         }
         None
+    }
+
+    /// The slot that the next creation will take, if it is one: it has a whole creation's time to come.
+    fn prefetch_slot(&self, slot: u32) {
+        if let Some(words) = self.flows.get(slot as usize) {
+            prefetch(&words[0]);
+            prefetch(&words[FLOW_WORDS / 2]);
+        }
     }
 
     /// Pops the free list: a Treiber stack whose head carries a count against ABA.
@@ -240,7 +252,10 @@ impl<'r> Region<'r> {
             let next = self.slot(slot).word(KEYS) & 0xffff_ffff;
             let new = ((seen >> 32).wrapping_add(1) << 32) | next;
             match head.compare_exchange_weak(seen, new, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return Some(slot),
+                Ok(_) => {
+                    self.prefetch_slot((next as u32).wrapping_sub(1));
+                    return Some(slot);
+                }
                 Err(now) => seen = now,
             }
         }

@@ -51,6 +51,7 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
 }
 
 /// Creates the connection.
+#[inline(always)]
 pub(super) fn open(
     ctx: &mut Context<'_>,
     packet: &Packet,
@@ -96,6 +97,7 @@ pub(super) fn open(
 }
 
 /// Reserves both keys of a connection, announces its reply and sets it live.
+#[inline(always)]
 fn reserve(ctx: &mut Context<'_>, hash: u64, flow: &mut Flow, phase: Phase, ports: SourcePorts, hop: NextHopId) -> Result<Hit, Reason> {
     let replaced = flow.replaces_source();
     let mut reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
