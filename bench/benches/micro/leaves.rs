@@ -63,8 +63,8 @@ impl Row for Rewrite {
         let took = rig.time_batches(FRAMES, |_, batch| {
             for (frame, (plain, key, hit)) in batch.iter_mut().zip(&mut packets) {
                 black_box(match plain.v6 {
-                    true => rewrite_plain::<true>(frame.head_mut(), plain, key, hit, &hop),
-                    false => rewrite_plain::<false>(frame.head_mut(), plain, key, hit, &hop),
+                    true => rewrite_plain::<true>(frame.head_mut(), plain.covered(), key, hit, &hop),
+                    false => rewrite_plain::<false>(frame.head_mut(), plain.covered(), key, hit, &hop),
                 });
             }
         });

@@ -11,7 +11,7 @@ pub type WordMap<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 /// A set with [`WordHasher`].
 pub type WordSet<K> = HashSet<K, BuildHasherDefault<WordHasher>>;
 
-/// A multiplication for every eight bytes.
+/// A multiplication for every eight bytes. Values that are nothing but a length are not for it.
 #[derive(Default, Clone, Copy)]
 pub struct WordHasher(u64);
 
@@ -33,7 +33,13 @@ impl Hasher for WordHasher {
 
     #[inline]
     fn write_usize(&mut self, n: usize) {
-        self.write_u64(n as u64);
+        // Lengths and the numbers of variants: the value they speak of follows, and its multiplication does for both.
+        self.0 = (self.0 ^ n as u64).rotate_left(23);
+    }
+
+    #[inline]
+    fn write_isize(&mut self, n: isize) {
+        self.write_usize(n as usize);
     }
 
     #[inline]

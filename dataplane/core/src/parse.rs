@@ -79,6 +79,13 @@ pub struct Piece {
 }
 
 impl Packet {
+    /// Whether its headers are where those of a [plain](crate::plain) frame are.
+    pub fn is_plain(&self) -> bool {
+        let ip_header_len = if self.tuple.v6 { 40 } else { 20 };
+        let usual = usize::from(self.l3) == ETHERNET_LEN && self.l4 - self.l3 == ip_header_len;
+        usual && self.fragment_id.is_none() && self.tuple.proto != Proto::Sctp
+    }
+
     /// Bytes of the IP packet.
     #[inline(always)]
     pub fn ip_len(&self) -> usize {

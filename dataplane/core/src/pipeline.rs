@@ -175,7 +175,7 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
 #[inline]
 fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop, id: NextHopId) -> Verdict {
     let bytes = frame.total_len();
-    if rewrite::rewrite(frame, packet, &hit.new, hit.deltas, hop) {
+    if rewrite::rewrite(frame, packet, hit, hop) {
         ctx.counters.checksum_completed.add(1);
     }
     if let Some(id) = packet.fragment_id {
@@ -197,7 +197,7 @@ fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, piece: &Piece) -
         return Verdict::Drop(reason);
     }
     let bytes = frame.total_len();
-    rewrite::rewrite_piece(frame, piece, &hit.new, hit.deltas, &hop);
+    rewrite::rewrite_piece(frame, piece, &hit, &hop);
     count_hit(ctx.counters, &hit, bytes);
     Verdict::Forward(hop.port, id)
 }

@@ -7,6 +7,7 @@
 
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, array_at};
+use crate::rewrite::Covered;
 use crate::tuple::{Key, Proto, key_meta, meta_parts};
 
 const L4_V4: usize = ETHERNET_LEN + 20;
@@ -24,8 +25,7 @@ pub struct Plain {
     /// Source and destination address of IPv4; those of IPv6 stay in the frame.
     addrs: u64,
     l4_len: u16,
-    /// Bytes that the transport checksum covers.
-    pub covered_len: u16,
+    covered_len: u16,
     /// TCP flags; 0 for UDP.
     pub tcp_flags: u8,
     /// True for IPv6.
@@ -109,10 +109,10 @@ impl Plain {
         Key { meta: self.meta, addrs }
     }
 
-    /// Protocol number.
+    /// What its transport checksum covers.
     #[inline(always)]
-    pub fn protocol(&self) -> u8 {
-        (self.meta >> 8) as u8
+    pub fn covered(&self) -> Covered {
+        Covered { protocol: (self.meta >> 8) as u8, len: self.covered_len }
     }
 
     /// IPv4 TTL or IPv6 hop limit.

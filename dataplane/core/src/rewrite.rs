@@ -3,10 +3,10 @@
 //! Everything is checked before the first byte changes; after that there is only straight line.
 
 use crate::checksum::{Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
-use crate::conntrack::{Deltas, Hit};
+use crate::conntrack::Hit;
 use crate::frame::Frame;
 use crate::parse::{ETHERNET_LEN, Packet, Piece};
-use crate::plain::{PLAIN_MIN, Plain};
+use crate::plain::PLAIN_MIN;
 use crate::reason::Reason;
 use crate::routes::{Mac, NextHop};
 use crate::tuple::{AddrWords, Key, Proto, Tuple};
@@ -26,37 +26,56 @@ pub fn check(ttl: u8, ip_len: usize, hop: &NextHop) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Rewrites a checked packet for the wire: `new` replaces its tuple, `hop` its link-layer header.
+/// Rewrites a checked packet of a connection for the wire: what it becomes replaces its tuple, `hop` its link-layer header.
 /// True when the transport checksum had to be computed in full.
-pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple, deltas: Deltas, hop: &NextHop) -> bool {
+pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop) -> bool {
+    if packet.is_plain() && frame.tail().is_empty() {
+        let (head, covered) = (frame.head_mut(), Covered { protocol: packet.tuple.proto as u8, len: packet.covered_len });
+        let done = match packet.tuple.v6 {
+            true => rewrite_plain::<true>(head, covered, &packet.tuple.key(), hit, hop),
+            false => rewrite_plain::<false>(head, covered, &packet.tuple.key(), hit, hop),
+        };
+        if done {
+            return false;
+        }
+    }
     let completed = match packet.tuple.proto {
-        Proto::Sctp => sctp(frame, packet, new),
-        Proto::Tcp | Proto::Udp => transport(frame, packet, new, deltas.l4),
+        Proto::Sctp => sctp(frame, packet, &hit.new),
+        Proto::Tcp | Proto::Udp => transport(frame, packet, &hit.new, hit.deltas.l4),
     };
-    network(frame.head_mut(), usize::from(packet.l3), new, deltas.l3);
+    network(frame.head_mut(), usize::from(packet.l3), &hit.new, hit.deltas.l3);
     link(frame, packet.l3, hop.src_mac(), hop.dst_mac());
     completed
+}
+
+/// What a transport checksum covers beside addresses and ports.
+#[derive(Clone, Copy)]
+pub struct Covered {
+    /// TCP's or UDP's number.
+    pub protocol: u8,
+    /// Bytes.
+    pub len: u16,
 }
 
 /// [`rewrite`] for a [plain](crate::plain) packet. False, and nothing changed, for one whose checksum must be computed in full, or that is
 /// one of the rare numbers where TCP and UDP differ.
 #[inline(always)]
-pub fn rewrite_plain<const V6: bool>(head: &mut [u8], plain: &Plain, key: &Key, hit: &Hit, hop: &NextHop) -> bool {
+pub fn rewrite_plain<const V6: bool>(head: &mut [u8], covered: Covered, key: &Key, hit: &Hit, hop: &NextHop) -> bool {
     let (new, deltas) = (&hit.new, hit.deltas);
     let l4 = ETHERNET_LEN + if V6 { 40 } else { 20 };
-    let at = l4 + if plain.protocol() == Proto::Tcp as u8 { 16 } else { 6 };
+    let at = l4 + if covered.protocol == Proto::Tcp as u8 { 16 } else { 6 };
     let Some(place) = head.get_mut(at..at + 2) else { return false };
     let field = u16::from_be_bytes([place[0], place[1]]);
     if field != 0 {
         let addrs = key.addrs.iter().take(if V6 { 4 } else { 1 }).fold(0, |sum, w| sum + (w >> 32) + (w & 0xffff_ffff));
-        let pseudo = addrs + u64::from(plain.protocol()) + u64::from(plain.covered_len);
+        let pseudo = addrs + u64::from(covered.protocol) + u64::from(covered.len);
         let changed = apply(field, deltas.l4);
         // A computed 0 is sent as 0xffff over UDP (RFC 768).
         if (changed == 0) | is_fold_of(field, pseudo) {
             return false;
         }
         place.copy_from_slice(&changed.to_be_bytes());
-    } else if plain.protocol() != Proto::Udp as u8 {
+    } else if covered.protocol != Proto::Udp as u8 {
         // UDP without a checksum stays without.
         return false;
     }
@@ -80,8 +99,8 @@ pub fn rewrite_plain<const V6: bool>(head: &mut [u8], plain: &Plain, key: &Key, 
 }
 
 /// Rewrites a checked later fragment: addresses only.
-pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, new: &Tuple, deltas: Deltas, hop: &NextHop) {
-    network(frame.head_mut(), usize::from(piece.l3), new, deltas.l3);
+pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, hit: &Hit, hop: &NextHop) {
+    network(frame.head_mut(), usize::from(piece.l3), &hit.new, hit.deltas.l3);
     link(frame, piece.l3, hop.src_mac(), hop.dst_mac());
 }
 

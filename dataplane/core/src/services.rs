@@ -4,6 +4,7 @@
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
 //! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
 
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -274,11 +275,22 @@ pub enum SnatCause {
     Hairpin,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct FrontendKey {
     addr: AddrWords,
     /// Port, protocol and family.
     meta: u64,
+}
+
+impl Hash for FrontendKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [high, low] = self.addr;
+        // Of IPv4 everything fits into one word.
+        if high == 0 && low >> 32 == 0 {
+            return state.write_u64((low << 32) | self.meta);
+        }
+        [high, low, self.meta].iter().for_each(|word| state.write_u64(*word));
+    }
 }
 
 impl FrontendKey {

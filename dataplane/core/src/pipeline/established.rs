@@ -50,7 +50,7 @@ pub(super) fn established<const V6: bool>(
     let id = hit.cached_hop_or_none(ctx.routes.generation)?;
     let hop = ctx.routes.hop_or_none(id)?;
     rewrite::check(Plain::ttl::<V6>(head), plain.ip_len::<V6>(), hop).ok()?;
-    if !rewrite::rewrite_plain::<V6>(head, plain, &key, &hit, hop) {
+    if !rewrite::rewrite_plain::<V6>(head, plain.covered(), &key, &hit, hop) {
         return None;
     }
 
