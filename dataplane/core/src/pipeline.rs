@@ -242,6 +242,7 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
         Decision::Reject(_, reason) => return refuse(ctx, frame, packet, reason, 0, out),
         Decision::Forward { backend, snat, .. } => (backend, snat),
     };
+    open::fetch_likely(ctx, packet, hash, backend, snat);
     let (backend_addr, _) = addr_words(backend.addr);
     let to_backend = Tuple { dst: backend_addr, dport: backend.port, ..packet.tuple };
     let onward = match way(ctx, &to_backend) {

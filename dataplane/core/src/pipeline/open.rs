@@ -6,7 +6,7 @@ use crate::frame::NextHopId;
 use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
-use crate::tuple::{Proto, addr_words, fast_range};
+use crate::tuple::{Proto, Tuple, addr_words, fast_range};
 
 /// Source ports tried for one connection at the most.
 const SOURCE_PORTS_TRIED_MAX: u16 = 128;
@@ -50,6 +50,21 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
     }
 }
 
+/// Asks for the memory where the reply's key will most likely go, as soon as the backend is known: from there on it is some hundred steps until it
+/// is wanted.
+#[inline]
+pub(super) fn fetch_likely(ctx: &Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) {
+    let Ok(source) = Source::choose(ctx, packet, snat, false) else { return };
+    let (src, sport) = (addr_words(backend.addr).0, backend.port);
+    let dport = SourcePorts::new(ctx, packet, hash, source).best();
+    let dst = if let Source::Replaced(addr) = source { addr } else { packet.tuple.src };
+    let reply = Tuple { src, dst, sport, dport, ..packet.tuple };
+    ctx.table.prefetch_reply(&reply);
+    if let (Some(filter), Source::Client) = (&ctx.filter, source) {
+        filter.prefetch(&reply);
+    }
+}
+
 /// Creates the connection.
 #[inline(always)]
 pub(super) fn open(
@@ -78,13 +93,6 @@ pub(super) fn open(
     };
     let phase = Phase::first(t.proto, packet.tcp_flags);
     let ports = SourcePorts::new(ctx, packet, hash, source);
-    // Most likely the reply's key: its lines are fetched while the connection is written.
-    flow.source_port = ports.best();
-    let reply = flow.reply();
-    ctx.table.prefetch_reply(&reply);
-    if let (Some(filter), true) = (&ctx.filter, flow.announced) {
-        filter.prefetch(&reply);
-    }
     let shares = flow.replaces_source();
     if shares && !ctx.table.take_share(&flow, ctx.services.snat.holder_max()) {
         return Err(Reason::SnatShare);
