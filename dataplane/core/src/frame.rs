@@ -6,7 +6,7 @@
 use arrayvec::ArrayVec;
 use std::net::IpAddr;
 
-use crate::prefetch::{prefetch, prefetch_far};
+use crate::prefetch::prefetch;
 use crate::reason::Reason;
 
 /// Frames a batch at the most.
@@ -87,14 +87,6 @@ impl<'f> Frame<'f> {
     pub fn prefetch_head(&self) {
         if let Some(first) = self.buf.get(self.start) {
             prefetch(first);
-        }
-    }
-
-    /// Asks for the headers' cache line, to be read a batch later.
-    #[inline(always)]
-    pub fn prefetch_head_far(&self) {
-        if let Some(first) = self.buf.get(self.start) {
-            prefetch_far(first);
         }
     }
 

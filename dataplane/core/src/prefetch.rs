@@ -13,17 +13,3 @@ pub fn prefetch<T>(place: &T) {
     #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
     let _ = place;
 }
-
-/// As [`prefetch`], into the second-level cache: for many lines at once that would push each other out of the first. Frames lie at multiples of
-/// 2 KiB, so all their headers fall into two of its 64 sets.
-#[inline(always)]
-pub fn prefetch_far<T>(place: &T) {
-    #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(place).cast()) };
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri), not(loom))))]
-    let _ = place;
-}
