@@ -12,6 +12,7 @@ pub mod counters;
 pub mod filter;
 pub mod frame;
 pub mod hash;
+pub mod lately;
 pub mod maglev;
 pub mod parse;
 pub mod pipeline;

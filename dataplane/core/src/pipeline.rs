@@ -16,6 +16,7 @@ use crate::conntrack::{Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeo
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
+use crate::lately::Lately;
 use crate::parse::{NotPacket, Packet, Piece, ethernet, martian, parse, tcp};
 use crate::plain::Plain;
 use crate::reason::Reason;
@@ -31,6 +32,7 @@ pub struct WorkerState {
     port_hint: u32,
     limiter: Limiter,
     idle: IdleTimes,
+    lately: Lately,
 }
 
 impl WorkerState {
@@ -41,7 +43,12 @@ impl WorkerState {
 
     /// The state of worker number `worker`.
     pub fn with_timeouts(worker: u16, timeouts: Timeouts) -> WorkerState {
-        WorkerState { port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9), limiter: Limiter::default(), idle: timeouts.table() }
+        WorkerState {
+            port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9),
+            limiter: Limiter::default(),
+            idle: timeouts.table(),
+            lately: Lately::default(),
+        }
     }
 }
 
@@ -203,7 +210,7 @@ fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, piece: &Piece) -
 }
 
 /// The cached next hop of a connection's direction, or the one that the routes name now.
-fn next_hop(ctx: &Context<'_>, hit: &Hit) -> Result<(NextHop, NextHopId), Verdict> {
+fn next_hop(ctx: &mut Context<'_>, hit: &Hit) -> Result<(NextHop, NextHopId), Verdict> {
     if let Some(id) = hit.cached_hop(ctx.routes.generation) {
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
@@ -284,8 +291,9 @@ struct Onward {
 
 /// The way to a rewritten packet's destination.
 #[inline]
-fn way(ctx: &Context<'_>, new: &Tuple) -> Result<Onward, Verdict> {
-    match ctx.routes.resolve(new.dst_addr(), new.hash(&ctx.services.seed)) {
+fn way(ctx: &mut Context<'_>, new: &Tuple) -> Result<Onward, Verdict> {
+    let seed = &ctx.services.seed;
+    match ctx.worker.lately.resolve(ctx.routes, new.dst, new.v6, || new.hash(seed)) {
         Way::Hop(id) => {
             let hop = ctx.routes.hop(id).ok_or(Verdict::Drop(Reason::NoRoute))?;
             Ok(Onward { hop: *hop, id, needs_internal: false })

@@ -215,14 +215,26 @@ impl Routes {
 
     /// The way to a destination. `hash` spreads flows over multipath routes.
     pub fn resolve(&self, dst: IpAddr, hash: u64) -> Way {
-        let Some(kind) = self.lookup(dst) else { return Way::Nowhere(Reason::NoRoute) };
+        self.resolve_with(dst, || hash).0
+    }
+
+    /// As [`Routes::resolve`], and whether it is the way of all flows to that destination; `hash` is asked for only if it is not.
+    pub fn resolve_with(&self, dst: IpAddr, hash: impl FnOnce() -> u64) -> (Way, bool) {
+        let Some(kind) = self.lookup(dst) else { return (Way::Nowhere(Reason::NoRoute), true) };
         let legs = match kind {
             RouteKind::Unicast(legs) => legs,
             // What answers on this node itself never comes in by an interface.
-            RouteKind::Local => return Way::Kernel { captured: false },
-            RouteKind::Unreachable => return Way::Nowhere(Reason::Unreachable),
+            RouteKind::Local => return (Way::Kernel { captured: false }, true),
+            RouteKind::Unreachable => return (Way::Nowhere(Reason::Unreachable), true),
         };
-        let Some(leg) = pick_leg(legs, hash) else { return Way::Nowhere(Reason::NoRoute) };
+        match &legs[..] {
+            [] => (Way::Nowhere(Reason::NoRoute), true),
+            [leg] => (self.by_leg(leg, dst), true),
+            legs => (pick_leg(legs, hash()).map_or(Way::Nowhere(Reason::NoRoute), |leg| self.by_leg(leg, dst)), false),
+        }
+    }
+
+    fn by_leg(&self, leg: &Leg, dst: IpAddr) -> Way {
         let Some(port) = leg.port else { return Way::Kernel { captured: leg.captured } };
         if !self.port(port).is_some_and(|p| p.up) {
             return Way::Nowhere(Reason::PortDown);
@@ -242,9 +254,6 @@ impl Routes {
 
 /// Chooses among the legs of a multipath route in proportion to their weights.
 fn pick_leg(legs: &[Leg], hash: u64) -> Option<&Leg> {
-    if legs.len() < 2 {
-        return legs.first();
-    }
     let total: u32 = legs.iter().map(|l| u32::from(l.weight.max(1))).sum();
     let mut ticket = fast_range(hash as u32, total);
     legs.iter().find(|l| {

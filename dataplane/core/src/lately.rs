@@ -1,0 +1,99 @@
+//! Where destinations went lately: what the routes said of them, so that a new connection to a backend that others go to need not ask again.
+//!
+//! A worker's own, direct-mapped: a newer destination takes an older one's place. Only answers that hold for every connection to a destination are
+//! kept, none of a route with several ways.
+
+use crate::frame::NextHopId;
+use crate::routes::{Routes, Way};
+use crate::tuple::{AddrWords, words_addr};
+
+/// Destinations remembered at the most.
+const DESTINATIONS: usize = 256;
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lately(Box<[Entry; DESTINATIONS]>);
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Entry {
+    dst: AddrWords,
+    /// Route generation << 1 | family.
+    when: u64,
+    /// 0: nothing is remembered.
+    hop: NextHopId,
+}
+
+impl Default for Lately {
+    fn default() -> Lately {
+        Lately(Box::new([Entry::default(); DESTINATIONS]))
+    }
+}
+
+impl Lately {
+    /// As [`Routes::resolve`]; `hash` is asked for only when it matters.
+    #[inline]
+    pub fn resolve(&mut self, routes: &Routes, dst: AddrWords, v6: bool, hash: impl FnOnce() -> u64) -> Way {
+        let mixed = (dst[0] ^ dst[1]).wrapping_mul(SPREAD);
+        let entry = &mut self.0[(mixed >> 56) as usize % DESTINATIONS];
+        let when = (routes.generation << 1) | u64::from(v6);
+        if entry.hop.0 != 0 && entry.when == when && entry.dst == dst {
+            return Way::Hop(entry.hop);
+        }
+        let (way, for_all) = routes.resolve_with(words_addr(dst, v6), hash);
+        if let (Way::Hop(hop), true) = (way, for_all) {
+            *entry = Entry { dst, when, hop };
+        }
+        way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::PortId;
+    use crate::routes::{Leg, Neighbour, Port, Route, RouteKind};
+    use crate::tuple::addr_words;
+
+    /// The generation decides by which port a destination is reached; `10.9.0.0/16` has two ways.
+    fn routes(generation: u64) -> Routes {
+        let leg = |port| Leg { port: Some(PortId(port)), captured: false, gateway: None, weight: 1 };
+        let single = RouteKind::Unicast(vec![leg((generation % 2) as u16)]);
+        let both = RouteKind::Unicast(vec![leg(0), leg(1)]);
+        let routes = [("10.0.0.0/8", single.clone()), ("10.9.0.0/16", both), ("::/0", single)];
+        let routes = routes.map(|(prefix, kind)| Route { prefix: prefix.parse().unwrap(), metric: 0, kind });
+        let addrs = ["10.0.0.1", "10.9.0.1", "::a00:1"];
+        let neighbours: Vec<Neighbour> = (0..2)
+            .flat_map(|port| addrs.map(|addr| Neighbour { port: PortId(port), addr: addr.parse().unwrap(), mac: [port as u8; 6] }))
+            .collect();
+        let ports = vec![Port { mac: [2; 6], mtu: 1500, up: true }; 2];
+        Routes::build(generation, ports, None, routes.into(), &neighbours).0
+    }
+
+    #[test]
+    fn says_what_the_routes_say_now() {
+        let mut lately = Lately::default();
+        for generation in 1..4 {
+            let routes = routes(generation);
+            // The last one is the first one's number in the other family.
+            for addr in ["10.0.0.1", "10.9.0.1", "10.0.0.1", "10.3.3.3", "::a00:1"] {
+                for hash in [0, u64::from(u32::MAX)] {
+                    let (dst, v6) = addr_words(addr.parse().unwrap());
+                    let expected = routes.resolve(addr.parse().unwrap(), hash);
+                    assert_eq!(lately.resolve(&routes, dst, v6, || hash), expected, "{addr}, generation {generation}, hash {hash}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn asks_once_for_a_destination_with_one_way() {
+        let (routes, mut lately) = (routes(1), Lately::default());
+        let (dst, v6) = addr_words("10.0.0.1".parse().unwrap());
+        lately.resolve(&routes, dst, v6, || 0);
+        assert_eq!(lately.0.iter().filter(|e| e.hop.0 != 0).count(), 1);
+        let (dst, v6) = addr_words("10.9.0.1".parse().unwrap());
+        lately.resolve(&routes, dst, v6, || 0);
+        assert_eq!(lately.0.iter().filter(|e| e.hop.0 != 0).count(), 1, "two ways are not kept");
+    }
+}
