@@ -1,7 +1,7 @@
 //! The connection table, shared by all workers, without locks.
 //!
 //! One flow object, two keys: packets of both directions find it. To create a connection a worker takes a free slot, writes the
-//! flow, reserves the reply's key, then the original's, and sets it live; readers treat whatever is not live as a miss. Readers never
+//! flow, reserves the original's key, then the reply's, and sets it live; readers treat whatever is not live as a miss. Readers never
 //! write and never wait: a slot's state word carries a generation, and a reader that finds it changed behind its back has not found anything.
 //! How two workers settle who creates a connection is told in `create`.
 

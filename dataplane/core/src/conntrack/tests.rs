@@ -55,7 +55,7 @@ fn both_keys_find_the_flow_until_it_ends() {
         assert_eq!((table.flow(&reply), reply.direction), (Some(f), Direction::Reply));
         assert_eq!(reply.deltas, Deltas { l3: !original.deltas.l3, l4: !original.deltas.l4 });
         assert!(find(&table, &f.original().reversed()).is_none());
-        assert_eq!(create(&table, f, 1_000).unwrap_err(), Refused::ReplyTaken);
+        assert_eq!(create(&table, f, 1_000).unwrap_err(), Refused::Exists);
     }
     assert_eq!(table.live(), 4);
     for i in 0..4 {
@@ -131,7 +131,7 @@ fn an_aborted_creation_leaves_nothing() {
         let mut first = f;
         let pending = table.reserve(&mut first, table.hash(&f.original()), phase, 0, std::iter::once(f.source_port)).unwrap();
         assert!(find(&table, &f.original()).is_none(), "pending is a miss");
-        assert_eq!(create(&table, f, 0).unwrap_err(), Refused::ReplyTaken);
+        assert_eq!(create(&table, f, 0).unwrap_err(), Refused::Busy);
         table.abort(pending);
     }
     assert!(create(&table, f, 0).is_ok());
@@ -264,7 +264,7 @@ proptest! {
         let mut model: HashMap<u32, Flow> = HashMap::new();
         for (insert, i) in ops {
             if insert {
-                let expected = if model.contains_key(&i) && model.len() < 32 { Err(Refused::ReplyTaken) } else if model.len() == 32 { Err(Refused::Full) } else { Ok(()) };
+                let expected = if model.contains_key(&i) && model.len() < 32 { Err(Refused::Exists) } else if model.len() == 32 { Err(Refused::Full) } else { Ok(()) };
                 prop_assert_eq!(create(&table, flow(i), 0).map(|_| ()), expected);
                 if expected.is_ok() {
                     model.insert(i, flow(i));
