@@ -214,7 +214,8 @@ impl<'r> Region<'r> {
     pub(super) fn allocate(&self) -> Option<u32> {
         let slot = self.pop_free().or_else(|| self.take_unused())?;
         let state = &self.slot(slot).0[STATE];
-        state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Relaxed);
+        // Whoever sees it pending must see that its former keys are gone: an entry that named it was no rival's.
+        state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Release);
         // Readers of the slot's former life must see the state change before the new words (seqlock, writer side).
         fence(Ordering::Release);
         Some(slot)
@@ -268,6 +269,7 @@ impl<'r> Region<'r> {
         words[STATE].store((state & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
         // As in `allocate`: whoever sees the link below in place of the ports must see that the slot is free.
         fence(Ordering::Release);
+        words[KEYS + 1].store(0, Ordering::Relaxed);
         let head = &self.words[W_FREE_HEAD];
         let mut seen = head.load(Ordering::Relaxed);
         loop {
