@@ -20,7 +20,7 @@
 
 use super::phase::Phase;
 use crate::checksum::{addr_sum, delta};
-use crate::sync::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU64, Ordering::Relaxed, overwrite};
 use crate::tuple::{AddrWords, Key, META_BITS, Proto, Tuple, meta_parts};
 
 /// Words of a flow.
@@ -171,8 +171,8 @@ impl Slot<'_> {
         let put = |i: usize, v: u64| self.0[i].store(v, Relaxed);
         put(SEEN, now_ms);
         let generation = self.word(STATE) >> 32;
-        put(HOPS, hops_empty(generation));
-        put(TARGET, target_word(flow, phase, generation));
+        overwrite(&self.0[HOPS], hops_empty(generation));
+        overwrite(&self.0[TARGET], target_word(flow, phase, generation));
         put(V4_A, (flow.client[1] << 32) | (flow.service[1] & 0xffff_ffff));
         put(V4_B, (flow.backend[1] << 32) | (flow.source[1] & 0xffff_ffff));
         if flow.v6 {
