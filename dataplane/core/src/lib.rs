@@ -21,6 +21,7 @@ pub mod prefetch;
 pub mod reason;
 pub mod rewrite;
 pub mod routes;
+pub mod rss;
 mod scan;
 pub mod services;
 mod sync;
