@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::InternalPort;
+use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -77,6 +78,8 @@ struct Gateway {
     kernel_side: String,
     mirror: Mirror,
     routes_generation: u64,
+    /// How the ports spread what they receive over the workers, as the routes in force know it.
+    rss: Vec<Option<Arc<Rss>>>,
     tables: Tables,
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
@@ -121,6 +124,7 @@ impl Gateway {
             started: Instant::now(),
             workers_alive: config.workers.count,
             routes_generation: 1,
+            rss: ports.iter().map(|_| None).collect(),
             config,
             ports,
             internal,
@@ -207,9 +211,16 @@ impl Gateway {
     fn publish_routes(&mut self) {
         let generation = self.routes_generation + 1;
         let captured = self.edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
-        if let Some(routes) = self.mirror.routes_if_changed(generation, &self.ports, &captured, Some(self.internal)) {
+        let (rss, internal) = (self.edge.rss(), Some(self.internal));
+        let routes = if rss == self.rss {
+            self.mirror.routes_if_changed(generation, &self.ports, &captured, internal)
+        } else {
+            Some(self.mirror.routes(generation, &self.ports, &captured, internal))
+        };
+        if let Some(routes) = routes {
             self.routes_generation = generation;
-            self.edge.publish_routes(Arc::new(routes));
+            self.edge.publish_routes(Arc::new(routes.with_rss(rss.iter().cloned())));
+            self.rss = rss;
         }
     }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Services, SnatRange};
-use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortStatus, Volume, WorkerStatus, XdpCounters};
+use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortInfo, PortStatus, Volume, WorkerStatus, XdpCounters};
 use serde_json::{Map, Value, json};
 
 /// What control adds to the edge's own account.
@@ -200,9 +200,18 @@ fn port(p: &PortStatus) -> Value {
         "rebinds": p.info.rebinds,
         "xdp_mode": mode(p.info.native),
         "zero_copy": p.info.zero_copy,
+        "rss": rss(&p.info),
         "xdp": xdp(&p.xdp),
         "sockets": sockets.collect::<Vec<_>>(),
     })
+}
+
+/// Whether the queue of an answer is told beforehand, so that source ports are chosen by it.
+fn rss(info: &PortInfo) -> Value {
+    match &info.rss {
+        Ok(rss) => json!({ "predicted": true, "entries": rss.entries() }),
+        Err(reason) => json!({ "predicted": false, "because": reason }),
+    }
 }
 
 /// The status as a page for people.
@@ -237,9 +246,13 @@ pub fn page(status: &Value) -> String {
     for p in list("ports") {
         let x = |key: &str| p["xdp"][key].as_u64().unwrap_or(0);
         let copy = if p["zero_copy"] == true { "zero-copy" } else { "copy" };
+        let rss = match p.pointer("/rss/entries").and_then(Value::as_u64) {
+            Some(entries) => format!("RSS of {entries} entries"),
+            None => "RSS unknown".into(),
+        };
         let _ = writeln!(
             out,
-            "{:<12} {:>10} {:>10} {:>10} {:>10}  {} XDP, {copy}, {} queue(s)",
+            "{:<12} {:>10} {:>10} {:>10} {:>10}  {} XDP, {copy}, {} queue(s), {rss}",
             text(&p, "name"),
             x("received"),
             x("taken"),
@@ -286,4 +299,45 @@ pub fn page(status: &Value) -> String {
         let _ = writeln!(out, "problem: {}", problem.as_str().unwrap_or_default());
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nomagic_core::frame::PortId;
+    use nomagic_core::rss::{Kinds, Rss};
+    use nomagic_core::tuple::Proto;
+
+    #[test]
+    fn a_port_says_whether_the_queues_of_answers_are_told_beforehand() {
+        let known = Rss::new(&[7; 40], &[0; 128], &[0], Kinds::default().with(Proto::Tcp, false)).unwrap();
+        let rows = [
+            (Ok(known.into()), "1 queue(s), RSS of 128 entries", json!({ "predicted": true, "entries": 128 })),
+            (
+                Err("the driver does not tell".to_owned()),
+                "1 queue(s), RSS unknown",
+                json!({ "predicted": false, "because": "the driver does not tell" }),
+            ),
+        ];
+        for (rss, words, object) in rows {
+            let info = PortInfo {
+                id: PortId(0),
+                name: "eth0".into(),
+                ifindex: 2,
+                mac: [2; 6],
+                mtu: 1500,
+                native: true,
+                zero_copy: false,
+                queues: 1,
+                owners: vec![0],
+                condition: Condition::Bound,
+                rebinds: 0,
+                rss,
+            };
+            let port = port(&PortStatus { info, xdp: XdpCounters::default(), sockets: Vec::new() });
+            assert_eq!(port["rss"], object);
+            let page = page(&json!({ "ports": [port] }));
+            assert!(page.contains(words), "{page}");
+        }
+    }
 }

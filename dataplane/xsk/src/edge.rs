@@ -12,6 +12,7 @@ use nomagic_core::counters::Counters;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::Routes;
+use nomagic_core::rss::Rss;
 use nomagic_core::services::Services;
 
 use crate::bind::{Group, Member, bind_ports};
@@ -189,6 +190,11 @@ impl Edge {
     /// The ports: the interfaces in the order of the configuration, then the internal port.
     pub fn ports(&self) -> &[PortInfo] {
         &self.ports
+    }
+
+    /// How the ports spread what they receive over the workers, as far as that is known: for [`Routes::with_rss`].
+    pub fn rss(&self) -> Vec<Option<Arc<Rss>>> {
+        self.ports.iter().map(|port| port.rss.clone().ok()).collect()
     }
 
     /// The redirect ports.

@@ -4,13 +4,14 @@
 //! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
 //! it all together: it is what the control plane starts, publishes tables to, and stops.
 //!
-//! `unsafe` is confined to `sys` (system calls), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
+//! `unsafe` is confined to `sys` (system calls), `ethtool` (one ioctl), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
 //! (rings), `bind` (socket creation) and `privileges` (capabilities).
 
 mod bind;
 mod config;
 mod edge;
 mod error;
+mod ethtool;
 mod filter;
 #[cfg(test)]
 mod filter_tests;
