@@ -53,7 +53,7 @@ fn with_rss(mut w: World, port: PortId, rss: Option<Rss>) -> World {
 /// New connection number `i` with a replaced source: every second one IPv6, TCP and UDP.
 fn request(i: u16) -> Spec {
     let (client, service) = if i.is_multiple_of(2) { ("10.0.0.2", "10.96.0.2:80") } else { ("[fd00:a::2]", "[fd00:96::2]:80") };
-    spec(if i / 2 % 2 == 0 { "tcp" } else { "udp" }, &format!("{client}:{}", 1_024 + i), service, SYN)
+    spec(if (i / 2).is_multiple_of(2) { "tcp" } else { "udp" }, &format!("{client}:{}", 1_024 + i), service, SYN)
 }
 
 /// The connection's packets towards its backend.
