@@ -128,6 +128,12 @@ pub struct ConntrackConfig {
     /// Connections at the most, 1,024 to 67,108,864. Default: 1,048,576.
     #[serde(deserialize_with = "values::capacity")]
     pub capacity: u32,
+    /// The file of the table, with which the next process goes on: an absolute path, in a tmpfs or a hugetlbfs. Default: none, the table
+    /// ends with the process.
+    #[serde(deserialize_with = "values::absolute_path")]
+    pub file: Option<PathBuf>,
+    /// A table without a file lies on huge pages of 2 MiB, which must have been set aside (`vm.nr_hugepages`). Default: false.
+    pub huge_pages: bool,
     /// How long idle connections are remembered.
     pub timeouts: TimeoutsConfig,
 }
@@ -143,7 +149,7 @@ pub struct HashConfig {
 
 impl Default for ConntrackConfig {
     fn default() -> ConntrackConfig {
-        ConntrackConfig { capacity: 1 << 20, timeouts: TimeoutsConfig::default() }
+        ConntrackConfig { capacity: 1 << 20, file: None, huge_pages: false, timeouts: TimeoutsConfig::default() }
     }
 }
 

@@ -285,7 +285,12 @@ impl Gateway {
 
     fn status(&self) -> Result<serde_json::Value> {
         let services = self.tables.services();
-        let control = status::Control { services: &services, problems: self.tables.problems(), uptime_s: self.started.elapsed().as_secs() };
+        let control = status::Control {
+            services: &services,
+            problems: self.tables.problems(),
+            uptime_s: self.started.elapsed().as_secs(),
+            table_file: self.config.conntrack.file.as_deref(),
+        };
         Ok(status::read(&self.edge, &control)?)
     }
 
@@ -307,6 +312,8 @@ fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     EdgeConfig {
         internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
         conntrack_capacity: config.conntrack.capacity,
+        conntrack_file: config.conntrack.file.clone(),
+        conntrack_huge_pages: config.conntrack.huge_pages,
         timeouts: config.conntrack.timeouts.into(),
         ring_size: config.packets.ring_size,
         frame_size: config.packets.frame_size,
@@ -357,6 +364,12 @@ fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
         })
         .context("cannot start a thread")?;
     Ok(receiver)
+}
+
+/// The connection table's file: as configured, or where the example has it.
+pub fn table_file(state_dir: &Path, config: Option<&Path>) -> Result<PathBuf> {
+    let configured = config.map(Config::load).transpose()?.and_then(|config| config.conntrack.file);
+    Ok(configured.unwrap_or_else(|| state_dir.join("conntrack")))
 }
 
 /// Where the state is: as given, or as configured, or the default.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
@@ -18,6 +19,8 @@ pub struct Control<'a> {
     pub problems: &'a [String],
     /// Seconds since the start.
     pub uptime_s: u64,
+    /// Where the connection table is, if in a file.
+    pub table_file: Option<&'a Path>,
 }
 
 /// Why this gateway is not ready; empty: it is. Ready means: the tables are in force in every worker, the XDP programs are attached, every
@@ -89,6 +92,10 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "conntrack": {
                 "live": status.flows_live,
                 "capacity": status.flows_capacity,
+                "file": control.table_file,
+                "taken_over": edge.taken_over().map(|r| json!({
+                    "connections": r.connections, "not_whole": r.not_whole, "unwanted": r.unwanted, "detached": r.detached,
+                })),
                 "hit": count(&|c| c.conntrack_hit.get()),
                 "created": count(&|c| c.conntrack_created.get()),
                 "expired": count(&|c| c.conntrack_expired.get()),
@@ -231,9 +238,13 @@ pub fn page(status: &Value) -> String {
         n("/services/ports"),
         n("/services/addresses"),
     );
+    let taken_over = match &status["totals"]["conntrack"]["taken_over"] {
+        Value::Null => String::new(),
+        _ => format!(" ({} were taken over)", n("/totals/conntrack/taken_over/connections")),
+    };
     let _ = writeln!(
         out,
-        "connections {} of {}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})\n",
+        "connections {} of {}{taken_over}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})\n",
         n("/totals/conntrack/live"),
         n("/totals/conntrack/capacity"),
         n("/totals/replies/announced"),

@@ -25,4 +25,5 @@ pub mod rss;
 mod scan;
 pub mod services;
 mod sync;
+mod takeover;
 pub mod tuple;

@@ -144,6 +144,12 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// The user that this process acts as.
+pub fn effective_user() -> u32 {
+    // SAFETY: always succeeds, and touches no memory.
+    unsafe { libc::geteuid() }
+}
+
 /// Raises the limit of locked memory as far as possible and returns what is in force, in bytes.
 pub fn raise_memory_lock() -> u64 {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };

@@ -43,7 +43,7 @@ pub struct Pending<'f> {
 }
 
 /// What became of a key's reservation.
-enum Key {
+pub(super) enum Key {
     Reserved,
     Live,
     Busy,
@@ -153,7 +153,8 @@ impl<'r> Conntrack<'r> {
         self.region.free(pending.slot);
     }
 
-    fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {
+    /// Publishes a slot's entry for a key, unless the key is taken.
+    pub(super) fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {
         let home = self.region.home(hash);
         let entry = entry(home.tag, slot, direction);
         for _ in 0..INSERT_TRIES {

@@ -190,6 +190,11 @@ impl Slot<'_> {
         self.0[KEYS + 1].store(flow.reply().meta() | (u64::from(l3) << DELTA_AT), Relaxed);
     }
 
+    /// Whether these can be the words of a flow at all: a protocol that Services can name.
+    pub(super) fn is_flow(&self) -> bool {
+        Proto::from_ip_number((self.word(KEYS) >> 8) as u8).is_some()
+    }
+
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).
     pub(super) fn read(&self) -> Flow {
         let (original, reply) = (meta_parts(self.word(KEYS)), meta_parts(self.word(KEYS + 1)));

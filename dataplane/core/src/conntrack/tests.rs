@@ -3,12 +3,12 @@ use crate::tuple::Proto;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
-fn region(capacity: u32) -> Vec<AtomicU64> {
+pub(super) fn region(capacity: u32) -> Vec<AtomicU64> {
     (0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0xdead)).collect()
 }
 
 /// Flow `i`: a client port of its own towards one Service; IPv6 for odd numbers.
-fn flow(i: u32) -> Flow {
+pub(super) fn flow(i: u32) -> Flow {
     let v6 = i % 2 == 1;
     let addr = |n: u64| if v6 { [0xfd00 << 48, n] } else { [0, 0x0a00_0000 + n] };
     let client = addr(u64::from(i >> 14) + 5);
@@ -28,14 +28,14 @@ fn flow(i: u32) -> Flow {
     }
 }
 
-fn create(table: &Conntrack<'_>, mut f: Flow, now_ms: u64) -> Result<Hit, Refused> {
+pub(super) fn create(table: &Conntrack<'_>, mut f: Flow, now_ms: u64) -> Result<Hit, Refused> {
     let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
     let (hash, ports) = (table.hash(&f.original()), std::iter::once(f.source_port));
     let pending = table.reserve(&mut f, hash, phase, now_ms, ports)?;
     table.commit(pending)
 }
 
-fn find(table: &Conntrack<'_>, tuple: &Tuple) -> Option<Hit> {
+pub(super) fn find(table: &Conntrack<'_>, tuple: &Tuple) -> Option<Hit> {
     table.lookup(tuple, table.hash(tuple))
 }
 
@@ -97,8 +97,13 @@ fn a_second_view_sees_the_same_table_and_foreign_memory_is_refused() {
     assert!(find(&Conntrack::attach(&words).unwrap(), &flow(1).reply()).is_some());
     assert_eq!(Conntrack::attach(&words[..100]).err(), Some(RegionError::TooSmall));
     assert_eq!(Conntrack::attach(&[]).err(), Some(RegionError::Foreign));
-    words[3].store(9, Ordering::Relaxed);
-    assert_eq!(Conntrack::attach(&words).err(), Some(RegionError::Foreign));
+    for word in 1..8 {
+        let old = words[word].swap(9, Ordering::Relaxed);
+        let expected = if word == 1 { RegionError::Version { found: 9 } } else { RegionError::Header };
+        assert_eq!(Conntrack::attach(&words).err(), Some(expected), "word {word}");
+        words[word].store(old, Ordering::Relaxed);
+    }
+    assert!(Conntrack::attach(&words).is_ok());
 }
 
 #[test]
