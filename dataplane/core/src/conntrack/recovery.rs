@@ -38,6 +38,9 @@ pub struct Recovered {
     pub unwanted: u32,
 }
 
+/// Slots looked at ahead: the index lines of their flows are fetched meanwhile.
+const AHEAD: u32 = 8;
+
 /// What becomes of a slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -73,6 +76,9 @@ impl<'r> Conntrack<'r> {
         region.forget_what_follows_from_flows();
         // From the last slot on: the first live one says how many have been used, and the free list will begin with the lowest.
         for slot in (0..region.capacity).rev() {
+            if let Some(ahead) = slot.checked_sub(AHEAD) {
+                table.fetch(ahead);
+            }
             let fate = table.revive(slot, now_ms, &mut judge);
             let count = match fate {
                 Fate::Free => None,
@@ -97,6 +103,16 @@ impl<'r> Conntrack<'r> {
     /// Notes that the table is left in order: no thread of this process uses it any more.
     pub fn detach(&self) {
         self.region.end_use();
+    }
+
+    /// Fetches the index lines that a slot's flow will go to.
+    fn fetch(&self, slot: u32) {
+        let words = self.region.slot(slot);
+        if words.word(STATE) & STATE_MASK == LIVE {
+            let flow = words.read();
+            self.prefetch_reply(&flow.reply());
+            self.prefetch_reply(&flow.original());
+        }
     }
 
     /// Puts a slot's flow back in its places, if it is a whole one.
