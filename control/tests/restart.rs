@@ -3,7 +3,9 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -40,6 +42,46 @@ fn slow_download(g: &Gateway, to: &str) -> JoinHandle<Result<(), String>> {
     std::thread::spawn(move || thread.join().unwrap().unwrap().map_err(|e| e.to_string()))
 }
 
+/// A pod sends a datagram a millisecond to a client that has asked once, until told to end; the client counts.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+}
+
+const STREAM: &str = "10.109.35.25:9999";
+
+impl Stream {
+    fn start(g: &Gateway) -> Stream {
+        let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let server = g.scene.pods[0].run(|| UdpSocket::bind("0.0.0.0:9999").unwrap()).unwrap();
+        let client = g.scene.client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+        client.connect(STREAM).unwrap();
+        client.send(b"more").unwrap();
+        let (_, to) = server.recv_from(&mut [0; 16]).unwrap();
+        let (ended, count) = (stop.clone(), received.clone());
+        std::thread::spawn(move || {
+            while !ended.load(Relaxed) {
+                let _ = server.send_to(b"datagram", to);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // Ends with the stream, by the time-out.
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        std::thread::spawn(move || {
+            while client.recv(&mut [0; 16]).is_ok() {
+                count.fetch_add(1, Relaxed);
+            }
+        });
+        Stream { stop, received }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
 /// Packets that a namespace's kernel has forwarded, IPv4 and IPv6.
 fn forwarded_by_kernel(ns: &Netns) -> u64 {
     let count = || {
@@ -60,7 +102,10 @@ fn taken_over(g: &Gateway) -> Value {
 
 /// Ends the process by SIGKILL in the middle of transfers and starts the next one: no connection notices but by the silence.
 fn goes_on_after_kill_9(tag: &str, extra: &str, snat: bool) {
-    let mut g = Gateway::start(tag, &format!("{KEPT}\n{extra}"), &nginx(&[0, 1, 2]));
+    let spec = "clusterIP: 10.109.35.25\nclusterIPs: [10.109.35.25, 'fd00:10:109::25']\nipFamilies: [IPv4, IPv6]";
+    let stream = manifests(&[Svc { name: "stream", spec, status: "", ports: &[("udp", "UDP", 9999, 0)], pods: &[0] }]);
+    let mut g = Gateway::start(tag, &format!("{KEPT}\n{extra}"), &format!("{}{stream}", nginx(&[0, 1, 2])));
+    let stream = Stream::start(&g);
     let open = |to: &str, n: usize| -> Vec<(TcpStream, String)> {
         let to: SocketAddr = to.parse().unwrap();
         g.scene.client.run(move || (0..n).map(|_| keep_alive(to)).collect()).unwrap()
@@ -74,8 +119,10 @@ fn goes_on_after_kill_9(tag: &str, extra: &str, snat: bool) {
     std::thread::sleep(Duration::from_millis(700));
     g.restart();
     assert!(downloads.iter().all(|d| !d.is_finished()), "it was killed in the middle");
+    let streamed = stream.received.load(Relaxed);
+    wait_for("the stream to go on", Duration::from_secs(5), || stream.received.load(Relaxed) > streamed + 100);
     let found = taken_over(&g);
-    assert!(found["connections"].as_u64() >= Some(22) && found["unwanted"] == 0 && found["detached"] == false, "{found}");
+    assert!(found["connections"].as_u64() >= Some(23) && found["unwanted"] == 0 && found["detached"] == false, "{found}");
     for (stream, pod) in &mut idle {
         assert_eq!(&ask(stream), pod);
     }

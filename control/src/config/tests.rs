@@ -43,7 +43,7 @@ graceMs: 500
     .unwrap();
     assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
-    assert_eq!((c.conntrack.file, c.conntrack.huge_pages), (Some("/run/x/conntrack".into()), true));
+    assert_eq!((c.conntrack.file.as_deref(), c.conntrack.huge_pages), (Some(Path::new("/run/x/conntrack")), true));
     assert_eq!(c.redirect_interfaces, ["cali*", "veth?"].map(|p| Pattern::parse(p).unwrap()));
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(c.packets, PacketsConfig { ring_size: 512, frame_size: 4096, headroom: 128, huge_pages: true });
