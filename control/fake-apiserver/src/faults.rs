@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::resources::Resource;
+
 /// Answers ordered in advance at the most.
 const ANSWERS_MAX: usize = 10_000;
 
@@ -48,6 +50,8 @@ pub(crate) struct Faults {
     pub(crate) slow: Option<Duration>,
     pub(crate) streaming: Streaming,
     pub(crate) gone: Gone,
+    /// Kinds that this server does not know.
+    pub(crate) unknown: Vec<Resource>,
     /// Grows each time that all watches are ended.
     pub(crate) epoch: u64,
     pub(crate) end: Option<End>,

@@ -158,6 +158,11 @@ impl FakeApiServer {
         self.shared.change(|s| s.faults.gone = gone);
     }
 
+    /// Answers 404 for these kinds, as a server does that is too old for them.
+    pub fn set_unknown(&self, kinds: &[Resource]) {
+        self.shared.change(|s| s.faults.unknown = kinds.to_vec());
+    }
+
     /// Ends all watches that run.
     pub fn end_watches(&self, how: End) {
         self.shared.change(|s| {

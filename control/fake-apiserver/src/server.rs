@@ -98,7 +98,8 @@ pub(crate) async fn answer(Shares(shared): Shares<Arc<Shared>>, request: Request
     if path == "/version" {
         return with(&shared, 200, &json!({"major": "1", "minor": "34", "gitVersion": "v1.34.0-fake", "platform": "linux/amd64"}));
     }
-    let Some(place) = Place::parse(&path) else {
+    let known = |place: &Place| !shared.state().faults.unknown.contains(&place.resource);
+    let Some(place) = Place::parse(&path).filter(known) else {
         return failure(&shared, 404, "the server could not find the requested resource");
     };
     let Some(name) = place.name.clone() else {

@@ -87,6 +87,10 @@ fn lists_with_selectors() {
     assert_eq!(get(&s, "/api/v1/services?fieldSelector=spec.ports%3D1").0, 400);
     assert_eq!(get(&s, "/api/v1/namespaces/other/services").1["items"], json!([]));
     assert_eq!(get(&s, "/api/v1/pods").0, 404);
+    s.set_unknown(&[Resource::ServiceCidrs]);
+    assert_eq!(get(&s, "/apis/networking.k8s.io/v1/servicecidrs").0, 404);
+    s.set_unknown(&[]);
+    assert_eq!(get(&s, "/apis/networking.k8s.io/v1/servicecidrs").0, 200);
 }
 
 #[test]
