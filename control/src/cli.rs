@@ -93,7 +93,8 @@ pub fn main() -> ExitCode {
 
 /// Runs what concerns a gateway, with logs on standard error.
 fn gateway(work: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("NOMAGIC_LOG").unwrap_or_else(|_| "info".into());
+    // kube tells of each failed attempt; the watch tells of it once.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NOMAGIC_LOG").unwrap_or_else(|_| "info,kube_client=off".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     match work() {
         Ok(()) => ExitCode::SUCCESS,

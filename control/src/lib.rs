@@ -10,3 +10,4 @@ pub mod net;
 pub mod objects;
 pub mod problem;
 pub mod run;
+pub mod watch;

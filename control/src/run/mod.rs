@@ -1,11 +1,13 @@
 //! `nomagic run`: the control thread of a gateway.
 //!
-//! Start, in this order: the internal port, the kernel's routes, the objects compiled, the edge (sockets, then XDP), what the XDP filter
-//! takes. Then one loop: routes follow the kernel, tables follow the manifests, missing neighbours are asked for, requests are answered.
+//! Start, in this order: the internal port, the kernel's routes, the objects known and compiled, the edge (sockets, then XDP), what the XDP
+//! filter takes. Then one loop: routes follow the kernel, tables follow the objects, missing neighbours are asked for, requests are answered.
 
 mod cleanup;
 mod kernel_proxy;
+mod signals;
 mod socket;
+mod source;
 mod status;
 mod tables;
 
@@ -19,11 +21,11 @@ use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::InternalPort;
 use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
 use crate::net::{Asked, Limits, Mirror, internal, node};
+use signals::Signals;
 use socket::{Answer, ControlSocket};
 use tables::Tables;
 
@@ -46,13 +48,15 @@ pub fn run(config_path: &Path) -> Result<()> {
     if config.interfaces.is_empty() {
         bail!("{}: interfaces: name at least one network interface to take over, as `interfaces: [eth0]`", config_path.display());
     }
-    if config.manifests.is_none() {
-        bail!("{}: manifests: name a file or directory with Services and EndpointSlices", config_path.display());
+    if config.manifests.is_none() && config.kubernetes.is_none() {
+        let path = config_path.display();
+        bail!("{path}: manifests: name a file or directory with Services and EndpointSlices, or an API server under kubernetes");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let mut gateway = Gateway::start(config)?;
-        let outcome = gateway.serve().await;
+        let mut signals = Signals::catch()?;
+        let Some(mut gateway) = Gateway::start(config, &mut signals).await? else { return Ok(()) };
+        let outcome = gateway.serve(&mut signals).await;
         gateway.stop()?;
         outcome
     })
@@ -90,8 +94,10 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn start(config: Config) -> Result<Gateway> {
-        let socket = ControlSocket::open(&config.state_dir)?;
+    /// `None`: asked to end before there was anything to do.
+    async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
+        let started = Instant::now();
+        let mut requests = ControlSocket::open(&config.state_dir)?.serve();
         let links = config.interfaces.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
         let mtu = links.iter().map(|l| l.mtu).max().unwrap_or(1500);
         let names = internal::Names::default();
@@ -99,7 +105,14 @@ impl Gateway {
         let mut mirror = Mirror::start(Limits::default())?;
 
         let present = mirror.local_addresses();
-        let settings = config.settings(&present);
+        let mut tables = Tables::open(&config, present.clone())?;
+        if !wait_for_objects(&mut tables, &mut requests, signals, started).await? {
+            if config.detach_on_exit {
+                internal::remove(&names)?;
+            }
+            return Ok(None);
+        }
+        let settings = tables.settings();
         let snat = &settings.snat;
         let own: Vec<_> = [snat.v4, snat.v6].into_iter().flatten().filter(|a| settings.node.ips.contains(a)).collect();
         node::check_snat_range(&own, snat.port_first, snat.port_last)?;
@@ -108,7 +121,7 @@ impl Gateway {
             let own = settings.node.primary.iter().copied().find(|own| own.is_ipv6() == addr.is_ipv6() && present.contains(own));
             internal::route(&pair.kernel, addr, own)?;
         }
-        let tables = Tables::load(config.manifests.clone().unwrap_or_default(), settings)?;
+        tables.compile();
 
         let ports: Vec<String> = config.interfaces.iter().cloned().chain([pair.edge.name.clone()]).collect();
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
@@ -120,8 +133,8 @@ impl Gateway {
         }
         let wanted = forward_wanted(&edge)?;
         let mut gateway = Gateway {
-            requests: socket.serve(),
-            started: Instant::now(),
+            requests,
+            started,
             workers_alive: config.workers.count,
             routes_generation: 1,
             rss: ports.iter().map(|_| None).collect(),
@@ -137,7 +150,7 @@ impl Gateway {
         gateway.follow_interfaces();
         gateway.open_filter()?;
         gateway.announce();
-        Ok(gateway)
+        Ok(Some(gateway))
     }
 
     /// What the workers know is now taken. Only ever after they know it.
@@ -161,10 +174,7 @@ impl Gateway {
     }
 
     /// The loop. Ends by a signal, or when it cannot go on.
-    async fn serve(&mut self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn serve(&mut self, signals: &mut Signals) -> Result<()> {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_EVERY);
         for interval in [&mut look, &mut housekeeping] {
@@ -178,11 +188,16 @@ impl Gateway {
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
+                changed = self.tables.changed() => if changed? {
+                    self.tables.compile();
+                    self.publish();
+                },
                 _ = look.tick() => self.look()?,
-                _ = hangup.recv() => self.reload(true)?,
+                asked = signals.next() => match asked {
+                    signals::Asked::ToReload => self.reload(true),
+                    signals::Asked::ToEnd => break,
+                },
                 _ = housekeeping.tick() => self.keep_house()?,
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
             }
         }
         tracing::info!("asked to end");
@@ -193,7 +208,8 @@ impl Gateway {
     fn look(&mut self) -> Result<()> {
         self.watch_workers()?;
         self.follow_interfaces();
-        self.reload(false)
+        self.reload(false);
+        Ok(())
     }
 
     /// Ports are bound again, redirect ports come and go, and then the routes know of it.
@@ -232,19 +248,23 @@ impl Gateway {
         }
     }
 
-    /// Takes changed manifests over: first the workers, then the filter.
-    fn reload(&mut self, always: bool) -> Result<()> {
-        if !self.tables.reload(always) {
-            return Ok(());
+    /// Takes changed manifests over.
+    fn reload(&mut self, always: bool) {
+        if self.tables.reload(always) {
+            self.publish();
+            tracing::info!("the changed manifests are in force");
         }
+    }
+
+    /// Puts the latest tables in force: first in the workers, then in the filter.
+    fn publish(&mut self) {
         self.edge.publish_services(self.tables.services());
         // A filter that is full refuses the new rules: said, and the rest goes on.
         if let Err(e) = self.open_filter() {
             tracing::error!("{e:#}");
         }
         let services = self.tables.services();
-        tracing::info!(generation = services.generation, ports = services.ports.len(), "new service table in force");
-        Ok(())
+        tracing::debug!(generation = services.generation, ports = services.ports.len(), "new service table in force");
     }
 
     fn keep_house(&mut self) -> Result<()> {
@@ -288,6 +308,7 @@ impl Gateway {
         let control = status::Control {
             services: &services,
             problems: self.tables.problems(),
+            api: self.tables.source_status(),
             uptime_s: self.started.elapsed().as_secs(),
             table_file: self.config.conntrack.file.as_deref(),
         };
@@ -302,6 +323,31 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// Waits until enough objects are known to put something in force; until then nothing is taken from anybody. False: asked to end.
+async fn wait_for_objects(
+    tables: &mut Tables,
+    requests: &mut mpsc::Receiver<(String, Answer)>,
+    signals: &mut Signals,
+    started: Instant,
+) -> Result<bool> {
+    if !tables.complete() {
+        tracing::info!("waiting for objects: {}", tables.missing());
+    }
+    while !tables.complete() {
+        tokio::select! {
+            changed = tables.changed() => drop(changed?),
+            Some((_, answer)) = requests.recv() => {
+                let status = status::waiting(&tables.missing(), tables.source_status(), started.elapsed().as_secs());
+                answer.send(status.to_string());
+            }
+            asked = signals.next() => if asked == signals::Asked::ToEnd {
+                return Ok(false);
+            },
+        }
+    }
+    Ok(true)
 }
 
 /// The edge's configuration.

@@ -17,6 +17,8 @@ pub struct Control<'a> {
     pub services: &'a Services,
     /// Problems of the objects in force, as shown in the log.
     pub problems: &'a [String],
+    /// How the watch of an API server fares; null without one.
+    pub api: Value,
     /// Seconds since the start.
     pub uptime_s: u64,
     /// Where the connection table is, if in a file.
@@ -38,6 +40,11 @@ fn not_ready(status: &EdgeStatus, alive: usize) -> Vec<String> {
         }
     }
     reasons
+}
+
+/// The status of a gateway that waits for its first objects.
+pub fn waiting(missing: &str, api: Value, uptime_s: u64) -> Value {
+    json!({ "ready": false, "not_ready": [missing], "uptime_s": uptime_s, "api": api })
 }
 
 /// The whole status.
@@ -125,6 +132,7 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "addresses": control.services.frontends().count(),
             "problems": control.problems,
         },
+        "api": control.api,
         "routes": { "generation": status.routes_generation, "applied": status.routes_applied },
         "targets": targets,
     }))
@@ -221,6 +229,19 @@ fn rss(info: &PortInfo) -> Value {
     }
 }
 
+/// How the watch fares, a line a kind.
+fn write_api(out: &mut String, api: &Value) {
+    let Some(kinds) = api["kinds"].as_array() else { return };
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let _ = writeln!(out, "objects from {}", text(&api["server"]));
+    for k in kinds {
+        let heard = k["heard_s_ago"].as_u64().map_or("never heard of".into(), |s| format!("heard {s} s ago"));
+        let (kind, state, for_s, objects) = (text(&k["kind"]), text(&k["state"]), &k["for_s"], k["objects"].as_u64().unwrap_or(0));
+        let error = if state == "connected" { String::new() } else { k["error"].as_str().map_or(String::new(), |e| format!(": {e}")) };
+        let _ = writeln!(out, "  {kind:<14} {objects:>7}  {state} for {for_s} s, {heard}{error}");
+    }
+}
+
 /// The status as a page for people.
 pub fn page(status: &Value) -> String {
     let n = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
@@ -229,6 +250,10 @@ pub fn page(status: &Value) -> String {
     let mut out = String::new();
     let missing: Vec<String> = list("not_ready").iter().filter_map(|r| r.as_str().map(str::to_owned)).collect();
     let _ = writeln!(out, "{}", if missing.is_empty() { "ready".into() } else { format!("NOT READY: {}", missing.join("; ")) });
+    write_api(&mut out, &status["api"]);
+    if status["workers"].is_null() {
+        return out;
+    }
     let _ = writeln!(
         out,
         "up {} s, {} of {} workers alive, {} Service ports on {} addresses",
@@ -350,5 +375,24 @@ mod tests {
             let page = page(&json!({ "ports": [port] }));
             assert!(page.contains(words), "{page}");
         }
+    }
+
+    #[test]
+    fn a_gateway_that_waits_says_for_what() {
+        let kinds = json!([
+            {"kind": "Service", "state": "connected", "for_s": 5, "objects": 2, "heard_s_ago": 1, "error": "an old story"},
+            {"kind": "EndpointSlice", "state": "away", "for_s": 3, "objects": 0, "heard_s_ago": null, "error": "refused"},
+        ]);
+        let text = page(&waiting("not listed yet: EndpointSlices", json!({ "server": "https://a", "kinds": kinds }), 7));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "NOT READY: not listed yet: EndpointSlices",
+                "objects from https://a",
+                "  Service              2  connected for 5 s, heard 1 s ago",
+                "  EndpointSlice        0  away for 3 s, never heard of: refused",
+            ]
+        );
     }
 }

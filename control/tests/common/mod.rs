@@ -32,10 +32,23 @@ impl Gateway {
     pub fn start_in(scene: Scene, extra: &str, manifests: &str) -> Gateway {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("manifests.yaml"), manifests).expect("manifests");
-        std::fs::write(dir.path().join("nomagic.yaml"), config(dir.path(), extra)).expect("configuration");
+        let config = config(dir.path(), extra);
+        let mut gateway = Gateway::begin(scene, dir, &config);
+        gateway.wait_until_ready();
+        gateway
+    }
+
+    /// Starts nomagic with a whole configuration, and does not wait for it.
+    pub fn begin(scene: Scene, dir: tempfile::TempDir, config: &str) -> Gateway {
+        let path = dir.path().join("nomagic.yaml");
+        std::fs::write(&path, config).expect("configuration");
         let pods = scene.pods.iter().zip(PODS).map(|(ns, p)| start_pod(ns, PodOptions::new(p.name)).expect("a pod")).collect();
-        let process = launch(&scene.gw, &dir.path().join("nomagic.yaml"));
+        let process = scene.gw.spawn(NOMAGIC, &["run", "--config", &path.to_string_lossy()]).expect("nomagic");
         Gateway { process, pods, scene, dir }
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        self.process.wait_for_line("nomagic is ready", START).expect("ready");
     }
 
     pub fn config_path(&self) -> PathBuf {

@@ -77,7 +77,7 @@ impl<'r> Conntrack<'r> {
         // From the last slot on: the first live one says how many have been used, and the free list will begin with the lowest.
         for slot in (0..region.capacity).rev() {
             if let Some(ahead) = slot.checked_sub(AHEAD) {
-                table.fetch(ahead);
+                table.fetch_places(ahead);
             }
             let fate = table.revive(slot, now_ms, &mut judge);
             let count = match fate {
@@ -106,7 +106,7 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Fetches the index lines that a slot's flow will go to.
-    fn fetch(&self, slot: u32) {
+    fn fetch_places(&self, slot: u32) {
         let words = self.region.slot(slot);
         if words.word(STATE) & STATE_MASK == LIVE {
             let flow = words.read();
