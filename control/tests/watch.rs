@@ -359,3 +359,27 @@ fn kubeconfig_files() {
         w.until(word, |w| w.error("Service").contains(word));
     }
 }
+
+/// 5,000 Services with 50,000 endpoints: listed both ways, and then a single change.
+#[test]
+fn a_large_cluster() {
+    let s = server();
+    for i in 0..5_000 {
+        let addresses: Vec<String> = (0..10).map(|e| format!("10.{}.{}.{}", 1 + i / 256, i % 256, 1 + e)).collect();
+        s.put(service(&format!("s{i}"))).unwrap();
+        s.put(slice(&format!("s{i}-1"), &format!("s{i}"), &addresses.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    }
+    for streaming in [Streaming::Served, Streaming::Invalid] {
+        s.set_streaming(streaming);
+        let start = std::time::Instant::now();
+        let mut w = Watched::start(nomagic::watch::Target { page: 500, ..target(by_url(&s)) });
+        w.until("the lists", |w| w.feed.complete());
+        println!("{streaming:?}: 10,000 objects in {:?}", start.elapsed());
+        assert_eq!((w.services().len(), w.endpoints("s4999")), (5_000, 10));
+        let start = std::time::Instant::now();
+        s.put(slice("s7-1", "s7", &["10.1.7.1"])).unwrap();
+        w.until("one change", |w| w.endpoints("s7") == 1);
+        println!("{streaming:?}: one change in {:?}", start.elapsed());
+        s.put(slice("s7-1", "s7", &["10.1.7.1", "10.1.7.2"])).unwrap();
+    }
+}

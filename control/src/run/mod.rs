@@ -10,6 +10,7 @@ mod socket;
 mod source;
 mod status;
 mod tables;
+mod wait;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -106,7 +107,7 @@ impl Gateway {
 
         let present = mirror.local_addresses();
         let mut tables = Tables::open(&config, present.clone())?;
-        if !wait_for_objects(&mut tables, &mut requests, signals, started).await? {
+        if !wait::for_objects(&mut tables, &mut requests, signals, started).await? {
             if config.detach_on_exit {
                 internal::remove(&names)?;
             }
@@ -323,31 +324,6 @@ impl Gateway {
         }
         Ok(())
     }
-}
-
-/// Waits until enough objects are known to put something in force; until then nothing is taken from anybody. False: asked to end.
-async fn wait_for_objects(
-    tables: &mut Tables,
-    requests: &mut mpsc::Receiver<(String, Answer)>,
-    signals: &mut Signals,
-    started: Instant,
-) -> Result<bool> {
-    if !tables.complete() {
-        tracing::info!("waiting for objects: {}", tables.missing());
-    }
-    while !tables.complete() {
-        tokio::select! {
-            changed = tables.changed() => drop(changed?),
-            Some((_, answer)) = requests.recv() => {
-                let status = status::waiting(&tables.missing(), tables.source_status(), started.elapsed().as_secs());
-                answer.send(status.to_string());
-            }
-            asked = signals.next() => if asked == signals::Asked::ToEnd {
-                return Ok(false);
-            },
-        }
-    }
-    Ok(true)
 }
 
 /// The edge's configuration.

@@ -77,7 +77,7 @@ impl Tables {
     pub fn compile(&mut self) {
         let mut settings = self.settings();
         if self.services.generation > 0 && settings.snat != self.settings.snat {
-            settings.snat = self.new_sources(settings.snat);
+            settings.snat = self.new_sources(&settings);
         }
         self.settings = settings;
         let compiled = self.compiler.compile(&self.index, &self.settings);
@@ -92,12 +92,13 @@ impl Tables {
     }
 
     /// The node's addresses have changed while running, and with them the sources of SNAT: taken over if their ports are free.
-    fn new_sources(&self, new: SnatRange) -> SnatRange {
-        let own: Vec<IpAddr> = [new.v4, new.v6].into_iter().flatten().filter(|a| self.present.contains(a)).collect();
-        match node::check_snat_range(&own, new.port_first, new.port_last) {
-            Ok(()) => new,
+    fn new_sources(&self, new: &Settings) -> SnatRange {
+        let range = &new.snat;
+        let own: Vec<IpAddr> = [range.v4, range.v6].into_iter().flatten().filter(|a| new.node.ips.contains(a)).collect();
+        match node::check_snat_range(&own, range.port_first, range.port_last) {
+            Ok(()) => range.clone(),
             Err(e) => {
-                tracing::error!("the sources of SNAT stay as they were: {e:#}");
+                tracing::error!("the sources of SNAT stay as they were: {e}");
                 self.settings.snat.clone()
             }
         }

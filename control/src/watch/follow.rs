@@ -274,3 +274,56 @@ fn cannot_stream(fault: &Fault) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Kubernetes;
+
+    /// Whatever a server sends, reading it ends in an object, an unreadable object or a fault.
+    #[test]
+    fn mangled_events_never_panic() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let follower = |kind| Follower::new(kind, Target::new(Kubernetes::InCluster, "gw".into()), sender.clone());
+        let good = [
+            (
+                Kind::Service,
+                r#"{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"7","labels":{"x":"y"}},"spec":{"clusterIP":"10.0.0.1","ports":[{"port":80}]}}}"#,
+            ),
+            (
+                Kind::EndpointSlice,
+                r#"{"type":"MODIFIED","object":{"metadata":{"name":"a","resourceVersion":"7"},"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.1"]}]}}"#,
+            ),
+            (
+                Kind::Node,
+                r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7","annotations":{"k8s.io/initial-events-end":"true"}}}}"#,
+            ),
+            (Kind::ServiceCidr, r#"{"type":"ERROR","object":{"code":410,"message":"gone","reason":"Expired"}}"#),
+        ];
+        let (mut seed, mut read, mut refused) = (42u64, 0, 0);
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        for round in 0..40_000 {
+            let (kind, text) = good[round % good.len()];
+            let mut line = text.as_bytes().to_vec();
+            for _ in 0..random(3) {
+                let at = random(line.len().max(1));
+                match random(3) {
+                    0 => line.iter_mut().skip(at).take(1).for_each(|b| *b = b"\"{}[],:0x-"[random(10)]),
+                    1 => drop(line.drain(at..line.len().min(at + 1))),
+                    _ => line.truncate(at),
+                }
+            }
+            match follower(kind).event(&line) {
+                Ok(event) => {
+                    let _ = version(&event.object);
+                    read += usize::from(objects::read(kind, event.object, &Origin::default()).is_ok());
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(read > 1_000 && refused > 1_000, "{read} {refused}");
+    }
+}
