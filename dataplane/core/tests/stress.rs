@@ -150,7 +150,7 @@ impl Round<'_> {
             if r >> 60 == 0 {
                 std::thread::yield_now();
             }
-            if r % 8 == 0 {
+            if r.is_multiple_of(8) {
                 self.table.sweep(4, ROUTES, |hit| mixed(hit.stats) % 2 == r % 2, |flow| self.end(&flow));
             } else if let Some(hit) = find(&self.table, &flow((r >> 8) as u32 % KEYS).original()) {
                 check(&hit, None);
@@ -194,7 +194,7 @@ impl Round<'_> {
                 // Another's with the same addresses and identification may have come between; but it is that one's altogether.
                 check(&hit, None);
             }
-            if r % 64 == 0 {
+            if r.is_multiple_of(64) {
                 self.table.for_each(|hit, whole| {
                     check(hit, None);
                     assert_eq!(*whole, flow(hit.stats));

@@ -190,9 +190,10 @@ impl Slot<'_> {
         self.0[KEYS + 1].store(flow.reply().meta() | (u64::from(l3) << DELTA_AT), Relaxed);
     }
 
-    /// Whether these can be the words of a flow at all: a protocol that Services can name.
+    /// Whether these can be the words of a flow at all: both keys are of one family and one protocol that Services can name.
     pub(super) fn is_flow(&self) -> bool {
-        Proto::from_ip_number((self.word(KEYS) >> 8) as u8).is_some()
+        let kind = self.word(KEYS) as u16;
+        kind == self.word(KEYS + 1) as u16 && kind & 0xff <= 1 && Proto::from_ip_number((kind >> 8) as u8).is_some()
     }
 
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).
