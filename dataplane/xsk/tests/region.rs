@@ -53,7 +53,7 @@ fn flow(i: u32) -> Flow {
     Flow {
         proto: Proto::Tcp,
         v6,
-        announced: i % 3 != 0,
+        announced: !i.is_multiple_of(3),
         client,
         client_port: port,
         service: addr(1),
