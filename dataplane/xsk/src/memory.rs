@@ -92,4 +92,15 @@ mod tests {
         assert!(anonymous(0).is_err());
         assert!(anonymous(usize::MAX).is_err());
     }
+
+    #[test]
+    fn huge_pages_are_there_or_missed_by_name() {
+        match anonymous_huge(1 << 18) {
+            Ok(words) => {
+                words[(1 << 18) - 1].store(7, Relaxed);
+                assert_eq!((words[0].load(Relaxed), words[(1 << 18) - 1].load(Relaxed)), (0, 7));
+            }
+            Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOMEM), "{e}"),
+        }
+    }
 }

@@ -18,7 +18,7 @@ const CHILD: &str = "NOMAGIC_TEST_TABLE";
 const FLOWS: u32 = 1_000_000;
 const CAPACITY: u32 = 1_250_000;
 
-/// A directory that goes with its owner.
+/// A directory that goes with its owner, and what is mounted on it.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -26,6 +26,10 @@ impl Dir {
         let path = Path::new("/dev/shm").join(format!("nmx-region-{tag}-{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Dir(path)
+    }
+
+    fn mount(&self, args: &[&str]) {
+        assert!(Command::new("mount").args(args).arg(&self.0).status().unwrap().success(), "needs root");
     }
 
     fn table(&self) -> PathBuf {
@@ -41,6 +45,8 @@ impl Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
+        // Lazily: tables stay mapped.
+        let _ = Command::new("umount").args(["-q", "-l"]).arg(&self.0).status();
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -250,16 +256,11 @@ fn files_that_are_not_ours_alone_are_refused_by_name() {
 #[test]
 fn a_file_system_without_room_is_an_error_and_not_a_signal() {
     let dir = Dir::new("room");
-    let mount = |args: &[&str]| assert!(Command::new(args[0]).args(&args[1..]).arg(&dir.0).status().unwrap().success(), "needs root");
-    mount(&["mount", "-t", "tmpfs", "-o", "size=1m", "none"]);
-    let outcome = open(&dir.table(), 65_536).map(|t| t.taken_over);
-    let left = fs::metadata(dir.table()).map(|m| m.len());
-    let fits = open(&dir.table(), 1_024).map(|t| create(&t.conntrack, flow(1)).is_ok());
-    mount(&["umount", "-l"]);
-    let text = outcome.unwrap_err().to_string();
+    dir.mount(&["-t", "tmpfs", "-o", "size=1m", "none"]);
+    let text = open(&dir.table(), 65_536).map(drop).unwrap_err().to_string();
     assert!(text.contains("no room") && text.contains("conntrack"), "{text}");
-    assert_eq!(left.unwrap(), 0, "what there was of it is given back");
-    assert!(fits.unwrap(), "a smaller one fits");
+    assert_eq!(fs::metadata(dir.table()).unwrap().len(), 0, "what there was of it is given back");
+    assert!(create(&open(&dir.table(), 1_024).unwrap().conntrack, flow(1)).is_ok(), "a smaller one fits");
 }
 
 /// Needs `sysctl vm.nr_hugepages=8` or more to see more than the refusal.
@@ -269,17 +270,14 @@ fn huge_pages_come_from_a_hugetlbfs() {
     let free = meminfo.lines().find(|l| l.starts_with("HugePages_Free:")).and_then(|l| l.split_whitespace().nth(1)).unwrap();
     let enough = free.parse::<u64>().unwrap() >= 8;
     let dir = Dir::new("huge");
-    let mount = |args: &[&str]| assert!(Command::new(args[0]).args(&args[1..]).arg(&dir.0).status().unwrap().success(), "needs root");
-    mount(&["mount", "-t", "hugetlbfs", "none"]);
-    let first = open(&dir.table(), 16_384).map(|t| create(&t.conntrack, flow(1)).is_ok());
-    let next = open(&dir.table(), 16_384).map(|t| (t.taken_over.map(|r| r.connections), find(&t.conntrack, &flow(1).reply()).is_some()));
-    let len = fs::metadata(dir.table()).map(|m| m.len());
-    mount(&["umount", "-l"]);
+    dir.mount(&["-t", "hugetlbfs", "none"]);
     println!("{free} huge pages were free");
-    if enough {
-        assert!(first.unwrap() && next.unwrap() == (Some(1), true));
-        assert_eq!(len.unwrap(), 4 << 20);
-    } else {
-        assert!(first.unwrap_err().to_string().contains("no room"));
+    let first = open(&dir.table(), 16_384).map(|t| create(&t.conntrack, flow(1)).is_ok());
+    if !enough {
+        return assert!(first.map(drop).unwrap_err().to_string().contains("no room"));
     }
+    assert!(first.unwrap());
+    let next = open(&dir.table(), 16_384).unwrap();
+    assert!(next.taken_over.is_some_and(|r| r.connections == 1) && find(&next.conntrack, &flow(1).reply()).is_some());
+    assert_eq!(fs::metadata(dir.table()).unwrap().len(), 4 << 20, "whole huge pages");
 }
