@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind
 
-.PHONY: help setup build demo test loom lint bench bench-micro clean
+.PHONY: help setup build demo test loom miri lint bench bench-micro clean
 
 help: ## This list
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /  make \1\t/'
@@ -35,7 +35,13 @@ test: ## What CI runs: format, lints, all tests (the ones with network namespace
 	$(MAKE) --no-print-directory loom
 
 loom: ## The connection table under every interleaving that loom finds
-	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir target/loom -p nomagic-core --test loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir target/loom -p nomagic-core --test loom --test loom_pipeline
+
+miri: ## The connection table under Miri: weak memory, any schedule (needs a nightly Rust with its miri component)
+	@$(CARGO) +nightly miri --version >/dev/null 2>&1 || { \
+	  echo "miri: there is no nightly Rust with Miri here (rustup toolchain install nightly --component miri,rust-src)" >&2; exit 1; }
+	MIRIFLAGS="-Zmiri-many-seeds=0..4" $(CARGO) +nightly miri test --locked --target-dir target/miri -p nomagic-core --lib conntrack
+	MIRIFLAGS="-Zmiri-many-seeds=0..4" $(CARGO) +nightly miri test --locked --target-dir target/miri -p nomagic-core --test stress --test linearisable
 
 lint: ## Format check, lints and, where installed, dependency policy
 	$(CARGO) fmt --all --check

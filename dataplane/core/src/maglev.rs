@@ -37,14 +37,15 @@ impl Maglev {
         SIZES.into_iter().find(|&s| u64::from(s) >= wanted).unwrap_or(SIZES[3])
     }
 
-    /// Fills a table. The order of `backends` must be canonical (sorted): it breaks ties. `None` when there are none
-    /// or more than the largest table has slots.
+    /// Fills a table. `backends` must be sorted by address and port, without duplicates, as those of a [`crate::services::Pool`] are: their order breaks
+    /// ties, and every gateway must break them the same way. `None` when there are none or more than the largest table has slots.
     pub fn build(backends: &[Backend], seed: &HashSeed) -> Option<Maglev> {
         Maglev::with_size(backends, seed, Maglev::size_for(backends.len()))
     }
 
     /// [`Maglev::build`] with another number of slots, which must be a prime.
     pub fn with_size(backends: &[Backend], seed: &HashSeed, size: u32) -> Option<Maglev> {
+        debug_assert!(backends.is_sorted_by(|a, b| (a.addr, a.port) < (b.addr, b.port)), "another gateway may have them in another order");
         if backends.is_empty() || backends.len() > size as usize {
             return None;
         }

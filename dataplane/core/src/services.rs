@@ -4,6 +4,7 @@
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
 //! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
 
+use std::cmp::Reverse;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -154,10 +155,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Builds a pool: sorts, removes duplicates (the first of equals stays), fills the table.
+    /// Builds a pool: sorts, removes duplicates (of equals the heaviest stays), fills the table. The order of `backends` does not matter.
     /// `None` when there are no backends: such a Service has an [`Action`] that says so instead.
     pub fn new(mut backends: Vec<Backend>, seed: &HashSeed) -> Option<Pool> {
-        backends.sort_by_key(|b| (b.addr, b.port));
+        backends.sort_by_key(|b| (b.addr, b.port, Reverse(b.weight)));
         backends.dedup_by_key(|b| (b.addr, b.port));
         let maglev = Maglev::build(&backends, seed)?;
         let mut identities: Box<[(u64, u32)]> = backends.iter().enumerate().map(|(i, b)| (b.identity(), i as u32)).collect();

@@ -20,7 +20,8 @@
 //!   that it gives back.
 //! - A reservation that is given back was possible for each of its keys at some moment, not for both at one.
 //!
-//! Not in here: `Full` (the table is large enough never to say so; see `conntrack/tests.rs`), the time of the last packet and the next hop, which are hints.
+//! Not in here: `Full` (this table is large enough never to say so; one that is full but for a few places may say so while others take and
+//! give back the last ones), the time of the last packet and the next hop, which are hints.
 
 #[path = "linearisable/checker.rs"]
 mod checker;
@@ -37,8 +38,8 @@ use nomagic_core::frame::NextHopId;
 use nomagic_core::tuple::{Proto, splitmix64};
 
 const THREADS: u64 = 4;
-const HISTORIES: u64 = 600;
-const CALLS: u32 = 150;
+const HISTORIES: u64 = if cfg!(miri) { 2 } else { 600 };
+const CALLS: u32 = if cfg!(miri) { 20 } else { 150 };
 /// At most 5 connections are live, and each thread has one on its way in and one on its way out.
 const CAPACITY: u32 = 16;
 
@@ -317,5 +318,6 @@ fn every_history_has_a_legal_order() {
         ends += records.iter().filter(|r| matches!(r.did, Did::Ended { ended: true, .. })).count();
     }
     println!("{overlapping} calls overlapped, {busy} creations met a rival, {ends} connections ended");
-    assert!(overlapping > 1_000 && busy > 10 && ends > 1_000, "{overlapping} {busy} {ends}: these histories prove little");
+    let much = overlapping > 1_000 && busy > 10 && ends > 1_000;
+    assert!(much || cfg!(miri), "{overlapping} {busy} {ends}: these histories prove little");
 }

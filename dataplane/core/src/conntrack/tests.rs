@@ -68,7 +68,7 @@ fn both_keys_find_the_flow_until_it_ends() {
 
 #[test]
 fn fills_to_its_capacity_and_then_says_so() {
-    for capacity in [1, 2, 100, 20_000] {
+    for capacity in [1, 2, 100, if cfg!(miri) { 200 } else { 20_000 }] {
         let words = region(capacity);
         let table = Conntrack::format(&words, capacity, 7, [0, 0]).unwrap();
         let refused = (0..capacity).filter(|&i| create(&table, flow(i), 0).is_err()).count();
@@ -226,7 +226,7 @@ fn many_threads_one_truth() {
             let (created, ended) = (&created, &ended);
             scope.spawn(move || {
                 let mut state = thread;
-                for _ in 0..20_000 {
+                for _ in 0..if cfg!(miri) { 100 } else { 20_000 } {
                     let r = crate::tuple::splitmix64(&mut state);
                     let f = flow((r >> 8) as u32 % 24);
                     match r % 4 {
@@ -260,7 +260,14 @@ fn many_threads_one_truth() {
     assert!((0..64).all(|i| create(&table, flow(1_000 + i), 0).is_ok()));
 }
 
+/// Miri has neither the time nor the files.
+fn cases() -> ProptestConfig {
+    if cfg!(miri) { ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() } } else { ProptestConfig::default() }
+}
+
 proptest! {
+    #![proptest_config(cases())]
+
     /// Any order of creations and endings, against a map.
     #[test]
     fn behaves_as_a_map(ops in prop::collection::vec((any::<bool>(), 0u32..40), 1..300)) {
