@@ -53,7 +53,7 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
 pub(super) fn fetch_likely(ctx: &Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) {
     let Ok(source) = Source::choose(ctx, packet, snat, false) else { return };
     let (src, sport) = (addr_words(backend.addr).0, backend.port);
-    let dport = SourcePorts::new(ctx, packet, hash, source).best();
+    let dport = SourcePorts::new(ctx, packet, hash, source).next().unwrap_or(packet.tuple.sport);
     let dst = if let Source::Replaced(addr) = source { addr } else { packet.tuple.src };
     let reply = Tuple { src, dst, sport, dport, ..packet.tuple };
     ctx.table.prefetch_reply(&reply);
@@ -89,30 +89,53 @@ pub(super) fn open(
         stats: backend.stats,
     };
     let phase = Phase::first(t.proto, packet.tcp_flags);
-    let mut ports = SourcePorts::new(ctx, packet, hash, source);
+    let ports = SourcePorts::new(ctx, packet, hash, source);
     if source != Source::Client
         && let Some(rss) = ctx.routes.rss(onward.hop.port)
         && let Some(answers) = rss.answers(&flow.reply(), ctx.worker.number)
     {
-        ports.prefer(answers);
-        // Another one than `fetch_likely` took for likely.
-        ctx.table.prefetch_reply(&Flow { source_port: ports.best(), ..flow }.reply());
+        let mut ports = ports.leading(answers).chain(ports).peekable();
+        // Looked for once; most likely another one than `fetch_likely` has taken for likely.
+        if let Some(port) = ports.peek() {
+            ctx.table.prefetch_reply(&Flow { source_port: *port, ..flow }.reply());
+        }
+        return create(ctx, hash, &mut flow, phase, ports, onward.id);
     }
-    flow.source_port = ports.best();
+    create(ctx, hash, &mut flow, phase, ports, onward.id)
+}
+
+/// Creates the connection with the first of these source ports that is free.
+#[inline(always)]
+fn create(
+    ctx: &mut Context<'_>,
+    hash: u64,
+    flow: &mut Flow,
+    phase: Phase,
+    ports: impl Iterator<Item = u16> + Clone,
+    hop: NextHopId,
+) -> Result<Hit, Reason> {
+    flow.source_port = ports.clone().next().unwrap_or(flow.source_port);
     let shares = flow.replaces_source();
-    if shares && !ctx.table.take_share(&flow, ctx.services.snat.holder_max()) {
+    if shares && !ctx.table.take_share(flow, ctx.services.snat.holder_max()) {
         return Err(Reason::SnatShare);
     }
-    let hit = reserve(ctx, hash, &mut flow, phase, ports, onward.id);
+    let hit = reserve(ctx, hash, flow, phase, ports, hop);
     if shares && hit.is_err() {
-        ctx.table.give_share(&flow);
+        ctx.table.give_share(flow);
     }
     hit
 }
 
 /// Reserves both keys of a connection, announces its reply and sets it live.
 #[inline(always)]
-fn reserve(ctx: &mut Context<'_>, hash: u64, flow: &mut Flow, phase: Phase, ports: SourcePorts<'_>, hop: NextHopId) -> Result<Hit, Reason> {
+fn reserve(
+    ctx: &mut Context<'_>,
+    hash: u64,
+    flow: &mut Flow,
+    phase: Phase,
+    ports: impl Iterator<Item = u16> + Clone,
+    hop: NextHopId,
+) -> Result<Hit, Reason> {
     let replaced = flow.replaces_source();
     let mut reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
     if matches!(reserved, Err(Refused::Full)) && evict(ctx) {

@@ -19,28 +19,16 @@ const FAR: u32 = 0x9e37_79b9;
 
 /// The source ports to try for a new connection, best first.
 #[derive(Clone)]
-pub(super) struct SourcePorts<'r> {
+pub(super) struct SourcePorts {
     first: Option<u16>,
-    preferred: Option<Preferred<'r>>,
     base: u16,
     range: u32,
     at: u32,
     left: u16,
 }
 
-/// Ports whose answers come in at this worker.
-#[derive(Clone)]
-struct Preferred<'r> {
-    answers: Answers<'r>,
-    base: u16,
-    range: u32,
-    step: u32,
-    at: u32,
-    left: u32,
-}
-
-impl<'r> SourcePorts<'r> {
-    pub(super) fn new(ctx: &Context<'_>, packet: &Packet, hash: u64, source: Source) -> SourcePorts<'r> {
+impl SourcePorts {
+    pub(super) fn new(ctx: &Context<'_>, packet: &Packet, hash: u64, source: Source) -> SourcePorts {
         let snat_range = &ctx.services.snat;
         let (first, base, last, tries) = match source {
             Source::Replaced(_) => (None, snat_range.port_first, snat_range.port_last, TRIED_MAX),
@@ -50,49 +38,28 @@ impl<'r> SourcePorts<'r> {
         };
         let range = (u32::from(last) + 1).saturating_sub(u32::from(base));
         let at = fast_range((hash as u32).wrapping_add(ctx.worker.port_hint), range);
-        SourcePorts { first, preferred: None, base, range, at, left: tries.min(range.min(u32::from(u16::MAX)) as u16) }
+        SourcePorts { first, base, range, at, left: tries.min(range.min(u32::from(u16::MAX)) as u16) }
     }
 
-    /// Of some ports from the worker's hint on, those come first whose answers come in at this worker. Then follow all, as ever.
-    pub(super) fn prefer(&mut self, answers: Answers<'r>) {
-        let SourcePorts { base, range, at, .. } = *self;
+    /// Of some ports from the worker's hint on, those whose answers come in at this worker.
+    pub(super) fn leading<'r>(&self, answers: Answers<'r>) -> impl Iterator<Item = u16> + Clone + use<'r> {
+        let SourcePorts { base, range, mut at, .. } = *self;
         let step = fast_range(FAR, range) | 1;
-        let mut preferred = Preferred { answers, base, range, step, at, left: range.min(LOOKED_AT_MAX) };
-        self.first = preferred.next();
-        self.preferred = Some(preferred);
-    }
-
-    /// The first that will be tried.
-    pub(super) fn best(&self) -> u16 {
-        self.first.unwrap_or_else(|| self.base.wrapping_add(self.at as u16))
+        let far = (0..range.min(LOOKED_AT_MAX)).map(move |_| {
+            let port = base + at as u16;
+            at = (at + step) % range;
+            port
+        });
+        far.filter(move |port| answers.come_back(*port))
     }
 }
 
-impl Iterator for Preferred<'_> {
+impl Iterator for SourcePorts {
     type Item = u16;
 
     fn next(&mut self) -> Option<u16> {
-        while self.left > 0 {
-            self.left -= 1;
-            let port = self.base + self.at as u16;
-            self.at += self.step;
-            if self.at >= self.range {
-                self.at -= self.range;
-            }
-            if self.answers.come_back(port) {
-                return Some(port);
-            }
-        }
-        None
-    }
-}
-
-impl Iterator for SourcePorts<'_> {
-    type Item = u16;
-
-    fn next(&mut self) -> Option<u16> {
-        if let Some(port) = self.first.take().or_else(|| self.preferred.as_mut()?.next()) {
-            return Some(port);
+        if let Some(first) = self.first.take() {
+            return Some(first);
         }
         self.left = self.left.checked_sub(1)?;
         let port = self.base + self.at as u16;
