@@ -372,7 +372,7 @@ mod tests {
             };
             let port = port(&PortStatus { info, xdp: XdpCounters::default(), sockets: Vec::new() });
             assert_eq!(port["rss"], object);
-            let page = page(&json!({ "ports": [port] }));
+            let page = page(&json!({ "workers": [], "ports": [port] }));
             assert!(page.contains(words), "{page}");
         }
     }
