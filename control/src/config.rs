@@ -9,6 +9,7 @@ pub mod packets;
 pub mod patterns;
 mod settings;
 pub mod timeouts;
+pub(crate) mod tree;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -183,12 +184,7 @@ impl Default for Config {
 impl Config {
     /// Reads a configuration file; `manifests` and the files of `kubernetes` become relative to the working directory.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let unreadable = |what: String| ConfigError::whole(path, what);
-        let length = std::fs::metadata(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?.len();
-        if length > FILE_MAX {
-            return Err(unreadable(format!("{length} bytes long, {FILE_MAX} are allowed: is it really a configuration file?")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
+        let text = read_text(path)?;
         let mut config = Config::parse(&text, path)?;
         if let Some(dir) = path.parent() {
             config.manifests = config.manifests.map(|m| dir.join(m));
@@ -212,6 +208,16 @@ impl Config {
         let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         self.node.name.clone().unwrap_or_else(|| host().trim().to_ascii_lowercase())
     }
+}
+
+/// The text of a configuration file.
+pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |what: String| ConfigError::whole(path, what);
+    let length = std::fs::metadata(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?.len();
+    if length > FILE_MAX {
+        return Err(unreadable(format!("{length} bytes long, {FILE_MAX} are allowed: is it really a configuration file?")));
+    }
+    std::fs::read_to_string(path).map_err(|e| unreadable(format!("cannot be read: {e}")))
 }
 
 #[cfg(test)]

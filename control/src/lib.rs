@@ -5,6 +5,7 @@ pub mod compile;
 pub mod config;
 pub mod explain;
 pub mod index;
+pub mod kubeproxy;
 pub mod manifests;
 pub mod net;
 pub mod objects;

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{Location, Spanned};
+use serde::de::DeserializeOwned;
+
+use super::tree::place_of;
 
 /// A configuration that cannot be used, said so that it can be mended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,89 +83,5 @@ pub(crate) fn message(error: &serde_saphyr::Error) -> String {
             .replace(&format!(" at line {}, column {}", l.line(), l.column()), "")
             .replace(&format!("line {} column {}: ", l.line(), l.column()), ""),
         None => whole,
-    }
-}
-
-/// A document as nothing but places.
-enum Place {
-    Mapping(Vec<(String, Spanned<Place>)>),
-    List(Vec<Spanned<Place>>),
-    Scalar,
-}
-
-/// Where the value of a field (`node.ips[2]`) stands, if the text can be read at all.
-fn place_of(text: &str, field: &str) -> Option<Location> {
-    let mut place: Spanned<Place> = serde_saphyr::from_str(text).ok()?;
-    for step in field.split(['.', '[']).filter(|s| !s.is_empty()) {
-        place = match (place.value, step.strip_suffix(']')) {
-            (Place::List(list), Some(index)) => list.into_iter().nth(index.parse().ok()?)?,
-            (Place::Mapping(entries), _) => entries.into_iter().find(|(key, _)| key == step)?.1,
-            _ => return None,
-        };
-    }
-    Some(place.referenced)
-}
-
-impl<'de> Deserialize<'de> for Place {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Place, D::Error> {
-        struct Anything;
-
-        impl<'de> Visitor<'de> for Anything {
-            type Value = Place;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Place, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Place::Mapping(entries))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Place, A::Error> {
-                let mut list = Vec::new();
-                while let Some(element) = seq.next_element()? {
-                    list.push(element);
-                }
-                Ok(Place::List(list))
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_i128<E>(self, _: i128) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_u128<E>(self, _: u128) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_str<E>(self, _: &str) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-
-            fn visit_unit<E>(self) -> Result<Place, E> {
-                Ok(Place::Scalar)
-            }
-        }
-
-        d.deserialize_any(Anything)
     }
 }

@@ -76,8 +76,13 @@ impl From<TimeoutsConfig> for Timeouts {
     }
 }
 
+/// Whether a connection may be remembered for so long.
+pub(crate) fn is_idle_time(ms: u64) -> bool {
+    (MIN_MS..=MAX_MS).contains(&ms)
+}
+
 fn idle_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
-    let parse = |text: &str| duration_ms(text).filter(|ms| (MIN_MS..=MAX_MS).contains(ms));
+    let parse = |text: &str| duration_ms(text).filter(|ms| is_idle_time(*ms));
     d.deserialize_str(Text { expected: "a duration from 1s to 720h, such as 90s, 5m or 1h30m", parse })
 }
 

@@ -140,11 +140,14 @@ macro_rules! element {
 
 element!(Cidr, Prefix, "a CIDR such as 10.0.0.0/8 or fd00::/64", |t| { parse_cidr(t).or_else(|| parse_ip(t).map(Prefix::host)) });
 element!(Ip, IpAddr, "an IP address such as 192.168.0.2 or fd00::2", parse_ip);
-element!(Interface, String, "the name of a network interface: 1 to 15 characters, neither blanks nor `/`, not `lo`", |t| {
-    let fits = (1..=INTERFACE_NAME_MAX).contains(&t.len()) && !["lo", ".", ".."].contains(&t);
-    let plain = !t.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
-    (fits && plain).then(|| t.into())
-});
+element!(Interface, String, "the name of a network interface: 1 to 15 characters, neither blanks nor `/`, not `lo`", interface_name);
+
+/// A name that a network interface to take over can have.
+pub(crate) fn interface_name(text: &str) -> Option<String> {
+    let fits = (1..=INTERFACE_NAME_MAX).contains(&text.len()) && !["lo", ".", ".."].contains(&text);
+    let plain = !text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    (fits && plain).then(|| text.into())
+}
 
 struct Cpu(u16);
 
