@@ -5,6 +5,7 @@ use nomagic_bench::rig::{Netns, cable};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{InternalPort, Way};
+use nomagic_core::tuple::Prefix;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -364,4 +365,30 @@ fn the_snat_range_must_be_free() {
     check(&own, 61_002, 65_535).unwrap();
     drop(sockets);
     check(&own, 60_000, 65_535).unwrap();
+}
+
+#[test]
+fn the_interfaces_that_serve_are_those_of_addresses_and_of_ways_to_pods() {
+    let net = Net::new("serving");
+    net.gw.ip("link set lo up").unwrap();
+    for (name, kind) in [("pods1", "dummy"), ("idle0", "dummy"), ("br9", "bridge")] {
+        net.gw.ip(&format!("link add {name} type {kind}")).unwrap();
+        net.gw.ip(&format!("link set {name} up")).unwrap();
+    }
+    for words in ["addr add 10.9.0.1/32 dev lo", "route add 10.244.0.0/24 dev pods1", "route add 10.244.1.0/24 via 10.2.0.2"] {
+        net.gw.ip(words).unwrap();
+    }
+    net.gw
+        .block_on(|| async {
+            let names = internal::Names::default();
+            internal::ensure(&names, 1500).unwrap();
+            let mirror = Mirror::start(Limits::default()).unwrap();
+            let pods = [Prefix::new(ip("10.244.0.0"), 16).unwrap()];
+            let found = |own: &[IpAddr], pods: &[_]| mirror.serving_interfaces(own, pods, &[&names.kernel, &names.edge]).join(" ");
+            assert_eq!(found(&mirror.local_addresses(), &[]), "a0 b0");
+            assert_eq!(found(&[ip("fd01::1"), ip("10.9.0.1")], &[]), "a0");
+            assert_eq!(found(&[ip("10.1.0.1")], &pods), "a0 b0 pods1");
+            assert_eq!(found(&[], &[]), "");
+        })
+        .unwrap();
 }

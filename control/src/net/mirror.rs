@@ -2,6 +2,7 @@
 
 use nomagic_core::frame::Wanted;
 use nomagic_core::routes::{InternalPort, Routes};
+use nomagic_core::tuple::Prefix;
 use rtnetlink::packet_core::NLM_F_REPLACE;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
@@ -171,6 +172,11 @@ impl Mirror {
     /// This node's own addresses, see [`super::node::local_addresses`].
     pub fn local_addresses(&self) -> Vec<IpAddr> {
         super::node::usable(&self.state)
+    }
+
+    /// The interfaces on which this node serves Services by default, see [`NetState::serving_interfaces`].
+    pub fn serving_interfaces(&self, own: &[IpAddr], pods: &[Prefix], without: &[&str]) -> Vec<String> {
+        self.state.serving_interfaces(own, pods, without)
     }
 
     /// What happened since the start.

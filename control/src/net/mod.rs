@@ -8,6 +8,7 @@
 
 mod ask;
 mod decode;
+mod interfaces;
 pub mod internal;
 mod mirror;
 pub mod node;

@@ -341,3 +341,82 @@ fn own_addresses_are_those_that_others_can_reach() {
     assert!(!usable(&s).contains(&ip("10.0.0.1")));
     assert_eq!(s.apply(&Message::DelAddress(told[3].clone()), false), Effect::Nothing);
 }
+
+#[test]
+fn the_interfaces_of_the_nodes_addresses_and_of_the_ways_to_pods() {
+    let mut s = state();
+    let (lo, nm0, cali, down, tun, pods1) = (1, 20, 21, 22, 23, 24);
+    for (index, name, flags) in [(lo, "lo", up()), (nm0, "nm0", up()), (cali, "cali1", up()), (down, "eth3", LinkFlags::empty())] {
+        s.apply(&Message::NewLink(link(index, name, flags)), false);
+    }
+    s.apply(&Message::NewLink(link(pods1, "pods1", up())), false);
+    let mut tunnel = link(tun, "tunl0", up());
+    tunnel.attributes[1] = LinkAttribute::Address(vec![10, 0, 0, 1]);
+    s.apply(&Message::NewLink(tunnel), false);
+    let mut own = |index, addr: &str, scope| {
+        let mut m = AddressMessage::default();
+        (m.header.index, m.header.scope) = (index, scope);
+        m.attributes.push(AddressAttribute::Address(ip(addr)));
+        s.apply(&Message::NewAddress(m), false);
+    };
+    for (index, addr) in [(CL0, "10.0.0.1"), (CL0, "fd00::1"), (lo, "10.0.0.7"), (nm0, "10.0.0.8"), (down, "10.0.0.9"), (tun, "10.244.0.1")]
+    {
+        own(index, addr, AddressScope::Universe);
+    }
+    own(OTHER, "10.9.9.9", AddressScope::Universe);
+    own(PODS0, "10.0.0.10", AddressScope::Link);
+    let all: Vec<IpAddr> = ["10.0.0.1", "fd00::1", "10.0.0.7", "10.0.0.8", "10.0.0.9", "10.0.0.10", "10.244.0.1"].map(ip).into();
+    let found = |s: &NetState, own: &[IpAddr], pods: &[&str]| {
+        let prefix = |p: &&str| crate::objects::addr::parse_cidr(p).unwrap();
+        s.serving_interfaces(own, &pods.iter().map(prefix).collect::<Vec<_>>(), &["nm0", "nm1"]).join(" ")
+    };
+    assert_eq!(found(&s, &all, &[]), "cl0", "up, Ethernet, not ours, and the address is worth something elsewhere");
+    assert_eq!(found(&s, &[ip("10.9.9.9")], &[]), "eth9");
+    assert_eq!(found(&s, &[], &["10.244.0.0/16"]), "", "no route leads there");
+
+    let two_legs = {
+        let mut m = route("10.244.8.0/24", None, PODS0);
+        let hop = |link, gateway: &str| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = link;
+            hop.attributes.push(RouteAttribute::Gateway(address(ip(gateway))));
+            hop
+        };
+        m.attributes.retain(|a| !matches!(a, RouteAttribute::Oif(_)));
+        m.attributes.push(RouteAttribute::MultiPath(vec![hop(PODS0, "10.0.1.1"), hop(pods1, "10.0.2.1")]));
+        m
+    };
+    let backup = {
+        let mut m = route("10.244.3.0/24", Some("10.0.2.9"), pods1);
+        m.attributes.push(RouteAttribute::Priority(500));
+        m
+    };
+    // Route, the interfaces that lead to 10.244.0.0/16 and fd44::/48 with it alone.
+    let table = [
+        (route("10.244.1.0/24", Some("10.0.0.3"), CL0), "cl0"),
+        (route("10.244.1.0/24", None, PODS0), "pods0"),
+        (route("10.244.0.0/16", None, PODS0), "pods0"),
+        (route("0.0.0.0/0", Some("10.0.0.254"), OTHER), "eth9"),
+        (route("::/0", Some("fe80::1"), OTHER), "eth9"),
+        (route("fd44:0:0:7::/64", None, PODS0), "pods0"),
+        (route("10.245.0.0/24", None, PODS0), ""),
+        (route("fd45::/64", None, PODS0), ""),
+        (route("10.244.1.5/32", None, cali), ""),
+        (route("10.244.1.5/32", Some("10.0.0.3"), CL0), "cl0"),
+        (route("10.244.2.0/24", None, tun), ""),
+        (route("10.244.2.0/24", None, down), ""),
+        (route("10.244.2.0/24", None, nm0), ""),
+        (local("10.244.2.1/32"), ""),
+        (two_legs, "pods0 pods1"),
+        (backup, "pods1"),
+    ];
+    for (m, want) in table {
+        s.replace_routes(&[Message::NewRoute(m.clone())]);
+        assert_eq!(found(&s, &[], &["10.244.0.0/16", "fd44::/48"]), want, "{m:?}");
+    }
+    let both =
+        [route("0.0.0.0/0", Some("10.0.0.254"), OTHER), route("10.0.0.0/8", Some("10.0.0.3"), CL0), route("10.244.7.0/24", None, PODS0)];
+    s.replace_routes(&both.map(Message::NewRoute));
+    assert_eq!(found(&s, &[], &["10.244.0.0/16"]), "cl0 pods0", "the rest of the range takes the longest route around it");
+    assert_eq!(found(&s, &all, &["10.244.0.0/16"]), "cl0 pods0", "each once");
+}
