@@ -19,6 +19,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "Examples:
   nomagic run --config /etc/nomagic/nomagic.yaml
+  nomagic run --kube-proxy-config /var/lib/kube-proxy/config.conf --manifests services.yaml
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic status --format json
   nomagic cleanup
@@ -47,11 +48,7 @@ enum Format {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Carry Services on this node until SIGTERM. SIGHUP re-reads the manifests.
-    Run {
-        /// The configuration file; `deploy/example/nomagic.yaml` documents every field.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
+    Run(run::Args),
     /// Show counters and state of the nomagic that runs here.
     Status {
         #[command(flatten)]
@@ -72,7 +69,7 @@ enum Command {
 /// Runs what the command line says. Exit codes: 0 good, 1 failure, 2 bad input (clap's own is 2 as well).
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run { config } => return gateway(|| run::run(&config)),
+        Command::Run(args) => return gateway(|| run::run(&args)),
         Command::Status { place, format } => return gateway(|| status(place, format)),
         Command::Cleanup { place } => return gateway(|| cleanup(place)),
         Command::Explain(args) => {
@@ -120,4 +117,30 @@ fn cleanup(place: Place) -> anyhow::Result<()> {
         println!("removed {}", removed.join(", "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run_args(words: &str) -> Result<run::Args, String> {
+        match Cli::try_parse_from(["nomagic", "run"].into_iter().chain(words.split_whitespace())) {
+            Ok(Cli { command: Command::Run(args) }) => Ok(args),
+            Ok(other) => panic!("{other:?}"),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    #[test]
+    fn exactly_one_configuration_file() {
+        Cli::command().debug_assert();
+        let args = run_args("--kube-proxy-config a --interface eth0 --interface eth1 --manifests m --state-dir s").unwrap();
+        assert_eq!((args.interfaces, args.config.path()), (vec!["eth0".to_owned(), "eth1".into()], std::path::Path::new("a")));
+        assert!(run_args("").unwrap_err().contains("--config <FILE>|--kube-proxy-config <FILE>"));
+        assert!(run_args("--config a --kube-proxy-config b").unwrap_err().contains("cannot be used with"));
+        for bad in ["lo", "a/b", "0123456789abcdef", ""] {
+            assert!(run_args(&format!("--config a --interface={bad}")).is_err(), "{bad}");
+        }
+    }
 }

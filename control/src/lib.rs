@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod config_args;
 pub mod explain;
 pub mod index;
 pub mod kubeproxy;

@@ -1,21 +1,21 @@
 //! `nomagic explain`: configuration and manifests in, answers out. Needs neither privileges nor interfaces.
 
 use std::io::{self, BufRead, Write};
-use std::path::{Path, PathBuf};
 
 use super::flow::LINE_MAX;
 use super::{Answer, Explainer, Verdict, parse_flow};
 use crate::compile::{Compiler, Settings, TARGETS_MAX};
-use crate::config::Config;
 use crate::config::error::ConfigError;
+use crate::config_args::{ConfigArgs, Loaded as Configuration};
 use crate::index::Index;
+use crate::kubeproxy::Warning;
 use crate::manifests;
 use crate::problem::Problem;
 
 /// Problems printed before the answers at the most.
 const WARNINGS_MAX: usize = 50;
 
-const NO_NODE: &str = "node.primaryIPs: missing: `run` finds the node's addresses out, `explain` does not; it knows neither node ports \
+const NO_NODE: &str = "missing: `run` finds the node's addresses out, `explain` does not; it knows neither node ports \
     nor an address for rewritten sources until they are listed";
 
 /// How answers are printed.
@@ -32,13 +32,14 @@ pub enum Format {
 #[command(after_help = "Examples:
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic explain --config nomagic.yaml 'udp [fd00::5]:40000 -> [fd00:10:109::24]:53'
+  nomagic explain --kube-proxy-config config.conf --manifests services.yaml 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
   printf '%s\\n' 'tcp 203.0.113.9:1234 -> 192.168.0.2:30080' | nomagic explain --config nomagic.yaml --format json
 
 Exit codes: 0 all flows answered, 1 failure, 2 a configuration, manifest path or flow that cannot be used (the other flows are answered).")]
 pub struct Args {
-    /// The configuration file; `interfaces` may be missing.
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// The configuration; `interfaces` may be missing.
+    #[command(flatten)]
+    pub config: ConfigArgs,
     /// How answers are printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -52,14 +53,18 @@ struct Loaded {
     index: Index,
     settings: Settings,
     compiled: crate::compile::Compiled,
+    /// What a kube-proxy's file asks for in vain.
+    left_out: Vec<Warning>,
 }
 
 /// Runs the command; the exit code is 0, or 2 for bad input.
 pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let loaded = match load(&args.config) {
         Ok((loaded, problems)) => {
+            loaded.left_out.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
             if loaded.settings.node.ips.is_empty() {
-                writeln!(err, "warning: {}: {NO_NODE}", args.config.display())?;
+                let field = if args.config.file.kube_proxy_config.is_some() { "bindAddress" } else { "node.primaryIPs" };
+                writeln!(err, "warning: {}: {field}: {NO_NODE}", args.config.path().display())?;
             }
             warn(&problems, err)?;
             loaded
@@ -98,13 +103,21 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
     Ok(if all_good { 0 } else { 2 })
 }
 
-fn load(path: &Path) -> Result<(Loaded, Vec<Problem>), String> {
-    let config = Config::load(path).map_err(|e| e.to_string())?;
+fn load(args: &ConfigArgs) -> Result<(Loaded, Vec<Problem>), String> {
+    let Configuration { mut config, drop_in } = args.load().map_err(|e| e.to_string())?;
+    let left_out = drop_in.map_or(Vec::new(), |drop_in| {
+        drop_in.apply(&mut config, &[]);
+        drop_in.warnings
+    });
     let missing = || match config.kubernetes {
         Some(_) => {
-            ConfigError::missing(path, "kubernetes", "`explain` reads files, and here an API server is watched: name `manifests` instead")
+            let message = "`explain` reads files, and here an API server is watched: name `manifests` instead, or --manifests";
+            ConfigError::missing(args.path(), "kubernetes", message)
         }
-        None => ConfigError::missing(path, "manifests", "missing: name the file or directory with the Kubernetes YAML"),
+        None => {
+            let message = "missing: name the file or directory with the Kubernetes YAML, in nomagic's configuration or with --manifests";
+            ConfigError::missing(args.path(), "manifests", message)
+        }
     };
     let manifests = manifests::load(config.manifests.as_deref().ok_or_else(|| missing().to_string())?, None).map_err(|p| p.to_string())?;
     let index = Index::of(manifests.objects);
@@ -112,7 +125,7 @@ fn load(path: &Path) -> Result<(Loaded, Vec<Problem>), String> {
     let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
     let mut problems = manifests.problems;
     problems.extend(compiled.problems.iter().cloned());
-    Ok((Loaded { index, settings, compiled }, problems))
+    Ok((Loaded { index, settings, compiled, left_out }, problems))
 }
 
 fn warn(problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {

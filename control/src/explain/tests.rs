@@ -1,6 +1,7 @@
 //! Questions and answers, through the command as a user runs it.
 
 use super::command::{Args, Format, run};
+use crate::config_args::{ConfigArgs, ConfigFile};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +71,12 @@ fn files(config: &str, objects: &str) -> (tempfile::TempDir, PathBuf) {
 
 /// `(exit code, standard output, standard error)`
 fn ask(config: &Path, format: Format, flows: &[&str], stdin: &[u8]) -> (u8, String, String) {
-    let args = Args { config: config.into(), format, flows: flows.iter().map(|f| f.to_string()).collect() };
+    let file = ConfigFile { config: Some(config.into()), kube_proxy_config: None };
+    ask_with(ConfigArgs { file, manifests: None }, format, flows, stdin)
+}
+
+fn ask_with(config: ConfigArgs, format: Format, flows: &[&str], stdin: &[u8]) -> (u8, String, String) {
+    let args = Args { config, format, flows: flows.iter().map(|f| f.to_string()).collect() };
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = run(&args, &mut &stdin[..], &mut out, &mut err).unwrap();
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
@@ -273,4 +279,25 @@ fn the_example_of_the_project() {
     let answers: Vec<Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(answers.iter().all(|a| a["verdict"] == "forward" && a["backends"].as_array().unwrap().len() == 3), "{out}");
     assert_eq!((&answers[0]["snat"], &answers[1]["snat"], &answers[2]["snat"]), (&Value::Null, &"fd00:1::1".into(), &"10.0.0.1".into()));
+}
+
+#[test]
+fn a_kube_proxys_configuration_will_do() {
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    let ask = |rest: &str, manifests: bool| {
+        let (dir, kp) = files(&format!("{head}{rest}"), OBJECTS);
+        let file = ConfigFile { config: None, kube_proxy_config: Some(kp) };
+        let config = ConfigArgs { file, manifests: manifests.then(|| dir.path().join("m.yaml")) };
+        ask_with(config, Format::Text, &["tcp 10.9.9.9:1 -> 172.30.0.1:80", "tcp 10.9.9.9:1 -> 192.168.0.2:30080"], b"")
+    };
+    let (code, out, err) = ask("hostnameOverride: here\nbindAddress: 192.168.0.2\nclusterCIDR: 10.0.0.0/8\nipvs: {scheduler: rr}", true);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("The client is a pod") && out.contains("node port of Service shop/web"), "{out}");
+    assert!(err.contains("c.yaml:6:19: ipvs.scheduler: ") && !err.contains("bindAddress"), "{err}");
+    let (code, _, err) = ask("clusterCIDR: 10.0.0.0/8", true);
+    assert!(code == 0 && err.contains("c.yaml: bindAddress: missing"), "{err}");
+    let (code, _, err) = ask("", false);
+    assert!(code == 2 && err.contains("manifests: missing") && err.contains("--manifests"), "{err}");
+    let (code, _, err) = ask("mode: magic", true);
+    assert!(code == 2 && err.contains("c.yaml:3:7: mode: magic"), "{err}");
 }

@@ -15,6 +15,7 @@ const WARNINGS_MAX: usize = 100;
 /// Characters of the file's own words in a message at the most.
 const SHOWN_MAX: usize = 60;
 
+const OTHER_MODE: &str = "nomagic carries packets itself; where the modes differ it decides as nftables does";
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const KIND: &str = "KubeProxyConfiguration";
 
@@ -22,14 +23,17 @@ const KIND: &str = "KubeProxyConfiguration";
 pub(super) struct Document {
     file: PathBuf,
     root: Spanned<Tree>,
+    /// The first fields that nobody knows.
     unknown: Vec<Warning>,
+    /// How many more there are.
+    unknown_more: usize,
 }
 
 impl Document {
     /// Reads one document of this kind and version.
     pub(super) fn read(text: &str, file: &Path) -> Result<Document, ConfigError> {
         let root: Spanned<Tree> = error::read(text, file)?;
-        let mut document = Document { file: file.into(), root, unknown: Vec::new() };
+        let mut document = Document { file: file.into(), root, unknown: Vec::new(), unknown_more: 0 };
         if !matches!(document.root.value, Tree::Mapping(_)) {
             return Err(document.fault("", format!("a mapping with apiVersion {API_VERSION} and kind {KIND} is expected")));
         }
@@ -41,12 +45,16 @@ impl Document {
                 None => return Err(document.fault(name, format!("missing: {wanted} is expected"))),
             }
         }
-        document.unknown = document.check("", &document.root)?;
+        let unknown = document.check("", &document.root)?;
+        let message = "unknown, and left out: a misspelt name, or one of another version of kube-proxy";
+        let warning = |(path, value): &(String, &Spanned<Tree>)| document.warning(value, shown(path), message);
+        let (listed, all) = (unknown.iter().take(WARNINGS_MAX).map(warning).collect(), unknown.len());
+        (document.unknown, document.unknown_more) = (listed, all.saturating_sub(WARNINGS_MAX));
         Ok(document)
     }
 
     /// Refuses values of a wrong type; returns the fields that nobody knows.
-    fn check(&self, section: &str, value: &Spanned<Tree>) -> Result<Vec<Warning>, ConfigError> {
+    fn check<'t>(&self, section: &str, value: &'t Spanned<Tree>) -> Result<Vec<(String, &'t Spanned<Tree>)>, ConfigError> {
         let mut unknown = Vec::new();
         let entries = match &value.value {
             Tree::Mapping(entries) => entries,
@@ -62,10 +70,7 @@ impl Document {
                     return Err(self.fault_at(value, &path, message));
                 }
                 None if section.is_empty() && Field::is_section(name) => unknown.extend(self.check(name, value)?),
-                None => {
-                    let message = "unknown, and left out: a misspelt name, or one of another version of kube-proxy";
-                    unknown.push(self.warning(value, shown(&path), message));
-                }
+                None => unknown.push((path, value)),
             }
         }
         Ok(unknown)
@@ -90,16 +95,14 @@ impl Document {
         if mode != Mode::Nftables
             && let Some(value) = self.get("mode").filter(|v| Kind::Text.is_set(&v.value))
         {
-            warnings.push(self.warning(
-                value,
-                "mode".into(),
-                "nomagic carries packets itself; where the modes differ it decides as nftables does",
-            ));
+            warnings.push(self.warning(value, "mode".into(), OTHER_MODE));
         }
         warnings.sort_by_key(|w| w.at);
-        if let Some(more) = warnings.len().checked_sub(WARNINGS_MAX).filter(|more| *more > 0) {
-            warnings.truncate(WARNINGS_MAX);
-            warnings.push(self.warning(&self.root, "(all)".into(), &format!("{more} more fields mean nothing here and are not listed")));
+        let more = warnings.len().saturating_sub(WARNINGS_MAX) + self.unknown_more;
+        warnings.truncate(WARNINGS_MAX);
+        if more > 0 {
+            let message = format!("{more} more fields mean nothing here and are not listed");
+            warnings.push(self.warning(&self.root, "(all)".into(), &message));
         }
         warnings
     }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use nomagic_core::tuple::Prefix;
 
 use crate::config::error::ConfigError;
-use crate::config::{Config, NodePortAddresses, read_text};
+use crate::config::{Config, Kubernetes, NodePortAddresses, read_text};
 use crate::objects::addr;
 
 /// What a kube-proxy's configuration file asks of nomagic.
@@ -98,11 +98,18 @@ impl DropIn {
     /// without a `bindAddress` has the first as its primary one.
     ///
     /// This is the one place where the translation meets [`Config`]. Not connected, since `Config` has no fields for them yet:
-    /// `kubeconfig` (an API server to watch), `healthz_bind_address`, `metrics_bind_address`, `bind_address_hard_fail`, `sync_period_ms`
+    /// `healthz_bind_address`, `metrics_bind_address`, `bind_address_hard_fail`, `sync_period_ms`
     /// (the health servers), `idle.tcp_close_wait_ms` (a timeout of that phase).
     pub fn apply(&self, config: &mut Config, discovered: &[IpAddr]) {
         if self.node_name.is_some() {
             config.node.name.clone_from(&self.node_name);
+        }
+        // Objects from files were asked for on the command line.
+        if config.manifests.is_none() {
+            config.kubernetes = Some(match &self.kubeconfig {
+                Some(path) => Kubernetes::Kubeconfig { path: path.clone(), context: None },
+                None => Kubernetes::InCluster,
+            });
         }
         if let Some(primary) = self.primary {
             let other = |ip: &IpAddr| ip.is_ipv6() != primary.is_ipv6() && addr::fault(*ip).is_none();

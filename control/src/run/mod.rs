@@ -4,6 +4,7 @@
 //! filter takes. Then one loop: routes follow the kernel, tables follow the objects, missing neighbours are asked for, requests are answered.
 
 mod cleanup;
+mod found;
 mod kernel_proxy;
 mod signals;
 mod socket;
@@ -25,6 +26,7 @@ use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailu
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
+use crate::config_args::{ConfigArgs, Loaded, parse_interface};
 use crate::net::{Asked, Limits, Mirror, internal, node};
 use signals::Signals;
 use socket::{Answer, ControlSocket};
@@ -43,18 +45,53 @@ const WANTED_QUEUE: usize = 1_024;
 /// How long workers may take to use a new table; they need microseconds, a sleeping one a wake-up.
 const APPLY_MAX: Duration = Duration::from_secs(1);
 
+/// `nomagic run`
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nomagic run --config /etc/nomagic/nomagic.yaml
+  nomagic run --config /etc/nomagic/nomagic.yaml --interface eth0 --interface eth1
+  nomagic run --kube-proxy-config /var/lib/kube-proxy/config.conf
+
+Exit codes: 0 ended by a signal, 1 failure, 2 a configuration that cannot be used.")]
+pub struct Args {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// A network interface to take over; may be repeated [default: the configuration's; with --kube-proxy-config: those of the node's
+    /// addresses and of its routes to pods].
+    #[arg(long = "interface", value_name = "NAME", value_parser = parse_interface)]
+    pub interfaces: Vec<String>,
+    /// Where pins and state live [default: the configuration's, or /run/nomagic].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
 /// Runs the gateway until SIGTERM or SIGINT.
-pub fn run(config_path: &Path) -> Result<()> {
-    let config = Config::load(config_path)?;
-    if config.interfaces.is_empty() {
-        bail!("{}: interfaces: name at least one network interface to take over, as `interfaces: [eth0]`", config_path.display());
+pub fn run(args: &Args) -> Result<()> {
+    let Loaded { mut config, drop_in } = args.config.load()?;
+    let path = args.config.path().display();
+    if !args.interfaces.is_empty() {
+        let mut seen = BTreeSet::new();
+        config.interfaces = args.interfaces.iter().filter(|name| seen.insert(*name)).cloned().collect();
     }
-    if config.manifests.is_none() && config.kubernetes.is_none() {
-        let path = config_path.display();
-        bail!("{path}: manifests: name a file or directory with Services and EndpointSlices, or an API server under kubernetes");
+    if let Some(dir) = &args.state_dir {
+        config.state_dir.clone_from(dir);
+    }
+    if let Some(drop_in) = &drop_in {
+        drop_in.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    } else if config.interfaces.is_empty() {
+        bail!("{path}: interfaces: name at least one network interface to take over, as `interfaces: [eth0]`");
+    }
+    if drop_in.is_none() && config.manifests.is_none() && config.kubernetes.is_none() {
+        bail!(
+            "{path}: manifests: name a file or directory with Services and EndpointSlices, here or with --manifests, or an API server under kubernetes"
+        );
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
+        if let Some(drop_in) = &drop_in {
+            found::complete(&mut config, drop_in)?;
+        }
         let mut signals = Signals::catch()?;
         let Some(mut gateway) = Gateway::start(config, &mut signals).await? else { return Ok(()) };
         let outcome = gateway.serve(&mut signals).await;

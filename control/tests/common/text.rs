@@ -1,5 +1,5 @@
-//! One fuzz input for everything that people write: configurations, manifests, questions to `explain`. None of it may panic, and what is
-//! read without a problem must compile and be explained.
+//! One fuzz input for everything that people write: configurations (nomagic's and kube-proxy's), manifests, questions to `explain`. None of
+//! it may panic, and what is read without a problem must compile and be explained.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use nomagic::compile::{Compiler, TARGETS_MAX};
 use nomagic::config::Config;
 use nomagic::explain::{Explainer, parse_flow};
 use nomagic::index::Index;
+use nomagic::kubeproxy::DropIn;
 use nomagic::manifests;
 
 /// Questions that every table is asked.
@@ -26,6 +27,9 @@ pub fn run(input: &[u8], file: &Path) {
             if let Ok(config) = Config::parse(&text, file) {
                 let settings = config.settings(&[]);
                 Compiler::new(TARGETS_MAX).compile(&Index::default(), &settings);
+            }
+            if let Ok(drop_in) = DropIn::parse(&text, file) {
+                drop_in.apply(&mut Config::default(), &[]);
             }
         }
         1 => manifest(rest, file),
