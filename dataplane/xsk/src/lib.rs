@@ -43,7 +43,7 @@ pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERV
 pub use link::{Attached, Link};
 pub use pins::cleanup;
 pub use pool::FrameAccount;
-pub use privileges::keep_what_is_needed;
+pub use privileges::{keep_nothing, keep_what_is_needed};
 pub use published::{Published, Reader};
 pub use status::{
     Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,
