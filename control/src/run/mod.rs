@@ -4,6 +4,7 @@
 //! takes. Then one loop: routes follow the kernel, tables follow the manifests, missing neighbours are asked for, requests are answered.
 
 mod cleanup;
+mod http;
 mod kernel_proxy;
 mod socket;
 mod status;
@@ -21,7 +22,9 @@ use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailu
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use self::http::Http;
 use crate::config::{self, Config};
+use crate::http::{Listeners, Server};
 use crate::net::{Asked, Limits, Mirror, internal, node};
 use socket::{Answer, ControlSocket};
 use tables::Tables;
@@ -81,6 +84,7 @@ struct Gateway {
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
     requests: mpsc::Receiver<(String, Answer)>,
+    http: Http,
     /// When they were last counted.
     workers_alive: usize,
     started: Instant,
@@ -89,6 +93,7 @@ struct Gateway {
 impl Gateway {
     fn start(config: Config) -> Result<Gateway> {
         let socket = ControlSocket::open(&config.state_dir)?;
+        let listeners = Listeners::open(&config)?;
         let links = config.interfaces.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
         let mtu = links.iter().map(|l| l.mtu).max().unwrap_or(1500);
         let names = internal::Names::default();
@@ -116,8 +121,10 @@ impl Gateway {
             tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
         }
         let wanted = forward_wanted(&edge)?;
+        let http = Http::new(Server::start(listeners)?);
         let mut gateway = Gateway {
             requests: socket.serve(),
+            http,
             started: Instant::now(),
             workers_alive: config.workers.count,
             routes_generation: 1,
@@ -131,9 +138,17 @@ impl Gateway {
             wanted,
         };
         gateway.follow_interfaces();
-        gateway.open_filter()?;
+        gateway.http.queued(&gateway.tables);
+        gateway.put_in_force()?;
         gateway.announce();
         Ok(gateway)
+    }
+
+    /// What was compiled last comes into force, and those who watch hear of it.
+    fn put_in_force(&mut self) -> Result<()> {
+        self.open_filter()?;
+        self.http.in_force(&self.tables);
+        Ok(())
     }
 
     /// What the workers know is now taken. Only ever after they know it.
@@ -173,6 +188,7 @@ impl Gateway {
                     self.follow_interfaces();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
+                Some(scrape) = self.http.asked() => self.http.answer(scrape, &self.edge, &self.tables),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
                 _ = look.tick() => self.look()?,
                 _ = hangup.recv() => self.reload(true)?,
@@ -226,9 +242,10 @@ impl Gateway {
         if !self.tables.reload(always) {
             return Ok(());
         }
+        self.http.queued(&self.tables);
         self.edge.publish_services(self.tables.services());
         // A filter that is full refuses the new rules: said, and the rest goes on.
-        if let Err(e) = self.open_filter() {
+        if let Err(e) = self.put_in_force() {
             tracing::error!("{e:#}");
         }
         let services = self.tables.services();
@@ -243,6 +260,12 @@ impl Gateway {
         let surplus = self.tables.removable(self.edge.filter().rules(), self.edge.table());
         if !surplus.is_empty() {
             self.edge.filter().remove(&surplus)?;
+        }
+        if self.http.behind() {
+            // What failed is tried again; why was said when it did.
+            let _ = self.put_in_force();
+        } else {
+            self.http.follow_checks(&self.tables);
         }
         Ok(())
     }
@@ -274,7 +297,8 @@ impl Gateway {
 
     fn status(&self) -> Result<serde_json::Value> {
         let services = self.tables.services();
-        let control = status::Control { services: &services, problems: self.tables.problems(), uptime_s: self.started.elapsed().as_secs() };
+        let problems = [self.tables.problems(), self.http.problems()].concat();
+        let control = status::Control { services: &services, problems: &problems, uptime_s: self.started.elapsed().as_secs() };
         Ok(status::read(&self.edge, &control)?)
     }
 

@@ -11,7 +11,9 @@ use nomagic_core::services::Services;
 use nomagic_core::tuple::{Proto, words_addr};
 use nomagic_xsk::FilterRules;
 
-use crate::compile::{Compiler, Settings, TARGETS_MAX, filter_rules};
+use super::http::News;
+use crate::compile::{Compiler, PortKey, Settings, TARGETS_MAX, filter_rules};
+use crate::health::Moment;
 use crate::index::Index;
 use crate::manifests::{self, Fingerprint, Loaded};
 
@@ -27,6 +29,7 @@ pub struct Tables {
     loaded: Loaded,
     services: Arc<Services>,
     problems: Vec<String>,
+    news: News,
     /// The path could not be read when it was last looked at.
     missing: bool,
 }
@@ -38,8 +41,9 @@ impl Tables {
         let loaded = manifests::load(&path, None).map_err(|problem| anyhow!("{problem}"))?;
         let services = Arc::new(Services::empty(settings.seed));
         let compiler = Compiler::new(TARGETS_MAX);
-        let mut tables = Tables { path, settings, compiler, fingerprint, loaded, services, problems: Vec::new(), missing: false };
-        tables.compile();
+        let (problems, news) = (Vec::new(), News::new());
+        let mut tables = Tables { path, settings, compiler, fingerprint, loaded, services, problems, news, missing: false };
+        tables.compile(Moment::now());
         Ok(tables)
     }
 
@@ -51,6 +55,7 @@ impl Tables {
             return false;
         }
         self.fingerprint = fingerprint;
+        let noticed = Moment::now();
         match manifests::load(&self.path, Some(&self.loaded)) {
             Ok(loaded) => self.loaded = loaded,
             Err(problem) => {
@@ -61,15 +66,16 @@ impl Tables {
             }
         }
         self.missing = false;
-        self.compile();
+        self.compile(noticed);
         true
     }
 
-    fn compile(&mut self) {
+    fn compile(&mut self, noticed: Moment) {
         let index = Index::of(self.loaded.objects.iter().cloned());
         let compiled = self.compiler.compile(&index, &self.settings);
         self.services = Arc::new(compiled.services);
         self.problems = self.loaded.problems.iter().chain(&compiled.problems).map(ToString::to_string).collect();
+        self.news.compiled(index, compiled.names, noticed);
         self.problems.iter().take(PROBLEMS_SHOWN_MAX).for_each(|p| tracing::warn!("{p}"));
         if self.problems.len() > PROBLEMS_SHOWN_MAX {
             tracing::warn!("{} more problems; `nomagic status` lists them all", self.problems.len() - PROBLEMS_SHOWN_MAX);
@@ -79,6 +85,21 @@ impl Tables {
     /// The table in force.
     pub fn services(&self) -> Arc<Services> {
         self.services.clone()
+    }
+
+    /// What they follow from besides the objects.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What the last compilation means to those who watch.
+    pub fn news(&self) -> &News {
+        &self.news
+    }
+
+    /// The pairs of a Service port and a backend that have counters: `(place, Service port, address, port)`.
+    pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
+        self.compiler.targets()
     }
 
     /// What is wrong with the objects in force.
