@@ -31,7 +31,7 @@ struct Place {
     /// Its state directory [default: the configuration's, or /run/nomagic].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Its configuration file, for the state directory in it.
+    /// Its configuration file, for what it says of the state directory and the connection table's file.
     #[arg(long, value_name = "FILE", conflicts_with = "state_dir")]
     config: Option<PathBuf>,
 }
@@ -60,7 +60,7 @@ enum Command {
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
     },
-    /// Remove what outlives the process: XDP programs and maps, the internal port, the control socket.
+    /// Remove what outlives the process: XDP programs and maps, the internal port, the control socket, the connection table.
     Cleanup {
         #[command(flatten)]
         place: Place,
@@ -93,7 +93,8 @@ pub fn main() -> ExitCode {
 
 /// Runs what concerns a gateway, with logs on standard error.
 fn gateway(work: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("NOMAGIC_LOG").unwrap_or_else(|_| "info".into());
+    // kube tells of each failed attempt; the watch tells of it once.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("NOMAGIC_LOG").unwrap_or_else(|_| "info,kube_client=off".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     match work() {
         Ok(()) => ExitCode::SUCCESS,
@@ -111,7 +112,8 @@ fn status(place: Place, format: Format) -> anyhow::Result<()> {
 }
 
 fn cleanup(place: Place) -> anyhow::Result<()> {
-    let removed = run::cleanup(&run::state_dir(place.state_dir, place.config.as_deref())?)?;
+    let state_dir = run::state_dir(place.state_dir, place.config.as_deref())?;
+    let removed = run::cleanup(&state_dir, &run::table_file(&state_dir, place.config.as_deref())?)?;
     if removed.is_empty() {
         println!("nothing was there to remove");
     } else {

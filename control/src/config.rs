@@ -4,9 +4,11 @@
 //! what is allowed. Unknown fields are errors: a misspelt option must not be a silent default.
 
 pub mod error;
+pub mod kubernetes;
 mod listen;
 pub mod packets;
 pub mod patterns;
+mod settings;
 pub mod timeouts;
 pub mod values;
 
@@ -14,12 +16,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use nomagic_core::services::SnatRange;
-use nomagic_core::tuple::{HashSeed, Prefix};
+use nomagic_core::tuple::Prefix;
 use serde::Deserialize;
 
-use crate::compile::{Node, Settings};
 use error::ConfigError;
+pub use kubernetes::Kubernetes;
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
 pub use timeouts::TimeoutsConfig;
@@ -27,8 +28,6 @@ pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Workers};
 
 /// Largest configuration file, bytes.
 const FILE_MAX: u64 = 1 << 20;
-/// The label that names a node's zone.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Everything that `nomagic run` and `nomagic explain` are told.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -57,6 +56,8 @@ pub struct Config {
     pub redirect_interfaces: Vec<Pattern>,
     /// Kubernetes YAML: a file, or a directory of `*.yaml`, `*.yml`, `*.json`. Relative to the configuration file.
     pub manifests: Option<PathBuf>,
+    /// The API server to watch, instead of `manifests`.
+    pub kubernetes: Option<Kubernetes>,
     /// Source NAT.
     pub snat: SnatConfig,
     /// Threads: a number, or `{count, cpus, idle}`.
@@ -137,6 +138,12 @@ pub struct ConntrackConfig {
     /// Connections at the most, 1,024 to 67,108,864. Default: 1,048,576.
     #[serde(deserialize_with = "values::capacity")]
     pub capacity: u32,
+    /// The file of the table, with which the next process goes on: an absolute path, in a tmpfs or a hugetlbfs. Default: none, the table
+    /// ends with the process.
+    #[serde(deserialize_with = "values::absolute_path")]
+    pub file: Option<PathBuf>,
+    /// A table without a file lies on huge pages of 2 MiB, which must have been set aside (`vm.nr_hugepages`). Default: false.
+    pub huge_pages: bool,
     /// How long idle connections are remembered.
     pub timeouts: TimeoutsConfig,
 }
@@ -152,7 +159,7 @@ pub struct HashConfig {
 
 impl Default for ConntrackConfig {
     fn default() -> ConntrackConfig {
-        ConntrackConfig { capacity: 1 << 20, timeouts: TimeoutsConfig::default() }
+        ConntrackConfig { capacity: 1 << 20, file: None, huge_pages: false, timeouts: TimeoutsConfig::default() }
     }
 }
 
@@ -168,6 +175,7 @@ impl Default for Config {
             interfaces: Vec::new(),
             redirect_interfaces: Vec::new(),
             manifests: None,
+            kubernetes: None,
             snat: SnatConfig::default(),
             workers: Workers::default(),
             packets: PacketsConfig::default(),
@@ -185,7 +193,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads a configuration file; `manifests` becomes relative to the working directory.
+    /// Reads a configuration file; `manifests` and the files of `kubernetes` become relative to the working directory.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let unreadable = |what: String| ConfigError::whole(path, what);
         let length = std::fs::metadata(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?.len();
@@ -194,53 +202,27 @@ impl Config {
         }
         let text = std::fs::read_to_string(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?;
         let mut config = Config::parse(&text, path)?;
-        if let (Some(manifests), Some(dir)) = (&config.manifests, path.parent()) {
-            config.manifests = Some(dir.join(manifests));
+        if let Some(dir) = path.parent() {
+            config.manifests = config.manifests.map(|m| dir.join(m));
+            config.kubernetes = config.kubernetes.map(|k| k.relative_to(dir));
         }
         Ok(config)
     }
 
     /// Reads the text of a configuration file; `path` is for error messages.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        error::read(text, path)
+        let config: Config = error::read(text, path)?;
+        if config.manifests.is_some() && config.kubernetes.is_some() {
+            let message = "manifests are named as well: objects come either from files or from an API server";
+            return Err(ConfigError::missing(path, "kubernetes", message));
+        }
+        Ok(config)
     }
 
     /// This node's name: configured, or the host name.
     pub fn node_name(&self) -> String {
         let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         self.node.name.clone().unwrap_or_else(|| host().trim().to_ascii_lowercase())
-    }
-
-    /// What the compiler must know. `discovered` are the kernel's addresses of this node, used when `node.ips` is empty.
-    pub fn settings(&self, discovered: &[IpAddr]) -> Settings {
-        let mut ips = if self.node.ips.is_empty() { discovered.to_vec() } else { self.node.ips.clone() };
-        let first = |v6: bool| ips.iter().copied().find(|ip| ip.is_ipv6() == v6 && crate::objects::addr::fault(*ip).is_none());
-        let primary = match self.node.primary_ips.as_slice() {
-            [] => [first(false), first(true)].into_iter().flatten().collect(),
-            given => given.to_vec(),
-        };
-        ips.extend(primary.iter().filter(|p| !ips.contains(p)).copied().collect::<Vec<_>>());
-        let snat = if self.snat.addresses.is_empty() { &primary } else { &self.snat.addresses };
-        let snat = SnatRange {
-            v4: snat.iter().copied().find(IpAddr::is_ipv4),
-            v6: snat.iter().copied().find(IpAddr::is_ipv6),
-            port_first: self.snat.ports.first,
-            port_last: self.snat.ports.last,
-            share_percent: self.snat.share,
-            internal_v4: self.snat.internal_addresses.iter().copied().find(IpAddr::is_ipv4),
-            internal_v6: self.snat.internal_addresses.iter().copied().find(IpAddr::is_ipv6),
-        };
-        let zone = self.node.labels.get(ZONE_LABEL).filter(|z| !z.is_empty()).cloned();
-        Settings {
-            node: Node { name: self.node_name(), ips, primary, zone },
-            cluster_cidrs: self.cluster_cidrs.clone(),
-            service_cidrs: self.service_cidrs.clone(),
-            masquerade_all: self.masquerade_all,
-            localhost_node_ports: self.localhost_node_ports,
-            node_port_addresses: self.node_port_addresses.clone(),
-            snat,
-            seed: HashSeed::new(self.hash.seed),
-        }
     }
 }
 

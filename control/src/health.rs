@@ -138,12 +138,10 @@ struct FamilyReport {
     healthy: bool,
 }
 
-/// Whether load balancers may count on a node: it exists, is not being deleted, and the cluster autoscaler is not about to.
-pub fn node_eligible(node: Option<&k8s::Node>) -> bool {
-    node.is_some_and(|node| {
-        let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or(&[]);
-        node.metadata.deletion_timestamp.is_none() && !taints.iter().any(|t| t.key == TO_BE_DELETED)
-    })
+/// Whether load balancers may count on a node that exists: it is not being deleted, and the cluster autoscaler is not about to.
+pub fn node_eligible(node: &k8s::Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or(&[]);
+    node.metadata.deletion_timestamp.is_none() && !taints.iter().any(|t| t.key == TO_BE_DELETED)
 }
 
 #[cfg(test)]

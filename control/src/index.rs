@@ -1,48 +1,60 @@
-//! The desired state: every Service and EndpointSlice known, by name. Pure: apply, delete, replace.
+//! The desired state: every object known, by name, whether it came from files or from an API server. Pure: apply, delete, replace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::objects::{Key, Kind, Object, Service, Slice};
+use crate::objects::{Key, Kind, Node, Object, Service, ServiceCidr, Slice};
 use crate::problem::Problem;
 
-/// Services and EndpointSlices by namespace and name.
-#[derive(Clone, Default, Debug)]
+/// Objects by namespace and name.
+#[derive(Clone, Default, PartialEq, Debug)]
 pub struct Index {
     services: BTreeMap<Key, Arc<Service>>,
     slices: BTreeMap<Key, Arc<Slice>>,
     /// Names of the slices of a Service, for slices that count.
     members: BTreeMap<Key, BTreeSet<String>>,
+    nodes: BTreeMap<Key, Arc<Node>>,
+    service_cidrs: BTreeMap<Key, Arc<ServiceCidr>>,
 }
 
 impl Index {
     /// An index of these objects; of two with one name the last stays.
     pub fn of(objects: impl IntoIterator<Item = Object>) -> Index {
         let mut index = Index::default();
-        objects.into_iter().for_each(|o| index.apply(o));
+        for object in objects {
+            index.apply(object);
+        }
         index
     }
 
-    /// Adds an object, or replaces the one of its name.
-    pub fn apply(&mut self, object: Object) {
+    /// Adds an object, or replaces the one of its name. False when that changes nothing.
+    pub fn apply(&mut self, object: Object) -> bool {
         match object {
-            Object::Service(service) => {
-                self.services.insert(service.key.clone(), service);
-            }
-            Object::Slice(slice) => {
-                self.delete(Kind::EndpointSlice, &slice.key);
-                if let (Some(service), None) = (&slice.service, slice.ignored) {
-                    self.members.entry(service.clone()).or_default().insert(slice.key.name.clone());
-                }
-                self.slices.insert(slice.key.clone(), slice);
-            }
+            Object::Service(service) => put(&mut self.services, service.key.clone(), service),
+            Object::Slice(slice) => self.apply_slice(slice),
+            Object::Node(node) => put(&mut self.nodes, node.key.clone(), node),
+            Object::ServiceCidr(cidr) => put(&mut self.service_cidrs, cidr.key.clone(), cidr),
         }
+    }
+
+    fn apply_slice(&mut self, slice: Arc<Slice>) -> bool {
+        if self.slices.get(&slice.key) == Some(&slice) {
+            return false;
+        }
+        self.delete(Kind::EndpointSlice, &slice.key);
+        if let (Some(service), None) = (&slice.service, slice.ignored) {
+            self.members.entry(service.clone()).or_default().insert(slice.key.name.clone());
+        }
+        self.slices.insert(slice.key.clone(), slice);
+        true
     }
 
     /// Forgets an object. False when it was not known.
     pub fn delete(&mut self, kind: Kind, key: &Key) -> bool {
         match kind {
             Kind::Service => self.services.remove(key).is_some(),
+            Kind::Node => self.nodes.remove(key).is_some(),
+            Kind::ServiceCidr => self.service_cidrs.remove(key).is_some(),
             Kind::EndpointSlice => {
                 let Some(slice) = self.slices.remove(key) else { return false };
                 if let Some(service) = &slice.service
@@ -58,16 +70,48 @@ impl Index {
         }
     }
 
-    /// All objects of one kind are these from now on (a relist). Objects of the other kind in the list are left out.
-    pub fn replace(&mut self, kind: Kind, objects: impl IntoIterator<Item = Object>) {
-        match kind {
-            Kind::Service => self.services.clear(),
-            Kind::EndpointSlice => {
-                self.slices.clear();
-                self.members.clear();
-            }
+    /// All objects of one kind are these from now on (a relist), and those of `kept` that are known stay as they are. Objects of other
+    /// kinds in the list are left out. False when that changes nothing.
+    pub fn replace(&mut self, kind: Kind, objects: impl IntoIterator<Item = Object>, kept: &BTreeSet<Key>) -> bool {
+        let mut gone: BTreeSet<Key> = self.keys(kind).into_iter().filter(|key| !kept.contains(key)).collect();
+        let mut changed = false;
+        for object in objects.into_iter().filter(|o| o.kind() == kind) {
+            gone.remove(object.key());
+            changed |= self.apply(object);
         }
-        objects.into_iter().filter(|o| o.kind() == kind).for_each(|o| self.apply(o));
+        for key in gone {
+            changed |= self.delete(kind, &key);
+        }
+        changed
+    }
+
+    fn keys(&self, kind: Kind) -> Vec<Key> {
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Node => self.nodes.keys().cloned().collect(),
+            Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
+        }
+    }
+
+    /// Whether an object is known.
+    pub fn knows(&self, kind: Kind, key: &Key) -> bool {
+        match kind {
+            Kind::Service => self.services.contains_key(key),
+            Kind::EndpointSlice => self.slices.contains_key(key),
+            Kind::Node => self.nodes.contains_key(key),
+            Kind::ServiceCidr => self.service_cidrs.contains_key(key),
+        }
+    }
+
+    /// How many objects of a kind are known.
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.slices.len(),
+            Kind::Node => self.nodes.len(),
+            Kind::ServiceCidr => self.service_cidrs.len(),
+        }
     }
 
     /// A Service.
@@ -97,11 +141,32 @@ impl Index {
         names.filter_map(move |name| self.slices.get(&Key { namespace: namespace.clone(), name: name.clone() }))
     }
 
+    /// The Node of this name.
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(&Key { namespace: String::new(), name: name.into() })
+    }
+
+    /// All ServiceCIDRs, by name.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = &Arc<ServiceCidr>> {
+        self.service_cidrs.values()
+    }
+
     /// What was wrong with the objects themselves.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         let services = self.services.values().flat_map(|s| &s.problems);
-        services.chain(self.slices.values().flat_map(|s| &s.problems))
+        let slices = self.slices.values().flat_map(|s| &s.problems);
+        let nodes = self.nodes.values().flat_map(|n| &n.problems);
+        services.chain(slices).chain(nodes).chain(self.service_cidrs.values().flat_map(|c| &c.problems))
     }
+}
+
+/// False when the same object is there already.
+fn put<T: PartialEq>(objects: &mut BTreeMap<Key, Arc<T>>, key: Key, object: Arc<T>) -> bool {
+    let same = objects.get(&key) == Some(&object);
+    if !same {
+        objects.insert(key, object);
+    }
+    !same
 }
 
 #[cfg(test)]
@@ -142,11 +207,49 @@ mod tests {
     #[test]
     fn a_relist_replaces_one_kind() {
         let mut index = Index::of([service("web"), service("old"), slice("a", "web")]);
-        index.replace(Kind::Service, [service("web"), slice("stray", "web")]);
+        assert!(index.replace(Kind::Service, [service("web"), slice("stray", "web")], &BTreeSet::new()));
         assert_eq!(index.services().map(|s| s.key.name.as_str()).collect::<Vec<_>>(), ["web"]);
-        assert_eq!(members(&index, "web"), ["a"]);
-        index.replace(Kind::EndpointSlice, []);
+        assert_eq!((members(&index, "web"), index.count(Kind::EndpointSlice)), (vec!["a".to_string()], 1));
+        assert!(!index.replace(Kind::Service, [service("web")], &BTreeSet::new()), "nothing new");
+        assert!(index.replace(Kind::EndpointSlice, [], &BTreeSet::new()));
         assert!(members(&index, "web").is_empty() && index.service(&key("web")).is_some());
         assert!(index.delete(Kind::Service, &key("web")) && index.service(&key("web")).is_none());
+    }
+
+    #[test]
+    fn a_relist_keeps_what_could_not_be_read_this_time() {
+        let mut index = Index::of([service("web"), service("old")]);
+        assert!(index.replace(Kind::Service, [service("new")], &[key("web"), key("never seen")].into()));
+        assert_eq!(index.services().map(|s| s.key.name.as_str()).collect::<Vec<_>>(), ["new", "web"]);
+    }
+
+    #[test]
+    fn the_same_again_is_no_change() {
+        let mut index = Index::default();
+        for object in [service("web"), slice("a", "web")] {
+            assert!(index.apply(object.clone()) && !index.apply(object));
+        }
+        assert!(index.apply(slice("a", "other")));
+    }
+
+    /// Any order of events leads to the index that a list of the last state leads to.
+    #[test]
+    fn events_in_any_order_are_worth_a_list() {
+        let mut index = Index::default();
+        let mut last: BTreeMap<(Kind, Key), Object> = BTreeMap::new();
+        let mut seed = 7u64;
+        for _ in 0..5_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (what, name, of) = ((seed >> 33) % 5, format!("o{}", (seed >> 40) % 6), format!("o{}", (seed >> 50) % 3));
+            let object = if seed >> 63 == 0 { service(&name) } else { slice(&name, &of) };
+            let id = (object.kind(), object.key().clone());
+            if what == 4 {
+                assert_eq!(index.delete(id.0, &id.1), last.remove(&id).is_some());
+            } else {
+                let known = last.insert(id, object.clone());
+                assert_eq!(index.apply(object.clone()), known != Some(object));
+            }
+        }
+        assert_eq!(index, Index::of(last.into_values()));
     }
 }

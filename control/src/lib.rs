@@ -14,3 +14,4 @@ pub mod net;
 pub mod objects;
 pub mod problem;
 pub mod run;
+pub mod watch;

@@ -1,10 +1,13 @@
-//! Services and EndpointSlices as nomagic keeps them: read once, checked once, trusted after.
+//! Services, EndpointSlices, Nodes and ServiceCIDRs as nomagic keeps them: read once, checked once, trusted after.
 //!
 //! Kubernetes' own types are full of optional strings. Here addresses are addresses, ports are ports, policies are enums, and
 //! what could not be understood has become a [`Problem`] that travels with the object.
 
 pub mod addr;
+mod node;
+mod read;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::fmt;
@@ -15,20 +18,23 @@ use k8s_openapi::jiff::Timestamp;
 use nomagic_core::tuple::{Prefix, Proto};
 
 use crate::problem::{Origin, Problem};
+pub use node::{Node, ZONE_LABEL};
+pub use read::{Unread, key, read};
+pub use service_cidr::ServiceCidr;
 
 /// Namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Key {
-    /// Namespace.
+    /// Namespace; empty for kinds that live in none.
     pub namespace: String,
     /// Name.
     pub name: String,
 }
 
 impl fmt::Display for Key {
-    /// `default/nginx`
+    /// `default/nginx`, or only the name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 
@@ -39,6 +45,29 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `v1` Node; only the one that nomagic runs on matters.
+    Node,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+
+    /// The `apiVersion` that is read.
+    pub fn version(self) -> &'static str {
+        match self {
+            Kind::Service | Kind::Node => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::ServiceCidr => "networking.k8s.io/v1",
+        }
+    }
+
+    /// Whether its objects live in namespaces.
+    pub fn namespaced(self) -> bool {
+        matches!(self, Kind::Service | Kind::EndpointSlice)
+    }
 }
 
 impl fmt::Display for Kind {
@@ -46,6 +75,8 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
+            Kind::ServiceCidr => "ServiceCIDR",
         })
     }
 }
@@ -181,13 +212,17 @@ pub struct Endpoint {
     pub node_hints: Box<[Box<str>]>,
 }
 
-/// An object of either kind, cheap to share.
+/// An object of any kind, cheap to share.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
     /// A Service.
     Service(Arc<Service>),
     /// An EndpointSlice.
     Slice(Arc<Slice>),
+    /// A Node.
+    Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
 }
 
 impl Object {
@@ -196,6 +231,8 @@ impl Object {
         match self {
             Object::Service(_) => Kind::Service,
             Object::Slice(_) => Kind::EndpointSlice,
+            Object::Node(_) => Kind::Node,
+            Object::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -204,6 +241,8 @@ impl Object {
         match self {
             Object::Service(s) => &s.key,
             Object::Slice(s) => &s.key,
+            Object::Node(n) => &n.key,
+            Object::ServiceCidr(c) => &c.key,
         }
     }
 
@@ -212,6 +251,8 @@ impl Object {
         match self {
             Object::Service(s) => &s.origin,
             Object::Slice(s) => &s.origin,
+            Object::Node(n) => &n.origin,
+            Object::ServiceCidr(c) => &c.origin,
         }
     }
 }
@@ -235,6 +276,21 @@ pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Ob
         }
     }
     Ok(Key { namespace: namespace.into(), name: name.into() })
+}
+
+/// Reads the name of an object of a kind that lives in no namespace.
+fn read_cluster_key(
+    kind: Kind,
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    origin: &Origin,
+) -> Result<Key, Problem> {
+    match read_key(meta) {
+        Ok(key) => Ok(Key { namespace: String::new(), ..key }),
+        Err((field, message)) => {
+            let object = format!("{kind} {:?}", meta.name.as_deref().unwrap_or(""));
+            Err(Problem { origin: origin.clone(), object, field: field.into(), message })
+        }
+    }
 }
 
 /// Reads a protocol name; absent means TCP.

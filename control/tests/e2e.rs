@@ -151,30 +151,6 @@ fn a_pod_removed_while_50_connections_run() {
     g.assert_accounts_close();
 }
 
-/// Opens a connection that stays open: `(stream, pod)`.
-fn keep_alive(to: SocketAddr) -> (TcpStream, String) {
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
-    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
-    let pod = ask(&mut stream);
-    (stream, pod)
-}
-
-/// One request on an open connection; the name of the pod that answers.
-fn ask(stream: &mut TcpStream) -> String {
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: nginx\r\n\r\n").expect("a request");
-    let mut answer = Vec::new();
-    let mut chunk = [0; 4096];
-    while !answer.ends_with(b"}") {
-        let n = stream.read(&mut chunk).expect("an answer");
-        assert!(n > 0, "the connection was closed");
-        answer.extend(&chunk[..n]);
-    }
-    let text = String::from_utf8(answer).expect("text");
-    let body = &text[text.find("\r\n\r\n").expect("a header") + 4..];
-    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
-    body["pod"].as_str().expect("a pod").to_owned()
-}
-
 #[test]
 fn point_3_the_gateways_own_traffic_and_the_pods_own_traffic_are_untouched() {
     let g = Gateway::start("own", "", &nginx(&[0, 1, 2]));

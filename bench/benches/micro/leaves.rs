@@ -10,9 +10,9 @@ use nomagic_core::parse::parse;
 use nomagic_core::plain::Plain;
 use nomagic_core::rewrite::rewrite_plain;
 use nomagic_core::services::Pool;
-use nomagic_core::tuple::{HashSeed, fast_range, splitmix64};
+use nomagic_core::tuple::{HashSeed, Proto, Tuple, fast_range, splitmix64};
 
-use super::rig::{FRAMES, Filled, Rig, backends};
+use super::rig::{FRAMES, Filled, Rig, backends, eight_workers};
 use super::rows::Row;
 
 /// Reading headers.
@@ -89,6 +89,37 @@ impl Row for Pick {
         let start = Instant::now();
         let sum: u32 = hashes.iter().map(|&h| self.pool.maglev.pick(h).1).fold(0, u32::wrapping_add);
         black_box(sum);
+        start.elapsed().as_nanos() as f64 / FRAMES as f64
+    }
+}
+
+/// Which of some destination ports lead answers to a worker.
+pub struct Predict {
+    pub v6: bool,
+    /// Ports looked at for each answer.
+    pub ports: u16,
+}
+
+impl Row for Predict {
+    fn round(&mut self, rig: &mut Rig) -> f64 {
+        let rss = eight_workers();
+        let random = &mut rig.random;
+        let reply = |r: u64| Tuple {
+            src: if self.v6 { [0xfd01 << 48, r & 0xff] } else { [0, 0xc0a8_0000 | (r & 0xff)] },
+            dst: if self.v6 { [0xfd02 << 48, 1] } else { [0, 0x0a00_0001] },
+            sport: (r >> 8) as u16,
+            dport: (r >> 24) as u16,
+            proto: Proto::Udp,
+            v6: self.v6,
+        };
+        let replies: Vec<Tuple> = (0..FRAMES).map(|_| reply(splitmix64(random))).collect();
+        let start = Instant::now();
+        let mut found = 0;
+        for reply in &replies {
+            let answers = rss.answers(reply, 3).expect("a worker with a queue");
+            found += (0..self.ports).filter(|i| answers.come_back(reply.dport.wrapping_add(i.wrapping_mul(2_803)))).count();
+        }
+        black_box(found);
         start.elapsed().as_nanos() as f64 / FRAMES as f64
     }
 }

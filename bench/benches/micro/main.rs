@@ -14,10 +14,10 @@ use std::io::{IsTerminal, Write};
 use std::rc::Rc;
 use std::time::Instant;
 
-use leaves::{Build, Evenness, Parse, Pick, Rewrite, SLOTS};
+use leaves::{Build, Evenness, Parse, Pick, Predict, Rewrite, SLOTS};
 use report::{Line, Machine, Wanted, heading, median};
 use rig::{Filled, Kind, Rig};
-use rows::{Draw, Find, Known, Lookup, Opening, Row, Turnover, small_floor};
+use rows::{Draw, Find, Known, Lookup, Opening, OpeningAtHome, Row, Turnover, small_floor};
 use scaling::Scaling;
 
 const HELP: &str = "What a packet costs in memory.
@@ -161,6 +161,7 @@ fn new_flows(run: &mut Run, rig: &mut Rig) {
     let rows: Vec<Entry> = vec![
         ("pipeline, new flow, DNAT".into(), Box::new(Opening::new(Kind::Dnat)), Some(Wanted::Most(300.0))),
         ("pipeline, new flow, SNAT".into(), Box::new(Opening::new(Kind::Snat)), Some(Wanted::Most(300.0))),
+        ("pipeline, new flow, SNAT, RSS".into(), Box::new(OpeningAtHome(Opening::new(Kind::Snat))), None),
         ("pipeline, new flow, IPv6".into(), Box::new(Opening::new(Kind::DnatV6)), None),
         ("pipeline, reject".into(), Box::new(reject), None),
         ("table, insert".into(), turnover(false), None),
@@ -200,6 +201,9 @@ fn leaves(run: &mut Run, rig: &mut Rig) {
         ("rewrite, IPv4".into(), Box::new(Rewrite { filled: known_v4 }), None),
         ("rewrite, IPv6".into(), Box::new(Rewrite { filled: known_v6 }), None),
         ("Maglev, pick".into(), Box::new(Pick::new()), None),
+        ("RSS, IPv4, 1 port".into(), Box::new(Predict { v6: false, ports: 1 }), None),
+        ("RSS, IPv4, 64 ports".into(), Box::new(Predict { v6: false, ports: 64 }), None),
+        ("RSS, IPv6, 1 port".into(), Box::new(Predict { v6: true, ports: 1 }), None),
     ];
     run.group("leaves", rig, rows);
     let group = format!("Maglev, {SLOTS} slots, 100 backends");

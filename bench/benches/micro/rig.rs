@@ -14,6 +14,7 @@ use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::{Context, WorkerState, process};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{Leg, Neighbour, Port, Route, RouteKind, Routes};
+use nomagic_core::rss::{Kinds, Rss};
 use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services, SnatRange};
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, splitmix64};
 use nomagic_xsk::memory;
@@ -258,6 +259,14 @@ pub fn backends(v6: bool, n: u8) -> Vec<Backend> {
 
 fn backend(v6: bool, i: u8) -> IpAddr {
     if v6 { Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 10 + u16::from(i)).into() } else { Ipv4Addr::new(192, 168, 0, 10 + i).into() }
+}
+
+/// A NIC's queues, one each for eight workers.
+pub fn eight_workers() -> Rss {
+    let key: [u8; 40] = std::array::from_fn(|i| (i as u8 + 1).wrapping_mul(167));
+    let queues: Vec<u32> = (0..128).map(|entry| entry % 8).collect();
+    let kinds = Kinds::default().with(Proto::Udp, false).with(Proto::Udp, true);
+    Rss::new(&key, &queues, &[0, 1, 2, 3, 4, 5, 6, 7], kinds).expect("usable")
 }
 
 fn routes() -> Routes {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::rc::Rc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
@@ -13,7 +13,7 @@ use nomagic_core::conntrack::{Ahead, Conntrack, Flow, Phase};
 use nomagic_core::frame::BATCH_MAX;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
-use super::rig::{FRAMES, Filled, HEADER, Kind, Rig, run};
+use super::rig::{FRAMES, Filled, HEADER, Kind, Rig, eight_workers, run};
 
 /// Something measured in rounds: nanoseconds for each of many.
 pub trait Row {
@@ -125,6 +125,22 @@ impl Row for Opening {
 
     fn floor(&mut self, rig: &mut Rig) -> Option<f64> {
         Some(rig.floor(self.filled.words, self.filled.template()))
+    }
+}
+
+/// The same on a port whose queues belong to eight workers, so that source ports are looked for whose answers come back to this one.
+pub struct OpeningAtHome(pub Opening);
+
+impl Row for OpeningAtHome {
+    fn round(&mut self, rig: &mut Rig) -> f64 {
+        rig.routes = std::mem::take(&mut rig.routes).with_rss([None, Some(Arc::new(eight_workers()))]);
+        let ns = self.0.round(rig);
+        rig.routes = std::mem::take(&mut rig.routes).with_rss([]);
+        ns
+    }
+
+    fn floor(&mut self, rig: &mut Rig) -> Option<f64> {
+        self.0.floor(rig)
     }
 }
 

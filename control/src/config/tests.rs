@@ -34,7 +34,7 @@ manifests: manifests
 snat: {addresses: [192.168.0.3, 'fd00::3'], ports: 40000-49999, internalAddresses: [169.254.1.1]}
 workers: {cpus: [2, 3], idle: spin}
 packets: {ringSize: 512, frameSize: 4096, headroom: 128, hugePages: true}
-conntrack: {capacity: 65536}
+conntrack: {capacity: 65536, file: /run/x/conntrack, hugePages: true}
 hash: {seed: 18446744073709551615}
 onFailure: drop
 detachOnExit: true
@@ -50,6 +50,7 @@ bindAddressHardFail: true
     assert!(c.bind_address_hard_fail);
     assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
+    assert_eq!((c.conntrack.file.as_deref(), c.conntrack.huge_pages), (Some(Path::new("/run/x/conntrack")), true));
     assert_eq!(c.redirect_interfaces, ["cali*", "veth?"].map(|p| Pattern::parse(p).unwrap()));
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(c.packets, PacketsConfig { ring_size: 512, frame_size: 4096, headroom: 128, huge_pages: true });
@@ -87,6 +88,8 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("\nconntrack:\n  capacity: 99999999999\n", "3:13", "conntrack.capacity", &["99999999999", "1024 to 67108864"]),
         ("conntrack: {timeouts: {udpTwoWay: 5}}", "1:35", "conntrack.timeouts.udpTwoWay", &["duration", "5m"]),
         ("conntrack: {timeouts: {tcpClosed: 10ms}}", "1:35", "conntrack.timeouts.tcpClosed", &["10ms", "1s to 720h"]),
+        ("conntrack: {file: run/conntrack}", "1:19", "conntrack.file", &["run/conntrack", "absolute path"]),
+        ("conntrack: {file: /run/}", "1:19", "conntrack.file", &["/run/", "/run/nomagic/conntrack"]),
         ("snat: {share: 0}", "1:15", "snat.share", &["1 to 100"]),
         ("conntrack: {capacity: many}", "1:23", "conntrack.capacity", &["many", "whole number"]),
         ("graceMs: 99999999999999999999999", "1:10", "graceMs", &["100 to 60000"]),
@@ -188,6 +191,7 @@ fn the_example_names_every_field_with_its_default() {
         "hugePages",
         "conntrack",
         "capacity",
+        "file",
         "timeouts",
         "tcpSynSent",
         "tcpSynReceived",
@@ -210,6 +214,7 @@ fn the_example_names_every_field_with_its_default() {
         assert!(shown, "{field} is not in the example");
     }
     let d = Config::default();
+    assert_eq!((c.conntrack.file.as_deref(), d.conntrack.file.as_deref()), (Some(Path::new("/run/nomagic/conntrack")), None));
     let same = |c: &Config| {
         (
             c.masquerade_all,
@@ -217,7 +222,7 @@ fn the_example_names_every_field_with_its_default() {
             c.snat.ports,
             c.snat.internal_addresses.clone(),
             c.packets,
-            c.conntrack.clone(),
+            ConntrackConfig { file: None, ..c.conntrack.clone() },
             c.hash.clone(),
             c.on_failure,
             c.grace_ms,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use nomagic_core::tuple::Prefix;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer};
@@ -213,6 +214,11 @@ fn cpus<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u16>, D::Error> {
 pub(super) fn node_name<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     let parse = |t: &str| ((1..=253).contains(&t.len()) && !t.chars().any(|c| c.is_whitespace() || c.is_control())).then(|| t.into());
     d.deserialize_str(Text { expected: "a Node's name: 1 to 253 characters without blanks", parse }).map(Some)
+}
+
+pub(super) fn absolute_path<'de, D: Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::Error> {
+    let parse = |t: &str| (t.starts_with('/') && !t.ends_with('/') && !t.contains('\0')).then(|| t.into());
+    d.deserialize_str(Text { expected: "a file's absolute path, such as /run/nomagic/conntrack", parse }).map(Some)
 }
 
 pub(super) fn grace_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {

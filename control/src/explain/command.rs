@@ -100,10 +100,15 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
 
 fn load(path: &Path) -> Result<(Loaded, Vec<Problem>), String> {
     let config = Config::load(path).map_err(|e| e.to_string())?;
-    let missing = || ConfigError::missing(path, "manifests", "missing: name the file or directory with the Kubernetes YAML").to_string();
-    let manifests = manifests::load(config.manifests.as_deref().ok_or_else(missing)?, None).map_err(|p| p.to_string())?;
-    let settings = config.settings(&[]);
+    let missing = || match config.kubernetes {
+        Some(_) => {
+            ConfigError::missing(path, "kubernetes", "`explain` reads files, and here an API server is watched: name `manifests` instead")
+        }
+        None => ConfigError::missing(path, "manifests", "missing: name the file or directory with the Kubernetes YAML"),
+    };
+    let manifests = manifests::load(config.manifests.as_deref().ok_or_else(|| missing().to_string())?, None).map_err(|p| p.to_string())?;
     let index = Index::of(manifests.objects);
+    let settings = config.settings_for(&[], &index);
     let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
     let mut problems = manifests.problems;
     problems.extend(compiled.problems.iter().cloned());

@@ -41,7 +41,7 @@ fn play(id: &str, steps: &[(Value, [u16; 2])]) {
         step["queued"].as_array().into_iter().flatten().for_each(|f| health.queued(family(f), clock.0));
         step["updated"].as_array().into_iter().flatten().for_each(|f| health.updated(family(f), clock.0));
         if let Some(name) = step["node"].as_str() {
-            health.set_node_eligible(node_eligible(node(name).as_ref()));
+            health.set_node_eligible(node(name).as_ref().is_some_and(node_eligible));
         }
         let code = |good: bool| if good { 200 } else { 503 };
         assert_eq!([code(health.healthz(clock.0).0), code(health.livez(clock.0).0)], *expected, "{id}, step {number}: {step}");

@@ -3,13 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service as K8sService;
-use k8s_openapi::api::discovery::v1::EndpointSlice as K8sSlice;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::Content;
-use crate::objects::{Key, Kind, Object, Service, Slice};
+use crate::objects::{self, Kind};
 use crate::problem::{Origin, Problem};
 
 /// Documents in a file at the most.
@@ -155,14 +153,13 @@ impl Reader {
         if let (Some(item_kind), Some(Value::Array(items))) = (kind.strip_suffix("List"), value.get_mut("items").map(Value::take)) {
             return self.take_list(&version, item_kind, items, lines, depth);
         }
-        match (version.as_str(), kind.as_str()) {
-            ("v1", "Service") => self.take_object(Kind::Service, value),
-            ("discovery.k8s.io/v1", "EndpointSlice") => self.take_object(Kind::EndpointSlice, value),
-            (other, "Service" | "EndpointSlice") => {
-                let wanted = if kind == "Service" { "v1" } else { "discovery.k8s.io/v1" };
-                self.fault(&kind, "apiVersion", format!("{other:?}: {wanted} is read; the object is skipped"));
+        match Kind::ALL.into_iter().find(|k| k.to_string() == kind) {
+            Some(known) if known.version() == version => self.take_object(known, value),
+            Some(known) => {
+                let wanted = known.version();
+                self.fault(&kind, "apiVersion", format!("{version:?}: {wanted} is read; the object is skipped"));
             }
-            _ => self.content.ignored += 1,
+            None => self.content.ignored += 1,
         }
     }
 
@@ -177,51 +174,29 @@ impl Reader {
         }
     }
 
-    fn take_object(&mut self, kind: Kind, value: Value) {
-        let meta = |name: &str| value.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str).map(str::to_string);
-        let key = meta("name").map(|name| Key { namespace: meta("namespace").unwrap_or_else(|| "default".into()), name });
-        let read = match kind {
-            Kind::Service => typed::<K8sService>(value)
-                .and_then(|s| Service::from_k8s(&s, &self.origin).map_err(Fault::Refused))
-                .map(|s| Object::Service(Arc::new(s))),
-            Kind::EndpointSlice => typed::<K8sSlice>(value)
-                .and_then(|mut s| {
-                    default_slice(&mut s);
-                    Slice::from_k8s(&s, &self.origin).map_err(Fault::Refused)
-                })
-                .map(|s| Object::Slice(Arc::new(s))),
-        };
-        let fault = match read {
-            Ok(object) => return self.content.objects.push(object),
-            Err(fault) => fault,
-        };
-        let name = key.as_ref().map_or(kind.to_string(), |k| format!("{kind} {k}"));
-        match key {
-            Some(key) => self.content.lost.push((kind, key)),
-            None => self.content.lost_unknown = true,
+    fn take_object(&mut self, kind: Kind, mut value: Value) {
+        if kind == Kind::EndpointSlice {
+            default_slice(&mut value);
         }
-        match fault {
-            Fault::Refused(problem) => self.content.problems.push(problem),
-            Fault::Shape { field, message } => self.fault(&name, &field, format!("{message}; the object is skipped")),
+        match objects::read(kind, value, &self.origin) {
+            Ok(object) => self.content.objects.push(object),
+            Err(unread) => {
+                match unread.key {
+                    Some(key) => self.content.lost.push((kind, key)),
+                    None => self.content.lost_unknown = true,
+                }
+                self.content.problems.push(unread.problem);
+            }
         }
     }
 }
 
-enum Fault {
-    /// A value of the wrong type.
-    Shape { field: String, message: String },
-    /// An object that says nothing.
-    Refused(Problem),
-}
-
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|e| Fault::Shape { field: e.path().to_string().trim_matches('.').into(), message: e.into_inner().to_string() })
-}
-
-/// What the API server fills in when a slice is written.
-fn default_slice(slice: &mut K8sSlice) {
-    for port in slice.ports.iter_mut().flatten() {
-        port.name.get_or_insert_default();
+/// What the API server fills in when a slice is written: the names of ports.
+fn default_slice(slice: &mut Value) {
+    for port in slice.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+        let name = port.entry("name").or_insert(Value::Null);
+        if name.is_null() {
+            *name = Value::String(String::new());
+        }
     }
 }

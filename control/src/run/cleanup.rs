@@ -7,11 +7,11 @@ use anyhow::{Result, bail};
 use super::socket;
 use crate::net::internal;
 
-/// Detaches the XDP programs, removes pins, mount, internal port and socket. Returns what was removed, in words.
+/// Detaches the XDP programs, removes pins, mount, internal port, socket and the connection table's file. Returns what was removed, in words.
 ///
 /// # Errors
 /// When a nomagic runs with this state directory, or the kernel refuses.
-pub fn cleanup(state_dir: &Path) -> Result<Vec<&'static str>> {
+pub fn cleanup(state_dir: &Path, table_file: &Path) -> Result<Vec<&'static str>> {
     if socket::ask(state_dir, "status").is_ok() {
         bail!("a nomagic runs with the state directory {}: end it first (SIGTERM)", state_dir.display());
     }
@@ -26,6 +26,9 @@ pub fn cleanup(state_dir: &Path) -> Result<Vec<&'static str>> {
     }
     if std::fs::remove_file(socket::path(state_dir)).is_ok() {
         removed.push("the control socket");
+    }
+    if nomagic_xsk::region::remove(table_file)? {
+        removed.push("the connection table");
     }
     Ok(removed)
 }

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Result;
 use nomagic_core::counters::{Counter, Counters};
 use nomagic_core::reason::Reason;
-use nomagic_xsk::{Edge, EdgeError};
+use nomagic_xsk::Edge;
 
 use super::status;
 use super::tables::Tables;
 use crate::changes::Changes;
 use crate::compile::{HealthCheck, Names};
+use crate::config::Config;
 use crate::health::Moment;
-use crate::http::{Scrape, Server, addresses};
+use crate::http::{Listeners, Scrape, Server, addresses};
 use crate::index::Index;
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::NoLocalEndpoints;
@@ -40,9 +42,9 @@ impl News {
     }
 
     /// These objects, whose changes were noticed at this moment, have been compiled.
-    pub fn compiled(&mut self, index: Index, names: Names, noticed: Moment) {
-        self.changes = Changes::between(&self.index, &index);
-        (self.index, self.noticed) = (index, noticed);
+    pub fn compiled(&mut self, index: &Index, names: Names, noticed: Moment) {
+        self.changes = Changes::between(&self.index, index);
+        (self.index, self.noticed) = (index.clone(), noticed);
         (self.health_checks, self.no_local) = (names.health_checks, names.no_local_endpoints);
     }
 }
@@ -55,9 +57,15 @@ pub struct Http {
 }
 
 impl Http {
-    /// Tells nothing yet.
-    pub fn new(server: Server) -> Http {
-        Http { server, place_max: 0 }
+    /// Serves; there is nothing to tell yet.
+    pub fn start(config: &Config) -> Result<Http> {
+        let server = Server::start(Listeners::open(config)?)?;
+        Ok(Http { server, place_max: 0 })
+    }
+
+    /// What the Node object says about this node.
+    pub fn follow_node(&self, tables: &Tables) {
+        self.server.set_node_eligible(tables.node_eligible());
     }
 
     /// Waits until somebody asks for `/metrics`. Cancel-safe.
@@ -68,6 +76,7 @@ impl Http {
     /// A table was compiled and waits to be in force.
     pub fn queued(&self, tables: &Tables) {
         let news = tables.news();
+        self.follow_node(tables);
         self.server.queued(&news.changes, news.noticed);
     }
 
@@ -79,7 +88,7 @@ impl Http {
 
     /// Opens and closes the sockets of health checks; those that could not be opened are tried again.
     pub fn follow_checks(&mut self, tables: &Tables) {
-        self.server.follow_checks(&tables.news().health_checks, &addresses(tables.settings()));
+        self.server.follow_checks(&tables.news().health_checks, &addresses(tables.settings_in_force()));
     }
 
     /// Whether a table waits to be in force.
@@ -101,7 +110,7 @@ impl Http {
         }
     }
 
-    fn sample(&mut self, edge: &Edge, tables: &Tables) -> Result<Sample, EdgeError> {
+    fn sample(&mut self, edge: &Edge, tables: &Tables) -> Result<Sample> {
         let status = edge.status()?;
         let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
         let count = |f: fn(&Counters) -> &Counter| counters.iter().map(|c| f(c).get()).sum::<u64>();

@@ -1,14 +1,17 @@
 //! `nomagic run`: the control thread of a gateway.
 //!
-//! Start, in this order: the internal port, the kernel's routes, the objects compiled, the edge (sockets, then XDP), what the XDP filter
-//! takes. Then one loop: routes follow the kernel, tables follow the manifests, missing neighbours are asked for, requests are answered.
+//! Start, in this order: the internal port, the kernel's routes, the objects known and compiled, the edge (sockets, then XDP), what the XDP
+//! filter takes. Then one loop: routes follow the kernel, tables follow the objects, missing neighbours are asked for, requests are answered.
 
 mod cleanup;
 mod http;
 mod kernel_proxy;
+mod signals;
 mod socket;
+mod source;
 mod status;
 mod tables;
+mod wait;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,14 +21,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::InternalPort;
+use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use self::http::Http;
 use crate::config::{self, Config};
-use crate::http::{Listeners, Server};
 use crate::net::{Asked, Limits, Mirror, internal, node};
+use signals::Signals;
 use socket::{Answer, ControlSocket};
 use tables::Tables;
 
@@ -48,13 +51,15 @@ pub fn run(config_path: &Path) -> Result<()> {
     if config.interfaces.is_empty() {
         bail!("{}: interfaces: name at least one network interface to take over, as `interfaces: [eth0]`", config_path.display());
     }
-    if config.manifests.is_none() {
-        bail!("{}: manifests: name a file or directory with Services and EndpointSlices", config_path.display());
+    if config.manifests.is_none() && config.kubernetes.is_none() {
+        let path = config_path.display();
+        bail!("{path}: manifests: name a file or directory with Services and EndpointSlices, or an API server under kubernetes");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let mut gateway = Gateway::start(config)?;
-        let outcome = gateway.serve().await;
+        let mut signals = Signals::catch()?;
+        let Some(mut gateway) = Gateway::start(config, &mut signals).await? else { return Ok(()) };
+        let outcome = gateway.serve(&mut signals).await;
         gateway.stop()?;
         outcome
     })
@@ -80,6 +85,8 @@ struct Gateway {
     kernel_side: String,
     mirror: Mirror,
     routes_generation: u64,
+    /// How the ports spread what they receive over the workers, as the routes in force know it.
+    rss: Vec<Option<Arc<Rss>>>,
     tables: Tables,
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
@@ -91,9 +98,11 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn start(config: Config) -> Result<Gateway> {
-        let socket = ControlSocket::open(&config.state_dir)?;
-        let listeners = Listeners::open(&config)?;
+    /// `None`: asked to end before there was anything to do.
+    async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
+        let started = Instant::now();
+        let mut requests = ControlSocket::open(&config.state_dir)?.serve();
+        let http = Http::start(&config)?;
         let links = config.interfaces.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
         let mtu = links.iter().map(|l| l.mtu).max().unwrap_or(1500);
         let names = internal::Names::default();
@@ -101,7 +110,15 @@ impl Gateway {
         let mut mirror = Mirror::start(Limits::default())?;
 
         let present = mirror.local_addresses();
-        let settings = config.settings(&present);
+        let mut tables = Tables::open(&config, present.clone())?;
+        http.follow_node(&tables);
+        if !wait::for_objects(&mut tables, &mut requests, signals, started).await? {
+            if config.detach_on_exit {
+                internal::remove(&names)?;
+            }
+            return Ok(None);
+        }
+        let settings = tables.settings();
         let snat = &settings.snat;
         let own: Vec<_> = [snat.v4, snat.v6].into_iter().flatten().filter(|a| settings.node.ips.contains(a)).collect();
         node::check_snat_range(&own, snat.port_first, snat.port_last)?;
@@ -110,7 +127,7 @@ impl Gateway {
             let own = settings.node.primary.iter().copied().find(|own| own.is_ipv6() == addr.is_ipv6() && present.contains(own));
             internal::route(&pair.kernel, addr, own)?;
         }
-        let tables = Tables::load(config.manifests.clone().unwrap_or_default(), settings)?;
+        tables.compile();
 
         let ports: Vec<String> = config.interfaces.iter().cloned().chain([pair.edge.name.clone()]).collect();
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
@@ -121,13 +138,13 @@ impl Gateway {
             tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
         }
         let wanted = forward_wanted(&edge)?;
-        let http = Http::new(Server::start(listeners)?);
         let mut gateway = Gateway {
-            requests: socket.serve(),
+            requests,
             http,
-            started: Instant::now(),
+            started,
             workers_alive: config.workers.count,
             routes_generation: 1,
+            rss: ports.iter().map(|_| None).collect(),
             config,
             ports,
             internal,
@@ -141,7 +158,7 @@ impl Gateway {
         gateway.http.queued(&gateway.tables);
         gateway.put_in_force()?;
         gateway.announce();
-        Ok(gateway)
+        Ok(Some(gateway))
     }
 
     /// What was compiled last comes into force, and those who watch hear of it.
@@ -172,10 +189,7 @@ impl Gateway {
     }
 
     /// The loop. Ends by a signal, or when it cannot go on.
-    async fn serve(&mut self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn serve(&mut self, signals: &mut Signals) -> Result<()> {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_EVERY);
         for interval in [&mut look, &mut housekeeping] {
@@ -190,11 +204,16 @@ impl Gateway {
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
                 Some(scrape) = self.http.asked() => self.http.answer(scrape, &self.edge, &self.tables),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
+                changed = self.tables.changed() => if changed? {
+                    self.tables.compile();
+                    self.publish();
+                },
                 _ = look.tick() => self.look()?,
-                _ = hangup.recv() => self.reload(true)?,
+                asked = signals.next() => match asked {
+                    signals::Asked::ToReload => self.reload(true),
+                    signals::Asked::ToEnd => break,
+                },
                 _ = housekeeping.tick() => self.keep_house()?,
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
             }
         }
         tracing::info!("asked to end");
@@ -205,7 +224,8 @@ impl Gateway {
     fn look(&mut self) -> Result<()> {
         self.watch_workers()?;
         self.follow_interfaces();
-        self.reload(false)
+        self.reload(false);
+        Ok(())
     }
 
     /// Ports are bound again, redirect ports come and go, and then the routes know of it.
@@ -223,9 +243,16 @@ impl Gateway {
     fn publish_routes(&mut self) {
         let generation = self.routes_generation + 1;
         let captured = self.edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
-        if let Some(routes) = self.mirror.routes_if_changed(generation, &self.ports, &captured, Some(self.internal)) {
+        let (rss, internal) = (self.edge.rss(), Some(self.internal));
+        let routes = if rss == self.rss {
+            self.mirror.routes_if_changed(generation, &self.ports, &captured, internal)
+        } else {
+            Some(self.mirror.routes(generation, &self.ports, &captured, internal))
+        };
+        if let Some(routes) = routes {
             self.routes_generation = generation;
-            self.edge.publish_routes(Arc::new(routes));
+            self.edge.publish_routes(Arc::new(routes.with_rss(rss.iter().cloned())));
+            self.rss = rss;
         }
     }
 
@@ -237,11 +264,16 @@ impl Gateway {
         }
     }
 
-    /// Takes changed manifests over: first the workers, then the filter.
-    fn reload(&mut self, always: bool) -> Result<()> {
-        if !self.tables.reload(always) {
-            return Ok(());
+    /// Takes changed manifests over.
+    fn reload(&mut self, always: bool) {
+        if self.tables.reload(always) {
+            self.publish();
+            tracing::info!("the changed manifests are in force");
         }
+    }
+
+    /// Puts the latest tables in force: first in the workers, then in the filter.
+    fn publish(&mut self) {
         self.http.queued(&self.tables);
         self.edge.publish_services(self.tables.services());
         // A filter that is full refuses the new rules: said, and the rest goes on.
@@ -249,8 +281,7 @@ impl Gateway {
             tracing::error!("{e:#}");
         }
         let services = self.tables.services();
-        tracing::info!(generation = services.generation, ports = services.ports.len(), "new service table in force");
-        Ok(())
+        tracing::debug!(generation = services.generation, ports = services.ports.len(), "new service table in force");
     }
 
     fn keep_house(&mut self) -> Result<()> {
@@ -298,7 +329,13 @@ impl Gateway {
     fn status(&self) -> Result<serde_json::Value> {
         let services = self.tables.services();
         let problems = [self.tables.problems(), self.http.problems()].concat();
-        let control = status::Control { services: &services, problems: &problems, uptime_s: self.started.elapsed().as_secs() };
+        let control = status::Control {
+            services: &services,
+            problems: &problems,
+            api: self.tables.source_status(),
+            uptime_s: self.started.elapsed().as_secs(),
+            table_file: self.config.conntrack.file.as_deref(),
+        };
         Ok(status::read(&self.edge, &control)?)
     }
 
@@ -320,6 +357,8 @@ fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     EdgeConfig {
         internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
         conntrack_capacity: config.conntrack.capacity,
+        conntrack_file: config.conntrack.file.clone(),
+        conntrack_huge_pages: config.conntrack.huge_pages,
         timeouts: config.conntrack.timeouts.into(),
         ring_size: config.packets.ring_size,
         frame_size: config.packets.frame_size,
@@ -370,6 +409,12 @@ fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
         })
         .context("cannot start a thread")?;
     Ok(receiver)
+}
+
+/// The connection table's file: as configured, or where the example has it.
+pub fn table_file(state_dir: &Path, config: Option<&Path>) -> Result<PathBuf> {
+    let configured = config.map(Config::load).transpose()?.and_then(|config| config.conntrack.file);
+    Ok(configured.unwrap_or_else(|| state_dir.join("conntrack")))
 }
 
 /// Where the state is: as given, or as configured, or the default.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Services, SnatRange};
-use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortStatus, Volume, WorkerStatus, XdpCounters};
+use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortInfo, PortStatus, Volume, WorkerStatus, XdpCounters};
 use serde_json::{Map, Value, json};
 
 /// What control adds to the edge's own account.
@@ -16,8 +17,12 @@ pub struct Control<'a> {
     pub services: &'a Services,
     /// Problems of the objects in force, as shown in the log.
     pub problems: &'a [String],
+    /// How the watch of an API server fares; null without one.
+    pub api: Value,
     /// Seconds since the start.
     pub uptime_s: u64,
+    /// Where the connection table is, if in a file.
+    pub table_file: Option<&'a Path>,
 }
 
 /// Why this gateway is not ready; empty: it is. Ready means: the tables are in force in every worker, the XDP programs are attached, every
@@ -35,6 +40,11 @@ pub fn not_ready(status: &EdgeStatus, alive: usize) -> Vec<String> {
         }
     }
     reasons
+}
+
+/// The status of a gateway that waits for its first objects.
+pub fn waiting(missing: &str, api: Value, uptime_s: u64) -> Value {
+    json!({ "ready": false, "not_ready": [missing], "uptime_s": uptime_s, "api": api })
 }
 
 /// The whole status.
@@ -89,6 +99,10 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "conntrack": {
                 "live": status.flows_live,
                 "capacity": status.flows_capacity,
+                "file": control.table_file,
+                "taken_over": edge.taken_over().map(|r| json!({
+                    "connections": r.connections, "not_whole": r.not_whole, "unwanted": r.unwanted, "detached": r.detached,
+                })),
                 "hit": count(&|c| c.conntrack_hit.get()),
                 "created": count(&|c| c.conntrack_created.get()),
                 "expired": count(&|c| c.conntrack_expired.get()),
@@ -118,6 +132,7 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "addresses": control.services.frontends().count(),
             "problems": control.problems,
         },
+        "api": control.api,
         "routes": { "generation": status.routes_generation, "applied": status.routes_applied },
         "targets": targets,
     }))
@@ -200,9 +215,31 @@ fn port(p: &PortStatus) -> Value {
         "rebinds": p.info.rebinds,
         "xdp_mode": mode(p.info.native),
         "zero_copy": p.info.zero_copy,
+        "rss": rss(&p.info),
         "xdp": xdp(&p.xdp),
         "sockets": sockets.collect::<Vec<_>>(),
     })
+}
+
+/// Whether the queue of an answer is told beforehand, so that source ports are chosen by it.
+fn rss(info: &PortInfo) -> Value {
+    match &info.rss {
+        Ok(rss) => json!({ "predicted": true, "entries": rss.entries() }),
+        Err(reason) => json!({ "predicted": false, "because": reason }),
+    }
+}
+
+/// How the watch fares, a line a kind.
+fn write_api(out: &mut String, api: &Value) {
+    let Some(kinds) = api["kinds"].as_array() else { return };
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let _ = writeln!(out, "objects from {}", text(&api["server"]));
+    for k in kinds {
+        let heard = k["heard_s_ago"].as_u64().map_or("never heard of".into(), |s| format!("heard {s} s ago"));
+        let (kind, state, for_s, objects) = (text(&k["kind"]), text(&k["state"]), &k["for_s"], k["objects"].as_u64().unwrap_or(0));
+        let error = if state == "connected" { String::new() } else { k["error"].as_str().map_or(String::new(), |e| format!(": {e}")) };
+        let _ = writeln!(out, "  {kind:<14} {objects:>7}  {state} for {for_s} s, {heard}{error}");
+    }
 }
 
 /// The status as a page for people.
@@ -213,6 +250,10 @@ pub fn page(status: &Value) -> String {
     let mut out = String::new();
     let missing: Vec<String> = list("not_ready").iter().filter_map(|r| r.as_str().map(str::to_owned)).collect();
     let _ = writeln!(out, "{}", if missing.is_empty() { "ready".into() } else { format!("NOT READY: {}", missing.join("; ")) });
+    write_api(&mut out, &status["api"]);
+    if status["workers"].is_null() {
+        return out;
+    }
     let _ = writeln!(
         out,
         "up {} s, {} of {} workers alive, {} Service ports on {} addresses",
@@ -222,9 +263,13 @@ pub fn page(status: &Value) -> String {
         n("/services/ports"),
         n("/services/addresses"),
     );
+    let taken_over = match &status["totals"]["conntrack"]["taken_over"] {
+        Value::Null => String::new(),
+        _ => format!(" ({} were taken over)", n("/totals/conntrack/taken_over/connections")),
+    };
     let _ = writeln!(
         out,
-        "connections {} of {}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})\n",
+        "connections {} of {}{taken_over}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})\n",
         n("/totals/conntrack/live"),
         n("/totals/conntrack/capacity"),
         n("/totals/replies/announced"),
@@ -237,9 +282,13 @@ pub fn page(status: &Value) -> String {
     for p in list("ports") {
         let x = |key: &str| p["xdp"][key].as_u64().unwrap_or(0);
         let copy = if p["zero_copy"] == true { "zero-copy" } else { "copy" };
+        let rss = match p.pointer("/rss/entries").and_then(Value::as_u64) {
+            Some(entries) => format!("RSS of {entries} entries"),
+            None => "RSS unknown".into(),
+        };
         let _ = writeln!(
             out,
-            "{:<12} {:>10} {:>10} {:>10} {:>10}  {} XDP, {copy}, {} queue(s)",
+            "{:<12} {:>10} {:>10} {:>10} {:>10}  {} XDP, {copy}, {} queue(s), {rss}",
             text(&p, "name"),
             x("received"),
             x("taken"),
@@ -286,4 +335,64 @@ pub fn page(status: &Value) -> String {
         let _ = writeln!(out, "problem: {}", problem.as_str().unwrap_or_default());
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nomagic_core::frame::PortId;
+    use nomagic_core::rss::{Kinds, Rss};
+    use nomagic_core::tuple::Proto;
+
+    #[test]
+    fn a_port_says_whether_the_queues_of_answers_are_told_beforehand() {
+        let known = Rss::new(&[7; 40], &[0; 128], &[0], Kinds::default().with(Proto::Tcp, false)).unwrap();
+        let rows = [
+            (Ok(known.into()), "1 queue(s), RSS of 128 entries", json!({ "predicted": true, "entries": 128 })),
+            (
+                Err("the driver does not tell".to_owned()),
+                "1 queue(s), RSS unknown",
+                json!({ "predicted": false, "because": "the driver does not tell" }),
+            ),
+        ];
+        for (rss, words, object) in rows {
+            let info = PortInfo {
+                id: PortId(0),
+                name: "eth0".into(),
+                ifindex: 2,
+                mac: [2; 6],
+                mtu: 1500,
+                native: true,
+                zero_copy: false,
+                queues: 1,
+                owners: vec![0],
+                condition: Condition::Bound,
+                rebinds: 0,
+                rss,
+            };
+            let port = port(&PortStatus { info, xdp: XdpCounters::default(), sockets: Vec::new() });
+            assert_eq!(port["rss"], object);
+            let page = page(&json!({ "ports": [port] }));
+            assert!(page.contains(words), "{page}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_waits_says_for_what() {
+        let kinds = json!([
+            {"kind": "Service", "state": "connected", "for_s": 5, "objects": 2, "heard_s_ago": 1, "error": "an old story"},
+            {"kind": "EndpointSlice", "state": "away", "for_s": 3, "objects": 0, "heard_s_ago": null, "error": "refused"},
+        ]);
+        let text = page(&waiting("not listed yet: EndpointSlices", json!({ "server": "https://a", "kinds": kinds }), 7));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "NOT READY: not listed yet: EndpointSlices",
+                "objects from https://a",
+                "  Service              2  connected for 5 s, heard 1 s ago",
+                "  EndpointSlice        0  away for 3 s, never heard of: refused",
+            ]
+        );
+    }
 }

@@ -1,85 +1,118 @@
-//! From manifests to the tables in force, and to what the XDP filter takes.
+//! From objects to the tables in force, and to what the XDP filter takes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::services::Services;
+use nomagic_core::services::{Services, SnatRange};
 use nomagic_core::tuple::{Proto, words_addr};
 use nomagic_xsk::FilterRules;
+use serde_json::Value;
 
 use super::http::News;
+use super::source::Source;
 use crate::compile::{Compiler, PortKey, Settings, TARGETS_MAX, filter_rules};
+use crate::config::Config;
 use crate::health::Moment;
 use crate::index::Index;
-use crate::manifests::{self, Fingerprint, Loaded};
+use crate::net::node;
 
 /// Problems shown one by one at the most; the rest is counted.
 const PROBLEMS_SHOWN_MAX: usize = 100;
 
 /// The objects, compiled.
 pub struct Tables {
-    path: PathBuf,
+    config: Config,
+    /// The kernel's addresses of this node.
+    present: Vec<IpAddr>,
+    source: Source,
+    index: Index,
     settings: Settings,
     compiler: Compiler,
-    fingerprint: Fingerprint,
-    loaded: Loaded,
     services: Arc<Services>,
     problems: Vec<String>,
     news: News,
-    /// The path could not be read when it was last looked at.
-    missing: bool,
 }
 
 impl Tables {
-    /// Reads and compiles the manifests for the first time.
-    pub fn load(path: PathBuf, settings: Settings) -> Result<Tables> {
-        let fingerprint = manifests::fingerprint(&path);
-        let loaded = manifests::load(&path, None).map_err(|problem| anyhow!("{problem}"))?;
+    /// Opens the source of objects. Nothing is compiled yet. `present`: the kernel's addresses of this node.
+    pub fn open(config: &Config, present: Vec<IpAddr>) -> Result<Tables> {
+        let mut index = Index::default();
+        let source = Source::open(config, &mut index)?;
+        let settings = config.settings_for(&present, &index);
         let services = Arc::new(Services::empty(settings.seed));
         let compiler = Compiler::new(TARGETS_MAX);
-        let (problems, news) = (Vec::new(), News::new());
-        let mut tables = Tables { path, settings, compiler, fingerprint, loaded, services, problems, news, missing: false };
-        tables.compile(Moment::now());
-        Ok(tables)
+        let (config, problems, news) = (config.clone(), Vec::new(), News::new());
+        Ok(Tables { config, present, source, index, settings, compiler, services, problems, news })
     }
 
-    /// Reads the manifests again if they have changed (or `always`). True when there is a new table.
+    /// Whether enough is known to compile.
+    pub fn complete(&self) -> bool {
+        self.source.complete()
+    }
+
+    /// What is still waited for, in words.
+    pub fn missing(&self) -> String {
+        self.source.missing()
+    }
+
+    /// Waits until an API server has told something new: then [`Tables::compile`]. Cancel-safe.
+    pub async fn changed(&mut self) -> Result<bool> {
+        self.source.changed(&mut self.index).await
+    }
+
+    /// Looks at the manifests, and compiles if they have changed (or `always`). True when there is a new table.
     pub fn reload(&mut self, always: bool) -> bool {
-        // Taken first: a change while reading is seen the next time.
-        let fingerprint = manifests::fingerprint(&self.path);
-        if !always && fingerprint == self.fingerprint {
-            return false;
+        let changed = self.source.look(always, &mut self.index);
+        if changed {
+            self.compile();
         }
-        self.fingerprint = fingerprint;
+        changed
+    }
+
+    /// The settings that follow from configuration and objects now.
+    pub fn settings(&self) -> Settings {
+        self.config.settings_for(&self.present, &self.index)
+    }
+
+    /// Compiles all objects.
+    pub fn compile(&mut self) {
         let noticed = Moment::now();
-        match manifests::load(&self.path, Some(&self.loaded)) {
-            Ok(loaded) => self.loaded = loaded,
-            Err(problem) => {
-                if !std::mem::replace(&mut self.missing, true) {
-                    tracing::warn!("{problem}; the objects that were read before stay in force");
-                }
-                return false;
+        let mut settings = self.settings();
+        if self.services.generation > 0 && settings.snat != self.settings.snat {
+            settings.snat = self.new_sources(&settings);
+        }
+        self.settings = settings;
+        let compiled = self.compiler.compile(&self.index, &self.settings);
+        self.services = Arc::new(compiled.services);
+        self.news.compiled(&self.index, compiled.names, noticed);
+        let problems = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
+        let said: BTreeSet<String> = std::mem::replace(&mut self.problems, problems).into_iter().collect();
+        let new: Vec<&String> = self.problems.iter().filter(|p| !said.contains(*p)).collect();
+        new.iter().take(PROBLEMS_SHOWN_MAX).for_each(|p| tracing::warn!("{p}"));
+        if new.len() > PROBLEMS_SHOWN_MAX {
+            tracing::warn!("{} more problems; `nomagic status` lists them all", new.len() - PROBLEMS_SHOWN_MAX);
+        }
+    }
+
+    /// The node's addresses have changed while running, and with them the sources of SNAT: taken over if their ports are free.
+    fn new_sources(&self, new: &Settings) -> SnatRange {
+        let range = &new.snat;
+        let own: Vec<IpAddr> = [range.v4, range.v6].into_iter().flatten().filter(|a| new.node.ips.contains(a)).collect();
+        match node::check_snat_range(&own, range.port_first, range.port_last) {
+            Ok(()) => range.clone(),
+            Err(e) => {
+                tracing::error!("the sources of SNAT stay as they were: {e}");
+                self.settings.snat.clone()
             }
         }
-        self.missing = false;
-        self.compile(noticed);
-        true
     }
 
-    fn compile(&mut self, noticed: Moment) {
-        let index = Index::of(self.loaded.objects.iter().cloned());
-        let compiled = self.compiler.compile(&index, &self.settings);
-        self.services = Arc::new(compiled.services);
-        self.problems = self.loaded.problems.iter().chain(&compiled.problems).map(ToString::to_string).collect();
-        self.news.compiled(index, compiled.names, noticed);
-        self.problems.iter().take(PROBLEMS_SHOWN_MAX).for_each(|p| tracing::warn!("{p}"));
-        if self.problems.len() > PROBLEMS_SHOWN_MAX {
-            tracing::warn!("{} more problems; `nomagic status` lists them all", self.problems.len() - PROBLEMS_SHOWN_MAX);
-        }
+    /// How the watch of an API server fares; null without one.
+    pub fn source_status(&self) -> Value {
+        self.source.status(&self.index)
     }
 
     /// The table in force.
@@ -87,9 +120,14 @@ impl Tables {
         self.services.clone()
     }
 
-    /// What they follow from besides the objects.
-    pub fn settings(&self) -> &Settings {
+    /// What it follows from besides the objects.
+    pub fn settings_in_force(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether load balancers may count on this node, as its Node object says. Files need not hold one.
+    pub fn node_eligible(&self) -> bool {
+        self.index.node(&self.settings.node.name).map_or(self.config.kubernetes.is_none(), |node| node.eligible)
     }
 
     /// What the last compilation means to those who watch.
@@ -145,7 +183,6 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use nomagic_core::conntrack::{Flow, Phase};
     use nomagic_core::tuple::addr_words;
     use std::sync::atomic::AtomicU64;
@@ -158,8 +195,14 @@ mod tests {
 
     fn tables(dir: &std::path::Path) -> Tables {
         std::fs::write(dir.join("m.yaml"), manifest(80)).unwrap();
-        let settings = Config::default().settings(&["10.0.0.1".parse().unwrap()]);
-        Tables::load(dir.join("m.yaml"), settings).unwrap()
+        let mut tables = open(dir.join("m.yaml")).unwrap();
+        tables.compile();
+        tables
+    }
+
+    fn open(manifests: std::path::PathBuf) -> Result<Tables> {
+        let config = Config { manifests: Some(manifests), ..Config::default() };
+        Tables::open(&config, vec!["10.0.0.1".parse().unwrap()])
     }
 
     #[test]
@@ -176,7 +219,7 @@ mod tests {
         assert_eq!(t.services().ports[0].port, 8081);
         std::fs::write(dir.path().join("m.yaml"), manifest(8082)).unwrap();
         assert!(t.reload(false));
-        assert!(Tables::load(dir.path().join("none.yaml"), Config::default().settings(&[])).is_err());
+        assert!(open(dir.path().join("none.yaml")).is_err());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! nomagic in a scene of network namespaces: started, asked, ended.
 #![allow(dead_code)]
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -31,10 +32,23 @@ impl Gateway {
     pub fn start_in(scene: Scene, extra: &str, manifests: &str) -> Gateway {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("manifests.yaml"), manifests).expect("manifests");
-        std::fs::write(dir.path().join("nomagic.yaml"), config(dir.path(), extra)).expect("configuration");
+        let config = config(dir.path(), extra);
+        let mut gateway = Gateway::begin(scene, dir, &config);
+        gateway.wait_until_ready();
+        gateway
+    }
+
+    /// Starts nomagic with a whole configuration, and does not wait for it.
+    pub fn begin(scene: Scene, dir: tempfile::TempDir, config: &str) -> Gateway {
+        let path = dir.path().join("nomagic.yaml");
+        std::fs::write(&path, config).expect("configuration");
         let pods = scene.pods.iter().zip(PODS).map(|(ns, p)| start_pod(ns, PodOptions::new(p.name)).expect("a pod")).collect();
-        let process = launch(&scene.gw, &dir.path().join("nomagic.yaml"));
+        let process = scene.gw.spawn(NOMAGIC, &["run", "--config", &path.to_string_lossy()]).expect("nomagic");
         Gateway { process, pods, scene, dir }
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        self.process.wait_for_line("nomagic is ready", START).expect("ready");
     }
 
     pub fn config_path(&self) -> PathBuf {
@@ -157,8 +171,10 @@ pub fn launch(gw: &Netns, config: &std::path::Path) -> Process {
     process
 }
 
-/// The configuration of the scene's gateway.
+/// The configuration of the scene's gateway. `$STATE` in the extra lines is the state directory.
 pub fn config(dir: &std::path::Path, extra: &str) -> String {
+    let state = dir.join("state");
+    let extra = extra.replace("$STATE", &state.to_string_lossy());
     format!(
         "node: {{name: gw, ips: [10.0.0.1, 192.168.0.1, 'fd00:a::1', 'fd00:192::1'], primaryIPs: [10.0.0.1, 'fd00:a::1']}}\n\
          serviceCIDRs: [10.96.0.0/12, 'fd00:10:109::/64']\n\
@@ -167,7 +183,7 @@ pub fn config(dir: &std::path::Path, extra: &str) -> String {
          stateDir: {}\n\
          onFailure: pass\n\
          {extra}\n",
-        dir.join("state").display()
+        state.display()
     )
 }
 
@@ -229,6 +245,30 @@ pub fn nginx(pods: &[usize]) -> String {
         ports: &[("http", "TCP", 80, 0), ("echo", "UDP", 53, 0)],
         pods,
     }])
+}
+
+/// Opens a connection that stays open: `(stream, pod)`.
+pub fn keep_alive(to: SocketAddr) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+    let pod = ask(&mut stream);
+    (stream, pod)
+}
+
+/// One request on an open connection; the name of the pod that answers.
+pub fn ask(stream: &mut TcpStream) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: nginx\r\n\r\n").expect("a request");
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    while !answer.ends_with(b"}") {
+        let n = stream.read(&mut chunk).expect("an answer");
+        assert!(n > 0, "the connection was closed");
+        answer.extend(&chunk[..n]);
+    }
+    let text = String::from_utf8(answer).expect("text");
+    let body = &text[text.find("\r\n\r\n").expect("a header") + 4..];
+    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    body["pod"].as_str().expect("a pod").to_owned()
 }
 
 /// Waits until something holds; says what did not when the time is up.

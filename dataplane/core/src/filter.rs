@@ -9,6 +9,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arrayvec::ArrayVec;
+
 use crate::prefetch::prefetch;
 use crate::tuple::Tuple;
 
@@ -90,6 +92,22 @@ impl<'r> ReplyFilter<'r> {
         self.bucket(hash).iter().any(|w| w.load(Ordering::Relaxed) == fingerprint)
     }
 
+    /// Makes it announce exactly what another filter of its size does. What both announce is not gone for a moment: the XDP program
+    /// goes on reading.
+    pub fn become_like(&self, wanted: &ReplyFilter<'_>) {
+        for (bucket, wanted) in self.words.chunks_exact(BUCKET_SLOTS).zip(wanted.words.chunks_exact(BUCKET_SLOTS)) {
+            let mut missing: ArrayVec<u32, BUCKET_SLOTS> = wanted.iter().map(|w| w.load(Ordering::Relaxed)).filter(|&w| w != 0).collect();
+            let mut surplus: ArrayVec<&AtomicU32, BUCKET_SLOTS> = ArrayVec::new();
+            for word in bucket {
+                match missing.iter().position(|&w| w == word.load(Ordering::Relaxed)) {
+                    Some(known) => drop(missing.swap_remove(known)),
+                    None => surplus.push(word),
+                }
+            }
+            surplus.into_iter().for_each(|word| word.store(missing.pop().unwrap_or(0), Ordering::Release));
+        }
+    }
+
     /// Empties the filter.
     pub fn clear(&self) {
         self.words.iter().for_each(|w| w.store(0, Ordering::Relaxed));
@@ -148,6 +166,48 @@ mod tests {
         assert!(!f.insert(&tuple(16)));
         f.clear();
         assert!(f.insert(&tuple(16)));
+    }
+
+    #[test]
+    fn it_becomes_like_another_whatever_was_in_it() {
+        let (ours, theirs) = (words(64), words(64));
+        let (f, wanted) = (ReplyFilter::new(&ours, 7).unwrap(), ReplyFilter::new(&theirs, 7).unwrap());
+        // Some are in both, one of them twice here and once there, one the other way round.
+        (0..500).for_each(|i| assert!(f.insert(&tuple(i))));
+        (300..700).for_each(|i| assert!(wanted.insert(&tuple(i))));
+        assert!(f.insert(&tuple(310)) && wanted.insert(&tuple(320)));
+        f.become_like(&wanted);
+        assert_eq!(f.len(), 401);
+        assert!((300..700).all(|i| f.remove(&tuple(i))) && f.remove(&tuple(320)) && f.is_empty());
+        // Full buckets of other things.
+        ours.iter().for_each(|w| w.store(0xdead, Ordering::Relaxed));
+        f.become_like(&wanted);
+        assert_eq!(f.len(), 401);
+        f.become_like(&ReplyFilter::new(&words(64), 7).unwrap());
+        assert!(f.is_empty());
+    }
+
+    #[test]
+    fn what_stays_announced_is_never_gone() {
+        let (ours, theirs) = (words(16), words(16));
+        let (f, wanted) = (ReplyFilter::new(&ours, 7).unwrap(), ReplyFilter::new(&theirs, 7).unwrap());
+        (0..40).for_each(|i| assert!(f.insert(&tuple(i)) && wanted.insert(&tuple(i))));
+        let (before, after) = (words(16), words(16));
+        let (before, after) = (ReplyFilter::new(&before, 7).unwrap(), ReplyFilter::new(&after, 7).unwrap());
+        (0..60).for_each(|i| assert!(before.insert(&tuple(i))));
+        (0..50).for_each(|i| assert!(after.insert(&tuple(i % 40))));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..2_000 {
+                    f.become_like(if round % 2 == 0 { &before } else { &wanted });
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+            while !stop.load(Ordering::Relaxed) {
+                assert!((0..40).all(|i| f.contains(&tuple(i))));
+            }
+        });
     }
 
     #[test]

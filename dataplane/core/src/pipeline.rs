@@ -6,6 +6,7 @@
 mod ahead;
 mod established;
 mod open;
+mod source_ports;
 
 use ahead::{Notes, look_ahead};
 use arrayvec::ArrayVec;
@@ -28,6 +29,7 @@ use crate::tuple::{Tuple, addr_words};
 /// What belongs to one worker alone.
 #[derive(Debug)]
 pub struct WorkerState {
+    number: u16,
     /// Spreads the workers over the source ports.
     port_hint: u32,
     limiter: Limiter,
@@ -44,6 +46,7 @@ impl WorkerState {
     /// The state of worker number `worker`.
     pub fn with_timeouts(worker: u16, timeouts: Timeouts) -> WorkerState {
         WorkerState {
+            number: worker,
             port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9),
             limiter: Limiter::default(),
             idle: timeouts.table(),
@@ -266,7 +269,7 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
         return refuse(ctx, frame, packet, reason, onward.hop.mtu.into(), out);
     }
-    match open::open(ctx, packet, hash, backend, source, onward.id) {
+    match open::open(ctx, packet, hash, backend, source, &onward) {
         Ok(hit) => {
             ctx.counters.conntrack_created.add(1);
             ctx.counters.target(hit.stats).flows.add(1);

@@ -4,10 +4,12 @@
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::frame::{NextHopId, PortId, Wanted};
 use crate::hash::WordMap;
 use crate::reason::Reason;
+use crate::rss::Rss;
 use crate::tuple::{Prefix, fast_range, mask_addr};
 
 /// A MAC address.
@@ -133,6 +135,8 @@ pub struct Routes {
     /// The way back to the kernel.
     pub internal: Option<InternalPort>,
     ports: Vec<Port>,
+    /// By port, as far as it is known and makes a difference.
+    rss: Vec<Option<Arc<Rss>>>,
     /// By prefix length, longest first, a family each: `(length, network -> route)`.
     v4: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
     v6: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
@@ -189,6 +193,19 @@ impl Routes {
             table.neighbours.insert((n.port, n.addr), id);
         }
         (table, left_out)
+    }
+
+    /// With what is known of how the ports spread what they receive over the workers, in the order of the ports. Where it all comes in at
+    /// one worker that is forgotten here: there is no choice.
+    pub fn with_rss(mut self, rss: impl IntoIterator<Item = Option<Arc<Rss>>>) -> Routes {
+        self.rss = rss.into_iter().map(|rss| rss.filter(|r| r.divides())).collect();
+        self
+    }
+
+    /// How a port spreads what it receives over the workers.
+    #[inline]
+    pub fn rss(&self, port: PortId) -> Option<&Rss> {
+        self.rss.get(usize::from(port.0))?.as_deref()
     }
 
     /// A port.

@@ -19,3 +19,13 @@ pub fn publish_fence() {
     #[cfg(loom)]
     fence(Ordering::SeqCst);
 }
+
+/// A relaxed store to a word of one's own that others may still compare and exchange, who must not succeed afterwards. They cannot, since nothing comes
+/// between what a compare-exchange reads and what it writes; loom only knows that of other such operations.
+#[inline(always)]
+pub fn overwrite(word: &AtomicU64, value: u64) {
+    #[cfg(loom)]
+    word.swap(value, Ordering::Relaxed);
+    #[cfg(not(loom))]
+    word.store(value, Ordering::Relaxed);
+}

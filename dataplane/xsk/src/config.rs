@@ -67,13 +67,17 @@ pub struct EdgeConfig {
     pub workers: u32,
     /// Connections at the most.
     pub conntrack_capacity: u32,
+    /// The file of the connection table, which the next process goes on with; `None`: memory of this process alone.
+    pub conntrack_file: Option<PathBuf>,
+    /// A table without a file lies on huge pages of 2 MiB, which must have been set aside. (With one, its file system decides.)
+    pub conntrack_huge_pages: bool,
     /// How long idle connections are remembered.
     pub timeouts: Timeouts,
     /// Buckets of the reply filter (16 connections each), a power of two.
     pub reply_buckets: u32,
     /// (Service port, backend) pairs with counters of their own.
     pub targets_max: usize,
-    /// Seed of the connection table's and the reply filter's hashes; 0: a random one, so that nobody can aim at a bucket.
+    /// Seed of a new connection table's hashes and the reply filter's; 0: a random one, so that nobody can aim at a bucket.
     pub hash_seed: u64,
     /// What the worker does when idle.
     pub idle: Idle,
@@ -106,6 +110,8 @@ impl EdgeConfig {
             huge_pages: false,
             workers: 1,
             conntrack_capacity: 1 << 18,
+            conntrack_file: None,
+            conntrack_huge_pages: false,
             timeouts: Timeouts::default(),
             reply_buckets: 1 << 15,
             targets_max: 1 << 16,
@@ -152,6 +158,9 @@ impl EdgeConfig {
         if !self.headroom.is_multiple_of(64) || self.headroom > 1024 {
             return bad(format!("headroom {}: a multiple of 64 up to 1024", self.headroom));
         }
+        if self.conntrack_huge_pages && self.conntrack_file.is_some() {
+            return bad("conntrack: a table in a file lies on huge pages when the file is in a hugetlbfs; turn hugePages off".into());
+        }
         if self.workers == 0 || self.workers > WORKERS_MAX {
             return bad(format!("{} workers: 1 to {WORKERS_MAX}", self.workers));
         }
@@ -180,7 +189,7 @@ mod tests {
         let good = || EdgeConfig::new("/run/x", vec!["eth0".into()]);
         assert!(good().validate().is_ok());
         type Spoil = fn(&mut EdgeConfig);
-        let bad: [(Spoil, &str); 13] = [
+        let bad: [(Spoil, &str); 14] = [
             (|c| c.interfaces.clear(), "no interfaces"),
             (|c| c.interfaces.push("eth0".into()), "named twice"),
             (|c| c.interfaces.push("a/b".into()), "no interface name"),
@@ -188,6 +197,7 @@ mod tests {
             (|c| c.ring_size = 1000, "ring size"),
             (|c| c.frame_size = 1500, "frame size"),
             (|c| c.headroom = 100, "headroom"),
+            (|c| (c.conntrack_huge_pages, c.conntrack_file) = (true, Some("/x".into())), "hugetlbfs"),
             (|c| c.workers = 0, "workers"),
             (|c| c.workers = 65, "workers"),
             (|c| c.cpus = vec![0, 1], "2 CPUs for 1 workers"),

@@ -1,17 +1,17 @@
 //! The edge as control sees it: start, publish, ask, stop.
 
-use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
-use nomagic_core::conntrack::Conntrack;
+use nomagic_core::conntrack::{Conntrack, Recovered};
 use nomagic_core::counters::Counters;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::Routes;
+use nomagic_core::rss::Rss;
 use nomagic_core::services::Services;
 
 use crate::bind::{Group, Member, bind_ports};
@@ -26,6 +26,7 @@ use crate::ports::{Binding, port_info, rx_queues};
 use crate::program::{self, Constants};
 use crate::published::Published;
 use crate::redirect::Redirects;
+use crate::region::Table;
 use crate::setup::{Handle, Readers, reply_seed, share_memory, start_workers};
 use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, XdpCounters};
 use crate::sys;
@@ -45,7 +46,7 @@ pub struct Edge {
     services: Published<Services>,
     routes: Published<Routes>,
     wanted: Receiver<Wanted>,
-    table: Conntrack<'static>,
+    table: Table,
     replies: ReplyFilter<'static>,
     replies_capacity: u64,
     heartbeats: &'static [AtomicU64],
@@ -72,12 +73,14 @@ impl Edge {
 
         let pins = Pins::open(&config.state_dir)?;
         program::check_layout(&pins, config.reply_buckets)?;
-        let seed = if config.hash_seed == 0 { RandomState::new().hash_one(std::process::id()) } else { config.hash_seed };
+        let table = Table::open(&config, &services)?;
+        // Its seed, not a new one: what an earlier process has announced with it goes on.
+        let seed = reply_seed(table.conntrack.seed());
         let mut bindings = Vec::new();
         for (i, link) in links.iter().enumerate() {
             let constants = Constants {
                 reply_buckets: config.reply_buckets,
-                reply_seed: reply_seed(seed),
+                reply_seed: seed,
                 take_everything: i >= config.interfaces.len(),
                 redirect_to: 0,
             };
@@ -85,13 +88,12 @@ impl Edge {
         }
         let first = &mut bindings[0].ebpf;
         program::write_settings(first, &config)?;
-        let memory = share_memory(&config, first, seed)?;
+        let memory = share_memory(&config, first, &table)?;
         let filter = FilterMaps::open(first)?;
 
         let redirects = config.internal.as_ref().map(|pair| {
             let redirect_to = Link::query(&pair.kernel_side)?.ifindex;
-            let constants =
-                Constants { reply_buckets: config.reply_buckets, reply_seed: reply_seed(seed), take_everything: false, redirect_to };
+            let constants = Constants { reply_buckets: config.reply_buckets, reply_seed: seed, take_everything: false, redirect_to };
             Ok::<_, EdgeError>(Redirects::new(constants, config.interfaces.len()))
         });
 
@@ -116,7 +118,7 @@ impl Edge {
             services,
             routes,
             wanted,
-            table: memory.table,
+            table,
             replies: memory.replies,
             replies_capacity: u64::from(config.reply_buckets) * BUCKET_SLOTS as u64,
             heartbeats: memory.heartbeats,
@@ -191,6 +193,11 @@ impl Edge {
         &self.ports
     }
 
+    /// How the ports spread what they receive over the workers, as far as that is known: for [`Routes::with_rss`].
+    pub fn rss(&self) -> Vec<Option<Arc<Rss>>> {
+        self.ports.iter().map(|port| port.rss.clone().ok()).collect()
+    }
+
     /// The redirect ports.
     pub fn redirects(&self) -> Vec<RedirectStatus> {
         self.redirects.as_ref().map(Redirects::status).unwrap_or_default()
@@ -250,7 +257,12 @@ impl Edge {
 
     /// The connection table, for scans.
     pub fn table(&self) -> Conntrack<'static> {
-        self.table
+        self.table.conntrack
+    }
+
+    /// What was taken over from an earlier process, see [`EdgeConfig::conntrack_file`].
+    pub fn taken_over(&self) -> Option<Recovered> {
+        self.table.taken_over
     }
 
     /// A worker's counters of the packet path.
@@ -284,11 +296,11 @@ impl Edge {
             redirects: self.redirects.as_ref().map(Redirects::status).unwrap_or_default(),
             redirects_xdp: self.redirects.as_ref().map_or(Ok(XdpCounters::default()), Redirects::counters)?,
             frames,
-            flows_live: self.table.live(),
-            flows_capacity: self.table.capacity(),
+            flows_live: self.table.conntrack.live(),
+            flows_capacity: self.table.conntrack.capacity(),
             replies_announced: self.replies.len() as u64,
-            source_ports: self.table.source_ports(),
-            source_ports_largest: self.table.largest_share(),
+            source_ports: self.table.conntrack.source_ports(),
+            source_ports_largest: self.table.conntrack.largest_share(),
             replies_capacity: self.replies_capacity,
             services_generation: self.services.current().generation,
             services_applied: self.services.applied(|w| self.live(w)) == self.services.sequence(),
@@ -308,10 +320,11 @@ impl Edge {
     fn join(&mut self) {
         self.workers.iter().for_each(|w| w.shared.stop.store(true, Relaxed));
         self.wake();
-        for worker in &mut self.workers {
-            if worker.thread.take().is_some_and(|thread| thread.join().is_err()) {
-                tracing::error!("a worker had panicked");
-            }
+        let ended: Vec<bool> = self.workers.iter_mut().filter_map(|w| w.thread.take()).map(|thread| thread.join().is_ok()).collect();
+        if ended.contains(&false) {
+            tracing::error!("a worker had panicked");
+        } else if !ended.is_empty() {
+            self.table.conntrack.detach();
         }
     }
 }

@@ -105,11 +105,19 @@ pub enum EdgeError {
     },
     /// Too few huge pages are set aside.
     #[error(
-        "packet memory asks for {pages} huge pages of 2 MiB, which are not free; set them aside with `sysctl vm.nr_hugepages=N` (`grep Huge /proc/meminfo` shows them) or turn `hugePages` off"
+        "{pages} huge pages of 2 MiB are asked for, which are not free; set them aside with `sysctl vm.nr_hugepages=N` (`grep Huge /proc/meminfo` shows them) or turn `hugePages` off"
     )]
     HugePages {
         /// Pages asked for.
         pages: u64,
+    },
+    /// The connection table's file cannot be used.
+    #[error("conntrack file {}: {detail}", path.display())]
+    TableFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        detail: String,
     },
     /// A queue could not be bound.
     #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {source}{}", bind_hint(source))]

@@ -4,13 +4,14 @@
 //! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
 //! it all together: it is what the control plane starts, publishes tables to, and stops.
 //!
-//! `unsafe` is confined to `sys` (system calls), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
+//! `unsafe` is confined to `sys` (system calls), `ethtool` (one ioctl), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
 //! (rings), `bind` (socket creation) and `privileges` (capabilities).
 
 mod bind;
 mod config;
 mod edge;
 mod error;
+mod ethtool;
 mod filter;
 #[cfg(test)]
 mod filter_tests;
@@ -28,6 +29,7 @@ mod program;
 mod published;
 mod queue;
 mod redirect;
+pub mod region;
 mod setup;
 mod shared;
 mod status;
@@ -41,6 +43,7 @@ pub use edge::Edge;
 pub use error::EdgeError;
 pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
 pub use link::{Attached, Link};
+pub use nomagic_core::conntrack::Recovered;
 pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use privileges::{keep_nothing, keep_what_is_needed};

@@ -1,4 +1,4 @@
-//! Memory that outlives every borrow: the connection table and the BPF arrays shared with the XDP program.
+//! Memory that outlives every borrow: the connection table, and the BPF arrays shared with the XDP program.
 //!
 //! Mappings are never undone: the process's threads and the kernel read them until the process ends.
 
@@ -20,6 +20,31 @@ unsafe impl Word for AtomicU64 {}
 /// Zeroed private memory for the rest of the process's life.
 pub fn anonymous(words: usize) -> io::Result<&'static [AtomicU64]> {
     map(words, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
+}
+
+/// As [`anonymous`], on huge pages that have been set aside; too few of them are ENOMEM.
+pub fn anonymous_huge(words: usize) -> io::Result<&'static [AtomicU64]> {
+    map(words, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None)
+}
+
+/// The beginning of a file that is at least as long and stays so. Every page is there afterwards: the file system had room for it (later that would be a
+/// SIGBUS), and no worker waits for one.
+pub fn file_words(file: BorrowedFd<'_>, words: usize) -> io::Result<&'static [AtomicU64]> {
+    let mapped: &'static [AtomicU64] = map(words, libc::MAP_SHARED, Some(file))?;
+    let (at, bytes) = (mapped.as_ptr().cast_mut().cast(), size_of_val(mapped));
+    // SAFETY: the range was mapped above. Huge pages are advice; both calls leave the contents as they are.
+    let populated = unsafe {
+        libc::madvise(at, bytes, libc::MADV_HUGEPAGE);
+        libc::madvise(at, bytes, libc::MADV_POPULATE_WRITE)
+    };
+    if populated != 0 {
+        let error = io::Error::last_os_error();
+        // SAFETY: the range was mapped above, and nobody has it yet.
+        unsafe { libc::munmap(at, bytes) };
+        // Linux 5.14 or later says EFAULT where a write would be a SIGBUS.
+        return Err(if error.raw_os_error() == Some(libc::EFAULT) { io::ErrorKind::StorageFull.into() } else { error });
+    }
+    Ok(mapped)
 }
 
 /// As [`anonymous`], in 32-bit words.
@@ -66,5 +91,16 @@ mod tests {
         assert_eq!(words[9_999].load(Relaxed), 7);
         assert!(anonymous(0).is_err());
         assert!(anonymous(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn huge_pages_are_there_or_missed_by_name() {
+        match anonymous_huge(1 << 18) {
+            Ok(words) => {
+                words[(1 << 18) - 1].store(7, Relaxed);
+                assert_eq!((words[0].load(Relaxed), words[(1 << 18) - 1].load(Relaxed)), (0, 7));
+            }
+            Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOMEM), "{e}"),
+        }
     }
 }

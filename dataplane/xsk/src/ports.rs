@@ -16,6 +16,7 @@ use nomagic_core::frame::PortId;
 use crate::bind::{Group, place};
 use crate::edge::Edge;
 use crate::error::EdgeError;
+use crate::ethtool;
 use crate::link::{Link, describe_program};
 use crate::program::{self, Constants};
 use crate::queue::Queue;
@@ -28,6 +29,10 @@ use crate::topology::{PortPlan, Topology, spread};
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Nanoseconds after which a port that could not be bound is tried again.
 const RETRY_NS: u64 = 1_000_000_000;
+/// Nanoseconds between looks at a NIC's receive side scaling: `ethtool -X` and `-N` tell nobody.
+const RSS_LOOK_NS: u64 = 5_000_000_000;
+/// Why nothing is known of a port's receive side scaling.
+const NOT_BOUND: &str = "the port is not bound";
 
 /// What a port is made of, beside what it tells about itself.
 pub(crate) struct Binding {
@@ -44,6 +49,7 @@ pub(crate) struct Binding {
     /// The program must be loaded once more.
     reload_due: bool,
     retry_ns: u64,
+    rss_due_ns: u64,
 }
 
 impl Binding {
@@ -51,7 +57,7 @@ impl Binding {
     pub fn load(link: &Link, constants: Constants, pins: &crate::pins::Pins) -> Result<Binding, EdgeError> {
         let mut ebpf = program::load(&link.name, constants, Some((pins, &pins.directory(&link.name))))?;
         let stats = program::take_map(&mut ebpf, "stats")?.try_into().map_err(|e: MapError| EdgeError::map("stats", &e))?;
-        Ok(Binding { ebpf, stats, sockets: Vec::new(), group: 0, program_id: 0, constants, reload_due: false, retry_ns: 0 })
+        Ok(Binding { ebpf, stats, sockets: Vec::new(), group: 0, program_id: 0, constants, reload_due: false, retry_ns: 0, rss_due_ns: 0 })
     }
 }
 
@@ -69,6 +75,7 @@ pub(crate) fn port_info(port: PortId, link: &Link) -> PortInfo {
         owners: Vec::new(),
         condition: Condition::Missing,
         rebinds: 0,
+        rss: Err(NOT_BOUND.into()),
     }
 }
 
@@ -116,6 +123,7 @@ impl Edge {
         } else {
             self.follow_queues(port, &link)?;
         }
+        self.follow_rss(port);
         let info = &mut self.ports[port];
         (info.mac, info.mtu) = (link.mac, link.mtu);
         self.keep_attached(port, &link)
@@ -141,6 +149,25 @@ impl Edge {
             binding.reload_due = false;
         }
         Ok(())
+    }
+
+    /// Looks how the NIC spreads what it receives: at once when the queues are others, else every few seconds.
+    fn follow_rss(&mut self, port: usize) {
+        let (info, binding) = (&mut self.ports[port], &mut self.bindings[port]);
+        let now_ns = sys::monotonic_ns();
+        if now_ns < binding.rss_due_ns {
+            return;
+        }
+        binding.rss_due_ns = now_ns + RSS_LOOK_NS;
+        let rss = ethtool::rss(&info.name, &info.owners).map(Arc::new);
+        if rss == info.rss {
+            return;
+        }
+        match &rss {
+            Ok(known) => tracing::info!(interface = info.name, entries = known.entries(), "the queues of answers can be told beforehand"),
+            Err(reason) => tracing::debug!(interface = info.name, "the queues of answers cannot be told beforehand: {reason}"),
+        }
+        info.rss = rss;
     }
 
     /// Puts the program back where it was taken off, and tells when another has taken its place.
@@ -192,6 +219,8 @@ impl Edge {
             answer.recv_timeout(ANSWER_MAX).map_err(|_| silent(worker))?;
         }
         self.publish_topology();
+        self.bindings[port].rss_due_ns = 0;
+        self.follow_rss(port);
         Ok(())
     }
 
@@ -200,6 +229,7 @@ impl Edge {
         let id = PortId(port as u16);
         let info = &mut self.ports[port];
         let (count, mut owners) = (std::mem::take(&mut info.queues), std::mem::take(&mut info.owners));
+        info.rss = Err(NOT_BOUND.into());
         if count == 0 {
             return Ok(());
         }
@@ -254,7 +284,7 @@ fn silent(worker: usize) -> EdgeError {
 /// Receive queues of an interface, within the limit.
 pub(crate) fn rx_queues(interface: &str) -> Result<u32, EdgeError> {
     use crate::config::QUEUES_MAX;
-    let queues = sys::rx_queues(interface).map_err(|e| EdgeError::io(format!("asking for the queues of {interface}"), e))?;
+    let queues = ethtool::rx_queues(interface).map_err(|e| EdgeError::io(format!("asking for the queues of {interface}"), e))?;
     if queues > QUEUES_MAX {
         return Err(EdgeError::Config(format!(
             "{interface} has {queues} queues: {QUEUES_MAX} at the most (`ethtool -L {interface} combined {QUEUES_MAX}`)"

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 use aya::Ebpf;
@@ -21,6 +21,7 @@ use crate::hold::{Asker, Hold};
 use crate::io::Io;
 use crate::lanes::{Peer, mesh};
 use crate::published::Reader;
+use crate::region::Table;
 use crate::shared::{Command, Shared};
 use crate::topology::Topology;
 use crate::worker::Worker;
@@ -48,32 +49,45 @@ pub(crate) fn reply_seed(seed: u64) -> u32 {
     (seed ^ (seed >> 32)) as u32
 }
 
-/// The connection table, and the BPF arrays that are mapped into this process. The table starts empty, and so does the filter.
-pub(crate) fn share_memory(config: &EdgeConfig, ebpf: &mut Ebpf, seed: u64) -> Result<Memory, EdgeError> {
-    let words = memory::anonymous(Conntrack::words_needed(config.conntrack_capacity))
-        .map_err(|e| EdgeError::io(format!("memory for {} connections", config.conntrack_capacity), e))?;
-    let table = Conntrack::format(words, config.conntrack_capacity, seed, boot_id())
-        .map_err(|e| EdgeError::Config(format!("conntrack capacity {}: {e:?}", config.conntrack_capacity)))?;
+/// The BPF arrays that are mapped into this process. The reply filter announces what the table's connections need, and nothing else.
+pub(crate) fn share_memory(config: &EdgeConfig, ebpf: &mut Ebpf, table: &Table) -> Result<Memory, EdgeError> {
     let mapped = |map: &'static str, e| EdgeError::io(format!("mapping the BPF array {map}"), e);
     let map_fd = |ebpf: &Ebpf, map: &'static str| match ebpf.map(map) {
         Some(aya::maps::Map::Array(data)) => data.fd().as_fd().try_clone_to_owned().map_err(|e| mapped(map, e)),
         _ => Err(EdgeError::Map { map: map.into(), detail: "missing in the embedded object".into() }),
     };
     let fd = map_fd(ebpf, "replies")?;
-    let words = memory::bpf_words32(fd.as_fd(), config.reply_buckets as usize * BUCKET_SLOTS).map_err(|e| mapped("replies", e))?;
-    let replies = ReplyFilter::new(words, reply_seed(seed))
+    let places = config.reply_buckets as usize * BUCKET_SLOTS;
+    let words = memory::bpf_words32(fd.as_fd(), places).map_err(|e| mapped("replies", e))?;
+    let seed = reply_seed(table.conntrack.seed());
+    let replies = ReplyFilter::new(words, seed)
         .ok_or_else(|| EdgeError::Config(format!("{} reply buckets: not a power of two", config.reply_buckets)))?;
-    replies.clear();
+    match table.taken_over {
+        Some(_) => announce(table.conntrack, replies, places, seed),
+        None => replies.clear(),
+    }
     let fd = map_fd(ebpf, "heartbeats")?;
     let heartbeats = memory::bpf_words64(fd.as_fd(), WORKERS_MAX as usize).map_err(|e| mapped("heartbeats", e))?;
-    Ok(Memory { table, replies, heartbeats })
+    Ok(Memory { table: table.conntrack, replies, heartbeats })
 }
 
-/// Identifies this boot of the machine; zeroes when the kernel does not tell.
-fn boot_id() -> [u64; 2] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let id = u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0);
-    [(id >> 64) as u64, id as u64]
+/// Announces the replies of the connections that were taken over. The pinned program of the process before still reads the filter, and drops what it
+/// announces until a worker is there: so what was announced and still is stays in its place all the time. Else a reply would reach the
+/// kernel and, with the backend's address as its sender, the client, which would reset the connection.
+fn announce(table: Conntrack<'_>, replies: ReplyFilter<'_>, places: usize, seed: u32) {
+    let words: Vec<AtomicU32> = (0..places).map(|_| AtomicU32::new(0)).collect();
+    let Some(wanted) = ReplyFilter::new(&words, seed) else { return };
+    let mut refused = 0;
+    table.for_each(|hit, flow| {
+        if flow.announced && !wanted.insert(&flow.reply()) {
+            table.end(hit);
+            refused += 1;
+        }
+    });
+    if refused > 0 {
+        tracing::warn!("{refused} connections found no room in the reply filter and were ended");
+    }
+    replies.become_like(&wanted);
 }
 
 /// The tables that a worker follows.

@@ -1,9 +1,12 @@
 //! What the edge tells about itself: plain values, read at one moment.
 
+use std::sync::Arc;
+
 use aya::maps::{MapData, PerCpuArray};
 use nomagic_core::counters::Traffic;
 use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
+use nomagic_core::rss::Rss;
 
 use crate::error::EdgeError;
 use crate::pool::FrameAccount;
@@ -65,6 +68,8 @@ pub struct PortInfo {
     pub condition: Condition,
     /// Times that it was bound again.
     pub rebinds: u64,
+    /// How its NIC spreads what it receives over the workers; or why that cannot be told.
+    pub rss: Result<Arc<Rss>, String>,
 }
 
 /// A redirect port: see [`crate::Edge::redirect`].

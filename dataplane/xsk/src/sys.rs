@@ -11,8 +11,6 @@ use std::ptr;
 
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h: frames that one sendto() may send in copy mode.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
-/// `ETHTOOL_GCHANNELS` of linux/ethtool.h.
-const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
 /// Commands of bpf(2), linux/bpf.h.
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -37,42 +35,6 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: `now` is a valid timespec; CLOCK_MONOTONIC always exists on Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// `struct ethtool_channels`.
-#[repr(C)]
-#[derive(Default)]
-struct Channels {
-    cmd: u32,
-    max: [u32; 4],
-    rx_count: u32,
-    tx_count: u32,
-    other_count: u32,
-    combined_count: u32,
-}
-
-/// Receive queues of an interface. Drivers that do not tell have one.
-pub fn rx_queues(interface: &str) -> io::Result<u32> {
-    let mut channels = Channels { cmd: ETHTOOL_GCHANNELS, ..Channels::default() };
-    // SAFETY: all-zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    if interface.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_data = ptr::from_mut(&mut channels).cast();
-    // SAFETY: creates a new descriptor; no memory is involved.
-    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: the descriptor was created above and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: the request names a terminated interface name and points to a `Channels` that lives across the call.
-    match check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) }) {
-        Ok(_) => Ok((channels.rx_count + channels.combined_count).max(1)),
-        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
-        Err(e) => Err(e),
-    }
 }
 
 /// Tells the kernel to send what is in the transmit ring.
@@ -180,6 +142,12 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     // SAFETY: the set is valid for its size; 0 is the calling thread.
     check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) })?;
     Ok(())
+}
+
+/// The user that this process acts as.
+pub fn effective_user() -> u32 {
+    // SAFETY: always succeeds, and touches no memory.
+    unsafe { libc::geteuid() }
 }
 
 /// Raises the limit of locked memory as far as possible and returns what is in force, in bytes.
@@ -314,8 +282,6 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_an_error() {
-        assert!(rx_queues("no-such-if").is_err());
-        assert!(rx_queues("an-interface-name-that-is-too-long").is_err());
         assert!(pin_to_cpu(1023).is_err());
         assert!(is_bpffs(Path::new("/nowhere")).is_err());
         assert!(!is_bpffs(Path::new("/proc")).unwrap());

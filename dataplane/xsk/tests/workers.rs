@@ -255,3 +255,34 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
     print_frames("after a worker was stuck", &edge);
     edge.stop(true).unwrap();
 }
+
+#[test]
+fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
+    let scene = Scene::new();
+    scene.client_queues(2);
+    scene.echo();
+    let mut config = scene.config();
+    config.workers = 2;
+    let mut edge = scene.start(config, true);
+    assert_eq!(edge.rss(), [None, None, None]);
+    for port in edge.ports() {
+        assert_eq!(port.rss, Err("the driver does not tell".into()), "{}", port.name);
+    }
+    edge.publish_routes(Arc::new(scene.routes(&edge, 2, true).with_rss(edge.rss())));
+    scene.serve(&edge);
+    assert!((0..20).all(|_| scene.ask(SERVICE, 80, SOON)));
+    // A port that is gone is not asked, one that came back is.
+    scene.gateway.ip("link delete gc");
+    let tend = |scene: &Scene, mut edge: Edge| {
+        scene.gateway.run(move || {
+            edge.tend();
+            edge
+        })
+    };
+    edge = tend(&scene, edge);
+    assert_eq!(edge.ports()[0].rss, Err("the port is not bound".into()));
+    scene.cable_client(2);
+    edge = tend(&scene, edge);
+    assert_eq!(edge.ports()[0].rss, Err("the driver does not tell".into()));
+    edge.stop(true).unwrap();
+}

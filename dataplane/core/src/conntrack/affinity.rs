@@ -6,7 +6,10 @@
 //! was used longest ago goes.
 
 use super::Conntrack;
-use crate::sync::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use crate::tuple::AddrWords;
 
 /// Entries of a bucket.
@@ -18,6 +21,8 @@ const TRIES: u32 = 8;
 // The value: the endpoint's identity (40 bits) << 24 | second of the last use (24 bits, half a year).
 const SECOND_BITS: u32 = 24;
 const SECOND_MASK: u64 = (1 << SECOND_BITS) - 1;
+/// How far a worker's clock may be behind another's, seconds: each looks at it once a batch.
+pub(super) const BEHIND_MAX_S: u64 = 2;
 /// Bits of an endpoint's identity.
 pub const IDENTITY_BITS: u32 = 64 - SECOND_BITS;
 
@@ -41,7 +46,11 @@ impl Conntrack<'_> {
         let key = self.region.seed.hash_words(&[sticky.id, sticky.client[0], sticky.client[1], u64::from(sticky.v6)]) | 1;
         let bucket = self.region.affinity(key);
         let now = (now_ms / 1_000) & SECOND_MASK;
-        let age = |value: u64| now.wrapping_sub(value) & SECOND_MASK;
+        // What a worker whose clock is ahead has just written is new, not half a year old.
+        let age = |value: u64| match now.wrapping_sub(value) & SECOND_MASK {
+            ahead if ahead > SECOND_MASK - BEHIND_MAX_S => 0,
+            age => age,
+        };
         for _ in 0..TRIES {
             let place = find_or_claim(bucket, key, age);
             let Some(place) = place else { continue };
@@ -51,7 +60,7 @@ impl Conntrack<'_> {
             let keep = age(known) < u64::from(sticky.timeout_s) && usable(known >> SECOND_BITS);
             let identity = if keep { known >> SECOND_BITS } else { chosen };
             let new = ((identity << SECOND_BITS) | now) ^ key;
-            if new == old || value.compare_exchange(old, new, Relaxed, Relaxed).is_ok() {
+            if new == old || value.compare_exchange(old, new, Release, Relaxed).is_ok() {
                 return identity;
             }
         }
@@ -61,17 +70,22 @@ impl Conntrack<'_> {
 
 /// The key's entry. If it has none it gets the first empty one, or the one that was used longest ago. `None`: another worker was faster.
 ///
-/// All keys are read once: who comes second either sees the first one's key or tries for the same place. (Only when the bucket is full and a
-/// third worker uses one of its entries at that moment may two choose different places; then the client has two endpoints until one of them goes.)
+/// Who comes second either sees the first one's key or tries for the same place. (Only when the bucket is full and a third worker uses one of its
+/// entries at that moment may two choose different places; then the client has two endpoints until one of them goes.)
 fn find_or_claim(bucket: &[AtomicU64; BUCKET_WORDS], key: u64, age: impl Fn(u64) -> u64) -> Option<usize> {
-    let keys: [u64; ENTRIES] = std::array::from_fn(|place| bucket[2 * place].load(Relaxed));
+    let read = || -> [u64; ENTRIES] { std::array::from_fn(|place| bucket[2 * place].load(Relaxed)) };
+    let keys = read();
     if let Some(place) = keys.iter().position(|&k| k == key) {
         return Some(place);
     }
     let age_of = |place: &usize| match keys[*place] {
         0 => u64::MAX,
-        other => age(bucket[2 * place + 1].load(Relaxed) ^ other),
+        other => age(bucket[2 * place + 1].load(Acquire) ^ other),
     };
     let place = (0..ENTRIES).max_by_key(|place| (age_of(place), std::cmp::Reverse(*place)))?;
+    // A value that already belongs to another key has no age.
+    if read() != keys {
+        return None;
+    }
     bucket[2 * place].compare_exchange(keys[place], key, Relaxed, Relaxed).is_ok().then_some(place)
 }

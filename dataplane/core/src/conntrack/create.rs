@@ -43,7 +43,7 @@ pub struct Pending<'f> {
 }
 
 /// What became of a key's reservation.
-enum Key {
+pub(super) enum Key {
     Reserved,
     Live,
     Busy,
@@ -51,7 +51,8 @@ enum Key {
 }
 
 impl<'r> Conntrack<'r> {
-    /// Writes and reserves a connection. `source_ports`: tried in turn until the reply's key is free, and set; the first is usually enough.
+    /// Writes and reserves a connection. `source_ports`: tried in turn until the reply's key is free, and set; the first is usually enough, and
+    /// best is the one that the flow has already.
     pub fn reserve<'f>(
         &self,
         flow: &'f mut Flow,
@@ -63,37 +64,44 @@ impl<'r> Conntrack<'r> {
         let slot = self.region.allocate().ok_or(Refused::Full)?;
         let words = self.region.slot(slot);
         let state = words.word(STATE);
-        let mut result = Err(Refused::ReplyTaken);
         words.write(flow, phase, now_ms);
-        for port in source_ports {
-            flow.source_port = port;
-            words.write_ports(flow);
-            let reply = flow.reply();
-            match self.reserve_key(&reply, self.hash(&reply), Direction::Reply, slot) {
-                Key::Reserved => result = Ok(()),
-                Key::NoRoom => result = Err(Refused::Full),
-                Key::Live | Key::Busy => continue,
-            }
-            break;
-        }
-        if result.is_ok() {
-            result = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
-                Key::Reserved => Ok(()),
-                Key::NoRoom => Err(Refused::Full),
-                Key::Live => Err(Refused::Exists),
-                Key::Busy => Err(Refused::Busy),
-            };
-            if result.is_err() {
-                self.clear_key(&flow.reply(), Direction::Reply, slot);
-            }
-        }
-        match result {
+        words.write_ports(flow);
+        // The original's key first: two creations of one connection meet here, before either goes for another source port.
+        let reserved = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
+            Key::Reserved => self
+                .reserve_reply(flow, slot, state, source_ports)
+                .inspect_err(|_| self.clear_key(&flow.original(), Direction::Original, slot)),
+            Key::NoRoom => Err(Refused::Full),
+            Key::Live => Err(Refused::Exists),
+            Key::Busy => Err(Refused::Busy),
+        };
+        match reserved {
             Ok(()) => Ok(Pending { slot, state, flow, phase, now_ms }),
             Err(refused) => {
                 self.region.free(slot);
                 Err(refused)
             }
         }
+    }
+
+    /// Tries source ports until the reply's key is free, and reserves that.
+    fn reserve_reply(&self, flow: &mut Flow, slot: u32, state: u64, source_ports: impl Iterator<Item = u16>) -> Result<(), Refused> {
+        let words = self.region.slot(slot);
+        for port in source_ports {
+            if port != flow.source_port {
+                flow.source_port = port;
+                words.write_ports(flow);
+            }
+            let reply = flow.reply();
+            match self.reserve_key(&reply, self.hash(&reply), Direction::Reply, slot) {
+                Key::Reserved => return Ok(()),
+                Key::NoRoom => return Err(Refused::Full),
+                // Set to aborted: the other one may well be the same connection.
+                Key::Live | Key::Busy if words.word(STATE) != state => return Err(Refused::Busy),
+                Key::Live | Key::Busy => {}
+            }
+        }
+        Err(Refused::ReplyTaken)
     }
 
     /// Fetches the index lines of a reply's key, to be reserved soon.
@@ -145,7 +153,8 @@ impl<'r> Conntrack<'r> {
         self.region.free(pending.slot);
     }
 
-    fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {
+    /// Publishes a slot's entry for a key, unless the key is taken.
+    pub(super) fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {
         let home = self.region.home(hash);
         let entry = entry(home.tag, slot, direction);
         for _ in 0..INSERT_TRIES {

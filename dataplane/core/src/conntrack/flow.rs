@@ -20,7 +20,7 @@
 
 use super::phase::Phase;
 use crate::checksum::{addr_sum, delta};
-use crate::sync::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU64, Ordering::Relaxed, overwrite};
 use crate::tuple::{AddrWords, Key, META_BITS, Proto, Tuple, meta_parts};
 
 /// Words of a flow.
@@ -171,8 +171,8 @@ impl Slot<'_> {
         let put = |i: usize, v: u64| self.0[i].store(v, Relaxed);
         put(SEEN, now_ms);
         let generation = self.word(STATE) >> 32;
-        put(HOPS, hops_empty(generation));
-        put(TARGET, target_word(flow, phase, generation));
+        overwrite(&self.0[HOPS], hops_empty(generation));
+        overwrite(&self.0[TARGET], target_word(flow, phase, generation));
         put(V4_A, (flow.client[1] << 32) | (flow.service[1] & 0xffff_ffff));
         put(V4_B, (flow.backend[1] << 32) | (flow.source[1] & 0xffff_ffff));
         if flow.v6 {
@@ -188,6 +188,12 @@ impl Slot<'_> {
         let (l3, l4) = flow.deltas();
         self.0[KEYS].store(flow.original().meta() | (u64::from(l4) << DELTA_AT), Relaxed);
         self.0[KEYS + 1].store(flow.reply().meta() | (u64::from(l3) << DELTA_AT), Relaxed);
+    }
+
+    /// Whether these can be the words of a flow at all: both keys are of one family and one protocol that Services can name.
+    pub(super) fn is_flow(&self) -> bool {
+        let kind = self.word(KEYS) as u16;
+        kind == self.word(KEYS + 1) as u16 && kind & 0xff <= 1 && Proto::from_ip_number((kind >> 8) as u8).is_some()
     }
 
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).

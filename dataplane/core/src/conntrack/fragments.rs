@@ -3,8 +3,9 @@
 //! A direct-mapped memory beside the flows. Two words an entry: what is remembered, and the key's hash combined with it by exclusive or (R. Hyatt's
 //! lockless hashing), so that a reader never takes one worker's half for another's. A later packet simply overwrites an earlier one.
 
+use super::affinity::BEHIND_MAX_S;
 use super::region::{LIVE, STATE_MASK};
-use super::{Conntrack, Direction, Hit};
+use super::{Conntrack, Deltas, Direction, Flow, Hit};
 use crate::parse::Piece;
 use crate::sync::Ordering::Relaxed;
 use crate::tuple::{AddrWords, Proto, Tuple};
@@ -39,8 +40,9 @@ impl Conntrack<'_> {
         let hash = self.fragment_hash(t.src, t.dst, t.proto, t.v6, piece.id);
         let [key, value] = self.region.fragment(hash);
         let (key, memory) = (key.load(Relaxed), value.load(Relaxed));
-        let age_s = (now_ms / 1_000).wrapping_sub(memory >> SECOND_AT) & SECOND_MASK;
-        if memory == 0 || key ^ memory != hash || age_s > AGE_MAX_S {
+        // Another worker's clock may be ahead.
+        let age_s = (now_ms / 1_000 + BEHIND_MAX_S).wrapping_sub(memory >> SECOND_AT) & SECOND_MASK;
+        if memory == 0 || key ^ memory != hash || age_s > AGE_MAX_S + BEHIND_MAX_S {
             return None;
         }
         let slot = memory as u32 & ((1 << DIRECTION_AT) - 1);
@@ -60,11 +62,18 @@ impl Conntrack<'_> {
         if (arrives.src, arrives.dst, arrives.proto, arrives.v6) != (t.src, t.dst, t.proto, t.v6) {
             return None;
         }
-        Some(if reply { self.turned(&original, &flow) } else { original })
+        Some(if reply { turned(&original, &flow) } else { original })
     }
 
     fn fragment_hash(&self, src: AddrWords, dst: AddrWords, proto: Proto, v6: bool, id: u32) -> u64 {
         let last = (u64::from(id) << 16) | (u64::from(proto as u8) << 8) | u64::from(v6);
         self.region.seed.hash_words(&[src[0], src[1], dst[0], dst[1], last])
     }
+}
+
+/// The same connection for a packet of the other direction: from the flow that was read, since its slot may be another's by now.
+fn turned(hit: &Hit, flow: &Flow) -> Hit {
+    let ((l3, l4), new) = (flow.deltas(), flow.original().reversed());
+    let new_ports = (u32::from(new.sport) << 16) | u32::from(new.dport);
+    Hit { direction: Direction::Reply, new, new_ports, deltas: Deltas { l3: !l3, l4: !l4 }, ..*hit }
 }

@@ -109,12 +109,6 @@ impl<'r> Conntrack<'r> {
         let hit = Hit { slot: index, state, direction, new, new_ports, stats, deltas, phase, seen_ms, hops, target };
         (slot.word(STATE) == state).then_some(hit)
     }
-
-    /// The same connection for a packet of the other direction.
-    pub(super) fn turned(&self, hit: &Hit, flow: &Flow) -> Hit {
-        let Rewritten { new, new_ports, deltas } = self.region.slot(hit.slot).rewritten(flow.v6, Direction::Reply);
-        Hit { direction: Direction::Reply, new, new_ports, deltas, ..*hit }
-    }
 }
 
 /// Reads the flow behind an entry, if it is live, has this key, and did not change meanwhile (seqlock, reader side).

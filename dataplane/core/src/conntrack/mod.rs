@@ -1,7 +1,7 @@
 //! The connection table, shared by all workers, without locks.
 //!
 //! One flow object, two keys: packets of both directions find it. To create a connection a worker takes a free slot, writes the
-//! flow, reserves the reply's key, then the original's, and sets it live; readers treat whatever is not live as a miss. Readers never
+//! flow, reserves the original's key, then the reply's, and sets it live; readers treat whatever is not live as a miss. Readers never
 //! write and never wait: a slot's state word carries a generation, and a reader that finds it changed behind its back has not found anything.
 //! How two workers settle who creates a connection is told in `create`.
 
@@ -11,6 +11,7 @@ pub mod flow;
 mod fragments;
 mod lookup;
 pub mod phase;
+mod recovery;
 mod region;
 mod shares;
 
@@ -19,6 +20,7 @@ pub use create::{Pending, Refused};
 pub use flow::{Deltas, Direction, Flow};
 pub use lookup::Ahead;
 pub use phase::{IdleTimes, Phase, PhaseKind, Timeouts};
+pub use recovery::{Expected, Recovered};
 pub use region::{CAPACITY_MAX, RegionError};
 
 use crate::frame::NextHopId;
@@ -95,7 +97,12 @@ impl<'r> Conntrack<'r> {
         Region::format(words, capacity, seed, boot_id).map(|region| Conntrack { region })
     }
 
-    /// A view of a table that is in the region already; the header is checked.
+    /// As [`Conntrack::format`] of memory that is all zero already, as fresh memory is.
+    pub fn format_zeroed(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Conntrack<'r>, RegionError> {
+        Region::format_zeroed(words, capacity, seed, boot_id).map(|region| Conntrack { region })
+    }
+
+    /// One more view of a table that this process uses; the header is checked. For what another process has left see [`Conntrack::recover`].
     pub fn attach(words: &'r [AtomicU64]) -> Result<Conntrack<'r>, RegionError> {
         Region::attach(words).map(|region| Conntrack { region })
     }
@@ -108,6 +115,11 @@ impl<'r> Conntrack<'r> {
     /// Live connections.
     pub fn live(&self) -> u64 {
         self.region.header(W_LIVE).load(Ordering::Relaxed)
+    }
+
+    /// The number that the table's hashes are keyed with.
+    pub fn seed(&self) -> u64 {
+        self.region.seed_number()
     }
 
     /// The hash of a key in this table.
@@ -247,5 +259,7 @@ fn hop_shift(direction: Direction) -> u32 {
     direction as u32 * 32
 }
 
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 mod tests;

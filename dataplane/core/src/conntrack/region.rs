@@ -1,7 +1,9 @@
 //! The memory of the table: one region of words, no pointers.
 //!
 //! ```text
-//! words 0..64        header: magic, version, capacity, buckets, seed, boot id; free list, cursor, counts (a cache line each)
+//! words 0..64        header, a cache line each:
+//!                    magic, version, capacity, buckets, seed, boot id (2), check of these and of where things are
+//!                    free list; slots ever used; cursor of the sweep; live flows; flows with a source port of ours; use
 //! words 64..         index: buckets of eight entries, one cache line each
 //! then, aligned      flows: 16 words each
 //! then               fragments: 2 words each, see `fragments`
@@ -11,6 +13,8 @@
 //!
 //! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
 //! half names two buckets, and a key is in one of them.
+//!
+//! A region may be a file, and outlive the process: what the next one makes of it is told in `recovery`.
 
 use super::affinity::BUCKET_WORDS;
 use super::flow::{FLOW_WORDS, KEYS, STATE, Slot};
@@ -20,8 +24,10 @@ use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 5;
+pub(super) const VERSION: u64 = 6;
 const HEADER_WORDS: usize = 64;
+/// Words of the header's first line that never change; their check follows them.
+const FIXED_WORDS: usize = 7;
 /// Index entries in use at the most when the table is full: 60 %.
 const INDEX_LOAD: (usize, usize) = (3, 5);
 /// Fragmented packets remembered at the most; a newer one takes the place of an older one.
@@ -30,11 +36,19 @@ const FRAGMENT_WORDS: usize = 2;
 /// Connections at the most.
 pub const CAPACITY_MAX: u32 = 1 << 26;
 
+const W_SEED: usize = 4;
+const W_BOOT_ID: [usize; 2] = [5, 6];
 const W_FREE_HEAD: usize = 8;
 const W_HIGH_WATER: usize = 16;
 pub(super) const W_CURSOR: usize = 24;
 pub(super) const W_LIVE: usize = 32;
 pub(super) const W_SNAT: usize = 40;
+const W_USE: usize = 48;
+
+/// A process uses the region, or has died while it did.
+const IN_USE: u64 = 1;
+/// The last process left it in order.
+const DETACHED: u64 = 2;
 
 pub(super) const FREE: u64 = 0;
 pub(super) const PENDING: u64 = 1;
@@ -51,8 +65,24 @@ pub enum RegionError {
     TooSmall,
     /// The capacity is 0 or beyond [`CAPACITY_MAX`].
     Capacity,
-    /// Not a table of this version.
+    /// It does not begin as a connection table does.
     Foreign,
+    /// The table of another version of this program.
+    Version {
+        /// The version found.
+        found: u64,
+    },
+    /// The header is torn, or has things in other places than this program.
+    Header,
+    /// A table for another number of connections.
+    OtherCapacity {
+        /// Connections that the table found is for.
+        found: u32,
+        /// Connections that were asked for.
+        wanted: u32,
+    },
+    /// From another boot of the machine: the clock has started again since.
+    OtherBoot,
 }
 
 impl std::fmt::Display for RegionError {
@@ -60,7 +90,11 @@ impl std::fmt::Display for RegionError {
         match self {
             RegionError::TooSmall => f.write_str("the memory is smaller than the table's capacity needs"),
             RegionError::Capacity => write!(f, "the table's capacity must be between 1 and {CAPACITY_MAX} connections"),
-            RegionError::Foreign => f.write_str("the memory holds no connection table of this version"),
+            RegionError::Foreign => f.write_str("it is no connection table"),
+            RegionError::Version { found } => write!(f, "it is a connection table of version {found}, this is version {VERSION}"),
+            RegionError::Header => f.write_str("its header is torn or of another layout"),
+            RegionError::OtherCapacity { found, wanted } => write!(f, "it is for {found} connections, {wanted} are configured"),
+            RegionError::OtherBoot => f.write_str("it is from another boot of the machine"),
         }
     }
 }
@@ -114,44 +148,65 @@ fn share_counters(capacity: u32) -> usize {
     (capacity as usize / 16).clamp(2, 1 << 16)
 }
 
+/// Ties the header's first line together, and to where this program has things in a region.
+fn check_of(fixed: &[u64; FIXED_WORDS], capacity: u32) -> u64 {
+    let buckets = buckets_for(capacity);
+    let places = [flows_at(buckets), fragments_at(capacity), affinity_at(capacity), shares_at(capacity), Region::words_needed(capacity)];
+    let words = fixed.iter().copied().chain(places.map(|place| place as u64));
+    let seed = HashSeed::new(MAGIC);
+    words.fold(0, |check, word| seed.hash_words(&[check, word]))
+}
+
 impl<'r> Region<'r> {
     pub(super) fn words_needed(capacity: u32) -> usize {
         shares_at(capacity) + share_counters(capacity)
     }
 
     pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
+        let needed = Region::check_size(words, capacity)?;
+        // Zeroing also maps every page now instead of under traffic.
+        words[..needed].iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        Region::format_zeroed(words, capacity, seed, boot_id)
+    }
+
+    fn check_size(words: &[AtomicU64], capacity: u32) -> Result<usize, RegionError> {
         if capacity == 0 || capacity > CAPACITY_MAX {
             return Err(RegionError::Capacity);
         }
-        if words.len() < Region::words_needed(capacity) {
-            return Err(RegionError::TooSmall);
-        }
+        let needed = Region::words_needed(capacity);
+        if words.len() < needed { Err(RegionError::TooSmall) } else { Ok(needed) }
+    }
+
+    pub(super) fn format_zeroed(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
+        Region::check_size(words, capacity)?;
         let buckets = buckets_for(capacity);
-        // Zeroing also maps every page now instead of under traffic.
-        words[..Region::words_needed(capacity)].iter().for_each(|w| w.store(0, Ordering::Relaxed));
-        let header = [MAGIC, VERSION, u64::from(capacity), buckets as u64, seed, boot_id[0], boot_id[1]];
-        for (word, value) in words.iter().zip(header).skip(1) {
+        let fixed = [MAGIC, VERSION, u64::from(capacity), buckets as u64, seed, boot_id[0], boot_id[1]];
+        for (word, value) in words.iter().zip(fixed).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
+        words[FIXED_WORDS].store(check_of(&fixed, capacity), Ordering::Relaxed);
+        words[W_USE].store(IN_USE, Ordering::Relaxed);
         words[0].store(MAGIC, Ordering::Release);
         Ok(Region::view(words, capacity, buckets, seed))
     }
 
     /// A view of a region that [`Region::format`] made, in this process or another.
     pub(super) fn attach(words: &'r [AtomicU64]) -> Result<Region<'r>, RegionError> {
-        let header = |i: usize| words.get(i).map_or(0, |w| w.load(Ordering::Acquire));
-        if header(0) != MAGIC || header(1) != VERSION {
+        let fixed: [u64; FIXED_WORDS] = std::array::from_fn(|i| words.get(i).map_or(0, |w| w.load(Ordering::Acquire)));
+        let [magic, version, capacity, buckets, seed, ..] = fixed;
+        if magic != MAGIC {
             return Err(RegionError::Foreign);
         }
-        let capacity = u32::try_from(header(2)).ok().filter(|&c| c > 0 && c <= CAPACITY_MAX).ok_or(RegionError::Capacity)?;
-        let buckets = buckets_for(capacity);
-        if header(3) != buckets as u64 {
-            return Err(RegionError::Foreign);
+        if version != VERSION {
+            return Err(RegionError::Version { found: version });
         }
-        if words.len() < Region::words_needed(capacity) {
-            return Err(RegionError::TooSmall);
+        let capacity = u32::try_from(capacity).ok().filter(|&c| c > 0 && c <= CAPACITY_MAX).ok_or(RegionError::Header)?;
+        let check = words.get(FIXED_WORDS).map_or(0, |w| w.load(Ordering::Relaxed));
+        if buckets != buckets_for(capacity) as u64 || check != check_of(&fixed, capacity) {
+            return Err(RegionError::Header);
         }
-        Ok(Region::view(words, capacity, buckets, header(4)))
+        Region::check_size(words, capacity)?;
+        Ok(Region::view(words, capacity, buckets as usize, seed))
     }
 
     /// The parts of a region whose length was checked.
@@ -205,6 +260,38 @@ impl<'r> Region<'r> {
         &shares[fast_range((hash >> 32) as u32, shares.len() as u32) as usize]
     }
 
+    /// The boot of the machine that the region is of.
+    pub(super) fn boot_id(&self) -> [u64; 2] {
+        W_BOOT_ID.map(|word| self.words[word].load(Ordering::Relaxed))
+    }
+
+    /// The number that the hash's seed was made from.
+    pub(super) fn seed_number(&self) -> u64 {
+        self.words[W_SEED].load(Ordering::Relaxed)
+    }
+
+    /// Notes that a process uses it; whether the last one left it in order.
+    pub(super) fn begin_use(&self) -> bool {
+        self.words[W_USE].swap(IN_USE, Ordering::AcqRel) == DETACHED
+    }
+
+    /// Notes that it is left in order.
+    pub(super) fn end_use(&self) {
+        self.words[W_USE].store(DETACHED, Ordering::Release);
+    }
+
+    /// Forgets everything that can be made from the flows again: index, shares, free list, counts. No slot counts as used.
+    pub(super) fn forget_what_follows_from_flows(&self) {
+        let index = self.index.iter().flatten();
+        let counts = [W_FREE_HEAD, W_HIGH_WATER, W_CURSOR, W_LIVE, W_SNAT].map(|word| &self.words[word]);
+        index.chain(self.shares()).chain(counts).for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// Counts the slots below this one as used.
+    pub(super) fn set_high_water(&self, slots: u32) {
+        self.words[W_HIGH_WATER].store(u64::from(slots), Ordering::Relaxed);
+    }
+
     /// Slots that have ever been used: the sweep's range.
     pub(super) fn high_water(&self) -> u32 {
         self.words[W_HIGH_WATER].load(Ordering::Relaxed).min(u64::from(self.capacity)) as u32
@@ -214,7 +301,8 @@ impl<'r> Region<'r> {
     pub(super) fn allocate(&self) -> Option<u32> {
         let slot = self.pop_free().or_else(|| self.take_unused())?;
         let state = &self.slot(slot).0[STATE];
-        state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Relaxed);
+        // Whoever sees it pending must see that its former keys are gone: an entry that named it was no rival's.
+        state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Release);
         // Readers of the slot's former life must see the state change before the new words (seqlock, writer side).
         fence(Ordering::Release);
         Some(slot)
@@ -261,13 +349,24 @@ impl<'r> Region<'r> {
         }
     }
 
-    /// Gives back a slot that no index entry names any more. The list's links are in words that only a slot's owner writes.
+    /// Gives back a slot that no index entry names any more.
     pub(super) fn free(&self, slot: u32) {
+        self.retire(slot);
+        self.link(slot);
+    }
+
+    /// Ends a slot's life: whoever still looks at its words finds out.
+    pub(super) fn retire(&self, slot: u32) {
+        let state = &self.slot(slot).0[STATE];
+        state.store((state.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
+    }
+
+    /// Puts a retired slot on the free list. Its links are in words that only a slot's owner writes.
+    pub(super) fn link(&self, slot: u32) {
         let words = self.slot(slot).0;
-        let state = words[STATE].load(Ordering::Relaxed);
-        words[STATE].store((state & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
         // As in `allocate`: whoever sees the link below in place of the ports must see that the slot is free.
         fence(Ordering::Release);
+        words[KEYS + 1].store(0, Ordering::Relaxed);
         let head = &self.words[W_FREE_HEAD];
         let mut seen = head.load(Ordering::Relaxed);
         loop {

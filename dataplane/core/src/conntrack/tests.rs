@@ -3,12 +3,12 @@ use crate::tuple::Proto;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
-fn region(capacity: u32) -> Vec<AtomicU64> {
+pub(super) fn region(capacity: u32) -> Vec<AtomicU64> {
     (0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0xdead)).collect()
 }
 
 /// Flow `i`: a client port of its own towards one Service; IPv6 for odd numbers.
-fn flow(i: u32) -> Flow {
+pub(super) fn flow(i: u32) -> Flow {
     let v6 = i % 2 == 1;
     let addr = |n: u64| if v6 { [0xfd00 << 48, n] } else { [0, 0x0a00_0000 + n] };
     let client = addr(u64::from(i >> 14) + 5);
@@ -28,14 +28,14 @@ fn flow(i: u32) -> Flow {
     }
 }
 
-fn create(table: &Conntrack<'_>, mut f: Flow, now_ms: u64) -> Result<Hit, Refused> {
+pub(super) fn create(table: &Conntrack<'_>, mut f: Flow, now_ms: u64) -> Result<Hit, Refused> {
     let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
     let (hash, ports) = (table.hash(&f.original()), std::iter::once(f.source_port));
     let pending = table.reserve(&mut f, hash, phase, now_ms, ports)?;
     table.commit(pending)
 }
 
-fn find(table: &Conntrack<'_>, tuple: &Tuple) -> Option<Hit> {
+pub(super) fn find(table: &Conntrack<'_>, tuple: &Tuple) -> Option<Hit> {
     table.lookup(tuple, table.hash(tuple))
 }
 
@@ -55,7 +55,7 @@ fn both_keys_find_the_flow_until_it_ends() {
         assert_eq!((table.flow(&reply), reply.direction), (Some(f), Direction::Reply));
         assert_eq!(reply.deltas, Deltas { l3: !original.deltas.l3, l4: !original.deltas.l4 });
         assert!(find(&table, &f.original().reversed()).is_none());
-        assert_eq!(create(&table, f, 1_000).unwrap_err(), Refused::ReplyTaken);
+        assert_eq!(create(&table, f, 1_000).unwrap_err(), Refused::Exists);
     }
     assert_eq!(table.live(), 4);
     for i in 0..4 {
@@ -97,8 +97,13 @@ fn a_second_view_sees_the_same_table_and_foreign_memory_is_refused() {
     assert!(find(&Conntrack::attach(&words).unwrap(), &flow(1).reply()).is_some());
     assert_eq!(Conntrack::attach(&words[..100]).err(), Some(RegionError::TooSmall));
     assert_eq!(Conntrack::attach(&[]).err(), Some(RegionError::Foreign));
-    words[3].store(9, Ordering::Relaxed);
-    assert_eq!(Conntrack::attach(&words).err(), Some(RegionError::Foreign));
+    for word in 1..8 {
+        let old = words[word].swap(9, Ordering::Relaxed);
+        let expected = if word == 1 { RegionError::Version { found: 9 } } else { RegionError::Header };
+        assert_eq!(Conntrack::attach(&words).err(), Some(expected), "word {word}");
+        words[word].store(old, Ordering::Relaxed);
+    }
+    assert!(Conntrack::attach(&words).is_ok());
 }
 
 #[test]
@@ -131,7 +136,7 @@ fn an_aborted_creation_leaves_nothing() {
         let mut first = f;
         let pending = table.reserve(&mut first, table.hash(&f.original()), phase, 0, std::iter::once(f.source_port)).unwrap();
         assert!(find(&table, &f.original()).is_none(), "pending is a miss");
-        assert_eq!(create(&table, f, 0).unwrap_err(), Refused::ReplyTaken);
+        assert_eq!(create(&table, f, 0).unwrap_err(), Refused::Busy);
         table.abort(pending);
     }
     assert!(create(&table, f, 0).is_ok());
@@ -190,6 +195,25 @@ fn touch_moves_time_in_steps_and_phases_at_once() {
     assert_eq!((now.seen_ms, now.phase.kind()), (1_500, PhaseKind::SynReceived));
 }
 
+#[test]
+fn what_a_worker_whose_clock_is_ahead_has_just_noted_is_new() {
+    let words = region(4);
+    let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
+    let sticky = Sticky { id: 1, client: [0, 5], v6: false, timeout_s: 100 };
+    assert_eq!(table.stick(&sticky, 100_000, |_| true, 1), 1);
+    assert_eq!(table.stick(&sticky, 99_999, |_| true, 2), 1, "another second, and not a long time ago");
+    assert_eq!(table.stick(&sticky, 250_000, |_| true, 3), 3, "over");
+
+    let f = flow(0);
+    let hit = create(&table, f, 100_000).unwrap();
+    table.remember_fragments(&f.original(), 7, &hit, 100_000);
+    let piece = crate::parse::Piece { tuple: f.original(), id: 7, l3: 14, ip_len: 100, ttl: 64 };
+    let found = [99_999, 100_000, 105_999, 106_000, 97_000].map(|now_ms| table.lookup_fragment(&piece, now_ms).is_some());
+    assert_eq!(found, [true, true, true, false, false]);
+    table.touch(&hit, hit.phase, 99_999);
+    assert!(find(&table, &f.original()).is_some_and(|hit| hit.seen_ms >= 99_999));
+}
+
 /// Threads create, look up and end the same few flows; whatever is found must be the flow that was asked for, and there is never more than one.
 #[test]
 fn many_threads_one_truth() {
@@ -245,7 +269,7 @@ proptest! {
         let mut model: HashMap<u32, Flow> = HashMap::new();
         for (insert, i) in ops {
             if insert {
-                let expected = if model.contains_key(&i) && model.len() < 32 { Err(Refused::ReplyTaken) } else if model.len() == 32 { Err(Refused::Full) } else { Ok(()) };
+                let expected = if model.contains_key(&i) && model.len() < 32 { Err(Refused::Exists) } else if model.len() == 32 { Err(Refused::Full) } else { Ok(()) };
                 prop_assert_eq!(create(&table, flow(i), 0).map(|_| ()), expected);
                 if expected.is_ok() {
                     model.insert(i, flow(i));

@@ -1,17 +1,14 @@
 //! New connections: who may open one, from which address and port it goes on, and what makes room for it.
 
-use super::{Context, expired, withdraw};
+use super::source_ports::SourcePorts;
+use super::{Context, Onward, expired, withdraw};
 use crate::conntrack::{Flow, Hit, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
-use crate::tuple::{Proto, Tuple, addr_words, fast_range};
+use crate::tuple::{Proto, Tuple, addr_words};
 
-/// Source ports tried for one connection at the most.
-const SOURCE_PORTS_TRIED_MAX: u16 = 128;
-/// Other source ports tried when a client's own clashes, at the most.
-const CLIENT_PORTS_TRIED_MAX: u16 = 16;
 /// Places looked at for a connection to evict when the table is full.
 const EVICTION_PLACES: u32 = 64;
 
@@ -73,7 +70,7 @@ pub(super) fn open(
     hash: u64,
     backend: &Backend,
     source: Source,
-    hop: NextHopId,
+    onward: &Onward,
 ) -> Result<Hit, Reason> {
     let t = &packet.tuple;
     let mut flow = Flow {
@@ -92,12 +89,21 @@ pub(super) fn open(
         stats: backend.stats,
     };
     let phase = Phase::first(t.proto, packet.tcp_flags);
-    let ports = SourcePorts::new(ctx, packet, hash, source);
+    let mut ports = SourcePorts::new(ctx, packet, hash, source);
+    if source != Source::Client
+        && let Some(rss) = ctx.routes.rss(onward.hop.port)
+        && let Some(answers) = rss.answers(&flow.reply(), ctx.worker.number)
+    {
+        ports.prefer(answers);
+        // Another one than `fetch_likely` took for likely.
+        ctx.table.prefetch_reply(&Flow { source_port: ports.best(), ..flow }.reply());
+    }
+    flow.source_port = ports.best();
     let shares = flow.replaces_source();
     if shares && !ctx.table.take_share(&flow, ctx.services.snat.holder_max()) {
         return Err(Reason::SnatShare);
     }
-    let hit = reserve(ctx, hash, &mut flow, phase, ports, hop);
+    let hit = reserve(ctx, hash, &mut flow, phase, ports, onward.id);
     if shares && hit.is_err() {
         ctx.table.give_share(&flow);
     }
@@ -106,7 +112,7 @@ pub(super) fn open(
 
 /// Reserves both keys of a connection, announces its reply and sets it live.
 #[inline(always)]
-fn reserve(ctx: &mut Context<'_>, hash: u64, flow: &mut Flow, phase: Phase, ports: SourcePorts, hop: NextHopId) -> Result<Hit, Reason> {
+fn reserve(ctx: &mut Context<'_>, hash: u64, flow: &mut Flow, phase: Phase, ports: SourcePorts<'_>, hop: NextHopId) -> Result<Hit, Reason> {
     let replaced = flow.replaces_source();
     let mut reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
     if matches!(reserved, Err(Refused::Full)) && evict(ctx) {
@@ -129,52 +135,6 @@ fn reserve(ctx: &mut Context<'_>, hash: u64, flow: &mut Flow, phase: Phase, port
         withdraw(ctx.filter, created);
         Reason::ConntrackBusy
     })
-}
-
-/// The source ports to try for a new connection, best first.
-#[derive(Clone)]
-struct SourcePorts {
-    first: Option<u16>,
-    base: u16,
-    range: u32,
-    at: u32,
-    left: u16,
-}
-
-impl SourcePorts {
-    fn new(ctx: &Context<'_>, packet: &Packet, hash: u64, source: Source) -> SourcePorts {
-        let snat_range = &ctx.services.snat;
-        let (first, base, last, tries) = match source {
-            Source::Replaced(_) => (None, snat_range.port_first, snat_range.port_last, SOURCE_PORTS_TRIED_MAX),
-            // The client's own port; in the middle of a connection only that one.
-            Source::Client if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), 1, 0, 0),
-            Source::Client => (Some(packet.tuple.sport), 1_024, u16::MAX, CLIENT_PORTS_TRIED_MAX),
-        };
-        let range = (u32::from(last) + 1).saturating_sub(u32::from(base));
-        let at = fast_range((hash as u32).wrapping_add(ctx.worker.port_hint), range);
-        SourcePorts { first, base, range, at, left: tries.min(range.min(u32::from(u16::MAX)) as u16) }
-    }
-}
-
-impl SourcePorts {
-    /// The first that will be tried.
-    fn best(&self) -> u16 {
-        self.first.unwrap_or_else(|| self.base.wrapping_add(self.at as u16))
-    }
-}
-
-impl Iterator for SourcePorts {
-    type Item = u16;
-
-    fn next(&mut self) -> Option<u16> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
-        }
-        self.left = self.left.checked_sub(1)?;
-        let port = self.base + self.at as u16;
-        self.at = (self.at + 1) % self.range;
-        Some(port)
-    }
 }
 
 /// The table is full: makes room by ending one connection that nobody has agreed on yet or that is over. False when none was found nearby.

@@ -5,10 +5,14 @@ pub mod harness;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
+#[cfg(not(loom))]
+use std::sync::atomic::AtomicU64;
 
 use arrayvec::ArrayVec;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+#[cfg(loom)]
+use loom::sync::atomic::AtomicU64;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::counters::Counters;
 use nomagic_core::filter::ReplyFilter;

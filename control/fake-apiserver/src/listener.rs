@@ -1,0 +1,110 @@
+//! Connections, with TLS or without. A client that dawdles over its handshake keeps nobody else waiting.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::tls::Identity;
+
+/// Connections at the most; others wait.
+const CONNECTIONS_MAX: usize = 1_000;
+/// How long a handshake may take.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+
+/// A connection, whatever it is made of.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Connections whose handshake is done.
+pub(crate) struct Connections {
+    ready: mpsc::Receiver<(Box<dyn Stream>, SocketAddr)>,
+    local: SocketAddr,
+}
+
+impl Connections {
+    /// Starts to accept, on tasks of the runtime at hand.
+    pub(crate) fn accept(listener: TcpListener, identity: Option<Identity>) -> io::Result<Connections> {
+        let local = listener.local_addr()?;
+        let (sender, ready) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            while let Ok(place) = places.clone().acquire_owned().await {
+                match listener.accept().await {
+                    Ok((stream, peer)) => drop(tokio::spawn(handshake(stream, peer, identity.clone(), sender.clone(), place))),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        Ok(Connections { ready, local })
+    }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    peer: SocketAddr,
+    identity: Option<Identity>,
+    ready: mpsc::Sender<(Box<dyn Stream>, SocketAddr)>,
+    place: OwnedSemaphorePermit,
+) {
+    // Lines of a watch are small and must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let stream: Box<dyn Stream> = match identity {
+        None => Box::new(Counted { stream, _place: place }),
+        Some(identity) => match tokio::time::timeout(HANDSHAKE_MAX, identity.acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => Box::new(Counted { stream, _place: place }),
+            _ => return,
+        },
+    };
+    let _ = ready.send((stream, peer)).await;
+}
+
+impl axum::serve::Listener for Connections {
+    type Io = Box<dyn Stream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Box<dyn Stream>, SocketAddr) {
+        match self.ready.recv().await {
+            Some(connection) => connection,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+}
+
+/// A stream that takes a place among the connections.
+struct Counted<S> {
+    stream: S,
+    _place: OwnedSemaphorePermit,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

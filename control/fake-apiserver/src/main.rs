@@ -1,0 +1,37 @@
+//! `nomagic-fake-apiserver`: the fake API server to play with.
+//!
+//! ```text
+//! nomagic-fake-apiserver --listen 127.0.0.1:8001 deploy/example/manifests/*.yaml
+//! curl '127.0.0.1:8001/api/v1/services?watch=true'
+//! curl -X DELETE 127.0.0.1:8001/api/v1/namespaces/default/services/nginx
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use nomagic_fake_apiserver::FakeApiServer;
+
+/// Serves Services, EndpointSlices, Nodes and ServiceCIDRs as a Kubernetes API server does: GET (list, watch), POST, PUT, DELETE with JSON.
+#[derive(Parser)]
+struct Args {
+    /// Where to listen, without TLS.
+    #[arg(long, default_value = "127.0.0.1:8001")]
+    listen: SocketAddr,
+    /// YAML files with objects to begin with.
+    files: Vec<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let server = FakeApiServer::start(args.listen, None)?;
+    for file in &args.files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        server.put_yaml(&text).with_context(|| file.display().to_string())?;
+    }
+    println!("listening on {}", server.url());
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,117 @@
+//! The kinds of objects that are served, and their paths.
+
+/// A kind of objects.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Resource {
+    /// `v1` Service.
+    Services,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlices,
+    /// `v1` Node.
+    Nodes,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidrs,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Resource; 4] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs];
+
+    /// `apiVersion`
+    pub fn version(self) -> &'static str {
+        match self {
+            Resource::Services | Resource::Nodes => "v1",
+            Resource::EndpointSlices => "discovery.k8s.io/v1",
+            Resource::ServiceCidrs => "networking.k8s.io/v1",
+        }
+    }
+
+    /// `kind`
+    pub fn kind(self) -> &'static str {
+        match self {
+            Resource::Services => "Service",
+            Resource::EndpointSlices => "EndpointSlice",
+            Resource::Nodes => "Node",
+            Resource::ServiceCidrs => "ServiceCIDR",
+        }
+    }
+
+    /// The name in paths.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Resource::Services => "services",
+            Resource::EndpointSlices => "endpointslices",
+            Resource::Nodes => "nodes",
+            Resource::ServiceCidrs => "servicecidrs",
+        }
+    }
+
+    /// Whether its objects live in namespaces.
+    pub fn namespaced(self) -> bool {
+        matches!(self, Resource::Services | Resource::EndpointSlices)
+    }
+
+    /// The resource of an object's `apiVersion` and `kind`.
+    pub fn of(version: &str, kind: &str) -> Option<Resource> {
+        Resource::ALL.into_iter().find(|r| r.version() == version && r.kind() == kind)
+    }
+}
+
+/// What a path names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The kind.
+    pub resource: Resource,
+    /// One namespace; `None`: all.
+    pub namespace: Option<String>,
+    /// One object; `None`: the collection.
+    pub name: Option<String>,
+}
+
+impl Place {
+    /// Reads `/api/v1/services`, `/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/web-1` and the like.
+    pub fn parse(path: &str) -> Option<Place> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let (version, rest) = match parts.as_slice() {
+            ["api", "v1", rest @ ..] => ("v1".to_owned(), rest),
+            ["apis", group, version, rest @ ..] => (format!("{group}/{version}"), rest),
+            _ => return None,
+        };
+        let (namespace, rest) = match rest {
+            ["namespaces", namespace, rest @ ..] => (Some((*namespace).to_owned()), rest),
+            rest => (None, rest),
+        };
+        let (plural, name) = match rest {
+            [plural] => (plural, None),
+            [plural, name] => (plural, Some((*name).to_owned())),
+            _ => return None,
+        };
+        let resource = Resource::ALL.into_iter().find(|r| r.version() == version && r.plural() == *plural)?;
+        let whole = resource.namespaced() || namespace.is_none();
+        let named = name.is_none() || namespace.is_some() == resource.namespaced();
+        (whole && named).then_some(Place { resource, namespace, name })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        let place = |path: &str| Place::parse(path).map(|p| (p.resource, p.namespace, p.name));
+        let text = |t: &str| Some(t.to_owned());
+        assert_eq!(place("/api/v1/services"), Some((Resource::Services, None, None)));
+        assert_eq!(
+            place("/apis/discovery.k8s.io/v1/namespaces/n/endpointslices/web-1"),
+            Some((Resource::EndpointSlices, text("n"), text("web-1")))
+        );
+        assert_eq!(place("/api/v1/nodes/gw"), Some((Resource::Nodes, None, text("gw"))));
+        assert_eq!(place("/apis/networking.k8s.io/v1/servicecidrs"), Some((Resource::ServiceCidrs, None, None)));
+        for none in
+            ["/", "/api/v1/pods", "/apis/v1/services", "/api/v1/services/web", "/api/v1/namespaces/n/nodes", "/api/v2/services", "/version"]
+        {
+            assert_eq!(place(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The objects with their history: what etcd and the watch cache are to the real server.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::resources::Resource;
+
+/// Objects at the most.
+pub const OBJECTS_MAX: usize = 50_000;
+/// Bytes of an object at the most: about etcd's own limit.
+pub const OBJECT_BYTES_MAX: usize = 3 << 20;
+/// Changes that are remembered at the most; older ones are compacted.
+pub const HISTORY_MAX: usize = 20_000;
+
+/// An object's place: kind, namespace ("" when it has none), name.
+pub type Key = (Resource, String, String);
+
+/// One change of one object.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The store's version afterwards.
+    pub version: u64,
+    /// Which object.
+    pub key: Key,
+    /// What it was; `None`: it is new.
+    pub old: Option<Arc<Value>>,
+    /// What it is; `None`: it is gone.
+    pub new: Option<Arc<Value>>,
+}
+
+/// All objects, and the changes that led to them.
+#[derive(Debug)]
+pub struct Store {
+    version: u64,
+    compacted: u64,
+    objects: BTreeMap<Key, Arc<Value>>,
+    history: VecDeque<Change>,
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        // As in a cluster that has been there before: version 1 is long gone.
+        Store { version: 100, compacted: 100, objects: BTreeMap::new(), history: VecDeque::new() }
+    }
+}
+
+impl Store {
+    /// The version of the last change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Changes up to this version are forgotten.
+    pub fn compacted(&self) -> u64 {
+        self.compacted
+    }
+
+    /// Creates or replaces an object. `Err`: what is wrong with it.
+    pub fn put(&mut self, mut object: Value) -> Result<u64, String> {
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let (api, kind, name) = (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
+        let resource = Resource::of(&api, &kind).ok_or_else(|| format!("no such resource: apiVersion {api:?}, kind {kind:?}"))?;
+        if name.is_empty() {
+            return Err("metadata.name: missing".into());
+        }
+        let namespace = match text(&object["metadata"]["namespace"]) {
+            _ if !resource.namespaced() => String::new(),
+            empty if empty.is_empty() => "default".to_owned(),
+            given => given,
+        };
+        let bytes = object.to_string().len();
+        if bytes > OBJECT_BYTES_MAX {
+            return Err(format!("{bytes} bytes: {OBJECT_BYTES_MAX} are allowed"));
+        }
+        let key = (resource, namespace, name);
+        if self.objects.len() == OBJECTS_MAX && !self.objects.contains_key(&key) {
+            return Err(format!("{OBJECTS_MAX} objects are allowed"));
+        }
+        if resource.namespaced() {
+            object["metadata"]["namespace"] = json!(key.1);
+        }
+        fill_in(resource, &mut object);
+        let version = self.version + 1;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let new = Arc::new(object);
+        let old = self.objects.insert(key.clone(), new.clone());
+        self.note(Change { version, key, old, new: Some(new) });
+        Ok(version)
+    }
+
+    /// Deletes an object. `None`: it was not there.
+    pub fn delete(&mut self, key: &Key) -> Option<u64> {
+        let old = self.objects.remove(key)?;
+        let version = self.version + 1;
+        self.note(Change { version, key: key.clone(), old: Some(old), new: None });
+        Some(version)
+    }
+
+    /// One object.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Value>> {
+        self.objects.get(key)
+    }
+
+    /// The objects of a kind as they were at a version, by namespace and name. `None`: that is compacted, or has not happened yet.
+    pub fn at(&self, resource: Resource, version: u64) -> Option<BTreeMap<Key, Arc<Value>>> {
+        if version < self.compacted || version > self.version {
+            return None;
+        }
+        let of_kind = self.objects.iter().filter(|(key, _)| key.0 == resource);
+        let mut objects: BTreeMap<Key, Arc<Value>> = of_kind.map(|(k, v)| (k.clone(), v.clone())).collect();
+        for change in self.history.iter().rev().take_while(|c| c.version > version).filter(|c| c.key.0 == resource) {
+            match &change.old {
+                Some(old) => objects.insert(change.key.clone(), old.clone()),
+                None => objects.remove(&change.key),
+            };
+        }
+        Some(objects)
+    }
+
+    /// The changes after a version, at most `max`. `None`: some of them are compacted.
+    pub fn after(&self, version: u64, max: usize) -> Option<impl Iterator<Item = &Change>> {
+        if version < self.compacted {
+            return None;
+        }
+        let first = self.history.partition_point(|c| c.version <= version);
+        Some(self.history.range(first..).take(max))
+    }
+
+    /// Forgets all changes up to now.
+    pub fn compact(&mut self) {
+        self.history.clear();
+        self.compacted = self.version;
+    }
+
+    fn note(&mut self, change: Change) {
+        self.version = change.version;
+        self.history.push_back(change);
+        if self.history.len() > HISTORY_MAX
+            && let Some(oldest) = self.history.pop_front()
+        {
+            self.compacted = oldest.version;
+        }
+    }
+}
+
+/// The defaults of the real server that decide what a proxy sees.
+fn fill_in(resource: Resource, object: &mut Value) {
+    if resource != Resource::EndpointSlices {
+        return;
+    }
+    for port in object.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+        for (field, default) in [("name", ""), ("protocol", "TCP")] {
+            let value = port.entry(field).or_insert(Value::Null);
+            if value.is_null() {
+                *value = json!(default);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {}})
+    }
+
+    fn key(name: &str) -> Key {
+        (Resource::Services, "default".into(), name.into())
+    }
+
+    #[test]
+    fn the_past_is_known_until_it_is_compacted() {
+        let mut store = Store::default();
+        let first = store.put(service("a")).unwrap();
+        store.put(service("b")).unwrap();
+        let both = store.version();
+        store.delete(&key("a")).unwrap();
+        store.put(service("c")).unwrap();
+        let names = |store: &Store, version| store.at(Resource::Services, version).map(|o| o.into_keys().map(|k| k.2).collect::<Vec<_>>());
+        assert_eq!(names(&store, first).unwrap(), ["a"]);
+        assert_eq!(names(&store, both).unwrap(), ["a", "b"]);
+        assert_eq!(names(&store, store.version()).unwrap(), ["b", "c"]);
+        assert_eq!(store.after(both, 10).unwrap().count(), 2);
+        assert_eq!(store.after(both, 1).unwrap().count(), 1);
+        store.compact();
+        assert!(names(&store, both).is_none() && store.after(both, 10).is_none() && names(&store, store.version() + 1).is_none());
+        assert_eq!(names(&store, store.version()).unwrap(), ["b", "c"]);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let mut store = Store::default();
+        for (object, word) in [
+            (json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}), "Pod"),
+            (json!({"apiVersion": "v1", "kind": "Service", "metadata": {}}), "metadata.name"),
+            (json!("nothing"), "no such resource"),
+            (json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "x": "y".repeat(OBJECT_BYTES_MAX)}), "bytes"),
+        ] {
+            assert!(store.put(object).unwrap_err().contains(word), "{word}");
+        }
+        assert_eq!(store.delete(&key("a")), None);
+        (0..OBJECTS_MAX).for_each(|i| assert!(store.put(service(&format!("s{i}"))).is_ok()));
+        assert!(store.put(service("one more")).unwrap_err().contains("objects are allowed"));
+        assert!(store.put(service("s0")).is_ok(), "one that is there can be replaced");
+    }
+
+    #[test]
+    fn a_long_history_loses_its_beginning() {
+        let mut store = Store::default();
+        let start = store.version();
+        (0..=HISTORY_MAX).for_each(|_| assert!(store.put(service("a")).is_ok()));
+        assert_eq!((store.compacted(), store.history.len()), (start + 1, HISTORY_MAX));
+        assert!(store.after(start, 1).is_none() && store.after(start + 1, 1).is_some());
+    }
+
+    #[test]
+    fn ports_of_slices_get_their_defaults() {
+        let mut store = Store::default();
+        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "a"}, "ports": [{"port": 80}, {"name": "x", "protocol": "UDP"}]});
+        store.put(slice).unwrap();
+        let stored = store.get(&(Resource::EndpointSlices, "default".into(), "a".into())).unwrap();
+        assert_eq!(stored["ports"], json!([{"port": 80, "name": "", "protocol": "TCP"}, {"name": "x", "protocol": "UDP"}]));
+    }
+}

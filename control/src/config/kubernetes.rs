@@ -1,0 +1,155 @@
+//! Which API server to watch, and as whom.
+
+use std::path::{Path, PathBuf};
+
+use http::Uri;
+use serde::Deserialize;
+
+/// An API server and the credentials for it.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "Fields")]
+pub enum Kubernetes {
+    /// As a kubeconfig file says.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Which of its contexts. Default: its current one.
+        context: Option<String>,
+    },
+    /// As a pod's environment and service account say.
+    InCluster,
+    /// By its address.
+    Url {
+        /// `https://HOST:PORT`
+        url: Uri,
+        /// The CA that the server's certificate comes from (PEM). Default: the system's.
+        ca_file: Option<PathBuf>,
+        /// A file with a bearer token; re-read while running. Default: none is sent.
+        token_file: Option<PathBuf>,
+    },
+}
+
+impl Kubernetes {
+    /// With relative file names made relative to a directory.
+    pub fn relative_to(self, dir: &Path) -> Kubernetes {
+        match self {
+            Kubernetes::Kubeconfig { path, context } => Kubernetes::Kubeconfig { path: dir.join(path), context },
+            Kubernetes::InCluster => Kubernetes::InCluster,
+            Kubernetes::Url { url, ca_file, token_file } => {
+                Kubernetes::Url { url, ca_file: ca_file.map(|f| dir.join(f)), token_file: token_file.map(|f| dir.join(f)) }
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Kubernetes {
+    /// For people: `https://10.0.0.1:6443`, `kubeconfig admin.conf`, `the cluster of this pod`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Kubernetes::Kubeconfig { path, .. } => write!(f, "kubeconfig {}", path.display()),
+            Kubernetes::InCluster => f.write_str("the cluster of this pod"),
+            Kubernetes::Url { url, .. } => write!(f, "{}", url.to_string().trim_end_matches('/')),
+        }
+    }
+}
+
+/// The fields as they are written.
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct Fields {
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    in_cluster: bool,
+    url: Option<String>,
+    ca_file: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+}
+
+impl TryFrom<Fields> for Kubernetes {
+    type Error = String;
+
+    fn try_from(fields: Fields) -> Result<Kubernetes, String> {
+        let Fields { kubeconfig, context, in_cluster, url, ca_file, token_file } = fields;
+        let ways = usize::from(kubeconfig.is_some()) + usize::from(in_cluster) + usize::from(url.is_some());
+        if ways != 1 {
+            return Err(format!("{ways} of kubeconfig, inCluster and url are set: exactly one says how to reach the API server"));
+        }
+        if context.is_some() && kubeconfig.is_none() {
+            return Err("context: goes only with kubeconfig".into());
+        }
+        if url.is_none() && (ca_file.is_some() || token_file.is_some()) {
+            return Err("caFile, tokenFile: go only with url; kubeconfig and inCluster bring their own".into());
+        }
+        match (kubeconfig, url) {
+            (Some(path), _) => Ok(Kubernetes::Kubeconfig { path, context }),
+            (None, Some(url)) => Ok(Kubernetes::Url { url: read_url(&url, token_file.is_some())?, ca_file, token_file }),
+            (None, None) => Ok(Kubernetes::InCluster),
+        }
+    }
+}
+
+fn read_url(text: &str, with_token: bool) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|e| format!("url: {text:?} is no URL such as https://10.0.0.1:6443: {e}"))?;
+    let plain = match url.scheme_str() {
+        Some("https") => false,
+        Some("http") => true,
+        _ => return Err(format!("url: {text:?} does not begin with https:// (or http://)")),
+    };
+    if url.query().is_some() || url.authority().is_none_or(|a| a.as_str().contains('@')) {
+        return Err(format!("url: {text:?}: only a host, a port and a path are allowed"));
+    }
+    let own = matches!(url.host(), Some("127.0.0.1" | "[::1]" | "localhost"));
+    if plain && with_token && !own {
+        return Err(format!("tokenFile: everybody on the way to {text} could read the token: use https://"));
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn read(text: &str) -> Result<Kubernetes, String> {
+        let config = Config::parse(&format!("kubernetes: {text}"), Path::new("nomagic.yaml"));
+        config.map(|c| c.kubernetes.unwrap()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn three_ways() {
+        let context = Some("prod".to_owned());
+        assert_eq!(
+            read("{kubeconfig: k.conf, context: prod}").unwrap(),
+            Kubernetes::Kubeconfig { path: "k.conf".into(), context: context.clone() }
+        );
+        assert_eq!(read("{inCluster: true}").unwrap(), Kubernetes::InCluster);
+        let url = read("{url: 'https://10.0.0.1:6443', caFile: ca.pem, tokenFile: /t}").unwrap().relative_to(Path::new("/etc/nomagic"));
+        let expected = Kubernetes::Url {
+            url: Uri::from_static("https://10.0.0.1:6443"),
+            ca_file: Some("/etc/nomagic/ca.pem".into()),
+            token_file: Some("/t".into()),
+        };
+        assert_eq!((url.to_string().as_str(), url), ("https://10.0.0.1:6443", expected));
+        assert!(read("{url: 'http://127.0.0.1:8001', tokenFile: t}").is_ok());
+    }
+
+    #[test]
+    fn faults_say_what_is_allowed() {
+        for (text, words) in [
+            ("{}", "0 of kubeconfig, inCluster and url"),
+            ("{inCluster: true, url: 'https://a'}", "2 of kubeconfig, inCluster and url"),
+            ("{url: 'https://a', context: b}", "context"),
+            ("{kubeconfig: k, caFile: c}", "caFile"),
+            ("{url: '10.0.0.1:6443'}", "https://"),
+            ("{url: 'ftp://a'}", "https://"),
+            ("{url: 'https://user@a'}", "only a host"),
+            ("{url: 'http://a', tokenFile: t}", "use https://"),
+            ("{kubeconfg: k}", "unknown field"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(words) && error.contains("nomagic.yaml") && error.contains("kubernetes"), "{text}: {error}");
+        }
+        let both = Config::parse("manifests: m\nkubernetes: {inCluster: true}", Path::new("nomagic.yaml")).unwrap_err().to_string();
+        assert!(both.contains("kubernetes: manifests are named as well"), "{both}");
+    }
+}

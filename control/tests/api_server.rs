@@ -1,0 +1,85 @@
+//! A gateway that learns its objects from an API server, in network namespaces, with real traffic.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::*;
+use nomagic_bench::rig::{PODS, Scene};
+use nomagic_fake_apiserver::FakeApiServer;
+
+const WEB: &str = "10.109.35.24:80";
+
+/// The scene's configuration with an API server in the place of the manifests.
+fn api_config(dir: &std::path::Path, api: &FakeApiServer) -> String {
+    config(dir, "").replace("manifests: manifests.yaml", &format!("kubernetes: {{url: '{}'}}", api.url()))
+}
+
+/// A scene with an API server in the gateway's namespace, and nomagic, which waits for it: the server is silent.
+fn waiting(tag: &str) -> (Gateway, FakeApiServer) {
+    let scene = Scene::new(tag).expect("a scene (needs root)");
+    let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
+    api.set_bookmark_every(Duration::from_secs(1));
+    api.set_silent(true);
+    let dir = tempfile::tempdir().unwrap();
+    let config = api_config(dir.path(), &api);
+    let mut g = Gateway::begin(scene, dir, &config);
+    g.process.wait_for_line("waiting for objects", START).expect("a line that says so");
+    (g, api)
+}
+
+/// Waits until these pods are the Service's endpoints; then all new connections go to them.
+fn answered_by(g: &Gateway, pods: &[usize]) {
+    let wanted: BTreeSet<String> = pods.iter().map(|&i| format!("{}:80", PODS[i].v4)).collect();
+    wait_for(&format!("{wanted:?} to be the endpoints"), Duration::from_secs(10), || {
+        let status = g.status();
+        let targets = status["targets"].as_array().unwrap().iter().map(|t| t["backend"].as_str().unwrap());
+        targets.filter(|t| t.starts_with("192.168.") && t.ends_with(":80")).map(str::to_owned).collect::<BTreeSet<_>>() == wanted
+    });
+    let report = g.http(&g.scene.client, WEB, 40);
+    assert_eq!((report.answered(), report.failed()), (40, 0), "{report:?}");
+    assert_eq!(report.per_pod.keys().cloned().collect::<BTreeSet<_>>(), pods.iter().map(|&i| PODS[i].name.to_owned()).collect());
+}
+
+#[test]
+fn services_come_and_change_and_stay_while_the_api_server_is_away() {
+    let (mut g, mut api) = waiting("api");
+    let status = g.status();
+    assert_eq!(status["ready"], false);
+    assert!(status["not_ready"][0].as_str().unwrap().contains("not listed yet"), "{status:#}");
+    assert!(!g.scene.gw.ip("-d link show cl0").unwrap().contains("xdp"), "nothing is programmed before the lists");
+
+    api.set_silent(false);
+    g.wait_until_ready();
+    assert_eq!(g.status()["ready"], true);
+    api.put_yaml(&nginx(&[0])).unwrap();
+    answered_by(&g, &[0]);
+    api.put_yaml(&nginx(&[1, 2])).unwrap();
+    answered_by(&g, &[1, 2]);
+
+    api.stop();
+    let watch = |g: &Gateway| g.status()["api"]["kinds"][0].clone();
+    wait_for("the watch to notice", Duration::from_secs(10), || {
+        let services = watch(&g);
+        services["state"] == "away" && services["error"].as_str().unwrap().contains("Connection refused")
+    });
+    assert_eq!(g.status()["ready"], true, "what was known stays in force");
+    answered_by(&g, &[1, 2]);
+
+    api.put_yaml(&nginx(&[0, 1])).unwrap();
+    api.compact();
+    g.scene.gw.run(|| api.resume()).unwrap().unwrap();
+    answered_by(&g, &[0, 1]);
+    let page = nomagic_bench::rig::run(NOMAGIC, &["status", "--state-dir", &g.state_dir().to_string_lossy()]).unwrap();
+    assert!(page.contains(&format!("objects from {}", api.url())) && page.contains("EndpointSlice        2  connected"), "{page}");
+    g.assert_accounts_close();
+}
+
+#[test]
+fn a_gateway_that_waits_can_be_ended() {
+    let (mut g, _api) = waiting("apiwait");
+    let status = g.process.terminate(Duration::from_secs(5)).unwrap();
+    assert!(status.success(), "{status}: {}", g.process.output());
+    assert!(!g.scene.gw.ip("-d link show cl0").unwrap().contains("xdp"));
+}

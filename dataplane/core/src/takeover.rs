@@ -1,0 +1,109 @@
+//! What a new process makes of connections that an earlier one has left in the connection table.
+
+use std::net::IpAddr;
+
+use crate::conntrack::Flow;
+use crate::services::{Action, Backend, Services, SnatRange};
+use crate::tuple::words_addr;
+
+impl Services {
+    /// Whether a connection can go on, and if so where its statistics are from now on (see [`Backend::stats`]; 0 when this table does not know its
+    /// Service or its backend any more). One whose source is no longer ours to give cannot: its answers would not come here.
+    pub fn takes_over(&self, flow: &Flow) -> Option<u32> {
+        if flow.replaces_source() && !self.snat.gives(words_addr(flow.source, flow.v6), flow.source_port) {
+            return None;
+        }
+        Some(self.stats_of(flow).unwrap_or(0))
+    }
+
+    fn stats_of(&self, flow: &Flow) -> Option<u32> {
+        let frontend = self.frontend(words_addr(flow.service, flow.v6), flow.service_port, flow.proto)?;
+        let known = Backend { addr: words_addr(flow.backend, flow.v6), port: flow.backend_port, weight: 1, stats: 0 };
+        let identity = known.identity();
+        let found = [frontend.pod, frontend.node, frontend.external].into_iter().find_map(|action| match action {
+            Action::Forward { pool, .. } => self.pools.get(pool as usize)?.by_identity(identity),
+            Action::Reject(_) | Action::Drop(_) => None,
+        });
+        found.filter(|b| (b.addr, b.port) == (known.addr, known.port)).map(|b| b.stats)
+    }
+}
+
+impl SnatRange {
+    /// Whether connections are given this source address and port.
+    fn gives(&self, addr: IpAddr, port: u16) -> bool {
+        let v6 = addr.is_ipv6();
+        [self.addr(v6), self.internal(v6)].contains(&Some(addr)) && (self.port_first..=self.port_last).contains(&port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::{AddressKind, Frontend, Pool};
+    use crate::tuple::{HashSeed, Proto, addr_words};
+    use std::sync::Arc;
+
+    fn table() -> Services {
+        let seed = HashSeed::new(1);
+        let mut services = Services::empty(seed);
+        let backend = |last: u8, stats| Backend { addr: [192, 168, 0, last].into(), port: 8080, weight: 1, stats };
+        // All endpoints for one class of clients, the local one for another.
+        for backends in [vec![backend(1, 11), backend(2, 12)], vec![backend(1, 11), backend(3, 13)]] {
+            services.pools.push(Arc::new(Pool::new(backends, &seed).unwrap()));
+        }
+        let to = |pool| Action::Forward { pool, snat: false };
+        let reject = Action::Reject(crate::reason::Reason::NoEndpoints);
+        let frontend =
+            Frontend { service_port: 0, kind: AddressKind::ClusterIp, pod: reject, node: to(0), external: to(1), source_ranges: None };
+        services.add_frontend([10, 96, 0, 1].into(), 80, Proto::Tcp, frontend).unwrap();
+        let (v4, internal) = (Some([10, 0, 0, 1].into()), Some([169, 254, 78, 78].into()));
+        services.snat = SnatRange { v4, port_first: 61_000, port_last: 62_000, internal_v4: internal, ..SnatRange::default() };
+        services
+    }
+
+    fn flow(service: [u8; 4], backend: [u8; 4], source: [u8; 4], source_port: u16) -> Flow {
+        let words = |a: [u8; 4]| addr_words(a.into()).0;
+        Flow {
+            proto: Proto::Tcp,
+            v6: false,
+            announced: false,
+            client: words([10, 0, 0, 9]),
+            client_port: 1000,
+            service: words(service),
+            service_port: 80,
+            backend: words(backend),
+            backend_port: 8080,
+            source: words(source),
+            source_port,
+            stats: 4,
+        }
+    }
+
+    #[test]
+    fn statistics_are_found_by_service_and_backend() {
+        let (t, client) = (table(), [10, 0, 0, 9]);
+        let of = |service, backend| t.takes_over(&flow(service, backend, client, 1000));
+        let service = [10, 96, 0, 1];
+        assert_eq!([1, 2, 3, 4].map(|last| of(service, [192, 168, 0, last])), [Some(11), Some(12), Some(13), Some(0)]);
+        assert_eq!(of([10, 96, 0, 2], [192, 168, 0, 1]), Some(0), "a Service that is gone");
+        let udp = Flow { proto: Proto::Udp, ..flow(service, [192, 168, 0, 1], client, 1000) };
+        assert_eq!(t.takes_over(&udp), Some(0), "another protocol");
+    }
+
+    #[test]
+    fn sources_that_are_no_longer_given_end() {
+        let t = table();
+        let of = |source, port| t.takes_over(&flow([10, 96, 0, 1], [192, 168, 0, 1], source, port));
+        for (source, port, stays) in [
+            ([10, 0, 0, 1], 61_000, true),
+            ([10, 0, 0, 1], 62_000, true),
+            ([169, 254, 78, 78], 61_500, true),
+            ([10, 0, 0, 1], 60_999, false),
+            ([10, 0, 0, 1], 62_001, false),
+            ([10, 0, 0, 2], 61_000, false),
+            ([10, 0, 0, 9], 5, true),
+        ] {
+            assert_eq!(of(source, port).is_some(), stays, "{source:?}:{port}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What an interface's driver tells by ethtool's ioctl: its queues, and how it spreads what it receives over them.
+//!
+//! Layouts and numbers are those of linux/ethtool.h. Tested against answers made by hand, and on veth and loopback, which tell nothing of
+//! receive side scaling; no NIC that does was at hand.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nomagic_core::rss::{ENTRIES_MAX, Kinds, Rss};
+use nomagic_core::tuple::Proto;
+
+/// Commands: channels, fields of a flow's hash, receive side scaling.
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_GRXFH: u32 = 0x29;
+const ETHTOOL_GRSSH: u32 = 0x46;
+/// Words of `struct ethtool_channels`, and the place of two of them.
+const CHANNELS_WORDS: usize = 9;
+const CHANNELS_RX: usize = 5;
+const CHANNELS_COMBINED: usize = 8;
+/// Words of `struct ethtool_rxnfc`, rounded up; the kernel fills in the first four.
+const RXNFC_WORDS: usize = 64;
+/// Words of `struct ethtool_rxfh` before the indirection table, which the key follows.
+const RXFH_WORDS: usize = 6;
+/// Bytes of a hash key at the most; NICs have 40 or 52.
+const KEY_BYTES_MAX: usize = 256;
+/// `ETH_RSS_HASH_TOP`: Toeplitz.
+const HASH_TOEPLITZ: u8 = 1;
+/// `RXH_IP_SRC`, `RXH_IP_DST`, `RXH_L4_B_0_1`, `RXH_L4_B_2_3` and nothing else: `sdfn` in ethtool's words.
+const ADDRESSES_AND_PORTS: u64 = 0xf0;
+/// Flow types: `TCP_V4_FLOW`, `UDP_V4_FLOW`, `SCTP_V4_FLOW`, and the same for IPv6.
+const FLOW_TYPES: [(u32, Proto, bool); 6] = [
+    (1, Proto::Tcp, false),
+    (2, Proto::Udp, false),
+    (3, Proto::Sctp, false),
+    (5, Proto::Tcp, true),
+    (6, Proto::Udp, true),
+    (7, Proto::Sctp, true),
+];
+
+/// Asks the driver of an interface. The answer takes the place of the question, whose first word is the command.
+///
+/// # Safety
+/// `words` must have room for the command's structure, with as many entries behind it as the question says.
+unsafe fn ask(interface: &str, words: &mut [u32]) -> io::Result<()> {
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+    // SAFETY: creates a new descriptor; no memory is involved.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was created above and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the request names a terminated interface name and points to memory that lives across the call; the caller sees to its size.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Receive queues of an interface. Drivers that do not tell have one.
+pub fn rx_queues(interface: &str) -> io::Result<u32> {
+    let mut channels = [0; CHANNELS_WORDS];
+    channels[0] = ETHTOOL_GCHANNELS;
+    // SAFETY: the structure has this many words and no entries.
+    match unsafe { ask(interface, &mut channels) } {
+        Ok(()) => Ok(channels[CHANNELS_RX].saturating_add(channels[CHANNELS_COMBINED]).max(1)),
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
+        Err(e) => Err(e),
+    }
+}
+
+/// How a port spreads what it receives over the owners of its queues; or why that cannot be told.
+pub fn rss(interface: &str, owners: &[u16]) -> Result<Rss, String> {
+    // Asked without room for entries and key the kernel tells their numbers only.
+    let (entries, key_bytes) = sizes(&ask_rss(interface, 0, 0)?)?;
+    let settings = Settings::parse(&ask_rss(interface, entries, key_bytes)?)?;
+    let hashes_ports = |flow_type: u32| {
+        let mut flow = [0; RXNFC_WORDS];
+        flow[..2].copy_from_slice(&[ETHTOOL_GRXFH, flow_type]);
+        // SAFETY: the structure is smaller than this, and asks for no entries.
+        unsafe { ask(interface, &mut flow) }.is_ok_and(|()| is_of_ports(&flow))
+    };
+    let kinds = FLOW_TYPES.iter().filter(|(flow_type, ..)| hashes_ports(*flow_type));
+    let kinds = kinds.fold(Kinds::default(), |kinds, (_, proto, v6)| kinds.with(*proto, *v6));
+    Rss::new(&settings.key, &settings.queues, owners, kinds).map_err(|e| e.to_string())
+}
+
+/// The driver's `struct ethtool_rxfh` with this many entries and bytes of key behind it.
+fn ask_rss(interface: &str, entries: usize, key_bytes: usize) -> Result<Vec<u32>, String> {
+    let mut words = vec![0; RXFH_WORDS + entries + key_bytes.div_ceil(4)];
+    (words[0], words[2], words[3]) = (ETHTOOL_GRSSH, entries as u32, key_bytes as u32);
+    // SAFETY: behind the structure there is room for as much as the question says.
+    unsafe { ask(interface, &mut words) }.map_err(reason)?;
+    Ok(words)
+}
+
+fn reason(error: io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => "the driver does not tell".into(),
+        _ => format!("asking the driver failed: {error}"),
+    }
+}
+
+/// Entries of the indirection table and bytes of the key, within limits.
+fn sizes(answer: &[u32]) -> Result<(usize, usize), String> {
+    let [_, _, entries, key_bytes, ..] = *answer else { return Err("the driver's answer is cut short".into()) };
+    let (entries, key_bytes) = (entries as usize, key_bytes as usize);
+    if entries == 0 || key_bytes == 0 {
+        return Err("the driver has no indirection table or no hash key".into());
+    }
+    if entries > ENTRIES_MAX || key_bytes > KEY_BYTES_MAX {
+        return Err(format!(
+            "the driver has {entries} entries and {key_bytes} bytes of key: at most {ENTRIES_MAX} and {KEY_BYTES_MAX} are expected"
+        ));
+    }
+    Ok((entries, key_bytes))
+}
+
+/// Whether addresses and ports are hashed for a kind of flow, and nothing else.
+fn is_of_ports(answer: &[u32; RXNFC_WORDS]) -> bool {
+    let [low, high] = [answer[2], answer[3]].map(u32::to_ne_bytes);
+    let mut fields = [0; 8];
+    fields[..4].copy_from_slice(&low);
+    fields[4..].copy_from_slice(&high);
+    u64::from_ne_bytes(fields) == ADDRESSES_AND_PORTS
+}
+
+/// Key and indirection table of a Toeplitz hash.
+#[derive(PartialEq, Eq, Debug)]
+struct Settings {
+    queues: Vec<u32>,
+    key: Vec<u8>,
+}
+
+impl Settings {
+    /// Reads a `struct ethtool_rxfh` with what follows it.
+    fn parse(answer: &[u32]) -> Result<Settings, String> {
+        let (entries, key_bytes) = sizes(answer)?;
+        let short = || "the driver's answer is cut short".to_string();
+        let [function, transform, ..] = answer.get(4).ok_or_else(short)?.to_ne_bytes();
+        if function != HASH_TOEPLITZ {
+            return Err(format!("the hash function is not Toeplitz (bits {function:#x} of ETH_RSS_HASH)"));
+        }
+        if transform != 0 {
+            return Err(format!("addresses and ports are made symmetric before they are hashed (bits {transform:#x} of RXH_XFRM)"));
+        }
+        let queues = answer.get(RXFH_WORDS..RXFH_WORDS + entries).ok_or_else(short)?.to_vec();
+        let mut key: Vec<u8> = answer[RXFH_WORDS + entries..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        if key.len() < key_bytes {
+            return Err(short());
+        }
+        key.truncate(key_bytes);
+        Ok(Settings { queues, key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A driver's answer: `entries` queues in turn over four, a key of bytes in a row.
+    fn answer(entries: u32, key_bytes: u32, function: u8, transform: u8) -> Vec<u32> {
+        let mut words = vec![ETHTOOL_GRSSH, 0, entries, key_bytes, u32::from_ne_bytes([function, transform, 0, 0]), 0];
+        words.extend((0..entries).map(|entry| entry % 4));
+        let key: Vec<u8> = (0..key_bytes.next_multiple_of(4)).map(|i| i as u8).collect();
+        words.extend(key.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
+        words
+    }
+
+    #[test]
+    fn answers_are_read() {
+        for (entries, key_bytes) in [(128, 40), (512, 52), (100, 41), (1, 1)] {
+            let settings = Settings::parse(&answer(entries, key_bytes, 1, 0)).unwrap();
+            assert_eq!(settings.queues, (0..entries).map(|entry| entry % 4).collect::<Vec<_>>());
+            assert_eq!(settings.key, (0..key_bytes as u8).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn other_hashes_and_hostile_answers_are_refused_by_name() {
+        let refused = |words: &[u32]| Settings::parse(words).unwrap_err();
+        for function in [0, 2, 4, 3, 0xff] {
+            assert!(refused(&answer(128, 40, function, 0)).contains("not Toeplitz"));
+        }
+        for transform in [1, 2, 0xff] {
+            assert!(refused(&answer(128, 40, 1, transform)).contains("symmetric"));
+        }
+        assert!(refused(&answer(0, 40, 1, 0)).contains("no indirection table"));
+        assert!(refused(&answer(128, 0, 1, 0)).contains("no hash key"));
+        let most = answer(ENTRIES_MAX as u32, KEY_BYTES_MAX as u32, 1, 0);
+        assert!(Settings::parse(&most).is_ok());
+        for (place, value) in [(2, ENTRIES_MAX as u32 + 1), (2, u32::MAX), (3, KEY_BYTES_MAX as u32 + 1), (3, u32::MAX)] {
+            let mut words = most.clone();
+            words[place] = value;
+            assert!(refused(&words).contains("at most"), "word {place}: {value}");
+        }
+        let whole = answer(128, 40, 1, 0);
+        assert!((0..whole.len()).all(|len| refused(&whole[..len]).contains("cut short")));
+    }
+
+    #[test]
+    fn only_addresses_with_ports_are_known() {
+        let answered = |fields: u64| {
+            let mut words = [0; RXNFC_WORDS];
+            let bytes = fields.to_ne_bytes();
+            words[2] = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            words[3] = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+            is_of_ports(&words)
+        };
+        assert!(answered(0xf0));
+        // Addresses only, nothing, one port, with the VLAN, with something new, dropped.
+        for fields in [0x30, 0, 0x70, 0xf4, 0x1_0000_00f0, 0x8000_00f0] {
+            assert!(!answered(fields), "{fields:#x}");
+        }
+    }
+
+    #[test]
+    fn who_does_not_tell_is_no_error() {
+        assert_eq!(rss("lo", &[0, 1]).unwrap_err(), "the driver does not tell");
+        assert!(rss("no-such-if", &[0]).unwrap_err().contains("failed"));
+        assert!(rss("an-interface-name-that-is-too-long", &[0]).unwrap_err().contains("failed"));
+        assert_eq!(rx_queues("lo").unwrap(), 1);
+        assert!(rx_queues("no-such-if").is_err());
+        assert!(rx_queues("an-interface-name-that-is-too-long").is_err());
+    }
+}
