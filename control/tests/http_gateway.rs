@@ -58,6 +58,7 @@ fn status_of(from: &Netns, at: &str) -> Option<u16> {
 fn metrics(g: &Gateway) -> prometheus::Page {
     let answer = ask(&g.scene.gw, "127.0.0.1:10249", "/metrics").expect("metrics on the node");
     assert_eq!(answer.status, 200, "{}", answer.body);
+    println!("/metrics:\n{}", answer.body);
     prometheus::parse(&answer.body)
 }
 

@@ -127,7 +127,7 @@ impl Tables {
 
     /// Whether load balancers may count on this node, as its Node object says. Files need not hold one.
     pub fn node_eligible(&self) -> bool {
-        self.index.node(&self.settings.node.name).map_or(self.config.kubernetes.is_none(), |node| node.eligible)
+        self.index.node(&self.settings.node.name).map_or(self.config.manifests.is_some(), |node| node.eligible)
     }
 
     /// What the last compilation means to those who watch.
