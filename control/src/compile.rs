@@ -95,6 +95,8 @@ pub struct Names {
     pub proxied: HashMap<IpAddr, Key>,
     /// `healthCheckNodePort`s.
     pub health_checks: BTreeMap<u16, HealthCheck>,
+    /// Service ports whose policy asks for endpoints of this node and finds them elsewhere only, by family: `(internal, external)`.
+    pub no_local_endpoints: [(u64, u64); 2],
 }
 
 /// What a load balancer asks a node: has it endpoints of this Service?
@@ -255,6 +257,11 @@ impl<'c> Builder<'c> {
             let reject = Action::Reject(Reason::NoEndpoints);
             let all = Actions { pod: reject, node: reject, external: reject };
             return (all, all);
+        }
+        if selection.members(Class::Local).is_empty() {
+            let (internal, external) = &mut self.names.no_local_endpoints[usize::from(v6)];
+            *internal += u64::from(service.internal_policy == Policy::Local);
+            *external += u64::from(service.external_policy == Policy::Local);
         }
         let key = PortKey { service: service.key.clone(), port_name: port.name.clone(), proto: port.proto };
         let pod_snat = self.settings.masquerade_all;

@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod kubernetes;
+mod listen;
 pub mod packets;
 pub mod patterns;
 mod settings;
@@ -13,7 +14,7 @@ pub(crate) mod tree;
 pub mod values;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use nomagic_core::tuple::Prefix;
@@ -74,6 +75,14 @@ pub struct Config {
     pub detach_on_exit: bool,
     /// Where pins and state live.
     pub state_dir: PathBuf,
+    /// Where `/healthz` and `/livez` are answered; `""`: nowhere. A missing port is 10256. Default: 0.0.0.0:10256.
+    #[serde(deserialize_with = "listen::healthz")]
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Where `/metrics` is answered; `""`: nowhere. A missing port is 10249. Default: 127.0.0.1:10249.
+    #[serde(deserialize_with = "listen::metrics")]
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// End when one of the two cannot be listened on. Default: false, it is tried again every five seconds.
+    pub bind_address_hard_fail: bool,
     /// How long Services' packets are dropped after the workers stopped, before `onFailure` applies. Milliseconds, 100 to 60,000.
     #[serde(deserialize_with = "values::grace_ms")]
     pub grace_ms: u32,
@@ -176,6 +185,9 @@ impl Default for Config {
             on_failure: OnFailure::default(),
             detach_on_exit: false,
             state_dir: PathBuf::from("/run/nomagic"),
+            healthz_bind_address: listen::healthz_default(),
+            metrics_bind_address: listen::metrics_default(),
+            bind_address_hard_fail: false,
             grace_ms: 2_000,
         }
     }

@@ -124,6 +124,11 @@ impl Index {
         self.services.values()
     }
 
+    /// An EndpointSlice.
+    pub fn slice(&self, key: &Key) -> Option<&Arc<Slice>> {
+        self.slices.get(key)
+    }
+
     /// All EndpointSlices, by name.
     pub fn slices(&self) -> impl Iterator<Item = &Arc<Slice>> {
         self.slices.values()

@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
 use nomagic_core::tuple::{Prefix, Proto};
 
 use crate::problem::{Origin, Problem};
@@ -173,6 +174,8 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// Endpoints with an address that a packet can be sent to.
     pub endpoints: Vec<Endpoint>,
+    /// When the cause of its last change happened (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub triggered: Option<Timestamp>,
     /// Addresses that no packet can be sent to, and why.
     pub unusable: Vec<(String, &'static str)>,
     /// What was wrong with it.

@@ -1,6 +1,8 @@
 //! A gateway that learns its objects from an API server, in network namespaces, with real traffic.
 
 mod common;
+#[path = "common/plain_http.rs"]
+mod plain_http;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -74,6 +76,26 @@ fn services_come_and_change_and_stay_while_the_api_server_is_away() {
     let page = nomagic_bench::rig::run(NOMAGIC, &["status", "--state-dir", &g.state_dir().to_string_lossy()]).unwrap();
     assert!(page.contains(&format!("objects from {}", api.url())) && page.contains("EndpointSlice        2  connected"), "{page}");
     g.assert_accounts_close();
+}
+
+#[test]
+fn load_balancers_are_told_when_the_node_is_about_to_go() {
+    let (mut g, api) = waiting("apinode");
+    let codes = |g: &Gateway| {
+        let ask = |path: &'static str| plain_http::get("10.0.0.1:10256".parse().unwrap(), path).map_or(0, |answer| answer.status);
+        g.scene.client.run(move || ["/healthz", "/livez"].map(ask)).unwrap()
+    };
+    assert_eq!(codes(&g), [503, 200], "alive while it waits for its first objects, but no Node is known");
+    api.set_silent(false);
+    g.wait_until_ready();
+    for (node, healthz) in [
+        ("metadata: {name: gw}", 200),
+        ("metadata: {name: gw}\nspec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}", 503),
+        ("metadata: {name: gw}\nspec: {taints: [{key: other, effect: NoSchedule}]}", 200),
+    ] {
+        api.put_yaml(&format!("apiVersion: v1\nkind: Node\n{node}\n")).unwrap();
+        wait_for(&format!("{healthz} after {node}"), Duration::from_secs(10), || codes(&g) == [healthz, 200]);
+    }
 }
 
 #[test]

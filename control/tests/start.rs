@@ -112,6 +112,18 @@ fn a_snat_range_that_the_kernel_uses() {
 }
 
 #[test]
+fn an_http_address_that_is_taken() {
+    let (gw, _peer, dir) = scene("httpheld", "bindAddressHardFail: true");
+    let held = gw.run(|| std::net::TcpListener::bind("0.0.0.0:10256").unwrap()).unwrap();
+    let (code, said) = run(&gw, &dir);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("healthzBindAddress") && said.contains("0.0.0.0:10256") && said.contains("in use"), "{said}");
+    assert!(!gw.ip("-d link show cl0").unwrap().contains("xdp"), "nothing is half done");
+    drop(held);
+    clean(&gw, &dir);
+}
+
+#[test]
 fn manifests_that_are_not_there() {
     let (gw, _peer, dir) = scene("nomanifests", "");
     std::fs::remove_file(dir.path().join("manifests.yaml")).unwrap();

@@ -13,6 +13,8 @@ fn an_empty_file_is_the_defaults() {
     }
     let c = Config::default();
     assert_eq!((c.snat.ports, c.grace_ms, c.workers.count), (PortRange { first: 61_000, last: 65_535 }, 2_000, 1));
+    let listen = [c.healthz_bind_address, c.metrics_bind_address].map(|a| a.unwrap().to_string());
+    assert_eq!((listen, c.bind_address_hard_fail), (["0.0.0.0:10256".into(), "127.0.0.1:10249".into()], false));
     assert_eq!((c.node_port_addresses, c.on_failure), (NodePortAddresses::Primary, OnFailure::Auto));
 }
 
@@ -38,9 +40,14 @@ onFailure: drop
 detachOnExit: true
 stateDir: /tmp/state
 graceMs: 500
+healthzBindAddress: '::'
+metricsBindAddress: ''
+bindAddressHardFail: true
 ",
     )
     .unwrap();
+    assert_eq!((c.healthz_bind_address, c.metrics_bind_address), (Some("[::]:10256".parse().unwrap()), None));
+    assert!(c.bind_address_hard_fail);
     assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
     assert_eq!((c.conntrack.file.as_deref(), c.conntrack.huge_pages), (Some(Path::new("/run/x/conntrack")), true));
@@ -111,6 +118,8 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("packets: {headroom: 100}", "1:21", "packets.headroom", &["100", "multiple of 64"]),
         ("snat: {internalAddresses: [1.2.3.4, 1.2.3.5]}", "", "snat.internalAddresses", &["at most one address a family"]),
         ("interfaces:\n- eth0\n- ''\n", "3:3", "interfaces[1]", &["15 characters"]),
+        ("healthzBindAddress: localhost", "1:21", "healthzBindAddress", &["localhost", "0.0.0.0:10256"]),
+        ("metricsBindAddress: 10249", "1:21", "metricsBindAddress", &["10249", "IP address"]),
         ("masqueradeAll: perhaps", "1:16", "masqueradeAll", &["bool"]),
         ("node: [", "", "", &[]),
         ("a: b: c", "", "", &[]),

@@ -116,6 +116,9 @@ impl DropIn {
             config.node.primary_ips = [primary].into_iter().chain(discovered.iter().copied().find(other)).collect();
             config.node.primary_ips.sort();
         }
+        config.healthz_bind_address = Some(self.healthz_bind_address);
+        config.metrics_bind_address = Some(self.metrics_bind_address);
+        config.bind_address_hard_fail = self.bind_address_hard_fail;
         config.cluster_cidrs.clone_from(&self.cluster_cidrs);
         config.masquerade_all = self.masquerade_all;
         config.localhost_node_ports = self.localhost_node_ports;

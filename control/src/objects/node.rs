@@ -7,6 +7,7 @@ use nomagic_core::tuple::Prefix;
 
 use super::addr::{fault, parse_cidr, parse_ip};
 use super::{Key, Kind, read_cluster_key};
+use crate::health::node_eligible;
 use crate::problem::{Notes, Origin, Problem};
 
 /// The label that names a node's zone.
@@ -27,6 +28,8 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     /// `spec.podCIDRs`
     pub pod_cidrs: Vec<Prefix>,
+    /// Whether load balancers may count on it; see [`node_eligible`].
+    pub eligible: bool,
     /// What was wrong with it.
     pub problems: Vec<Problem>,
 }
@@ -41,7 +44,7 @@ impl Node {
         let ips = read_ips(addresses, &mut notes);
         let listed = node.spec.as_ref().and_then(|s| s.pod_cidrs.as_deref()).unwrap_or(&[]);
         let pod_cidrs = read_cidrs("spec.podCIDRs", listed, &mut notes);
-        Ok(Node { key, origin: origin.clone(), zone, ips, pod_cidrs, problems: notes.finish() })
+        Ok(Node { key, origin: origin.clone(), zone, ips, pod_cidrs, eligible: node_eligible(node), problems: notes.finish() })
     }
 }
 

@@ -10,6 +10,8 @@ use crate::problem::{Notes, Origin, Problem};
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Slices of headless Services.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// When the cause of a slice's last change happened, for the delay of programming it; unreadable ones are as good as none.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Endpoints of a slice at the most: far more than the API server's 1,000, so that a hand-written slice fits too.
 const ENDPOINTS_MAX: usize = 200_000;
 /// Ports of a slice at the most (the API server's own limit is 20,000).
@@ -51,6 +53,7 @@ impl Slice {
             v6,
             ports: Vec::new(),
             endpoints: Vec::new(),
+            triggered: slice.metadata.annotations.as_ref().and_then(|a| a.get(TRIGGER_ANNOTATION)).and_then(|t| t.parse().ok()),
             unusable: Vec::new(),
             problems: Vec::new(),
         };

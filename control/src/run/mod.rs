@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod found;
+mod http;
 mod kernel_proxy;
 mod signals;
 mod socket;
@@ -25,6 +26,7 @@ use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
 use tokio::sync::mpsc;
 
+use self::http::Http;
 use crate::config::{self, Config};
 use crate::config_args::{ConfigArgs, Loaded, parse_interface};
 use crate::net::{Asked, Limits, Mirror, internal, node};
@@ -126,6 +128,7 @@ struct Gateway {
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
     requests: mpsc::Receiver<(String, Answer)>,
+    http: Http,
     /// When they were last counted.
     workers_alive: usize,
     started: Instant,
@@ -136,6 +139,7 @@ impl Gateway {
     async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
         let started = Instant::now();
         let mut requests = ControlSocket::open(&config.state_dir)?.serve();
+        let http = Http::start(&config)?;
         let links = config.interfaces.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
         let mtu = links.iter().map(|l| l.mtu).max().unwrap_or(1500);
         let names = internal::Names::default();
@@ -144,6 +148,7 @@ impl Gateway {
 
         let present = mirror.local_addresses();
         let mut tables = Tables::open(&config, present.clone())?;
+        http.follow_node(&tables);
         if !wait::for_objects(&mut tables, &mut requests, signals, started).await? {
             if config.detach_on_exit {
                 internal::remove(&names)?;
@@ -172,6 +177,7 @@ impl Gateway {
         let wanted = forward_wanted(&edge)?;
         let mut gateway = Gateway {
             requests,
+            http,
             started,
             workers_alive: config.workers.count,
             routes_generation: 1,
@@ -186,9 +192,17 @@ impl Gateway {
             wanted,
         };
         gateway.follow_interfaces();
-        gateway.open_filter()?;
+        gateway.http.queued(&gateway.tables);
+        gateway.put_in_force()?;
         gateway.announce();
         Ok(Some(gateway))
+    }
+
+    /// What was compiled last comes into force, and those who watch hear of it.
+    fn put_in_force(&mut self) -> Result<()> {
+        self.open_filter()?;
+        self.http.in_force(&self.tables);
+        Ok(())
     }
 
     /// What the workers know is now taken. Only ever after they know it.
@@ -225,6 +239,7 @@ impl Gateway {
                     self.follow_interfaces();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
+                Some(scrape) = self.http.asked() => self.http.answer(scrape, &self.edge, &self.tables),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
                 changed = self.tables.changed() => if changed? {
                     self.tables.compile();
@@ -296,9 +311,10 @@ impl Gateway {
 
     /// Puts the latest tables in force: first in the workers, then in the filter.
     fn publish(&mut self) {
+        self.http.queued(&self.tables);
         self.edge.publish_services(self.tables.services());
         // A filter that is full refuses the new rules: said, and the rest goes on.
-        if let Err(e) = self.open_filter() {
+        if let Err(e) = self.put_in_force() {
             tracing::error!("{e:#}");
         }
         let services = self.tables.services();
@@ -312,6 +328,12 @@ impl Gateway {
         let surplus = self.tables.removable(self.edge.filter().rules(), self.edge.table());
         if !surplus.is_empty() {
             self.edge.filter().remove(&surplus)?;
+        }
+        if self.http.behind() {
+            // What failed is tried again; why was said when it did.
+            let _ = self.put_in_force();
+        } else {
+            self.http.follow_checks(&self.tables);
         }
         Ok(())
     }
@@ -343,9 +365,10 @@ impl Gateway {
 
     fn status(&self) -> Result<serde_json::Value> {
         let services = self.tables.services();
+        let problems = [self.tables.problems(), self.http.problems()].concat();
         let control = status::Control {
             services: &services,
-            problems: self.tables.problems(),
+            problems: &problems,
             api: self.tables.source_status(),
             uptime_s: self.started.elapsed().as_secs(),
             table_file: self.config.conntrack.file.as_deref(),

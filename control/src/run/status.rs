@@ -27,7 +27,7 @@ pub struct Control<'a> {
 
 /// Why this gateway is not ready; empty: it is. Ready means: the tables are in force in every worker, the XDP programs are attached, every
 /// queue is bound and its owner alive.
-fn not_ready(status: &EdgeStatus, alive: usize) -> Vec<String> {
+pub fn not_ready(status: &EdgeStatus, alive: usize) -> Vec<String> {
     let mut reasons = Vec::new();
     if alive < status.workers.len() {
         reasons.push(format!("{} of {} workers are dead or stuck", status.workers.len() - alive, status.workers.len()));
@@ -139,7 +139,7 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
 }
 
 /// Source ports that there are towards one endpoint.
-fn source_ports(range: &SnatRange) -> u32 {
+pub fn source_ports(range: &SnatRange) -> u32 {
     (u32::from(range.port_last) + 1).saturating_sub(u32::from(range.port_first))
 }
 

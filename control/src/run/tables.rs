@@ -11,9 +11,11 @@ use nomagic_core::tuple::{Proto, words_addr};
 use nomagic_xsk::FilterRules;
 use serde_json::Value;
 
+use super::http::News;
 use super::source::Source;
-use crate::compile::{Compiler, Settings, TARGETS_MAX, filter_rules};
+use crate::compile::{Compiler, PortKey, Settings, TARGETS_MAX, filter_rules};
 use crate::config::Config;
+use crate::health::Moment;
 use crate::index::Index;
 use crate::net::node;
 
@@ -31,6 +33,7 @@ pub struct Tables {
     compiler: Compiler,
     services: Arc<Services>,
     problems: Vec<String>,
+    news: News,
 }
 
 impl Tables {
@@ -41,7 +44,8 @@ impl Tables {
         let settings = config.settings_for(&present, &index);
         let services = Arc::new(Services::empty(settings.seed));
         let compiler = Compiler::new(TARGETS_MAX);
-        Ok(Tables { config: config.clone(), present, source, index, settings, compiler, services, problems: Vec::new() })
+        let (config, problems, news) = (config.clone(), Vec::new(), News::new());
+        Ok(Tables { config, present, source, index, settings, compiler, services, problems, news })
     }
 
     /// Whether enough is known to compile.
@@ -75,6 +79,7 @@ impl Tables {
 
     /// Compiles all objects.
     pub fn compile(&mut self) {
+        let noticed = Moment::now();
         let mut settings = self.settings();
         if self.services.generation > 0 && settings.snat != self.settings.snat {
             settings.snat = self.new_sources(&settings);
@@ -82,6 +87,7 @@ impl Tables {
         self.settings = settings;
         let compiled = self.compiler.compile(&self.index, &self.settings);
         self.services = Arc::new(compiled.services);
+        self.news.compiled(&self.index, compiled.names, noticed);
         let problems = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
         let said: BTreeSet<String> = std::mem::replace(&mut self.problems, problems).into_iter().collect();
         let new: Vec<&String> = self.problems.iter().filter(|p| !said.contains(*p)).collect();
@@ -112,6 +118,26 @@ impl Tables {
     /// The table in force.
     pub fn services(&self) -> Arc<Services> {
         self.services.clone()
+    }
+
+    /// What it follows from besides the objects.
+    pub fn settings_in_force(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether load balancers may count on this node, as its Node object says. Files need not hold one.
+    pub fn node_eligible(&self) -> bool {
+        self.index.node(&self.settings.node.name).map_or(self.config.manifests.is_some(), |node| node.eligible)
+    }
+
+    /// What the last compilation means to those who watch.
+    pub fn news(&self) -> &News {
+        &self.news
+    }
+
+    /// The pairs of a Service port and a backend that have counters: `(place, Service port, address, port)`.
+    pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
+        self.compiler.targets()
     }
 
     /// What is wrong with the objects in force.

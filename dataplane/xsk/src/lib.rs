@@ -46,7 +46,7 @@ pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
 pub use pins::cleanup;
 pub use pool::FrameAccount;
-pub use privileges::keep_what_is_needed;
+pub use privileges::{keep_nothing, keep_what_is_needed};
 pub use published::{Published, Reader};
 pub use status::{
     Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,

@@ -33,7 +33,7 @@ pub fn keep_what_is_needed() -> io::Result<()> {
 }
 
 /// Leaves the calling thread no capability at all.
-pub(crate) fn keep_nothing() -> io::Result<()> {
+pub fn keep_nothing() -> io::Result<()> {
     keep(&[])
 }
 

@@ -1,0 +1,103 @@
+//! What differs between the objects that were compiled last and those that are compiled next: kube-proxy counts changes, and how long they
+//! take from their cause to the dataplane.
+
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::index::Index;
+use crate::objects::{Service, Slice};
+
+/// Differences that a Service proxy has to do something about.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Changes {
+    /// Services that are new, different or gone.
+    pub services: u64,
+    /// EndpointSlices that are new, different or gone.
+    pub slices: u64,
+    /// When the causes of new and different slices happened, as far as the slices say: `(family, moment)`. What is gone has no cause of
+    /// its own: its annotation is about the time before.
+    pub triggers: Vec<(usize, Timestamp)>,
+}
+
+impl Changes {
+    /// From one state to the next.
+    pub fn between(before: &Index, after: &Index) -> Changes {
+        let mut changes = Changes::default();
+        for service in after.services().filter(|s| s.ignored.is_none()) {
+            let old = before.service(&service.key).filter(|s| s.ignored.is_none());
+            changes.services += u64::from(!old.is_some_and(|old| same_service(old, service)));
+        }
+        let gone = |s: &&Arc<Service>| after.service(&s.key).is_none_or(|s| s.ignored.is_some());
+        changes.services += before.services().filter(|s| s.ignored.is_none()).filter(gone).count() as u64;
+
+        for slice in after.slices().filter(|s| s.ignored.is_none()) {
+            let old = before.slice(&slice.key).filter(|s| s.ignored.is_none());
+            if !old.is_some_and(|old| same_slice(old, slice)) {
+                changes.slices += 1;
+                changes.triggers.extend(slice.triggered.map(|at| (usize::from(slice.v6), at)));
+            }
+        }
+        let gone = |s: &&Arc<Slice>| after.slice(&s.key).is_none_or(|s| s.ignored.is_some());
+        changes.slices += before.slices().filter(|s| s.ignored.is_none()).filter(gone).count() as u64;
+        changes
+    }
+}
+
+/// Equal but for the place in a file, which moves with every line above.
+fn same_service(a: &Service, b: &Service) -> bool {
+    std::ptr::eq(a, b) || *a == Service { origin: a.origin.clone(), problems: a.problems.clone(), ..b.clone() }
+}
+
+/// Equal in what kube-proxy looks at: a new annotation alone is no change.
+fn same_slice(a: &Slice, b: &Slice) -> bool {
+    std::ptr::eq(a, b) || (a.service == b.service && a.v6 == b.v6 && a.ports == b.ports && a.endpoints == b.endpoints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::Object;
+    use crate::problem::Origin;
+
+    fn service(name: &str, ip: &str, line: u32) -> Object {
+        let yaml = format!("metadata: {{name: {name}, namespace: n}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}");
+        Object::Service(Arc::new(Service::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin { file: None, line }).unwrap()))
+    }
+
+    fn slice(name: &str, addr: &str, trigger: &str) -> Object {
+        let v6 = addr.contains(':');
+        let yaml = format!(
+            "metadata: {{name: {name}, namespace: n, labels: {{kubernetes.io/service-name: web}}, annotations: {{endpoints.kubernetes.io/last-change-trigger-time: '{trigger}'}}}}\naddressType: {}\nendpoints: [{{addresses: ['{addr}']}}]",
+            if v6 { "IPv6" } else { "IPv4" }
+        );
+        Object::Slice(Arc::new(Slice::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin::default()).unwrap()))
+    }
+
+    #[test]
+    fn new_different_and_gone_count_and_what_is_gone_has_no_trigger() {
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01.25Z");
+        let before = Index::of([
+            service("same", "10.0.0.1", 1),
+            service("other", "10.0.0.2", 9),
+            service("gone", "10.0.0.3", 20),
+            service("headless", "None", 1),
+            slice("same", "10.1.0.1", early),
+            slice("other", "10.1.0.2", early),
+            slice("gone", "10.1.0.3", early),
+        ]);
+        let after = Index::of([
+            service("same", "10.0.0.1", 2),
+            service("other", "10.0.0.9", 9),
+            service("new", "10.0.0.4", 30),
+            slice("same", "10.1.0.1", late),
+            slice("other", "10.1.0.9", late),
+            slice("new", "fd00::1", "yesterday"),
+        ]);
+        let at = late.parse().unwrap();
+        assert_eq!(Changes::between(&before, &after), Changes { services: 3, slices: 3, triggers: vec![(0, at)] });
+        assert_eq!(Changes::between(&after, &after), Changes::default());
+        let all = Changes::between(&Index::default(), &before);
+        assert_eq!((all.services, all.slices, all.triggers.len()), (3, 3, 3));
+    }
+}

@@ -1,0 +1,18 @@
+//! What `/metrics` says: Prometheus' text format, written by hand (one small file), so that no library decides about threads and locks.
+//!
+//! [`proxy`] has what kube-proxy has under kube-proxy's names; [`gateway`] is nomagic's own. Both are pure: plain values in, text out.
+//! The number of series is bounded: by workers, ports and queues, whose numbers are; and by [`targets::TARGETS_SHOWN_MAX`] for pairs of
+//! a Service port and a backend.
+
+pub mod exposition;
+pub mod gateway;
+pub mod histogram;
+mod ports;
+pub mod process;
+pub mod proxy;
+pub mod targets;
+
+pub use exposition::{CONTENT_TYPE, Exposition};
+
+/// Name, words for people, and how to read the value off something.
+type Row<T, V> = (&'static str, &'static str, fn(&T) -> V);

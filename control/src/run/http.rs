@@ -1,0 +1,140 @@
+//! What the HTTP servers are told by the control loop, and what they ask it.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use nomagic_core::counters::{Counter, Counters};
+use nomagic_core::reason::Reason;
+use nomagic_xsk::Edge;
+
+use super::status;
+use super::tables::Tables;
+use crate::changes::Changes;
+use crate::compile::{HealthCheck, Names};
+use crate::config::Config;
+use crate::health::Moment;
+use crate::http::{Listeners, Scrape, Server, addresses};
+use crate::index::Index;
+use crate::metrics::gateway::Sample;
+use crate::metrics::proxy::NoLocalEndpoints;
+use crate::metrics::targets::Targets;
+
+/// What a compilation means to those who watch.
+pub struct News {
+    /// The objects that were compiled.
+    index: Index,
+    changes: Changes,
+    noticed: Moment,
+    health_checks: BTreeMap<u16, HealthCheck>,
+    no_local: NoLocalEndpoints,
+}
+
+impl News {
+    /// Nothing was compiled yet.
+    pub fn new() -> News {
+        News {
+            index: Index::default(),
+            changes: Changes::default(),
+            noticed: Moment::now(),
+            health_checks: BTreeMap::new(),
+            no_local: NoLocalEndpoints::default(),
+        }
+    }
+
+    /// These objects, whose changes were noticed at this moment, have been compiled.
+    pub fn compiled(&mut self, index: &Index, names: Names, noticed: Moment) {
+        self.changes = Changes::between(&self.index, index);
+        (self.index, self.noticed) = (index.clone(), noticed);
+        (self.health_checks, self.no_local) = (names.health_checks, names.no_local_endpoints);
+    }
+}
+
+/// The servers, and what they have to remember from one question to the next.
+pub struct Http {
+    server: Server,
+    /// See [`Targets::read`].
+    place_max: u32,
+}
+
+impl Http {
+    /// Serves; there is nothing to tell yet.
+    pub fn start(config: &Config) -> Result<Http> {
+        let server = Server::start(Listeners::open(config)?)?;
+        Ok(Http { server, place_max: 0 })
+    }
+
+    /// What the Node object says about this node.
+    pub fn follow_node(&self, tables: &Tables) {
+        self.server.set_node_eligible(tables.node_eligible());
+    }
+
+    /// Waits until somebody asks for `/metrics`. Cancel-safe.
+    pub async fn asked(&mut self) -> Option<Scrape> {
+        self.server.asked().await
+    }
+
+    /// A table was compiled and waits to be in force.
+    pub fn queued(&self, tables: &Tables) {
+        let news = tables.news();
+        self.follow_node(tables);
+        self.server.queued(&news.changes, news.noticed);
+    }
+
+    /// It is in force: the Services' health checks follow it.
+    pub fn in_force(&mut self, tables: &Tables) {
+        self.server.in_force(Moment::now(), tables.news().no_local);
+        self.follow_checks(tables);
+    }
+
+    /// Opens and closes the sockets of health checks; those that could not be opened are tried again.
+    pub fn follow_checks(&mut self, tables: &Tables) {
+        self.server.follow_checks(&tables.news().health_checks, &addresses(tables.settings_in_force()));
+    }
+
+    /// Whether a table waits to be in force.
+    pub fn behind(&self) -> bool {
+        self.server.behind()
+    }
+
+    /// What is wrong with the servers.
+    pub fn problems(&self) -> &[String] {
+        self.server.problems()
+    }
+
+    /// Answers a question for metrics.
+    pub fn answer(&mut self, scrape: Scrape, edge: &Edge, tables: &Tables) {
+        match self.sample(edge, tables) {
+            // The asker may have gone.
+            Ok(sample) => drop(scrape.send(sample)),
+            Err(e) => tracing::warn!("/metrics: {e}"),
+        }
+    }
+
+    fn sample(&mut self, edge: &Edge, tables: &Tables) -> Result<Sample> {
+        let status = edge.status()?;
+        let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
+        let count = |f: fn(&Counters) -> &Counter| counters.iter().map(|c| f(c).get()).sum::<u64>();
+        let services = tables.services();
+        let alive = edge.workers_alive().0;
+        let snat_ports = u64::from(status::source_ports(&services.snat));
+        Ok(Sample {
+            not_ready: status::not_ready(&status, alive),
+            reasons: Reason::ALL.iter().map(|&r| counters.iter().map(|c| c.reason(r).get()).sum()).collect(),
+            conntrack: [
+                count(|c| &c.conntrack_hit),
+                count(|c| &c.conntrack_created),
+                count(|c| &c.conntrack_expired),
+                count(|c| &c.conntrack_evicted),
+                count(|c| &c.conntrack_replaced),
+            ],
+            made_suppressed: count(|c| &c.made_suppressed),
+            snat_ports,
+            snat_share_max: services.snat.holder_max().min(snat_ports),
+            workers_alive: alive as u64,
+            service_ports: services.ports.len() as u64,
+            problems: (tables.problems().len() + self.problems().len()) as u64,
+            targets: Targets::read(tables.targets(), &counters, &mut self.place_max),
+            edge: status,
+        })
+    }
+}
