@@ -9,8 +9,8 @@ use super::values::Text;
 const MIN_MS: u64 = 1_000;
 const MAX_MS: u64 = 30 * 24 * 3_600_000;
 
-/// Idle times by what is known of a connection, as `90s`, `5m`, `24h` or `1h30m`, 1s to 720h. SCTP goes by TCP's. The defaults are
-/// the kernel's (nf_conntrack_*_timeout_*), with kube-proxy's for established TCP.
+/// Idle times by what is known of a connection, as `90s`, `5m`, `24h` or `1h30m`, 1s to 720h. The defaults are the kernel's
+/// (nf_conntrack_*_timeout_*), with kube-proxy's for established and half-closed TCP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct TimeoutsConfig {
@@ -26,13 +26,19 @@ pub struct TimeoutsConfig {
     /// TCP: one side is done.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_fin_wait: u64,
+    /// TCP: half-closed, which the other side knows: kube-proxy's tcpCloseWaitTimeout.
+    #[serde(deserialize_with = "idle_ms")]
+    pub tcp_close_wait: u64,
     /// TCP: both sides are done.
     #[serde(deserialize_with = "idle_ms")]
-    pub tcp_closing: u64,
+    pub tcp_last_ack: u64,
+    /// TCP: both sides are done, and both know.
+    #[serde(deserialize_with = "idle_ms")]
+    pub tcp_time_wait: u64,
     /// TCP: reset.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_closed: u64,
-    /// TCP: met in its middle, and no answer seen yet.
+    /// TCP: met in its middle, or going on after a reset, and only one side heard yet.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_picked_up: u64,
     /// UDP: only the client has spoken.
@@ -41,6 +47,21 @@ pub struct TimeoutsConfig {
     /// UDP: both have.
     #[serde(deserialize_with = "idle_ms")]
     pub udp_two_way: u64,
+    /// SCTP: the endpoint has sent its cookie.
+    #[serde(deserialize_with = "idle_ms")]
+    pub sctp_cookie: u64,
+    /// SCTP: both have agreed.
+    #[serde(deserialize_with = "idle_ms")]
+    pub sctp_established: u64,
+    /// SCTP: one side shuts down.
+    #[serde(deserialize_with = "idle_ms")]
+    pub sctp_shutdown: u64,
+    /// SCTP: aborted or shut down, or only the client's INIT was seen.
+    #[serde(deserialize_with = "idle_ms")]
+    pub sctp_closed: u64,
+    /// SCTP: met in its middle, and only one side heard yet.
+    #[serde(deserialize_with = "idle_ms")]
+    pub sctp_picked_up: u64,
 }
 
 impl Default for TimeoutsConfig {
@@ -51,11 +72,18 @@ impl Default for TimeoutsConfig {
             tcp_syn_received: t.syn_received_ms,
             tcp_established: t.established_ms,
             tcp_fin_wait: t.fin_wait_ms,
-            tcp_closing: t.closing_ms,
+            tcp_close_wait: t.close_wait_ms,
+            tcp_last_ack: t.last_ack_ms,
+            tcp_time_wait: t.time_wait_ms,
             tcp_closed: t.closed_ms,
             tcp_picked_up: t.picked_up_ms,
             udp_one_way: t.udp_one_way_ms,
             udp_two_way: t.udp_two_way_ms,
+            sctp_cookie: t.sctp_cookie_ms,
+            sctp_established: t.sctp_established_ms,
+            sctp_shutdown: t.sctp_shutdown_ms,
+            sctp_closed: t.sctp_closed_ms,
+            sctp_picked_up: t.sctp_picked_up_ms,
         }
     }
 }
@@ -67,11 +95,18 @@ impl From<TimeoutsConfig> for Timeouts {
             syn_received_ms: c.tcp_syn_received,
             established_ms: c.tcp_established,
             fin_wait_ms: c.tcp_fin_wait,
-            closing_ms: c.tcp_closing,
+            close_wait_ms: c.tcp_close_wait,
+            last_ack_ms: c.tcp_last_ack,
+            time_wait_ms: c.tcp_time_wait,
             closed_ms: c.tcp_closed,
             picked_up_ms: c.tcp_picked_up,
             udp_one_way_ms: c.udp_one_way,
             udp_two_way_ms: c.udp_two_way,
+            sctp_cookie_ms: c.sctp_cookie,
+            sctp_established_ms: c.sctp_established,
+            sctp_shutdown_ms: c.sctp_shutdown,
+            sctp_closed_ms: c.sctp_closed,
+            sctp_picked_up_ms: c.sctp_picked_up,
         }
     }
 }
@@ -116,6 +151,34 @@ pub fn duration_ms(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_field_reaches_the_dataplane_as_itself() {
+        let text = "conntrack: {timeouts: {tcpSynSent: 1s, tcpSynReceived: 2s, tcpEstablished: 3s, tcpFinWait: 4s, tcpCloseWait: 5s, tcpLastAck: 6s, tcpTimeWait: 7s, \
+                    tcpClosed: 8s, tcpPickedUp: 9s, udpOneWay: 10s, udpTwoWay: 11s, sctpCookie: 12s, sctpEstablished: 13s, \
+                    sctpShutdown: 14s, sctpClosed: 15s, sctpPickedUp: 16s}}";
+        let config = crate::config::Config::parse(text, std::path::Path::new("nomagic.yaml")).unwrap().conntrack.timeouts;
+        let expected = Timeouts {
+            syn_sent_ms: 1_000,
+            syn_received_ms: 2_000,
+            established_ms: 3_000,
+            fin_wait_ms: 4_000,
+            close_wait_ms: 5_000,
+            last_ack_ms: 6_000,
+            time_wait_ms: 7_000,
+            closed_ms: 8_000,
+            picked_up_ms: 9_000,
+            udp_one_way_ms: 10_000,
+            udp_two_way_ms: 11_000,
+            sctp_cookie_ms: 12_000,
+            sctp_established_ms: 13_000,
+            sctp_shutdown_ms: 14_000,
+            sctp_closed_ms: 15_000,
+            sctp_picked_up_ms: 16_000,
+        };
+        assert_eq!(Timeouts::from(config), expected);
+        assert_eq!(Timeouts::from(TimeoutsConfig::default()), Timeouts::default());
+    }
 
     #[test]
     fn durations_as_go_writes_them() {

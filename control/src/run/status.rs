@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use nomagic_core::conntrack::EvictionRank;
 use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Services, SnatRange};
@@ -106,8 +107,16 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
                 "hit": count(&|c| c.conntrack_hit.get()),
                 "created": count(&|c| c.conntrack_created.get()),
                 "expired": count(&|c| c.conntrack_expired.get()),
-                "evicted": count(&|c| c.conntrack_evicted.get()),
                 "replaced": count(&|c| c.conntrack_replaced.get()),
+                "picked_up": count(&|c| c.conntrack_picked_up.get()),
+                "busy": count(&|c| c.conntrack_busy.get()),
+                "revived": count(&|c| c.conntrack_revived.get()),
+                "syn_repeated": count(&|c| c.conntrack_syn_repeated.get()),
+                "evicted": {
+                    "over": count(&|c| c.conntrack_evicted(EvictionRank::Over).get()),
+                    "half_open": count(&|c| c.conntrack_evicted(EvictionRank::HalfOpen).get()),
+                    "answered": count(&|c| c.conntrack_evicted(EvictionRank::Answered).get()),
+                },
             },
             "snat": {
                 "connections": status.source_ports,
@@ -269,7 +278,7 @@ pub fn page(status: &Value) -> String {
     };
     let _ = writeln!(
         out,
-        "connections {} of {}{taken_over}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})\n",
+        "connections {} of {}{taken_over}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})",
         n("/totals/conntrack/live"),
         n("/totals/conntrack/capacity"),
         n("/totals/replies/announced"),
@@ -277,6 +286,19 @@ pub fn page(status: &Value) -> String {
         n("/totals/snat/connections"),
         n("/totals/snat/largest_share"),
         n("/totals/snat/ports"),
+    );
+    let conntrack = |key: &str| n(&format!("/totals/conntrack/{key}"));
+    let _ = writeln!(
+        out,
+        "opened {} (in their middle {}), timed out {}, replaced {}, went on after an RST {}, evicted: over {}, half-open {}, answered UDP {}\n",
+        conntrack("created"),
+        conntrack("picked_up"),
+        conntrack("expired"),
+        conntrack("replaced"),
+        conntrack("revived"),
+        conntrack("evicted/over"),
+        conntrack("evicted/half_open"),
+        conntrack("evicted/answered"),
     );
     let _ = writeln!(out, "{:<12} {:>10} {:>10} {:>10} {:>10}  mode", "port", "received", "taken", "passed", "dropped");
     for p in list("ports") {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::conntrack::EvictionRank;
 use crate::reason::Reason;
 
 /// A counter with one writing thread. Readers on other threads see it a little late, never torn.
@@ -97,10 +98,18 @@ pub struct Counters {
     pub conntrack_created: Counter,
     /// Connection table: connections ended by the sweep.
     pub conntrack_expired: Counter,
-    /// Connection table: connections evicted to make room.
-    pub conntrack_evicted: Counter,
     /// Connection table: connections replaced because their client opened a new one from the same port.
     pub conntrack_replaced: Counter,
+    /// Connection table: connections met in their middle (of those created).
+    pub conntrack_picked_up: Counter,
+    /// Connection table: creations given up because another worker was creating the same connection.
+    pub conntrack_busy: Counter,
+    /// Connection table: connections that went on after an RST, which so was forged or late.
+    pub conntrack_revived: Counter,
+    /// Connection table: SYNs of known connections that changed nothing: sent again, or from a port that is used again too soon.
+    pub conntrack_syn_repeated: Counter,
+    /// Connection table: connections evicted to make room, by rank.
+    conntrack_evicted: [Counter; EvictionRank::COUNT],
     /// Drops and passes by reason, see [`Reason::index`].
     reasons: [Counter; Reason::COUNT],
     /// By (Service port, backend).
@@ -123,8 +132,12 @@ impl Counters {
             conntrack_hit: Counter::default(),
             conntrack_created: Counter::default(),
             conntrack_expired: Counter::default(),
-            conntrack_evicted: Counter::default(),
             conntrack_replaced: Counter::default(),
+            conntrack_picked_up: Counter::default(),
+            conntrack_busy: Counter::default(),
+            conntrack_revived: Counter::default(),
+            conntrack_syn_repeated: Counter::default(),
+            conntrack_evicted: std::array::from_fn(|_| Counter::default()),
             reasons: std::array::from_fn(|_| Counter::default()),
             targets: (0..targets_max.max(1)).map(|_| TargetStats::default()).collect(),
         }
@@ -152,6 +165,11 @@ impl Counters {
     pub fn drop_frame(&self, reason: Reason, bytes: usize) {
         self.dropped.count(bytes);
         self.reason(reason).add(1);
+    }
+
+    /// Connections of this rank evicted to make room for others.
+    pub fn conntrack_evicted(&self, rank: EvictionRank) -> &Counter {
+        &self.conntrack_evicted[rank as usize]
     }
 
     /// The counter of a reason.

@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use established::{Tally, established};
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Conntrack, Direction, Flow, Hit, IdleTimes, Sticky, Timeouts};
+use crate::conntrack::{Conntrack, Direction, Flow, Hit, IdleTimes, PhaseKind, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
@@ -35,6 +35,8 @@ pub struct WorkerState {
     limiter: Limiter,
     idle: IdleTimes,
     lately: Lately,
+    /// Which sample of the table is looked at next for a connection to evict.
+    evict_from: u64,
 }
 
 impl WorkerState {
@@ -51,6 +53,7 @@ impl WorkerState {
             limiter: Limiter::default(),
             idle: timeouts.table(),
             lately: Lately::default(),
+            evict_from: 0,
         }
     }
 }
@@ -104,11 +107,11 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
 
 /// Looks at the next `places` of the connection table and ends what has timed out.
 pub fn sweep(ctx: &mut Context<'_>, places: u32) {
-    let (now_ms, idle) = (ctx.now_ms, ctx.worker.idle);
+    let (now_ms, idle) = (ctx.now_ms, &ctx.worker.idle);
     ctx.table.sweep(
         places,
         ctx.routes.generation,
-        |hit| expired(hit, &idle, now_ms),
+        |hit| expired(hit, idle, now_ms),
         |flow| {
             ctx.counters.conntrack_expired.add(1);
             withdraw(ctx.filter, &flow);
@@ -175,10 +178,26 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    match rewrite::check(packet.ttl, packet.ip_len(), &hop) {
-        Ok(()) => forward(ctx, frame, packet, hit, &hop, id),
-        Err(reason) => refuse(ctx, frame, packet, reason, hop.mtu.into(), out),
+    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
+        return refuse(ctx, frame, packet, reason, hop.mtu.into(), out);
     }
+    note(ctx, packet, hit);
+    forward(ctx, frame, packet, hit, &hop, id)
+}
+
+/// What one more packet makes of its connection.
+fn note(ctx: &Context<'_>, packet: &Packet, hit: &Hit) {
+    let phase = hit.phase.after(hit.direction, packet.tcp_flags);
+    if phase == hit.phase && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+        // It does not prolong anything: a client that calls again and again from one port would never get another backend than the one that
+        // does not answer (as in nf_conntrack_proto_tcp.c).
+        ctx.counters.conntrack_syn_repeated.add(1);
+        return;
+    }
+    if hit.phase.kind() == PhaseKind::Closed && phase.kind() != PhaseKind::Closed {
+        ctx.counters.conntrack_revived.add(1);
+    }
+    ctx.table.touch(hit, phase, ctx.now_ms);
 }
 
 /// A packet that nothing stops any more.
@@ -191,7 +210,6 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
     if let Some(id) = packet.fragment_id {
         ctx.table.remember_fragments(&packet.tuple, id, hit, ctx.now_ms);
     }
-    ctx.table.touch(hit, hit.phase.after(hit.direction, packet.tcp_flags), ctx.now_ms);
     count_hit(ctx.counters, hit, bytes);
     Verdict::Forward(hop.port, id)
 }
@@ -272,14 +290,20 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
     match open::open(ctx, packet, hash, backend, source, &onward) {
         Ok(hit) => {
             ctx.counters.conntrack_created.add(1);
+            if hit.phase.kind() == PhaseKind::PickedUp {
+                ctx.counters.conntrack_picked_up.add(1);
+            }
             ctx.counters.target(hit.stats).flows.add(1);
             forward(ctx, frame, packet, &hit, &onward.hop, onward.id)
         }
         // Another worker has just created it: the loser uses the winner's.
-        Err(Reason::ConntrackBusy) => match ctx.table.lookup(&packet.tuple, hash) {
-            Some(hit) => known(ctx, frame, packet, &hit, out),
-            None => Verdict::Drop(Reason::ConntrackBusy),
-        },
+        Err(Reason::ConntrackBusy) => {
+            ctx.counters.conntrack_busy.add(1);
+            match ctx.table.lookup(&packet.tuple, hash) {
+                Some(hit) => known(ctx, frame, packet, &hit, out),
+                None => Verdict::Drop(Reason::ConntrackBusy),
+            }
+        }
         Err(reason) => Verdict::Drop(reason),
     }
 }
@@ -367,7 +391,7 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
 
 /// Whether the packet is a client's SYN for a new connection from the port of one that is over (RFC 9293, 3.6.1; RFC 6191).
 fn reopens(hit: &Hit, packet: &Packet) -> bool {
-    let opens = packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::SYN;
+    let opens = packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) == tcp::SYN;
     opens && hit.direction == Direction::Original && hit.phase.reusable()
 }
 

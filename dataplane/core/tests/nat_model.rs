@@ -11,8 +11,6 @@ use nomagic_core::reason::Reason;
 use nomagic_core::tuple::{Proto, Tuple};
 use proptest::prelude::*;
 
-const FIN: u8 = 1;
-
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Op {
@@ -40,7 +38,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => client.prop_map(|(client, service, flags, payload, partial)| Op::Client { client, service, flags, payload, partial }),
         6 => (any::<u8>(), flags(), 0..200u16).prop_map(|(nth, flags, payload)| Op::Reply { nth, flags, payload }),
         1 => (1..4u8, 1024..1030u16).prop_map(|(pod, port)| Op::Stray { pod, port }),
-        1 => prop_oneof![Just(1u16), Just(11), Just(31), Just(61), Just(121), Just(301)].prop_map(|seconds| Op::Wait { seconds }),
+        1 => prop_oneof![Just(1u16), Just(11), Just(31), Just(61), Just(121), Just(301), Just(3_601)].prop_map(|seconds| Op::Wait { seconds }),
         1 => Just(Op::Sweep),
         1 => Just(Op::Routes),
     ];
@@ -53,50 +51,55 @@ struct Conn {
     /// What client packets become.
     to_backend: Tuple,
     seen_s: u64,
-    answered: bool,
-    confirmed: bool,
-    picked_up: bool,
-    fins: (bool, bool),
-    reset: bool,
+    /// A row of `common/tcp_states.txt`, or `1` and `2` for UDP that has been heard from one side and from two.
+    state: &'static str,
 }
 
 impl Conn {
-    fn timeout_s(&self, proto: Proto) -> u64 {
-        match (proto, self.reset, self.fins) {
-            (Proto::Udp, ..) => {
-                if self.answered {
-                    120
-                } else {
-                    30
-                }
-            }
-            (_, true, _) => 10,
-            (_, _, (true, _) | (_, true)) => 120,
-            _ if self.confirmed => 24 * 3600,
-            _ if self.picked_up => 300,
-            _ if self.answered => 60,
-            _ => 120,
+    fn timeout_s(&self) -> u64 {
+        match self.state {
+            "1" => 30,
+            "2" => 120,
+            "SS" | "TW" | "FWc" | "FWb" => 120,
+            "SR" => 60,
+            "ES" => 24 * 3_600,
+            "CWc" | "CWb" => 3_600,
+            "LAc" | "LAb" => 30,
+            "CLc" | "CLb" | "CLa" => 10,
+            "PU" | "PR" => 300,
+            other => panic!("{other}"),
         }
     }
 
-    fn over(&self) -> bool {
-        self.reset || self.fins == (true, true)
+    /// What the table says about a packet.
+    fn next(&self, reply: bool, flags: u8) -> &'static str {
+        let column = match flags {
+            SYN => 1,
+            SYN_ACK => 2,
+            FIN_ACK => 3,
+            ACK => 4,
+            RST => 5,
+            other => panic!("{other:#x}"),
+        };
+        let mut rows = include_str!("common/tcp_states.txt").lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.find(|row| row.first() == Some(&self.state)).unwrap()[column + if reply { 5 } else { 0 }]
+    }
+
+    fn over(&self, flags: u8) -> bool {
+        self.state.len() > 1 && self.next(false, flags) == "NEW"
     }
 
     fn see(&mut self, reply: bool, flags: u8, now_s: u64) {
-        self.seen_s = now_s;
-        if self.reset {
-            return;
+        let next = match self.state {
+            "1" if reply => "2",
+            "1" | "2" => self.state,
+            _ => self.next(reply, flags),
+        };
+        if next != "." {
+            self.state = next;
         }
-        self.reset = flags & RST != 0;
-        if self.reset {
-            return;
-        }
-        let answered_before = self.answered;
-        self.answered |= reply;
-        self.confirmed |= (self.picked_up && reply) || (!reply && answered_before && flags & ACK != 0 && self.fins == (false, false));
-        if flags & FIN != 0 {
-            if reply { self.fins.1 = true } else { self.fins.0 = true }
+        if flags != SYN || next != "." {
+            self.seen_s = now_s;
         }
     }
 }
@@ -110,7 +113,7 @@ struct Model {
 impl Model {
     fn drop_expired(&mut self) {
         let now = self.now_s;
-        self.conns.retain(|t, c| now - c.seen_s < c.timeout_s(t.proto));
+        self.conns.retain(|_, c| now - c.seen_s < c.timeout_s());
     }
 
     fn by_reply(&self, reply: &Tuple) -> Option<Tuple> {
@@ -140,7 +143,7 @@ fn client_packet(w: &mut World, m: &mut Model, s: Spec, partial: bool) -> Result
         make_partial(&mut frame, &s);
     }
     let done = w.run(CLIENTS, &frame);
-    if m.conns.get(&tuple).is_some_and(|c| c.over() && s.proto == Proto::Tcp && s.flags == SYN) {
+    if m.conns.get(&tuple).is_some_and(|c| c.over(s.flags)) {
         m.conns.remove(&tuple);
     }
     if let Some(conn) = m.conns.get_mut(&tuple) {
@@ -174,9 +177,12 @@ fn client_packet(w: &mut World, m: &mut Model, s: Spec, partial: bool) -> Result
     prop_assert!(backends.contains(&seen.tuple.dst_addr()) && seen.tuple.dport == 8080);
     prop_assert_eq!(seen.tuple.src_addr() != s.src.ip(), is_snat(&s));
     prop_assert!(m.by_reply(&seen.tuple.reversed()).is_none(), "two connections with one way back");
-    let picked_up = s.proto == Proto::Tcp && s.flags == ACK;
-    let conn =
-        Conn { to_backend: seen.tuple, seen_s: m.now_s, answered: false, confirmed: false, picked_up, fins: (false, false), reset: false };
+    let state = match (s.proto, s.flags) {
+        (Proto::Udp, _) => "1",
+        (_, SYN) => "SS",
+        _ => "PU",
+    };
+    let conn = Conn { to_backend: seen.tuple, seen_s: m.now_s, state };
     m.conns.insert(tuple, conn);
     Ok(())
 }

@@ -5,6 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::*;
+use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Frontend};
@@ -24,8 +25,6 @@ const ELSEWHERE: &[Reason] = &[
     Reason::FrameTooLong,
     Reason::PoolEmpty,
     Reason::Shutdown,
-    // Needs two workers at the same moment: conntrack's own tests.
-    Reason::ConntrackBusy,
 ];
 
 fn edited(spec: Spec, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -166,7 +165,7 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
     assert!(ELSEWHERE.iter().all(|r| !met.contains(r)), "listed as tested elsewhere, but tested here");
 }
 
-/// The limits: a full table, no ports left, a full filter, a way back that is taken, no way to the kernel.
+/// The limits: a full table, a lost race, no ports left, a full filter, a way back that is taken, no way to the kernel.
 fn limits() -> Vec<Reason> {
     let request = |i: u16| spec("tcp", &format!("10.0.0.2:{}", 1024 + i), "10.96.0.1:80", SYN);
     let mut met = Vec::new();
@@ -189,7 +188,35 @@ fn limits() -> Vec<Reason> {
     assert_eq!((w.live(), w.announced()), (4, 4));
     w.run(CLIENTS, &Spec { flags: RST, ..request(2) }.frame());
     assert!(matches!(w.run(CLIENTS, &request(9).frame()).verdict, Verdict::Forward(..)));
-    assert_eq!((w.live(), w.announced(), w.counters.conntrack_evicted.get()), (4, 4, 1));
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack_evicted(EvictionRank::Over).get()), (4, 4, 1));
+
+    // Another worker has half created the same connection.
+    let mut w = World::new(services(), 4);
+    let key = request(0).tuple();
+    let mut flow = Flow {
+        proto: key.proto,
+        v6: key.v6,
+        announced: false,
+        client: key.src,
+        client_port: key.sport,
+        service: key.dst,
+        service_port: key.dport,
+        backend: [0, 0xc0a8_0101],
+        backend_port: 8080,
+        source: key.src,
+        source_port: key.sport,
+        stats: 1,
+    };
+    let pending = w.with(|ctx| {
+        let (hash, ports) = (ctx.table.hash(&key), std::iter::once(key.sport));
+        ctx.table.reserve(&mut flow, hash, Phase::first(Proto::Tcp, SYN), ctx.now_ms, ports).ok()
+    });
+    let done = w.run(CLIENTS, &request(0).frame());
+    meet(&w, &done, Reason::ConntrackBusy);
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack_busy.get()), (0, 0, 1));
+    w.with(|ctx| ctx.table.abort(pending.expect("room")));
+    assert!(matches!(w.run(CLIENTS, &request(0).frame()).verdict, Verdict::Forward(..)));
+    assert_eq!((w.live(), w.counters.conntrack_busy.get()), (1, 1));
 
     // Two source ports towards one backend.
     let mut s = services();

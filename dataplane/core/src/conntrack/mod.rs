@@ -14,18 +14,21 @@ pub mod phase;
 mod recovery;
 mod region;
 mod shares;
+mod timeouts;
 
 pub use affinity::Sticky;
 pub use create::{Pending, Refused};
 pub use flow::{Deltas, Direction, Flow};
 pub use lookup::Ahead;
-pub use phase::{IdleTimes, Phase, PhaseKind, Timeouts};
+pub use phase::{EvictionRank, Phase, PhaseKind};
 pub use recovery::{Expected, Recovered};
 pub use region::{CAPACITY_MAX, RegionError};
+pub use timeouts::{IdleTimes, Timeouts};
 
 use crate::frame::NextHopId;
+use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering};
-use crate::tuple::{Key, Tuple};
+use crate::tuple::{Key, Tuple, fast_range};
 use flow::{HOP_MASK, HOPS, HOPS_MASK, SEEN, STATE, TARGET, hops_empty, with_phase};
 use region::{DYING, Region, STATE_MASK, W_CURSOR, W_LIVE};
 
@@ -36,6 +39,9 @@ const HOP_GENERATION_BITS: u32 = 12;
 const HOP_GENERATION_MASK: u32 = (1 << HOP_GENERATION_BITS) - 1;
 /// Resolution of last-seen: a hit within this time writes nothing.
 const SEEN_RESOLUTION_MS: u64 = 256;
+
+/// Places of a sample that are fetched together.
+const SAMPLE_FETCHED: u32 = 16;
 
 /// The table: a view of a region, cheap to copy.
 #[derive(Clone, Copy)]
@@ -212,6 +218,22 @@ impl<'r> Conntrack<'r> {
                 None => self.forget_stale_hops(&hit, routes_generation),
             }
         }
+    }
+
+    /// The live connections in `places` slots that lie evenly over the whole table: numbers `from` and following of the multiples of the
+    /// golden ratio, whose fractions leave no large gap and come by everywhere. Only as many are looked at as are asked for.
+    pub fn sample(&self, from: u64, places: u32) -> impl Iterator<Item = Hit> {
+        const GOLDEN_FRACTION: u64 = 0x9e37_79b9_7f4a_7c15;
+        let range = self.region.high_water();
+        let slot = move |place: u32| {
+            let number = from.wrapping_add(u64::from(place));
+            fast_range((number.wrapping_mul(GOLDEN_FRACTION) >> 32) as u32, range)
+        };
+        (0..places).step_by(SAMPLE_FETCHED as usize).flat_map(move |first| {
+            let part = first..places.min(first + SAMPLE_FETCHED);
+            part.clone().for_each(|place| prefetch(&self.region.slot(slot(place)).0[0]));
+            part.filter_map(move |place| self.live_at(slot(place)))
+        })
     }
 
     /// Generations are compared by a few bits only: no flow may be left to see its value come round again.

@@ -1,13 +1,41 @@
 //! Where a connection stands, as far as its lifetime depends on it.
 //!
 //! ```text
-//! TCP   SynSent -> SynReceived -> Established -> FinWait -> Closing
-//!          \____________\______________\____________\______-> Closed (RST)
-//!       PickedUp -> Established (a connection met in its middle, until its reply is seen)
-//! UDP   OneWay -> TwoWay
+//! TCP  SynSent -> SynReceived -> Established -> FinWait -> CloseWait -> LastAck -> TimeWait
+//!      SYN        SYN+ACK        ACK            FIN        its ACK      2nd FIN    its ACK
+//!
+//!      FinWait                 -> LastAck        the second FIN, before the first is acknowledged
+//!      any                     -> Closed         RST
+//!      Closed                  -> PickedUp       no RST, from the client, and so was the RST: forged, the connection goes on
+//!      Closed                  -> PickedUpReply  the same, the backend's
+//!      PickedUp, PickedUpReply -> Established    the other side
+//!      TimeWait, Closed        -> a new connection: the client's SYN
+//!
+//! UDP  OneWay -> TwoWay
 //! ```
 //!
-//! SCTP associations go through TCP's phases: INIT opens, SHUTDOWN closes, ABORT resets (see `parse`).
+//! The walk is that of Linux (net/netfilter/nf_conntrack_proto_tcp.c, `tcp_conntracks`), which also watches sequence numbers. Nothing here
+//! does, so it differs:
+//!
+//! * Any RST closes, a forged one too. But a host that has sent one sends nothing more without RST. If it does, the connection goes on, as
+//!   one met in its middle. What the other side sends may have been on its way, and proves nothing.
+//! * Who sent which FIN is known. Linux takes any ACK after a FIN for its acknowledgement and any FIN after that for the second one, even
+//!   the first one sent again; here both must come from the other side. So the challenge ACK (RFC 5961) of a backend that waits for the
+//!   last ACK is not taken for that.
+//! * Both sides' SYNs at once (RFC 9293, 3.5): the second one is an answer. Linux has a state of its own for that.
+//! * A connection met in its middle is PickedUp until the backend is heard; in Linux it is established, with the same idle time. So is a
+//!   client that goes on after its SYN without an answer: its old connection was replaced because of a forged RST and a forged SYN.
+//! * A SYN+ACK in PickedUp, Closed or LastAck answers a SYN that was passed on: a handshake. Linux compares the numbers, and does so in any
+//!   phase; here it would let anybody turn an established connection into a half-open one.
+//! * A backend's SYN opens nothing, not even after TimeWait: behind a Service it is always the client who calls.
+//!
+//! What Linux calls invalid changes nothing here. Nor does a client's SYN while the connection is not over: it is passed on, the backend
+//! answers with a challenge ACK, the client to that with an RST, and its next SYN finds the connection closed.
+//!
+//! SCTP associations walk the same way, with idle times of their own, by the first chunk of each packet (see `parse::sctp_flags`): INIT
+//! opens, INIT ACK answers, the backend's next packet, a COOKIE ACK, establishes, SHUTDOWN and SHUTDOWN ACK are the two FINs, ABORT and
+//! SHUTDOWN COMPLETE reset. So CookieWait and CookieEchoed of Linux (nf_conntrack_proto_sctp.c) are one state, chunks further back in a
+//! packet and verification tags are not looked at, and any chunk that says nothing of the above picks an association up, not only HEARTBEAT.
 
 use super::flow::Direction;
 use crate::parse::tcp;
@@ -17,104 +45,192 @@ use crate::tuple::Proto;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum PhaseKind {
-    /// TCP: the client's SYN.
+    /// The client's SYN.
     SynSent = 1,
-    /// TCP: the backend answered.
+    /// The backend answered.
     SynReceived = 2,
-    /// TCP: the client confirmed.
+    /// The client confirmed.
     Established = 3,
-    /// TCP: one side is done.
+    /// One side is done.
     FinWait = 4,
-    /// TCP: both sides are done.
-    Closing = 5,
-    /// TCP: reset.
-    Closed = 6,
-    /// TCP: met in its middle, nothing seen from the backend yet.
-    PickedUp = 7,
+    /// The other side knows, and may go on for long: half-closed.
+    CloseWait = 5,
+    /// The other side is done as well.
+    LastAck = 6,
+    /// Both know.
+    TimeWait = 7,
+    /// Reset.
+    Closed = 8,
+    /// Met in its middle, only the client heard yet.
+    PickedUp = 9,
+    /// Going on after a reset, only the backend heard yet.
+    PickedUpReply = 10,
     /// UDP: only the client has spoken.
-    OneWay = 8,
+    OneWay = 11,
     /// UDP: both have.
-    TwoWay = 9,
+    TwoWay = 12,
 }
 
 impl PhaseKind {
-    const ALL: [PhaseKind; 9] = [
+    const ALL: [PhaseKind; 12] = [
         PhaseKind::SynSent,
         PhaseKind::SynReceived,
         PhaseKind::Established,
         PhaseKind::FinWait,
-        PhaseKind::Closing,
+        PhaseKind::CloseWait,
+        PhaseKind::LastAck,
+        PhaseKind::TimeWait,
         PhaseKind::Closed,
         PhaseKind::PickedUp,
+        PhaseKind::PickedUpReply,
         PhaseKind::OneWay,
         PhaseKind::TwoWay,
     ];
 }
 
-/// A phase and who has sent a FIN, in one byte: the phase's number, and a bit for each side.
+/// Which connections make room first when the table is full.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum EvictionRank {
+    /// Timed out, closed or closing.
+    Over,
+    /// Nothing agreed on yet.
+    HalfOpen,
+    /// UDP that was answered, but not lately.
+    Answered,
+}
+
+impl EvictionRank {
+    /// Number of ranks.
+    pub const COUNT: usize = EvictionRank::Answered as usize + 1;
+}
+
+/// Answered UDP that was idle for less than this makes no room, milliseconds: most questions have got their answer by then.
+const ANSWERED_IDLE_MIN_MS: u64 = 5_000;
+
+/// A phase in one byte: its number, whether it is SCTP's, and who brought it about: the sender of the FIN in FinWait and CloseWait, of
+/// the second FIN in LastAck, of the RST in Closed (which may be both).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Phase(u8);
 
 const KIND: u8 = 0x0f;
-const FIN_ORIGINAL: u8 = 0x40;
-const FIN_REPLY: u8 = 0x80;
-/// Phases that a packet without SYN, FIN and RST does not change: from either side, and from the client.
-const SETTLED: [u16; 2] =
-    [SETTLED_BOTH | 1 << PhaseKind::OneWay as u8 | 1 << PhaseKind::SynSent as u8 | 1 << PhaseKind::PickedUp as u8, SETTLED_BOTH];
-const SETTLED_BOTH: u16 = 1 << PhaseKind::Established as u8 | 1 << PhaseKind::TwoWay as u8;
+const SCTP: u8 = 0x10;
+const BY_CLIENT: u8 = 0x40;
+const BY_BACKEND: u8 = 0x80;
+const BY: u8 = BY_CLIENT | BY_BACKEND;
+
+/// What a packet means: the first of its flags in this order (nf_conntrack_proto_tcp.c, `get_conntrack_index`).
+#[derive(Clone, Copy)]
+enum Segment {
+    Rst,
+    SynAck,
+    Syn,
+    Fin,
+    Ack,
+    Nothing,
+}
+
+impl Segment {
+    fn of(tcp_flags: u8) -> Segment {
+        let has = |flags: u8| tcp_flags & flags == flags;
+        match () {
+            _ if has(tcp::RST) => Segment::Rst,
+            _ if has(tcp::SYN | tcp::ACK) => Segment::SynAck,
+            _ if has(tcp::SYN) => Segment::Syn,
+            _ if has(tcp::FIN) => Segment::Fin,
+            _ if has(tcp::ACK) => Segment::Ack,
+            _ => Segment::Nothing,
+        }
+    }
+}
 
 impl Phase {
-    const fn new(kind: PhaseKind, fins: u8) -> Phase {
-        Phase(kind as u8 | fins)
-    }
+    /// Values of [`Phase::place`] are below this.
+    pub(super) const PLACES: usize = 32;
 
     /// The phase itself.
     pub fn kind(self) -> PhaseKind {
+        // A byte that is no phase counts as closed.
         PhaseKind::ALL.get(usize::from(self.0 & KIND).wrapping_sub(1)).copied().unwrap_or(PhaseKind::Closed)
     }
 
-    /// The phase after a connection's first packet.
+    /// Whether it is an SCTP association's.
+    pub fn is_sctp(self) -> bool {
+        self.0 & SCTP != 0
+    }
+
+    /// What its idle time depends on, as a number.
+    #[inline(always)]
+    pub(super) fn place(self) -> usize {
+        usize::from(self.0 & (KIND | SCTP))
+    }
+
+    /// The phase after a connection's first packet: a SYN, or one from the middle.
     pub fn first(proto: Proto, tcp_flags: u8) -> Phase {
         let kind = match proto {
             Proto::Udp => PhaseKind::OneWay,
-            _ if tcp_flags & tcp::RST != 0 => PhaseKind::Closed,
             _ if tcp_flags & tcp::SYN != 0 => PhaseKind::SynSent,
             _ => PhaseKind::PickedUp,
         };
-        let fin = proto != Proto::Udp && tcp_flags & tcp::FIN != 0;
-        Phase::new(kind, if fin { FIN_ORIGINAL } else { 0 })
+        Phase(kind as u8 | if proto == Proto::Sctp { SCTP } else { 0 })
     }
 
     /// The phase after one more packet.
     pub fn after(self, direction: Direction, tcp_flags: u8) -> Phase {
         use PhaseKind::*;
+        use Segment::*;
         let reply = direction == Direction::Reply;
-        let kind = match self.kind() {
-            OneWay if reply => return Phase::new(TwoWay, 0),
-            OneWay | TwoWay | Closed => return self,
-            _ if tcp_flags & tcp::RST != 0 => Closed,
-            SynSent if reply => SynReceived,
-            PickedUp if reply => Established,
-            SynReceived if !reply && tcp_flags & tcp::ACK != 0 => Established,
-            other => other,
-        };
-        let mut fins = self.0 & (FIN_ORIGINAL | FIN_REPLY);
-        if tcp_flags & tcp::FIN == 0 || kind == Closed {
-            return Phase::new(kind, fins);
+        let sender = if reply { BY_BACKEND } else { BY_CLIENT };
+        // This side brought the phase about.
+        let own = self.0 & sender != 0;
+        let to = |kind: PhaseKind, by: u8| Phase(kind as u8 | self.0 & SCTP | by);
+        match (Segment::of(tcp_flags), self.kind()) {
+            (_, OneWay) if reply => to(TwoWay, 0),
+            (_, OneWay | TwoWay) => self,
+            (Rst, Closed) => Phase(self.0 | sender),
+            (Rst, _) => to(Closed, sender),
+            (Syn, SynSent) | (SynAck, SynSent | PickedUp | LastAck) if reply => to(SynReceived, 0),
+            (SynAck, Closed) if reply && own => to(SynReceived, 0),
+            (SynAck, SynReceived) if !reply && !self.is_sctp() => to(Established, 0),
+            (Fin, SynReceived | Established | PickedUp | PickedUpReply) => to(FinWait, sender),
+            (Fin, FinWait | CloseWait) if !own => to(LastAck, sender),
+            (Fin, Closed) if own => to(FinWait, sender),
+            (Ack, SynSent) if !reply => to(PickedUp, 0),
+            // TCP's client has the last word in the handshake, SCTP's backend.
+            (Ack, SynReceived) if reply == self.is_sctp() => to(Established, 0),
+            (Ack, FinWait) if !own => to(CloseWait, self.0 & BY),
+            (Ack, LastAck) if !own => to(TimeWait, 0),
+            (Ack, PickedUp) if reply => to(Established, 0),
+            (Ack, PickedUpReply) if !reply => to(Established, 0),
+            (Ack, Closed) if own => to(if reply { PickedUpReply } else { PickedUp }, 0),
+            _ => self,
         }
-        fins |= if reply { FIN_REPLY } else { FIN_ORIGINAL };
-        Phase::new(if fins == FIN_ORIGINAL | FIN_REPLY { Closing } else { FinWait }, fins)
     }
 
-    /// Whether a SYN from the client may replace this connection by a new one (TCP port reuse).
+    /// Whether a packet without SYN, FIN and RST from this side surely changes nothing.
+    pub(super) fn settled(self, direction: Direction) -> bool {
+        match self.kind() {
+            PhaseKind::Established | PhaseKind::CloseWait | PhaseKind::TwoWay => true,
+            PhaseKind::PickedUp | PhaseKind::OneWay => direction == Direction::Original,
+            PhaseKind::PickedUpReply => direction == Direction::Reply,
+            _ => false,
+        }
+    }
+
+    /// Whether a SYN from the client replaces this connection by a new one (TCP port reuse: RFC 9293, 3.6.1; RFC 6191).
     pub fn reusable(self) -> bool {
-        matches!(self.kind(), PhaseKind::Closing | PhaseKind::Closed)
+        matches!(self.kind(), PhaseKind::TimeWait | PhaseKind::Closed)
     }
 
-    /// Whether it may be evicted when the table is full: nothing has been agreed on yet, or all is over.
-    pub fn evictable(self) -> bool {
+    /// When it makes room in a full table, being idle for so long; `None`: never. The lowest rank goes first. Whoever has agreed with
+    /// somebody on a connection keeps it; anybody can make half-open ones, also without being who they say.
+    pub fn eviction_rank(self, idle_ms: u64) -> Option<EvictionRank> {
         use PhaseKind::*;
-        matches!(self.kind(), SynSent | SynReceived | OneWay | Closing | Closed)
+        match self.kind() {
+            LastAck | TimeWait | Closed => Some(EvictionRank::Over),
+            SynSent | SynReceived | PickedUp | PickedUpReply | OneWay => Some(EvictionRank::HalfOpen),
+            TwoWay if idle_ms >= ANSWERED_IDLE_MIN_MS => Some(EvictionRank::Answered),
+            TwoWay | Established | FinWait | CloseWait => None,
+        }
     }
 
     pub(super) fn bits(self) -> u8 {
@@ -133,142 +249,5 @@ impl std::fmt::Debug for Phase {
     }
 }
 
-/// Idle times after which a connection ends, in milliseconds. The defaults are the Linux kernel's
-/// (nf_conntrack_tcp_timeout_*, nf_conntrack_udp_timeout*; kube-proxy sets established to 24 h).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Timeouts {
-    /// TCP, after the SYN.
-    pub syn_sent_ms: u64,
-    /// TCP, after the SYN+ACK.
-    pub syn_received_ms: u64,
-    /// TCP, established.
-    pub established_ms: u64,
-    /// TCP, one side done.
-    pub fin_wait_ms: u64,
-    /// TCP, both sides done.
-    pub closing_ms: u64,
-    /// TCP, reset.
-    pub closed_ms: u64,
-    /// TCP, met in its middle and not answered yet.
-    pub picked_up_ms: u64,
-    /// UDP, unanswered.
-    pub udp_one_way_ms: u64,
-    /// UDP, answered.
-    pub udp_two_way_ms: u64,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            syn_sent_ms: 120_000,
-            syn_received_ms: 60_000,
-            established_ms: 24 * 3_600_000,
-            fin_wait_ms: 120_000,
-            closing_ms: 120_000,
-            closed_ms: 10_000,
-            picked_up_ms: 300_000,
-            udp_one_way_ms: 30_000,
-            udp_two_way_ms: 120_000,
-        }
-    }
-}
-
-impl Timeouts {
-    /// The idle times by phase, for [`IdleTimes::of`].
-    pub fn table(&self) -> IdleTimes {
-        // What the table cannot hold (see `Phase::kind`) counts as closed.
-        let mut table = [self.closed_ms; 16];
-        for kind in PhaseKind::ALL {
-            table[kind as usize] = match kind {
-                PhaseKind::SynSent => self.syn_sent_ms,
-                PhaseKind::SynReceived => self.syn_received_ms,
-                PhaseKind::Established => self.established_ms,
-                PhaseKind::FinWait => self.fin_wait_ms,
-                PhaseKind::Closing => self.closing_ms,
-                PhaseKind::Closed => self.closed_ms,
-                PhaseKind::PickedUp => self.picked_up_ms,
-                PhaseKind::OneWay => self.udp_one_way_ms,
-                PhaseKind::TwoWay => self.udp_two_way_ms,
-            };
-        }
-        let settled = SETTLED.map(|kinds| std::array::from_fn(|kind| if (kinds >> kind) & 1 != 0 { table[kind] } else { 0 }));
-        IdleTimes { all: table, settled }
-    }
-}
-
-/// [`Timeouts`] by phase.
-#[derive(Clone, Copy, Debug)]
-pub struct IdleTimes {
-    all: [u64; 16],
-    settled: [[u64; 16]; 2],
-}
-
-impl IdleTimes {
-    /// The idle time of a phase, milliseconds.
-    #[inline(always)]
-    pub fn of(&self, phase: Phase) -> u64 {
-        self.all[usize::from(phase.0 & KIND)]
-    }
-
-    /// The idle time of a phase that a packet without SYN, FIN and RST from this side surely does not change, which is what nearly
-    /// all are; else 0.
-    #[inline(always)]
-    pub fn settled(&self, phase: Phase, direction: Direction) -> u64 {
-        self.settled[direction as usize][usize::from(phase.0 & KIND)]
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::Direction::{Original, Reply};
-    use super::*;
-    use tcp::*;
-
-    fn walk(first: u8, steps: &[(Direction, u8)]) -> PhaseKind {
-        steps.iter().fold(Phase::first(Proto::Tcp, first), |p, &(d, f)| p.after(d, f)).kind()
-    }
-
-    #[test]
-    fn the_life_of_a_tcp_connection() {
-        let open = [(Reply, SYN | ACK), (Original, ACK)];
-        assert_eq!(walk(SYN, &[]), PhaseKind::SynSent);
-        assert_eq!(walk(SYN, &[(Original, SYN)]), PhaseKind::SynSent);
-        assert_eq!(walk(SYN, &open[..1]), PhaseKind::SynReceived);
-        assert_eq!(walk(SYN, &open), PhaseKind::Established);
-        assert_eq!(walk(SYN, &[open[0], open[1], (Original, FIN | ACK)]), PhaseKind::FinWait);
-        assert_eq!(walk(SYN, &[open[0], open[1], (Original, FIN | ACK), (Original, FIN | ACK)]), PhaseKind::FinWait);
-        assert_eq!(walk(SYN, &[open[0], open[1], (Original, FIN | ACK), (Reply, FIN | ACK)]), PhaseKind::Closing);
-        assert_eq!(walk(SYN, &[open[0], open[1], (Reply, RST)]), PhaseKind::Closed);
-        assert_eq!(walk(SYN, &[(Reply, RST | ACK), (Original, ACK)]), PhaseKind::Closed);
-        assert_eq!(walk(ACK, &[]), PhaseKind::PickedUp);
-        assert_eq!(walk(ACK, &[(Reply, ACK)]), PhaseKind::Established);
-    }
-
-    #[test]
-    fn udp_and_bits() {
-        let p = Phase::first(Proto::Udp, 0);
-        assert_eq!(p.after(Original, 0).kind(), PhaseKind::OneWay);
-        assert_eq!(p.after(Reply, 0).kind(), PhaseKind::TwoWay);
-        for kind in PhaseKind::ALL {
-            assert_eq!(Phase::from_bits(Phase::new(kind, FIN_REPLY).bits()).kind(), kind);
-        }
-        assert_eq!(Phase::from_bits(0).kind(), PhaseKind::Closed, "not a phase");
-    }
-
-    #[test]
-    fn settled_means_that_nothing_changes() {
-        let phases = PhaseKind::ALL.iter().flat_map(|&k| [0, FIN_ORIGINAL, FIN_REPLY].map(|fins| Phase::new(k, fins)));
-        let (mut settled, idle) = (0, Timeouts::default().table());
-        for phase in phases {
-            for (direction, flags) in [Original, Reply].into_iter().flat_map(|d| (0..=255).map(move |f| (d, f))) {
-                let ordinary = flags & (SYN | FIN | RST) == 0;
-                if ordinary && idle.settled(phase, direction) > 0 {
-                    settled += 1;
-                    assert_eq!(phase.after(direction, flags), phase, "{direction:?} {flags:#x}");
-                    assert_eq!(idle.settled(phase, direction), idle.of(phase));
-                }
-            }
-        }
-        assert!(settled > 0);
-    }
-}
+mod tests;

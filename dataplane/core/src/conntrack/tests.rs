@@ -289,3 +289,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn samples_lie_all_over_the_table_and_come_by_everywhere() {
+    let words = region(1_000);
+    let table = Conntrack::format(&words, 1_000, 1, [0, 0]).unwrap();
+    assert_eq!(table.sample(0, 64).count(), 0);
+    for i in 0..1_000 {
+        create(&table, flow(i), 0).unwrap();
+    }
+    let mut met = std::collections::HashSet::new();
+    for sample in 0..100 {
+        let mut slots: Vec<u32> = table.sample(sample * 64, 64).map(|hit| hit.slot).collect();
+        slots.sort_unstable();
+        assert_eq!(slots.len(), 64);
+        let gaps = slots.windows(2).map(|pair| pair[1] - pair[0]).chain([slots[0], 1_000 - slots[63]]);
+        assert!(gaps.max() < Some(50), "{slots:?}");
+        met.extend(slots);
+    }
+    assert_eq!(met.len(), 1_000);
+}

@@ -1,16 +1,18 @@
 //! New connections: who may open one, from which address and port it goes on, and what makes room for it.
 
 use super::source_ports::SourcePorts;
-use super::{Context, Onward, expired, withdraw};
-use crate::conntrack::{Flow, Hit, Phase, Refused};
+use super::{Context, Onward, end, expired, withdraw};
+use crate::conntrack::{EvictionRank, Flow, Hit, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
 use crate::tuple::{Proto, Tuple, addr_words};
 
-/// Places looked at for a connection to evict when the table is full.
+/// Places looked at for a connection to evict when the table is full, at the most.
 const EVICTION_PLACES: u32 = 64;
+/// Connections found there that are compared, at the most: they are far apart in memory, and a flood of SYNs must not cost more than it has to.
+const EVICTION_CANDIDATES: usize = 8;
 
 /// The source address of a new connection towards its backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -160,17 +162,21 @@ fn reserve(
     })
 }
 
-/// The table is full: makes room by ending one connection that nobody has agreed on yet or that is over. False when none was found nearby.
+/// The table is full: makes room by ending one connection, of a sample the one with the lowest [`EvictionRank`] that was idle for longest.
+/// False when none of them may be ended.
 ///
-/// Established connections stay. A DNAT-only connection cannot be served without an entry either: nothing would lead its replies back.
+/// A half-open connection that is about to be established is hardly ever the oldest of a sample before half of the others in the table have
+/// been replaced. What the newcomer wants is then refused, also without SNAT: nothing would lead its replies back.
 fn evict(ctx: &mut Context<'_>) -> bool {
-    let (now_ms, idle) = (ctx.now_ms, ctx.worker.idle);
-    let found = std::cell::Cell::new(false);
-    let ends = |hit: &Hit| !found.get() && (expired(hit, &idle, now_ms) || hit.phase.evictable());
-    ctx.table.sweep(EVICTION_PLACES, ctx.routes.generation, ends, |flow| {
-        found.set(true);
-        ctx.counters.conntrack_evicted.add(1);
-        withdraw(ctx.filter, &flow);
-    });
-    found.get()
+    let rank = |hit: &Hit| match expired(hit, &ctx.worker.idle, ctx.now_ms) {
+        true => Some(EvictionRank::Over),
+        false => hit.phase.eviction_rank(ctx.now_ms.saturating_sub(hit.seen_ms)),
+    };
+    let sample = ctx.table.sample(ctx.worker.evict_from, EVICTION_PLACES);
+    let candidates = sample.filter_map(|hit| Some((rank(&hit)?, hit))).take(EVICTION_CANDIDATES);
+    let victim = candidates.min_by_key(|(rank, hit)| (*rank, hit.seen_ms));
+    ctx.worker.evict_from = ctx.worker.evict_from.wrapping_add(u64::from(EVICTION_PLACES));
+    let Some((rank, hit)) = victim else { return false };
+    end(ctx, &hit, ctx.counters.conntrack_evicted(rank));
+    true
 }

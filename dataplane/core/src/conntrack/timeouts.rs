@@ -1,0 +1,173 @@
+//! How long a connection that nobody uses is remembered, by its phase.
+
+use super::flow::Direction;
+use super::phase::{Phase, PhaseKind};
+
+/// Idle times after which a connection ends, in milliseconds. The defaults are the Linux kernel's (nf_conntrack_*_timeout_*: the tables
+/// `tcp_timeouts`, `udp_timeouts` and `sctp_timeouts`), with kube-proxy's for established (24 h) and half-closed TCP (1 h; Linux: 60 s).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// TCP, after the SYN.
+    pub syn_sent_ms: u64,
+    /// TCP, after the SYN+ACK.
+    pub syn_received_ms: u64,
+    /// TCP, established.
+    pub established_ms: u64,
+    /// TCP, one side done.
+    pub fin_wait_ms: u64,
+    /// TCP, one side done, and the other one knows: half-closed.
+    pub close_wait_ms: u64,
+    /// TCP, both sides done.
+    pub last_ack_ms: u64,
+    /// TCP, both sides done, and both know.
+    pub time_wait_ms: u64,
+    /// TCP, reset.
+    pub closed_ms: u64,
+    /// TCP, met in its middle, only one side heard yet.
+    pub picked_up_ms: u64,
+    /// UDP, unanswered.
+    pub udp_one_way_ms: u64,
+    /// UDP, answered.
+    pub udp_two_way_ms: u64,
+    /// SCTP, from the INIT ACK to the COOKIE ACK.
+    pub sctp_cookie_ms: u64,
+    /// SCTP, established.
+    pub sctp_established_ms: u64,
+    /// SCTP, from the first SHUTDOWN on.
+    pub sctp_shutdown_ms: u64,
+    /// SCTP, aborted or shut down; also after the INIT, as in Linux.
+    pub sctp_closed_ms: u64,
+    /// SCTP, met in its middle, only one side heard yet.
+    pub sctp_picked_up_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            syn_sent_ms: 120_000,
+            syn_received_ms: 60_000,
+            established_ms: 24 * 3_600_000,
+            fin_wait_ms: 120_000,
+            close_wait_ms: 3_600_000,
+            last_ack_ms: 30_000,
+            time_wait_ms: 120_000,
+            closed_ms: 10_000,
+            picked_up_ms: 300_000,
+            udp_one_way_ms: 30_000,
+            udp_two_way_ms: 120_000,
+            sctp_cookie_ms: 3_000,
+            sctp_established_ms: 210_000,
+            sctp_shutdown_ms: 3_000,
+            sctp_closed_ms: 10_000,
+            sctp_picked_up_ms: 30_000,
+        }
+    }
+}
+
+impl Timeouts {
+    /// The idle time of a phase, milliseconds.
+    fn of(&self, phase: Phase) -> u64 {
+        use PhaseKind::*;
+        match (phase.kind(), phase.is_sctp()) {
+            (SynSent, false) => self.syn_sent_ms,
+            (SynReceived, false) => self.syn_received_ms,
+            (Established, false) => self.established_ms,
+            (FinWait, false) => self.fin_wait_ms,
+            (CloseWait, false) => self.close_wait_ms,
+            (LastAck, false) => self.last_ack_ms,
+            (TimeWait, false) => self.time_wait_ms,
+            (Closed, false) => self.closed_ms,
+            (PickedUp | PickedUpReply, false) => self.picked_up_ms,
+            (OneWay, _) => self.udp_one_way_ms,
+            (TwoWay, _) => self.udp_two_way_ms,
+            (SynReceived, true) => self.sctp_cookie_ms,
+            (Established, true) => self.sctp_established_ms,
+            (FinWait | CloseWait | LastAck | TimeWait, true) => self.sctp_shutdown_ms,
+            (SynSent | Closed, true) => self.sctp_closed_ms,
+            (PickedUp | PickedUpReply, true) => self.sctp_picked_up_ms,
+        }
+    }
+
+    /// The idle times in a table, for [`IdleTimes::of`].
+    pub fn table(&self) -> IdleTimes {
+        let phase = |place: usize| Phase::from_bits(place as u8);
+        let all = std::array::from_fn(|place| self.of(phase(place)));
+        let settled = [Direction::Original, Direction::Reply]
+            .map(|direction| std::array::from_fn(|place| if phase(place).settled(direction) { all[place] } else { 0 }));
+        IdleTimes { all, settled }
+    }
+}
+
+/// [`Timeouts`] by phase.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleTimes {
+    all: [u64; Phase::PLACES],
+    settled: [[u64; Phase::PLACES]; 2],
+}
+
+impl IdleTimes {
+    /// The idle time of a phase, milliseconds.
+    #[inline(always)]
+    pub fn of(&self, phase: Phase) -> u64 {
+        self.all[phase.place()]
+    }
+
+    /// The idle time of a phase that a packet without SYN, FIN and RST from this side surely does not change, which is what nearly
+    /// all are; else 0.
+    #[inline(always)]
+    pub fn settled(&self, phase: Phase, direction: Direction) -> u64 {
+        self.settled[direction as usize][phase.place()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::tcp::{ACK, FIN, RST, SYN};
+    use crate::tuple::Proto;
+
+    /// The idle time of the phase that these packets lead to, seconds.
+    fn idle_s(proto: Proto, packets: &[(Direction, u8)]) -> u64 {
+        let first = Phase::first(proto, packets[0].1);
+        let phase = packets[1..].iter().fold(first, |phase, (direction, flags)| phase.after(*direction, *flags));
+        Timeouts::default().table().of(phase) / 1_000
+    }
+
+    #[test]
+    fn idle_times_are_those_of_the_kernel_and_kube_proxy() {
+        use Direction::{Original, Reply};
+        let life = [
+            (Original, SYN),
+            (Reply, SYN | ACK),
+            (Original, ACK),
+            (Reply, ACK),
+            (Original, FIN | ACK),
+            (Reply, ACK),
+            (Reply, FIN | ACK),
+            (Original, ACK),
+            (Original, RST),
+            (Original, ACK),
+        ];
+        let of = |proto| -> Vec<u64> { (1..=life.len()).map(|n| idle_s(proto, &life[..n])).collect() };
+        assert_eq!(of(Proto::Tcp), [120, 60, 86_400, 86_400, 120, 3_600, 30, 120, 10, 300]);
+        assert_eq!(of(Proto::Sctp), [10, 3, 3, 210, 3, 3, 3, 3, 10, 30]);
+        assert_eq!(of(Proto::Udp), [30, 120, 120, 120, 120, 120, 120, 120, 120, 120]);
+    }
+
+    #[test]
+    fn settled_means_that_nothing_changes() {
+        let (mut settled, idle) = (0, Timeouts::default().table());
+        for phase in (0..=255).map(Phase::from_bits) {
+            for (direction, flags) in [Direction::Original, Direction::Reply].into_iter().flat_map(|d| (0..=255).map(move |f| (d, f))) {
+                let ordinary = flags & (SYN | FIN | RST) == 0;
+                if ordinary && idle.settled(phase, direction) > 0 {
+                    settled += 1;
+                    assert_eq!(phase.after(direction, flags).bits(), phase.bits(), "{phase:?} {direction:?} {flags:#x}");
+                    assert_eq!(idle.settled(phase, direction), idle.of(phase));
+                }
+            }
+        }
+        // Established, CloseWait and TwoWay from both sides, PickedUp, PickedUpReply and OneWay from one, with 32 flags, whatever the other four bits.
+        assert_eq!(settled, (3 * 2 + 3) * 32 * 16);
+    }
+}
