@@ -83,6 +83,9 @@ pub struct Config {
     pub metrics_bind_address: Option<SocketAddr>,
     /// End when one of the two cannot be listened on. Default: false, it is tried again every five seconds.
     pub bind_address_hard_fail: bool,
+    /// A change of the objects that is not in force after twice this time makes the node unhealthy. Milliseconds, 1,000 to 3,600,000.
+    #[serde(deserialize_with = "values::sync_period_ms")]
+    pub sync_period_ms: u32,
     /// How long Services' packets are dropped after the workers stopped, before `onFailure` applies. Milliseconds, 100 to 60,000.
     #[serde(deserialize_with = "values::grace_ms")]
     pub grace_ms: u32,
@@ -188,6 +191,7 @@ impl Default for Config {
             healthz_bind_address: listen::healthz_default(),
             metrics_bind_address: listen::metrics_default(),
             bind_address_hard_fail: false,
+            sync_period_ms: 30_000,
             grace_ms: 2_000,
         }
     }

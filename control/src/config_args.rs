@@ -54,6 +54,7 @@ impl ConfigArgs {
         };
         if self.manifests.is_some() {
             config.manifests.clone_from(&self.manifests);
+            config.kubernetes = None;
         }
         Ok(Loaded { config, drop_in })
     }

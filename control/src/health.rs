@@ -11,8 +11,6 @@ use serde::Serialize;
 
 /// The taint by which the cluster autoscaler says that it is about to delete a node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-/// kube-proxy's `syncPeriod`.
-pub const SYNC_PERIOD: Duration = Duration::from_secs(30);
 /// The families by their name in labels and answers, IPv4 first: the place of a family's values in pairs.
 pub const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 

@@ -228,6 +228,10 @@ pub(super) fn grace_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error>
     d.deserialize_any(Whole { min: 100, max: 60_000 }).map(|n| n as u32)
 }
 
+pub(super) fn sync_period_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
+    d.deserialize_any(Whole { min: 1_000, max: 3_600_000 }).map(|n| n as u32)
+}
+
 pub(super) fn percent<'de, D: Deserializer<'de>>(d: D) -> Result<u8, D::Error> {
     d.deserialize_any(Whole { min: 1, max: 100 }).map(|n| n as u8)
 }

@@ -35,7 +35,7 @@ fn family(name: &Value) -> usize {
 
 /// Steps in the words of the stateful cases: `advance` (seconds), `queued`, `updated` (families), `node`; then `[healthz, livez]`.
 fn play(id: &str, steps: &[(Value, [u16; 2])]) {
-    let (mut clock, mut health) = (Clock::new(), Health::new(SYNC_PERIOD));
+    let (mut clock, mut health) = (Clock::new(), Health::new(Duration::from_secs(30)));
     for (number, (step, expected)) in steps.iter().enumerate() {
         clock.advance(step["advance"].as_u64().unwrap_or(0));
         step["queued"].as_array().into_iter().flatten().for_each(|f| health.queued(family(f), clock.0));
@@ -110,7 +110,7 @@ fn the_case_file_holds_no_proxy_health_cases_that_would_go_unplayed() {
 
 #[test]
 fn bodies_are_kube_proxys_to_the_letter() {
-    let (mut clock, mut health) = (Clock::new(), Health::new(SYNC_PERIOD));
+    let (mut clock, mut health) = (Clock::new(), Health::new(Duration::from_secs(30)));
     health.set_node_eligible(false);
     let nothing = r#"{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"2026-01-02T03:04:05.5Z","nodeEligible":false,"healthy":true}"#;
     assert_eq!(health.healthz(clock.0), (false, nothing.into()));

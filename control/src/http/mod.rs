@@ -10,6 +10,7 @@ mod pages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::changes::Changes;
 use crate::compile::HealthCheck;
 use crate::config::Config;
-use crate::health::{FAMILIES, Health, Moment, SYNC_PERIOD};
+use crate::health::{FAMILIES, Health, Moment};
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::{NoLocalEndpoints, ProxyMetrics};
 
@@ -60,6 +61,7 @@ impl Shared {
 pub struct Listeners {
     healthz: Option<(SocketAddr, Option<TcpListener>)>,
     metrics: Option<(SocketAddr, Option<TcpListener>)>,
+    sync_period: Duration,
 }
 
 impl Listeners {
@@ -83,6 +85,7 @@ impl Listeners {
         Ok(Listeners {
             healthz: open("healthzBindAddress", "/healthz", config.healthz_bind_address)?,
             metrics: open("metricsBindAddress", "/metrics", config.metrics_bind_address)?,
+            sync_period: Duration::from_millis(config.sync_period_ms.into()),
         })
     }
 }
@@ -101,7 +104,7 @@ impl Server {
     /// Starts the thread, and serves.
     pub fn start(listeners: Listeners) -> Result<Server> {
         let (sender, scrapes) = mpsc::channel(SCRAPES_MAX);
-        let state = State { health: Health::new(SYNC_PERIOD), proxy: ProxyMetrics::new(Moment::now().wall) };
+        let state = State { health: Health::new(listeners.sync_period), proxy: ProxyMetrics::new(Moment::now().wall) };
         let shared = Arc::new(Shared { state: Mutex::new(state), scrapes: sender });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the HTTP servers")?;
         let handle = runtime.handle().clone();

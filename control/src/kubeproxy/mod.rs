@@ -97,9 +97,7 @@ impl DropIn {
     /// Puts what the file says into nomagic's own configuration. `discovered`: the kernel's addresses of this node, of which a family
     /// without a `bindAddress` has the first as its primary one.
     ///
-    /// This is the one place where the translation meets [`Config`]. Not connected, since `Config` has no fields for them yet:
-    /// `healthz_bind_address`, `metrics_bind_address`, `bind_address_hard_fail`, `sync_period_ms`
-    /// (the health servers), `idle.tcp_close_wait_ms` (a timeout of that phase).
+    /// This is the one place where the translation meets [`Config`].
     pub fn apply(&self, config: &mut Config, discovered: &[IpAddr]) {
         if self.node_name.is_some() {
             config.node.name.clone_from(&self.node_name);
@@ -119,6 +117,7 @@ impl DropIn {
         config.healthz_bind_address = Some(self.healthz_bind_address);
         config.metrics_bind_address = Some(self.metrics_bind_address);
         config.bind_address_hard_fail = self.bind_address_hard_fail;
+        config.sync_period_ms = u32::try_from(self.sync_period_ms).unwrap_or(u32::MAX);
         config.cluster_cidrs.clone_from(&self.cluster_cidrs);
         config.masquerade_all = self.masquerade_all;
         config.localhost_node_ports = self.localhost_node_ports;
@@ -126,6 +125,7 @@ impl DropIn {
         let timeouts = &mut config.conntrack.timeouts;
         for (given, timeout) in [
             (self.idle.tcp_established_ms, &mut timeouts.tcp_established),
+            (self.idle.tcp_close_wait_ms, &mut timeouts.tcp_close_wait),
             (self.idle.udp_one_way_ms, &mut timeouts.udp_one_way),
             (self.idle.udp_two_way_ms, &mut timeouts.udp_two_way),
         ] {

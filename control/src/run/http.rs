@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use nomagic_core::conntrack::EvictionRank;
 use nomagic_core::counters::{Counter, Counters};
 use nomagic_core::reason::Reason;
 use nomagic_xsk::Edge;
@@ -124,7 +125,7 @@ impl Http {
                 count(|c| &c.conntrack_hit),
                 count(|c| &c.conntrack_created),
                 count(|c| &c.conntrack_expired),
-                count(|c| &c.conntrack_evicted),
+                EvictionRank::ALL.iter().map(|&rank| counters.iter().map(|c| c.conntrack_evicted(rank).get()).sum::<u64>()).sum(),
                 count(|c| &c.conntrack_replaced),
             ],
             made_suppressed: count(|c| &c.made_suppressed),

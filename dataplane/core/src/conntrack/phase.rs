@@ -100,6 +100,8 @@ pub enum EvictionRank {
 }
 
 impl EvictionRank {
+    /// All ranks.
+    pub const ALL: [EvictionRank; EvictionRank::COUNT] = [EvictionRank::Over, EvictionRank::HalfOpen, EvictionRank::Answered];
     /// Number of ranks.
     pub const COUNT: usize = EvictionRank::Answered as usize + 1;
 }
