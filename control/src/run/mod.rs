@@ -4,6 +4,7 @@
 //! filter takes. Then one loop: routes follow the kernel, tables follow the objects, missing neighbours are asked for, requests are answered.
 
 mod cleanup;
+mod edge;
 mod found;
 mod http;
 mod kernel_proxy;
@@ -23,13 +24,14 @@ use anyhow::{Context, Result, bail};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::InternalPort;
 use nomagic_core::rss::Rss;
-use nomagic_xsk::{Condition, Edge, EdgeConfig, Idle, InternalPair, Link, OnFailure};
+use nomagic_xsk::{Condition, Edge, Link};
 use tokio::sync::mpsc;
 
 use self::http::Http;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::config_args::{ConfigArgs, Loaded, parse_interface};
 use crate::net::{Asked, Limits, Mirror, internal, node};
+use edge::{edge_config, forward_wanted};
 use signals::Signals;
 use socket::{Answer, ControlSocket};
 use tables::Tables;
@@ -42,8 +44,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// Neighbours kept alive in one go.
 const STALE_MAX: usize = 256;
-/// Questions about neighbours on their way to the control thread.
-const WANTED_QUEUE: usize = 1_024;
 /// How long workers may take to use a new table; they need microseconds, a sleeping one a wake-up.
 const APPLY_MAX: Duration = Duration::from_secs(1);
 
@@ -384,68 +384,6 @@ impl Gateway {
         }
         Ok(())
     }
-}
-
-/// The edge's configuration.
-fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
-    let workers = &config.workers;
-    let grace = Duration::from_millis(u64::from(config.grace_ms));
-    let defaults = EdgeConfig::new(config.state_dir.clone(), config.interfaces.clone());
-    EdgeConfig {
-        internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
-        conntrack_capacity: config.conntrack.capacity,
-        conntrack_file: config.conntrack.file.clone(),
-        conntrack_huge_pages: config.conntrack.huge_pages,
-        timeouts: config.conntrack.timeouts.into(),
-        ring_size: config.packets.ring_size,
-        frame_size: config.packets.frame_size,
-        headroom: config.packets.headroom,
-        huge_pages: config.packets.huge_pages,
-        // A quarter full when every connection is announced: a bucket of 16 that overflows is then one in a million.
-        reply_buckets: (config.conntrack.capacity / 4).next_power_of_two().clamp(64, 1 << 22),
-        idle: match workers.idle {
-            config::Idle::Spin => Idle::Spin,
-            config::Idle::Sleep => defaults.idle,
-        },
-        workers: workers.count as u32,
-        cpus: workers.cpus.iter().map(|&cpu| usize::from(cpu)).collect(),
-        fresh: defaults.fresh.min(grace),
-        grace,
-        on_failure: on_failure(config.on_failure),
-        targets_max: crate::compile::TARGETS_MAX as usize,
-        ..defaults
-    }
-}
-
-fn on_failure(configured: config::OnFailure) -> OnFailure {
-    match configured {
-        config::OnFailure::Pass => OnFailure::Pass,
-        config::OnFailure::Drop => OnFailure::Drop,
-        config::OnFailure::Auto => {
-            let (found, choice) = match kernel_proxy::find() {
-                Some(rules) => (rules, OnFailure::Pass),
-                None => ("no kernel proxy found".into(), OnFailure::Drop),
-            };
-            tracing::info!("onFailure: auto: {found}: {choice:?} after the grace period");
-            choice
-        }
-    }
-}
-
-/// Brings the workers' questions into the control loop, on a thread that ends with the edge.
-fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
-    let (sender, receiver) = mpsc::channel(WANTED_QUEUE);
-    let wanted = edge.wanted().clone();
-    std::thread::Builder::new()
-        .name("nm-wanted".into())
-        .spawn(move || {
-            // When control does not keep up the question is dropped: it is repeated while frames ask for it.
-            wanted.iter().take_while(|_| !sender.is_closed()).for_each(|w| {
-                let _ = sender.try_send(w);
-            });
-        })
-        .context("cannot start a thread")?;
-    Ok(receiver)
 }
 
 /// The connection table's file: as configured, or where the example has it.
