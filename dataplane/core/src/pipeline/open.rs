@@ -11,8 +11,9 @@ use crate::tuple::{Proto, Tuple, addr_words};
 
 /// Places looked at for a connection to evict when the table is full, at the most.
 const EVICTION_PLACES: u32 = 64;
-/// Connections found there that are compared, at the most: they are far apart in memory, and a flood of SYNs must not cost more than it has to.
-const EVICTION_CANDIDATES: usize = 8;
+/// Half-open or ended connections found there that are compared, at the most: each costs a look far away in memory, and a flood of SYNs
+/// must not cost more than it has to.
+const EVICTION_COMPARED: u32 = 8;
 
 /// The source address of a new connection towards its backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -163,19 +164,25 @@ fn reserve(
 }
 
 /// The table is full: makes room by ending one connection, of a sample the one with the lowest [`EvictionRank`] that was idle for longest.
-/// False when none of them may be ended.
+/// A half-open connection that is about to be established is hardly ever the one before half of the others in the table have been replaced.
 ///
-/// A half-open connection that is about to be established is hardly ever the oldest of a sample before half of the others in the table have
-/// been replaced. What the newcomer wants is then refused, also without SNAT: nothing would lead its replies back.
+/// False when none of the sample may be ended. The newcomer is refused then, also without SNAT: nothing would lead its replies back.
 fn evict(ctx: &mut Context<'_>) -> bool {
-    let rank = |hit: &Hit| match expired(hit, &ctx.worker.idle, ctx.now_ms) {
-        true => Some(EvictionRank::Over),
-        false => hit.phase.eviction_rank(ctx.now_ms.saturating_sub(hit.seen_ms)),
-    };
-    let sample = ctx.table.sample(ctx.worker.evict_from, EVICTION_PLACES);
-    let candidates = sample.filter_map(|hit| Some((rank(&hit)?, hit))).take(EVICTION_CANDIDATES);
-    let victim = candidates.min_by_key(|(rank, hit)| (*rank, hit.seen_ms));
-    ctx.worker.evict_from = ctx.worker.evict_from.wrapping_add(u64::from(EVICTION_PLACES));
+    let from = ctx.worker.evict_from;
+    ctx.worker.evict_from = from.wrapping_add(u64::from(EVICTION_PLACES));
+    let (mut victim, mut compared): (Option<(EvictionRank, Hit)>, u32) = (None, 0);
+    for hit in ctx.table.sample(from, EVICTION_PLACES) {
+        let idle_ms = ctx.now_ms.saturating_sub(hit.seen_ms);
+        let rank = if expired(&hit, &ctx.worker.idle, ctx.now_ms) { Some(EvictionRank::Over) } else { hit.phase.eviction_rank(idle_ms) };
+        let Some(rank) = rank else { continue };
+        if victim.is_none_or(|(lowest, oldest)| (rank, hit.seen_ms) < (lowest, oldest.seen_ms)) {
+            victim = Some((rank, hit));
+        }
+        compared += u32::from(rank < EvictionRank::Answered);
+        if compared == EVICTION_COMPARED {
+            break;
+        }
+    }
     let Some((rank, hit)) = victim else { return false };
     end(ctx, &hit, ctx.counters.conntrack_evicted(rank));
     true
