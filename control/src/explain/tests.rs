@@ -297,7 +297,7 @@ fn a_kube_proxys_configuration_will_do() {
     let (code, _, err) = ask("clusterCIDR: 10.0.0.0/8", true);
     assert!(code == 0 && err.contains("c.yaml: bindAddress: missing"), "{err}");
     let (code, _, err) = ask("", false);
-    assert!(code == 2 && err.contains("manifests: missing") && err.contains("--manifests"), "{err}");
+    assert!(code == 2 && err.contains("reads files") && err.contains("--manifests"), "{err}");
     let (code, _, err) = ask("mode: magic", true);
     assert!(code == 2 && err.contains("c.yaml:3:7: mode: magic"), "{err}");
 }

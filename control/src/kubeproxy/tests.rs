@@ -112,8 +112,17 @@ fn the_servers_follow_the_family_of_the_bind_address() {
 #[test]
 fn applied_to_our_own_configuration() {
     let c = applied("", &["10.0.0.1"]);
-    let plain = Config { node_port_addresses: NodePortAddresses::Cidrs(vec![]), ..Config::default() };
-    assert_eq!(c, plain, "an empty file changes nothing but iptables mode's default for node ports");
+    let plain =
+        Config { node_port_addresses: NodePortAddresses::Cidrs(vec![]), kubernetes: Some(Kubernetes::InCluster), ..Config::default() };
+    assert_eq!(c, plain, "an empty file changes nothing but iptables mode's default for node ports, and is a pod's");
+    let c = applied(
+        "clientConnection: {kubeconfig: a.conf}\nhealthzBindAddress: 10.0.0.1\nbindAddressHardFail: true\nconntrack: {tcpCloseWaitTimeout: 8s}
+iptables: {syncPeriod: 5s}",
+        &[],
+    );
+    assert_eq!(c.kubernetes, Some(Kubernetes::Kubeconfig { path: "a.conf".into(), context: None }));
+    assert_eq!((c.healthz_bind_address, c.bind_address_hard_fail), ("10.0.0.1:10256".parse().ok(), true));
+    assert_eq!((c.conntrack.timeouts.tcp_close_wait, c.sync_period_ms), (8_000, 5_000));
     let c = applied(
         "hostnameOverride: gw\nbindAddress: 10.0.0.9\nclusterCIDR: 10.1.0.0/16\nconntrack: {udpTimeout: 5s, udpStreamTimeout: 6s, tcpEstablishedTimeout: 7s}
 iptables: {masqueradeAll: true, localhostNodePorts: false}",
