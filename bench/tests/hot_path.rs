@@ -51,7 +51,9 @@ fn an_ordinary_packet_takes_few_instructions_and_none_is_locked() {
     let instructions: Vec<&str> = code.lines().filter_map(|l| l.split_once(":\t").map(|(_, i)| i.trim())).collect();
     assert!(instructions.len() > 300, "{} instructions of `{PROCESS}` found", instructions.len());
     let slow = ["lock ", "xchg ", "mfence", "cpuid"];
-    let locked: Vec<&&str> = instructions.iter().filter(|i| slow.iter().any(|s| i.starts_with(s))).collect();
+    // Two bytes of padding look like an exchange.
+    let padding = |i: &str| i.split_whitespace().eq(["xchg", "%ax,%ax"]);
+    let locked: Vec<&&str> = instructions.iter().filter(|i| slow.iter().any(|s| i.starts_with(s)) && !padding(i)).collect();
     assert!(locked.is_empty(), "locked instructions on the packet path: {locked:?}");
     println!("{} instructions in `{PROCESS}`, none locked", instructions.len());
 }

@@ -371,8 +371,11 @@ fn the_snat_range_must_be_free() {
 fn the_interfaces_that_serve_are_those_of_addresses_and_of_ways_to_pods() {
     let net = Net::new("serving");
     net.gw.ip("link set lo up").unwrap();
-    for (name, kind) in [("pods1", "dummy"), ("idle0", "dummy"), ("br9", "bridge")] {
+    for (name, kind) in [("pods1", "veth peer name far1"), ("idle0", "veth peer name far0"), ("br9", "bridge")] {
         net.gw.ip(&format!("link add {name} type {kind}")).unwrap();
+        if let Some((_, far)) = kind.split_once("name ") {
+            net.gw.ip(&format!("link set {far} up")).unwrap();
+        }
         net.gw.ip(&format!("link set {name} up")).unwrap();
     }
     for words in ["addr add 10.9.0.1/32 dev lo", "route add 10.244.0.0/24 dev pods1", "route add 10.244.1.0/24 via 10.2.0.2"] {
