@@ -140,6 +140,26 @@ fn a_reader_finds_a_whole_connection_or_none() {
     });
 }
 
+/// One worker ends the connection, another one takes its slot.
+#[test]
+fn a_reader_is_not_deceived_by_two_workers_either() {
+    model(|| {
+        let words = table(1);
+        let f = flow(1000, 1);
+        let hit = create(&view(&words), f).unwrap();
+        let ender = start(&words, move |table| table.end(&hit).is_some());
+        let creator = start(&words, |table| create(table, flow(2000, 2)).map(|_| ()));
+        let reader = start(&words, move |table| find(table, &f.original()));
+        if let Some(hit) = reader.join().unwrap() {
+            assert_eq!((hit.new, hit.stats), (f.reply().reversed(), 1), "torn, or another's");
+        }
+        assert!(ender.join().unwrap());
+        let created = creator.join().unwrap();
+        assert!(matches!(created, Ok(()) | Err(Refused::Full)));
+        assert_eq!(find(&view(&words), &flow(2000, 2).reply()).is_some(), created.is_ok());
+    });
+}
+
 #[test]
 fn two_ends_of_one_connection_end_it_once() {
     model(|| {
@@ -190,6 +210,43 @@ fn two_clients_that_want_one_source_port_get_different_ones() {
         let (a, b) = race(&table(2), |table| create_behind(table, 1000), |table| create_behind(table, 2000));
         assert!(a.is_ok() && b.is_ok(), "{a:?} {b:?}");
         assert_ne!(a, b);
+    });
+}
+
+/// Its first source port is taken, so the keys are written again after the original's was published.
+#[test]
+fn a_reader_sees_the_source_port_that_was_got() {
+    model(|| {
+        let words = table(2);
+        assert_eq!(create_behind(&view(&words), 2000), Ok(SOURCE_PORTS.start));
+        let reader = |table: &Conntrack<'_>| find(table, &behind(1000).original());
+        let (got, hit) = race(&words, |table| create_behind(table, 1000), reader);
+        assert_eq!(got, Ok(SOURCE_PORTS.start + 1));
+        if let Some(hit) = hit {
+            let flow = Flow { source_port: SOURCE_PORTS.start + 1, ..behind(1000) };
+            assert_eq!((hit.new, hit.deltas.l4), (flow.reply().reversed(), flow.deltas().1));
+        }
+    });
+}
+
+/// A worker is about to take a free place, which others meanwhile take and give back, after another one that stays in use.
+#[test]
+fn a_free_place_is_taken_once() {
+    model(|| {
+        let words = table(3);
+        let old = [1, 2].map(|i| create(&view(&words), flow(i, 1)).unwrap());
+        old.iter().for_each(|hit| assert!(view(&words).end(hit).is_some()));
+        let busy = |table: &Conntrack<'_>| {
+            let first = create(table, flow(1000, 1)).unwrap();
+            create(table, flow(2000, 2)).unwrap();
+            assert!(table.end(&first).is_some());
+        };
+        race(&words, |table| assert!(create(table, flow(3000, 3)).is_ok()), busy);
+        let table = view(&words);
+        assert!(create(&table, flow(4000, 4)).is_ok());
+        let stats = [2000, 3000, 4000].map(|port| find(&table, &flow(port, 0).reply()).map(|hit| hit.stats));
+        assert_eq!(stats, [Some(2), Some(3), Some(4)]);
+        assert_eq!(create(&table, flow(5000, 5)).err(), Some(Refused::Full));
     });
 }
 

@@ -112,6 +112,7 @@ fn ops(record: &Record, rivals: bool, group: &Group) -> Result<Vec<Op>, String> 
             taken(port).chain([Op::Reply { port, found: None }, Op::Original { original, found: None }]).collect()
         }
         Did::Exists { original } => vec![Op::Present { original }],
+        Did::ReplyTaken { .. } if group.originals == 1 => return Err(format!("nobody else wants its source port: {record:?}")),
         Did::ReplyTaken { original } => taken(group.ports).chain([Op::Original { original, found: None }]).collect(),
         Did::Busy { original } if !rivals => {
             return Err(format!("client {original} was told busy, but nobody else was creating: {record:?}"));
