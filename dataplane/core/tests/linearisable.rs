@@ -38,7 +38,7 @@ use nomagic_core::frame::NextHopId;
 use nomagic_core::tuple::{Proto, splitmix64};
 
 const THREADS: u64 = 4;
-const HISTORIES: u64 = if cfg!(miri) { 2 } else { 600 };
+const HISTORIES: u64 = if cfg!(miri) { 2 } else { 2_000 };
 const CALLS: u32 = if cfg!(miri) { 20 } else { 150 };
 /// At most 5 connections are live, and each thread has one on its way in and one on its way out.
 const CAPACITY: u32 = 16;
