@@ -121,16 +121,18 @@ impl<'r> Conntrack<'r> {
     /// Makes a pending connection visible. Fails when another worker's creation of the same connection won.
     #[inline(always)]
     pub fn commit(&self, pending: Pending<'_>) -> Result<Hit, Refused> {
-        let words = self.region.slot(pending.slot).0;
+        let words = self.region.slot(pending.slot);
         let live = (pending.state & !STATE_MASK) | LIVE;
+        // Read while the slot is this worker's: once live, another one may end the connection and write the next into its place.
+        let Rewritten { new, new_ports, deltas } = words.rewritten(pending.flow.v6, Direction::Original);
+        let (hops, target) = (words.word(HOPS), words.word(TARGET));
         // Counted first, so that the count never runs below zero.
         self.region.header(W_LIVE).fetch_add(1, Ordering::Relaxed);
-        if words[STATE].compare_exchange(pending.state, live, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if words.0[STATE].compare_exchange(pending.state, live, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             self.region.header(W_LIVE).fetch_sub(1, Ordering::Relaxed);
             self.abort(pending);
             return Err(Refused::Busy);
         }
-        let Rewritten { new, new_ports, deltas } = self.region.slot(pending.slot).rewritten(pending.flow.v6, Direction::Original);
         Ok(Hit {
             slot: pending.slot,
             state: live,
@@ -141,8 +143,8 @@ impl<'r> Conntrack<'r> {
             deltas,
             phase: pending.phase,
             seen_ms: pending.now_ms,
-            hops: self.region.slot(pending.slot).word(HOPS),
-            target: self.region.slot(pending.slot).word(TARGET),
+            hops,
+            target,
         })
     }
 
