@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::index::Index;
+use crate::index::{Index, Touched};
 use crate::objects::{Service, Slice};
 
 /// Differences that a Service proxy has to do something about.
@@ -21,25 +21,27 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// From one state to the next.
-    pub fn between(before: &Index, after: &Index) -> Changes {
+    /// What was touched, compared with what it is now.
+    pub fn of(touched: &Touched, after: &Index) -> Changes {
         let mut changes = Changes::default();
-        for service in after.services().filter(|s| s.ignored.is_none()) {
-            let old = before.service(&service.key).filter(|s| s.ignored.is_none());
-            changes.services += u64::from(!old.is_some_and(|old| same_service(old, service)));
+        for (key, before) in &touched.services {
+            let served = |s: &&Arc<Service>| s.ignored.is_none();
+            changes.services += u64::from(match (before.as_ref().filter(served), after.service(key).filter(served)) {
+                (Some(old), Some(new)) => !same_service(old, new),
+                (old, new) => old.is_some() || new.is_some(),
+            });
         }
-        let gone = |s: &&Arc<Service>| after.service(&s.key).is_none_or(|s| s.ignored.is_some());
-        changes.services += before.services().filter(|s| s.ignored.is_none()).filter(gone).count() as u64;
-
-        for slice in after.slices().filter(|s| s.ignored.is_none()) {
-            let old = before.slice(&slice.key).filter(|s| s.ignored.is_none());
-            if !old.is_some_and(|old| same_slice(old, slice)) {
-                changes.slices += 1;
-                changes.triggers.extend(slice.triggered.map(|at| (usize::from(slice.v6), at)));
+        for (key, before) in &touched.slices {
+            let counts = |s: &&Arc<Slice>| s.ignored.is_none();
+            match (before.as_ref().filter(counts), after.slice(key).filter(counts)) {
+                (Some(old), Some(new)) if same_slice(old, new) => {}
+                (_, Some(new)) => {
+                    changes.slices += 1;
+                    changes.triggers.extend(new.triggered.map(|at| (usize::from(new.v6), at)));
+                }
+                (old, None) => changes.slices += u64::from(old.is_some()),
             }
         }
-        let gone = |s: &&Arc<Slice>| after.slice(&s.key).is_none_or(|s| s.ignored.is_some());
-        changes.slices += before.slices().filter(|s| s.ignored.is_none()).filter(gone).count() as u64;
         changes
     }
 }
@@ -57,8 +59,9 @@ fn same_slice(a: &Slice, b: &Slice) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::Object;
+    use crate::objects::{Kind, Object};
     use crate::problem::Origin;
+    use std::collections::BTreeSet;
 
     fn service(name: &str, ip: &str, line: u32) -> Object {
         let yaml = format!("metadata: {{name: {name}, namespace: n}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}");
@@ -77,7 +80,7 @@ mod tests {
     #[test]
     fn new_different_and_gone_count_and_what_is_gone_has_no_trigger() {
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01.25Z");
-        let before = Index::of([
+        let before = [
             service("same", "10.0.0.1", 1),
             service("other", "10.0.0.2", 9),
             service("gone", "10.0.0.3", 20),
@@ -85,19 +88,30 @@ mod tests {
             slice("same", "10.1.0.1", early),
             slice("other", "10.1.0.2", early),
             slice("gone", "10.1.0.3", early),
-        ]);
-        let after = Index::of([
+        ];
+        let after = [
             service("same", "10.0.0.1", 2),
             service("other", "10.0.0.9", 9),
             service("new", "10.0.0.4", 30),
             slice("same", "10.1.0.1", late),
             slice("other", "10.1.0.9", late),
             slice("new", "fd00::1", "yesterday"),
-        ]);
-        let at = late.parse().unwrap();
-        assert_eq!(Changes::between(&before, &after), Changes { services: 3, slices: 3, triggers: vec![(0, at)] });
-        assert_eq!(Changes::between(&after, &after), Changes::default());
-        let all = Changes::between(&Index::default(), &before);
+        ];
+        let mut index = Index::of(before);
+        let all = index.take_touched();
+        let all = Changes::of(&all, &index);
         assert_eq!((all.services, all.slices, all.triggers.len()), (3, 3, 3));
+
+        // There and back, and anything else in between, is no change.
+        let other = slice("same", "10.1.0.77", late);
+        assert!(index.apply(other) && index.delete(Kind::EndpointSlice, &slice("same", "10.1.0.1", late).key().clone()));
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            index.replace(kind, after.clone(), &BTreeSet::new());
+        }
+        let at = late.parse().unwrap();
+        let touched = index.take_touched();
+        assert_eq!(Changes::of(&touched, &index), Changes { services: 3, slices: 3, triggers: vec![(0, at)] });
+        let touched = index.take_touched();
+        assert_eq!(Changes::of(&touched, &index), Changes::default());
     }
 }

@@ -3,32 +3,33 @@
 //! All of kube-proxy's rules about readiness, traffic policies, topology and masquerading are decided here, once, for each class of
 //! client; the packet path only looks up. Where kube-proxy's modes differ, nomagic does as the nftables mode does.
 
+mod claims;
 pub mod endpoints;
 mod filter;
 mod memory;
+mod plan;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use nomagic_core::hash::WordSet;
-use nomagic_core::reason::Reason;
-use nomagic_core::services::{Action, AddressKind, Affinity, Frontend, Pool, ServicePort, Services, SnatRange};
-use nomagic_core::tuple::{HashSeed, Prefix, Proto};
+use nomagic_core::hash::{WordHasher, WordSet};
+use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
+use nomagic_core::tuple::{HashSeed, Prefix};
 
 use crate::config::NodePortAddresses;
-use crate::index::Index;
-use crate::objects::{Key, Policy, Port, Service, addr};
+use crate::index::{Index, Touched};
+use crate::objects::{Key, addr};
 use crate::problem::Problem;
-use endpoints::{Class, Selection};
+use claims::{Claims, Rank};
 pub use filter::{FilterRules, filter_rules};
 use memory::Memory;
 pub use memory::{PortKey, TARGETS_MAX};
+use plan::{Address, Ground, Plan};
 
 /// Addresses with ports in a table at the most.
 const FRONTENDS_MAX: usize = 4_000_000;
-/// Endpoints of one Service port and family at the most.
-const BACKENDS_MAX: usize = 500_000;
 
 /// Who this node is.
 #[derive(Clone, PartialEq, Debug)]
@@ -82,23 +83,6 @@ impl Settings {
     }
 }
 
-/// What the table's numbers stand for, and what is known about addresses that are not in it.
-#[derive(Clone, Debug, Default)]
-pub struct Names {
-    /// By [`Frontend::service_port`]: the Service and the port's place in [`Service::ports`].
-    pub ports: Vec<(Key, usize)>,
-    /// Whose cluster IP it is.
-    pub cluster_ips: HashMap<IpAddr, Key>,
-    /// Whose node port it is: by (port, protocol, IPv6) to a place in `ports`.
-    pub node_ports: HashMap<(u16, Proto, bool), u32>,
-    /// Load balancer addresses with `ipMode: Proxy`.
-    pub proxied: HashMap<IpAddr, Key>,
-    /// `healthCheckNodePort`s.
-    pub health_checks: BTreeMap<u16, HealthCheck>,
-    /// Service ports whose policy asks for endpoints of this node and finds them elsewhere only, by family: `(internal, external)`.
-    pub no_local_endpoints: [(u64, u64); 2],
-}
-
 /// What a load balancer asks a node: has it endpoints of this Service?
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthCheck {
@@ -113,264 +97,252 @@ pub struct HealthCheck {
 pub struct Compiled {
     /// For the packet path.
     pub services: Services,
-    /// For people.
-    pub names: Names,
+    /// `healthCheckNodePort`s.
+    pub health_checks: Arc<BTreeMap<u16, HealthCheck>>,
+    /// Service ports whose policy asks for endpoints of this node and finds them elsewhere only, by family: `(internal, external)`.
+    pub no_local_endpoints: [(u64, u64); 2],
+    /// What the XDP program must take that the table before did not ask for; after a change of settings everything.
+    pub opened: FilterRules,
+    /// Whether it may take less than for the table before.
+    pub closed: bool,
     /// Everything that is wrong with the objects at this moment.
     pub problems: Vec<Problem>,
 }
 
-/// Compiles, and remembers what lasts from one table to the next: places of counters and unchanged pools.
+/// Compiles, and remembers what lasts from one table to the next. What did not change is shared with the table before, so that a change costs as
+/// much as what it touches.
 #[derive(Debug)]
 pub struct Compiler {
     memory: Memory,
-    generation: u64,
+    /// What the last table followed from, besides objects.
+    settings: Option<Settings>,
+    plans: HashMap<Key, Plan>,
+    addresses: Claims<Address, Frontend, BuildHasherDefault<WordHasher>>,
+    frontends_max: usize,
+    /// Addresses that had no room: while there are any, everything is compiled anew each time.
+    left_out: usize,
+    health: Claims<u16, usize, RandomState>,
+    health_checks: Arc<BTreeMap<u16, HealthCheck>>,
+    no_local_endpoints: [(u64, u64); 2],
+    /// Services whose plans have problems.
+    troubled: BTreeSet<Key>,
+    services: Services,
+    opened: FilterRules,
+    closed: bool,
 }
 
 impl Compiler {
     /// `targets_max`: how many (Service port, backend) pairs have counters of their own; the others share place 0. See [`TARGETS_MAX`].
     pub fn new(targets_max: u32) -> Compiler {
-        Compiler { memory: Memory::new(targets_max), generation: 0 }
+        Compiler {
+            memory: Memory::new(targets_max),
+            settings: None,
+            plans: HashMap::new(),
+            addresses: Claims::default(),
+            frontends_max: FRONTENDS_MAX,
+            left_out: 0,
+            health: Claims::default(),
+            health_checks: Arc::default(),
+            no_local_endpoints: [(0, 0); 2],
+            troubled: BTreeSet::new(),
+            services: Services::empty(HashSeed::new(0)),
+            opened: FilterRules::default(),
+            closed: false,
+        }
     }
 
-    /// The table for these objects.
+    /// The table for these objects, from nothing.
     pub fn compile(&mut self, index: &Index, settings: &Settings) -> Compiled {
-        self.generation += 1;
-        self.memory.begin(&settings.seed);
-        let mut builder = Builder::new(index, settings, &mut self.memory);
-        builder.services.generation = self.generation;
-        let mut served: Vec<&Service> = index.services().map(|s| &**s).filter(|s| s.ignored.is_none()).collect();
-        served.sort_by(|a, b| (a.created_s, &a.key).cmp(&(b.created_s, &b.key)));
-        let plans: Vec<Plan<'_>> = served.iter().flat_map(|s| builder.plan(s)).collect();
-        // As in kube-proxy, a packet is first looked up among the Services' own addresses, then among node ports.
-        plans.iter().for_each(|p| builder.add_service_addresses(p));
-        plans.iter().for_each(|p| builder.add_node_ports(p));
-        let (services, names, mut problems) = (builder.services, builder.names, builder.problems);
-        self.memory.finish();
-        problems.extend(index.problems().cloned());
-        Compiled { services, names, problems }
+        self.start_anew(settings);
+        let ground = ground(index, settings);
+        index.services().for_each(|service| self.update(&ground, &service.key));
+        self.memory.retain(|key| index.service(key).is_some());
+        self.opened = filter_rules(&self.services);
+        self.closed = true;
+        self.finish(index)
+    }
+
+    /// The table for these objects, of which only `touched` are others than for the last table. The same as [`Compiler::compile`] gives.
+    pub fn recompile(&mut self, index: &Index, settings: &Settings, touched: &Touched) -> Compiled {
+        if self.settings.as_ref() != Some(settings) || self.left_out > 0 {
+            return self.compile(index, settings);
+        }
+        let ground = ground(index, settings);
+        touched.services_concerned(index).iter().for_each(|key| self.update(&ground, key));
+        self.finish(index)
     }
 
     /// The pairs that have counters now: `(place, Service port, backend's address, its port)`.
     pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
         self.memory.targets()
     }
-}
 
-/// One port of a Service in one family, with its decisions made.
-struct Plan<'i> {
-    service: &'i Service,
-    port: &'i Port,
-    v6: bool,
-    /// Place in [`Services::ports`].
-    id: u32,
-    internal: Actions,
-    external: Actions,
-}
-
-/// Decisions by the client's class.
-#[derive(Clone, Copy)]
-struct Actions {
-    pod: Action,
-    node: Action,
-    external: Action,
-}
-
-struct Builder<'c> {
-    index: &'c Index,
-    settings: &'c Settings,
-    memory: &'c mut Memory,
-    services: Services,
-    names: Names,
-    problems: Vec<Problem>,
-    frontends: usize,
-    pool_ids: HashMap<*const Pool, u32>,
-    /// By family: IPv4, IPv6.
-    node_port_ips: [Vec<IpAddr>; 2],
-}
-
-impl<'c> Builder<'c> {
-    fn new(index: &'c Index, settings: &'c Settings, memory: &'c mut Memory) -> Builder<'c> {
+    /// Everything but counters' places and pools is forgotten.
+    fn start_anew(&mut self, settings: &Settings) {
+        self.memory.set_seed(&settings.seed);
+        self.settings = Some(settings.clone());
         let mut services = Services::empty(settings.seed);
-        services.service_cidrs = settings.service_cidrs.clone();
-        services.pod_cidrs = settings.cluster_cidrs.clone();
+        services.generation = self.services.generation;
+        services.service_cidrs.clone_from(&settings.service_cidrs);
+        services.pod_cidrs.clone_from(&settings.cluster_cidrs);
         services.snat = settings.snat.clone();
         services.node_ips = node_clients(settings);
-        Builder {
-            index,
-            settings,
-            memory,
-            services,
-            names: Names::default(),
-            problems: Vec::new(),
-            frontends: 0,
-            pool_ids: HashMap::new(),
-            node_port_ips: [settings.node_port_ips(false), settings.node_port_ips(true)],
-        }
+        self.services = services;
+        self.plans.clear();
+        (self.addresses, self.left_out, self.health) = (Claims::default(), 0, Claims::default());
+        (self.health_checks, self.no_local_endpoints) = (Arc::default(), [(0, 0); 2]);
+        self.troubled.clear();
     }
 
-    fn plan(&mut self, service: &'c Service) -> Vec<Plan<'c>> {
-        let mut plans = Vec::new();
-        let mut healthy: HashSet<IpAddr> = HashSet::new();
-        for (place, port) in service.ports.iter().enumerate() {
-            let id = self.services.ports.len() as u32;
-            let Key { namespace, name } = service.key.clone();
-            let sticks = |timeout_s| Affinity::new(&namespace, &name, &port.name, port.proto, timeout_s);
-            let affinity = service.affinity_timeout_s.map(sticks);
-            let (port_name, port_number, proto) = (port.name.clone(), port.port, port.proto);
-            self.services.ports.push(ServicePort { namespace, name, port_name, port: port_number, proto, affinity });
-            self.names.ports.push((service.key.clone(), place));
-            for cluster_ip in &service.cluster_ips {
-                let v6 = cluster_ip.is_ipv6();
-                let node = &self.settings.node;
-                let mut candidates = endpoints::candidates(self.index, &service.key, port, v6, node);
-                if candidates.len() > BACKENDS_MAX {
-                    let message = format!("{} endpoints: the first {BACKENDS_MAX} by address are used", candidates.len());
-                    self.problem(service, &format!("spec.ports[{}]", port.index), message);
-                    candidates.truncate(BACKENDS_MAX);
+    /// Plans a Service again, and changes the table where the plan differs from the one before.
+    fn update(&mut self, ground: &Ground<'_>, key: &Key) {
+        let old = self.plans.remove(key);
+        let ports = old.as_ref().map_or(&[][..], |p| &p.ports);
+        let service = ground.index.service(key).filter(|s| s.ignored.is_none());
+        let mut new = self.memory.update(key, |memory| service.map(|s| plan::plan(ground, s, ports, memory)));
+        // The new one first: what both have stays.
+        for (plan, sign) in new.iter().map(|p| (p, 1)).chain(old.iter().map(|p| (p, -1))) {
+            self.count(plan, sign);
+        }
+        let frontends = new.as_mut().map(|p| std::mem::take(&mut p.frontends)).unwrap_or_default();
+        fn claims(plan: Option<&Plan>) -> &[(Address, Rank)] {
+            plan.map_or(&[], |p| &p.claims)
+        }
+        self.move_addresses(claims(old.as_ref()), claims(new.as_ref()), frontends);
+        self.move_health_check(old.as_ref(), new.as_ref());
+        if new.as_ref().is_some_and(|p| !p.problems.is_empty()) {
+            self.troubled.insert(key.clone());
+        } else {
+            self.troubled.remove(key);
+        }
+        self.plans.extend(new.map(|p| (key.clone(), p)));
+    }
+
+    /// Adds or takes away what only adds up.
+    fn count(&mut self, plan: &Plan, sign: i64) {
+        self.services.ports = self.services.ports.wrapping_add_signed(sign as isize * plan.ports.len() as isize);
+        for (all, of_plan) in self.no_local_endpoints.iter_mut().zip(&plan.no_local_endpoints) {
+            all.0 = all.0.wrapping_add_signed(sign * of_plan.0 as i64);
+            all.1 = all.1.wrapping_add_signed(sign * of_plan.1 as i64);
+        }
+        for ip in &plan.cluster_ips {
+            let count = self.services.cluster_ips.get(ip).copied().unwrap_or(0).wrapping_add_signed(sign as i32);
+            if count > 0 {
+                let before = self.services.cluster_ips.insert(*ip, count);
+                if before.is_none() {
+                    self.opened.addresses.push(*ip);
                 }
-                let selection = endpoints::select(candidates, node);
-                healthy.extend(selection.candidates.iter().filter(|c| c.local && c.endpoint.ready).map(|c| c.endpoint.addr));
-                let (internal, external) = self.actions(service, port, v6, &selection);
-                plans.push(Plan { service, port, v6, id, internal, external });
-            }
-        }
-        if !service.ports.is_empty() {
-            self.services.cluster_ips.extend(&service.cluster_ips);
-            self.names.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, service.key.clone())));
-            self.names.proxied.extend(service.proxied_ips.iter().map(|ip| (*ip, service.key.clone())));
-        }
-        if let Some(port) = service.health_check_port {
-            let check = HealthCheck { service: service.key.clone(), local_endpoints: healthy.len() };
-            if let Some(earlier) = self.names.health_checks.get(&port) {
-                let message = format!("{port} is already Service {}'s; it stays there", earlier.service);
-                self.problem(service, "spec.healthCheckNodePort", message);
             } else {
-                self.names.health_checks.insert(port, check);
+                self.services.cluster_ips.remove(ip);
+                self.closed = true;
             }
         }
-        plans
     }
 
-    /// The rules of traffic policies and masquerading: `(cluster IP, all other addresses)`.
-    fn actions(&mut self, service: &Service, port: &Port, v6: bool, selection: &Selection<'_>) -> (Actions, Actions) {
-        if selection.members(Class::Cluster).is_empty() {
-            let reject = Action::Reject(Reason::NoEndpoints);
-            let all = Actions { pod: reject, node: reject, external: reject };
-            return (all, all);
+    fn move_addresses(&mut self, old: &[(Address, Rank)], new: &[(Address, Rank)], frontends: Vec<Frontend>) {
+        let mut moved: Vec<Address> = Vec::new();
+        if old != new {
+            let kept: BTreeSet<&(Address, Rank)> = new.iter().collect();
+            for (address, rank) in old.iter().filter(|claim| !kept.contains(claim)) {
+                self.addresses.remove(*address, rank);
+                moved.push(*address);
+            }
         }
-        if selection.members(Class::Local).is_empty() {
-            let (internal, external) = &mut self.names.no_local_endpoints[usize::from(v6)];
-            *internal += u64::from(service.internal_policy == Policy::Local);
-            *external += u64::from(service.external_policy == Policy::Local);
+        for ((address, rank), frontend) in new.iter().zip(frontends) {
+            if self.addresses.len() >= self.frontends_max && !self.addresses.contains(address) {
+                self.left_out += 1;
+            } else if self.addresses.put(*address, rank, frontend, Frontend::same) {
+                moved.push(*address);
+            }
         }
-        let key = PortKey { service: service.key.clone(), port_name: port.name.clone(), proto: port.proto };
-        let pod_snat = self.settings.masquerade_all;
-        let other_snat = pod_snat || self.settings.knows_pods(v6);
-        let mut forward = |class: Class, snat: bool| match self.pool(&key, v6, class, selection) {
-            Some(pool) => Action::Forward { pool, snat },
-            None => Action::Drop(Reason::NoLocalEndpoints),
+        moved.iter().for_each(|address| self.settle(address));
+    }
+
+    /// Brings what the table has at an address in line with who holds it.
+    fn settle(&mut self, address: &Address) {
+        let (ip, port, proto) = *address;
+        let outer = |f: Option<&Frontend>| f.is_some_and(|f| f.kind != AddressKind::ClusterIp);
+        let before = self.services.frontend(ip, port, proto);
+        let holder = self.addresses.holder(address).map(|(_, frontend)| frontend);
+        match (outer(before), outer(holder)) {
+            (false, true) => self.opened.exact.push(*address),
+            (true, false) => self.closed = true,
+            _ => {}
+        }
+        self.services.set_frontend(ip, port, proto, holder.cloned());
+    }
+
+    fn move_health_check(&mut self, old: Option<&Plan>, new: Option<&Plan>) {
+        let rank = |plan: &Plan| Rank { node_port: true, turn: plan.turn.clone(), place: 0 };
+        let (before, after) = (old.and_then(|p| Some((rank(p), p.health_check?))), new.and_then(|p| Some((rank(p), p.health_check?))));
+        if before == after {
+            return;
+        }
+        if let Some((rank, (port, _))) = &before {
+            self.health.remove(*port, rank);
+        }
+        if let Some((rank, (port, count))) = &after {
+            self.health.put(*port, rank, *count, usize::eq);
+        }
+        let checks = Arc::make_mut(&mut self.health_checks);
+        for port in before.iter().chain(&after).map(|(_, (port, _))| *port) {
+            match self.health.holder(&port) {
+                Some((rank, count)) => {
+                    checks.insert(port, HealthCheck { service: rank.turn.key.clone(), local_endpoints: *count });
+                }
+                None => drop(checks.remove(&port)),
+            }
+        }
+    }
+
+    fn finish(&mut self, index: &Index) -> Compiled {
+        self.services.generation += 1;
+        Compiled {
+            services: self.services.clone(),
+            health_checks: self.health_checks.clone(),
+            no_local_endpoints: self.no_local_endpoints,
+            opened: std::mem::take(&mut self.opened),
+            closed: std::mem::take(&mut self.closed),
+            problems: self.problems(index),
+        }
+    }
+
+    fn problems(&self, index: &Index) -> Vec<Problem> {
+        let of_plans = self.troubled.iter().filter_map(|key| self.plans.get(key)).flat_map(|p| &p.problems);
+        let mut problems: Vec<Problem> = of_plans.cloned().collect();
+        let mut note = |key: &Key, field: &str, message: String| {
+            problems.extend(index.service(key).map(|service| plan::problem(service, field, message)));
         };
-        let internal_class = if service.internal_policy == Policy::Local { Class::Local } else { Class::Cluster };
-        let other = forward(internal_class, other_snat);
-        let internal = Actions { pod: forward(internal_class, pod_snat), node: other, external: other };
-        if !has_outer_address(service, port) {
-            return (internal, internal);
-        }
-        let external = match service.external_policy {
-            Policy::Cluster => {
-                let all = forward(Class::Cluster, true);
-                Actions { pod: all, node: all, external: all }
-            }
-            Policy::Local => {
-                Actions { pod: forward(Class::Cluster, false), node: forward(Class::Cluster, true), external: forward(Class::Local, false) }
-            }
-        };
-        (internal, external)
-    }
-
-    fn pool(&mut self, key: &PortKey, v6: bool, class: Class, selection: &Selection<'_>) -> Option<u32> {
-        // Where both classes have the same members, one pool serves both.
-        let same = selection.members(Class::Local) == selection.members(Class::Cluster);
-        let class = if same { Class::Cluster } else { class };
-        let pool = self.memory.pool(key, v6, class, selection)?;
-        let next = self.services.pools.len() as u32;
-        let id = *self.pool_ids.entry(Arc::as_ptr(&pool)).or_insert(next);
-        if id == next {
-            self.services.pools.push(pool);
-        }
-        Some(id)
-    }
-
-    fn add_service_addresses(&mut self, plan: &Plan<'_>) {
-        let service = plan.service;
-        let of_family = |ip: &&IpAddr| ip.is_ipv6() == plan.v6;
-        for ip in service.cluster_ips.iter().filter(of_family) {
-            self.add(plan, *ip, plan.port.port, AddressKind::ClusterIp, plan.internal, None);
-        }
-        let ranges = self.source_ranges(service, plan.v6);
-        for ip in service.load_balancer_ips.iter().filter(of_family) {
-            self.add(plan, *ip, plan.port.port, AddressKind::LoadBalancer, plan.external, ranges.clone());
-        }
-        for ip in service.external_ips.iter().filter(of_family) {
-            self.add(plan, *ip, plan.port.port, AddressKind::ExternalIp, plan.external, None);
-        }
-    }
-
-    fn add_node_ports(&mut self, plan: &Plan<'_>) {
-        let Some(node_port) = plan.port.node_port else { return };
-        self.names.node_ports.entry((node_port, plan.port.proto, plan.v6)).or_insert(plan.id);
-        for ip in self.node_port_ips[usize::from(plan.v6)].clone() {
-            self.add(plan, ip, node_port, AddressKind::NodePort, plan.external, None);
-        }
-    }
-
-    fn add(&mut self, plan: &Plan<'_>, ip: IpAddr, port: u16, kind: AddressKind, actions: Actions, source_ranges: Option<Arc<[Prefix]>>) {
-        if self.frontends == FRONTENDS_MAX {
-            let message = format!("more than {FRONTENDS_MAX} addresses with ports: {} is left out", addr::socket(ip, port));
-            return self.problem(plan.service, "", message);
-        }
-        let Actions { pod, node, external } = actions;
-        let frontend = Frontend { service_port: plan.id, kind, pod, node, external, source_ranges };
-        let proto = plan.port.proto;
-        let holder = match self.services.add_frontend(ip, port, proto, frontend) {
-            Ok(()) => return self.frontends += 1,
+        for ((ip, port, proto), (holder, held), (rank, waits)) in self.addresses.waiting() {
             // An address that a Service names twice, say as external and as load balancer IP.
-            Err(earlier) if earlier.service_port == plan.id => return,
-            Err(earlier) => (self.names.ports[earlier.service_port as usize].0.clone(), earlier.kind.label()),
-        };
-        let message = format!(
-            "{proto} {} is taken by Service {} ({}), which comes first by creation time and name; this Service does not answer there",
-            addr::socket(ip, port),
-            holder.0,
-            holder.1
-        );
-        self.problem(plan.service, &format!("spec.ports[{}]", plan.port.index), message);
-    }
-
-    /// Who may connect to a load balancer's addresses; `None`: everybody.
-    fn source_ranges(&self, service: &Service, v6: bool) -> Option<Arc<[Prefix]>> {
-        if service.source_ranges_unreadable {
-            return Some(Arc::new([]));
+            if Arc::ptr_eq(&held.port, &waits.port) {
+                continue;
+            }
+            let (socket, kind) = (addr::socket(*ip, *port), held.kind.label());
+            let message = format!(
+                "{proto} {socket} is taken by Service {} ({kind}), which comes first by creation time and name; this Service does not answer there",
+                holder.turn.key
+            );
+            let service = index.service(&rank.turn.key);
+            let of_port = |p: &&crate::objects::Port| (&p.name, p.proto) == (&waits.port.port_name, waits.port.proto);
+            let place = service.and_then(|s| s.ports.iter().find(of_port)).map_or(0, |p| p.index);
+            note(&rank.turn.key, &format!("spec.ports[{place}]"), message);
         }
-        let mut ranges: Vec<Prefix> = service.source_ranges.iter().filter(|r| r.addr().is_ipv6() == v6).copied().collect();
-        if ranges.is_empty() || ranges.iter().any(|r| r.prefix_len() == 0) {
-            return None;
+        for (port, (holder, _), (rank, _)) in self.health.waiting() {
+            let message = format!("{port} is already Service {}'s; it stays there", holder.turn.key);
+            note(&rank.turn.key, "spec.healthCheckNodePort", message);
         }
-        // The node may come by with the load balancer's address as its source: where it is let in, so is that address.
-        if self.settings.node.primary.iter().any(|ip| ranges.iter().any(|r| r.contains(*ip))) {
-            ranges.extend(service.load_balancer_ips.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| Prefix::host(*ip)));
+        if self.left_out > 0 {
+            let message = format!("{} of their addresses with ports are left out: {} fit", self.left_out, self.frontends_max);
+            problems.push(Problem { object: "Services".into(), message, ..Problem::default() });
         }
-        Some(ranges.into())
-    }
-
-    fn problem(&mut self, service: &Service, field: &str, message: String) {
-        let (origin, object) = (service.origin.clone(), format!("Service {}", service.key));
-        self.problems.push(Problem { origin, object, field: field.into(), message });
+        problems.extend(index.problems().cloned());
+        problems
     }
 }
 
-fn has_outer_address(service: &Service, port: &Port) -> bool {
-    port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty()
+fn ground<'g>(index: &'g Index, settings: &'g Settings) -> Ground<'g> {
+    Ground { index, settings, node_port_ips: [settings.node_port_ips(false), settings.node_port_ips(true)] }
 }
 
 /// The addresses that make a client "the node itself". kube-proxy asks first whether a client is in the pod ranges: the
@@ -381,5 +353,7 @@ fn node_clients(settings: &Settings) -> WordSet<IpAddr> {
     settings.node.ips.iter().chain(&settings.node.primary).copied().filter(|ip| !pod(ip)).chain(loopback).collect()
 }
 
+#[cfg(test)]
+mod incremental_tests;
 #[cfg(test)]
 mod tests;

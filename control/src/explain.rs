@@ -2,12 +2,13 @@
 
 pub mod command;
 mod flow;
+mod names;
 mod words;
 
 use std::net::IpAddr;
 
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, SnatCause};
+use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, ServicePort, SnatCause};
 use nomagic_core::tuple::{Proto, Tuple};
 use serde::Serialize;
 
@@ -17,6 +18,7 @@ use crate::index::Index;
 use crate::objects::addr::socket;
 use crate::objects::{Key, Policy, Port, Service};
 pub use flow::parse_flow;
+use names::Names;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -60,14 +62,11 @@ pub struct Answer {
 }
 
 /// A compiled table with everything that is needed to talk about it.
-#[derive(Clone, Copy)]
 pub struct Explainer<'e> {
-    /// The objects.
-    pub index: &'e Index,
-    /// This node and its settings.
-    pub settings: &'e Settings,
-    /// The table.
-    pub compiled: &'e Compiled,
+    index: &'e Index,
+    settings: &'e Settings,
+    compiled: &'e Compiled,
+    names: Names,
 }
 
 /// The matched address with the objects behind it.
@@ -104,6 +103,11 @@ impl Answer {
 }
 
 impl<'e> Explainer<'e> {
+    /// Explains a table by the objects and settings that it was compiled from.
+    pub fn new(index: &'e Index, settings: &'e Settings, compiled: &'e Compiled) -> Explainer<'e> {
+        Explainer { index, settings, compiled, names: Names::of(index) }
+    }
+
     /// What becomes of the first packet of a connection. `flow` is the question's text.
     pub fn answer(&self, flow: &str, tuple: &Tuple) -> Answer {
         let mut answer = match self.compiled.services.decide(tuple) {
@@ -136,7 +140,9 @@ impl<'e> Explainer<'e> {
     }
 
     fn find(&self, frontend: &'e Frontend, tuple: &Tuple) -> Option<Match<'e>> {
-        let (service, port) = self.port(frontend.service_port)?;
+        let ServicePort { namespace, name, port_name, proto, .. } = &*frontend.port;
+        let service = self.index.service(&Key { namespace: namespace.clone(), name: name.clone() })?;
+        let port = service.ports.iter().find(|p| (&p.name, p.proto) == (port_name, *proto))?;
         let client = self.compiled.services.client_class(tuple.src_addr());
         let node = &self.settings.node;
         let selection = endpoints::select(endpoints::candidates(self.index, &service.key, port, tuple.v6, node), node);
@@ -145,12 +151,6 @@ impl<'e> Explainer<'e> {
             _ => service.external_policy == Policy::Local && client == ClientClass::External,
         };
         Some(Match { frontend, service, port, client, class: if local { Class::Local } else { Class::Cluster }, selection })
-    }
-
-    fn port(&self, id: u32) -> Option<(&'e Service, &'e Port)> {
-        let (key, place) = self.compiled.names.ports.get(id as usize)?;
-        let service = self.index.service(key)?;
-        Some((service, service.ports.get(*place)?))
     }
 
     /// Fills in the Service and tells everything up to the candidates.
@@ -201,7 +201,7 @@ impl<'e> Explainer<'e> {
         answer = answer.because(reason);
         if let Some(found) = frontend.and_then(|f| self.find(f, tuple)) {
             self.tell_match(&mut answer, &found, tuple);
-        } else if let Some(key) = self.compiled.names.cluster_ips.get(&tuple.dst_addr()) {
+        } else if let Some(key) = self.names.cluster_ips.get(&tuple.dst_addr()) {
             answer.service = Some(key.to_string());
             answer.address = Some(AddressKind::ClusterIp.label());
             answer.steps.push(words::other_port(self.index.service(key).map(|s| &**s), key, tuple));
@@ -213,20 +213,20 @@ impl<'e> Explainer<'e> {
     }
 
     fn passed(&self, flow: &str, reason: Reason, tuple: &Tuple) -> Answer {
-        let names = &self.compiled.names;
         let dst = tuple.dst_addr();
         let own = self.settings.node.ips.contains(&dst);
         if own
             && tuple.proto == Proto::Tcp
-            && let Some(check) = names.health_checks.get(&tuple.dport)
+            && let Some(check) = self.compiled.health_checks.get(&tuple.dport)
         {
             let mut answer = Answer::new(flow, Verdict::Local);
             answer.service = Some(check.service.to_string());
             answer.steps.push(words::health_check(check, tuple));
             return answer;
         }
-        let node_port = names.node_ports.get(&(tuple.dport, tuple.proto, tuple.v6)).filter(|_| own || dst.is_loopback());
-        if let Some((service, port)) = node_port.and_then(|id| self.port(*id)) {
+        let node_port = self.names.node_ports.get(&(tuple.dport, tuple.proto, tuple.v6)).filter(|_| own || dst.is_loopback());
+        let found = node_port.and_then(|(key, place)| self.index.service(key).and_then(|s| Some((s, s.ports.get(*place)?))));
+        if let Some((service, port)) = found {
             let mut answer = Answer::new(flow, Verdict::Pass).because(Reason::NodePortDisabled);
             answer.service = Some(service.key.to_string());
             answer.port = Some(port.port);
@@ -236,7 +236,7 @@ impl<'e> Explainer<'e> {
             return answer;
         }
         let mut answer = Answer::new(flow, Verdict::Pass).because(reason);
-        let proxied: Option<&Key> = names.proxied.get(&dst);
+        let proxied: Option<&Key> = self.names.proxied.get(&dst);
         answer.steps.push(match (reason, proxied) {
             (_, Some(key)) => words::proxied(key, dst),
             (Reason::NoFlow, _) => words::snat_reply(tuple),

@@ -6,8 +6,29 @@ use std::sync::Arc;
 use crate::objects::{Key, Kind, Node, Object, Service, ServiceCidr, Slice};
 use crate::problem::Problem;
 
+/// What was there before it changed: objects as they were when changes were last asked for, `None` for those that did not exist.
+#[derive(Clone, Default, Debug)]
+pub struct Touched {
+    /// Services.
+    pub services: BTreeMap<Key, Option<Arc<Service>>>,
+    /// EndpointSlices.
+    pub slices: BTreeMap<Key, Option<Arc<Slice>>>,
+}
+
+impl Touched {
+    /// The Services that something was touched of: themselves or their slices, before or now.
+    pub fn services_concerned(&self, index: &Index) -> BTreeSet<Key> {
+        let mut concerned: BTreeSet<Key> = self.services.keys().cloned().collect();
+        for (key, before) in &self.slices {
+            let slices = before.iter().chain(index.slice(key));
+            concerned.extend(slices.filter_map(|slice| slice.service.clone()));
+        }
+        concerned
+    }
+}
+
 /// Objects by namespace and name.
-#[derive(Clone, Default, PartialEq, Debug)]
+#[derive(Default, Debug)]
 pub struct Index {
     services: BTreeMap<Key, Arc<Service>>,
     slices: BTreeMap<Key, Arc<Slice>>,
@@ -15,6 +36,19 @@ pub struct Index {
     members: BTreeMap<Key, BTreeSet<String>>,
     nodes: BTreeMap<Key, Arc<Node>>,
     service_cidrs: BTreeMap<Key, Arc<ServiceCidr>>,
+    /// Objects with problems.
+    troubled: BTreeSet<(Kind, Key)>,
+    /// What has changed since it was last asked for.
+    touched: Touched,
+}
+
+/// The same objects, however they came in.
+impl PartialEq for Index {
+    fn eq(&self, other: &Index) -> bool {
+        let Index { services, slices, members, nodes, service_cidrs, troubled, touched: _ } = self;
+        (services, slices, members) == (&other.services, &other.slices, &other.members)
+            && (nodes, service_cidrs, troubled) == (&other.nodes, &other.service_cidrs, &other.troubled)
+    }
 }
 
 impl Index {
@@ -29,30 +63,59 @@ impl Index {
 
     /// Adds an object, or replaces the one of its name. False when that changes nothing.
     pub fn apply(&mut self, object: Object) -> bool {
+        if self.has(&object) {
+            return false;
+        }
+        self.delete(object.kind(), object.key());
+        if !object.problems().is_empty() {
+            self.troubled.insert((object.kind(), object.key().clone()));
+        }
         match object {
-            Object::Service(service) => put(&mut self.services, service.key.clone(), service),
-            Object::Slice(slice) => self.apply_slice(slice),
-            Object::Node(node) => put(&mut self.nodes, node.key.clone(), node),
-            Object::ServiceCidr(cidr) => put(&mut self.service_cidrs, cidr.key.clone(), cidr),
+            Object::Service(service) => {
+                self.touched.services.entry(service.key.clone()).or_default();
+                self.services.insert(service.key.clone(), service);
+            }
+            Object::Slice(slice) => self.insert_slice(slice),
+            Object::Node(node) => drop(self.nodes.insert(node.key.clone(), node)),
+            Object::ServiceCidr(cidr) => drop(self.service_cidrs.insert(cidr.key.clone(), cidr)),
+        }
+        true
+    }
+
+    /// Whether exactly this is known.
+    fn has(&self, object: &Object) -> bool {
+        match object {
+            Object::Service(service) => self.services.get(&service.key) == Some(service),
+            Object::Slice(slice) => self.slices.get(&slice.key) == Some(slice),
+            Object::Node(node) => self.nodes.get(&node.key) == Some(node),
+            Object::ServiceCidr(cidr) => self.service_cidrs.get(&cidr.key) == Some(cidr),
         }
     }
 
-    fn apply_slice(&mut self, slice: Arc<Slice>) -> bool {
-        if self.slices.get(&slice.key) == Some(&slice) {
-            return false;
-        }
-        self.delete(Kind::EndpointSlice, &slice.key);
+    fn insert_slice(&mut self, slice: Arc<Slice>) {
+        self.touched.slices.entry(slice.key.clone()).or_default();
         if let (Some(service), None) = (&slice.service, slice.ignored) {
             self.members.entry(service.clone()).or_default().insert(slice.key.name.clone());
         }
         self.slices.insert(slice.key.clone(), slice);
-        true
+    }
+
+    /// What has changed since this was last asked, or since the beginning.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// Forgets an object. False when it was not known.
     pub fn delete(&mut self, kind: Kind, key: &Key) -> bool {
+        if !self.troubled.is_empty() {
+            self.troubled.remove(&(kind, key.clone()));
+        }
         match kind {
-            Kind::Service => self.services.remove(key).is_some(),
+            Kind::Service => {
+                let Some(service) = self.services.remove(key) else { return false };
+                self.touched.services.entry(key.clone()).or_insert(Some(service));
+                true
+            }
             Kind::Node => self.nodes.remove(key).is_some(),
             Kind::ServiceCidr => self.service_cidrs.remove(key).is_some(),
             Kind::EndpointSlice => {
@@ -65,6 +128,7 @@ impl Index {
                         self.members.remove(service);
                     }
                 }
+                self.touched.slices.entry(key.clone()).or_insert(Some(slice));
                 true
             }
         }
@@ -153,20 +217,18 @@ impl Index {
 
     /// What was wrong with the objects themselves.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        let services = self.services.values().flat_map(|s| &s.problems);
-        let slices = self.slices.values().flat_map(|s| &s.problems);
-        let nodes = self.nodes.values().flat_map(|n| &n.problems);
-        services.chain(slices).chain(nodes).chain(self.service_cidrs.values().flat_map(|c| &c.problems))
+        self.troubled.iter().flat_map(|(kind, key)| self.problems_of(*kind, key))
     }
-}
 
-/// False when the same object is there already.
-fn put<T: PartialEq>(objects: &mut BTreeMap<Key, Arc<T>>, key: Key, object: Arc<T>) -> bool {
-    let same = objects.get(&key) == Some(&object);
-    if !same {
-        objects.insert(key, object);
+    fn problems_of(&self, kind: Kind, key: &Key) -> &[Problem] {
+        let problems = match kind {
+            Kind::Service => self.services.get(key).map(|s| &s.problems),
+            Kind::EndpointSlice => self.slices.get(key).map(|s| &s.problems),
+            Kind::Node => self.nodes.get(key).map(|n| &n.problems),
+            Kind::ServiceCidr => self.service_cidrs.get(key).map(|c| &c.problems),
+        };
+        problems.map_or(&[], Vec::as_slice)
     }
-    !same
 }
 
 #[cfg(test)]

@@ -246,6 +246,16 @@ impl Object {
         }
     }
 
+    /// What was wrong with it.
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Object::Service(s) => &s.problems,
+            Object::Slice(s) => &s.problems,
+            Object::Node(n) => &n.problems,
+            Object::ServiceCidr(c) => &c.problems,
+        }
+    }
+
     /// Where it was read.
     pub fn origin(&self) -> &Origin {
         match self {

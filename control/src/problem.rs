@@ -25,7 +25,7 @@ impl fmt::Display for Origin {
 }
 
 /// One thing that was wrong and what was done about it. Everything else went on.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Problem {
     /// Where the object was read.
     pub origin: Origin,

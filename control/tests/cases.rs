@@ -80,7 +80,7 @@ impl Table {
         let from = socket(text(flow, "from").parse().unwrap(), source_port);
         let to = socket(text(flow, "to").parse().unwrap(), port);
         let question = format!("{proto} {from} -> {to}");
-        let explainer = Explainer { index: &self.index, settings: &self.settings, compiled: &self.compiled };
+        let explainer = Explainer::new(&self.index, &self.settings, &self.compiled);
         serde_json::to_value(explainer.answer(&question, &parse_flow(&question).unwrap())).unwrap()
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nomagic::changes::Changes;
-use nomagic::compile::{Compiler, Names, Settings, TARGETS_MAX};
+use nomagic::compile::{Compiled, Compiler, Settings, TARGETS_MAX};
 use nomagic::config::Config;
 use nomagic::health::Moment;
 use nomagic::http::{Listeners, Server, addresses};
@@ -54,13 +54,13 @@ fn settings(file: &Value, case: &Value) -> Settings {
     Config::parse(&config.to_string(), Path::new("case")).unwrap().settings(&[])
 }
 
-fn compile(objects: &Value, settings: &Settings) -> Names {
+fn compile(objects: &Value, settings: &Settings) -> Compiled {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("objects.yaml");
     std::fs::write(&file, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).unwrap();
     let loaded = manifests::load(&file, None).unwrap();
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
-    Compiler::new(TARGETS_MAX).compile(&Index::of(loaded.objects), settings).names
+    Compiler::new(TARGETS_MAX).compile(&Index::of(loaded.objects), settings)
 }
 
 fn refused(at: SocketAddr) -> bool {

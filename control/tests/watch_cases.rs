@@ -21,14 +21,13 @@ fn table(index: &Index, config: &Config) -> String {
     let settings: Settings = config.settings_for(&[], index);
     let compiled = Compiler::new(TARGETS_MAX).compile(index, &settings);
     let s: &Services = &compiled.services;
-    let mut out = format!("{:?}\n{:?}\n{:?}\n{:?}\n", s.ports, s.service_cidrs, s.pod_cidrs, s.snat);
+    let mut out = format!("{}\n{:?}\n{:?}\n{:?}\n", s.ports, s.service_cidrs, s.pod_cidrs, s.snat);
     let sorted = |set: &mut dyn Iterator<Item = std::net::IpAddr>| set.collect::<BTreeSet<_>>();
-    let _ = writeln!(out, "{:?} {:?}", sorted(&mut s.cluster_ips.iter().copied()), sorted(&mut s.node_ips.iter().copied()));
+    let _ = writeln!(out, "{:?} {:?}", sorted(&mut s.cluster_ips.iter().map(|(ip, _)| *ip)), sorted(&mut s.node_ips.iter().copied()));
     let mut frontends: Vec<String> = s.frontends().map(|f| format!("{f:?}\n")).collect();
     frontends.sort();
     out.extend(frontends);
-    out.extend(s.pools.iter().map(|p| format!("{:?}\n", p.backends)));
-    let _ = writeln!(out, "{:?}", compiled.names.health_checks);
+    let _ = writeln!(out, "{:?}", compiled.health_checks);
     out
 }
 

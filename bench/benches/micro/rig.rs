@@ -231,9 +231,9 @@ fn turn_round(header: &mut [u8]) {
 
 fn services(kind: Kind) -> Services {
     let mut s = Services::empty(HashSeed::new(1));
-    s.pools.push(Arc::new(Pool::new(backends(kind == Kind::DnatV6, BACKENDS), &s.seed).expect("backends")));
+    let pool = Arc::new(Pool::new(backends(kind == Kind::DnatV6, BACKENDS), &s.seed).expect("backends"));
     s.snat = SnatRange { v4: Some([10, 0, 0, 1].into()), port_first: 1_024, port_last: 65_535, ..SnatRange::default() };
-    s.ports.push(ServicePort {
+    let port = Arc::new(ServicePort {
         namespace: "bench".into(),
         name: "bench".into(),
         port_name: String::new(),
@@ -241,12 +241,12 @@ fn services(kind: Kind) -> Services {
         proto: Proto::Udp,
         affinity: None,
     });
-    let forward = Action::Forward { pool: 0, snat: kind == Kind::Snat };
+    let forward = Action::Forward { pool, snat: kind == Kind::Snat };
     let addrs: [(IpAddr, Action); 3] =
-        [(V4_SERVICE.into(), forward), (V6_SERVICE.into(), forward), (V4_REJECTED.into(), Action::Reject(Reason::NoEndpoints))];
+        [(V4_SERVICE.into(), forward.clone()), (V6_SERVICE.into(), forward), (V4_REJECTED.into(), Action::Reject(Reason::NoEndpoints))];
     for (addr, action) in addrs {
-        let frontend =
-            Frontend { service_port: 0, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
+        let (port, pod, node) = (port.clone(), action.clone(), action.clone());
+        let frontend = Frontend { port, kind: AddressKind::ClusterIp, pod, node, external: action, source_ranges: None };
         s.add_frontend(addr, 80, Proto::Udp, frontend).expect("free");
     }
     s

@@ -30,7 +30,7 @@ impl Candidate<'_> {
 }
 
 /// Whose endpoints a traffic policy asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Class {
     /// Policy Cluster: of all nodes, narrowed by topology hints.
     Cluster,

@@ -20,10 +20,9 @@ pub struct FilterRules {
 
 /// The rules for a table.
 pub fn filter_rules(services: &Services) -> FilterRules {
-    let covered = |ip: &IpAddr| services.cluster_ips.contains(ip);
-    let outer = services.frontends().filter(|(ip, _, _, f)| f.kind != AddressKind::ClusterIp && !covered(ip));
+    let outer = services.frontends().filter(|(_, _, _, f)| f.kind != AddressKind::ClusterIp);
     let mut exact: Vec<_> = outer.map(|(ip, port, proto, _)| (ip, port, proto)).collect();
-    let mut addresses: Vec<_> = services.cluster_ips.iter().copied().collect();
+    let mut addresses: Vec<_> = services.cluster_ips.iter().map(|(ip, _)| *ip).collect();
     let mut prefixes = services.service_cidrs.clone();
     exact.sort_unstable();
     addresses.sort_unstable();

@@ -1,6 +1,6 @@
 //! What lasts from one table to the next: the counters' places, and pools whose backends did not change.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,13 +26,20 @@ pub struct PortKey {
 
 #[derive(Debug)]
 pub(super) struct Memory {
-    ports: HashMap<PortKey, PortMemory>,
-    seed: Option<HashSeed>,
-    /// Number of the compilation: what it did not touch is forgotten.
+    /// By Service, so that one is updated without the others.
+    services: HashMap<Key, BTreeMap<PortKey, PortMemory>>,
+    seed: HashSeed,
+    places: Places,
+    /// Number of the update: what it did not touch is forgotten.
     round: u64,
+}
+
+/// Places of counters.
+#[derive(Debug)]
+struct Places {
     /// The lowest place never given away.
     next: u32,
-    places: u32,
+    max: u32,
     /// Places given back, longest ago first: connections of a removed backend may count there for a while.
     free: VecDeque<u32>,
 }
@@ -40,7 +47,7 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 struct PortMemory {
     targets: HashMap<(IpAddr, u16), Target>,
-    pools: HashMap<(bool, Class), (Arc<Pool>, u64)>,
+    pools: BTreeMap<(bool, Class), (Arc<Pool>, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,21 +56,84 @@ struct Target {
     round: u64,
 }
 
-impl Memory {
-    pub(super) fn new(places: u32) -> Memory {
-        Memory { ports: HashMap::new(), seed: None, round: 0, next: 1, places, free: VecDeque::new() }
+impl Places {
+    /// Place 0, which all others share, when there is none left.
+    fn take(&mut self) -> u32 {
+        if self.next < self.max {
+            self.next += 1;
+            return self.next - 1;
+        }
+        self.free.pop_front().unwrap_or(0)
     }
 
-    pub(super) fn begin(&mut self, seed: &HashSeed) {
-        self.round += 1;
-        if self.seed.replace(*seed) != Some(*seed) {
-            self.ports.values_mut().for_each(|p| p.pools.clear());
+    fn give(&mut self, place: u32) {
+        if place != 0 {
+            self.free.push_back(place);
+        }
+    }
+}
+
+impl Memory {
+    pub(super) fn new(places: u32) -> Memory {
+        let places = Places { next: 1, max: places, free: VecDeque::new() };
+        Memory { services: HashMap::new(), seed: HashSeed::new(0), places, round: 0 }
+    }
+
+    /// Pools are made with this seed from now on.
+    pub(super) fn set_seed(&mut self, seed: &HashSeed) {
+        if self.seed != *seed {
+            self.seed = *seed;
+            self.services.values_mut().flat_map(BTreeMap::values_mut).for_each(|p| p.pools.clear());
         }
     }
 
+    /// Asks for a Service's pools by `plan`; what it does not ask for is forgotten.
+    pub(super) fn update<T>(&mut self, service: &Key, plan: impl FnOnce(&mut ServiceMemory<'_>) -> T) -> T {
+        self.round += 1;
+        let mut ports = self.services.remove(service).unwrap_or_default();
+        let mut memory = ServiceMemory { ports: &mut ports, seed: self.seed, places: &mut self.places, round: self.round };
+        let planned = plan(&mut memory);
+        let (round, places) = (self.round, &mut self.places);
+        ports.retain(|_, port| {
+            port.pools.retain(|_, (_, used)| *used == round);
+            port.targets.retain(|_, target| {
+                let stays = target.round == round;
+                if !stays {
+                    places.give(target.place);
+                }
+                stays
+            });
+            !port.targets.is_empty()
+        });
+        if !ports.is_empty() {
+            self.services.insert(service.clone(), ports);
+        }
+        planned
+    }
+
+    /// Forgets all Services but these.
+    pub(super) fn retain(&mut self, stays: impl Fn(&Key) -> bool) {
+        let gone: Vec<Key> = self.services.keys().filter(|key| !stays(key)).cloned().collect();
+        gone.iter().for_each(|key| self.update(key, |_| ()));
+    }
+
+    pub(super) fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
+        let ports = self.services.values().flatten();
+        ports.flat_map(|(key, port)| port.targets.iter().map(move |((addr, number), t)| (t.place, key, *addr, *number)))
+    }
+}
+
+/// What is remembered of one Service.
+pub(super) struct ServiceMemory<'m> {
+    ports: &'m mut BTreeMap<PortKey, PortMemory>,
+    seed: HashSeed,
+    places: &'m mut Places,
+    round: u64,
+}
+
+impl ServiceMemory<'_> {
     /// The pool of a class, the earlier one if its backends are the same. `None` when there are no backends.
     pub(super) fn pool(&mut self, key: &PortKey, v6: bool, class: Class, selection: &Selection<'_>) -> Option<Arc<Pool>> {
-        let seed = self.seed?;
         if !self.ports.contains_key(key) {
             self.ports.insert(key.clone(), PortMemory::default());
         }
@@ -71,11 +141,8 @@ impl Memory {
         let mut backends = Vec::with_capacity(selection.members(class).len());
         for candidate in selection.usable(class) {
             let (addr, number) = (candidate.endpoint.addr, candidate.port);
-            let target = port.targets.entry((addr, number)).or_insert_with(|| {
-                let fresh = (self.next < self.places).then_some(self.next);
-                self.next += u32::from(fresh.is_some());
-                Target { place: fresh.or_else(|| self.free.pop_front()).unwrap_or(0), round: 0 }
-            });
+            let fresh = || Target { place: self.places.take(), round: 0 };
+            let target = port.targets.entry((addr, number)).or_insert_with(fresh);
             target.round = self.round;
             backends.push(Backend { addr, port: number, weight: 1, stats: target.place });
         }
@@ -85,28 +152,8 @@ impl Memory {
             *round = self.round;
             return Some(pool.clone());
         }
-        let pool = Arc::new(Pool::new(backends, &seed)?);
+        let pool = Arc::new(Pool::new(backends, &self.seed)?);
         port.pools.insert((v6, class), (pool.clone(), self.round));
         Some(pool)
-    }
-
-    /// Forgets what this round did not ask for.
-    pub(super) fn finish(&mut self) {
-        let round = self.round;
-        self.ports.retain(|_, port| {
-            port.pools.retain(|_, (_, used)| *used == round);
-            port.targets.retain(|_, target| {
-                let stays = target.round == round;
-                if !stays && target.place != 0 {
-                    self.free.push_back(target.place);
-                }
-                stays
-            });
-            !port.targets.is_empty()
-        });
-    }
-
-    pub(super) fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
-        self.ports.iter().flat_map(|(key, port)| port.targets.iter().map(move |((addr, number), t)| (t.place, key, *addr, *number)))
     }
 }

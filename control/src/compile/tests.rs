@@ -1,11 +1,13 @@
 //! The rules one by one; all of them together are tried by `tests/cases.rs`.
 
 use super::*;
+use crate::compile::endpoints::Class;
 use crate::config::Config;
+use crate::objects::Service;
 use crate::objects::{Object, Slice};
 use crate::problem::Origin;
-use nomagic_core::services::{ClientClass, Decision, SnatCause};
-use nomagic_core::tuple::Tuple;
+use nomagic_core::services::{Action, ClientClass, Decision, SnatCause};
+use nomagic_core::tuple::{Proto, Tuple};
 
 const CONFIG: &str = "
 node: {name: here, ips: [192.168.0.2, 192.168.1.2, 10.0.0.1, 'fd00:1::2', 127.0.0.1, 'fe80::1'], primaryIPs: [192.168.0.2, 'fd00:1::2']}
@@ -232,7 +234,7 @@ fn of_two_services_on_one_address_the_older_stays() {
     let shown: Vec<String> = c.problems.iter().map(|p| p.to_string()).collect();
     assert_eq!(shown.len(), 2, "{shown:?}");
     assert!(
-        shown[0].starts_with("Service n/a-young: spec.ports[0]: TCP 198.51.100.1:80 is taken by Service n/z-old (loadBalancerIP)"),
+        shown[1].starts_with("Service n/a-young: spec.ports[0]: TCP 198.51.100.1:80 is taken by Service n/z-old (loadBalancerIP)"),
         "{shown:?}"
     );
 }
@@ -270,12 +272,16 @@ fn counters_and_pools_last_while_their_backends_do() {
     let s = settings("");
     let web = service("s", "{clusterIP: 172.30.0.1, ports: [{port: 80}]}");
     let index = |endpoints: &[&str]| Index::of([web.clone(), slice("s-1", "s", P80, endpoints)]);
-    let places = |c: &Compiled| c.services.pools[0].backends.iter().map(|b| b.stats).collect::<Vec<_>>();
+    let pool = |c: &Compiled| match &c.services.frontend("172.30.0.1".parse().unwrap(), 80, Proto::Tcp).unwrap().pod {
+        Action::Forward { pool, .. } => pool.clone(),
+        other => panic!("{other:?}"),
+    };
+    let places = |c: &Compiled| pool(c).backends.iter().map(|b| b.stats).collect::<Vec<_>>();
 
     let first = compiler.compile(&index(&["10.1.0.1", "10.1.0.2"]), &s);
     assert_eq!((places(&first), first.services.generation), (vec![1, 2], 1));
     let same = compiler.compile(&index(&["10.1.0.2", "10.1.0.1"]), &s);
-    assert!(Arc::ptr_eq(&first.services.pools[0], &same.services.pools[0]) && same.services.generation == 2);
+    assert!(Arc::ptr_eq(&pool(&first), &pool(&same)) && same.services.generation == 2);
     assert_eq!(places(&compiler.compile(&index(&["10.1.0.2", "10.1.0.3", "10.1.0.4"]), &s)), [2, 3, 0], "a full house shares place 0");
     assert_eq!(places(&compiler.compile(&index(&["10.1.0.2", "10.1.0.5"]), &s)), [2, 1], "a place given back is used again");
     let mut targets: Vec<u32> = compiler.targets().map(|t| t.0).collect();
@@ -284,7 +290,7 @@ fn counters_and_pools_last_while_their_backends_do() {
     let other_seed = settings("hash: {seed: 7}");
     let before = compiler.compile(&index(&["10.1.0.2"]), &s);
     let after = compiler.compile(&index(&["10.1.0.2"]), &other_seed);
-    assert!(!Arc::ptr_eq(&before.services.pools[0], &after.services.pools[0]), "another seed is another table");
+    assert!(!Arc::ptr_eq(&pool(&before), &pool(&after)), "another seed is another table");
     compiler.compile(&Index::default(), &s);
     assert_eq!(compiler.targets().count(), 0);
 }
@@ -297,9 +303,9 @@ fn health_checks_count_local_ready_addresses() {
         &[service("s", spec), slice("s-1", "s", ports, &["10.1.0.1 here", "10.1.0.2 here draining", "10.1.0.3 there"])],
         &settings(""),
     );
-    assert_eq!(c.names.health_checks[&30_000].local_endpoints, 1);
+    assert_eq!(c.health_checks[&30_000].local_endpoints, 1);
     let twice = compile(&[service("a", spec), service("b", &spec.replace(".0.1", ".0.2"))], &settings(""));
-    assert_eq!(twice.names.health_checks[&30_000].service.name, "a");
+    assert_eq!(twice.health_checks[&30_000].service.name, "a");
     assert!(twice.problems[0].to_string().starts_with("Service n/b: spec.healthCheckNodePort: 30000 is already Service n/a's"));
 }
 

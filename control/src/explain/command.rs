@@ -74,7 +74,7 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
             return Ok(2);
         }
     };
-    let explainer = Explainer { index: &loaded.index, settings: &loaded.settings, compiled: &loaded.compiled };
+    let explainer = Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled);
     let mut all_good = true;
     let mut answer = |place: &str, text: &str, out: &mut dyn Write| -> io::Result<()> {
         match parse_flow(text) {

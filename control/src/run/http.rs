@@ -1,6 +1,7 @@
 //! What the HTTP servers are told by the control loop, and what they ask it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 use nomagic_core::conntrack::EvictionRank;
@@ -11,42 +12,32 @@ use nomagic_xsk::Edge;
 use super::status;
 use super::tables::Tables;
 use crate::changes::Changes;
-use crate::compile::{HealthCheck, Names};
+use crate::compile::{Compiled, HealthCheck};
 use crate::config::Config;
 use crate::health::Moment;
 use crate::http::{Listeners, Scrape, Server, addresses};
-use crate::index::Index;
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::NoLocalEndpoints;
 use crate::metrics::targets::Targets;
 
 /// What a compilation means to those who watch.
 pub struct News {
-    /// The objects that were compiled.
-    index: Index,
     changes: Changes,
     noticed: Moment,
-    health_checks: BTreeMap<u16, HealthCheck>,
+    health_checks: Arc<BTreeMap<u16, HealthCheck>>,
     no_local: NoLocalEndpoints,
 }
 
 impl News {
     /// Nothing was compiled yet.
     pub fn new() -> News {
-        News {
-            index: Index::default(),
-            changes: Changes::default(),
-            noticed: Moment::now(),
-            health_checks: BTreeMap::new(),
-            no_local: NoLocalEndpoints::default(),
-        }
+        News { changes: Changes::default(), noticed: Moment::now(), health_checks: Arc::default(), no_local: NoLocalEndpoints::default() }
     }
 
-    /// These objects, whose changes were noticed at this moment, have been compiled.
-    pub fn compiled(&mut self, index: &Index, names: Names, noticed: Moment) {
-        self.changes = Changes::between(&self.index, index);
-        (self.index, self.noticed) = (index.clone(), noticed);
-        (self.health_checks, self.no_local) = (names.health_checks, names.no_local_endpoints);
+    /// These changes, noticed at this moment, have been compiled.
+    pub fn compiled(&mut self, changes: Changes, compiled: &Compiled, noticed: Moment) {
+        (self.changes, self.noticed) = (changes, noticed);
+        (self.health_checks, self.no_local) = (compiled.health_checks.clone(), compiled.no_local_endpoints);
     }
 }
 
@@ -132,7 +123,7 @@ impl Http {
             snat_ports,
             snat_share_max: services.snat.holder_max().min(snat_ports),
             workers_alive: alive as u64,
-            service_ports: services.ports.len() as u64,
+            service_ports: services.ports as u64,
             problems: (tables.problems().len() + self.problems().len()) as u64,
             targets: Targets::read(tables.targets(), &counters, &mut self.place_max),
             edge: status,

@@ -201,6 +201,7 @@ impl Gateway {
     /// What was compiled last comes into force, and those who watch hear of it.
     fn put_in_force(&mut self) -> Result<()> {
         self.open_filter()?;
+        self.tables.in_force();
         self.http.in_force(&self.tables);
         Ok(())
     }
@@ -210,7 +211,7 @@ impl Gateway {
         if !self.edge.wait_applied(APPLY_MAX) {
             bail!("the workers did not take the new tables within {APPLY_MAX:?}; the XDP filter stays as it was");
         }
-        self.edge.filter().add(&self.tables.filter_rules())?;
+        self.edge.filter().add(self.tables.opened())?;
         Ok(())
     }
 
@@ -221,8 +222,7 @@ impl Gateway {
             tracing::info!("port {}: {mode}, {copy}, {} queue(s)", port.name, port.queues);
         }
         let services = self.tables.services();
-        let (names, addresses) = (services.ports.len(), services.frontends().count());
-        tracing::info!("nomagic is ready: {names} Service ports on {addresses} addresses");
+        tracing::info!("nomagic is ready: {} Service ports on {} addresses", services.ports, services.frontend_count());
     }
 
     /// The loop. Ends by a signal, or when it cannot go on.
@@ -318,7 +318,7 @@ impl Gateway {
             tracing::error!("{e:#}");
         }
         let services = self.tables.services();
-        tracing::debug!(generation = services.generation, ports = services.ports.len(), "new service table in force");
+        tracing::debug!(generation = services.generation, ports = services.ports, "new service table in force");
     }
 
     fn keep_house(&mut self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Where objects come from: files that are looked at, or an API server that is watched. Both feed one index.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
@@ -8,6 +9,7 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::index::Index;
 use crate::manifests::{self, Fingerprint, Loaded};
+use crate::objects::Kind;
 use crate::problem::Problem;
 use crate::watch::{self, Feed, Target};
 
@@ -113,7 +115,9 @@ impl Manifests {
             }
         }
         self.missing = false;
-        *index = Index::of(self.loaded.objects.iter().cloned());
+        for kind in Kind::ALL {
+            index.replace(kind, self.loaded.objects.iter().cloned(), &BTreeSet::new());
+        }
         true
     }
 }

@@ -137,8 +137,8 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
         "services": {
             "generation": status.services_generation,
             "applied": status.services_applied,
-            "ports": control.services.ports.len(),
-            "addresses": control.services.frontends().count(),
+            "ports": control.services.ports,
+            "addresses": control.services.frontend_count(),
             "problems": control.problems,
         },
         "api": control.api,
@@ -156,11 +156,11 @@ pub fn source_ports(range: &SnatRange) -> u32 {
 fn targets(services: &Services) -> BTreeSet<(String, String, u32)> {
     let mut targets = BTreeSet::new();
     for (_, _, _, frontend) in services.frontends() {
-        let Some(port) = services.ports.get(frontend.service_port as usize) else { continue };
+        let port = &frontend.port;
         let service = format!("{}/{}:{}/{}", port.namespace, port.name, port.port, port.proto);
-        for action in [frontend.pod, frontend.node, frontend.external] {
+        for action in frontend.actions() {
             let Action::Forward { pool, .. } = action else { continue };
-            for backend in services.pools.get(pool as usize).iter().flat_map(|p| p.backends.iter()) {
+            for backend in pool.backends.iter() {
                 targets.insert((service.clone(), SocketAddr::new(backend.addr, backend.port).to_string(), backend.stats));
             }
         }

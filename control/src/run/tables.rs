@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::services::{Services, SnatRange};
+use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
 use nomagic_core::tuple::{Proto, words_addr};
 use nomagic_xsk::FilterRules;
 use serde_json::Value;
 
 use super::http::News;
 use super::source::Source;
-use crate::compile::{Compiler, PortKey, Settings, TARGETS_MAX, filter_rules};
+use crate::changes::Changes;
+use crate::compile::{self, Compiler, PortKey, Settings, TARGETS_MAX};
 use crate::config::Config;
 use crate::health::Moment;
 use crate::index::Index;
@@ -34,6 +35,10 @@ pub struct Tables {
     services: Arc<Services>,
     problems: Vec<String>,
     news: News,
+    /// What the XDP filter must take and was not told yet.
+    opened: FilterRules,
+    /// The XDP filter may have rules that are not needed any more. An earlier process may have left some, too.
+    closed: bool,
 }
 
 impl Tables {
@@ -44,8 +49,8 @@ impl Tables {
         let settings = config.settings_for(&present, &index);
         let services = Arc::new(Services::empty(settings.seed));
         let compiler = Compiler::new(TARGETS_MAX);
-        let (config, problems, news) = (config.clone(), Vec::new(), News::new());
-        Ok(Tables { config, present, source, index, settings, compiler, services, problems, news })
+        let (config, problems, news, opened) = (config.clone(), Vec::new(), News::new(), FilterRules::default());
+        Ok(Tables { config, present, source, index, settings, compiler, services, problems, news, opened, closed: true })
     }
 
     /// Whether enough is known to compile.
@@ -77,7 +82,7 @@ impl Tables {
         self.config.settings_for(&self.present, &self.index)
     }
 
-    /// Compiles all objects.
+    /// Compiles what has changed.
     pub fn compile(&mut self) {
         let noticed = Moment::now();
         let mut settings = self.settings();
@@ -85,9 +90,12 @@ impl Tables {
             settings.snat = self.new_sources(&settings);
         }
         self.settings = settings;
-        let compiled = self.compiler.compile(&self.index, &self.settings);
+        let touched = self.index.take_touched();
+        let compiled = self.compiler.recompile(&self.index, &self.settings, &touched);
+        self.news.compiled(Changes::of(&touched, &self.index), &compiled, noticed);
+        self.opened.extend(edge_rules(compiled.opened));
+        self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
-        self.news.compiled(&self.index, compiled.names, noticed);
         let problems = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
         let said: BTreeSet<String> = std::mem::replace(&mut self.problems, problems).into_iter().collect();
         let new: Vec<&String> = self.problems.iter().filter(|p| !said.contains(*p)).collect();
@@ -145,21 +153,24 @@ impl Tables {
         &self.problems
     }
 
-    /// What the XDP filter must take for this table.
-    pub fn filter_rules(&self) -> FilterRules {
-        let rules = filter_rules(&self.services);
-        FilterRules {
-            services: rules.exact.into_iter().collect(),
-            addresses: rules.addresses.into_iter().collect(),
-            service_cidrs: rules.prefixes.into_iter().collect(),
-            snat: rules.snat.into_iter().collect(),
-        }
+    /// What the XDP filter must take and was not told yet.
+    pub fn opened(&self) -> &FilterRules {
+        &self.opened
+    }
+
+    /// The XDP filter takes what it must.
+    pub fn in_force(&mut self) {
+        self.opened = FilterRules::default();
     }
 
     /// The rules that the filter has and this table does not need, and whose last connection has ended: a connection that lost its rule
-    /// would go on past this dataplane.
-    pub fn removable(&self, known: &FilterRules, table: Conntrack<'_>) -> FilterRules {
-        let mut surplus = known.without(&self.filter_rules());
+    /// would go on past this dataplane. When nothing can have changed since the last time there are none.
+    pub fn removable(&mut self, known: &FilterRules, table: Conntrack<'_>) -> FilterRules {
+        if !self.closed {
+            return FilterRules::default();
+        }
+        let mut surplus = self.surplus(known);
+        self.closed = !surplus.is_empty();
         if surplus.is_empty() {
             return surplus;
         }
@@ -177,6 +188,30 @@ impl Tables {
         surplus.service_cidrs.retain(|prefix| !addresses.iter().any(|a| prefix.contains(*a)));
         surplus.snat.retain(|(addr, first, last)| !sources.iter().any(|(a, port)| a == addr && (first..=last).contains(&port)));
         surplus
+    }
+
+    /// What the filter has and this table does not need.
+    fn surplus(&self, known: &FilterRules) -> FilterRules {
+        let services = &self.services;
+        let outer = |f: &Frontend| f.kind != AddressKind::ClusterIp;
+        let needed = |(ip, port, proto): &(IpAddr, u16, Proto)| services.frontend(*ip, *port, *proto).is_some_and(outer);
+        let snat = &services.snat;
+        let ranges = [snat.v4, snat.v6].map(|ip| ip.map(|ip| (ip, snat.port_first, snat.port_last)));
+        FilterRules {
+            services: known.services.iter().filter(|s| !needed(s)).copied().collect(),
+            addresses: known.addresses.iter().filter(|ip| !services.cluster_ips.contains(ip)).copied().collect(),
+            service_cidrs: known.service_cidrs.iter().filter(|c| !services.service_cidrs.contains(c)).copied().collect(),
+            snat: known.snat.iter().filter(|range| !ranges.contains(&Some(**range))).copied().collect(),
+        }
+    }
+}
+
+fn edge_rules(rules: compile::FilterRules) -> FilterRules {
+    FilterRules {
+        services: rules.exact.into_iter().collect(),
+        addresses: rules.addresses.into_iter().collect(),
+        service_cidrs: rules.prefixes.into_iter().collect(),
+        snat: rules.snat.into_iter().collect(),
     }
 }
 
@@ -200,6 +235,11 @@ mod tests {
         tables
     }
 
+    /// The port of the Service's cluster IP.
+    fn served(t: &Tables) -> u16 {
+        t.services().frontends().find(|(ip, ..)| *ip == IpAddr::from([10, 96, 0, 1])).unwrap().1
+    }
+
     fn open(manifests: std::path::PathBuf) -> Result<Tables> {
         let config = Config { manifests: Some(manifests), ..Config::default() };
         Tables::open(&config, vec!["10.0.0.1".parse().unwrap()])
@@ -209,14 +249,14 @@ mod tests {
     fn a_changed_file_is_a_new_table_and_a_missing_one_leaves_the_old() {
         let dir = tempfile::tempdir().unwrap();
         let mut t = tables(dir.path());
-        assert_eq!((t.services().generation, t.services().ports[0].port), (1, 80));
+        assert_eq!((t.services().generation, served(&t)), (1, 80));
         assert!(!t.reload(false));
         std::fs::write(dir.path().join("m.yaml"), manifest(8081)).unwrap();
         assert!(t.reload(false) && !t.reload(false));
-        assert_eq!((t.services().generation, t.services().ports[0].port), (2, 8081));
+        assert_eq!((t.services().generation, served(&t)), (2, 8081));
         std::fs::remove_file(dir.path().join("m.yaml")).unwrap();
         assert!(!t.reload(false) && !t.reload(true));
-        assert_eq!(t.services().ports[0].port, 8081);
+        assert_eq!(served(&t), 8081);
         std::fs::write(dir.path().join("m.yaml"), manifest(8082)).unwrap();
         assert!(t.reload(false));
         assert!(open(dir.path().join("none.yaml")).is_err());
@@ -226,7 +266,8 @@ mod tests {
     fn rules_go_after_the_last_connection() {
         let dir = tempfile::tempdir().unwrap();
         let mut t = tables(dir.path());
-        let known = t.filter_rules();
+        let known = t.opened().clone();
+        t.in_force();
         assert!(known.services.contains(&("203.0.113.7".parse().unwrap(), 80, Proto::Tcp)));
         std::fs::write(dir.path().join("m.yaml"), manifest(8081)).unwrap();
         t.reload(false);
@@ -255,6 +296,9 @@ mod tests {
         assert!(table.end(&hit).is_some());
         let gone = t.removable(&known, table);
         assert_eq!((gone.services.len(), gone.addresses.len(), gone.snat.len()), (1, 0, 0));
-        assert!(t.removable(&t.filter_rules(), table).is_empty());
+        let new = t.opened().clone();
+        assert_eq!((new.services.len(), new.addresses.len(), new.snat.len()), (1, 0, 0), "only what is new");
+        assert!(t.removable(&FilterRules { services: new.services, ..FilterRules::default() }, table).is_empty());
+        assert!(t.removable(&known, table).is_empty(), "asked for nothing until something changes");
     }
 }

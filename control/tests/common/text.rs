@@ -47,7 +47,7 @@ fn manifest(text: &[u8], file: &Path) {
     let index = Index::of(loaded.objects);
     let settings = Config::default().settings(&["10.0.0.1".parse().expect("an address")]);
     let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
-    let explainer = Explainer { index: &index, settings: &settings, compiled: &compiled };
+    let explainer = Explainer::new(&index, &settings, &compiled);
     for question in QUESTIONS {
         if let Ok(tuple) = parse_flow(question) {
             let answer = explainer.answer(question, &tuple);

@@ -57,17 +57,7 @@ fn main() {
 fn services() -> Services {
     let mut s = Services::empty(HashSeed::new(1));
     let backend = |addr: &str, stats| Backend { addr: addr.parse().expect("an address"), port: 8080, weight: 1, stats };
-    for (pool, (addr, backends)) in
-        [("10.96.0.1", ["192.168.0.1", "192.168.0.2"]), ("fd00:96::1", ["fd01::1", "fd01::2"])].into_iter().enumerate()
-    {
-        let backends = vec![backend(backends[0], 1), backend(backends[1], 2)];
-        s.pools.push(Arc::new(Pool::new(backends, &s.seed).expect("backends")));
-        let action = Action::Forward { pool: pool as u32, snat: false };
-        let frontend =
-            Frontend { service_port: 0, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
-        s.add_frontend(addr.parse().expect("an address"), 80, Proto::Udp, frontend).expect("free");
-    }
-    s.ports.push(ServicePort {
+    let port = Arc::new(ServicePort {
         namespace: "n".into(),
         name: "s".into(),
         port_name: String::new(),
@@ -75,6 +65,13 @@ fn services() -> Services {
         proto: Proto::Udp,
         affinity: None,
     });
+    for (addr, backends) in [("10.96.0.1", ["192.168.0.1", "192.168.0.2"]), ("fd00:96::1", ["fd01::1", "fd01::2"])] {
+        let backends = vec![backend(backends[0], 1), backend(backends[1], 2)];
+        let action = Action::Forward { pool: Arc::new(Pool::new(backends, &s.seed).expect("backends")), snat: false };
+        let (port, pod, node) = (port.clone(), action.clone(), action.clone());
+        let frontend = Frontend { port, kind: AddressKind::ClusterIp, pod, node, external: action, source_ranges: None };
+        s.add_frontend(addr.parse().expect("an address"), 80, Proto::Udp, frontend).expect("free");
+    }
     s
 }
 

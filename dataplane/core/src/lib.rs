@@ -24,6 +24,7 @@ pub mod routes;
 pub mod rss;
 mod scan;
 pub mod services;
+pub mod shared;
 mod sync;
 mod takeover;
 pub mod tuple;

@@ -10,9 +10,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::conntrack::affinity::IDENTITY_BITS;
-use crate::hash::{WordMap, WordSet};
+use crate::hash::WordSet;
 use crate::maglev::Maglev;
 use crate::reason::Reason;
+use crate::shared::SharedMap;
 use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
 
 /// Which of a Service's addresses a packet was sent to.
@@ -52,12 +53,12 @@ pub enum ClientClass {
 }
 
 /// What happens to a new connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Action {
     /// To a backend of this pool; `snat`: the client's address is replaced too (kube-proxy: masquerade).
     Forward {
-        /// Index into [`Services::pools`].
-        pool: u32,
+        /// The candidates.
+        pool: Arc<Pool>,
         /// Whether the source is replaced.
         snat: bool,
     },
@@ -70,8 +71,8 @@ pub enum Action {
 /// One address, port and protocol that clients connect to.
 #[derive(Clone, Debug)]
 pub struct Frontend {
-    /// Index into [`Services::ports`].
-    pub service_port: u32,
+    /// Whose it is.
+    pub port: Arc<ServicePort>,
     /// Which kind of address it is.
     pub kind: AddressKind,
     /// For clients in pods.
@@ -82,6 +83,32 @@ pub struct Frontend {
     pub external: Action,
     /// Load balancer addresses with source ranges: clients outside are dropped.
     pub source_ranges: Option<Arc<[Prefix]>>,
+}
+
+impl Action {
+    /// Equal, and of the same pool.
+    fn same(&self, other: &Action) -> bool {
+        match (self, other) {
+            (Action::Forward { pool: a, snat: x }, Action::Forward { pool: b, snat: y }) => Arc::ptr_eq(a, b) && x == y,
+            (Action::Reject(a), Action::Reject(b)) | (Action::Drop(a), Action::Drop(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Frontend {
+    /// Equal, with the same port and the same pools behind it: nothing would change.
+    pub fn same(&self, other: &Frontend) -> bool {
+        Arc::ptr_eq(&self.port, &other.port)
+            && self.kind == other.kind
+            && self.source_ranges == other.source_ranges
+            && self.actions().into_iter().zip(other.actions()).all(|(a, b)| a.same(b))
+    }
+
+    /// For pods, the node and everybody else.
+    pub fn actions(&self) -> [&Action; 3] {
+        [&self.pod, &self.node, &self.external]
+    }
 }
 
 /// A Service port, for names in `explain` and metrics.
@@ -173,19 +200,17 @@ impl Pool {
     }
 }
 
-/// Everything the packet path knows about Services. Immutable once published.
-#[derive(Debug)]
+/// Everything the packet path knows about Services. Immutable once published; a copy shares what it does not change.
+#[derive(Clone, Debug)]
 pub struct Services {
     /// Raised by the control plane with each publication.
     pub generation: u64,
     /// Seed of the Maglev tables and of the choice of a slot; the same on every gateway.
     pub seed: HashSeed,
-    /// Names of the Service ports.
-    pub ports: Vec<ServicePort>,
-    /// Pools, by [`Action::Forward`].
-    pub pools: Vec<Arc<Pool>>,
-    /// Addresses that belong to a cluster IP: their unused ports are rejected.
-    pub cluster_ips: WordSet<IpAddr>,
+    /// How many Service ports there are.
+    pub ports: usize,
+    /// Addresses that belong to a cluster IP: their unused ports are rejected. By how many Services name them.
+    pub cluster_ips: SharedMap<IpAddr, u32>,
     /// ServiceCIDRs: addresses in here that nobody has are dropped.
     pub service_cidrs: Vec<Prefix>,
     /// Pod ranges. Empty: local detection is off and no client is [`ClientClass::Pod`].
@@ -194,7 +219,7 @@ pub struct Services {
     pub node_ips: WordSet<IpAddr>,
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
-    frontends: WordMap<FrontendKey, Frontend>,
+    frontends: SharedMap<FrontendKey, Frontend>,
 }
 
 /// Source addresses and ports for connections whose client address is replaced.
@@ -306,25 +331,36 @@ impl Services {
         Services {
             generation: 0,
             seed,
-            ports: Vec::new(),
-            pools: Vec::new(),
-            cluster_ips: WordSet::default(),
+            ports: 0,
+            cluster_ips: SharedMap::default(),
             service_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
             node_ips: WordSet::default(),
             snat: SnatRange::default(),
-            frontends: WordMap::default(),
+            frontends: SharedMap::default(),
         }
     }
 
     /// Adds a frontend. When the address, port and protocol are taken, the earlier one stays and comes back.
     pub fn add_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Frontend) -> Result<(), &Frontend> {
         let (words, v6) = addr_words(addr);
-        match self.frontends.entry(FrontendKey::new(words, v6, port, proto)) {
-            std::collections::hash_map::Entry::Occupied(e) => Err(e.into_mut()),
-            std::collections::hash_map::Entry::Vacant(e) => {
-                e.insert(frontend);
-                Ok(())
+        let key = FrontendKey::new(words, v6, port, proto);
+        if !self.frontends.contains(&key) {
+            self.frontends.insert(key, frontend);
+            return Ok(());
+        }
+        self.frontends.get(&key).map_or(Ok(()), Err)
+    }
+
+    /// Sets what is at an address, port and protocol: `None` is nothing. True when something new is there.
+    pub fn set_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Option<Frontend>) -> bool {
+        let (words, v6) = addr_words(addr);
+        let key = FrontendKey::new(words, v6, port, proto);
+        match frontend {
+            Some(frontend) => self.frontends.insert(key, frontend).is_none(),
+            None => {
+                self.frontends.remove(&key);
+                false
             }
         }
     }
@@ -335,6 +371,11 @@ impl Services {
             let addr = crate::tuple::words_addr(k.addr, k.meta & 1 == 1);
             Some((addr, (k.meta >> 16) as u16, Proto::from_ip_number((k.meta >> 8) as u8)?, f))
         })
+    }
+
+    /// Number of frontends.
+    pub fn frontend_count(&self) -> usize {
+        self.frontends.len()
     }
 
     /// The frontend at an address.
@@ -375,18 +416,18 @@ impl Services {
             return Decision::Drop(Some(frontend), Reason::SourceRange);
         }
         let action = match self.client_class(client) {
-            ClientClass::Pod => frontend.pod,
-            ClientClass::Node => frontend.node,
-            ClientClass::External => frontend.external,
+            ClientClass::Pod => &frontend.pod,
+            ClientClass::Node => &frontend.node,
+            ClientClass::External => &frontend.external,
         };
         let (pool, masquerade) = match action {
-            Action::Forward { pool, snat } => (&*self.pools[pool as usize], snat),
-            Action::Reject(reason) => return Decision::Reject(Some(frontend), reason),
-            Action::Drop(reason) => return Decision::Drop(Some(frontend), reason),
+            Action::Forward { pool, snat } => (&**pool, *snat),
+            Action::Reject(reason) => return Decision::Reject(Some(frontend), *reason),
+            Action::Drop(reason) => return Decision::Drop(Some(frontend), *reason),
         };
         let (slot, index) = pool.maglev.pick(tuple.hash(&self.seed));
         let mut backend = &pool.backends[index as usize];
-        if let Some(affinity) = self.ports.get(frontend.service_port as usize).and_then(|p| p.affinity.as_ref()) {
+        if let Some(affinity) = &frontend.port.affinity {
             backend = remembered(affinity, pool, backend).unwrap_or(backend);
         }
         let snat = match masquerade {

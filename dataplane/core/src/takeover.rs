@@ -20,8 +20,8 @@ impl Services {
         let frontend = self.frontend(words_addr(flow.service, flow.v6), flow.service_port, flow.proto)?;
         let known = Backend { addr: words_addr(flow.backend, flow.v6), port: flow.backend_port, weight: 1, stats: 0 };
         let identity = known.identity();
-        let found = [frontend.pod, frontend.node, frontend.external].into_iter().find_map(|action| match action {
-            Action::Forward { pool, .. } => self.pools.get(pool as usize)?.by_identity(identity),
+        let found = frontend.actions().into_iter().find_map(|action| match action {
+            Action::Forward { pool, .. } => pool.by_identity(identity),
             Action::Reject(_) | Action::Drop(_) => None,
         });
         found.filter(|b| (b.addr, b.port) == (known.addr, known.port)).map(|b| b.stats)
@@ -39,7 +39,7 @@ impl SnatRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::{AddressKind, Frontend, Pool};
+    use crate::services::{AddressKind, Frontend, Pool, ServicePort};
     use crate::tuple::{HashSeed, Proto, addr_words};
     use std::sync::Arc;
 
@@ -48,13 +48,18 @@ mod tests {
         let mut services = Services::empty(seed);
         let backend = |last: u8, stats| Backend { addr: [192, 168, 0, last].into(), port: 8080, weight: 1, stats };
         // All endpoints for one class of clients, the local one for another.
-        for backends in [vec![backend(1, 11), backend(2, 12)], vec![backend(1, 11), backend(3, 13)]] {
-            services.pools.push(Arc::new(Pool::new(backends, &seed).unwrap()));
-        }
-        let to = |pool| Action::Forward { pool, snat: false };
+        let to = |backends| Action::Forward { pool: Arc::new(Pool::new(backends, &seed).unwrap()), snat: false };
+        let (all, local) = (to(vec![backend(1, 11), backend(2, 12)]), to(vec![backend(1, 11), backend(3, 13)]));
         let reject = Action::Reject(crate::reason::Reason::NoEndpoints);
-        let frontend =
-            Frontend { service_port: 0, kind: AddressKind::ClusterIp, pod: reject, node: to(0), external: to(1), source_ranges: None };
+        let port = Arc::new(ServicePort {
+            namespace: "n".into(),
+            name: "s".into(),
+            port_name: String::new(),
+            port: 80,
+            proto: Proto::Tcp,
+            affinity: None,
+        });
+        let frontend = Frontend { port, kind: AddressKind::ClusterIp, pod: reject, node: all, external: local, source_ranges: None };
         services.add_frontend([10, 96, 0, 1].into(), 80, Proto::Tcp, frontend).unwrap();
         let (v4, internal) = (Some([10, 0, 0, 1].into()), Some([169, 254, 78, 78].into()));
         services.snat = SnatRange { v4, port_first: 61_000, port_last: 62_000, internal_v4: internal, ..SnatRange::default() };

@@ -10,13 +10,16 @@ use common::*;
 use nomagic_core::conntrack::{Conntrack, Sticky};
 use nomagic_core::frame::Verdict;
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{Affinity, Pool};
+use nomagic_core::services::Affinity;
 use nomagic_core::tuple::Proto;
 
 /// A world whose first Service port keeps its clients' endpoints.
 fn sticky_world(timeout_s: u32) -> World {
     let mut s = services();
-    s.ports.iter_mut().for_each(|p| p.affinity = Some(Affinity::new(&p.namespace, &p.name, &p.port_name, p.proto, timeout_s)));
+    change(&mut s, |frontend| {
+        let p = std::sync::Arc::make_mut(&mut frontend.port);
+        p.affinity = Some(Affinity::new(&p.namespace, &p.name, &p.port_name, p.proto, timeout_s));
+    });
     World::new(s, 1_024)
 }
 
@@ -58,12 +61,7 @@ fn a_clients_connections_go_to_one_endpoint_until_its_time_is_over() {
 fn an_endpoint_that_is_gone_is_forgotten() {
     let mut w = sticky_world(10_800);
     let first = backend_of(&mut w, "tcp", "10.0.0.2:1000");
-    let rest: Vec<_> = w.services.pools[0].backends.iter().filter(|b| b.addr != first).cloned().collect();
-    for pool in &mut w.services.pools {
-        if pool.backends.iter().any(|b| b.addr == first) {
-            *pool = Pool::new(rest.clone(), &w.services.seed).unwrap().into();
-        }
-    }
+    change_backends(&mut w.services, |backends| backends.iter().filter(|b| b.addr != first).cloned().collect());
     let second = backends(&mut w, "10.0.0.2", 2_000..2_020);
     assert!(second.len() == 1 && !second.contains(&first), "{first} then {second:?}");
 }
@@ -111,7 +109,7 @@ fn nobody_takes_the_last_source_ports() {
     let mut s = services();
     // 100 ports towards each endpoint, of which one client may hold 60.
     (s.snat.port_last, s.snat.share_percent) = (61_099, 60);
-    s.pools.iter_mut().for_each(|p| *p = Pool::new(p.backends[..1].to_vec(), &s.seed).unwrap().into());
+    change_backends(&mut s, |backends| backends[..1].to_vec());
     add_service(&mut s, "10.96.0.3", 80, Proto::Tcp, &[backend("192.168.1.1", 8080)], true);
     let mut w = World::new(s, 4_096);
     let open = |w: &mut World, client: &str, service: &str| w.run(CLIENTS, &spec("tcp", client, service, SYN).frame()).verdict;

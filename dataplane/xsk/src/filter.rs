@@ -48,6 +48,14 @@ impl FilterRules {
         }
     }
 
+    /// Adds those of another.
+    pub fn extend(&mut self, other: FilterRules) {
+        self.services.extend(other.services);
+        self.addresses.extend(other.addresses);
+        self.service_cidrs.extend(other.service_cidrs);
+        self.snat.extend(other.snat);
+    }
+
     /// Number of rules.
     pub fn len(&self) -> usize {
         self.services.len() + self.addresses.len() + self.service_cidrs.len() + self.snat.len()

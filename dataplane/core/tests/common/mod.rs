@@ -98,20 +98,40 @@ pub fn routes(generation: u64) -> Routes {
 
 /// Adds a Service port with one address. `snat`: for every client.
 pub fn add_service(services: &mut Services, addr: &str, port: u16, proto: Proto, backends: &[Backend], snat: bool) {
-    let pool = services.pools.len() as u32;
-    services.pools.push(Arc::new(Pool::new(backends.to_vec(), &services.seed).expect("backends")));
+    let pool = Arc::new(Pool::new(backends.to_vec(), &services.seed).expect("backends"));
     add_action(services, addr, port, proto, Action::Forward { pool, snat });
 }
 
 /// Adds a Service port whose clients all meet the same action.
 pub fn add_action(services: &mut Services, addr: &str, port: u16, proto: Proto, action: Action) {
-    let service_port = services.ports.len() as u32;
-    let name = format!("s{service_port}");
-    services.ports.push(ServicePort { namespace: "test".into(), name, port_name: String::new(), port, proto, affinity: None });
-    let frontend =
-        Frontend { service_port, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
-    services.cluster_ips.insert(ip(addr));
+    let name = format!("s{}", services.ports);
+    services.ports += 1;
+    let owner = Arc::new(ServicePort { namespace: "test".into(), name, port_name: String::new(), port, proto, affinity: None });
+    let (pod, node) = (action.clone(), action.clone());
+    let frontend = Frontend { port: owner, kind: AddressKind::ClusterIp, pod, node, external: action, source_ranges: None };
+    services.cluster_ips.insert(ip(addr), 1);
     services.add_frontend(ip(addr), port, proto, frontend).expect("free address");
+}
+
+/// Changes all addresses of a table.
+pub fn change(services: &mut Services, mut change: impl FnMut(&mut Frontend)) {
+    let all: Vec<_> = services.frontends().map(|(addr, port, proto, f)| (addr, port, proto, f.clone())).collect();
+    for (addr, port, proto, mut frontend) in all {
+        change(&mut frontend);
+        services.set_frontend(addr, port, proto, Some(frontend));
+    }
+}
+
+/// Gives all pools other backends.
+pub fn change_backends(services: &mut Services, mut change_pool: impl FnMut(&[Backend]) -> Vec<Backend>) {
+    let seed = services.seed;
+    change(services, |frontend| {
+        for action in [&mut frontend.pod, &mut frontend.node, &mut frontend.external] {
+            if let Action::Forward { pool, .. } = action {
+                *pool = Arc::new(Pool::new(change_pool(&pool.backends), &seed).expect("backends"));
+            }
+        }
+    });
 }
 
 /// The Services of the test world: 10.96.0.1 DNAT only, 10.96.0.2 with SNAT, and the same in fd00:96::.

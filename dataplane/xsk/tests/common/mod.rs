@@ -266,21 +266,14 @@ pub fn services(generation: u64, entries: &[(IpAddr, u16, Proto, IpAddr, u16)]) 
     let seed = HashSeed::new(1);
     let mut table = Services::empty(seed);
     table.generation = generation;
-    for (i, (addr, port, proto, backend, backend_port)) in entries.iter().enumerate() {
-        let i = i as u32;
-        let backends = vec![Backend { addr: *backend, port: *backend_port, weight: 1, stats: i + 1 }];
-        table.pools.push(Arc::new(Pool::new(backends, &seed).unwrap()));
-        table.ports.push(ServicePort {
-            namespace: "d".into(),
-            name: "s".into(),
-            port_name: String::new(),
-            port: *port,
-            proto: *proto,
-            affinity: None,
-        });
-        let action = Action::Forward { pool: i, snat: false };
-        let frontend =
-            Frontend { service_port: i, kind: AddressKind::ClusterIp, pod: action, node: action, external: action, source_ranges: None };
+    for (stats, (addr, port, proto, backend, backend_port)) in (1..).zip(entries) {
+        let backends = vec![Backend { addr: *backend, port: *backend_port, weight: 1, stats }];
+        let action = Action::Forward { pool: Arc::new(Pool::new(backends, &seed).unwrap()), snat: false };
+        let owner =
+            ServicePort { namespace: "d".into(), name: "s".into(), port_name: String::new(), port: *port, proto: *proto, affinity: None };
+        table.ports += 1;
+        let (pod, node) = (action.clone(), action.clone());
+        let frontend = Frontend { port: Arc::new(owner), kind: AddressKind::ClusterIp, pod, node, external: action, source_ranges: None };
         table.add_frontend(*addr, *port, *proto, frontend).unwrap();
     }
     Arc::new(table)

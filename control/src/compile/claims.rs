@@ -1,0 +1,124 @@
+//! Who gets what several Services ask for: of one address, port and protocol (or one health check port) there is one holder, and the others wait.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+
+use crate::objects::Key;
+
+/// A Service's turn: by age, then by name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Turn {
+    /// `metadata.creationTimestamp`
+    pub(super) created_s: i64,
+    /// The Service.
+    pub(super) key: Key,
+}
+
+/// A claim's turn. The lowest is the holder's.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Rank {
+    /// As in kube-proxy, a packet is first looked up among the Services' own addresses, then among node ports.
+    pub(super) node_port: bool,
+    /// Whose it is.
+    pub(super) turn: Arc<Turn>,
+    /// Its place among the claims of that Service.
+    pub(super) place: u32,
+}
+
+/// What is claimed, and by whom.
+#[derive(Debug)]
+pub(super) struct Claims<K, V, S> {
+    /// In order of rank.
+    by_key: HashMap<K, Vec<(Rank, V)>, S>,
+    /// What more than one asks for.
+    contested: BTreeSet<K>,
+}
+
+impl<K, V, S: Default> Default for Claims<K, V, S> {
+    fn default() -> Claims<K, V, S> {
+        Claims { by_key: HashMap::default(), contested: BTreeSet::new() }
+    }
+}
+
+impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
+    /// Makes a claim, or changes its value. `same`: whether a value before is as good as the new one. False when nothing changed.
+    pub(super) fn put(&mut self, key: K, rank: &Rank, value: V, same: impl FnOnce(&V, &V) -> bool) -> bool {
+        let claims = self.by_key.entry(key).or_default();
+        match claims.binary_search_by(|(r, _)| r.cmp(rank)) {
+            Ok(at) if same(&claims[at].1, &value) => return false,
+            Ok(at) => claims[at].1 = value,
+            Err(at) => claims.insert(at, (rank.clone(), value)),
+        }
+        if claims.len() > 1 {
+            self.contested.insert(key);
+        }
+        true
+    }
+
+    /// Gives a claim up. False when there was none.
+    pub(super) fn remove(&mut self, key: K, rank: &Rank) -> bool {
+        let Some(claims) = self.by_key.get_mut(&key) else { return false };
+        let Ok(at) = claims.binary_search_by(|(r, _)| r.cmp(rank)) else { return false };
+        claims.remove(at);
+        if claims.len() < 2 {
+            self.contested.remove(&key);
+        }
+        if claims.is_empty() {
+            self.by_key.remove(&key);
+        }
+        true
+    }
+
+    /// The holder's claim.
+    pub(super) fn holder(&self, key: &K) -> Option<&(Rank, V)> {
+        self.by_key.get(key)?.first()
+    }
+
+    /// All claims that wait: `(what, holder, who waits)`, in order.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (&K, &(Rank, V), &(Rank, V))> {
+        self.contested.iter().filter_map(|key| self.by_key.get_key_value(key)).flat_map(|(key, claims)| {
+            let (holder, others) = claims.split_at(claims.len().min(1));
+            holder.iter().flat_map(move |holder| others.iter().map(move |other| (key, holder, other)))
+        })
+    }
+
+    /// How many are claimed.
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether anybody claims this.
+    pub(super) fn contains(&self, key: &K) -> bool {
+        self.by_key.contains_key(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::hash::RandomState;
+
+    fn rank(node_port: bool, created_s: i64, name: &str) -> Rank {
+        let key = Key { namespace: "n".into(), name: name.into() };
+        Rank { node_port, turn: Arc::new(Turn { created_s, key }), place: 0 }
+    }
+
+    #[test]
+    fn the_first_in_line_holds_and_the_next_follows() {
+        let mut claims: Claims<u16, &str, RandomState> = Claims::default();
+        let ranks = [rank(false, 1, "a"), rank(false, 1, "b"), rank(false, 2, "a"), rank(true, 0, "a")];
+        for (i, name) in [(3, "fourth"), (1, "second"), (0, "first"), (2, "third")] {
+            assert!(claims.put(80, &ranks[i], name, |a, b| a == b));
+        }
+        assert!(!claims.put(80, &ranks[1], "second", |a, b| a == b));
+        let waiting = |c: &Claims<u16, &'static str, RandomState>| c.waiting().map(|(_, h, w)| (h.1, w.1)).collect::<Vec<_>>();
+        assert_eq!(waiting(&claims), [("first", "second"), ("first", "third"), ("first", "fourth")]);
+        assert!(claims.remove(80, &ranks[0]) && !claims.remove(80, &ranks[0]) && !claims.remove(81, &ranks[1]));
+        assert_eq!(claims.holder(&80).unwrap().1, "second");
+        assert!(claims.remove(80, &ranks[1]) && claims.remove(80, &ranks[2]));
+        assert!(waiting(&claims).is_empty());
+        assert_eq!((claims.len(), claims.contains(&80)), (1, true));
+        assert!(claims.remove(80, &ranks[3]) && claims.len() == 0 && claims.holder(&80).is_none());
+    }
+}

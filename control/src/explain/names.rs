@@ -1,0 +1,41 @@
+//! What people call the addresses that are not in the table: whose cluster IP, whose node port, whose health check.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use nomagic_core::tuple::Proto;
+
+use crate::index::Index;
+use crate::objects::{Key, Service};
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Whose cluster IP it is.
+    pub cluster_ips: HashMap<IpAddr, Key>,
+    /// Whose node port it is, by (port, protocol, IPv6): the Service and the port's place in [`Service::ports`].
+    pub node_ports: HashMap<(u16, Proto, bool), (Key, usize)>,
+    /// Load balancer addresses with `ipMode: Proxy`.
+    pub proxied: HashMap<IpAddr, Key>,
+}
+
+impl Names {
+    /// The names in these objects.
+    pub fn of(index: &Index) -> Names {
+        let mut served: Vec<&Service> = index.services().map(|s| &**s).filter(|s| s.ignored.is_none()).collect();
+        served.sort_by(|a, b| (a.created_s, &a.key).cmp(&(b.created_s, &b.key)));
+        let mut names = Names::default();
+        for service in served.into_iter().filter(|s| !s.ports.is_empty()) {
+            names.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, service.key.clone())));
+            names.proxied.extend(service.proxied_ips.iter().map(|ip| (*ip, service.key.clone())));
+            let families: BTreeSet<bool> = service.cluster_ips.iter().map(IpAddr::is_ipv6).collect();
+            for (place, port) in service.ports.iter().enumerate() {
+                for v6 in &families {
+                    let of = port.node_port.map(|number| (number, port.proto, *v6));
+                    of.map(|of| names.node_ports.entry(of).or_insert_with(|| (service.key.clone(), place)));
+                }
+            }
+        }
+        names
+    }
+}
