@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
 PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind
 
-.PHONY: help setup build demo test loom miri lint bench bench-micro clean
+.PHONY: help setup build demo test loom miri lint bench bench-micro bench-scale clean
 
 help: ## This list
 	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## /  make \1\t/'
@@ -51,6 +51,9 @@ lint: ## Format check, lints and, where installed, dependency policy
 
 bench bench-micro: ## What a packet costs in memory, beside the floor and the alternatives (three minutes)
 	$(CARGO) bench --locked -p nomagic-bench --bench micro
+
+bench-scale: ## What 10,000 Services cost the control plane: compiling, one change, memory (two minutes)
+	$(CARGO) bench --locked -p nomagic-bench --bench scale
 
 clean: ## Remove what was built
 	$(CARGO) clean
