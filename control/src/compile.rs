@@ -8,6 +8,7 @@ pub mod endpoints;
 mod filter;
 mod memory;
 mod plan;
+pub mod serving;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, RandomState};

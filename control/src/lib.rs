@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod net;
 pub mod objects;
 pub mod problem;
+pub mod reconcile;
 pub mod run;
 pub mod watch;

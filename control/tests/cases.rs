@@ -2,63 +2,24 @@
 //!
 //! `cargo test -p nomagic --test cases -- --nocapture` prints how many flows ran.
 
+#[path = "common/case_files.rs"]
+mod case_files;
 #[path = "common/wire.rs"]
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
+use case_files::*;
 use nomagic::compile::endpoints::{self, candidates};
 use nomagic::compile::{Compiled, Compiler, Node, Settings, TARGETS_MAX};
-use nomagic::config::Config;
 use nomagic::explain::{Explainer, parse_flow};
 use nomagic::index::Index;
-use nomagic::manifests;
 use nomagic::objects::{Key, Port, addr::socket};
 use nomagic_core::tuple::Proto;
 use serde_json::{Value, json};
 
 /// Source ports tried for each flow, so that every backend turns up.
 const CONNECTIONS: u16 = 400;
-
-fn cases(file: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases").join(file);
-    serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text<'v>(value: &'v Value, field: &str) -> &'v str {
-    value[field].as_str().unwrap_or_else(|| panic!("{field} in {value}"))
-}
-
-fn strings(value: &Value) -> BTreeSet<String> {
-    list(value).iter().map(|v| v.as_str().unwrap().to_string()).collect()
-}
-
-/// The defaults with a case's fields on top, read by the real configuration reader.
-fn settings(defaults: &Value, case: &Value) -> Settings {
-    let mut config = defaults.clone();
-    if let (Some(all), Some(own)) = (config.as_object_mut(), case["config"].as_object()) {
-        all.extend(own.clone());
-    }
-    // The cases name how pods are detected, for information.
-    config.as_object_mut().unwrap().remove("detectLocalMode");
-    let config = Config::parse(&config.to_string(), Path::new("case")).unwrap_or_else(|e| panic!("{}: {e}", case["id"]));
-    config.settings(&[])
-}
-
-/// Writes the objects as a manifest and reads them back as `nomagic run` would.
-fn index(objects: &Value) -> Index {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("objects.yaml");
-    std::fs::write(&file, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).unwrap();
-    let loaded = manifests::load(&file, None).unwrap();
-    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
-    Index::of(loaded.objects)
-}
 
 struct Table {
     index: Index,
@@ -157,39 +118,6 @@ fn kube_proxy_cases() {
     println!("{ran} flows ran, {} agree with kube-proxy's nftables mode", ran - wrong.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(ran >= 354, "only {ran} flows found");
-}
-
-#[test]
-fn established_flow_cases_decide_new_flows_as_expected() {
-    // Steps of packets on known connections are the connection table's matter; a packet with a source port not seen before is a decision.
-    let file = cases("kubeproxy-stateful.yaml");
-    let (mut ran, mut wrong) = (0, Vec::new());
-    for case in list(&file["flowCases"]) {
-        let mut table = None;
-        let mut known = BTreeSet::new();
-        for step in list(&case["steps"]) {
-            if !step["objects"].is_null() {
-                table = Some(Table::new(&step["objects"], settings(&file["defaults"]["config"], case)));
-                continue;
-            }
-            let packet = &step["packet"];
-            if !known.insert(packet["sport"].as_u64().unwrap()) {
-                continue;
-            }
-            ran += 1;
-            let answer = table.as_ref().unwrap().explain(packet, packet["sport"].as_u64().unwrap() as u16);
-            let expected = text(step, "expect");
-            let right = match expected {
-                "reject" | "drop" | "pass" => answer["verdict"] == expected,
-                backend => strings(&answer["backends"]).contains(backend),
-            };
-            if !right {
-                wrong.push(format!("{}: {packet} -> {answer}, expected {expected}", text(case, "id")));
-            }
-        }
-    }
-    println!("{ran} first packets of the stateful cases ran, {} agree", ran - wrong.len());
-    assert!(wrong.is_empty() && ran >= 6, "{ran} ran: {wrong:#?}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use nomagic::http::{Listeners, Server, addresses};
 use nomagic::index::Index;
 use nomagic::manifests;
 use nomagic::metrics::gateway::Sample;
+use nomagic::metrics::reconciler::Reconciled;
 use nomagic::metrics::targets::{Carried, Target, Targets};
 use nomagic::objects::Key;
 use nomagic_core::reason::Reason;
@@ -320,11 +321,14 @@ fn sample() -> Sample {
         port_name: String::new(),
         proto: Proto::Udp,
     };
+    let mut reconciled = Reconciled::default();
+    reconciled.add([7, 8], Some(Duration::from_micros(1_500)));
     let carried = Carried { connections: 5, forward: volume(6), reply: volume(4) };
     Sample {
         edge,
         reasons: Reason::ALL.iter().map(|r| r.index() as u64).collect(),
         conntrack: [1, 2, 3, 4, 5],
+        reconciled,
         made_suppressed: 0,
         snat_ports: 4_536,
         snat_share_max: 4_082,
@@ -361,6 +365,9 @@ fn the_metrics_server() {
         ("nomagic_table_applied", &[("table", "routes")], 0.0),
         ("nomagic_xdp_frames_total", &[("port", "(redirect ports)"), ("outcome", "taken")], 4.0),
         ("nomagic_backends_without_series", &[], 0.0),
+        ("kubeproxy_conntrack_reconciler_deleted_entries_total", &[("ip_family", "IPv6")], 8.0),
+        ("kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket", &[("ip_family", "IPv4"), ("le", "0.001")], 0.0),
+        ("kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket", &[("ip_family", "IPv4"), ("le", "0.002")], 1.0),
         ("kubeproxy_proxy_healthz_total", &[("code", "200")], 1.0),
         ("kubeproxy_proxy_livez_total", &[("code", "200")], 2.0),
         ("kubeproxy_proxy_livez_total", &[("code", "503")], 0.0),

@@ -5,6 +5,7 @@ use nomagic_xsk::{EdgeStatus, Volume, WorkerStatus};
 
 use super::exposition::Kind::{Counter, Gauge};
 use super::ports;
+use super::reconciler::Reconciled;
 use super::targets::Targets;
 use super::{Exposition, Row};
 
@@ -17,6 +18,8 @@ pub struct Sample {
     pub reasons: Vec<u64>,
     /// Connection table: packets of known connections; connections created, expired, evicted, replaced.
     pub conntrack: [u64; 5],
+    /// Connections ended because their endpoint is gone.
+    pub reconciled: Reconciled,
     /// Rejects that could not be sent.
     pub made_suppressed: u64,
     /// Source ports towards one endpoint.
@@ -58,6 +61,7 @@ impl Sample {
         self.write_frames(out);
         self.write_workers(out);
         self.write_tables(out);
+        self.reconciled.write(out);
         ports::write(&self.edge, out);
         self.targets.write(out);
     }

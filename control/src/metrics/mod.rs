@@ -10,6 +10,7 @@ pub mod histogram;
 mod ports;
 pub mod process;
 pub mod proxy;
+pub mod reconciler;
 pub mod targets;
 
 pub use exposition::{CONTENT_TYPE, Exposition};

@@ -18,6 +18,7 @@ use crate::health::Moment;
 use crate::http::{Listeners, Scrape, Server, addresses};
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::NoLocalEndpoints;
+use crate::metrics::reconciler::Reconciled;
 use crate::metrics::targets::Targets;
 
 /// What a compilation means to those who watch.
@@ -94,15 +95,15 @@ impl Http {
     }
 
     /// Answers a question for metrics.
-    pub fn answer(&mut self, scrape: Scrape, edge: &Edge, tables: &Tables) {
-        match self.sample(edge, tables) {
+    pub fn answer(&mut self, scrape: Scrape, edge: &Edge, tables: &Tables, reconciled: Reconciled) {
+        match self.sample(edge, tables, reconciled) {
             // The asker may have gone.
             Ok(sample) => drop(scrape.send(sample)),
             Err(e) => tracing::warn!("/metrics: {e}"),
         }
     }
 
-    fn sample(&mut self, edge: &Edge, tables: &Tables) -> Result<Sample> {
+    fn sample(&mut self, edge: &Edge, tables: &Tables, reconciled: Reconciled) -> Result<Sample> {
         let status = edge.status()?;
         let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
         let count = |f: fn(&Counters) -> &Counter| counters.iter().map(|c| f(c).get()).sum::<u64>();
@@ -119,6 +120,7 @@ impl Http {
                 EvictionRank::ALL.iter().map(|&rank| counters.iter().map(|c| c.conntrack_evicted(rank).get()).sum::<u64>()).sum(),
                 count(|c| &c.conntrack_replaced),
             ],
+            reconciled,
             made_suppressed: count(|c| &c.made_suppressed),
             snat_ports,
             snat_share_max: services.snat.holder_max().min(snat_ports),

@@ -14,6 +14,7 @@ mod source;
 mod status;
 mod tables;
 mod wait;
+mod workers;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,12 +32,13 @@ use self::http::Http;
 use crate::config::Config;
 use crate::config_args::{ConfigArgs, Loaded, parse_interface};
 use crate::net::{Asked, Limits, Mirror, internal, node};
+use crate::reconcile::Reconciler;
 use edge::{edge_config, forward_wanted};
 use signals::Signals;
 use socket::{Answer, ControlSocket};
 use tables::Tables;
 
-pub use cleanup::cleanup;
+pub use cleanup::{cleanup, state_dir, table_file};
 
 /// How often the manifests are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -44,8 +46,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 /// Neighbours kept alive in one go.
 const STALE_MAX: usize = 256;
-/// How long workers may take to use a new table; they need microseconds, a sleeping one a wake-up.
-const APPLY_MAX: Duration = Duration::from_secs(1);
 
 /// `nomagic run`
 #[derive(Clone, Debug, clap::Args)]
@@ -125,12 +125,16 @@ struct Gateway {
     /// How the ports spread what they receive over the workers, as the routes in force know it.
     rss: Vec<Option<Arc<Rss>>>,
     tables: Tables,
+    /// Before the edge: it ends first.
+    reconciler: Reconciler,
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
     requests: mpsc::Receiver<(String, Answer)>,
     http: Http,
     /// When they were last counted.
     workers_alive: usize,
+    /// When a table last came into force.
+    workers_following: usize,
     started: Instant,
 }
 
@@ -175,11 +179,13 @@ impl Gateway {
             tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
         }
         let wanted = forward_wanted(&edge)?;
+        let reconciler = Reconciler::start(edge.table(), edge.replies()).context("cannot start a thread")?;
         let mut gateway = Gateway {
             requests,
             http,
             started,
             workers_alive: config.workers.count,
+            workers_following: config.workers.count,
             routes_generation: 1,
             rss: ports.iter().map(|_| None).collect(),
             config,
@@ -188,6 +194,7 @@ impl Gateway {
             kernel_side: names.kernel,
             mirror,
             tables,
+            reconciler,
             edge,
             wanted,
         };
@@ -200,18 +207,11 @@ impl Gateway {
 
     /// What was compiled last comes into force, and those who watch hear of it.
     fn put_in_force(&mut self) -> Result<()> {
-        self.open_filter()?;
+        self.follow_workers()?;
+        // What the workers know is now taken. Only ever after they know it.
+        self.edge.filter().add(self.tables.opened())?;
         self.tables.in_force();
         self.http.in_force(&self.tables);
-        Ok(())
-    }
-
-    /// What the workers know is now taken. Only ever after they know it.
-    fn open_filter(&self) -> Result<()> {
-        if !self.edge.wait_applied(APPLY_MAX) {
-            bail!("the workers did not take the new tables within {APPLY_MAX:?}; the XDP filter stays as it was");
-        }
-        self.edge.filter().add(self.tables.opened())?;
         Ok(())
     }
 
@@ -239,7 +239,7 @@ impl Gateway {
                     self.follow_interfaces();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
-                Some(scrape) = self.http.asked() => self.http.answer(scrape, &self.edge, &self.tables),
+                Some(scrape) = self.http.asked() => self.http.answer(scrape, &self.edge, &self.tables, self.reconciler.done()),
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
                 changed = self.tables.changed() => if changed? {
                     self.tables.compile();
@@ -312,6 +312,7 @@ impl Gateway {
     /// Puts the latest tables in force: first in the workers, then in the filter.
     fn publish(&mut self) {
         self.http.queued(&self.tables);
+        self.reconciler.hold();
         self.edge.publish_services(self.tables.services());
         // A filter that is full refuses the new rules: said, and the rest goes on.
         if let Err(e) = self.put_in_force() {
@@ -338,24 +339,6 @@ impl Gateway {
         Ok(())
     }
 
-    /// A worker that is gone takes only its own queues with it; when none is left, the process ends, for whoever supervises it.
-    fn watch_workers(&mut self) -> Result<()> {
-        let (alive, all) = self.edge.workers_alive();
-        if alive == 0 {
-            bail!("no worker is left of {all}: see the log above; Services' packets are dropped, then onFailure applies");
-        }
-        if alive < self.workers_alive {
-            tracing::error!(
-                "{} of {all} workers are dead or stuck: the frames of their queues are dropped, then onFailure applies",
-                all - alive
-            );
-        } else if alive > self.workers_alive {
-            tracing::info!("{alive} of {all} workers are alive again");
-        }
-        self.workers_alive = alive;
-        Ok(())
-    }
-
     fn answer(&self, request: &str) -> String {
         match request {
             "status" => self.status().unwrap_or_else(|e| serde_json::json!({ "error": e.to_string() })).to_string(),
@@ -368,6 +351,7 @@ impl Gateway {
         let problems = [self.tables.problems(), self.http.problems()].concat();
         let control = status::Control {
             services: &services,
+            reconciled: &self.reconciler.done(),
             problems: &problems,
             api: self.tables.source_status(),
             uptime_s: self.started.elapsed().as_secs(),
@@ -378,25 +362,11 @@ impl Gateway {
 
     fn stop(self) -> Result<()> {
         let detach = self.config.detach_on_exit;
+        drop(self.reconciler);
         self.edge.stop(detach)?;
         if detach {
             internal::remove(&internal::Names::default())?;
         }
         Ok(())
-    }
-}
-
-/// The connection table's file: as configured, or where the example has it.
-pub fn table_file(state_dir: &Path, config: Option<&Path>) -> Result<PathBuf> {
-    let configured = config.map(Config::load).transpose()?.and_then(|config| config.conntrack.file);
-    Ok(configured.unwrap_or_else(|| state_dir.join("conntrack")))
-}
-
-/// Where the state is: as given, or as configured, or the default.
-pub fn state_dir(state_dir: Option<PathBuf>, config: Option<&Path>) -> Result<PathBuf> {
-    match (state_dir, config) {
-        (Some(dir), _) => Ok(dir),
-        (None, Some(path)) => Ok(Config::load(path)?.state_dir),
-        (None, None) => Ok(Config::default().state_dir),
     }
 }

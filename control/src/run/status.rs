@@ -12,10 +12,14 @@ use nomagic_core::services::{Action, Services, SnatRange};
 use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortInfo, PortStatus, Volume, WorkerStatus, XdpCounters};
 use serde_json::{Map, Value, json};
 
+use crate::metrics::reconciler::Reconciled;
+
 /// What control adds to the edge's own account.
 pub struct Control<'a> {
     /// The service table in force.
     pub services: &'a Services,
+    /// Connections ended because their endpoint is gone.
+    pub reconciled: &'a Reconciled,
     /// Problems of the objects in force, as shown in the log.
     pub problems: &'a [String],
     /// How the watch of an API server fares; null without one.
@@ -73,6 +77,29 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             })
         })
         .collect();
+    let conntrack = json!({
+        "live": status.flows_live,
+        "capacity": status.flows_capacity,
+        "file": control.table_file,
+        "taken_over": edge.taken_over().map(|r| json!({
+            "connections": r.connections, "not_whole": r.not_whole, "unwanted": r.unwanted, "detached": r.detached,
+        })),
+        "hit": count(&|c| c.conntrack_hit.get()),
+        "created": count(&|c| c.conntrack_created.get()),
+        "expired": count(&|c| c.conntrack_expired.get()),
+        "replaced": count(&|c| c.conntrack_replaced.get()),
+        "picked_up": count(&|c| c.conntrack_picked_up.get()),
+        "endpoint_gone": control.reconciled.ended.iter().sum::<u64>(),
+        "walks": control.reconciled.walks,
+        "busy": count(&|c| c.conntrack_busy.get()),
+        "revived": count(&|c| c.conntrack_revived.get()),
+        "syn_repeated": count(&|c| c.conntrack_syn_repeated.get()),
+        "evicted": {
+            "over": count(&|c| c.conntrack_evicted(EvictionRank::Over).get()),
+            "half_open": count(&|c| c.conntrack_evicted(EvictionRank::HalfOpen).get()),
+            "answered": count(&|c| c.conntrack_evicted(EvictionRank::Answered).get()),
+        },
+    });
     let not_ready = not_ready(&status, alive);
     Ok(json!({
         "ready": not_ready.is_empty(),
@@ -97,27 +124,7 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "handed_failed": sum(&|w| w.handed_failed),
             "checksum_completed": count(&|c| c.checksum_completed.get()),
             "reasons": reasons,
-            "conntrack": {
-                "live": status.flows_live,
-                "capacity": status.flows_capacity,
-                "file": control.table_file,
-                "taken_over": edge.taken_over().map(|r| json!({
-                    "connections": r.connections, "not_whole": r.not_whole, "unwanted": r.unwanted, "detached": r.detached,
-                })),
-                "hit": count(&|c| c.conntrack_hit.get()),
-                "created": count(&|c| c.conntrack_created.get()),
-                "expired": count(&|c| c.conntrack_expired.get()),
-                "replaced": count(&|c| c.conntrack_replaced.get()),
-                "picked_up": count(&|c| c.conntrack_picked_up.get()),
-                "busy": count(&|c| c.conntrack_busy.get()),
-                "revived": count(&|c| c.conntrack_revived.get()),
-                "syn_repeated": count(&|c| c.conntrack_syn_repeated.get()),
-                "evicted": {
-                    "over": count(&|c| c.conntrack_evicted(EvictionRank::Over).get()),
-                    "half_open": count(&|c| c.conntrack_evicted(EvictionRank::HalfOpen).get()),
-                    "answered": count(&|c| c.conntrack_evicted(EvictionRank::Answered).get()),
-                },
-            },
+            "conntrack": conntrack,
             "snat": {
                 "connections": status.source_ports,
                 "largest_share": status.source_ports_largest,
@@ -290,11 +297,12 @@ pub fn page(status: &Value) -> String {
     let conntrack = |key: &str| n(&format!("/totals/conntrack/{key}"));
     let _ = writeln!(
         out,
-        "opened {} (in their middle {}), timed out {}, replaced {}, went on after an RST {}, evicted: over {}, half-open {}, answered UDP {}\n",
+        "opened {} (in their middle {}), timed out {}, replaced {}, endpoint gone {}, went on after an RST {}, evicted: over {}, half-open {}, answered UDP {}\n",
         conntrack("created"),
         conntrack("picked_up"),
         conntrack("expired"),
         conntrack("replaced"),
+        conntrack("endpoint_gone"),
         conntrack("revived"),
         conntrack("evicted/over"),
         conntrack("evicted/half_open"),
@@ -360,61 +368,4 @@ pub fn page(status: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nomagic_core::frame::PortId;
-    use nomagic_core::rss::{Kinds, Rss};
-    use nomagic_core::tuple::Proto;
-
-    #[test]
-    fn a_port_says_whether_the_queues_of_answers_are_told_beforehand() {
-        let known = Rss::new(&[7; 40], &[0; 128], &[0], Kinds::default().with(Proto::Tcp, false)).unwrap();
-        let rows = [
-            (Ok(known.into()), "1 queue(s), RSS of 128 entries", json!({ "predicted": true, "entries": 128 })),
-            (
-                Err("the driver does not tell".to_owned()),
-                "1 queue(s), RSS unknown",
-                json!({ "predicted": false, "because": "the driver does not tell" }),
-            ),
-        ];
-        for (rss, words, object) in rows {
-            let info = PortInfo {
-                id: PortId(0),
-                name: "eth0".into(),
-                ifindex: 2,
-                mac: [2; 6],
-                mtu: 1500,
-                native: true,
-                zero_copy: false,
-                queues: 1,
-                owners: vec![0],
-                condition: Condition::Bound,
-                rebinds: 0,
-                rss,
-            };
-            let port = port(&PortStatus { info, xdp: XdpCounters::default(), sockets: Vec::new() });
-            assert_eq!(port["rss"], object);
-            let page = page(&json!({ "workers": [], "ports": [port] }));
-            assert!(page.contains(words), "{page}");
-        }
-    }
-
-    #[test]
-    fn a_gateway_that_waits_says_for_what() {
-        let kinds = json!([
-            {"kind": "Service", "state": "connected", "for_s": 5, "objects": 2, "heard_s_ago": 1, "error": "an old story"},
-            {"kind": "EndpointSlice", "state": "away", "for_s": 3, "objects": 0, "heard_s_ago": null, "error": "refused"},
-        ]);
-        let text = page(&waiting("not listed yet: EndpointSlices", json!({ "server": "https://a", "kinds": kinds }), 7));
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(
-            lines,
-            [
-                "NOT READY: not listed yet: EndpointSlices",
-                "objects from https://a",
-                "  Service              2  connected for 5 s, heard 1 s ago",
-                "  EndpointSlice        0  away for 3 s, never heard of: refused",
-            ]
-        );
-    }
-}
+mod tests;

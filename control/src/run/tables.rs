@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::http::News;
 use super::source::Source;
 use crate::changes::Changes;
+use crate::compile::serving::Serving;
 use crate::compile::{self, Compiler, PortKey, Settings, TARGETS_MAX};
 use crate::config::Config;
 use crate::health::Moment;
@@ -33,6 +34,7 @@ pub struct Tables {
     settings: Settings,
     compiler: Compiler,
     services: Arc<Services>,
+    serving: Serving,
     problems: Vec<String>,
     news: News,
     /// What the XDP filter must take and was not told yet.
@@ -49,8 +51,9 @@ impl Tables {
         let settings = config.settings_for(&present, &index);
         let services = Arc::new(Services::empty(settings.seed));
         let compiler = Compiler::new(TARGETS_MAX);
-        let (config, problems, news, opened) = (config.clone(), Vec::new(), News::new(), FilterRules::default());
-        Ok(Tables { config, present, source, index, settings, compiler, services, problems, news, opened, closed: true })
+        let (config, problems, news) = (config.clone(), Vec::new(), News::new());
+        let (serving, opened) = (Serving::default(), FilterRules::default());
+        Ok(Tables { config, present, source, index, settings, compiler, services, serving, problems, news, opened, closed: true })
     }
 
     /// Whether enough is known to compile.
@@ -96,6 +99,7 @@ impl Tables {
         self.opened.extend(edge_rules(compiled.opened));
         self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
+        self.serving.follow(&self.index, &touched.services_concerned(&self.index));
         let problems = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
         let said: BTreeSet<String> = std::mem::replace(&mut self.problems, problems).into_iter().collect();
         let new: Vec<&String> = self.problems.iter().filter(|p| !said.contains(*p)).collect();
@@ -126,6 +130,11 @@ impl Tables {
     /// The table in force.
     pub fn services(&self) -> Arc<Services> {
         self.services.clone()
+    }
+
+    /// The endpoints that UDP connections may stay with.
+    pub fn serving(&self) -> &Serving {
+        &self.serving
     }
 
     /// What it follows from besides the objects.

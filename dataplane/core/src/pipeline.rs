@@ -4,16 +4,18 @@
 //! hash all, fetch the flows that the index seems to name, then judge one after the other. [`judge`] and the functions below it hold the branches.
 
 mod ahead;
+mod ending;
 mod established;
 mod open;
 mod source_ports;
 
 use ahead::{Notes, look_ahead};
 use arrayvec::ArrayVec;
+use ending::{end, expired, withdraw};
 use established::{Tally, established};
 
 use crate::answer::{self, Limiter};
-use crate::conntrack::{Conntrack, Direction, Flow, Hit, IdleTimes, PhaseKind, Sticky, Timeouts};
+use crate::conntrack::{Conntrack, Direction, Hit, IdleTimes, PhaseKind, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
@@ -25,6 +27,8 @@ use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
 use crate::services::{Decision, Services};
 use crate::tuple::{Tuple, addr_words};
+
+pub use ending::{end_connection, sweep};
 
 /// What belongs to one worker alone.
 #[derive(Debug)]
@@ -103,20 +107,6 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
         }
     }
     tally.add_to(ctx.counters);
-}
-
-/// Looks at the next `places` of the connection table and ends what has timed out.
-pub fn sweep(ctx: &mut Context<'_>, places: u32) {
-    let (now_ms, idle) = (ctx.now_ms, &ctx.worker.idle);
-    ctx.table.sweep(
-        places,
-        ctx.routes.generation,
-        |hit| expired(hit, idle, now_ms),
-        |flow| {
-            ctx.counters.conntrack_expired.add(1);
-            withdraw(ctx.filter, &flow);
-        },
-    );
 }
 
 fn count(counters: &Counters, resubmitted: bool, bytes: usize, verdict: &Verdict) {
@@ -393,22 +383,4 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
 fn reopens(hit: &Hit, packet: &Packet) -> bool {
     let opens = packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) == tcp::SYN;
     opens && hit.direction == Direction::Original && hit.phase.reusable()
-}
-
-#[inline(always)]
-fn expired(hit: &Hit, idle: &IdleTimes, now_ms: u64) -> bool {
-    now_ms.saturating_sub(hit.seen_ms) >= idle.of(hit.phase)
-}
-
-fn end(ctx: &Context<'_>, hit: &Hit, counter: &crate::counters::Counter) {
-    if let Some(flow) = ctx.table.end(hit) {
-        counter.add(1);
-        withdraw(ctx.filter, &flow);
-    }
-}
-
-fn withdraw(filter: Option<ReplyFilter<'_>>, flow: &Flow) {
-    if let (Some(filter), true) = (filter, flow.announced) {
-        filter.remove(&flow.reply());
-    }
 }

@@ -66,6 +66,17 @@ impl<K: Hash + Eq + Clone, V: Clone> SharedMap<K, V> {
         self.parts.iter().flat_map(|part| part.iter())
     }
 
+    /// The keys whose values may differ from another copy's, in no order: `(key, here, there)`. What both share is passed over.
+    pub fn differences<'m>(&'m self, other: &'m SharedMap<K, V>) -> impl Iterator<Item = (&'m K, Option<&'m V>, Option<&'m V>)> {
+        let same_parts = self.parts.len() == other.parts.len();
+        let own =
+            move |place: usize, a: &SharedMap<K, V>, b: &SharedMap<K, V>| !same_parts || !Arc::ptr_eq(&a.parts[place], &b.parts[place]);
+        let here = (0..self.parts.len()).filter(move |place| own(*place, self, other)).flat_map(|place| self.parts[place].iter());
+        let there = (0..other.parts.len()).filter(move |place| own(*place, other, self)).flat_map(|place| other.parts[place].iter());
+        let here = here.map(|(key, value)| (key, Some(value), other.get(key)));
+        here.chain(there.filter(|(key, _)| !self.contains(key)).map(|(key, value)| (key, None, Some(value))))
+    }
+
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.len
@@ -144,5 +155,11 @@ mod tests {
         assert_eq!((before.len(), map.len(), before.get(&7)), (10_000, 9_999, Some(&7)));
         map.remove(&8_888);
         assert_eq!(map.len(), 9_999);
+        let differ = |a: &SharedMap<u64, u64>, b: &SharedMap<u64, u64>| {
+            a.differences(b).map(|(k, x, y)| (*k, x.copied(), y.copied())).filter(|(_, x, y)| x != y).count()
+        };
+        // Also when one of them has more parts.
+        assert_eq!((differ(&map, &before), differ(&before, &map), map.differences(&map).count()), (2, 2, 0));
+        assert_eq!((differ(&map, &SharedMap::default()), differ(&SharedMap::default(), &map)), (9_999, 9_999));
     }
 }

@@ -260,6 +260,11 @@ impl Edge {
         self.table.conntrack
     }
 
+    /// What is announced to the XDP filter: for who ends connections of the table, see [`nomagic_core::pipeline::end_connection`].
+    pub fn replies(&self) -> ReplyFilter<'static> {
+        self.replies
+    }
+
     /// What was taken over from an earlier process, see [`EdgeConfig::conntrack_file`].
     pub fn taken_over(&self) -> Option<Recovered> {
         self.table.taken_over

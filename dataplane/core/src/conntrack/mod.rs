@@ -25,6 +25,8 @@ pub use recovery::{Expected, Recovered};
 pub use region::{CAPACITY_MAX, RegionError};
 pub use timeouts::{IdleTimes, Timeouts};
 
+use std::ops::Range;
+
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering};
@@ -248,8 +250,18 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Visits every live connection. Others may come and go meanwhile.
-    pub fn for_each(&self, mut visit: impl FnMut(&Hit, &Flow)) {
-        for hit in (0..self.region.high_water()).filter_map(|slot| self.live_at(slot)) {
+    pub fn for_each(&self, visit: impl FnMut(&Hit, &Flow)) {
+        self.walk(0..self.slots_used(), visit);
+    }
+
+    /// Slots that were ever used: whatever is live now is below this one.
+    pub fn slots_used(&self) -> u32 {
+        self.region.high_water()
+    }
+
+    /// Visits the live connections of some slots, a part of [`Conntrack::for_each`]; slots beyond the table are passed over.
+    pub fn walk(&self, slots: Range<u32>, mut visit: impl FnMut(&Hit, &Flow)) {
+        for hit in (slots.start..slots.end.min(self.region.capacity)).filter_map(|slot| self.live_at(slot)) {
             if let Some(flow) = self.flow(&hit) {
                 visit(&hit, &flow);
             }

@@ -1,0 +1,50 @@
+//! Ending connections: those that have timed out, and those that somebody asks to be ended.
+
+use super::Context;
+use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes};
+use crate::counters::Counter;
+use crate::filter::ReplyFilter;
+
+/// Looks at the next `places` of the connection table and ends what has timed out.
+pub fn sweep(ctx: &mut Context<'_>, places: u32) {
+    let (now_ms, idle) = (ctx.now_ms, &ctx.worker.idle);
+    ctx.table.sweep(
+        places,
+        ctx.routes.generation,
+        |hit| expired(hit, idle, now_ms),
+        |flow| {
+            ctx.counters.conntrack_expired.add(1);
+            withdraw(ctx.filter, &flow);
+        },
+    );
+}
+
+/// Ends a connection and withdraws its announcement, for any thread, while workers use the table. False when it had ended already.
+///
+/// A connection is announced before it goes live and withdrawn after it was ended by the one thread that did: so each announcement is
+/// withdrawn once, and never one that a successor with the same answers has made, which has a place of its own in the filter.
+pub fn end_connection(table: Conntrack<'_>, filter: Option<ReplyFilter<'_>>, hit: &Hit) -> bool {
+    let ended = table.end(hit);
+    if let Some(flow) = &ended {
+        withdraw(filter, flow);
+    }
+    ended.is_some()
+}
+
+#[inline(always)]
+pub(super) fn expired(hit: &Hit, idle: &IdleTimes, now_ms: u64) -> bool {
+    now_ms.saturating_sub(hit.seen_ms) >= idle.of(hit.phase)
+}
+
+/// Ends a connection and counts it.
+pub(super) fn end(ctx: &Context<'_>, hit: &Hit, counter: &Counter) {
+    if end_connection(ctx.table, ctx.filter, hit) {
+        counter.add(1);
+    }
+}
+
+pub(super) fn withdraw(filter: Option<ReplyFilter<'_>>, flow: &Flow) {
+    if let (Some(filter), true) = (filter, flow.announced) {
+        filter.remove(&flow.reply());
+    }
+}
