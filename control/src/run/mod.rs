@@ -12,6 +12,7 @@ mod signals;
 mod socket;
 mod source;
 mod status;
+mod surplus;
 mod tables;
 mod wait;
 mod workers;
@@ -36,6 +37,7 @@ use crate::reconcile::Reconciler;
 use edge::{edge_config, forward_wanted};
 use signals::Signals;
 use socket::{Answer, ControlSocket};
+use surplus::Surplus;
 use tables::Tables;
 
 pub use cleanup::{cleanup, state_dir, table_file};
@@ -125,8 +127,9 @@ struct Gateway {
     /// How the ports spread what they receive over the workers, as the routes in force know it.
     rss: Vec<Option<Arc<Rss>>>,
     tables: Tables,
-    /// Before the edge: it ends first.
+    /// Before the edge: they end first.
     reconciler: Reconciler,
+    surplus: Surplus,
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
     requests: mpsc::Receiver<(String, Answer)>,
@@ -195,6 +198,7 @@ impl Gateway {
             mirror,
             tables,
             reconciler,
+            surplus: Surplus::default(),
             edge,
             wanted,
         };
@@ -260,6 +264,10 @@ impl Gateway {
     /// Twice a second: workers, ports, manifests.
     fn look(&mut self) -> Result<()> {
         self.watch_workers()?;
+        let unused = self.surplus.found(&self.tables);
+        if !unused.is_empty() {
+            self.edge.filter().remove(&unused)?;
+        }
         self.follow_interfaces();
         self.reload(false);
         Ok(())
@@ -326,10 +334,7 @@ impl Gateway {
         for wanted in self.mirror.stale(&self.ports, STALE_MAX) {
             self.ask(wanted);
         }
-        let surplus = self.tables.removable(self.edge.filter().rules(), self.edge.table());
-        if !surplus.is_empty() {
-            self.edge.filter().remove(&surplus)?;
-        }
+        self.surplus.look(&mut self.tables, self.edge.filter().rules(), self.edge.table());
         if self.http.behind() {
             // What failed is tried again; why was said when it did.
             let _ = self.put_in_force();
@@ -362,7 +367,7 @@ impl Gateway {
 
     fn stop(self) -> Result<()> {
         let detach = self.config.detach_on_exit;
-        drop(self.reconciler);
+        drop((self.reconciler, self.surplus));
         self.edge.stop(detach)?;
         if detach {
             internal::remove(&internal::Names::default())?;

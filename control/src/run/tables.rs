@@ -1,13 +1,12 @@
 //! From objects to the tables in force, and to what the XDP filter takes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use nomagic_core::conntrack::Conntrack;
 use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
-use nomagic_core::tuple::{Proto, words_addr};
+use nomagic_core::tuple::Proto;
 use nomagic_xsk::FilterRules;
 use serde_json::Value;
 
@@ -41,6 +40,7 @@ pub struct Tables {
     opened: FilterRules,
     /// The XDP filter may have rules that are not needed any more. An earlier process may have left some, too.
     closed: bool,
+    openings: u64,
 }
 
 impl Tables {
@@ -53,7 +53,21 @@ impl Tables {
         let compiler = Compiler::new(TARGETS_MAX);
         let (config, problems, news) = (config.clone(), Vec::new(), News::new());
         let (serving, opened) = (Serving::default(), FilterRules::default());
-        Ok(Tables { config, present, source, index, settings, compiler, services, serving, problems, news, opened, closed: true })
+        Ok(Tables {
+            config,
+            present,
+            source,
+            index,
+            settings,
+            compiler,
+            services,
+            serving,
+            problems,
+            news,
+            opened,
+            closed: true,
+            openings: 0,
+        })
     }
 
     /// Whether enough is known to compile.
@@ -96,7 +110,9 @@ impl Tables {
         let touched = self.index.take_touched();
         let compiled = self.compiler.recompile(&self.index, &self.settings, &touched);
         self.news.compiled(Changes::of(&touched, &self.index), &compiled, noticed);
-        self.opened.extend(edge_rules(compiled.opened));
+        let opened = edge_rules(compiled.opened);
+        self.openings += u64::from(!opened.is_empty());
+        self.opened.extend(opened);
         self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
         self.serving.follow(&self.index, &touched.services_concerned(&self.index));
@@ -172,35 +188,19 @@ impl Tables {
         self.opened = FilterRules::default();
     }
 
-    /// The rules that the filter has and this table does not need, and whose last connection has ended: a connection that lost its rule
-    /// would go on past this dataplane. When nothing can have changed since the last time there are none.
-    pub fn removable(&mut self, known: &FilterRules, table: Conntrack<'_>) -> FilterRules {
-        if !self.closed {
-            return FilterRules::default();
-        }
-        let mut surplus = self.surplus(known);
+    /// How many tables have opened something in the filter.
+    pub fn openings(&self) -> u64 {
+        self.openings
+    }
+
+    /// The rules that the filter has and this table does not need; when nothing can have changed since there were none, there are none.
+    pub fn surplus(&mut self, known: &FilterRules) -> FilterRules {
+        let surplus = if self.closed { self.not_needed(known) } else { FilterRules::default() };
         self.closed = !surplus.is_empty();
-        if surplus.is_empty() {
-            return surplus;
-        }
-        let mut used: HashSet<(IpAddr, u16, Proto)> = HashSet::new();
-        let mut sources: HashSet<(IpAddr, u16)> = HashSet::new();
-        table.for_each(|_, flow| {
-            used.insert((words_addr(flow.service, flow.v6), flow.service_port, flow.proto));
-            if flow.source != flow.client {
-                sources.insert((words_addr(flow.source, flow.v6), flow.source_port));
-            }
-        });
-        let addresses: HashSet<IpAddr> = used.iter().map(|(addr, ..)| *addr).collect();
-        surplus.services.retain(|service| !used.contains(service));
-        surplus.addresses.retain(|addr| !addresses.contains(addr));
-        surplus.service_cidrs.retain(|prefix| !addresses.iter().any(|a| prefix.contains(*a)));
-        surplus.snat.retain(|(addr, first, last)| !sources.iter().any(|(a, port)| a == addr && (first..=last).contains(&port)));
         surplus
     }
 
-    /// What the filter has and this table does not need.
-    fn surplus(&self, known: &FilterRules) -> FilterRules {
+    fn not_needed(&self, known: &FilterRules) -> FilterRules {
         let services = &self.services;
         let outer = |f: &Frontend| f.kind != AddressKind::ClusterIp;
         let needed = |(ip, port, proto): &(IpAddr, u16, Proto)| services.frontend(*ip, *port, *proto).is_some_and(outer);
@@ -226,8 +226,9 @@ fn edge_rules(rules: compile::FilterRules) -> FilterRules {
 
 #[cfg(test)]
 mod tests {
+    use super::super::surplus::unused;
     use super::*;
-    use nomagic_core::conntrack::{Flow, Phase};
+    use nomagic_core::conntrack::{Conntrack, Flow, Phase};
     use nomagic_core::tuple::addr_words;
     use std::sync::atomic::AtomicU64;
 
@@ -301,13 +302,14 @@ mod tests {
         let (hash, phase) = (table.hash(&flow.original()), Phase::first(Proto::Tcp, 2));
         let pending = table.reserve(&mut flow, hash, phase, 0, std::iter::once(61_000)).unwrap();
         let hit = table.commit(pending).unwrap();
-        assert!(t.removable(&known, table).is_empty(), "a connection is alive");
+        assert_eq!(t.surplus(&known).len(), 1);
+        assert!(unused(t.surplus(&known), table).is_empty(), "a connection is alive");
         assert!(table.end(&hit).is_some());
-        let gone = t.removable(&known, table);
+        let gone = unused(t.surplus(&known), table);
         assert_eq!((gone.services.len(), gone.addresses.len(), gone.snat.len()), (1, 0, 0));
         let new = t.opened().clone();
         assert_eq!((new.services.len(), new.addresses.len(), new.snat.len()), (1, 0, 0), "only what is new");
-        assert!(t.removable(&FilterRules { services: new.services, ..FilterRules::default() }, table).is_empty());
-        assert!(t.removable(&known, table).is_empty(), "asked for nothing until something changes");
+        assert!(t.surplus(&FilterRules { services: new.services, ..FilterRules::default() }).is_empty());
+        assert!(t.surplus(&known).is_empty(), "there is nothing until something changes");
     }
 }
