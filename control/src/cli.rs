@@ -139,6 +139,8 @@ mod tests {
         assert_eq!((args.interfaces, args.config.path()), (vec!["eth0".to_owned(), "eth1".into()], std::path::Path::new("a")));
         assert!(run_args("").unwrap_err().contains("--config <FILE>|--kube-proxy-config <FILE>"));
         assert!(run_args("--config a --kube-proxy-config b").unwrap_err().contains("cannot be used with"));
+        assert_eq!(run_args("--config a --node-name gw-1").unwrap().node_name.as_deref(), Some("gw-1"));
+        assert!(run_args("--config a --node-name=").unwrap_err().contains("a Node's name"));
         for bad in ["lo", "a/b", "0123456789abcdef", ""] {
             assert!(run_args(&format!("--config a --interface={bad}")).is_err(), "{bad}");
         }

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod config_args;
+pub mod events;
 pub mod explain;
 pub mod health;
 pub mod http;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nomagic::changes::Changes;
 use nomagic::compile::{Compiled, Compiler, Settings, TARGETS_MAX};
 use nomagic::config::Config;
+use nomagic::events::Recorder;
 use nomagic::health::Moment;
 use nomagic::http::{Listeners, Server, addresses};
 use nomagic::index::Index;
@@ -39,7 +40,7 @@ fn server(last: u8, extra: &str) -> (Server, SocketAddr, SocketAddr) {
     let ip = own_address(last);
     let text = format!("healthzBindAddress: {ip}\nmetricsBindAddress: {ip}\n{extra}");
     let config = Config::parse(&text, Path::new("nomagic.yaml")).unwrap();
-    let server = Server::start(Listeners::open(&config).unwrap()).unwrap();
+    let server = Server::start(Listeners::open(&config, &Recorder::off()).unwrap(), Recorder::off()).unwrap();
     (server, SocketAddr::new(ip, 10_256), SocketAddr::new(ip, 10_249))
 }
 
@@ -227,12 +228,12 @@ fn an_address_that_is_taken() {
     let held = TcpListener::bind((ip, 10_256)).unwrap();
     let text = format!("healthzBindAddress: {ip}\nmetricsBindAddress: ''\n");
     let parse = |extra: &str| Config::parse(&format!("{text}{extra}"), Path::new("c")).unwrap();
-    let error = format!("{:#}", Listeners::open(&parse("bindAddressHardFail: true")).unwrap_err());
+    let error = format!("{:#}", Listeners::open(&parse("bindAddressHardFail: true"), &Recorder::off()).unwrap_err());
     assert!(
         error.starts_with(&format!("healthzBindAddress: /healthz cannot be answered on {ip}:10256: Address already in use")),
         "{error}"
     );
-    let server = Server::start(Listeners::open(&parse("")).unwrap()).unwrap();
+    let server = Server::start(Listeners::open(&parse(""), &Recorder::off()).unwrap(), Recorder::off()).unwrap();
     drop(held);
     let end = Instant::now() + Duration::from_secs(15);
     while get(SocketAddr::new(ip, 10_256), "/livez").map_or(0, |a| a.status) != 200 {

@@ -52,6 +52,8 @@ pub(crate) struct Faults {
     pub(crate) gone: Gone,
     /// Kinds that this server does not know.
     pub(crate) unknown: Vec<Resource>,
+    /// Kinds that clients may not ask for (403).
+    pub(crate) forbidden: Vec<Resource>,
     /// Grows each time that all watches are ended.
     pub(crate) epoch: u64,
     pub(crate) end: Option<End>,

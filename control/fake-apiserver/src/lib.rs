@@ -1,10 +1,11 @@
-//! A small Kubernetes API server for tests: Services, EndpointSlices, Nodes and ServiceCIDRs with list and watch as the real server has
+//! A small Kubernetes API server for tests: Services, EndpointSlices, Nodes, ServiceCIDRs and Events with list and watch as the real server has
 //! them (selectors, pages, bookmarks, streaming lists, compaction), and every fault that a client has to live with, on demand.
 //!
-//! It runs on a thread of its own and is steered through its handle. What it lacks: admission, validation, other kinds, protobuf. It does
+//! It runs on a thread of its own and is steered through its handle. What it lacks: admission, validation (but of Events), other kinds, protobuf. It does
 //! not make up creation times: what is put is what is served.
 
 mod answer;
+mod events;
 mod faults;
 mod list;
 mod listener;
@@ -161,6 +162,18 @@ impl FakeApiServer {
     /// Answers 404 for these kinds, as a server does that is too old for them.
     pub fn set_unknown(&self, kinds: &[Resource]) {
         self.shared.change(|s| s.faults.unknown = kinds.to_vec());
+    }
+
+    /// Answers 403 for these kinds, as RBAC does.
+    pub fn set_forbidden(&self, kinds: &[Resource]) {
+        self.shared.change(|s| s.faults.forbidden = kinds.to_vec());
+    }
+
+    /// The Events that clients have created, in the order of their names.
+    pub fn events(&self) -> Vec<Value> {
+        let state = self.shared.state();
+        let events = state.store.at(Resource::Events, state.store.version()).unwrap_or_default();
+        events.into_values().map(|event| (*event).clone()).collect()
     }
 
     /// Ends all watches that run.

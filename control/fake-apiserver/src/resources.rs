@@ -11,11 +11,14 @@ pub enum Resource {
     Nodes,
     /// `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidrs,
+    /// `events.k8s.io/v1` Event.
+    Events,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 4] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs];
+    pub const ALL: [Resource; 5] =
+        [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs, Resource::Events];
 
     /// `apiVersion`
     pub fn version(self) -> &'static str {
@@ -23,6 +26,7 @@ impl Resource {
             Resource::Services | Resource::Nodes => "v1",
             Resource::EndpointSlices => "discovery.k8s.io/v1",
             Resource::ServiceCidrs => "networking.k8s.io/v1",
+            Resource::Events => "events.k8s.io/v1",
         }
     }
 
@@ -33,6 +37,7 @@ impl Resource {
             Resource::EndpointSlices => "EndpointSlice",
             Resource::Nodes => "Node",
             Resource::ServiceCidrs => "ServiceCIDR",
+            Resource::Events => "Event",
         }
     }
 
@@ -43,12 +48,13 @@ impl Resource {
             Resource::EndpointSlices => "endpointslices",
             Resource::Nodes => "nodes",
             Resource::ServiceCidrs => "servicecidrs",
+            Resource::Events => "events",
         }
     }
 
     /// Whether its objects live in namespaces.
     pub fn namespaced(self) -> bool {
-        matches!(self, Resource::Services | Resource::EndpointSlices)
+        matches!(self, Resource::Services | Resource::EndpointSlices | Resource::Events)
     }
 
     /// The resource of an object's `apiVersion` and `kind`.

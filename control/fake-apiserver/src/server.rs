@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use crate::answer::{failure, with};
 use crate::faults::Faults;
 use crate::query::Query;
-use crate::resources::Place;
+use crate::resources::{Place, Resource};
 use crate::store::{Key, OBJECT_BYTES_MAX, Store};
-use crate::{list, watch as watches};
+use crate::{events, list, watch as watches};
 
 /// Requests remembered at the most.
 const REQUESTS_MAX: usize = 10_000;
@@ -102,21 +102,24 @@ pub(crate) async fn answer(Shares(shared): Shares<Arc<Shared>>, request: Request
     let Some(place) = Place::parse(&path).filter(known) else {
         return failure(&shared, 404, "the server could not find the requested resource");
     };
+    if shared.state().faults.forbidden.contains(&place.resource) {
+        return failure(&shared, 403, &format!("{} is forbidden: User \"test\" cannot do that", place.resource.plural()));
+    }
     let Some(name) = place.name.clone() else {
         return match parts.method {
             Method::GET if query.flag("watch") => watches::answer(&shared, &place, &query),
             Method::GET => list::answer(&shared, &place, &query),
-            Method::POST => put(&shared, body).await,
+            Method::POST => put(&shared, body, &place).await,
             _ => failure(&shared, 405, "only GET and POST are served here"),
         };
     };
-    let key: Key = (place.resource, place.namespace.unwrap_or_default(), name);
+    let key: Key = (place.resource, place.namespace.clone().unwrap_or_default(), name);
     match parts.method {
         Method::GET => match shared.state().store.get(&key).cloned() {
             Some(object) => with(&shared, 200, &object),
             None => not_found(&shared, &key),
         },
-        Method::PUT => put(&shared, body).await,
+        Method::PUT => put(&shared, body, &place).await,
         Method::DELETE => match shared.change(|state| state.store.delete(&key)) {
             Some(_) => with(&shared, 200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
             None => not_found(&shared, &key),
@@ -137,7 +140,7 @@ fn not_found(shared: &Arc<Shared>, key: &Key) -> Response<Body> {
 }
 
 /// Creates or replaces the object in a request's body (JSON).
-async fn put(shared: &Arc<Shared>, body: Body) -> Response<Body> {
+async fn put(shared: &Arc<Shared>, body: Body, place: &Place) -> Response<Body> {
     let bytes = match axum::body::to_bytes(body, OBJECT_BYTES_MAX).await {
         Ok(bytes) => bytes,
         Err(e) => return failure(shared, 400, &format!("the body cannot be read: {e}")),
@@ -146,6 +149,11 @@ async fn put(shared: &Arc<Shared>, body: Body) -> Response<Body> {
         Ok(object) => object,
         Err(e) => return failure(shared, 400, &format!("not JSON: {e}")),
     };
+    if place.resource == Resource::Events
+        && let Err(message) = events::validate(&object, place.namespace.as_deref())
+    {
+        return failure(shared, 422, &message);
+    }
     match shared.change(|state| state.store.put(object.clone())) {
         Ok(_) => with(shared, 200, &object),
         Err(message) => failure(shared, 422, &message),

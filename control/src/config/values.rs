@@ -215,8 +215,15 @@ fn cpus<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u16>, D::Error> {
 }
 
 pub(super) fn node_name<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
-    let parse = |t: &str| ((1..=253).contains(&t.len()) && !t.chars().any(|c| c.is_whitespace() || c.is_control())).then(|| t.into());
-    d.deserialize_str(Text { expected: "a Node's name: 1 to 253 characters without blanks", parse }).map(Some)
+    d.deserialize_str(Text { expected: NODE_NAME, parse: parse_node_name }).map(Some)
+}
+
+/// What a Node's name must be.
+pub(crate) const NODE_NAME: &str = "a Node's name: 1 to 253 characters without blanks";
+
+/// A Node's name.
+pub(crate) fn parse_node_name(text: &str) -> Option<String> {
+    ((1..=253).contains(&text.len()) && !text.chars().any(|c| c.is_whitespace() || c.is_control())).then(|| text.into())
 }
 
 pub(super) fn absolute_path<'de, D: Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::Error> {

@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 use super::{JSON, NOSNIFF, Shared, listen};
 use crate::compile::{HealthCheck, Settings};
 use crate::config::NodePortAddresses;
+use crate::events::{Event, Recorder};
 use crate::health::Moment;
 use crate::problem::{Origin, Problem};
 
@@ -38,13 +39,14 @@ pub(super) struct Checks {
     sockets_max: usize,
     permits: Arc<Semaphore>,
     problems: Vec<String>,
+    events: Recorder,
 }
 
 impl Checks {
-    /// None yet. `sockets_max`: how many there may be.
-    pub(super) fn new(sockets_max: usize) -> Checks {
+    /// None yet. `sockets_max`: how many there may be. `events`: who hears of those that cannot be opened.
+    pub(super) fn new(sockets_max: usize, events: Recorder) -> Checks {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Checks { answers: Answers::default(), open: BTreeMap::new(), sockets_max, permits, problems: Vec::new() }
+        Checks { answers: Answers::default(), open: BTreeMap::new(), sockets_max, permits, problems: Vec::new(), events }
     }
 
     /// What could not be listened on.
@@ -78,12 +80,16 @@ impl Checks {
                 match self.listen(at, runtime, shared) {
                     Ok(server) => drop(self.open.insert(at, server)),
                     Err(message) if message.is_empty() => {}
-                    Err(message) => problems.push(problem(check, message)),
+                    Err(message) => {
+                        let problem = problem(check, message.clone());
+                        if !self.problems.contains(&problem) {
+                            tracing::warn!("{problem}");
+                            self.events.record_here(|node| Event::no_health_check(node, &check.service, port, &message));
+                        }
+                        problems.push(problem);
+                    }
                 }
             }
-        }
-        for problem in problems.iter().filter(|p| !self.problems.contains(p)) {
-            tracing::warn!("{problem}");
         }
         self.problems = problems;
     }

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::changes::Changes;
 use crate::compile::HealthCheck;
 use crate::config::Config;
+use crate::events::{Event, Recorder};
 use crate::health::{FAMILIES, Health, Moment};
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::{NoLocalEndpoints, ProxyMetrics};
@@ -65,14 +66,17 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Listens on the configured addresses.
+    /// Listens on the configured addresses. What cannot be listened on is an event, too.
     ///
     /// # Errors
     /// With `bindAddressHardFail`, when one of them cannot be listened on. Without, that is said, and tried again later.
-    pub fn open(config: &Config) -> Result<Listeners> {
-        let open = |field: &str, what: &str, at: Option<SocketAddr>| {
+    pub fn open(config: &Config, events: &Recorder) -> Result<Listeners> {
+        let open = |field: &str, what: &str, at: Option<SocketAddr>, event: fn(&str, &str) -> Event| {
             let Some(at) = at else { return Ok(None) };
             let opened = listen::open(at, false).with_context(|| format!("{field}: {what} cannot be answered on {at}"));
+            if let Err(e) = &opened {
+                events.record_here(|node| event(node, &format!("{e:#}")));
+            }
             match opened {
                 Ok(listener) => Ok(Some((at, Some(listener)))),
                 Err(e) if config.bind_address_hard_fail => Err(e),
@@ -83,8 +87,8 @@ impl Listeners {
             }
         };
         Ok(Listeners {
-            healthz: open("healthzBindAddress", "/healthz", config.healthz_bind_address)?,
-            metrics: open("metricsBindAddress", "/metrics", config.metrics_bind_address)?,
+            healthz: open("healthzBindAddress", "/healthz", config.healthz_bind_address, Event::no_healthz)?,
+            metrics: open("metricsBindAddress", "/metrics", config.metrics_bind_address, Event::no_metrics)?,
             sync_period: Duration::from_millis(config.sync_period_ms.into()),
         })
     }
@@ -101,8 +105,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the thread, and serves.
-    pub fn start(listeners: Listeners) -> Result<Server> {
+    /// Starts the thread, and serves. `events`: who hears of health checks that cannot be answered.
+    pub fn start(listeners: Listeners, events: Recorder) -> Result<Server> {
         let (sender, scrapes) = mpsc::channel(SCRAPES_MAX);
         let state = State { health: Health::new(listeners.sync_period), proxy: ProxyMetrics::new(Moment::now().wall) };
         let shared = Arc::new(Shared { state: Mutex::new(state), scrapes: sender });
@@ -128,7 +132,7 @@ impl Server {
                 None => {}
             }
         }
-        let checks = checks::Checks::new(sockets_max());
+        let checks = checks::Checks::new(sockets_max(), events);
         Ok(Server { shared, scrapes, checks, runtime: handle, stop: Some(stop), thread: Some(thread) })
     }
 

@@ -16,6 +16,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, 
 use super::NetError;
 use super::decode::{self, Link};
 use super::socket::Requests;
+use super::sysctl;
 
 /// The kernel's side needs an address; nothing is ever sent to this one. Link-local (RFC 3927), /32, scope link.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 77);
@@ -177,28 +178,23 @@ fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
     let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").unwrap_or_default();
     let rp_filter = if all.trim() == "0" { "0" } else { "2" };
     for (key, value) in [("rp_filter", rp_filter), ("accept_local", "1")] {
-        write_proc(&format!("net/ipv4/conf/{name}/{key}"), value)?;
+        sysctl::write(&format!("net/ipv4/conf/{name}/{key}"), value)?;
     }
     if !has_ipv6(name) {
         return Ok(());
     }
     // No link-local address and no router solicitations: it only receives.
     let quiet = [("addr_gen_mode", "1"), ("accept_ra", "0"), ("router_solicitations", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
-    quiet.iter().try_for_each(|(key, value)| write_proc(&format!("net/ipv6/conf/{name}/{key}"), value))
+    quiet.iter().try_for_each(|(key, value)| sysctl::write(&format!("net/ipv6/conf/{name}/{key}"), value))
 }
 
 fn set_up_edge_side(name: &str) -> Result<(), NetError> {
-    if has_ipv6(name) { write_proc(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") } else { Ok(()) }
+    if has_ipv6(name) { sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") } else { Ok(()) }
 }
 
 /// Whether the kernel has IPv6 at all.
 fn has_ipv6(name: &str) -> bool {
     std::path::Path::new(&format!("/proc/sys/net/ipv6/conf/{name}")).exists()
-}
-
-fn write_proc(key: &str, value: &str) -> Result<(), NetError> {
-    let path = format!("/proc/sys/{key}");
-    std::fs::write(&path, value).map_err(|source| NetError::Proc { what: format!("write {value} to"), path, source })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod mirror;
 pub mod node;
 mod socket;
 mod state;
+mod sysctl;
 mod view;
 
 pub use ask::Asked;

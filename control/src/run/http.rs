@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use nomagic_core::conntrack::EvictionRank;
@@ -14,12 +15,16 @@ use super::tables::Tables;
 use crate::changes::Changes;
 use crate::compile::{Compiled, HealthCheck};
 use crate::config::Config;
+use crate::events::{Event, Recorder};
 use crate::health::Moment;
 use crate::http::{Listeners, Scrape, Server, addresses};
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::NoLocalEndpoints;
 use crate::metrics::reconciler::Reconciled;
 use crate::metrics::targets::Targets;
+
+/// How long a process that ends by a fault waits for its event to be sent.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 
 /// What a compilation means to those who watch.
 pub struct News {
@@ -45,6 +50,7 @@ impl News {
 /// The servers, and what they have to remember from one question to the next.
 pub struct Http {
     server: Server,
+    events: Recorder,
     /// See [`Targets::read`].
     place_max: u32,
 }
@@ -52,8 +58,19 @@ pub struct Http {
 impl Http {
     /// Serves; there is nothing to tell yet.
     pub fn start(config: &Config) -> Result<Http> {
-        let server = Server::start(Listeners::open(config)?)?;
-        Ok(Http { server, place_max: 0 })
+        let events = match (&config.manifests, &config.kubernetes) {
+            (None, Some(server)) => Recorder::start(server.clone(), config.node_name())?,
+            _ => Recorder::off(),
+        };
+        // What cannot be listened on ends the process: the event is sent before.
+        let listeners = Listeners::open(config, &events).inspect_err(|_| events.flush(LAST_WORDS_MAX))?;
+        let server = Server::start(listeners, events.clone())?;
+        Ok(Http { server, events, place_max: 0 })
+    }
+
+    /// Services are carried from now on.
+    pub fn started(&self) {
+        self.events.record_here(Event::starting);
     }
 
     /// What the Node object says about this node.

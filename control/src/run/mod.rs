@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 use self::http::Http;
 use crate::config::Config;
-use crate::config_args::{ConfigArgs, Loaded, parse_interface};
+use crate::config_args::{ConfigArgs, Loaded, parse_interface, parse_node_name};
 use crate::net::{Asked, Limits, Mirror, internal, node};
 use crate::reconcile::Reconciler;
 use edge::{edge_config, forward_wanted};
@@ -65,6 +65,9 @@ pub struct Args {
     /// addresses and of its routes to pods].
     #[arg(long = "interface", value_name = "NAME", value_parser = parse_interface)]
     pub interfaces: Vec<String>,
+    /// The Node object's name, for a pod that has it from the downward API [default: the configuration's, or the host name].
+    #[arg(long, value_name = "NAME", value_parser = parse_node_name)]
+    pub node_name: Option<String>,
     /// Where pins and state live [default: the configuration's, or /run/nomagic].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -95,6 +98,9 @@ pub fn run(args: &Args) -> Result<()> {
     tokio::task::LocalSet::new().block_on(&runtime, async {
         if let Some(drop_in) = &drop_in {
             found::complete(&mut config, drop_in)?;
+        }
+        if args.node_name.is_some() {
+            config.node.name.clone_from(&args.node_name);
         }
         let mut signals = Signals::catch()?;
         let Some(mut gateway) = Gateway::start(config, &mut signals).await? else { return Ok(()) };
@@ -206,6 +212,7 @@ impl Gateway {
         gateway.http.queued(&gateway.tables);
         gateway.put_in_force()?;
         gateway.announce();
+        gateway.http.started();
         Ok(Some(gateway))
     }
 

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 /// Doubles from `min` to `max`.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     min: Duration,
     max: Duration,
     failures: u32,
 }
 
 impl Backoff {
-    pub(super) fn new(min: Duration, max: Duration) -> Backoff {
+    pub(crate) fn new(min: Duration, max: Duration) -> Backoff {
         Backoff { min, max, failures: 0 }
     }
 
     /// The pause after one more failure: between half of it and all of it by chance, and not less than the server asks for.
-    pub(super) fn pause(&mut self, asked: Option<Duration>) -> Duration {
+    pub(crate) fn pause(&mut self, asked: Option<Duration>) -> Duration {
         let full = self.min.saturating_mul(1 << self.failures.min(20)).min(self.max);
         self.failures = self.failures.saturating_add(1);
         let half = full / 2;
@@ -26,7 +26,7 @@ impl Backoff {
     }
 
     /// It works: the next failure is the first one again.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }

@@ -25,7 +25,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// Reads credentials and certificates; nothing is sent yet. Files that change later are read again by kube (tokens and CA files each
 /// minute); whatever else changed is seen when a client is made anew after a fault.
-pub(super) async fn connect(server: &Kubernetes) -> Result<Client, Fault> {
+pub(crate) async fn connect(server: &Kubernetes) -> Result<Client, Fault> {
     let mut config = config(server).await?;
     config.connect_timeout = Some(CONNECT_MAX);
     // Silence is measured here, piece by piece, and attempts are spaced here.
@@ -67,7 +67,7 @@ async fn config(server: &Kubernetes) -> Result<Config, Fault> {
 }
 
 /// Sends a request and waits for the head of a good answer.
-pub(super) async fn open(client: &Client, mut request: Request<Vec<u8>>, answer: Duration, silence: Duration) -> Result<Lines, Fault> {
+pub(crate) async fn open(client: &Client, mut request: Request<Vec<u8>>, answer: Duration, silence: Duration) -> Result<Lines, Fault> {
     // Newer servers compress watches event by event, for which there is no reader here.
     request.headers_mut().insert(header::ACCEPT_ENCODING, header::HeaderValue::from_static("identity"));
     let sent = tokio::time::timeout(answer, client.send(request.map(Body::from))).await;

@@ -11,7 +11,7 @@ const DEPTH_MAX: usize = 16;
 
 /// Why following a kind was interrupted.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Configuration or credentials cannot be read.
     Unusable(String),
     /// No connection, or it broke.

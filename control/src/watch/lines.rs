@@ -11,7 +11,7 @@ use super::fault::{self, Fault};
 const LINE_MAX: usize = 16 << 20;
 
 /// A body that comes bit by bit.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     body: Body,
     silence: Duration,
     buffer: Vec<u8>,
@@ -48,7 +48,7 @@ impl Lines {
     }
 
     /// All of it.
-    pub(super) async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, Fault> {
+    pub(crate) async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, Fault> {
         while self.more().await? {
             if self.buffer.len() > bytes_max {
                 return Err(Fault::TooMuch(format!("the API server sent a list of more than {bytes_max} bytes")));

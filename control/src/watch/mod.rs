@@ -10,12 +10,12 @@
 //! again; a server that ends each watch at once is asked again at once; lines and lists may be of any length; and nobody learns that a
 //! watch is up again, or that bookmarks still come.
 
-mod backoff;
-mod client;
-mod fault;
+pub(crate) mod backoff;
+pub(crate) mod client;
+pub(crate) mod fault;
 mod feed;
 mod follow;
-mod lines;
+pub(crate) mod lines;
 mod query;
 
 use std::time::Duration;

@@ -1,0 +1,53 @@
+//! Writing the kernel's settings, from a container too.
+//!
+//! A container that is not privileged has `/proc/sys` read-only, and its runtime lets nobody mount anything there. What its pod may be
+//! given is the host's `/proc/sys/net` on another path (as CNI plugins and others have it): the same files, and CAP_NET_ADMIN decides.
+
+use std::io;
+use std::path::Path;
+
+use super::NetError;
+
+/// The kernel's own place.
+const OWN: &str = "/proc/sys";
+/// Where a pod has the host's; see `deploy/base/daemon-set.yaml`.
+const OF_THE_HOST: &str = "/host/proc/sys";
+
+/// Writes a setting such as `net/ipv4/conf/nm0/rp_filter`.
+pub(super) fn write(key: &str, value: &str) -> Result<(), NetError> {
+    write_in(Path::new(OWN), Path::new(OF_THE_HOST), key, value).map_err(|source| NetError::Proc {
+        what: format!("write {value} to"),
+        path: format!("{OWN}/{key}"),
+        source,
+    })
+}
+
+fn write_in(own: &Path, host: &Path, key: &str, value: &str) -> io::Result<()> {
+    match std::fs::write(own.join(key), value) {
+        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+        other => return other,
+    }
+    if std::fs::read_to_string(own.join(key)).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
+    std::fs::write(host.join(key), value).map_err(|e| {
+        let advice =
+            format!("mounted read-only, and {} cannot be written either ({e}): mount the host's /proc/sys/net there", host.display());
+        io::Error::new(io::ErrorKind::ReadOnlyFilesystem, advice)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_can_be_written_is_all_that_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, host) = (dir.path().join("own"), dir.path().join("host"));
+        std::fs::create_dir(&own).unwrap();
+        write_in(&own, &host, "a", "2").unwrap();
+        assert_eq!(std::fs::read_to_string(own.join("a")).unwrap(), "2");
+        assert_eq!(write_in(&own, &host, "none/b", "2").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
