@@ -14,6 +14,9 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// The families by their name in labels and answers, IPv4 first: the place of a family's values in pairs.
 pub const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
+/// The name of the check whether load balancers may count on this node.
+pub const NODE_ELIGIBLE: &str = "node-eligible";
+
 /// One moment on both clocks: the steady one tells how long, the wall's is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
@@ -78,6 +81,12 @@ impl Health {
     /// Whether every family is up to date, or not late yet.
     pub fn healthy(&self, now: Moment) -> bool {
         !self.families.iter().any(|f| self.late(f, now))
+    }
+
+    /// What health is made of, by name, for `/metrics/slis`: whether each family is up to date or not late yet, and the node eligible.
+    pub fn checks(&self, now: Moment) -> [(&'static str, bool); 3] {
+        let [ipv4, ipv6] = [0, 1].map(|family| !self.late(&self.families[family], now));
+        [("sync-ipv4", ipv4), ("sync-ipv6", ipv6), (NODE_ELIGIBLE, self.node_eligible)]
     }
 
     /// What `/healthz` answers: `(good, body)`. Not good where the node is about to go, too.

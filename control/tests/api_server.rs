@@ -55,6 +55,7 @@ fn services_come_and_change_and_stay_while_the_api_server_is_away() {
     api.set_silent(false);
     g.wait_until_ready();
     assert_eq!(g.status()["ready"], true);
+    wait_for("the event of the start", START, || api.events().iter().any(|e| e["reason"] == "Starting" && e["regarding"]["name"] == "gw"));
     api.put_yaml(&nginx(&[0])).unwrap();
     answered_by(&g, &[0]);
     api.put_yaml(&nginx(&[1, 2])).unwrap();

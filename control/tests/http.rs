@@ -19,6 +19,7 @@ use nomagic::health::Moment;
 use nomagic::http::{Listeners, Server, addresses};
 use nomagic::index::Index;
 use nomagic::manifests;
+use nomagic::metrics::flows::Flows;
 use nomagic::metrics::gateway::Sample;
 use nomagic::metrics::reconciler::Reconciled;
 use nomagic::metrics::targets::{Carried, Target, Targets};
@@ -177,7 +178,7 @@ fn both_families_unrestricted_are_two_sockets() {
 
 #[test]
 fn healthz_and_livez() {
-    let (server, health, _) = server(5, "");
+    let (server, health, metrics) = server(5, "");
     let now = Moment::now();
     server.in_force(now, Default::default());
     let codes = || ["/healthz", "/livez"].map(|path| get(health, path).unwrap().status);
@@ -196,6 +197,10 @@ fn healthz_and_livez() {
     let body: Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!((&body["healthy"], &body["nodeEligible"], body["lastUpdated"] == body["currentTime"]), (&json!(true), &json!(true), true));
     assert_eq!(get(health, "/").unwrap().status, 404);
+    let slis = prometheus::parse(&get(metrics, "/metrics/slis").unwrap().body);
+    let total = |name, kind, status| slis.value("kubernetes_healthchecks_total", &[("name", name), ("type", kind), ("status", status)]);
+    assert_eq!([total("sync-ipv4", "healthz", "success"), total("sync-ipv6", "livez", "error")], [3.0, 1.0]);
+    assert_eq!([total("node-eligible", "healthz", "error"), slis.sum("kubernetes_healthcheck", &[("type", "healthz")])], [1.0, 3.0]);
 }
 
 #[test]
@@ -328,7 +333,8 @@ fn sample() -> Sample {
     Sample {
         edge,
         reasons: Reason::ALL.iter().map(|r| r.index() as u64).collect(),
-        conntrack: [1, 2, 3, 4, 5],
+        flows: Flows { created: 2, revived: 7, evicted: [4, 5, 6], ..Flows::default() },
+        events: [("sent", 3), ("failed", 0), ("repeated", 1), ("rate_limited", 0), ("queue_full", 0)],
         reconciled,
         made_suppressed: 0,
         snat_ports: 4_536,
@@ -358,7 +364,9 @@ fn the_metrics_server() {
         ("nomagic_ready", &[][..], 0.0),
         ("nomagic_flows", &[], 3.0),
         ("nomagic_flows_capacity", &[], 1_024.0),
-        ("nomagic_flows_evicted_total", &[], 4.0),
+        ("nomagic_flows_evicted_total", &[("rank", "half_open")], 5.0),
+        ("nomagic_flows_revived_total", &[], 7.0),
+        ("nomagic_events_total", &[("outcome", "sent")], 3.0),
         ("nomagic_snat_ports", &[], 4_536.0),
         ("nomagic_worker_heartbeat_age_seconds", &[("worker", "0")], 0.0025),
         ("nomagic_worker_forwarded_bytes_total", &[("worker", "0")], 700.0),

@@ -23,6 +23,7 @@ use crate::events::{Event, Recorder};
 use crate::health::{FAMILIES, Health, Moment};
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::{NoLocalEndpoints, ProxyMetrics};
+use crate::metrics::slis::Slis;
 
 pub use checks::addresses;
 
@@ -49,6 +50,7 @@ struct Shared {
 struct State {
     health: Health,
     proxy: ProxyMetrics,
+    slis: Slis,
 }
 
 impl Shared {
@@ -108,7 +110,8 @@ impl Server {
     /// Starts the thread, and serves. `events`: who hears of health checks that cannot be answered.
     pub fn start(listeners: Listeners, events: Recorder) -> Result<Server> {
         let (sender, scrapes) = mpsc::channel(SCRAPES_MAX);
-        let state = State { health: Health::new(listeners.sync_period), proxy: ProxyMetrics::new(Moment::now().wall) };
+        let state =
+            State { health: Health::new(listeners.sync_period), proxy: ProxyMetrics::new(Moment::now().wall), slis: Slis::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), scrapes: sender });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the HTTP servers")?;
         let handle = runtime.handle().clone();

@@ -1,4 +1,4 @@
-//! The two fixed servers' pages: `/healthz` and `/livez` on one, `/metrics`, `/healthz` and `/proxyMode` on the other.
+//! The two fixed servers' pages: `/healthz` and `/livez` on one, `/metrics`, `/metrics/slis`, `/healthz` and `/proxyMode` on the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use axum::routing::any;
 use tokio::sync::oneshot;
 
 use super::{JSON, NOSNIFF, Shared};
-use crate::health::Moment;
+use crate::health::{Moment, NODE_ELIGIBLE};
 use crate::metrics::{self, Exposition, process};
 
 /// How long the control loop may take to say how things are.
@@ -29,6 +29,7 @@ pub(super) fn health(shared: Arc<Shared>) -> Router {
 pub(super) fn metrics(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/metrics", any(exposition))
+        .route("/metrics/slis", any(slis))
         .route("/healthz", any(|| async { ([NOSNIFF], "ok") }))
         .route("/proxyMode", any(|| async { ([NOSNIFF], PROXY_MODE) }))
         .with_state(shared)
@@ -36,14 +37,21 @@ pub(super) fn metrics(shared: Arc<Shared>) -> Router {
 
 async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
     let mut state = shared.lock();
-    let (good, body) = state.health.healthz(Moment::now());
+    let now = Moment::now();
+    let checks = state.health.checks(now);
+    state.slis.observe("healthz", checks);
+    let (good, body) = state.health.healthz(now);
     state.proxy.count_healthz(good);
     report(good, body)
 }
 
 async fn livez(State(shared): State<Arc<Shared>>) -> Response {
     let mut state = shared.lock();
-    let (good, body) = state.health.livez(Moment::now());
+    let now = Moment::now();
+    // A node that is about to go does not need a new proxy.
+    let checks = state.health.checks(now).into_iter().filter(|(name, _)| *name != NODE_ELIGIBLE);
+    state.slis.observe("livez", checks);
+    let (good, body) = state.health.livez(now);
     state.proxy.count_livez(good);
     report(good, body)
 }
@@ -51,6 +59,12 @@ async fn livez(State(shared): State<Arc<Shared>>) -> Response {
 fn report(good: bool, body: String) -> Response {
     let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, [(CONTENT_TYPE.as_str(), JSON), NOSNIFF], body).into_response()
+}
+
+async fn slis(State(shared): State<Arc<Shared>>) -> Response {
+    let mut out = Exposition::default();
+    shared.lock().slis.write(&mut out);
+    ([(CONTENT_TYPE.as_str(), metrics::CONTENT_TYPE), NOSNIFF], out.finish()).into_response()
 }
 
 async fn exposition(State(shared): State<Arc<Shared>>) -> Response {

@@ -4,6 +4,7 @@ use nomagic_core::reason::Reason;
 use nomagic_xsk::{EdgeStatus, Volume, WorkerStatus};
 
 use super::exposition::Kind::{Counter, Gauge};
+use super::flows::Flows;
 use super::ports;
 use super::reconciler::Reconciled;
 use super::targets::Targets;
@@ -16,8 +17,10 @@ pub struct Sample {
     pub edge: EdgeStatus,
     /// Frames by reason, sums over all workers, in the order of [`Reason::ALL`].
     pub reasons: Vec<u64>,
-    /// Connection table: packets of known connections; connections created, expired, evicted, replaced.
-    pub conntrack: [u64; 5],
+    /// What happened in the connection table.
+    pub flows: Flows,
+    /// Events for the API server, by what became of them.
+    pub events: [(&'static str, u64); 5],
     /// Connections ended because their endpoint is gone.
     pub reconciled: Reconciled,
     /// Rejects that could not be sent.
@@ -129,12 +132,7 @@ impl Sample {
         let e = &self.edge;
         out.single("nomagic_flows", Gauge, "Connections known.", e.flows_live);
         out.single("nomagic_flows_capacity", Gauge, "Connections at the most.", e.flows_capacity);
-        let [hit, created, expired, evicted, replaced] = self.conntrack;
-        out.single("nomagic_flow_hits_total", Counter, "Frames of known connections.", hit);
-        out.single("nomagic_flows_created_total", Counter, "Connections created.", created);
-        out.single("nomagic_flows_expired_total", Counter, "Connections that ended or were idle for too long.", expired);
-        out.single("nomagic_flows_evicted_total", Counter, "Connections evicted to make room.", evicted);
-        out.single("nomagic_flows_replaced_total", Counter, "Connections whose client opened a new one from the same port.", replaced);
+        self.flows.write(out);
         out.single("nomagic_announced_replies", Gauge, "Replies announced to the XDP filter.", e.replies_announced);
         out.single("nomagic_announced_replies_capacity", Gauge, "Announced replies at the most.", e.replies_capacity);
         out.single("nomagic_snat_connections", Gauge, "Connections with a source port of the gateway's.", e.source_ports);
@@ -145,6 +143,9 @@ impl Sample {
         out.single("nomagic_snat_ports_share_max", Gauge, help, self.snat_share_max);
         out.single("nomagic_service_ports", Gauge, "Service ports in force.", self.service_ports);
         out.single("nomagic_object_problems", Gauge, "Problems of the objects in force; `nomagic status` lists them.", self.problems);
+        let name = "nomagic_events_total";
+        out.begin(name, Counter, "Events for the API server, by what became of them.");
+        self.events.iter().for_each(|(outcome, n)| out.sample(name, &[("outcome", outcome)], n));
         let tables = [("services", e.services_generation, e.services_applied), ("routes", e.routes_generation, e.routes_applied)];
         out.begin("nomagic_table_generation", Gauge, "Generation of the table published last.");
         tables.iter().for_each(|(t, generation, _)| out.sample("nomagic_table_generation", &[("table", t)], generation));

@@ -5,12 +5,14 @@
 //! a Service port and a backend.
 
 pub mod exposition;
+pub mod flows;
 pub mod gateway;
 pub mod histogram;
 mod ports;
 pub mod process;
 pub mod proxy;
 pub mod reconciler;
+pub mod slis;
 pub mod targets;
 
 pub use exposition::{CONTENT_TYPE, Exposition};

@@ -1,11 +1,10 @@
 //! `nomagic cleanup`: everything that outlives the process goes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 
 use super::socket;
-use crate::config::Config;
 use crate::net::internal;
 
 /// Detaches the XDP programs, removes pins, mount, internal port, socket and the connection table's file. Returns what was removed, in words.
@@ -32,19 +31,4 @@ pub fn cleanup(state_dir: &Path, table_file: &Path) -> Result<Vec<&'static str>>
         removed.push("the connection table");
     }
     Ok(removed)
-}
-
-/// The connection table's file: as configured, or where the example has it.
-pub fn table_file(state_dir: &Path, config: Option<&Path>) -> Result<PathBuf> {
-    let configured = config.map(Config::load).transpose()?.and_then(|config| config.conntrack.file);
-    Ok(configured.unwrap_or_else(|| state_dir.join("conntrack")))
-}
-
-/// Where the state is: as given, or as configured, or the default.
-pub fn state_dir(state_dir: Option<PathBuf>, config: Option<&Path>) -> Result<PathBuf> {
-    match (state_dir, config) {
-        (Some(dir), _) => Ok(dir),
-        (None, Some(path)) => Ok(Config::load(path)?.state_dir),
-        (None, None) => Ok(Config::default().state_dir),
-    }
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use nomagic_core::conntrack::EvictionRank;
-use nomagic_core::counters::{Counter, Counters};
+use nomagic_core::counters::Counters;
 use nomagic_core::reason::Reason;
 use nomagic_xsk::Edge;
 
@@ -18,6 +17,7 @@ use crate::config::Config;
 use crate::events::{Event, Recorder};
 use crate::health::Moment;
 use crate::http::{Listeners, Scrape, Server, addresses};
+use crate::metrics::flows::Flows;
 use crate::metrics::gateway::Sample;
 use crate::metrics::proxy::NoLocalEndpoints;
 use crate::metrics::reconciler::Reconciled;
@@ -123,22 +123,16 @@ impl Http {
     fn sample(&mut self, edge: &Edge, tables: &Tables, reconciled: Reconciled) -> Result<Sample> {
         let status = edge.status()?;
         let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
-        let count = |f: fn(&Counters) -> &Counter| counters.iter().map(|c| f(c).get()).sum::<u64>();
         let services = tables.services();
         let alive = edge.workers_alive().0;
         let snat_ports = u64::from(status::source_ports(&services.snat));
         Ok(Sample {
             not_ready: status::not_ready(&status, alive),
             reasons: Reason::ALL.iter().map(|&r| counters.iter().map(|c| c.reason(r).get()).sum()).collect(),
-            conntrack: [
-                count(|c| &c.conntrack_hit),
-                count(|c| &c.conntrack_created),
-                count(|c| &c.conntrack_expired),
-                EvictionRank::ALL.iter().map(|&rank| counters.iter().map(|c| c.conntrack_evicted(rank).get()).sum::<u64>()).sum(),
-                count(|c| &c.conntrack_replaced),
-            ],
             reconciled,
-            made_suppressed: count(|c| &c.made_suppressed),
+            flows: Flows::read(&counters),
+            events: self.events.counts(),
+            made_suppressed: counters.iter().map(|c| c.made_suppressed.get()).sum(),
             snat_ports,
             snat_share_max: services.snat.holder_max().min(snat_ports),
             workers_alive: alive as u64,

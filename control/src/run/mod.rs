@@ -8,6 +8,7 @@ mod edge;
 mod found;
 mod http;
 mod kernel_proxy;
+mod places;
 mod signals;
 mod socket;
 mod source;
@@ -40,7 +41,8 @@ use socket::{Answer, ControlSocket};
 use surplus::Surplus;
 use tables::Tables;
 
-pub use cleanup::{cleanup, state_dir, table_file};
+pub use cleanup::cleanup;
+pub use places::{state_dir, table_file};
 
 /// How often the manifests are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
