@@ -16,7 +16,7 @@ use nomagic_core::conntrack::Conntrack;
 use nomagic_core::counters::Counters;
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
-use nomagic_core::pipeline::{Context, WorkerState, process};
+use nomagic_core::pipeline::{Context, WorkerState, end_connection, process};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
@@ -64,24 +64,39 @@ impl Gateway {
     }
 }
 
-/// Two workers meet these packets at once; what became of them, how many connections there are, and how many announcements.
-fn meet(packets: [Spec; 2], check: impl Fn([Went; 2], u64, usize) + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
-    builder.max_branches = 100_000;
-    builder.max_duration = Some(Duration::from_secs(15));
-    let gateway = Arc::new(Gateway {
+fn gateway() -> Arc<Gateway> {
+    Arc::new(Gateway {
         filter: (0..64).map(|_| AtomicU32::new(0)).collect(),
         services: services(),
         routes: routes(1),
         counters: Counters::new(8),
-    });
-    builder.check(move || {
-        let capacity = 2;
-        let words: Arc<Vec<AtomicU64>> = Arc::new((0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0)).collect());
-        let filter = ReplyFilter::new(&gateway.filter, 7).unwrap();
-        filter.clear();
-        let table = Conntrack::format(&words, capacity, 99, [0, 0]).unwrap();
+    })
+}
+
+/// An empty table, and the gateway's filter, emptied.
+fn table(gateway: &Gateway) -> (Arc<Vec<AtomicU64>>, ReplyFilter<'_>) {
+    let capacity = 2;
+    let words: Arc<Vec<AtomicU64>> = Arc::new((0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0)).collect());
+    Conntrack::format(&words, capacity, 99, [0, 0]).unwrap();
+    let filter = ReplyFilter::new(&gateway.filter, 7).unwrap();
+    filter.clear();
+    (words, filter)
+}
+
+fn model() -> loom::model::Builder {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.max_branches = 100_000;
+    builder.max_duration = Some(Duration::from_secs(15));
+    builder
+}
+
+/// Two workers meet these packets at once; what became of them, how many connections there are, and how many announcements.
+fn meet(packets: [Spec; 2], check: impl Fn([Went; 2], u64, usize) + Sync + Send + 'static) {
+    let gateway = gateway();
+    model().check(move || {
+        let (words, filter) = table(&gateway);
+        let table = Conntrack::attach(&words).unwrap();
         let workers = [0, 1].map(|worker| {
             let (gateway, words) = (gateway.clone(), words.clone());
             let carry = move || gateway.carry(&words, worker, &packets[usize::from(worker)]);
@@ -121,4 +136,36 @@ fn two_clients_that_meet_at_a_source_port_are_both_carried() {
         assert_eq!((a.0, b.0, live), (ip("10.0.0.1"), ip("10.0.0.1"), 2));
         assert!(a.2 != b.2 || a.1 != b.1, "one backend, one source port: {a:?} {b:?}");
     });
+}
+
+/// One packet of a connection meets a thread that walks the table and ends it: the packet goes on, and what is left is a whole connection or none.
+#[test]
+fn a_connection_that_is_ended_from_outside_ends_once_and_whole() {
+    for (service, snat) in [("10.96.0.1:80", false), ("10.96.0.2:80", true)] {
+        let packet = spec("udp", "10.0.0.2:1000", service, 0);
+        let gateway = gateway();
+        model().check(move || {
+            let (words, filter) = table(&gateway);
+            gateway.carry(&words, 0, &packet).unwrap();
+            let (worker, others) = (gateway.clone(), words.clone());
+            let carry = move || worker.carry(&others, 0, &packet);
+            let worker = thread::Builder::new().stack_size(STACK).spawn(carry).unwrap();
+            let table = Conntrack::attach(&words).unwrap();
+            let mut ended = 0;
+            table.walk(0..table.slots_used(), |hit, _| ended += u64::from(end_connection(table, Some(filter), hit)));
+            let went = worker.join().unwrap().unwrap();
+            assert_eq!(went.0, if snat { ip("10.0.0.1") } else { packet.src.ip() });
+            // The first one, and perhaps the one that the packet has opened after that.
+            assert!((1..=2).contains(&ended), "{ended}");
+            let live = table.live();
+            assert!(live + ended <= 2 && live <= 1, "{live} live, {ended} ended");
+            assert_eq!((filter.len() as u64, table.source_ports()), if snat { (0, live) } else { (live, 0) });
+            if live == 1 {
+                // It is whole: found by both keys.
+                let hit = table.lookup(&packet.tuple(), table.hash(&packet.tuple())).unwrap();
+                let reply = table.flow(&hit).unwrap().reply();
+                assert!(table.lookup(&reply, table.hash(&reply)).is_some());
+            }
+        });
+    }
 }
