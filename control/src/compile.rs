@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use nomagic_core::hash::{WordHasher, WordSet};
-use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
+use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange, TcpReject};
 use nomagic_core::tuple::{HashSeed, Prefix};
 
 use crate::config::NodePortAddresses;
@@ -62,6 +62,8 @@ pub struct Settings {
     pub node_port_addresses: NodePortAddresses,
     /// Source NAT.
     pub snat: SnatRange,
+    /// How TCP connections are rejected.
+    pub tcp_reject: TcpReject,
     /// Seed of the hash.
     pub seed: HashSeed,
 }
@@ -187,6 +189,7 @@ impl Compiler {
         services.service_cidrs.clone_from(&settings.service_cidrs);
         services.pod_cidrs.clone_from(&settings.cluster_cidrs);
         services.snat = settings.snat.clone();
+        services.tcp_reject = settings.tcp_reject;
         services.node_ips = node_clients(settings);
         self.services = services;
         self.plans.clear();

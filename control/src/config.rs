@@ -25,7 +25,7 @@ pub use kubernetes::Kubernetes;
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
 pub use timeouts::TimeoutsConfig;
-pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Workers};
+pub use values::{Idle, NodePortAddresses, OnFailure, PortRange, Reject, Workers};
 
 /// Largest configuration file, bytes.
 const FILE_MAX: u64 = 1 << 20;
@@ -69,6 +69,9 @@ pub struct Config {
     pub conntrack: ConntrackConfig,
     /// The hash that chooses backends.
     pub hash: HashConfig,
+    /// How clients of a Service without endpoints, or of a port that it does not have, are told: `icmp` (default, as kube-proxy does), or
+    /// `tcpReset` for TCP.
+    pub reject: Reject,
     /// What the XDP program does with Services' packets when no worker has been alive for longer than `graceMs`.
     pub on_failure: OnFailure,
     /// Take the XDP program off the interfaces when the process ends in an orderly way.
@@ -185,6 +188,7 @@ impl Default for Config {
             packets: PacketsConfig::default(),
             conntrack: ConntrackConfig::default(),
             hash: HashConfig::default(),
+            reject: Reject::default(),
             on_failure: OnFailure::default(),
             detach_on_exit: false,
             state_dir: PathBuf::from("/run/nomagic"),

@@ -26,7 +26,7 @@ use names::Names;
 pub enum Verdict {
     /// Sent to a backend.
     Forward,
-    /// Answered with ICMP port unreachable.
+    /// Answered with ICMP port unreachable, or with a TCP reset.
     Reject,
     /// Silence.
     Drop,
@@ -208,7 +208,7 @@ impl<'e> Explainer<'e> {
         } else {
             answer.steps.push(words::unallocated(self.settings, tuple.dst_addr()));
         }
-        answer.steps.push(words::refusal(answer.verdict, reason));
+        answer.steps.push(words::refusal(answer.verdict, reason, tuple.proto, self.settings.tcp_reject));
         answer
     }
 

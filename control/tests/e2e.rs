@@ -115,21 +115,36 @@ fn node_ports_external_and_load_balancer_addresses() {
 
 #[test]
 fn a_service_without_endpoints_refuses_at_once() {
-    let g = Gateway::start("reject", "", &nginx(&[]));
-    for to in [V4, V6] {
-        let to: SocketAddr = to.parse().unwrap();
-        let (error, took) = g
-            .scene
-            .client
-            .run(move || {
-                let start = Instant::now();
-                (TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_err(), start.elapsed())
-            })
-            .unwrap();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{to}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+    for (tag, extra, by_icmp) in [("reject-i", "", true), ("reject-r", "reject: tcpReset", false)] {
+        let g = Gateway::start(tag, extra, &nginx(&[]));
+        for to in [V4, V6] {
+            let to: SocketAddr = to.parse().unwrap();
+            let (error, took) = g
+                .scene
+                .client
+                .run(move || {
+                    let start = Instant::now();
+                    (TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_err(), start.elapsed())
+                })
+                .unwrap();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{extra} {to}");
+            assert!(took < Duration::from_secs(1), "{extra} {took:?}");
+        }
+        assert_eq!(unreachables(&g), if by_icmp { [1, 1] } else { [0, 0] }, "{extra}");
+        assert!(g.reason("no_endpoints") >= 2 && g.number("/totals/made/packets") >= 2);
     }
-    assert!(g.reason("no_endpoints") >= 2 && g.number("/totals/made/packets") >= 2);
+}
+
+/// Messages "destination unreachable" that the client's kernel has received, of ICMP and ICMPv6.
+fn unreachables(g: &Gateway) -> [u64; 2] {
+    let text = |file: &str| g.scene.client.exec("cat", &[file]).unwrap();
+    let v4 = text("/proc/net/snmp");
+    let mut icmp = v4.lines().filter(|l| l.starts_with("Icmp:")).map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let (names, values) = (icmp.next().unwrap(), icmp.next().unwrap());
+    let place = names.iter().position(|n| *n == "InDestUnreachs").unwrap();
+    let v6 = text("/proc/net/snmp6");
+    let v6 = v6.lines().find(|l| l.starts_with("Icmp6InDestUnreachs")).unwrap().split_whitespace().nth(1).unwrap();
+    [values[place], v6].map(|n| n.parse().unwrap())
 }
 
 /// 50 connections stay with their pods, whichever of them disappears from the manifests; new ones go to the others.

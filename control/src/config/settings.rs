@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use nomagic_core::services::SnatRange;
+use nomagic_core::services::{SnatRange, TcpReject};
 use nomagic_core::tuple::HashSeed;
 
-use super::Config;
+use super::{Config, Reject};
 use crate::compile::{Node, Settings};
 use crate::index::Index;
 use crate::objects::{ZONE_LABEL, addr};
@@ -56,6 +56,10 @@ impl Config {
             masquerade_all: self.masquerade_all,
             localhost_node_ports: self.localhost_node_ports,
             node_port_addresses: self.node_port_addresses.clone(),
+            tcp_reject: match self.reject {
+                Reject::Icmp => TcpReject::PortUnreachable,
+                Reject::TcpReset => TcpReject::Reset,
+            },
             seed: HashSeed::new(self.hash.seed),
         }
     }

@@ -36,6 +36,7 @@ workers: {cpus: [2, 3], idle: spin}
 packets: {ringSize: 512, frameSize: 4096, headroom: 128, hugePages: true}
 conntrack: {capacity: 65536, file: /run/x/conntrack, hugePages: true}
 hash: {seed: 18446744073709551615}
+reject: tcpReset
 onFailure: drop
 detachOnExit: true
 stateDir: /tmp/state
@@ -52,6 +53,7 @@ bindAddressHardFail: true
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
     assert_eq!((c.conntrack.file.as_deref(), c.conntrack.huge_pages), (Some(Path::new("/run/x/conntrack")), true));
     assert_eq!(c.redirect_interfaces, ["cali*", "veth?"].map(|p| Pattern::parse(p).unwrap()));
+    assert_eq!(c.settings(&[]).tcp_reject, nomagic_core::services::TcpReject::Reset);
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(c.packets, PacketsConfig { ring_size: 512, frame_size: 4096, headroom: 128, huge_pages: true });
     let s = c.settings(&["9.9.9.9".parse().unwrap()]);
@@ -108,6 +110,7 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("node: {primaryIPs: [1.2.3.4, 1.2.3.5]}", "", "node.primaryIPs", &["at most one address a family"]),
         ("snat: {ports: '70000-80000'}", "1:15", "snat.ports", &["70000-80000", "1024 to 65535"]),
         ("snat: {ports: '62000-61000'}", "1:15", "snat.ports", &["62000-61000"]),
+        ("reject: rst", "1:9", "reject", &["rst", "icmp or tcpReset"]),
         ("onFailure: explode", "1:12", "onFailure", &["explode", "pass, drop or auto"]),
         ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "15 characters"]),
         ("interfaces: [eth0, eth0]", "", "interfaces", &["eth0 is listed twice"]),
@@ -212,6 +215,7 @@ fn the_example_names_every_field_with_its_default() {
         "sctpPickedUp",
         "hash",
         "seed",
+        "reject",
         "onFailure",
         "graceMs",
         "detachOnExit",
@@ -232,7 +236,7 @@ fn the_example_names_every_field_with_its_default() {
             c.packets,
             ConntrackConfig { file: None, ..c.conntrack.clone() },
             c.hash.clone(),
-            c.on_failure,
+            (c.reject, c.on_failure),
             c.grace_ms,
             c.detach_on_exit,
             c.state_dir.clone(),

@@ -40,6 +40,16 @@ pub enum OnFailure {
     Auto,
 }
 
+/// How clients are told that they are rejected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Reject {
+    /// By ICMP port unreachable.
+    #[default]
+    Icmp,
+    /// Of TCP by a reset, else by ICMP port unreachable.
+    TcpReset,
+}
+
 /// What a worker does when there is nothing to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Idle {
@@ -281,6 +291,17 @@ impl<'de> Deserialize<'de> for OnFailure {
             _ => None,
         };
         d.deserialize_str(Text { expected: "pass, drop or auto", parse })
+    }
+}
+
+impl<'de> Deserialize<'de> for Reject {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Reject, D::Error> {
+        let parse = |text: &str| match text {
+            "icmp" => Some(Reject::Icmp),
+            "tcpReset" => Some(Reject::TcpReset),
+            _ => None,
+        };
+        d.deserialize_str(Text { expected: "icmp or tcpReset", parse })
     }
 }
 

@@ -221,6 +221,18 @@ fn without_an_address_for_snat_the_packet_is_dropped_by_name() {
 }
 
 #[test]
+fn a_reject_says_how_the_client_is_told() {
+    let flows = ["tcp 10.9.9.9:1 -> 172.30.0.3:80", "udp 10.9.9.9:1 -> 172.30.0.3:80"];
+    for (extra, words) in [("", ["ICMP", "ICMP"]), ("\nreject: tcpReset\n", ["a TCP reset (reject: tcpReset)", "ICMP"])] {
+        let (_dir, config) = files(&format!("{CONFIG}{extra}"), OBJECTS);
+        for (flow, words) in flows.iter().zip(words) {
+            let (_, out, _) = ask(&config, Format::Text, &[flow], b"");
+            assert!(out.contains("connection refused") && out.contains(words), "{extra} {out}");
+        }
+    }
+}
+
+#[test]
 fn a_node_without_addresses_is_mentioned() {
     let (_dir, config) = files("manifests: m.yaml", OBJECTS);
     let (code, _, err) = ask(&config, Format::Json, &["tcp 203.0.113.9:1 -> 172.30.0.1:80"], b"");

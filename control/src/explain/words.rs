@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{AddressKind, Backend, ClientClass, Pool, SnatCause};
+use nomagic_core::services::{AddressKind, Backend, ClientClass, Pool, SnatCause, TcpReject};
 use nomagic_core::tuple::{Prefix, Proto, Tuple};
 
 use super::{Match, Verdict};
@@ -212,8 +212,11 @@ pub(super) fn reply(t: &Tuple, backend: &Backend, snat: Option<IpAddr>) -> Strin
     )
 }
 
-pub(super) fn refusal(verdict: Verdict, reason: Reason) -> String {
+pub(super) fn refusal(verdict: Verdict, reason: Reason, proto: Proto, tcp_reject: TcpReject) -> String {
     match verdict {
+        Verdict::Reject if (proto, tcp_reject) == (Proto::Tcp, TcpReject::Reset) => {
+            format!("The client is told at once, by a TCP reset (reject: tcpReset): connection refused ({}).", reason.text())
+        }
         Verdict::Reject => format!("The client is told at once, by ICMP \"port unreachable\": connection refused ({}).", reason.text()),
         _ => format!("The packet is dropped without a word ({}).", reason.text()),
     }

@@ -1,11 +1,11 @@
-//! Frames that are made here: ICMP errors to the sender of a packet that cannot go on.
+//! Frames that are made here: ICMP errors and resets to the sender of a packet that cannot go on.
 //!
 //! Built off the hit path with etherparse. Sources: RFC 792, RFC 4443 (ICMPv6), RFC 1122 3.2.2 (when not to send), RFC 1812 4.3.2.3 and
-//! RFC 4443 2.4 (how much to quote).
+//! RFC 4443 2.4 (how much to quote), RFC 9293 3.10.7.1 (resets).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header};
+use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
 use etherparse::{icmpv4, icmpv6};
 
 use crate::frame::Frame;
@@ -40,15 +40,49 @@ pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spa
     }
     let packet_end = received.len().min(l3 + packet.ip_len());
     let quoted = &received[l3..packet_end];
-    let start = crate::frame::HEADROOM_MIN.min(spare.capacity());
-    let room = spare.capacity() - start;
     let mut message = [0u8; V6_LEN_MAX];
     let len = match (from, packet.tuple.src_addr()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => v4(error, from, to, quoted, &mut message),
         (IpAddr::V6(from), IpAddr::V6(to)) => v6(error, from, to, quoted, &mut message),
         _ => return false,
     };
-    if l3 + len > room || !spare.set_range(start, l3 + len) {
+    send_back(frame, l3, &message[..len], spare)
+}
+
+/// Builds the reset that a host without such a port would answer a TCP segment with. Otherwise as [`build`]; a reset is never answered.
+pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) -> bool {
+    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+    let received = frame.head();
+    // Nor is a link-layer broadcast or multicast. The packet was read before: its header is here.
+    let Some((segment, _)) = received.get(l4..).and_then(|l4| TcpHeader::from_slice(l4).ok()) else { return false };
+    if received[0] & 1 != 0 || segment.rst {
+        return false;
+    }
+    let mut reset = TcpHeader::new(segment.destination_port, segment.source_port, 0, 0);
+    reset.rst = true;
+    if segment.ack {
+        reset.sequence_number = segment.acknowledgment_number;
+    } else {
+        reset.ack = true;
+        let payload = usize::from(packet.l4_len).saturating_sub(segment.header_len());
+        let length = payload as u32 + u32::from(segment.syn) + u32::from(segment.fin);
+        reset.acknowledgment_number = segment.sequence_number.wrapping_add(length);
+    }
+    let mut message = [0u8; 40 + TcpHeader::MIN_LEN];
+    let len = match (packet.tuple.dst_addr(), packet.tuple.src_addr()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => reset_v4(reset, from, to, &mut message),
+        (IpAddr::V6(from), IpAddr::V6(to)) => reset_v6(reset, from, to, &mut message),
+        _ => return false,
+    };
+    len > 0 && send_back(frame, l3, &message[..len], spare)
+}
+
+/// A frame with this IP packet back to where another one came from. False when it does not fit.
+fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>) -> bool {
+    let received = frame.head();
+    let start = crate::frame::HEADROOM_MIN.min(spare.capacity());
+    let len = l3 + packet.len();
+    if len > spare.capacity() - start || !spare.set_range(start, len) {
         return false;
     }
     let out = spare.head_mut();
@@ -56,7 +90,7 @@ pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spa
     out[..l3].copy_from_slice(&received[..l3]);
     out[0..6].copy_from_slice(&received[6..12]);
     out[6..12].copy_from_slice(&received[0..6]);
-    out[l3..].copy_from_slice(&message[..len]);
+    out[l3..].copy_from_slice(packet);
     spare.port = frame.port;
     true
 }
@@ -77,10 +111,7 @@ fn v4(error: Error, from: Ipv4Addr, to: Ipv4Addr, quoted: &[u8], out: &mut [u8])
     };
     let quoted = &quoted[..quoted.len().min(V4_LEN_MAX - 28)];
     let icmp = Icmpv4Header::with_checksum(kind, quoted).to_bytes();
-    let payload_len = (icmp.len() + quoted.len()) as u16;
-    let Ok(mut ip) = Ipv4Header::new(payload_len, TTL, IpNumber::ICMP, from.octets(), to.octets()) else { return 0 };
-    ip.header_checksum = ip.calc_header_checksum();
-    join(out, &[&ip.to_bytes(), &icmp, quoted])
+    join(out, &[&header_v4(icmp.len() + quoted.len(), IpNumber::ICMP, from, to), &icmp, quoted])
 }
 
 fn v6(error: Error, from: Ipv6Addr, to: Ipv6Addr, quoted: &[u8], out: &mut [u8]) -> usize {
@@ -92,16 +123,49 @@ fn v6(error: Error, from: Ipv6Addr, to: Ipv6Addr, quoted: &[u8], out: &mut [u8])
     let quoted = &quoted[..quoted.len().min(V6_LEN_MAX - 48)];
     let Ok(icmp) = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), quoted) else { return 0 };
     let icmp = icmp.to_bytes();
-    let ip = Ipv6Header {
+    join(out, &[&header_v6(icmp.len() + quoted.len(), IpNumber::IPV6_ICMP, from, to), &icmp, quoted])
+}
+
+fn reset_v4(mut reset: TcpHeader, from: Ipv4Addr, to: Ipv4Addr, out: &mut [u8]) -> usize {
+    let Ok(checksum) = reset.calc_checksum_ipv4_raw(from.octets(), to.octets(), &[]) else { return 0 };
+    reset.checksum = checksum;
+    join(out, &[&header_v4(TcpHeader::MIN_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
+}
+
+fn reset_v6(mut reset: TcpHeader, from: Ipv6Addr, to: Ipv6Addr, out: &mut [u8]) -> usize {
+    let Ok(checksum) = reset.calc_checksum_ipv6_raw(from.octets(), to.octets(), &[]) else { return 0 };
+    reset.checksum = checksum;
+    join(out, &[&header_v6(TcpHeader::MIN_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
+}
+
+/// Before this many bytes, which are far from the largest packet.
+fn header_v4(payload_len: usize, protocol: IpNumber, source: Ipv4Addr, destination: Ipv4Addr) -> [u8; Ipv4Header::MIN_LEN] {
+    let mut ip = Ipv4Header {
+        total_len: (Ipv4Header::MIN_LEN + payload_len) as u16,
+        dont_fragment: true,
+        time_to_live: TTL,
+        protocol,
+        source: source.octets(),
+        destination: destination.octets(),
+        ..Ipv4Header::default()
+    };
+    ip.header_checksum = ip.calc_header_checksum();
+    let mut bytes = [0; Ipv4Header::MIN_LEN];
+    join(&mut bytes, &[&ip.to_bytes()]);
+    bytes
+}
+
+fn header_v6(payload_len: usize, next_header: IpNumber, source: Ipv6Addr, destination: Ipv6Addr) -> [u8; Ipv6Header::LEN] {
+    Ipv6Header {
         traffic_class: 0,
         flow_label: Ipv6FlowLabel::ZERO,
-        payload_length: (icmp.len() + quoted.len()) as u16,
-        next_header: IpNumber::IPV6_ICMP,
+        payload_length: payload_len as u16,
+        next_header,
         hop_limit: TTL,
-        source: from.octets(),
-        destination: to.octets(),
-    };
-    join(out, &[&ip.to_bytes(), &icmp, quoted])
+        source: source.octets(),
+        destination: destination.octets(),
+    }
+    .to_bytes()
 }
 
 fn join(out: &mut [u8], parts: &[&[u8]]) -> usize {

@@ -25,8 +25,8 @@ use crate::plain::Plain;
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
-use crate::services::{Decision, Services};
-use crate::tuple::{Tuple, addr_words};
+use crate::services::{Decision, Services, TcpReject};
+use crate::tuple::{Proto, Tuple, addr_words};
 
 pub use ending::{end_connection, sweep};
 
@@ -329,14 +329,18 @@ fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason:
     let dst = packet.tuple.dst_addr();
     let own = ctx.services.snat.addr(packet.tuple.v6).unwrap_or(dst);
     let (error, from) = match reason {
-        Reason::TtlExceeded => (answer::Error::TimeExceeded, own),
-        Reason::TooBig => (answer::Error::TooBig(mtu), own),
-        _ => (answer::Error::PortUnreachable, dst),
+        Reason::TtlExceeded => (Some(answer::Error::TimeExceeded), own),
+        Reason::TooBig => (Some(answer::Error::TooBig(mtu)), own),
+        _ if resets(ctx.services, packet) => (None, dst),
+        _ => (Some(answer::Error::PortUnreachable), dst),
     };
     let sent = ctx.worker.limiter.take(ctx.now_ms)
         && !out.made.is_full()
         && out.spare.pop().is_some_and(|mut spare| {
-            let built = answer::build(error, frame, packet, from, &mut spare);
+            let built = match error {
+                Some(error) => answer::build(error, frame, packet, from, &mut spare),
+                None => answer::build_reset(frame, packet, &mut spare),
+            };
             if built {
                 towards_sender(ctx, frame, &mut spare);
                 ctx.counters.made.count(spare.head_len());
@@ -350,6 +354,12 @@ fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason:
         ctx.counters.made_suppressed.add(1);
     }
     Verdict::Drop(reason)
+}
+
+/// Whether the packet's sender is told by a reset that it is rejected. Not one that sends fragments: of those a reset cannot say how
+/// much was received.
+fn resets(services: &Services, packet: &Packet) -> bool {
+    services.tcp_reject == TcpReject::Reset && packet.tuple.proto == Proto::Tcp && packet.fragment_id.is_none()
 }
 
 /// A frame that was made for a sender behind the kernel goes to the kernel's end of the internal port, which knows the way.

@@ -62,10 +62,20 @@ pub enum Action {
         /// Whether the source is replaced.
         snat: bool,
     },
-    /// Answered with ICMP port unreachable.
+    /// Answered with ICMP port unreachable, or with a reset: see [`TcpReject`].
     Reject(Reason),
     /// Silence.
     Drop(Reason),
+}
+
+/// How a TCP connection is rejected. Other protocols are always told by ICMP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TcpReject {
+    /// By ICMP port unreachable, as kube-proxy does.
+    #[default]
+    PortUnreachable,
+    /// By a reset, as a host without such a port does.
+    Reset,
 }
 
 /// One address, port and protocol that clients connect to.
@@ -220,6 +230,8 @@ pub struct Services {
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
     frontends: SharedMap<FrontendKey, Frontend>,
+    /// How TCP connections are rejected.
+    pub tcp_reject: TcpReject,
 }
 
 /// Source addresses and ports for connections whose client address is replaced.
@@ -286,7 +298,7 @@ pub enum Decision<'s> {
         /// Whether the source is replaced, and if so for which of the two causes.
         snat: Option<SnatCause>,
     },
-    /// Answered with ICMP port unreachable.
+    /// Answered with ICMP port unreachable, or with a reset: see [`TcpReject`].
     Reject(Option<&'s Frontend>, Reason),
     /// Silence.
     Drop(Option<&'s Frontend>, Reason),
@@ -338,6 +350,7 @@ impl Services {
             node_ips: WordSet::default(),
             snat: SnatRange::default(),
             frontends: SharedMap::default(),
+            tcp_reject: TcpReject::default(),
         }
     }
 
