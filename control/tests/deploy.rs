@@ -291,10 +291,22 @@ fn the_role_is_what_is_asked_for() {
 
 /// The README's list, and no more.
 #[test]
-fn the_pod_has_five_capabilities() {
+fn five_capabilities_are_all() {
     let context = container(&applied("base")).security_context.unwrap();
     assert_eq!((context.privileged, context.allow_privilege_escalation), (Some(false), Some(false)));
     let capabilities = context.capabilities.unwrap();
     assert_eq!(capabilities.drop.unwrap(), ["ALL"]);
-    assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN", "NET_RAW", "BPF", "PERFMON", "IPC_LOCK"]);
+    let added = capabilities.add.unwrap();
+    assert_eq!(added, ["NET_ADMIN", "NET_RAW", "BPF", "PERFMON", "IPC_LOCK"]);
+
+    // The systemd unit has the same, and what must outlive the service is where its configuration has it.
+    let unit = std::fs::read_to_string(dir("systemd/nomagic.service")).unwrap();
+    let line = |name: &str| {
+        let value = unit.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("no {name}")).to_owned()
+    };
+    let bounds: Vec<String> = line("CapabilityBoundingSet").split(' ').map(|c| c.strip_prefix("CAP_").unwrap().into()).collect();
+    assert_eq!(bounds, added);
+    assert_eq!([line("RuntimeDirectory"), line("RuntimeDirectoryPreserve")], ["nomagic", "yes"]);
+    assert_eq!(Config::default().state_dir, Path::new("/run/nomagic"));
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use nomagic_fake_apiserver::FakeApiServer;
 
-/// Serves Services, EndpointSlices, Nodes and ServiceCIDRs as a Kubernetes API server does: GET (list, watch), POST, PUT, DELETE with JSON.
+/// Serves Services, EndpointSlices, Nodes, ServiceCIDRs and Events as a Kubernetes API server does: GET (list, watch), POST, PUT, DELETE with JSON.
 #[derive(Parser)]
 struct Args {
     /// Where to listen, without TLS.

@@ -1,7 +1,8 @@
 //! Events: what kube-proxy tells a cluster's people about itself, in its words, as objects of events.k8s.io/v1.
 //!
 //! Four of them (kube-proxy v1.36, `cmd/kube-proxy/app/server.go` and `pkg/proxy/healthcheck/service_health.go`): it has started, a
-//! Service's `healthCheckNodePort` cannot be answered, nor `/healthz`, nor `/metrics`. The reporting controller is nomagic.
+//! Service's `healthCheckNodePort` cannot be answered, nor `/healthz`, nor `/metrics` (kube-proxy tells of the last two only with
+//! `bindAddressHardFail`; here each is told of). The reporting controller is nomagic.
 //!
 //! They are a courtesy, so everything about them is bounded: whoever records one never waits, the queue is short, a repeated one is
 //! dropped, there is a rate, and a few attempts. What becomes of each is counted ([`Counts`]).
