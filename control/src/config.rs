@@ -65,6 +65,8 @@ pub struct Config {
     pub workers: Workers,
     /// The memory that packets are received into.
     pub packets: PacketsConfig,
+    /// Connections that this node itself opens to Services.
+    pub local_traffic: LocalTrafficConfig,
     /// The connection table.
     pub conntrack: ConntrackConfig,
     /// The hash that chooses backends.
@@ -138,6 +140,23 @@ impl Default for SnatConfig {
     }
 }
 
+/// Connections that this node itself opens to Services.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct LocalTrafficConfig {
+    /// To addresses that only Services have: routes and a rule lead them to the internal port. Default: true.
+    pub services: bool,
+    /// To node ports and other Services' ports on addresses of the node itself: the rule for the kernel's `local` table is moved from preference 0
+    /// to 71, and rules for these ports stand before it. Default: false, with a kube-proxy's file true.
+    pub own_addresses: bool,
+}
+
+impl Default for LocalTrafficConfig {
+    fn default() -> LocalTrafficConfig {
+        LocalTrafficConfig { services: true, own_addresses: false }
+    }
+}
+
 /// The connection table.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -186,6 +205,7 @@ impl Default for Config {
             snat: SnatConfig::default(),
             workers: Workers::default(),
             packets: PacketsConfig::default(),
+            local_traffic: LocalTrafficConfig::default(),
             conntrack: ConntrackConfig::default(),
             hash: HashConfig::default(),
             reject: Reject::default(),

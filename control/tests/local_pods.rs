@@ -1,58 +1,21 @@
 //! Pods on the gateway node itself, behind interfaces that come and go: clients, backends, both. Needs root.
 
 mod common;
+#[path = "common/local_pod.rs"]
+mod local_pod;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::peers::{PodOptions, PodThread, download, start_pod, upload};
-use nomagic_bench::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene, cable};
+use local_pod::LocalPod;
+use nomagic_bench::peers::{PodOptions, download, start_pod, upload};
+use nomagic_bench::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
 
 const LONG: Duration = Duration::from_secs(20);
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";
 const UDP: &str = "10.109.35.24:53";
-
-/// A pod on the gateway node: a veth, the host's end of which is routed to.
-struct LocalPod {
-    ns: Netns,
-    v4: String,
-    v6: String,
-    host_side: String,
-    _server: PodThread,
-}
-
-impl LocalPod {
-    /// `number`: 1 to 250. The host's end is called `cali<number>`, as `prefix` says.
-    fn new(scene: &Scene, prefix: &str, number: u8) -> LocalPod {
-        let ns = Netns::new(&format!("lp{number}")).unwrap();
-        let host_side = format!("{prefix}{number}");
-        let (v4, v6) = (format!("172.31.0.{number}"), format!("fd00:31::{number}"));
-        LocalPod::cable(scene, &ns, &host_side, &v4, &v6);
-        let server = start_pod(&ns, PodOptions::new(&format!("local-{number}"))).unwrap();
-        LocalPod { ns, v4, v6, host_side, _server: server }
-    }
-
-    fn cable(scene: &Scene, ns: &Netns, host_side: &str, v4: &str, v6: &str) {
-        cable(ns, "eth0", &scene.gw, host_side, 1).unwrap();
-        let pod = |words: String| ns.ip(&words).unwrap();
-        pod(format!("addr add {v4}/32 dev eth0"));
-        pod(format!("addr add {v6}/128 dev eth0 nodad"));
-        pod("route add 169.254.1.1 dev eth0 scope link".into());
-        pod("route add default via 169.254.1.1 dev eth0".into());
-        pod("-6 route add fd00:31::ffff dev eth0".into());
-        pod("-6 route add default via fd00:31::ffff dev eth0".into());
-        let host = |words: String| scene.gw.ip(&words).unwrap();
-        host(format!("route add {v4} dev {host_side}"));
-        host(format!("-6 route add {v6} dev {host_side}"));
-        // The host answers for the pods' gateway.
-        let mac: Vec<String> = scene.gw.link_mac(host_side).unwrap().iter().map(|b| format!("{b:02x}")).collect();
-        for gateway in ["169.254.1.1", "fd00:31::ffff"] {
-            pod(format!("neigh replace {gateway} lladdr {} dev eth0 nud permanent", mac.join(":")));
-        }
-    }
-}
 
 /// The scene's Service on these endpoints: `(IPv4, IPv6)`.
 fn service(endpoints: &[(&str, &str)]) -> String {

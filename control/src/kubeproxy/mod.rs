@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use nomagic_core::tuple::Prefix;
 
 use crate::config::error::ConfigError;
-use crate::config::{Config, Kubernetes, NodePortAddresses, read_text};
+use crate::config::{Config, Kubernetes, LocalTrafficConfig, NodePortAddresses, read_text};
 use crate::objects::addr;
 
 /// What a kube-proxy's configuration file asks of nomagic.
@@ -120,6 +120,8 @@ impl DropIn {
         config.sync_period_ms = u32::try_from(self.sync_period_ms).unwrap_or(u32::MAX);
         config.cluster_cidrs.clone_from(&self.cluster_cidrs);
         config.masquerade_all = self.masquerade_all;
+        // As a kube-proxy, which is there for the node's own connections, too.
+        config.local_traffic = LocalTrafficConfig { services: true, own_addresses: true };
         config.localhost_node_ports = self.localhost_node_ports;
         config.node_port_addresses = self.node_port_addresses.clone();
         let timeouts = &mut config.conntrack.timeouts;

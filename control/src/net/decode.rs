@@ -209,7 +209,15 @@ fn leg(link: u32, attributes: &[RouteAttribute], weight: u16, dead: bool) -> Ker
     leg
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+/// An address as routes bear it.
+pub(super) fn route_address(addr: IpAddr) -> RouteAddress {
+    match addr {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }
+}
+
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(a) => Some((*a).into()),
         RouteAddress::Inet6(a) => Some((*a).into()),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nomagic_core::tuple::Prefix;
 
-use super::decode::{Action, KernelLeg, Link, OwnScope, Table};
+use super::decode::{Action, KernelLeg, Link, OwnScope, RouteKey, Table};
 use super::state::NetState;
 
 impl NetState {
@@ -17,6 +17,19 @@ impl NetState {
         let indices: BTreeSet<u32> = holders.chain(self.links_to(pods)).collect();
         let serves = |link: &&Link| link.admin_up && link.mac != [0; 6] && link.name != "lo" && !without.contains(&link.name.as_str());
         indices.iter().filter_map(|index| self.links.get(index)).filter(serves).map(|link| link.name.clone()).collect()
+    }
+
+    /// The parts of a range that the main table has unicast routes for, other than into this interface.
+    pub fn unicast_parts<'s>(&'s self, range: &Prefix, internal: u32) -> impl Iterator<Item = Prefix> + use<'s> {
+        let from = RouteKey { table: Table::Main, prefix: *range, metric: 0 };
+        let inside = {
+            let range = *range;
+            move |key: &RouteKey| key.table == Table::Main && range.contains(key.prefix.addr())
+        };
+        let elsewhere = move |actions: &[Action]| {
+            actions.iter().any(|a| matches!(a, Action::Unicast(legs) if legs.iter().any(|leg| leg.link != internal)))
+        };
+        self.routes.range(from..).take_while(move |(key, _)| inside(key)).filter(move |(_, a)| elsewhere(a)).map(|(key, _)| key.prefix)
     }
 
     /// The interfaces of all routes into these ranges, whatever their metric, and of the route that each range as a whole takes.

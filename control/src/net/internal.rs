@@ -11,7 +11,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 
 use super::NetError;
 use super::decode::{self, Link};
@@ -88,17 +88,10 @@ pub fn route(kernel: &Side, addr: IpAddr, own: Option<IpAddr>) -> Result<(), Net
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = if addr.is_ipv6() { RouteScope::Universe } else { RouteScope::Link };
     message.header.kind = RouteType::Unicast;
-    message.attributes = vec![RouteAttribute::Destination(route_address(addr)), RouteAttribute::Oif(kernel.ifindex)];
-    message.attributes.extend(own.map(|own| RouteAttribute::PrefSource(route_address(own))));
+    message.attributes = vec![RouteAttribute::Destination(decode::route_address(addr)), RouteAttribute::Oif(kernel.ifindex)];
+    message.attributes.extend(own.map(|own| RouteAttribute::PrefSource(decode::route_address(own))));
     let what = || format!("route {addr} to interface {}", kernel.name);
     Requests::open()?.request(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-}
-
-fn route_address(addr: IpAddr) -> RouteAddress {
-    match addr {
-        IpAddr::V4(a) => RouteAddress::Inet(a),
-        IpAddr::V6(a) => RouteAddress::Inet6(a),
-    }
 }
 
 /// Removes the pair. Nothing there is no error.

@@ -174,6 +174,16 @@ impl Mirror {
         super::node::usable(&self.state)
     }
 
+    /// All addresses of this node, those for one link or host only included.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.state.addresses.iter().map(|a| a.addr)
+    }
+
+    /// See [`NetState::unicast_parts`].
+    pub fn unicast_parts<'s>(&'s self, range: &Prefix, internal: u32) -> impl Iterator<Item = Prefix> + use<'s> {
+        self.state.unicast_parts(range, internal)
+    }
+
     /// The interfaces on which this node serves Services by default, see [`NetState::serving_interfaces`].
     pub fn serving_interfaces(&self, own: &[IpAddr], pods: &[Prefix], without: &[&str]) -> Vec<String> {
         self.state.serving_interfaces(own, pods, without)

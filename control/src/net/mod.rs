@@ -2,7 +2,7 @@
 //!
 //! [`Mirror`] reads everything once, follows the kernel's notifications and builds `nomagic_core::routes::Routes`;
 //! [`Mirror::ask`] makes the kernel resolve a neighbour. [`internal`] makes the veth pair by which frames go back to the kernel,
-//! [`node`] knows the node's own addresses and whether a SNAT port range is free to use.
+//! [`local`] leads the node's own connections into it, [`node`] knows the node's own addresses and whether a SNAT port range is free to use.
 //!
 //! All of it works in the network namespace of the calling thread.
 
@@ -10,6 +10,7 @@ mod ask;
 mod decode;
 mod interfaces;
 pub mod internal;
+pub mod local;
 mod mirror;
 pub mod node;
 mod socket;
@@ -66,6 +67,11 @@ pub enum NetError {
         /// The dataplane's end of the pair.
         edge: String,
     },
+    /// Somebody else's routes are in a table of ours.
+    #[error(
+        "routing table {0} has routes that are not nomagic's (not `proto 78`): it needs this table for itself, `ip route show table {0}`"
+    )]
+    TableTaken(u32),
     /// A name that no interface can have.
     #[error("`{0}` cannot be an interface's name: 1 to 15 bytes, no `/`, no blanks, not `.` or `..`")]
     InterfaceName(String),

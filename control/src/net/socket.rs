@@ -52,6 +52,15 @@ impl Requests {
         Ok(Requests { socket, sequence: 0, buf: Vec::with_capacity(DATAGRAM_MAX) })
     }
 
+    /// The same, for dumps of a part of a table. Kernels that cannot choose (before 4.20) answer with all of it.
+    pub(super) fn open_strict() -> Result<Requests, NetError> {
+        let requests = Requests::open()?;
+        if let Err(e) = requests.socket.set_netlink_get_strict_chk(true) {
+            tracing::debug!("dumps of single tables are not offered: {e}");
+        }
+        Ok(requests)
+    }
+
     /// Sends a request and waits for the kernel's acknowledgement. `what` completes the error "refused to ...".
     pub(super) fn request(&mut self, what: impl FnOnce() -> String, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetError> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;

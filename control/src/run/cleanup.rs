@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 
 use super::socket;
 use crate::net::internal;
+use crate::net::local::{Changes, LocalRoutes};
 
-/// Detaches the XDP programs, removes pins, mount, internal port, socket and the connection table's file. Returns what was removed, in words.
+/// Detaches the XDP programs, removes pins, mount, internal port, routes, rules, socket and the connection table's file. Returns what was removed, in words.
 ///
 /// # Errors
 /// When a nomagic runs with this state directory, or the kernel refuses.
@@ -18,6 +19,9 @@ pub fn cleanup(state_dir: &Path, table_file: &Path) -> Result<Vec<&'static str>>
     let mut removed = Vec::new();
     if nomagic_xsk::cleanup(state_dir)? {
         removed.push("XDP programs and maps");
+    }
+    if LocalRoutes::open()?.clear()? != Changes::default() {
+        removed.push("routes and rules for the node's own connections");
     }
     let names = internal::Names::default();
     if nomagic_xsk::Link::query(&names.kernel).is_ok() {

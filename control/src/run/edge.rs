@@ -20,7 +20,11 @@ pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     let grace = Duration::from_millis(u64::from(config.grace_ms));
     let defaults = EdgeConfig::new(config.state_dir.clone(), config.interfaces.clone());
     EdgeConfig {
-        internal: Some(InternalPair { kernel_side: names.kernel.clone(), edge_side: names.edge.clone() }),
+        internal: Some(InternalPair {
+            kernel_side: names.kernel.clone(),
+            edge_side: names.edge.clone(),
+            addresses: [false, true].map(|v6| config.snat.internal_addresses.iter().copied().find(|a| a.is_ipv6() == v6)),
+        }),
         conntrack_capacity: config.conntrack.capacity,
         conntrack_file: config.conntrack.file.clone(),
         conntrack_huge_pages: config.conntrack.huge_pages,

@@ -8,6 +8,7 @@ mod edge;
 mod found;
 mod http;
 mod kernel_proxy;
+mod local;
 mod places;
 mod signals;
 mod socket;
@@ -33,9 +34,11 @@ use tokio::sync::mpsc;
 use self::http::Http;
 use crate::config::Config;
 use crate::config_args::{ConfigArgs, Loaded, parse_interface, parse_node_name};
+use crate::net::local::LocalRoutes;
 use crate::net::{Asked, Limits, Mirror, internal, node};
 use crate::reconcile::Reconciler;
 use edge::{edge_config, forward_wanted};
+use local::LocalTraffic;
 use signals::Signals;
 use socket::{Answer, ControlSocket};
 use surplus::Surplus;
@@ -131,6 +134,7 @@ struct Gateway {
     /// The kernel's end of the internal pair.
     kernel_side: String,
     mirror: Mirror,
+    local: LocalTraffic,
     routes_generation: u64,
     /// How the ports spread what they receive over the workers, as the routes in force know it.
     rss: Vec<Option<Arc<Rss>>>,
@@ -159,6 +163,12 @@ impl Gateway {
         let mtu = links.iter().map(|l| l.mtu).max().unwrap_or(1500);
         let names = internal::Names::default();
         let pair = internal::ensure(&names, mtu)?;
+        if let Err(e) = nomagic_xsk::prepare_kernel_side(&pair.kernel.name) {
+            tracing::warn!(
+                "interface {}: checksums and GRO could not be set, so onFailure: pass drops the node's own connections: {e}",
+                pair.kernel.name
+            );
+        }
         let mut mirror = Mirror::start(Limits::default())?;
 
         let present = mirror.local_addresses();
@@ -166,6 +176,7 @@ impl Gateway {
         http.follow_node(&tables);
         if !wait::for_objects(&mut tables, &mut requests, signals, started).await? {
             if config.detach_on_exit {
+                LocalRoutes::open()?.clear()?;
                 internal::remove(&names)?;
             }
             return Ok(None);
@@ -199,6 +210,7 @@ impl Gateway {
             workers_following: config.workers.count,
             routes_generation: 1,
             rss: ports.iter().map(|_| None).collect(),
+            local: LocalTraffic::open(config.local_traffic, &names.kernel)?,
             config,
             ports,
             internal,
@@ -223,7 +235,9 @@ impl Gateway {
         self.follow_workers()?;
         // What the workers know is now taken. Only ever after they know it.
         self.edge.filter().add(self.tables.opened())?;
-        self.tables.in_force();
+        if self.tables.in_force() {
+            self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
+        }
         self.http.in_force(&self.tables);
         Ok(())
     }
@@ -276,6 +290,7 @@ impl Gateway {
         let unused = self.surplus.found(&self.tables);
         if !unused.is_empty() {
             self.edge.filter().remove(&unused)?;
+            self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
         }
         self.follow_interfaces();
         self.reload(false);
@@ -292,6 +307,7 @@ impl Gateway {
             self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect();
         self.edge.redirect(&wanted);
         self.publish_routes();
+        self.local.follow_kernel(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
     }
 
     fn publish_routes(&mut self) {
@@ -344,6 +360,7 @@ impl Gateway {
             self.ask(wanted);
         }
         self.surplus.look(&mut self.tables, self.edge.filter().rules(), self.edge.table());
+        self.local.check();
         if self.http.behind() {
             // What failed is tried again; why was said when it did.
             let _ = self.put_in_force();
@@ -362,7 +379,8 @@ impl Gateway {
 
     fn status(&self) -> Result<serde_json::Value> {
         let services = self.tables.services();
-        let problems = [self.tables.problems(), self.http.problems()].concat();
+        let local = self.local.problems();
+        let problems = [self.tables.problems(), self.http.problems(), &local].concat();
         let control = status::Control {
             services: &services,
             reconciled: &self.reconciler.done(),
@@ -377,6 +395,9 @@ impl Gateway {
     fn stop(self) -> Result<()> {
         let detach = self.config.detach_on_exit;
         drop((self.reconciler, self.surplus));
+        if detach {
+            LocalRoutes::open()?.clear()?;
+        }
         self.edge.stop(detach)?;
         if detach {
             internal::remove(&internal::Names::default())?;

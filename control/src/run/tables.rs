@@ -183,9 +183,9 @@ impl Tables {
         &self.opened
     }
 
-    /// The XDP filter takes what it must.
-    pub fn in_force(&mut self) {
-        self.opened = FilterRules::default();
+    /// The XDP filter takes what it must. True when that was something new.
+    pub fn in_force(&mut self) -> bool {
+        !std::mem::take(&mut self.opened).is_empty()
     }
 
     /// How many tables have opened something in the filter.
@@ -277,7 +277,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut t = tables(dir.path());
         let known = t.opened().clone();
-        t.in_force();
+        assert!(t.in_force() && !t.in_force());
         assert!(known.services.contains(&("203.0.113.7".parse().unwrap(), 80, Proto::Tcp)));
         std::fs::write(dir.path().join("m.yaml"), manifest(8081)).unwrap();
         t.reload(false);

@@ -241,9 +241,22 @@ fn what_is_not_ours_goes_back_to_the_kernel_whole() {
     assert_eq!(done.verdict, Verdict::Kernel(Reason::NotOurs));
     let seen = read(&done.bytes).unwrap();
     assert_eq!((seen.tuple, seen.dst_mac, seen.src_mac, seen.ttl), (request.tuple(), KERNEL_MAC, CLIENT_MAC, 64));
-    let mut circling = request.frame();
-    circling[..6].copy_from_slice(&KERNEL_MAC);
-    assert_eq!(w.run(INTERNAL, &circling).verdict, Verdict::Drop(Reason::NotOurs), "what the kernel sent does not go in circles");
+    let from_kernel = |dst: &str| {
+        let mut frame = Spec { dst: dst.parse().unwrap(), ..request }.frame();
+        frame[..6].copy_from_slice(&KERNEL_MAC);
+        frame
+    };
+    let done = w.run(INTERNAL, &from_kernel("203.0.113.7:22"));
+    assert_eq!(
+        (done.verdict, &done.bytes[..6]),
+        (Verdict::Kernel(Reason::NotOurs), &KERNEL_MAC[..]),
+        "the node's own goes on without nomagic"
+    );
+    let circling = w.run(INTERNAL, &from_kernel("169.254.78.78:61000")).verdict;
+    assert_eq!(circling, Verdict::Drop(Reason::NotOurs), "what always leads here does not go in circles");
+    let mut icmp = from_kernel("169.254.78.78:61000");
+    icmp[23] = 1;
+    assert_eq!(w.run(INTERNAL, &icmp).verdict, Verdict::Drop(Reason::Icmp));
     let done = w.run(INTERNAL, &request.frame());
     assert_eq!(done.verdict, Verdict::Kernel(Reason::NotOurs), "what was redirected from a pod's interface does go there");
     assert_eq!(done.bytes[..6], KERNEL_MAC);

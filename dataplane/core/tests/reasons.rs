@@ -107,7 +107,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::NoRoute, to("10.96.1.4:80").frame(), CLIENTS),
         (Reason::Unreachable, to("10.96.1.5:80").frame(), CLIENTS),
         (Reason::NextHopKernel, to("10.96.1.6:80").frame(), CLIENTS),
-        (Reason::NotOurs, edited(to("10.0.0.1:22"), |f| f[..6].copy_from_slice(&KERNEL_MAC)), INTERNAL),
+        (Reason::NotOurs, edited(to("169.254.78.78:22"), |f| f[..6].copy_from_slice(&KERNEL_MAC)), INTERNAL),
         (Reason::SnatAddressMissing, to("10.96.1.7:80").frame(), CLIENTS),
     ];
     for source in ["0.0.0.0:1", "127.0.0.1:1", "224.0.0.1:1", "255.255.255.255:1"] {

@@ -155,6 +155,24 @@ INLINE int take(struct xdp_md *ctx)
 	return count(FAILED_OPEN, XDP_PASS);
 }
 
+// What the kernel has sent into the internal port and no worker takes: back out of the kernel's end, as if it had come from outside. There
+// it goes on as without nomagic, since only what the node itself sends is led here; except for the addresses that always lead here, which
+// would go round until their TTL is used up.
+INLINE int give_back(struct xdp_md *ctx)
+{
+	struct cursor c = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct tuple t = {};
+	parse(&c, &t); // addresses are read even where ports are not
+	if (!t.family)
+		return XDP_PASS;
+	__u32 differs = t.family == 4 ? t.dst[3] ^ internal_v4 : 0;
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		differs |= t.family == 6 ? t.dst[i] ^ internal_v6[i] : 0;
+	// Out of the interface that it came by. XDP_TX would wait at a peer that has no XDP program.
+	return differs ? bpf_redirect(ctx->ingress_ifindex, 0) : XDP_PASS;
+}
+
 SEC("xdp")
 int nomagic_filter(struct xdp_md *ctx)
 {
@@ -165,7 +183,8 @@ int nomagic_filter(struct xdp_md *ctx)
 			return count(PASS_UNREADABLE, XDP_PASS);
 		if (eth->dst[0] & 1) // group addresses: ARP, neighbour and router discovery of the kernel's own end
 			return count(PASS_NOT_OURS, XDP_PASS);
-		return take(ctx);
+		int action = take(ctx);
+		return action == XDP_PASS ? give_back(ctx) : action;
 	}
 	struct tuple t = {};
 	enum stat verdict = parse(&c, &t);

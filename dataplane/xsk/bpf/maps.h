@@ -174,3 +174,6 @@ volatile const __u32 reply_mask = 0;       // buckets - 1
 volatile const __u32 reply_seed = 0;
 volatile const __u32 take_everything = 0;  // the internal port: all unicast frames are nomagic's
 volatile const __u32 redirect_to = 0;      // a redirect port: taken frames go to this interface instead of a socket
+// The internal port: the kernel routes these addresses into it, whoever sends there. It does not get such packets back.
+volatile const __u32 internal_v4 = 0;
+volatile const __u32 internal_v6[4] = {};

@@ -1,5 +1,6 @@
 //! What the edge is told at its start, and the limits of it.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct InternalPair {
     pub kernel_side: String,
     /// The dataplane's end, usually `nm1`.
     pub edge_side: String,
+    /// Addresses that the kernel always routes into it, by family: they are not given back to the kernel when no worker is alive.
+    pub addresses: [Option<IpAddr>; 2],
 }
 
 /// Configuration of the edge.
@@ -203,7 +206,10 @@ mod tests {
             (|c| c.cpus = vec![0, 1], "2 CPUs for 1 workers"),
             (|c| c.reply_buckets = 3, "reply buckets"),
             (|c| c.fresh = Duration::from_millis(1), "heartbeat"),
-            (|c| c.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "eth0".into() }), "named twice"),
+            (
+                |c| c.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "eth0".into(), addresses: [None; 2] }),
+                "named twice",
+            ),
         ];
         for (spoil, word) in bad {
             let mut config = good();

@@ -83,6 +83,7 @@ impl Edge {
                 reply_seed: seed,
                 take_everything: i >= config.interfaces.len(),
                 redirect_to: 0,
+                internal: config.internal.as_ref().map_or([None; 2], |pair| pair.addresses),
             };
             bindings.push(Binding::load(link, constants, &pins)?);
         }
@@ -93,7 +94,13 @@ impl Edge {
 
         let redirects = config.internal.as_ref().map(|pair| {
             let redirect_to = Link::query(&pair.kernel_side)?.ifindex;
-            let constants = Constants { reply_buckets: config.reply_buckets, reply_seed: seed, take_everything: false, redirect_to };
+            let constants = Constants {
+                reply_buckets: config.reply_buckets,
+                reply_seed: seed,
+                take_everything: false,
+                redirect_to,
+                internal: pair.addresses,
+            };
             Ok::<_, EdgeError>(Redirects::new(constants, config.interfaces.len()))
         });
 

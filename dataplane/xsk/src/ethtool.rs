@@ -14,6 +14,9 @@ use nomagic_core::tuple::Proto;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GRXFH: u32 = 0x29;
 const ETHTOOL_GRSSH: u32 = 0x46;
+/// Commands that switch: checksums left to the hardware, and generic receive offload.
+const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_SGRO: u32 = 0x2c;
 /// Words of `struct ethtool_channels`, and the place of two of them.
 const CHANNELS_WORDS: usize = 9;
 const CHANNELS_RX: usize = 5;
@@ -74,6 +77,17 @@ pub fn rx_queues(interface: &str) -> io::Result<u32> {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
         Err(e) => Err(e),
     }
+}
+
+/// Makes a veth's end send whole checksums and take frames that an XDP program sends back to it (for which it must receive by NAPI, as it
+/// does with generic receive offload).
+pub fn prepare_kernel_side(interface: &str) -> io::Result<()> {
+    // `struct ethtool_value`.
+    for mut value in [[ETHTOOL_STXCSUM, 0], [ETHTOOL_SGRO, 1]] {
+        // SAFETY: the structure has these two words and no entries.
+        unsafe { ask(interface, &mut value) }?;
+    }
+    Ok(())
 }
 
 /// How a port spreads what it receives over the owners of its queues; or why that cannot be told.

@@ -23,6 +23,8 @@ const DROP: u32 = 1;
 const PASS: u32 = 2;
 const REDIRECT: u32 = 4;
 const BUCKETS: u32 = 64;
+/// What the kernel always routes to the internal port.
+const INTERNAL: [&str; 2] = ["169.254.78.78", "fd4e::78"];
 const SEED: u32 = 0x1234_5678;
 
 /// A loaded program with an AF_XDP socket on queue 0 and a live worker.
@@ -41,7 +43,13 @@ impl Bench {
     }
 
     fn with_buckets(buckets: u32, take_everything: bool) -> Bench {
-        let constants = Constants { reply_buckets: buckets, reply_seed: SEED, take_everything, redirect_to: 0 };
+        let constants = Constants {
+            reply_buckets: buckets,
+            reply_seed: SEED,
+            take_everything,
+            redirect_to: 0,
+            internal: INTERNAL.map(|a| a.parse().ok()),
+        };
         let mut ebpf = program::load("test", constants, None).expect("loading needs root");
         let config = EdgeConfig::new("/nowhere", vec!["test".into()]);
         program::write_settings(&mut ebpf, &config).unwrap();
@@ -336,6 +344,39 @@ fn the_internal_port_takes_all_but_group_addresses() {
     assert_eq!(bench.run(&bytes), REDIRECT, "even what is not IP");
     bytes[0] = 0x33;
     assert_eq!(bench.run(&bytes), PASS, "multicast");
+}
+
+#[test]
+fn the_internal_port_gives_back_what_nobody_takes() {
+    let mut bench = Bench::new(true);
+    bench.maps.apply(&rules()).unwrap();
+    let to = |src: &str, dst: &str| frame(&tuple(Proto::Tcp, src, dst), Dress::default());
+    let service = to("192.168.0.5:1000", "10.109.35.24:80");
+    let aged = |bench: &mut Bench, age_ms: u64, bytes: &[u8]| {
+        bench.heartbeat.store(sys::monotonic_ns() - age_ms * 1_000_000, Relaxed);
+        bench.run(bytes)
+    };
+    assert_eq!(
+        (aged(&mut bench, 0, &service), aged(&mut bench, 1_000, &service), aged(&mut bench, 2_050, &service)),
+        (REDIRECT, DROP, REDIRECT)
+    );
+    let mut icmp = to("192.168.0.5:1000", "10.9.9.9:80");
+    icmp[23] = 1;
+    for given_back in [to("192.168.0.5:1000", "203.0.113.7:22"), to("[fd00::5]:1000", "[fd4e::79]:80"), icmp] {
+        assert_eq!(aged(&mut bench, 2_050, &given_back), REDIRECT);
+    }
+    // These would come again and again.
+    for [src, dst] in [["192.168.0.5:1000", "169.254.78.78:61000"], ["[fd00::5]:1000", "[fd4e::78]:61000"]] {
+        assert_eq!(aged(&mut bench, 2_050, &to(src, dst)), PASS);
+    }
+    let mut arp = service.clone();
+    arp[12..14].copy_from_slice(&[8, 6]);
+    assert_eq!(aged(&mut bench, 2_050, &arp), PASS);
+    let c = bench.counters();
+    assert_eq!((c.taken, c.dropped_stale, c.failed_open), (1, 1, 7));
+    bench.config.on_failure = OnFailure::Drop;
+    program::write_settings(&mut bench.ebpf, &bench.config).unwrap();
+    assert_eq!(aged(&mut bench, 2_050, &service), DROP);
 }
 
 #[test]

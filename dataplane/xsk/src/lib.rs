@@ -41,6 +41,7 @@ mod worker;
 pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, QUEUES_MAX, REDIRECTS_MAX, WORKERS_MAX};
 pub use edge::Edge;
 pub use error::EdgeError;
+pub use ethtool::prepare_kernel_side;
 pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;

@@ -1,5 +1,6 @@
 //! The XDP program: loading, pinning, attaching, replacing.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use aya::maps::{Array, MapData, MapInfo, XskMap};
@@ -7,6 +8,7 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use nomagic_core::tuple::addr_words;
 
 use crate::config::{EdgeConfig, OnFailure};
 use crate::error::{EdgeError, chain, os_error};
@@ -33,6 +35,8 @@ pub(crate) struct Constants {
     pub take_everything: bool,
     /// Taken frames go to the interface of this index; 0: to the sockets.
     pub redirect_to: u32,
+    /// Addresses that the kernel always routes to the internal port, by family.
+    pub internal: [Option<IpAddr>; 2],
 }
 
 /// Loads the program; with `pins` and the directory of its own maps, its maps are taken from there or pinned there.
@@ -45,6 +49,10 @@ pub(crate) fn load(interface: &str, constants: Constants, pins: Option<(&Pins, &
     loader.override_global("reply_seed", &seed, true);
     loader.override_global("take_everything", &all, true);
     loader.override_global("redirect_to", &constants.redirect_to, true);
+    let [v4, v6] = constants.internal.map(|addr| addr.map_or([0; 2], |addr| addr_words(addr).0));
+    let (v4, v6) = (v4[1] as u32, [(v6[0] >> 32) as u32, v6[0] as u32, (v6[1] >> 32) as u32, v6[1] as u32]);
+    loader.override_global("internal_v4", &v4, true);
+    loader.override_global("internal_v6", &v6, true);
     loader.map_max_entries("replies", constants.reply_buckets);
     if let Some((pins, own)) = pins {
         pins.create(own)?;

@@ -141,7 +141,7 @@ impl Scene {
 
     pub fn config(&self) -> EdgeConfig {
         let mut config = EdgeConfig::new(&self.state, vec!["gc".into(), "gp".into()]);
-        config.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "nm1".into() });
+        config.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "nm1".into(), addresses: [None; 2] });
         config.ring_size = 512;
         config.conntrack_capacity = 4096;
         config.reply_buckets = 1024;

@@ -1,0 +1,233 @@
+//! What should be routed into the internal port. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use nomagic_core::tuple::{Prefix, Proto};
+use nomagic_xsk::FilterRules;
+
+/// Limits of what is put into the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Routes, both families together.
+    pub routes_max: usize,
+    /// Rules for ports of the node's own addresses, both families together. The kernel looks at them one after the other, for each connection.
+    pub own_rules_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { routes_max: 16_384, own_rules_max: 64 }
+    }
+}
+
+/// What the plan follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'i> {
+    /// What the XDP filter takes.
+    pub rules: &'i FilterRules,
+    /// All addresses of this node, as the kernel knows them.
+    pub own: &'i BTreeSet<IpAddr>,
+    /// The source of connections that leave it open, by family; without one, the family is left alone.
+    pub sources: [Option<IpAddr>; 2],
+    /// The kernel's own routes inside of the Service ranges.
+    pub foreign: &'i BTreeSet<Prefix>,
+    /// Whether connections to ports of Services on addresses of the node itself are wanted, too.
+    pub own_addresses: bool,
+}
+
+/// What a route of ours does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Into the internal port.
+    Internal,
+    /// On to the next table: the kernel has a route of its own here.
+    Next,
+}
+
+/// Ports of a Service on an address of this node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct OwnPorts {
+    /// The node's address.
+    pub addr: IpAddr,
+    /// The transport protocol.
+    pub proto: Proto,
+    /// First port.
+    pub first: u16,
+    /// Last port, inclusive.
+    pub last: u16,
+}
+
+/// What had no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LeftOut {
+    /// Addresses beyond [`Limits::routes_max`].
+    pub routes: usize,
+    /// Addresses of this node, by protocol, beyond [`Limits::own_rules_max`].
+    pub own: usize,
+}
+
+/// What the kernel should have.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// Routes for addresses that this node has not.
+    pub routes: BTreeMap<Prefix, Way>,
+    /// Ports on addresses that it has. A range may hold ports of no Service: those come back from nomagic to the kernel.
+    pub own: BTreeSet<OwnPorts>,
+    /// The source of connections, by family.
+    pub sources: [Option<IpAddr>; 2],
+    /// What had no room.
+    pub left_out: LeftOut,
+}
+
+impl Plan {
+    /// The plan for what the filter takes.
+    pub fn new(inputs: &Inputs<'_>, limits: &Limits) -> Plan {
+        let has_source = |v6: bool| inputs.sources[usize::from(v6)].is_some();
+        let mut plan = Plan { sources: inputs.sources, ..Plan::default() };
+        let ranges = inputs.rules.service_cidrs.iter().filter(|p| has_source(p.addr().is_ipv6()));
+        plan.routes.extend(ranges.map(|p| (*p, Way::Internal)));
+        // A part of a range that the kernel has a route for stays with it; what a Service has in there does not.
+        let inside = |p: &&Prefix| inputs.rules.service_cidrs.iter().any(|range| is_part(p, range));
+        plan.routes.extend(inputs.foreign.iter().filter(inside).filter(|p| has_source(p.addr().is_ipv6())).map(|p| (*p, Way::Next)));
+        let covered = |addr: &IpAddr| {
+            let longest = plan.routes.keys().filter(|p| p.contains(*addr)).max_by_key(|p| p.prefix_len());
+            longest.is_some_and(|p| plan.routes.get(p) == Some(&Way::Internal))
+        };
+
+        let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut own: BTreeMap<(IpAddr, Proto), BTreeSet<u16>> = BTreeMap::new();
+        let rules = inputs.rules;
+        // Cluster IPs that the node has itself are somebody's on purpose (a DNS cache, for one): they stay.
+        hosts.extend(rules.addresses.iter().filter(|addr| !inputs.own.contains(addr)));
+        for (addr, port, proto) in &rules.services {
+            if !inputs.own.contains(addr) {
+                hosts.insert(*addr);
+            } else if inputs.own_addresses && has_source(addr.is_ipv6()) {
+                own.entry((*addr, *proto)).or_default().insert(*port);
+            }
+        }
+        hosts.retain(|addr| has_source(addr.is_ipv6()) && !covered(addr));
+        let room = limits.routes_max.saturating_sub(plan.routes.len());
+        plan.left_out.routes = hosts.len().saturating_sub(room);
+        plan.routes.extend(hosts.iter().take(room).map(|addr| (Prefix::host(*addr), Way::Internal)));
+
+        plan.left_out.own = own.len().saturating_sub(limits.own_rules_max);
+        let own: Vec<_> = own.into_iter().take(limits.own_rules_max).collect();
+        plan.own = in_ranges(&own, limits.own_rules_max);
+        plan
+    }
+}
+
+/// Whether `inner` is a part of `outer`, and not all of it.
+fn is_part(inner: &Prefix, outer: &Prefix) -> bool {
+    inner.prefix_len() > outer.prefix_len() && outer.contains(inner.addr())
+}
+
+/// Ranges that hold all the ports, `max` at the most (but one for each address and protocol): the smallest gaps between ports are closed first.
+fn in_ranges(own: &[((IpAddr, Proto), BTreeSet<u16>)], max: usize) -> BTreeSet<OwnPorts> {
+    // Gaps by size; those between neighbouring ports are none.
+    let mut gaps: Vec<(u16, usize, u16)> = Vec::new();
+    for (group, (_, ports)) in own.iter().enumerate() {
+        let pairs = ports.iter().zip(ports.iter().skip(1));
+        gaps.extend(pairs.map(|(a, b)| (b - a - 1, group, *a)).filter(|(size, ..)| *size > 0));
+    }
+    gaps.sort_unstable();
+    let ranges = own.len() + gaps.len();
+    let open: BTreeSet<(usize, u16)> = gaps.iter().skip(ranges.saturating_sub(max)).map(|(_, group, after)| (*group, *after)).collect();
+    let mut all = BTreeSet::new();
+    for (group, ((addr, proto), ports)) in own.iter().enumerate() {
+        let mut first = None;
+        for port in ports {
+            let begin = *first.get_or_insert(*port);
+            if open.contains(&(group, *port)) || ports.last() == Some(port) {
+                all.insert(OwnPorts { addr: *addr, proto: *proto, first: begin, last: *port });
+                first = None;
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn rules(cidrs: &[&str], addresses: &[&str], services: &[(&str, u16)]) -> FilterRules {
+        FilterRules {
+            service_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+            addresses: addresses.iter().map(|a| ip(a)).collect(),
+            services: services.iter().map(|(a, port)| (ip(a), *port, Proto::Tcp)).collect(),
+            ..FilterRules::default()
+        }
+    }
+
+    fn plan(rules: &FilterRules, own: &[&str], foreign: &[&str], limits: &Limits) -> Plan {
+        let own = own.iter().map(|a| ip(a)).collect();
+        let foreign = foreign.iter().map(|p| p.parse().unwrap()).collect();
+        let sources = [Some(ip("10.0.0.1")), None];
+        Plan::new(&Inputs { rules, own: &own, sources, foreign: &foreign, own_addresses: true }, limits)
+    }
+
+    fn routes(plan: &Plan) -> Vec<String> {
+        plan.routes.iter().map(|(p, way)| format!("{p}{}", if *way == Way::Next { " next" } else { "" })).collect()
+    }
+
+    #[test]
+    fn ranges_then_what_lies_outside_of_them() {
+        let rules = rules(
+            &["10.96.0.0/12", "fd00:96::/64"],
+            &["10.96.0.1", "10.200.0.1", "fd00:96::1"],
+            &[("203.0.113.7", 80), ("203.0.113.7", 443), ("10.0.0.1", 30_080), ("10.96.0.10", 53)],
+        );
+        let plan = plan(&rules, &["10.0.0.1", "10.96.0.10"], &[], &Limits::default());
+        assert_eq!(routes(&plan), ["10.96.0.0/12", "10.200.0.1/32", "203.0.113.7/32"], "no source for IPv6");
+        assert_eq!(plan.own.iter().map(|o| (o.addr, o.first)).collect::<Vec<_>>(), [(ip("10.0.0.1"), 30_080), (ip("10.96.0.10"), 53)]);
+        assert_eq!(plan.left_out, LeftOut::default());
+    }
+
+    #[test]
+    fn the_kernels_own_routes_inside_of_a_range_stay_and_services_in_there_are_reached() {
+        let rules = rules(&["10.0.0.0/8"], &["10.1.0.9", "10.9.0.1"], &[]);
+        let plan = plan(&rules, &["10.1.0.1"], &["10.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "11.0.0.0/24"], &Limits::default());
+        assert_eq!(routes(&plan), ["10.0.0.0/8", "10.1.0.0/16 next", "10.1.0.9/32"]);
+    }
+
+    #[test]
+    fn cluster_ips_of_the_node_itself_stay_with_it() {
+        let plan = plan(&rules(&[], &["10.96.0.10"], &[]), &["10.96.0.10"], &[], &Limits::default());
+        assert_eq!((plan.routes.len(), plan.own.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_has_no_room_is_counted() {
+        let services: Vec<(String, u16)> = (0..10).map(|i| (format!("203.0.113.{i}"), 80)).collect();
+        let services: Vec<(&str, u16)> = services.iter().map(|(a, p)| (a.as_str(), *p)).collect();
+        let rules = rules(&["10.96.0.0/12"], &[], &services);
+        let limits = Limits { routes_max: 4, own_rules_max: 2 };
+        let out = plan(&rules, &[], &[], &limits);
+        assert_eq!((out.routes.len(), out.left_out), (4, LeftOut { routes: 7, own: 0 }));
+        let own: Vec<&str> = services.iter().map(|(a, _)| *a).collect();
+        let out = plan(&rules, &own, &[], &limits);
+        assert_eq!((out.routes.len(), out.own.len(), out.left_out), (1, 2, LeftOut { routes: 0, own: 8 }));
+    }
+
+    #[test]
+    fn ports_are_gathered_into_few_ranges_the_smallest_gaps_first() {
+        let ports = [30_000, 30_001, 30_002, 30_010, 30_012, 32_000];
+        let services: Vec<(&str, u16)> = ports.iter().map(|p| ("10.0.0.1", *p)).collect();
+        let rules = rules(&[], &[], &services);
+        let ranges = |max| {
+            let out = plan(&rules, &["10.0.0.1"], &[], &Limits { routes_max: 9, own_rules_max: max });
+            out.own.iter().map(|o| (o.first, o.last)).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(9), [(30_000, 30_002), (30_010, 30_010), (30_012, 30_012), (32_000, 32_000)]);
+        assert_eq!(ranges(3), [(30_000, 30_002), (30_010, 30_012), (32_000, 32_000)]);
+        assert_eq!(ranges(2), [(30_000, 30_012), (32_000, 32_000)]);
+        assert_eq!(ranges(1), [(30_000, 32_000)]);
+    }
+}
