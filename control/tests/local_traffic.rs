@@ -11,6 +11,7 @@ use common::*;
 use local_pod::LocalPod;
 use nomagic_bench::peers::{PodOptions, download, start_pod, udp_echo, upload};
 use nomagic_bench::rig::{GATEWAY_V4, GATEWAY_V6, Netns, Scene};
+use nomagic_fake_apiserver::FakeApiServer;
 
 const LONG: Duration = Duration::from_secs(20);
 const OWN: &str = "localTraffic: {ownAddresses: true}\nclusterCIDRs: [192.168.0.0/16, 'fd00:192::/64', 172.31.0.0/16, 'fd00:31::/64']\nredirectInterfaces: ['cali*']\nworkers: 2\npackets: {ringSize: 512}";
@@ -218,6 +219,46 @@ fn what_is_no_services_goes_its_own_way() {
     assert_eq!(kernel_state(&g.scene.gw), before);
     assert!(passed(&g));
     drop(elsewhere);
+}
+
+#[test]
+fn addresses_come_and_go_while_running() {
+    let scene = scene("lt-api");
+    let before = kernel_state(&scene.gw);
+    let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let text =
+        config(dir.path(), OWN).replace("manifests: manifests.yaml", &format!("kubernetes: {{url: '{}'}}\ndetachOnExit: true", api.url()));
+    let mut g = Gateway::begin(scene, dir, &text);
+    g.wait_until_ready();
+    let remote = remote();
+    let objects = web(&as_str(&remote));
+    api.put_yaml(&objects).unwrap();
+    let answers = |g: &Gateway, to: &str| g.http(&g.scene.gw, to, 1).answered() == 1;
+    for to in ["10.109.35.30:80", "203.0.113.7:80", "198.51.100.9:80", "[fd00:77::7]:80", "203.0.113.8:80", "10.0.0.1:30080"] {
+        wait_for(&format!("{to} to answer"), LONG, || answers(&g, to));
+    }
+    // An address moves to the node, and away again.
+    g.scene.gw.ip("addr add 203.0.113.7/32 dev lo").unwrap();
+    wait_for("the address to be the node's", LONG, || {
+        g.scene.gw.ip("rule show").unwrap().contains("to 203.0.113.7 iif lo ipproto tcp dport 80")
+    });
+    assert!(answers(&g, "203.0.113.7:80"));
+    g.scene.gw.ip("addr del 203.0.113.7/32 dev lo").unwrap();
+    wait_for("the address to be gone", LONG, || !g.scene.gw.ip("rule show").unwrap().contains("to 203.0.113.7 "));
+    wait_for("it to answer as before", LONG, || answers(&g, "203.0.113.7:80"));
+    // A Service loses its addresses: a connection goes on until it ends, and only then do its routes go.
+    let (mut stream, pod) = g.scene.gw.run(|| keep_alive("203.0.113.7:80".parse().unwrap())).unwrap();
+    let less = objects.replace("externalIPs: [203.0.113.7, ", "externalIPs: [").replace(", {ip: 'fd00:78::9'}", "");
+    api.put_yaml(&less).unwrap();
+    let routed = |g: &Gateway, family: &str, addr: &str| g.scene.gw.ip(&format!("{family} route show table 28269")).unwrap().contains(addr);
+    wait_for("the unused address's route to go", LONG, || !routed(&g, "-6", "fd00:78::9"));
+    assert!(routed(&g, "-4", "203.0.113.7"), "somebody still uses it");
+    assert_eq!(ask(&mut stream), pod);
+    drop(stream);
+    // With detachOnExit nothing stays.
+    g.process.terminate(Duration::from_secs(5)).unwrap();
+    assert_eq!(kernel_state(&g.scene.gw), before);
 }
 
 #[test]

@@ -1,0 +1,105 @@
+//! The rules and routes for the node's own connections, in a kernel of which others want something, too. Needs root.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use nomagic::net::local::{Changes, Inputs, Limits, LocalRoutes, Plan};
+use nomagic::net::{NetError, internal};
+use nomagic_bench::rig::Netns;
+use nomagic_core::tuple::Proto;
+use nomagic_xsk::FilterRules;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A namespace with the internal port and an address of each family, and its index.
+fn node(tag: &str) -> (Netns, u32) {
+    let ns = Netns::new(tag).expect("a namespace (needs root)");
+    for words in ["link set lo up", "addr add 10.0.0.1/32 dev lo", "addr add fd00::1/128 dev lo"] {
+        ns.ip(words).unwrap();
+    }
+    let index = ns.run(|| internal::ensure(&internal::Names::default(), 1500)).unwrap().unwrap().kernel.ifindex;
+    (ns, index)
+}
+
+fn plan(cidrs: &[&str], services: &[(&str, u16)]) -> Plan {
+    let rules = FilterRules {
+        service_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+        services: services.iter().map(|(a, port)| (ip(a), *port, Proto::Udp)).collect(),
+        ..FilterRules::default()
+    };
+    let own = BTreeSet::from([ip("10.0.0.1"), ip("fd00::1")]);
+    let sources = [Some(ip("10.0.0.1")), Some(ip("fd00::1"))];
+    Plan::new(&Inputs { rules: &rules, own: &own, sources, foreign: &BTreeSet::new(), own_addresses: true }, &Limits::default())
+}
+
+fn apply(ns: &Netns, plan: &Plan, index: u32) -> Result<Changes, NetError> {
+    ns.run(|| LocalRoutes::open().and_then(|mut routes| routes.apply(plan, index))).unwrap()
+}
+
+fn rules(ns: &Netns) -> String {
+    ns.ip("rule show").unwrap() + &ns.ip("-6 rule show").unwrap()
+}
+
+#[test]
+fn a_second_time_changes_nothing_and_the_end_is_the_beginning() {
+    let (ns, index) = node("lrsame");
+    let before = rules(&ns);
+    let all = plan(&["10.96.0.0/12", "fd00:96::/64"], &[("10.0.0.1", 30_000), ("fd00::1", 30_000), ("203.0.113.7", 53)]);
+    // By family: a route and a rule for each of the two tables and one rule for the local table; one external address.
+    assert_eq!(apply(&ns, &all, index).unwrap(), Changes { added: 11, removed: 0 });
+    assert_eq!(apply(&ns, &all, index).unwrap(), Changes::default());
+    let text = rules(&ns);
+    assert!(text.contains("70:\tfrom all to 10.0.0.1 iif lo ipproto udp dport 30000 lookup 28270"), "{text}");
+    assert!(!text.contains("0:\tfrom all lookup local\n32") && text.matches("71:\tfrom all lookup local").count() == 2, "{text}");
+    let way = ns.ip("route get 10.100.0.1").unwrap();
+    assert!(way.contains("dev nm0 table 28269 src 10.0.0.1"), "{way}");
+    // Fewer, then none.
+    let fewer = plan(&["10.96.0.0/12"], &[]);
+    assert_eq!(apply(&ns, &fewer, index).unwrap(), Changes { added: 0, removed: 9 });
+    assert!(rules(&ns).starts_with("0:\tfrom all lookup local\n"), "{}", rules(&ns));
+    assert_eq!(ns.run(|| LocalRoutes::open().unwrap().clear()).unwrap().unwrap(), Changes { added: 0, removed: 2 });
+    assert_eq!(rules(&ns), before);
+}
+
+#[test]
+fn a_local_rule_that_others_have_moved_stays_where_it_is() {
+    // As set-ups with VRFs do, and as one that leaves room for us.
+    for (preference, services_at) in ["32765", "100"].iter().zip(["32765:\tfrom all iif lo lookup 28269", "110:\tfrom all iif lo"]) {
+        let (ns, index) = node(&format!("lrvrf{preference}"));
+        for family in ["", "-6 "] {
+            ns.ip(&format!("{family}rule add pref {preference} lookup local")).unwrap();
+            ns.ip(&format!("{family}rule del pref 0")).unwrap();
+        }
+        let before = rules(&ns);
+        apply(&ns, &plan(&["10.96.0.0/12"], &[("10.0.0.1", 30_000)]), index).unwrap();
+        let text = rules(&ns);
+        assert!(text.contains(services_at) && text.contains("70:") && !text.contains("71:"), "{text}");
+        let local = text.find(&format!("{preference}:\tfrom all lookup local")).expect("the rule");
+        assert!(local < text.find("lookup 28269").unwrap(), "the node's own addresses come first: {text}");
+        ns.run(|| LocalRoutes::open().unwrap().clear()).unwrap().unwrap();
+        assert_eq!(rules(&ns), before);
+    }
+}
+
+#[test]
+fn tables_and_rules_of_others_are_never_touched() {
+    let (ns, index) = node("lrtaken");
+    for words in [
+        "rule add pref 70 to 10.0.0.1 iif lo ipproto udp dport 30000 lookup 200",
+        "rule add pref 71 fwmark 1 lookup local",
+        "rule add pref 110 iif lo lookup 201",
+        "route add 10.96.0.0/12 dev lo",
+    ] {
+        ns.ip(words).unwrap();
+    }
+    let before = (rules(&ns), ns.ip("route show table all").unwrap());
+    apply(&ns, &plan(&["10.96.0.0/12"], &[("10.0.0.1", 30_000)]), index).unwrap();
+    ns.run(|| LocalRoutes::open().unwrap().clear()).unwrap().unwrap();
+    assert_eq!((rules(&ns), ns.ip("route show table all").unwrap()), before);
+    ns.ip("route add 192.0.2.0/24 dev lo table 28269").unwrap();
+    let error = apply(&ns, &plan(&["10.96.0.0/12"], &[]), index).unwrap_err();
+    assert!(matches!(error, NetError::TableTaken(28_269)) && error.to_string().contains("ip route show table 28269"), "{error}");
+    assert!(ns.ip("route show table 28269").unwrap().contains("192.0.2.0/24"));
+}
