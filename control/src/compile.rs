@@ -52,6 +52,8 @@ pub struct Settings {
     pub node: Node,
     /// Pod ranges.
     pub cluster_cidrs: Vec<Prefix>,
+    /// Pods are told by the interfaces that their addresses are routed to: also where there is none at the moment.
+    pub pods_by_interface: bool,
     /// Ranges of cluster IPs.
     pub service_cidrs: Vec<Prefix>,
     /// Replace the client's address on every connection to a cluster IP.
@@ -71,7 +73,7 @@ pub struct Settings {
 impl Settings {
     /// Whether pods of a family can be told from other clients: only then cluster IP traffic of others is masqueraded.
     pub fn knows_pods(&self, v6: bool) -> bool {
-        self.cluster_cidrs.iter().any(|c| c.addr().is_ipv6() == v6)
+        self.pods_by_interface || self.cluster_cidrs.iter().any(|c| c.addr().is_ipv6() == v6)
     }
 
     /// The node's addresses of a family on which node ports answer.

@@ -3,6 +3,7 @@
 //! Fields are read into their final types at once ([`values`]); a fault is reported with its file, line, column, the field's name and
 //! what is allowed. Unknown fields are errors: a misspelt option must not be a silent default.
 
+mod detect_local;
 pub mod error;
 pub mod kubernetes;
 mod listen;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use nomagic_core::tuple::Prefix;
 use serde::Deserialize;
 
+pub use detect_local::DetectLocal;
 use error::ConfigError;
 pub use kubernetes::Kubernetes;
 pub use packets::PacketsConfig;
@@ -39,6 +41,9 @@ pub struct Config {
     /// Pod ranges. Clients in here count as pods; without a range of a family, pods of that family cannot be told apart.
     #[serde(rename = "clusterCIDRs", deserialize_with = "values::cidrs")]
     pub cluster_cidrs: Vec<Prefix>,
+    /// By what pods are told from other clients; in this file always by ranges.
+    #[serde(skip)]
+    pub detect_local: DetectLocal,
     /// Ranges of cluster IPs. Addresses in here that no Service has are answered with silence.
     #[serde(rename = "serviceCIDRs", deserialize_with = "values::cidrs")]
     pub service_cidrs: Vec<Prefix>,
@@ -109,6 +114,9 @@ pub struct NodeConfig {
     /// The node's InternalIPs, one a family. Default: the first of `ips` of each family.
     #[serde(rename = "primaryIPs", deserialize_with = "values::ip_per_family")]
     pub primary_ips: Vec<IpAddr>,
+    /// The primary address of its family before all others: a kube-proxy's `bindAddress`.
+    #[serde(skip)]
+    pub bind_address: Option<IpAddr>,
     /// The Node object's labels; `topology.kubernetes.io/zone` is the one that counts.
     pub labels: BTreeMap<String, String>,
 }
@@ -194,6 +202,7 @@ impl Default for Config {
         Config {
             node: NodeConfig::default(),
             cluster_cidrs: Vec::new(),
+            detect_local: DetectLocal::default(),
             service_cidrs: Vec::new(),
             masquerade_all: false,
             localhost_node_ports: true,

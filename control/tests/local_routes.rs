@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use nomagic::net::local::{Changes, Inputs, Limits, LocalRoutes, Plan};
-use nomagic::net::{NetError, internal};
+use nomagic::net::{Mirror, NetError, internal};
 use nomagic_bench::rig::Netns;
 use nomagic_core::tuple::Proto;
 use nomagic_xsk::FilterRules;
@@ -81,6 +81,44 @@ fn a_local_rule_that_others_have_moved_stays_where_it_is() {
         ns.run(|| LocalRoutes::open().unwrap().clear()).unwrap().unwrap();
         assert_eq!(rules(&ns), before);
     }
+}
+
+#[test]
+fn where_pods_are_and_what_the_kernel_keeps() {
+    let (ns, index) = node("lrpods");
+    for words in [
+        "link add cali1 type veth peer name p1",
+        "link add cali2 type veth peer name p2",
+        "link set cali1 up",
+        "link set p1 up",
+        "link set cali2 up",
+        "link set p2 up",
+        "route add 172.31.0.1 dev cali1",
+        "route add 172.31.0.1 dev p2 metric 9",
+        "-6 route add fd00:31::1 dev cali1",
+        "route add 172.31.1.0/24 dev p1",
+        "route add 172.31.2.0/24 nexthop dev cali1 nexthop dev p1",
+        "route add 172.31.3.0/24 nexthop dev cali1 nexthop dev cali2",
+        "route add blackhole 172.31.4.0/24",
+        "route add default dev cali1",
+        "route add 172.31.5.0/24 dev nm0",
+    ] {
+        ns.ip(words).unwrap();
+    }
+    let (pods, most, kept) = ns
+        .block_on(|| async move {
+            let mirror = Mirror::start(nomagic::net::Limits::default()).unwrap();
+            let cali = |name: &str| name.starts_with("cali");
+            let kept: Vec<String> = mirror.unicast_parts(&"172.16.0.0/12".parse().unwrap(), index).map(|p| p.to_string()).collect();
+            (mirror.ranges_behind(cali, 9), mirror.ranges_behind(cali, 2).len(), kept)
+        })
+        .unwrap();
+    assert_eq!(pods.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.31.0.1/32", "172.31.3.0/24", "fd00:31::1/128"]);
+    assert_eq!(most, 2);
+    assert!(
+        kept.contains(&"172.31.1.0/24".to_owned()) && !kept.iter().any(|p| p.starts_with("172.31.4") || p.starts_with("172.31.5")),
+        "{kept:?}"
+    );
 }
 
 #[test]

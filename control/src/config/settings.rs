@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use nomagic_core::services::{SnatRange, TcpReject};
 use nomagic_core::tuple::HashSeed;
 
-use super::{Config, Reject};
+use super::{Config, DetectLocal, Reject};
 use crate::compile::{Node, Settings};
 use crate::index::Index;
 use crate::objects::{ZONE_LABEL, addr};
@@ -17,7 +17,7 @@ impl Config {
     }
 
     /// The settings with what the objects say: this node's Node object comes before the configured zone and primary addresses, and
-    /// ServiceCIDR objects before the configured ranges. Its `podCIDRs` stand in for `clusterCIDRs` that are not configured.
+    /// ServiceCIDR objects before the configured ranges; a kube-proxy's `bindAddress` comes before both. Its `podCIDRs` stand in for `clusterCIDRs` that are not configured.
     pub fn settings_for(&self, discovered: &[IpAddr], index: &Index) -> Settings {
         let name = self.node_name();
         let object = index.node(&name);
@@ -29,14 +29,17 @@ impl Config {
                 let usable = || ips.iter().copied().find(|ip| ip.is_ipv6() == v6 && addr::fault(*ip).is_none());
                 // Without configured ones a family has the first of all addresses; with them it has none unless one is named.
                 let configured = || if self.node.primary_ips.is_empty() { usable() } else { of_family(&self.node.primary_ips) };
-                object.and_then(|node| of_family(&node.ips)).or_else(configured)
+                let bound = self.node.bind_address.filter(|ip| ip.is_ipv6() == v6);
+                bound.or_else(|| object.and_then(|node| of_family(&node.ips))).or_else(configured)
             })
             .collect();
         ips.extend(primary.iter().filter(|p| !ips.contains(p)).copied().collect::<Vec<_>>());
         let zone =
             object.and_then(|node| node.zone.clone()).or_else(|| self.node.labels.get(ZONE_LABEL).filter(|z| !z.is_empty()).cloned());
-        let cluster_cidrs = match object {
-            Some(node) if self.cluster_cidrs.is_empty() => node.pod_cidrs.clone(),
+        let of_node = || object.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+        let cluster_cidrs = match self.detect_local {
+            DetectLocal::NodeCidrs => of_node(),
+            DetectLocal::Auto if self.cluster_cidrs.is_empty() => of_node(),
             _ => self.cluster_cidrs.clone(),
         };
         let mut service_cidrs = Vec::new();
@@ -52,6 +55,7 @@ impl Config {
             snat: self.snat_range(&primary),
             node: Node { name, ips, primary, zone },
             cluster_cidrs,
+            pods_by_interface: matches!(self.detect_local, DetectLocal::Interfaces(_)),
             service_cidrs,
             masquerade_all: self.masquerade_all,
             localhost_node_ports: self.localhost_node_ports,

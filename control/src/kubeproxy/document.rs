@@ -79,11 +79,14 @@ impl Document {
     /// What is set and means nothing in a file for this mode, in the file's order.
     pub(super) fn warnings(&self, mode: Mode) -> Vec<Warning> {
         let mut warnings = self.unknown.clone();
+        let detect = Some(self.text("detectLocalMode")).filter(|mode| !mode.is_empty()).unwrap_or("ClusterCIDR");
         for Field(path, kind, meaning) in FIELDS {
             let message = match meaning {
                 Meaning::Taken => continue,
                 Meaning::TakenIn(modes) if modes.contains(&mode) => continue,
                 Meaning::TakenIn(_) => "counts only in another mode, for kube-proxy, too",
+                Meaning::TakenByMode(mode) if *mode == detect => continue,
+                Meaning::TakenByMode(_) => "counts only in another detectLocalMode",
                 Meaning::Nothing(reason) => reason,
             };
             if let Some(value) = self.get(path)

@@ -4,7 +4,7 @@ use crate::config::timeouts::duration_ms;
 use crate::config::tree::Tree;
 
 use Kind::{Anything, Duration, Flag, Gates, Interval, Number, Text, Texts, Whole};
-use Meaning::{Nothing, Taken, TakenIn};
+use Meaning::{Nothing, Taken, TakenByMode, TakenIn};
 use Mode::{Iptables, Ipvs, Nftables};
 
 /// Which of kube-proxy's dataplanes the file is written for. It decides which section counts, and some defaults.
@@ -40,6 +40,8 @@ pub(super) enum Meaning {
     TakenIn(&'static [Mode]),
     /// Nothing, for this reason.
     Nothing(&'static str),
+    /// Taken in this detectLocalMode.
+    TakenByMode(&'static str),
 }
 
 /// A field by its path.
@@ -50,7 +52,6 @@ const MARK: &str = "nomagic marks no packets in the kernel: it rewrites sources 
 const AT_ONCE: &str = "nomagic puts every change in force at once";
 const IPVS_IDLE: &str = "nomagic has no IPVS sessions; conntrack.* sets how long idle connections are remembered";
 const WINDOWS: &str = "for Windows only";
-const LOCAL: &str = "counts only in the detectLocalMode of the same name";
 const CAPACITY: &str = "connections are in nomagic's own table, which has a fixed capacity, and not in the kernel's";
 const REQUESTS: &str = "nomagic only keeps a few watches open";
 
@@ -100,9 +101,9 @@ pub(super) const FIELDS: &[Field] = &[
     Field("winkernel.rootHnsEndpointName", Text, Nothing(WINDOWS)),
     Field("winkernel.forwardHealthCheckVip", Flag, Nothing(WINDOWS)),
     Field("detectLocalMode", Text, Taken),
-    Field("detectLocal.bridgeInterface", Text, Nothing(LOCAL)),
-    Field("detectLocal.interfaceNamePrefix", Text, Nothing(LOCAL)),
-    Field("clusterCIDR", Text, Taken),
+    Field("detectLocal.bridgeInterface", Text, TakenByMode("BridgeInterface")),
+    Field("detectLocal.interfaceNamePrefix", Text, TakenByMode("InterfaceNamePrefix")),
+    Field("clusterCIDR", Text, TakenByMode("ClusterCIDR")),
     Field("nodePortAddresses", Texts, Taken),
     Field("oomScoreAdj", Whole, Nothing("who starts nomagic sets it (systemd: OOMScoreAdjust=)")),
     Field("conntrack.maxPerCore", Whole, Nothing(CAPACITY)),

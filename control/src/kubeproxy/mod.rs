@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use nomagic_core::tuple::Prefix;
 
 use crate::config::error::ConfigError;
-use crate::config::{Config, Kubernetes, LocalTrafficConfig, NodePortAddresses, read_text};
+use crate::config::{Config, DetectLocal, Kubernetes, LocalTrafficConfig, NodePortAddresses, read_text};
 use crate::objects::addr;
 
 /// What a kube-proxy's configuration file asks of nomagic.
@@ -35,6 +35,8 @@ pub struct DropIn {
     pub healthz_bind_address: SocketAddr,
     /// Where `/metrics` and `/proxyMode` are served.
     pub metrics_bind_address: SocketAddr,
+    /// By what pods are told from other clients.
+    pub detect_local: DetectLocal,
     /// Pod ranges, at most one a family.
     pub cluster_cidrs: Vec<Prefix>,
     /// Replace the client's address on every connection to a cluster IP.
@@ -110,6 +112,7 @@ impl DropIn {
             });
         }
         if let Some(primary) = self.primary {
+            config.node.bind_address = Some(primary);
             let other = |ip: &IpAddr| ip.is_ipv6() != primary.is_ipv6() && addr::fault(*ip).is_none();
             config.node.primary_ips = [primary].into_iter().chain(discovered.iter().copied().find(other)).collect();
             config.node.primary_ips.sort();
@@ -119,6 +122,11 @@ impl DropIn {
         config.bind_address_hard_fail = self.bind_address_hard_fail;
         config.sync_period_ms = u32::try_from(self.sync_period_ms).unwrap_or(u32::MAX);
         config.cluster_cidrs.clone_from(&self.cluster_cidrs);
+        config.detect_local = self.detect_local.clone();
+        // Where pods are, their packets must be met.
+        if let DetectLocal::Interfaces(patterns) = &self.detect_local {
+            config.redirect_interfaces.clone_from(patterns);
+        }
         config.masquerade_all = self.masquerade_all;
         // As a kube-proxy, which is there for the node's own connections, too.
         config.local_traffic = LocalTrafficConfig { services: true, own_addresses: true };

@@ -1,6 +1,9 @@
 //! What kube-proxy's files become, what is said about the rest, and that no file brings anything down.
 
 use super::*;
+use crate::index::Index;
+use crate::objects::{Kind as ObjectKind, read};
+use crate::problem::Origin;
 use fields::{FIELDS, Field, Kind, Meaning, Mode};
 use proptest::prelude::*;
 
@@ -112,9 +115,14 @@ fn the_servers_follow_the_family_of_the_bind_address() {
 #[test]
 fn applied_to_our_own_configuration() {
     let c = applied("", &["10.0.0.1"]);
-    let plain =
-        Config { node_port_addresses: NodePortAddresses::Cidrs(vec![]), kubernetes: Some(Kubernetes::InCluster), ..Config::default() };
-    assert_eq!(c, plain, "an empty file changes nothing but iptables mode's default for node ports, and is a pod's");
+    let plain = Config {
+        node_port_addresses: NodePortAddresses::Cidrs(vec![]),
+        kubernetes: Some(Kubernetes::InCluster),
+        detect_local: DetectLocal::ClusterCidrs,
+        local_traffic: LocalTrafficConfig { services: true, own_addresses: true },
+        ..Config::default()
+    };
+    assert_eq!(c, plain, "an empty file changes nothing but the defaults that kube-proxy has instead, and is a pod's");
     let c = applied(
         "clientConnection: {kubeconfig: a.conf}\nhealthzBindAddress: 10.0.0.1\nbindAddressHardFail: true\nconntrack: {tcpCloseWaitTimeout: 8s}
 iptables: {syncPeriod: 5s}",
@@ -136,6 +144,57 @@ iptables: {masqueradeAll: true, localhostNodePorts: false}",
     assert_eq!(t.tcp_syn_sent, Config::default().conntrack.timeouts.tcp_syn_sent);
     let c = applied("bindAddress: 'fd00::9'", &["10.0.0.1", "fd00::1"]);
     assert_eq!(c.settings(&[]).node.primary, ["10.0.0.1", "fd00::9"].map(|a| a.parse::<IpAddr>().unwrap()));
+}
+
+#[test]
+fn an_address_to_bind_is_the_nodes_before_its_own_object() {
+    let node = serde_json::json!({
+        "metadata": {"name": "gw"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.5"}, {"type": "InternalIP", "address": "fd00::5"}]},
+    });
+    let index = Index::of([read(ObjectKind::Node, node, &Origin::default()).unwrap()]);
+    let ips = |list: &[&str]| list.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect::<Vec<_>>();
+    for (bind, wanted) in
+        [("10.0.0.9", ["10.0.0.9", "fd00::5"]), ("'fd00::9'", ["10.0.0.5", "fd00::9"]), ("0.0.0.0", ["10.0.0.5", "fd00::5"])]
+    {
+        let c = applied(&format!("hostnameOverride: gw\nbindAddress: {bind}"), &["10.0.0.1", "fd00::1"]);
+        let settings = c.settings_for(&[], &index);
+        assert_eq!(
+            (settings.node.primary, settings.snat.v4, settings.snat.v6),
+            (ips(&wanted), wanted[0].parse().ok(), wanted[1].parse().ok())
+        );
+    }
+}
+
+#[test]
+fn how_pods_are_told_from_others() {
+    let node = |cidrs: &[&str]| {
+        let node = serde_json::json!({"metadata": {"name": "gw"}, "spec": {"podCIDRs": cidrs}});
+        Index::of([read(ObjectKind::Node, node, &Origin::default()).unwrap()])
+    };
+    let settings = |text: &str, index: &Index| applied(&format!("hostnameOverride: gw\n{text}"), &[]).settings_for(&[], index);
+    let told = |s: &crate::compile::Settings| (ranges(&s.cluster_cidrs), s.knows_pods(false), s.knows_pods(true));
+    let some = node(&["10.1.2.0/24"]);
+    // As in kube-proxy: nothing to tell by, nothing is told.
+    assert_eq!(told(&settings("", &some)), (vec![], false, false));
+    let by_node = "detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8";
+    assert_eq!(told(&settings(by_node, &some)), (vec!["10.1.2.0/24".into()], true, false));
+    assert_eq!(
+        told(&settings(by_node, &node(&["10.1.3.0/24", "fd00:1::/64"]))),
+        (vec!["10.1.3.0/24".into(), "fd00:1::/64".into()], true, true)
+    );
+    assert_eq!(told(&settings(by_node, &node(&[]))), (vec![], false, false));
+    assert_eq!(good(by_node).warnings[0].field, "clusterCIDR");
+    for (text, named, other) in [
+        ("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}", "cni0", "cni01"),
+        ("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}", "cali17", "xcali"),
+    ] {
+        let c = applied(text, &[]);
+        let DetectLocal::Interfaces(patterns) = &c.detect_local else { panic!("{:?}", c.detect_local) };
+        assert!(patterns[0].matches(named) && !patterns[0].matches(other) && c.redirect_interfaces == *patterns);
+        assert_eq!(told(&settings(text, &some)), (vec![], true, true), "they are known by routes, also while there is none");
+        assert_eq!(good(text).warnings, []);
+    }
 }
 
 /// A value of a kind that asks for something.
@@ -237,9 +296,20 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("metricsBindAddress: '[10.0.0.1]:80'", "3:21", "metricsBindAddress", &["10.0.0.1"]),
         ("mode: kernelspace", "3:7", "mode", &["kernelspace", "nftables"]),
         ("mode: [iptables]", "3:7", "mode", &["text"]),
-        ("detectLocalMode: NodeCIDR", "3:18", "detectLocalMode", &["NodeCIDR is not supported yet", "ClusterCIDR"]),
-        ("detectLocalMode: BridgeInterface", "3:18", "detectLocalMode", &["BridgeInterface is not supported yet"]),
-        ("detectLocalMode: InterfaceNamePrefix", "3:18", "detectLocalMode", &["InterfaceNamePrefix is not supported yet"]),
+        ("detectLocalMode: BridgeInterface", "3:18", "detectLocalMode", &["needs detectLocal.bridgeInterface"]),
+        ("detectLocalMode: InterfaceNamePrefix", "3:18", "detectLocalMode", &["needs detectLocal.interfaceNamePrefix"]),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: sixteen-bytes-xx}",
+            "4:32",
+            "detectLocal.bridgeInterface",
+            &["sixteen-bytes-xx", "15 bytes"],
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: 'ca*'}",
+            "4:36",
+            "detectLocal.interfaceNamePrefix",
+            &["ca*", "beginning"],
+        ),
         ("detectLocalMode: Guess", "3:18", "detectLocalMode", &["Guess", "InterfaceNamePrefix"]),
         ("ipvs: rr", "3:7", "ipvs", &["mapping"]),
         ("iptables: [", "", "", &[]),

@@ -8,9 +8,9 @@ use nomagic_core::tuple::Prefix;
 use super::document::{Document, shown};
 use super::fields::Mode;
 use super::{DropIn, IdleTimes};
-use crate::config::NodePortAddresses;
 use crate::config::error::ConfigError;
 use crate::config::timeouts::is_idle_time;
+use crate::config::{DetectLocal, NodePortAddresses, Pattern};
 use crate::objects::addr::{parse_cidr, parse_ip};
 
 /// Port of `/healthz`.
@@ -21,6 +21,8 @@ const METRICS_PORT: u16 = 10_249;
 const SYNC_PERIOD_MS: u64 = 30_000;
 /// Longest name of a Node.
 const NODE_NAME_MAX: usize = 253;
+/// Longest name of an interface.
+const INTERFACE_NAME_MAX: usize = 15;
 /// Most entries of `nodePortAddresses`.
 const NODE_PORT_ADDRESSES_MAX: usize = 1_024;
 
@@ -42,6 +44,7 @@ pub(super) fn translate(document: Document) -> Result<DropIn, ConfigError> {
         Mode::Ipvs => ("iptables.masqueradeAll", "ipvs.syncPeriod"),
         Mode::Nftables => ("nftables.masqueradeAll", "nftables.syncPeriod"),
     };
+    let (detect_local, cluster_cidrs) = (detect_local(&document)?, cluster_cidrs(&document)?);
     let localhost = document.flag("iptables.localhostNodePorts").unwrap_or(true);
     Ok(DropIn {
         kubeconfig: (!kubeconfig.is_empty()).then(|| kubeconfig.into()),
@@ -50,7 +53,8 @@ pub(super) fn translate(document: Document) -> Result<DropIn, ConfigError> {
         bind_address_hard_fail: document.flag("bindAddressHardFail").unwrap_or(false),
         healthz_bind_address: listen(&document, "healthzBindAddress", any, HEALTHZ_PORT)?,
         metrics_bind_address: listen(&document, "metricsBindAddress", here, METRICS_PORT)?,
-        cluster_cidrs: cluster_cidrs(&document)?,
+        cluster_cidrs: if detect_local == DetectLocal::ClusterCidrs { cluster_cidrs } else { Vec::new() },
+        detect_local,
         masquerade_all: document.flag(masquerade_all).unwrap_or(false),
         localhost_node_ports: mode == Mode::Iptables && localhost,
         node_port_addresses: node_port_addresses(&document, mode)?,
@@ -113,23 +117,34 @@ fn listen(document: &Document, field: &str, default: IpAddr, port: u16) -> Resul
     })
 }
 
-/// The pod ranges by which local traffic is told from other traffic.
-fn cluster_cidrs(document: &Document) -> Result<Vec<Prefix>, ConfigError> {
-    let unsupported = |mode: &str, what: &str| {
-        let message = format!("{mode} is not supported yet: nomagic tells pods by {what}; use ClusterCIDR with clusterCIDR");
-        Err(document.fault("detectLocalMode", message))
-    };
+/// By what local traffic is told from other traffic.
+fn detect_local(document: &Document) -> Result<DetectLocal, ConfigError> {
     match document.text("detectLocalMode") {
-        "" | "ClusterCIDR" => {}
-        mode @ "NodeCIDR" => return unsupported(mode, "configured ranges, not by the Node object's podCIDRs"),
-        mode @ ("BridgeInterface" | "InterfaceNamePrefix") => {
-            return unsupported(mode, "their addresses, not by the interface they come by");
-        }
+        "" | "ClusterCIDR" => Ok(DetectLocal::ClusterCidrs),
+        "NodeCIDR" => Ok(DetectLocal::NodeCidrs),
+        "BridgeInterface" => Ok(DetectLocal::Interfaces(vec![interfaces(document, "detectLocal.bridgeInterface", "")?])),
+        "InterfaceNamePrefix" => Ok(DetectLocal::Interfaces(vec![interfaces(document, "detectLocal.interfaceNamePrefix", "*")?])),
         other => {
             let known = "none of ClusterCIDR, NodeCIDR, BridgeInterface and InterfaceNamePrefix";
-            return Err(document.fault("detectLocalMode", format!("{} is {known}", shown(other))));
+            Err(document.fault("detectLocalMode", format!("{} is {known}", shown(other))))
         }
     }
+}
+
+/// The interfaces whose names are, or begin with, what a field says.
+fn interfaces(document: &Document, field: &str, rest: &str) -> Result<Pattern, ConfigError> {
+    let (text, mode) = (document.text(field), document.text("detectLocalMode"));
+    if text.is_empty() {
+        return Err(document.fault("detectLocalMode", format!("{mode} needs {field}, the interfaces behind which local pods are")));
+    }
+    let fits = text.len() <= INTERFACE_NAME_MAX && !text.contains(['*', '?']);
+    Some(text).filter(|_| fits).and_then(|text| Pattern::parse(&format!("{text}{rest}"))).ok_or_else(|| {
+        document.fault(field, format!("{} is no interface's name, nor the beginning of one: 1 to {INTERFACE_NAME_MAX} bytes", shown(text)))
+    })
+}
+
+/// The pod ranges, which count in the mode ClusterCIDR only.
+fn cluster_cidrs(document: &Document) -> Result<Vec<Prefix>, ConfigError> {
     let text = document.text("clusterCIDR");
     let mut ranges: Vec<Prefix> = Vec::new();
     for part in text.split(',').filter(|_| !text.is_empty()) {

@@ -7,6 +7,7 @@ use nomagic_core::tuple::Prefix;
 
 use super::decode::{Action, KernelLeg, Link, OwnScope, RouteKey, Table};
 use super::state::NetState;
+use super::view::is_link_scoped;
 
 impl NetState {
     /// The interfaces that hold these addresses of the node, and those that routes to the pods lead out of, by index. Left out: what is
@@ -17,6 +18,18 @@ impl NetState {
         let indices: BTreeSet<u32> = holders.chain(self.links_to(pods)).collect();
         let serves = |link: &&Link| link.admin_up && link.mac != [0; 6] && link.name != "lo" && !without.contains(&link.name.as_str());
         indices.iter().filter_map(|index| self.links.get(index)).filter(serves).map(|link| link.name.clone()).collect()
+    }
+
+    /// The destinations whose routes lead out of interfaces that `fits` takes, and nowhere else; `max` at the most. Default routes and link-local
+    /// addresses are nobody's in particular.
+    pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool, max: usize) -> Vec<Prefix> {
+        let links: BTreeSet<u32> = self.links.values().filter(|link| fits(&link.name)).map(|link| link.index).collect();
+        let leads = |action: &Action| matches!(action, Action::Unicast(legs) if legs.iter().all(|leg| links.contains(&leg.link)));
+        let routes = self.routes.iter().filter(|(key, _)| key.table == Table::Main && key.prefix.prefix_len() > 0);
+        let found = routes.filter(|(_, actions)| actions.first().is_some_and(leads)).map(|(key, _)| key.prefix);
+        let mut ranges: Vec<Prefix> = found.filter(|prefix| !is_link_scoped(prefix.addr())).take(max).collect();
+        ranges.dedup();
+        ranges
     }
 
     /// The parts of a range that the main table has unicast routes for, other than into this interface.

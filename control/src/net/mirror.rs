@@ -179,6 +179,11 @@ impl Mirror {
         self.state.addresses.iter().map(|a| a.addr)
     }
 
+    /// See [`NetState::ranges_behind`].
+    pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool, max: usize) -> Vec<Prefix> {
+        self.state.ranges_behind(fits, max)
+    }
+
     /// See [`NetState::unicast_parts`].
     pub fn unicast_parts<'s>(&'s self, range: &Prefix, internal: u32) -> impl Iterator<Item = Prefix> + use<'s> {
         self.state.unicast_parts(range, internal)

@@ -106,7 +106,7 @@ fn leg(leg: &KernelLeg, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32
 }
 
 /// Addresses that mean something on one link only: every interface has a route for them, and no Service's traffic goes there.
-fn is_link_scoped(addr: IpAddr) -> bool {
+pub(super) fn is_link_scoped(addr: IpAddr) -> bool {
     link_scopes().iter().any(|p| p.contains(addr))
 }
 

@@ -10,6 +10,7 @@ mod http;
 mod kernel_proxy;
 mod local;
 mod places;
+mod pods;
 mod signals;
 mod socket;
 mod source;
@@ -135,6 +136,8 @@ struct Gateway {
     kernel_side: String,
     mirror: Mirror,
     local: LocalTraffic,
+    /// The kernel's routes have changed since pods were last looked for among them.
+    pods_stale: bool,
     routes_generation: u64,
     /// How the ports spread what they receive over the workers, as the routes in force know it.
     rss: Vec<Option<Arc<Rss>>>,
@@ -174,6 +177,7 @@ impl Gateway {
         let present = mirror.local_addresses();
         let mut tables = Tables::open(&config, present.clone())?;
         http.follow_node(&tables);
+        tables.follow_pods(pods::ranges(&config, &mirror));
         if !wait::for_objects(&mut tables, &mut requests, signals, started).await? {
             if config.detach_on_exit {
                 LocalRoutes::open()?.clear()?;
@@ -210,6 +214,7 @@ impl Gateway {
             workers_following: config.workers.count,
             routes_generation: 1,
             rss: ports.iter().map(|_| None).collect(),
+            pods_stale: false,
             local: LocalTraffic::open(config.local_traffic, &names.kernel)?,
             config,
             ports,
@@ -263,6 +268,7 @@ impl Gateway {
             tokio::select! {
                 changed = self.mirror.changed() => {
                     changed?;
+                    self.pods_stale = true;
                     self.follow_interfaces();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
@@ -293,6 +299,9 @@ impl Gateway {
             self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
         }
         self.follow_interfaces();
+        if std::mem::take(&mut self.pods_stale) && self.tables.follow_pods(pods::ranges(&self.config, &self.mirror)) {
+            self.publish();
+        }
         self.reload(false);
         Ok(())
     }

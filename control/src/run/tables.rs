@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
-use nomagic_core::tuple::Proto;
+use nomagic_core::tuple::{Prefix, Proto};
 use nomagic_xsk::FilterRules;
 use serde_json::Value;
 
@@ -92,6 +92,17 @@ impl Tables {
             self.compile();
         }
         changed
+    }
+
+    /// Pods of this node are at these addresses now (`None`: nobody asks). True when there is a new table.
+    pub fn follow_pods(&mut self, ranges: Option<Vec<Prefix>>) -> bool {
+        let Some(ranges) = ranges.filter(|ranges| *ranges != self.config.cluster_cidrs) else { return false };
+        self.config.cluster_cidrs = ranges;
+        let compiled = self.services.generation > 0;
+        if compiled {
+            self.compile();
+        }
+        compiled
     }
 
     /// The settings that follow from configuration and objects now.
