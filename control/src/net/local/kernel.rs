@@ -36,6 +36,8 @@ struct Facts {
 
 /// By table and destination.
 type Routes = BTreeMap<(u32, Prefix), Facts>;
+/// The same as the kernel has them, with their messages.
+type Present = BTreeMap<(u32, Prefix), (Facts, RouteMessage)>;
 
 /// The kernel's rules of a family that matter here.
 #[derive(Default)]
@@ -78,7 +80,7 @@ impl LocalRoutes {
     fn apply_family(&mut self, plan: &Plan, internal: u32, v6: bool, changes: &mut Changes) -> Result<(), NetError> {
         let wanted = wanted_routes(plan, internal, v6);
         let Some(found) = self.read_rules(v6)? else { return Ok(()) };
-        let mut present = BTreeMap::new();
+        let mut present = Present::new();
         for table in [SERVICES_TABLE, OWN_TABLE] {
             present.extend(self.read_routes(v6, table)?);
         }
@@ -151,16 +153,16 @@ impl LocalRoutes {
         Ok(Some(found))
     }
 
-    fn read_routes(&mut self, v6: bool, table: u32) -> Result<BTreeMap<(u32, Prefix), (Facts, RouteMessage)>, NetError> {
+    fn read_routes(&mut self, v6: bool, table: u32) -> Result<Present, NetError> {
         let mut request = RouteMessage::default();
         request.header.address_family = family(v6);
         request.attributes.push(RouteAttribute::Table(table));
         let dump = match self.requests.dump("read the routes", Message::GetRoute(request)) {
             // A table that nobody has put anything into.
-            Err(NetError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => return Ok(BTreeMap::new()),
+            Err(NetError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => return Ok(Present::new()),
             other => other?,
         };
-        let mut routes = BTreeMap::new();
+        let mut routes = Present::new();
         for message in dump.messages {
             let Message::NewRoute(message) = message else { continue };
             if !message.attributes.contains(&RouteAttribute::Table(table)) || message.header.address_family != family(v6) {
