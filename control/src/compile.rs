@@ -169,7 +169,7 @@ impl Compiler {
 
     /// The table for these objects, of which only `touched` are others than for the last table. The same as [`Compiler::compile`] gives.
     pub fn recompile(&mut self, index: &Index, settings: &Settings, touched: &Touched) -> Compiled {
-        if self.settings.as_ref() != Some(settings) || self.left_out > 0 {
+        if self.left_out > 0 || !self.follow_settings(settings) {
             return self.compile(index, settings);
         }
         let ground = ground(index, settings);
@@ -180,6 +180,23 @@ impl Compiler {
     /// The pairs that have counters now: `(place, Service port, backend's address, its port)`.
     pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
         self.memory.targets()
+    }
+
+    /// Takes over settings that change no Service's plan: the same ones, or other pod ranges. False: all has to be planned anew.
+    fn follow_settings(&mut self, new: &Settings) -> bool {
+        let Some(old) = &self.settings else { return false };
+        let same_pods = [false, true].iter().all(|v6| old.knows_pods(*v6) == new.knows_pods(*v6));
+        let same = |old: &Settings| same_pods && Settings { cluster_cidrs: new.cluster_cidrs.clone(), ..old.clone() } == *new;
+        if old == new {
+            return true;
+        }
+        if !same(old) {
+            return false;
+        }
+        self.services.pod_cidrs.clone_from(&new.cluster_cidrs);
+        self.services.node_ips = node_clients(new);
+        self.settings = Some(new.clone());
+        true
     }
 
     /// Everything but counters' places and pools is forgotten.

@@ -90,7 +90,9 @@ fn page(c: &Compiled) -> String {
     lines.extend(c.problems.iter().map(ToString::to_string));
     lines.sort();
     let mut out = lines.join("\n");
-    let _ = write!(out, "\n{} {:?} {:?} {:?}", s.ports, c.health_checks, c.no_local_endpoints, s.snat);
+    let _ = write!(out, "\n{} {:?} {:?} {:?} {:?}", s.ports, c.health_checks, c.no_local_endpoints, s.snat, s.pod_cidrs);
+    let nodes: BTreeSet<&IpAddr> = s.node_ips.iter().collect();
+    let _ = write!(out, "\n{nodes:?}");
     out
 }
 
@@ -113,6 +115,7 @@ fn following_changes_is_compiling_anew() {
     let mut dice = Dice(3);
     let plain = settings("");
     let other = settings("masqueradeAll: true");
+    let pods = Settings { cluster_cidrs: vec!["192.168.0.0/24".parse().unwrap()], ..plain.clone() };
     let (mut index, mut compiler, mut rules) = (Index::default(), Compiler::new(TARGETS_MAX), BTreeSet::new());
     let (mut contested, mut waiting) = (0, 0);
     for round in 0..4_000 {
@@ -126,7 +129,11 @@ fn following_changes_is_compiling_anew() {
                 index.apply(object);
             }
         }
-        let settings = if round % 500 > 480 { &other } else { &plain };
+        let settings = match round % 500 {
+            480.. => &other,
+            300..320 => &pods,
+            _ => &plain,
+        };
         let touched = index.take_touched();
         let followed = compiler.recompile(&index, settings, &touched);
         let anew = Compiler::new(TARGETS_MAX).compile(&index, settings);
