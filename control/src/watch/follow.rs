@@ -26,7 +26,7 @@ use super::lines::Lines;
 use super::query::Query;
 use super::{Message, Target};
 use crate::objects::{self, Kind, Object, Unread};
-use crate::problem::Origin;
+use crate::problem::{Origin, shown};
 
 /// Bytes of a page at the most: 500 objects of half a megabyte each.
 const PAGE_BYTES_MAX: usize = 256 << 20;
@@ -102,7 +102,7 @@ impl Follower {
                 Fault::Refused { retry_after, .. } => *retry_after,
                 _ => None,
             };
-            if self.tell(Message::Away(self.kind, fault.to_string())).await.is_err() {
+            if self.tell(Message::Away(self.kind, shown(&fault.to_string()))).await.is_err() {
                 return;
             }
             tokio::time::sleep(backoff.pause(asked)).await;
@@ -211,7 +211,13 @@ impl Follower {
     /// Passes events on until the stream ends; returns how many there were.
     async fn events(&mut self, mut lines: Lines, start: Instant, backoff: &mut Backoff) -> Result<u64, Fault> {
         let mut heard = 0;
-        while let Some(line) = lines.next().await? {
+        loop {
+            let next = lines.next().await;
+            // However it ends: it worked for long enough.
+            if start.elapsed() >= STEADY {
+                backoff.reset();
+            }
+            let Some(line) = next? else { return Ok(heard) };
             let event = self.event(&line)?;
             let version = version(&event.object)?;
             let message = match event.kind.as_str() {
@@ -229,14 +235,7 @@ impl Follower {
             self.tell(message).await?;
             self.version = Some(version);
             heard += 1;
-            if start.elapsed() >= STEADY {
-                backoff.reset();
-            }
         }
-        if start.elapsed() >= STEADY {
-            backoff.reset();
-        }
-        Ok(heard)
     }
 
     /// Reads a line. ERROR events are faults.
