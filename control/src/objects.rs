@@ -17,7 +17,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use nomagic_core::tuple::{Prefix, Proto};
 
-use crate::problem::{Origin, Problem};
+use crate::problem::{Origin, Problem, printable};
 pub use node::{Node, ZONE_LABEL};
 pub use read::{Unread, key, read};
 pub use service_cidr::ServiceCidr;
@@ -278,14 +278,19 @@ pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Ob
         return Err(("metadata.name", "missing: every object needs a name; it is skipped".into()));
     }
     for (field, value) in [("metadata.namespace", namespace), ("metadata.name", name)] {
-        if value.len() > NAME_MAX {
-            return Err((field, format!("{} bytes long, {NAME_MAX} are allowed; the object is skipped", value.len())));
+        if let Some(length) = too_long(value) {
+            return Err((field, format!("{length}; the object is skipped")));
         }
-        if let Some(c) = value.chars().find(|c| *c == '/' || c.is_whitespace() || c.is_control()) {
+        if let Some(c) = value.chars().find(|c| *c == '/' || c.is_whitespace() || !printable(*c)) {
             return Err((field, format!("{value:?} contains {c:?}, which no name may; the object is skipped")));
         }
     }
     Ok(Key { namespace: namespace.into(), name: name.into() })
+}
+
+/// Says so if a name of an object or a port is longer than any may be.
+pub(crate) fn too_long(name: &str) -> Option<String> {
+    (name.len() > NAME_MAX).then(|| format!("{} bytes long, {NAME_MAX} are allowed", name.len()))
 }
 
 /// Reads the name of an object of a kind that lives in no namespace.

@@ -44,11 +44,36 @@ impl fmt::Display for Problem {
         }
         for part in [&self.object, &self.field] {
             if !part.is_empty() {
-                write!(f, "{part}: ")?;
+                write!(f, "{}: ", shown(part))?;
             }
         }
-        f.write_str(&self.message)
+        f.write_str(&shown(&self.message))
     }
+}
+
+/// Characters of a text from outside that are shown at the most: so many from its beginning, and so many from its end, where a message
+/// says what happens now.
+const SHOWN_MAX: [usize; 2] = [400, 200];
+
+/// A text from outside as it may stand in a log or on a page: of limited length, and without characters that would act on a terminal or
+/// look like another line. Quotes and backslashes stay: much is quoted already.
+pub fn shown(text: &str) -> String {
+    let cut = text.chars().count().checked_sub(SHOWN_MAX.iter().sum()).filter(|&n| n > 0);
+    let mut out = String::new();
+    let mut push = |c: char| if printable(c) { out.push(c) } else { out.extend(c.escape_debug()) };
+    let Some(cut) = cut else {
+        text.chars().for_each(push);
+        return out;
+    };
+    text.chars().take(SHOWN_MAX[0]).for_each(&mut push);
+    format!("[... {cut} characters ...]").chars().for_each(&mut push);
+    text.chars().skip(SHOWN_MAX[0] + cut).for_each(push);
+    out
+}
+
+/// Whether a character shows as itself, wherever it is printed.
+pub fn printable(c: char) -> bool {
+    matches!(c, '"' | '\'' | '\\') || c.escape_debug().eq(std::iter::once(c))
 }
 
 /// Problems of one object at the most; more are counted, not listed.
@@ -102,6 +127,22 @@ mod tests {
         let mut notes = Notes::new(&Origin::default(), String::new());
         notes.add("", "gone");
         assert_eq!(notes.finish()[0].to_string(), "gone");
+    }
+
+    #[test]
+    fn nothing_from_outside_acts_on_a_terminal() {
+        assert_eq!(shown("a\tb\nc\u{1b}[31m\0\u{202e}\u{7f}"), r"a\tb\nc\u{1b}[31m\0\u{202e}\u{7f}");
+        assert_eq!(shown("\"x\" is '\\n'; Größe 日本"), "\"x\" is '\\n'; Größe 日本");
+        let long = format!("{}\n{}; it is skipped", "é".repeat(600), "x".repeat(600));
+        let short = shown(&long);
+        assert!(
+            short.starts_with(&"é".repeat(400)) && short.ends_with("x; it is skipped") && short.contains("é[... 616 characters ...]x"),
+            "{short}"
+        );
+        assert_eq!(shown(&"y".repeat(600)), "y".repeat(600));
+        let (object, field, message) = ("Service a\nb".into(), "x\r".into(), "y\u{1b}".into());
+        let problem = Problem { origin: Origin::default(), object, field, message };
+        assert_eq!(problem.to_string(), r"Service a\nb: x\r: y\u{1b}");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::*;
 use nomagic_bench::rig::{PODS, Scene};
-use nomagic_fake_apiserver::FakeApiServer;
+use nomagic_fake_apiserver::{FakeApiServer, Resource};
+use serde_json::{Value, json};
 
 const WEB: &str = "10.109.35.24:80";
 
@@ -97,6 +98,59 @@ fn load_balancers_are_told_when_the_node_is_about_to_go() {
         api.put_yaml(&format!("apiVersion: v1\nkind: Node\n{node}\n")).unwrap();
         wait_for(&format!("{healthz} after {node}"), Duration::from_secs(10), || codes(&g) == [healthz, 200]);
     }
+}
+
+/// What the real server would refuse comes all the same: named in the log and in `status`, counted, skipped; the others go on.
+#[test]
+fn bad_objects_are_named_and_counted_and_the_others_go_on() {
+    let (mut g, api) = waiting("apibad");
+    let service = |meta: Value, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec});
+    let long = "x".repeat(1_000_000);
+    let mut endpoints: Vec<Value> = (0..999).map(|i| json!({"addresses": [format!("192.168.{}.{}", 1 + i / 250, 1 + i % 250)]})).collect();
+    endpoints.insert(500, json!({"addresses": ["127.0.0.1\u{1b}[2J"]}));
+    let bad = [
+        service(json!({"name": "a\nWARN forged\u{1b}[31m", "namespace": "\r"}), json!(5)),
+        service(json!({"name": "no-spec"}), Value::Null),
+        service(json!({"name": "long"}), json!({"clusterIP": long, "ports": [{"port": -1}]})),
+        service(json!({"name": "taken"}), json!({"clusterIP": "10.109.35.24", "ports": [{"name": "http", "port": 80}]})),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"name": "many", "labels": {"kubernetes.io/service-name": "other"}}, "ports": [{"name": "http", "port": 80}]}),
+    ];
+    let words = [
+        r#"Service \r/a\nWARN forged\u{1b}[31m: spec: invalid type: integer `5`"#,
+        "Service default/no-spec: spec: missing",
+        "Service default/long: spec.ports[0].port: -1: 1 to 65535 are allowed; the port is skipped",
+        "[... 999438 characters ...]",
+        "Service default/taken: spec.ports[0]: TCP 10.109.35.24:80 is taken by Service default/nginx (clusterIP)",
+        r#"EndpointSlice default/many: endpoints[500].addresses[0]: "127.0.0.1\u{1b}[2J" is not an IP address; the endpoint is skipped"#,
+    ];
+    api.put_yaml(&nginx(&[0, 1])).unwrap();
+    bad.iter().for_each(|o| assert!(api.put(o.clone()).is_ok()));
+    api.set_silent(false);
+    g.wait_until_ready();
+    answered_by(&g, &[0, 1]);
+    let status = g.status();
+    let problems: Vec<&str> = status["services"]["problems"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    let log = g.process.output();
+    for word in words {
+        assert!(problems.iter().any(|p| p.contains(word)), "{word}: {problems:#?}");
+        assert!(log.contains(word), "{word}: {log}");
+    }
+    assert_eq!(problems.len(), words.len(), "{problems:#?}");
+    assert!(!log.contains(|c: char| c.is_control() && c != '\n') && log.lines().all(|l| l.len() < 2_000), "{log:?}");
+    let page = g.scene.gw.run(|| plain_http::get("127.0.0.1:10249".parse().unwrap(), "/metrics").unwrap().body).unwrap();
+    assert!(page.contains(&format!("\nnomagic_object_problems {}\n", words.len())), "{page}");
+    for (resource, namespace, name) in [
+        (Resource::Services, "\r", "a\nWARN forged\u{1b}[31m"),
+        (Resource::Services, "default", "no-spec"),
+        (Resource::Services, "default", "long"),
+        (Resource::Services, "default", "taken"),
+        (Resource::EndpointSlices, "default", "many"),
+    ] {
+        assert!(api.delete(resource, namespace, name));
+    }
+    wait_for("all problems to be gone", Duration::from_secs(10), || g.status()["services"]["problems"] == json!([]));
+    answered_by(&g, &[0, 1]);
 }
 
 #[test]

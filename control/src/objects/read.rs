@@ -1,12 +1,13 @@
 //! From a parsed but untyped value to an object of a known kind, wherever it came from: a file or an API server.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node as K8sNode, Service as K8sService};
-use k8s_openapi::api::discovery::v1::EndpointSlice as K8sSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint as K8sEndpoint, EndpointSlice as K8sSlice};
 use k8s_openapi::api::networking::v1::ServiceCIDR as K8sServiceCidr;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Key, Kind, Node, Object, Service, ServiceCidr, Slice};
 use crate::problem::{Origin, Problem};
@@ -26,15 +27,13 @@ pub struct Unread {
 pub fn read(kind: Kind, value: Value, origin: &Origin) -> Result<Object, Box<Unread>> {
     let key = key(kind, &value);
     let read = match kind {
-        Kind::Service => typed::<K8sService>(value)
+        Kind::Service => typed::<K8sService>(&value)
             .and_then(|s| Service::from_k8s(&s, origin).map(|s| Object::Service(Arc::new(s))).map_err(Fault::Refused)),
-        Kind::EndpointSlice => {
-            typed::<K8sSlice>(value).and_then(|s| Slice::from_k8s(&s, origin).map(|s| Object::Slice(Arc::new(s))).map_err(Fault::Refused))
-        }
+        Kind::EndpointSlice => slice(value, origin).map(|s| Object::Slice(Arc::new(s))),
         Kind::Node => {
-            typed::<K8sNode>(value).and_then(|n| Node::from_k8s(&n, origin).map(|n| Object::Node(Arc::new(n))).map_err(Fault::Refused))
+            typed::<K8sNode>(&value).and_then(|n| Node::from_k8s(&n, origin).map(|n| Object::Node(Arc::new(n))).map_err(Fault::Refused))
         }
-        Kind::ServiceCidr => typed::<K8sServiceCidr>(value)
+        Kind::ServiceCidr => typed::<K8sServiceCidr>(&value)
             .and_then(|c| ServiceCidr::from_k8s(&c, origin).map(|c| Object::ServiceCidr(Arc::new(c))).map_err(Fault::Refused)),
     };
     read.map_err(|fault| {
@@ -65,15 +64,43 @@ enum Fault {
     Refused(Problem),
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Fault> {
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
     serde_path_to_error::deserialize(value)
         .map_err(|e| Fault::Shape { field: e.path().to_string().trim_matches('.').into(), message: e.into_inner().to_string() })
+}
+
+/// Reads a slice. Endpoints that are none leave the others in force.
+fn slice(mut value: Value, origin: &Origin) -> Result<Slice, Fault> {
+    let fault = match typed::<K8sSlice>(&value) {
+        Ok(slice) => return Slice::from_k8s(&slice, origin).map_err(Fault::Refused),
+        Err(fault) => fault,
+    };
+    let Some(endpoints) = value.get_mut("endpoints").and_then(Value::as_array_mut) else { return Err(fault) };
+    let mut faults = BTreeMap::new();
+    for (i, endpoint) in endpoints.iter_mut().enumerate() {
+        if let Err(Fault::Shape { field, message }) = typed::<K8sEndpoint>(endpoint) {
+            // In its place stays one without addresses, so that the others keep their numbers.
+            *endpoint = json!({ "addresses": [] });
+            faults.insert(format!("endpoints[{i}].addresses[0]"), (format!("endpoints[{i}].{field}"), message));
+        }
+    }
+    // When not one can be read, what was known of the slice is better than nothing.
+    if faults.is_empty() || faults.len() == endpoints.len() {
+        return Err(fault);
+    }
+    let mut slice = Slice::from_k8s(&typed(&value)?, origin).map_err(Fault::Refused)?;
+    for problem in &mut slice.problems {
+        if let Some((field, message)) = faults.remove(&problem.field) {
+            problem.field = field.trim_end_matches('.').into();
+            problem.message = format!("{message}; the endpoint is skipped");
+        }
+    }
+    Ok(slice)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn every_kind_is_read_and_named() {

@@ -1,11 +1,13 @@
 //! Reading a Kubernetes Service.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as k8s;
+use nomagic_core::tuple::Proto;
 
 use super::addr::{fault, parse_cidr, parse_ip};
-use super::{Kind, Policy, Port, Service, ServiceType, read_key, read_port, read_proto};
+use super::{Kind, Policy, Port, Service, ServiceType, read_key, read_port, read_proto, too_long};
 use crate::problem::{Notes, Origin, Problem};
 
 /// Services with this label belong to another proxy.
@@ -174,7 +176,8 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
     if listed.is_empty() {
         notes.add("spec.ports", "empty: a Service without ports answers nowhere; add at least one port");
     }
-    let mut ports = Vec::new();
+    let mut ports: Vec<Port> = Vec::new();
+    let mut names: HashMap<(&str, Proto), usize> = HashMap::new();
     for (index, port) in limited("spec.ports", listed, PORTS_MAX, notes).iter().enumerate() {
         let Some(proto) = read_proto(port.protocol.as_deref()) else {
             let name = port.protocol.as_deref().unwrap_or("");
@@ -185,8 +188,25 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
             notes.add(format!("spec.ports[{index}].port"), format!("{}: 1 to 65535 are allowed; the port is skipped", port.port));
             continue;
         };
+        let name = port.name.as_deref().unwrap_or("");
+        if let Some(length) = too_long(name) {
+            notes.add(format!("spec.ports[{index}].name"), format!("{length}; the port is skipped"));
+            continue;
+        }
+        // Endpoints are found by name and protocol, so two ports of one name would be one.
+        if let Some(first) = names.get(&(name, proto)) {
+            let message = format!("{name:?} is the name of spec.ports[{first}] ({proto}) already; the port is skipped");
+            notes.add(format!("spec.ports[{index}].name"), message);
+            continue;
+        }
+        if let Some(first) = ports.iter().find(|p| (p.port, p.proto) == (number, proto)) {
+            let message = format!("{number}/{proto} is spec.ports[{}] already; the port is skipped", first.index);
+            notes.add(format!("spec.ports[{index}].port"), message);
+            continue;
+        }
+        names.insert((name, proto), index);
         let node_port = read_optional_port(&format!("spec.ports[{index}].nodePort"), port.node_port, notes);
-        ports.push(Port { name: port.name.clone().unwrap_or_default(), proto, port: number, node_port, index });
+        ports.push(Port { name: name.into(), proto, port: number, node_port, index });
     }
     ports
 }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::discovery::v1 as k8s;
 
 use super::addr::{fault, parse_ip};
-use super::{Endpoint, Key, Kind, Slice, SlicePort, read_key, read_port, read_proto};
+use super::{Endpoint, Key, Kind, Slice, SlicePort, read_key, read_port, read_proto, too_long};
 use crate::problem::{Notes, Origin, Problem};
 
 /// Names the Service that a slice belongs to.
@@ -121,6 +121,10 @@ fn read_ports(listed: &[k8s::EndpointPort], notes: &mut Notes) -> Vec<SlicePort>
             notes.add(format!("ports[{i}].protocol"), format!("{proto:?}: TCP, UDP and SCTP are allowed; the port is skipped"));
             continue;
         };
+        if let Some(length) = too_long(name) {
+            notes.add(format!("ports[{i}].name"), format!("{length}; the port is skipped"));
+            continue;
+        }
         match read_port(number) {
             Some(number) => ports.push(SlicePort { name: name.clone(), proto, port: number }),
             None => notes.add(format!("ports[{i}].port"), format!("{number}: 1 to 65535 are allowed; the port is skipped")),
