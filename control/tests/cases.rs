@@ -2,71 +2,56 @@
 //!
 //! `cargo test -p nomagic --test cases -- --nocapture` prints how many flows ran.
 
-#[path = "common/case_files.rs"]
-mod case_files;
+#[path = "common/replay.rs"]
+mod replay;
 #[path = "common/wire.rs"]
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use case_files::*;
+use nomagic::compile::Node;
 use nomagic::compile::endpoints::{self, candidates};
-use nomagic::compile::{Compiled, Compiler, Node, Settings, TARGETS_MAX};
-use nomagic::explain::{Explainer, parse_flow};
+use nomagic::explain::parse_flow;
 use nomagic::index::Index;
 use nomagic::objects::{Key, Port, addr::socket};
 use nomagic_core::tuple::Proto;
+use replay::{FIRST_PACKETS, Table, cases, index, list, settings, strings, text};
 use serde_json::{Value, json};
 
 /// Source ports tried for each flow, so that every backend turns up.
 const CONNECTIONS: u16 = 400;
 
-struct Table {
-    index: Index,
-    settings: Settings,
-    compiled: Compiled,
-}
-
-impl Table {
-    fn new(objects: &Value, settings: Settings) -> Table {
-        let index = index(objects);
-        let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
-        Table { index, settings, compiled }
-    }
-
-    /// `explain`'s JSON for the flow from one source port.
-    fn explain(&self, flow: &Value, source_port: u16) -> Value {
-        let port = flow["port"].as_u64().unwrap() as u16;
-        let proto = flow["proto"].as_str().unwrap_or("TCP").to_lowercase();
-        let from = socket(text(flow, "from").parse().unwrap(), source_port);
-        let to = socket(text(flow, "to").parse().unwrap(), port);
-        let question = format!("{proto} {from} -> {to}");
-        let explainer = Explainer::new(&self.index, &self.settings, &self.compiled);
-        serde_json::to_value(explainer.answer(&question, &parse_flow(&question).unwrap())).unwrap()
-    }
-}
-
 /// Each flow also as a frame through the packet path, from many source ports: the bytes and `explain` must agree.
 #[test]
 fn frames_meet_what_explain_says() {
-    let file = cases("kubeproxy-cases.yaml");
-    let (mut frames, mut wrong) = (0, Vec::new());
-    for case in list(&file["cases"]) {
-        for step in list(&case["steps"]) {
-            let table = Table::new(&step["objects"], settings(&file["defaults"]["config"], case));
-            for flow in list(&step["flows"]) {
-                for source_port in 40_000..40_010 {
-                    let answer = table.explain(flow, source_port);
-                    let tuple = parse_flow(text(&answer, "flow")).unwrap();
-                    wrong.extend(wire::disagreement(&table.compiled.services, &tuple, &answer));
-                    frames += 1;
-                }
+    let (mut flows, mut frames, mut wrong) = (0, 0, Vec::new());
+    for_each_step(|_, _, step, table| {
+        for flow in list(&step["flows"]) {
+            flows += 1;
+            for source_port in 40_000..40_010 {
+                let answer = table.explain(flow, source_port);
+                let tuple = parse_flow(text(&answer, "flow")).unwrap();
+                wrong.extend(wire::disagreement(&table.compiled.services, &tuple, &answer));
+                frames += 1;
+            }
+        }
+    });
+    println!("first packets on the wire: {flows} flows, {frames} frames went through the packet path, {} disagree", wrong.len());
+    assert!(wrong.is_empty(), "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(frames >= 4_200);
+}
+
+/// Runs `work` for each step of each first-packet case, with the case, the step's number, the step and its table.
+fn for_each_step(mut work: impl FnMut(&Value, usize, &Value, &Table)) {
+    for name in FIRST_PACKETS {
+        let file = cases(name);
+        for case in list(&file["cases"]) {
+            for (number, step) in list(&case["steps"]).iter().enumerate() {
+                let table = Table::new(&step["objects"], settings(&file["defaults"]["config"], case));
+                work(case, number, step, &table);
             }
         }
     }
-    println!("{frames} frames went through the packet path");
-    assert!(wrong.is_empty(), "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-    assert!(frames >= 3_540);
 }
 
 /// What differs from the expectation, if anything does.
@@ -102,35 +87,37 @@ fn disagreement(table: &Table, flow: &Value) -> Option<String> {
 
 #[test]
 fn kube_proxy_cases() {
-    let file = cases("kubeproxy-cases.yaml");
-    let (mut ran, mut wrong) = (0, Vec::new());
-    for case in list(&file["cases"]) {
-        for (number, step) in list(&case["steps"]).iter().enumerate() {
-            let table = Table::new(&step["objects"], settings(&file["defaults"]["config"], case));
-            for flow in list(&step["flows"]) {
-                ran += 1;
-                if let Some(what) = disagreement(&table, flow) {
-                    wrong.push(format!("{} step {number} {}: {what}", text(case, "id"), text(flow, "id")));
-                }
+    let (mut ids, mut steps, mut flows, mut wrong) = (BTreeSet::new(), 0, 0, Vec::new());
+    for_each_step(|case, number, step, table| {
+        assert!(ids.insert(text(case, "id").to_owned()) || number > 0, "two cases are called {}", case["id"]);
+        steps += 1;
+        for flow in list(&step["flows"]) {
+            flows += 1;
+            if let Some(what) = disagreement(table, flow) {
+                wrong.push(format!("{} step {number} {}: {what}", text(case, "id"), text(flow, "id")));
             }
         }
-    }
-    println!("{ran} flows ran, {} agree with kube-proxy's nftables mode", ran - wrong.len());
+    });
+    let (cases, right) = (ids.len(), flows - wrong.len());
+    println!("first packets: {cases} cases, {steps} steps, {flows} flows ran, {right} agree with kube-proxy's nftables mode");
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(ran >= 354, "only {ran} flows found");
+    assert!(flows >= 420, "only {flows} flows found");
 }
 
 #[test]
 fn endpoint_cases() {
-    let file = cases("kubeproxy-stateful.yaml");
+    let (file, mut ports) = (cases("kubeproxy-stateful.yaml"), 0);
     for case in list(&file["endpointCases"]) {
         let index = index(&case["objects"]);
         let node = Node { name: text(&case["node"], "name").into(), ips: vec![], primary: vec![], zone: None };
         for (name, expected) in case["expect"].as_object().unwrap() {
             let found: BTreeMap<String, Value> = known_endpoints(&index, name, &node);
             assert_eq!(serde_json::to_value(found).unwrap(), *expected, "{} {name}", case["id"]);
+            ports += 1;
         }
     }
+    println!("endpointCases: {} cases with {ports} Service ports ran", list(&file["endpointCases"]).len());
+    assert!(ports >= 3, "{ports}");
 }
 
 /// Endpoints of `namespace/service:port/protocol` with their conditions.
@@ -151,6 +138,8 @@ fn known_endpoints(index: &Index, name: &str, node: &Node) -> BTreeMap<String, V
 #[test]
 fn spread_cases() {
     let file = cases("kubeproxy-stateful.yaml");
+    println!("spreadCases: {} cases run", list(&file["spreadCases"]).len());
+    assert!(!list(&file["spreadCases"]).is_empty());
     for case in list(&file["spreadCases"]) {
         let table = Table::new(&case["objects"], settings(&file["defaults"]["config"], case));
         let mut connections: BTreeMap<String, u64> = BTreeMap::new();

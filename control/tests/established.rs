@@ -3,8 +3,8 @@
 //!
 //! `cargo test -p nomagic --test established -- --nocapture` prints how many entries and packets ran.
 
-#[path = "common/case_files.rs"]
-mod case_files;
+#[path = "common/replay.rs"]
+mod replay;
 #[path = "common/wire.rs"]
 mod wire;
 
@@ -13,7 +13,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
-use case_files::*;
 use nomagic::compile::serving::Serving;
 use nomagic::compile::{Compiler, Settings, TARGETS_MAX};
 use nomagic::index::Index;
@@ -22,6 +21,7 @@ use nomagic_core::conntrack::{Conntrack, Flow, Hit, Phase};
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::services::Services;
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, addr_words, words_addr};
+use replay::*;
 use serde_json::Value;
 use wire::{ACK, SYN, Went, Wire};
 

@@ -112,6 +112,7 @@ fn health_check_cases() {
             }
         }
     }
+    println!("healthCheckCases: {} cases with {probes} probes ran", file["healthCheckCases"].as_array().unwrap().len());
     assert!(probes >= 9, "{probes}");
 }
 
@@ -264,6 +265,7 @@ fn metric_cases() {
         }
         ran += 1;
     }
+    println!("metricCases: {ran} cases ran");
     assert!(ran >= 3);
 }
 

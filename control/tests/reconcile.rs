@@ -1,7 +1,7 @@
 //! Workers that open connections while endpoints come and go, and the thread that ends connections goes over the same table.
 
-#[path = "common/case_files.rs"]
-mod case_files;
+#[path = "common/replay.rs"]
+mod replay;
 #[path = "common/wire.rs"]
 mod wire;
 
@@ -64,7 +64,7 @@ fn objects(endpoints: u64) -> Index {
         })
     };
     let list = [service("dns", "10.96.0.1", "fd00:96::1"), slice("IPv4", "10.1.0."), slice("IPv6", "fd00:1::")];
-    case_files::index(&serde_json::Value::from(list.to_vec()))
+    replay::index(&serde_json::Value::from(list.to_vec()))
 }
 
 /// A client's packet: to a cluster IP from a pod (its address is kept), or to a node port (it is not).

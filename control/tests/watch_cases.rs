@@ -74,7 +74,7 @@ fn configuration(file: &Value, case: &Value) -> Config {
 #[test]
 fn every_case_gives_the_same_table_through_the_api() {
     let (mut tables, mut frontends) = (0, 0);
-    for name in ["kubeproxy-cases.yaml", "kubeproxy-stateful.yaml"] {
+    for name in ["kubeproxy-cases.yaml", "kubeproxy-stateful.yaml", "more-cases.yaml", "more-stateful.yaml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases").join(name);
         let file: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let lists = file.as_object().unwrap().iter().filter(|(key, _)| key.to_lowercase().ends_with("cases"));
@@ -96,7 +96,7 @@ fn every_case_gives_the_same_table_through_the_api() {
         }
     }
     println!("{tables} tables with {frontends} addresses are the same");
-    assert!(tables >= 130 && frontends > 350, "{tables} {frontends}");
+    assert!(tables >= 210 && frontends > 600, "{tables} {frontends}");
 }
 
 /// Nodes and ServiceCIDRs too.

@@ -105,6 +105,7 @@ fn a_node_that_goes_is_not_healthy_but_alive() {
 fn the_case_file_holds_no_proxy_health_cases_that_would_go_unplayed() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases/kubeproxy-stateful.yaml");
     let file: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    println!("proxyHealthCases: {} in the file; those above are of the same kind", file["proxyHealthCases"].as_array().map_or(0, Vec::len));
     assert_eq!(file["proxyHealthCases"], json!([]), "write a reader for them");
 }
 

@@ -99,13 +99,14 @@ pub struct Wire<'t> {
     pub table: Conntrack<'t>,
     pub filter: Option<ReplyFilter<'t>>,
     pub counters: Counters,
+    pub now_ms: u64,
     routes: Routes,
     worker: WorkerState,
 }
 
 impl<'t> Wire<'t> {
     pub fn new(number: u16, table: Conntrack<'t>, filter: Option<ReplyFilter<'t>>) -> Wire<'t> {
-        Wire { table, filter, counters: Counters::new(1), routes: routes(), worker: WorkerState::new(number) }
+        Wire { table, filter, counters: Counters::new(1), now_ms: 1, routes: routes(), worker: WorkerState::new(number) }
     }
 
     /// One packet through the packet path.
@@ -116,8 +117,8 @@ impl<'t> Wire<'t> {
         let mut frames = [Frame::new(&mut buffer, START, sent.len(), PortId(0), 0)];
         let (mut verdicts, mut out) = (ArrayVec::new(), Outputs::default());
         out.spare.push(Frame::new(&mut spare, 0, 0, PortId(0), 0));
-        let Wire { table, filter, counters, routes, worker } = self;
-        let mut context = Context { now_ms: 1, services, routes, table: *table, filter: *filter, counters, worker };
+        let Wire { table, filter, counters, now_ms, routes, worker } = self;
+        let mut context = Context { now_ms: *now_ms, services, routes, table: *table, filter: *filter, counters, worker };
         process(&mut context, &mut frames, &mut verdicts, &mut out);
         match verdicts[0] {
             Verdict::Forward(..) => {

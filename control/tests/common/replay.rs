@@ -1,15 +1,21 @@
-//! Reading kube-proxy's behaviour cases (`tests/data/cases`).
+//! Cases from data, through manifests, index and compiler as `nomagic run` has them.
 #![allow(dead_code)]
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use nomagic::compile::Settings;
+use nomagic::compile::{Compiled, Compiler, Settings, TARGETS_MAX};
 use nomagic::config::Config;
+use nomagic::explain::{Explainer, parse_flow};
 use nomagic::index::Index;
 use nomagic::manifests;
+use nomagic::objects::addr::socket;
 use serde_json::{Value, json};
 
+/// Files of first-packet cases.
+pub const FIRST_PACKETS: [&str; 2] = ["kubeproxy-cases.yaml", "more-cases.yaml"];
+
+/// A file of cases.
 pub fn cases(file: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases").join(file);
     serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
@@ -47,4 +53,30 @@ pub fn index(objects: &Value) -> Index {
     let loaded = manifests::load(&file, None).unwrap();
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     Index::of(loaded.objects)
+}
+
+/// A step's objects, compiled.
+pub struct Table {
+    pub index: Index,
+    pub settings: Settings,
+    pub compiled: Compiled,
+}
+
+impl Table {
+    pub fn new(objects: &Value, settings: Settings) -> Table {
+        let index = index(objects);
+        let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
+        Table { index, settings, compiled }
+    }
+
+    /// `explain`'s JSON for the flow from one source port.
+    pub fn explain(&self, flow: &Value, source_port: u16) -> Value {
+        let port = flow["port"].as_u64().unwrap() as u16;
+        let proto = flow["proto"].as_str().unwrap_or("TCP").to_lowercase();
+        let from = socket(text(flow, "from").parse().unwrap(), source_port);
+        let to = socket(text(flow, "to").parse().unwrap(), port);
+        let question = format!("{proto} {from} -> {to}");
+        let explainer = Explainer::new(&self.index, &self.settings, &self.compiled);
+        serde_json::to_value(explainer.answer(&question, &parse_flow(&question).unwrap())).unwrap()
+    }
 }
