@@ -18,8 +18,8 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.file, self.line) {
             (None, _) => Ok(()),
-            (Some(file), 0) => write!(f, "{}", file.display()),
-            (Some(file), line) => write!(f, "{}:{line}", file.display()),
+            (Some(file), 0) => f.write_str(&shown(&file.to_string_lossy())),
+            (Some(file), line) => write!(f, "{}:{line}", shown(&file.to_string_lossy())),
         }
     }
 }
@@ -143,6 +143,8 @@ mod tests {
         let (object, field, message) = ("Service a\nb".into(), "x\r".into(), "y\u{1b}".into());
         let problem = Problem { origin: Origin::default(), object, field, message };
         assert_eq!(problem.to_string(), r"Service a\nb: x\r: y\u{1b}");
+        let origin = Origin { file: Some(Path::new("m/a\nb.yaml").into()), line: 1 };
+        assert_eq!(origin.to_string(), r"m/a\nb.yaml:1");
     }
 
     #[test]
