@@ -50,6 +50,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+        // Joined, so that what it used may go after it.
         let ended = self.1.take().map(JoinHandle::join);
         assert!(std::thread::panicking() || matches!(ended, Some(Ok(Ok(())))), "a sender or receiver failed");
     }
@@ -123,12 +124,13 @@ fn background(api: &FakeApiServer, services: u32) {
 }
 
 struct Bench {
+    /// Dropped first: they need the namespaces' addresses.
+    _threads: Vec<Running>,
     g: Gateway,
     api: FakeApiServer,
     arrivals: Arc<Arrivals>,
     target: Arc<AtomicU64>,
     base: Instant,
-    _threads: Vec<Running>,
 }
 
 impl Bench {
@@ -145,7 +147,7 @@ impl Bench {
         let target = Arc::new(AtomicU64::new(u64::from(u32::from(MOVED))));
         let mut threads: Vec<Running> = (0..3).map(|p| receive(&g.scene.pods[p], p, arrivals.clone(), base)).collect();
         threads.push(send(&g.scene.client, target.clone()));
-        let bench = Bench { g, api, arrivals, target, base, _threads: threads };
+        let bench = Bench { _threads: threads, g, api, arrivals, target, base };
         bench.arrival(0, 0);
         bench
     }
