@@ -32,7 +32,7 @@ fn a_udp_client_follows_its_replaced_pod_and_tcp_stays() {
         let mut g = Gateway::start(tag, extra, &nginx(&[0]));
         let client = |to: &'static str| {
             let socket = g.scene.client.run(move || {
-                let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:31000" } else { "0.0.0.0:31000" }).unwrap();
+                let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:31001" } else { "0.0.0.0:31000" }).unwrap();
                 socket.connect(to).unwrap();
                 socket
             });
