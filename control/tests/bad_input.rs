@@ -41,7 +41,7 @@ fn through_files(objects: &[Value]) -> Vec<String> {
 
 fn good_is_served(compiled: &Compiled) {
     let at_good = compiled.services.frontends().filter(|(ip, port, ..)| ip.to_string() == "10.96.0.1" && *port == 80);
-    let owners: Vec<&str> = at_good.map(|(_, _, _, f)| compiled.services.ports[f.service_port as usize].name.as_str()).collect();
+    let owners: Vec<&str> = at_good.map(|(_, _, _, f)| f.port.name.as_str()).collect();
     assert_eq!(owners, ["good"]);
 }
 
