@@ -16,7 +16,7 @@ fn ip(text: &str) -> IpAddr {
 /// A namespace with the internal port and an address of each family, and its index.
 fn node(tag: &str) -> (Netns, u32) {
     let ns = Netns::new(tag).expect("a namespace (needs root)");
-    for words in ["link set lo up", "addr add 10.0.0.1/32 dev lo", "addr add fd00::1/128 dev lo"] {
+    for words in ["link set lo up", "addr add 10.0.0.1/32 dev lo", "addr add fd00::1/128 dev lo nodad"] {
         ns.ip(words).unwrap();
     }
     let index = ns.run(|| internal::ensure(&internal::Names::default(), 1500)).unwrap().unwrap().kernel.ifindex;

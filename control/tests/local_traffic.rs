@@ -55,7 +55,7 @@ fn as_str(endpoints: &[(String, String)]) -> Vec<(&str, &str)> {
 fn scene(tag: &str) -> Scene {
     let scene = Scene::new(tag).expect("a scene (needs root)");
     scene.gw.ip("addr add 203.0.113.8/32 dev lo").unwrap();
-    scene.gw.ip("addr add fd00:77::8/128 dev lo").unwrap();
+    scene.gw.ip("addr add fd00:77::8/128 dev lo nodad").unwrap();
     scene
 }
 

@@ -101,10 +101,10 @@ impl LocalTraffic {
         let internal = mirror.ifindex(&self.kernel_side).unwrap_or_default();
         let own: BTreeSet<IpAddr> = mirror.own_addresses().collect();
         let usable = mirror.local_addresses();
-        // A source must be there; another one of the node's is better than that of the internal port.
+        // A source must be there, and no longer tentative; another one of the node's is better than that of the internal port.
         let source = |v6: bool| {
             let of_family = |ip: &&IpAddr| ip.is_ipv6() == v6;
-            let primary = settings.node.primary.iter().filter(of_family).find(|ip| own.contains(ip));
+            let primary = settings.node.primary.iter().filter(of_family).find(|ip| usable.contains(ip));
             primary.or_else(|| usable.iter().find(of_family)).copied()
         };
         let foreign = rules.service_cidrs.iter().flat_map(|range| mirror.unicast_parts(range, internal)).take(FOREIGN_MAX).collect();
