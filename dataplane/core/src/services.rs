@@ -4,17 +4,20 @@
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
 //! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
 
-use std::cmp::Reverse;
+mod pool;
+mod snat;
+
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::conntrack::affinity::IDENTITY_BITS;
 use crate::hash::WordSet;
-use crate::maglev::Maglev;
 use crate::reason::Reason;
 use crate::shared::SharedMap;
 use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
+
+pub use pool::{Backend, Pool};
+pub use snat::SnatRange;
 
 /// Which of a Service's addresses a packet was sent to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -159,57 +162,6 @@ impl Affinity {
     }
 }
 
-/// A backend (endpoint) as the packet path needs it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Backend {
-    /// The endpoint's address.
-    pub addr: IpAddr,
-    /// The endpoint's port.
-    pub port: u16,
-    /// Relative weight, at least 1. Kubernetes has none today: 1.
-    pub weight: u16,
-    /// Place of this (Service port, backend) pair in [`crate::counters::Counters`]; stable while the pair exists.
-    pub stats: u32,
-}
-
-impl Backend {
-    /// A name for address and port, the same in every table and every process.
-    pub fn identity(&self) -> u64 {
-        let (words, v6) = addr_words(self.addr);
-        HashSeed::new(0).hash_words(&[words[0], words[1], (u64::from(self.port) << 1) | u64::from(v6)]) >> (64 - IDENTITY_BITS)
-    }
-}
-
-/// The candidates for one Service port and traffic class, with their Maglev table.
-#[derive(Debug)]
-pub struct Pool {
-    /// Sorted by address and port, without duplicates.
-    pub backends: Arc<[Backend]>,
-    /// Slot to backend.
-    pub maglev: Maglev,
-    /// By [`Backend::identity`], sorted.
-    identities: Box<[(u64, u32)]>,
-}
-
-impl Pool {
-    /// Builds a pool: sorts, removes duplicates (of equals the heaviest stays), fills the table. The order of `backends` does not matter.
-    /// `None` when there are no backends: such a Service has an [`Action`] that says so instead.
-    pub fn new(mut backends: Vec<Backend>, seed: &HashSeed) -> Option<Pool> {
-        backends.sort_by_key(|b| (b.addr, b.port, Reverse(b.weight)));
-        backends.dedup_by_key(|b| (b.addr, b.port));
-        let maglev = Maglev::build(&backends, seed)?;
-        let mut identities: Box<[(u64, u32)]> = backends.iter().enumerate().map(|(i, b)| (b.identity(), i as u32)).collect();
-        identities.sort_unstable();
-        Some(Pool { backends: backends.into(), maglev, identities })
-    }
-
-    /// The backend with this identity, if it is a candidate.
-    pub fn by_identity(&self, identity: u64) -> Option<&Backend> {
-        let place = self.identities.binary_search_by_key(&identity, |(id, _)| *id).ok()?;
-        self.backends.get(self.identities[place].1 as usize)
-    }
-}
-
 /// Everything the packet path knows about Services. Immutable once published; a copy shares what it does not change.
 #[derive(Clone, Debug)]
 pub struct Services {
@@ -232,52 +184,6 @@ pub struct Services {
     frontends: SharedMap<FrontendKey, Frontend>,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
-}
-
-/// Source addresses and ports for connections whose client address is replaced.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct SnatRange {
-    /// The IPv4 address, if any.
-    pub v4: Option<IpAddr>,
-    /// The IPv6 address, if any.
-    pub v6: Option<IpAddr>,
-    /// First port.
-    pub port_first: u16,
-    /// Last port, inclusive. Smaller than `port_first`: no ports.
-    pub port_last: u16,
-    /// The most of the ports towards one endpoint that one client or one Service may hold, percent; 0 and 100: no limit.
-    pub share_percent: u8,
-    /// IPv4 address that the kernel routes to the internal port: the source towards backends whose answers would otherwise not come
-    /// back here.
-    pub internal_v4: Option<IpAddr>,
-    /// The IPv6 one.
-    pub internal_v6: Option<IpAddr>,
-}
-
-impl SnatRange {
-    /// The address of a family.
-    pub fn addr(&self, v6: bool) -> Option<IpAddr> {
-        if v6 { self.v6 } else { self.v4 }
-    }
-
-    /// The address of a family that the kernel routes to the internal port.
-    pub fn internal(&self, v6: bool) -> Option<IpAddr> {
-        if v6 { self.internal_v6 } else { self.internal_v4 }
-    }
-
-    /// Ports towards one endpoint that one client or one Service may hold at the most.
-    pub fn holder_max(&self) -> u64 {
-        let ports = (u64::from(self.port_last) + 1).saturating_sub(u64::from(self.port_first));
-        match self.share_percent {
-            0 | 100.. => u64::MAX,
-            percent => (ports * u64::from(percent) / 100).max(1),
-        }
-    }
-
-    /// Whether packets to this address and port are answers to replaced sources.
-    pub fn contains(&self, addr: IpAddr, port: u16) -> bool {
-        self.addr(addr.is_ipv6()) == Some(addr) && (self.port_first..=self.port_last).contains(&port)
-    }
 }
 
 /// The answer for the first packet of a connection.
