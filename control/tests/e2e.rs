@@ -315,6 +315,8 @@ fn dnat_connections_go_on_in_the_new_process() {
     let mut g = Gateway::start("resume", "graceMs: 10000", &nginx(&[0, 1, 2]));
     let to: SocketAddr = V4.parse().unwrap();
     let mut open: Vec<(TcpStream, String)> = g.scene.client.run(move || (0..10).map(|_| keep_alive(to)).collect()).unwrap();
+    // Everything is acknowledged: it is the client that speaks first afterwards, else there would be nothing to pick up from.
+    std::thread::sleep(Duration::from_millis(300));
     g.kill();
     g.restart();
     for (stream, pod) in &mut open {
