@@ -52,8 +52,9 @@ lint: ## Format check, lints and, where installed, dependency policy
 bench bench-micro: ## What a packet costs in memory, beside the floor and the alternatives (three minutes)
 	$(CARGO) bench --locked -p nomagic-bench --bench micro
 
-bench-scale: ## What 10,000 Services cost the control plane: compiling, one change, memory (two minutes)
+bench-scale: ## What many Services cost: compiling, one change, memory, and from an API server's event to the packet (two minutes once built)
 	$(CARGO) bench --locked -p nomagic-bench --bench scale
+	$(CARGO) test --release --locked -p nomagic --test api_latency -- --nocapture
 
 clean: ## Remove what was built
 	$(CARGO) clean

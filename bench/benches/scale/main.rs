@@ -263,29 +263,64 @@ fn large(figures: &mut Figures) {
     });
 }
 
-fn main() {
-    let (mut services, mut endpoints, mut changes) = (10_000, 10, 2_000);
-    let mut file = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target").into())
-        + "/bench-scale.json";
-    let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value\n\n{HELP}"));
-        match arg.as_str() {
-            "--services" => services = value().parse().expect("a number"),
-            "--endpoints" => endpoints = value().parse().expect("a number"),
-            "--changes" => changes = value().parse().expect("a number"),
-            "--json" => file = value(),
-            _ => return println!("{HELP}"),
+/// What is asked for on the command line.
+#[derive(Clone)]
+struct Options {
+    services: u32,
+    endpoints: u32,
+    changes: u32,
+    json: String,
+    /// Only this part, in this process.
+    part: Option<String>,
+}
+
+impl Options {
+    /// `None`: help is wanted.
+    fn read() -> Option<Options> {
+        let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target").into());
+        let mut options = Options { services: 10_000, endpoints: 10, changes: 2_000, json: target + "/bench-scale.json", part: None };
+        let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value\n\n{HELP}"));
+            match arg.as_str() {
+                "--services" => options.services = value().parse().expect("a number"),
+                "--endpoints" => options.endpoints = value().parse().expect("a number"),
+                "--changes" => options.changes = value().parse().expect("a number"),
+                "--json" => options.json = value(),
+                "--part" => options.part = Some(value()),
+                _ => return None,
+            }
         }
+        Some(options)
     }
+
+    /// Measures a part in a process of its own: memory that was used and freed before would not be counted again.
+    fn run_part(&self, part: &str) -> Vec<Value> {
+        let file = format!("{}.{part}", self.json);
+        let numbers = [("--services", self.services), ("--endpoints", self.endpoints), ("--changes", self.changes)];
+        let numbers = numbers.into_iter().flat_map(|(name, n)| [name.to_string(), n.to_string()]);
+        let program = std::env::current_exe().expect("this program");
+        let status = std::process::Command::new(program).args(["--part", part, "--json", &file]).args(numbers).status();
+        assert!(status.as_ref().is_ok_and(|s| s.success()), "the part {part} failed: {status:?}");
+        let text = std::fs::read_to_string(&file).expect("what the part has written");
+        let _ = std::fs::remove_file(&file);
+        let mut report: Value = serde_json::from_str(&text).expect("JSON");
+        report["rows"].as_array_mut().map(std::mem::take).unwrap_or_default()
+    }
+}
+
+fn main() {
+    let Some(options) = Options::read() else { return println!("{HELP}") };
     let mut figures = Figures { rows: Vec::new() };
-    eprintln!("{services} Services ...");
-    many(&mut figures, services, endpoints, changes);
-    eprintln!("one large Service ...");
-    large(&mut figures);
+    match options.part.as_deref() {
+        Some("large") => large(&mut figures),
+        Some(_) => many(&mut figures, options.services, options.endpoints, options.changes),
+        None => ["many", "large"].iter().for_each(|part| figures.rows.extend(options.run_part(part))),
+    }
     let report = json!({"benchmark": "scale", "rows": figures.rows});
-    match std::fs::write(&file, format!("{report:#}\n")) {
-        Ok(()) => println!("\nwritten: {file}"),
-        Err(e) => eprintln!("{file}: {e}"),
+    match std::fs::write(&options.json, format!("{report:#}\n")) {
+        Ok(()) if options.part.is_none() => println!("\nwritten: {}", options.json),
+        Ok(()) => {}
+        Err(e) => eprintln!("{}: {e}", options.json),
     }
 }
