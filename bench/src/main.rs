@@ -1,9 +1,10 @@
-//! nomagic's rig: pods, clients and the demo.
+//! nomagic's rig: pods, clients, the demo and the traffic generator.
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use nomagic_bench::demo::{DemoOptions, default_nomagic, demo};
 use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, download, http_load, serve_pod, start_pod, udp_load, upload};
+use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::rig::{PODS, Scene, clean_on_signals, remove_leftovers};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Parser)]
-#[command(about = "nomagic's rig: pods, clients, the demo", version)]
+#[command(about = "nomagic's rig: pods, clients, the demo, the traffic generator", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,6 +32,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         connections_v6: u32,
     },
+    /// Generates traffic and checks what arrives: rate, loss, order, latency
+    Pktgen(Box<PktgenArgs>),
     /// Lays out the scene with its pods and keeps it until ^C, to look around in
     Scene,
     /// A pod: HTTP and UDP echo on all addresses, answering with its name and the client's address
@@ -106,6 +109,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo { nomagic, connections_v4, connections_v6 } => {
             demo(&DemoOptions { nomagic: nomagic.unwrap_or_else(default_nomagic), connections_v4, connections_v6 })
         }
+        Command::Pktgen(args) => args.run(),
         Command::Scene => keep_scene(),
         Command::Pod { name, http_port, udp_port } => {
             let listening = format!("pod {name} is listening on TCP {http_port} and UDP {udp_port}");

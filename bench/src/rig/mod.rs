@@ -9,7 +9,7 @@ mod link;
 mod netns;
 mod process;
 mod scene;
-mod sys;
+pub(crate) mod sys;
 
 pub use cleanup::{Guard, Undo, clean_on_signals, remove_leftovers, undo_later};
 pub use link::{LinkCounters, cable};

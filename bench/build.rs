@@ -1,0 +1,24 @@
+//! Compiles the generator's and the sink's XDP programs with clang; `src/pktgen/program.rs` embeds the objects.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-env-changed=CLANG");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    // `asm/types.h` lives below the multiarch directory on Debian and its relatives.
+    let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
+    for name in ["generate", "sink"] {
+        let mut command = Command::new(&clang);
+        command.args(["-O2", "-g", "-target", "bpf", "-Wall", "-Wextra", "-Werror"]);
+        command.arg(format!("-I/usr/include/{arch}-linux-gnu"));
+        command.args(["-c", &format!("bpf/{name}.c"), "-o"]).arg(out.join(format!("{name}.o")));
+        match command.status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => panic!("{clang} could not compile bench/bpf/{name}.c ({status}); its messages are above"),
+            Err(e) => panic!("cannot run {clang} ({e}): install it (Debian: apt-get install clang libc6-dev) or set CLANG to its path"),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! `nomagic-bench pktgen`: a traffic generator and a sink.
+//!
+//! Pure: a [`profile`] is what to send, a [`stream`] the frames that it stands for (headers from [`template`], the header of their
+//! payload from [`payload`], a [`choice`] of flows), [`pcap`] a capture to replay, [`pace`] how fast, [`check`] what the sink finds out.
+//!
+//! With the kernel: a [`backend`] sends frames (AF_XDP and AF_PACKET there, BPF live frames in [`live`], the kernel's pktgen in
+//! [`kernel`]), a [`sink`] receives them. [`run`] puts both on threads, and [`report`] says what came of it. System calls are in `sys`, rings
+//! in `xsk`.
+
+pub mod backend;
+pub mod check;
+pub mod choice;
+pub mod cli;
+pub mod interface;
+pub mod kernel;
+pub mod live;
+pub mod pace;
+pub mod payload;
+pub mod pcap;
+pub mod profile;
+pub mod report;
+pub mod run;
+pub mod sink;
+pub mod stream;
+mod sys;
+pub mod template;
+mod xsk;
+
+pub use cli::PktgenArgs;
+pub use run::{BackendKind, Options, run};

@@ -1,0 +1,236 @@
+//! What traffic to send: addresses, flows, sizes, protocol.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use super::payload::{FLOW_BITS, PAYLOAD_LEN};
+
+/// Flows of a profile at the most.
+pub const FLOWS_MAX: u32 = 1 << FLOW_BITS;
+/// Destinations of a profile at the most.
+pub const TARGETS_MAX: usize = 10_000;
+/// The largest frame, in bytes on the wire with its FCS.
+pub const FRAME_MAX: u32 = 1518;
+/// The smallest frame that Ethernet has, with its FCS.
+pub const FRAME_MIN: u32 = 64;
+/// The frame check sequence, which the network card adds: counted in a frame's size, as RFC 2544 does, but never in a buffer.
+pub const FCS_LEN: u32 = 4;
+/// The first source port that flows use.
+pub const FIRST_PORT: u16 = 1024;
+/// The simple IMIX: 7 small, 4 medium and 1 large frame in every twelve, mixed.
+const IMIX: [u32; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 594, 64];
+
+/// Transport protocol of the traffic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Protocol {
+    /// UDP datagrams.
+    Udp,
+    /// TCP segments: the first of each flow is a SYN, later ones carry data. Nobody answers.
+    Tcp,
+    /// Nothing but TCP SYNs, each from another source.
+    SynFlood,
+}
+
+impl Protocol {
+    /// Bytes of the L4 header.
+    pub fn header_len(self) -> usize {
+        if self == Protocol::Udp { 8 } else { 20 }
+    }
+}
+
+/// Sizes of the frames, on the wire with FCS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Size {
+    /// The smallest that holds the headers, at least 64.
+    Min,
+    /// One size.
+    Fixed(u32),
+    /// The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes; the small ones as large as the headers need.
+    Imix,
+}
+
+impl FromStr for Size {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Size> {
+        match text {
+            "min" => Ok(Size::Min),
+            "imix" => Ok(Size::Imix),
+            _ => Ok(Size::Fixed(text.parse().with_context(|| format!("size `{text}`: give min, imix or bytes with FCS, such as 512"))?)),
+        }
+    }
+}
+
+/// How the flow of each frame is chosen.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Choice {
+    /// One after the other.
+    RoundRobin,
+    /// All alike, at random.
+    Uniform,
+    /// At random, the n-th flow 1/n^s as often as the first.
+    Zipf(f64),
+}
+
+impl FromStr for Choice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Choice> {
+        match (text, text.strip_prefix("zipf:")) {
+            ("round-robin", _) => Ok(Choice::RoundRobin),
+            ("uniform", _) => Ok(Choice::Uniform),
+            ("zipf", _) => Ok(Choice::Zipf(1.0)),
+            (_, Some(s)) => Ok(Choice::Zipf(s.parse().with_context(|| format!("choice `{text}`: `{s}` is no exponent"))?)),
+            _ => bail!("choice `{text}`: give round-robin, uniform, zipf or zipf:EXPONENT"),
+        }
+    }
+}
+
+/// A range of source addresses, as `ADDRESS/LENGTH`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prefix {
+    /// Any address in it.
+    pub address: IpAddr,
+    /// Its length in bits.
+    pub len: u8,
+}
+
+impl FromStr for Prefix {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Prefix> {
+        let parse = || {
+            let (address, len) = text.split_once('/').unwrap_or((text, if text.contains(':') { "128" } else { "32" }));
+            let prefix = Prefix { address: address.parse().ok()?, len: len.parse().ok()? };
+            (u32::from(prefix.len) <= prefix.bits()).then_some(prefix)
+        };
+        parse().with_context(|| format!("source range `{text}`: give ADDRESS or ADDRESS/LENGTH, such as 10.0.0.0/24"))
+    }
+}
+
+impl Prefix {
+    fn bits(&self) -> u32 {
+        if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Addresses that can be used (no network or broadcast address, no subnet-router anycast), at most 2^24.
+    pub fn hosts(&self) -> u64 {
+        let free = self.bits() - u32::from(self.len);
+        match (free, self.address) {
+            (0, _) => 1,
+            (1, _) => 2,
+            (_, IpAddr::V4(_)) => (1 << free.min(24)) - 2,
+            (_, IpAddr::V6(_)) => (1 << free.min(24)) - 1,
+        }
+    }
+
+    /// The n-th of these addresses.
+    pub fn host(&self, n: u64) -> IpAddr {
+        let free = self.bits() - u32::from(self.len);
+        let offset = if free < 2 { n } else { n + 1 };
+        match self.address {
+            IpAddr::V4(v4) => IpAddr::V4(((u64::from(v4.to_bits()) >> free << free) as u32 | offset as u32).into()),
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits().checked_shr(free).map_or(0, |b| b << free) | u128::from(offset)).into()),
+        }
+    }
+}
+
+/// A part of the frames that open new flows: `frames` frames carry `new` of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewFlows {
+    /// New flows.
+    pub new: u64,
+    /// In so many frames.
+    pub frames: u64,
+}
+
+/// What to send.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Profile {
+    /// Destinations; flows take them in turn. All of one family.
+    pub targets: Vec<SocketAddr>,
+    /// Source addresses; each with ports from [`FIRST_PORT`] on.
+    pub sources: Prefix,
+    /// Flows at a time.
+    pub flows: u32,
+    /// Which flow each frame is of.
+    pub choice: Choice,
+    /// How large frames are.
+    pub size: Size,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Flows that end and give their place to new ones, from other sources.
+    pub new_flows: Option<NewFlows>,
+    /// For the random choices: the same seed gives the same frames.
+    pub seed: u64,
+}
+
+impl Profile {
+    /// Checks every field.
+    pub fn check(&self) -> Result<()> {
+        let n = self.targets.len();
+        ensure!((1..=TARGETS_MAX).contains(&n), "--to: {n} destinations; give 1 to {TARGETS_MAX}");
+        let v4 = self.sources.address.is_ipv4();
+        if let Some(other) = self.targets.iter().find(|t| t.is_ipv4() != v4) {
+            bail!("--to {other} and --from {}/{} are not of one family", self.sources.address, self.sources.len);
+        }
+        ensure!((1..=FLOWS_MAX).contains(&self.flows), "--flows {}: give 1 to {FLOWS_MAX}", self.flows);
+        let space = self.tuples();
+        ensure!(
+            u64::from(self.flows) <= space,
+            "--flows {}: the source range {}/{} has only {space} addresses and ports; widen --from",
+            self.flows,
+            self.sources.address,
+            self.sources.len
+        );
+        if let Choice::Zipf(s) = self.choice {
+            ensure!(s.is_finite() && (0.0..=10.0).contains(&s), "--choice zipf:{s}: give an exponent of 0 to 10");
+        }
+        if let Size::Fixed(size) = self.size {
+            let least = self.size_min();
+            ensure!(
+                (least..=FRAME_MAX).contains(&size),
+                "--size {size}: give {least} (headers, {PAYLOAD_LEN} bytes of payload, FCS) to {FRAME_MAX} bytes, `min` or `imix`"
+            );
+        }
+        if let Some(NewFlows { new, frames }) = self.new_flows {
+            ensure!(new <= frames && frames > 0, "--new-flows-per-second: at most as many as the rate in frames a second");
+            ensure!(self.protocol != Protocol::SynFlood, "--new-flows-per-second: each frame of a SYN flood is a new flow already");
+        }
+        Ok(())
+    }
+
+    /// Different sources that there are.
+    pub fn tuples(&self) -> u64 {
+        self.sources.hosts() * u64::from(u16::MAX - FIRST_PORT + 1)
+    }
+
+    /// Bytes of all headers before the payload.
+    pub fn headers_len(&self) -> usize {
+        14 + if self.sources.address.is_ipv4() { 20 } else { 40 } + self.protocol.header_len()
+    }
+
+    /// The smallest frame that holds them and the payload header, on the wire.
+    pub fn size_min(&self) -> u32 {
+        FRAME_MIN.max((self.headers_len() + PAYLOAD_LEN) as u32 + FCS_LEN)
+    }
+
+    /// The size on the wire of the n-th frame.
+    pub fn size_of(&self, n: u64) -> u32 {
+        match self.size {
+            Size::Min => self.size_min(),
+            Size::Fixed(size) => size,
+            Size::Imix => IMIX[(n % IMIX.len() as u64) as usize].max(self.size_min()),
+        }
+    }
+
+    /// The largest frame in a buffer: without FCS.
+    pub fn buffer_max(&self) -> usize {
+        (0..IMIX.len() as u64).map(|n| self.size_of(n) - FCS_LEN).max().unwrap_or(0) as usize
+    }
+}
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+pub(super) mod tests;

@@ -1,0 +1,319 @@
+//! A run: the sink and the generator on threads of their own, progress, the result.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::backend::{AfXdp, Backend, Packet, Sent};
+use super::interface::{Interface, Place};
+use super::kernel::KernelPktgen;
+use super::live::{LIVE_FLOWS_MAX, LiveFrames};
+use super::pace::Pacer;
+use super::pcap::{Capture, Replay};
+use super::profile::{Profile, Protocol};
+use super::report::{Outcome, Report};
+use super::sink::{Sink, SinkControl, SinkMode, SinkResult};
+use super::stream::{Source, Stream};
+use super::sys::monotonic_ns;
+use super::template::Macs;
+
+/// The longest run.
+pub const DURATION_MAX: Duration = Duration::from_secs(3600);
+/// Frames of a run at the most: sequence numbers of one flow have 32 bits.
+pub const COUNT_MAX: u64 = u32::MAX as u64;
+/// Frames a second at the most: 100 Gbit/s of the smallest ones.
+pub const RATE_MAX: u64 = 148_809_523;
+/// After the last frame was sent: how long nothing must arrive, and how long that is waited for.
+const QUIET: Duration = Duration::from_millis(200);
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+/// Waits shorter than this are spent spinning.
+const SPIN_NS: u64 = 60_000;
+
+/// How frames are sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum BackendKind {
+    /// AF_XDP transmit: each frame is made in userspace.
+    AfXdp,
+    /// BPF live frames: the kernel runs an XDP program that makes each frame. The quickest on veth; the receiving end needs native XDP.
+    Live,
+    /// AF_PACKET: slow, works everywhere.
+    Packet,
+    /// The kernel's pktgen module.
+    Kernel,
+}
+
+/// All that a run is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where frames go out.
+    pub tx: Place,
+    /// Where they are expected; `None` when nobody counts them.
+    pub rx: Option<Place>,
+    /// The traffic.
+    pub profile: Profile,
+    /// Frames to send in the profile's place.
+    pub pcap: Option<PathBuf>,
+    /// How they are sent.
+    pub backend: BackendKind,
+    /// Frames a second; `None` for as many as possible.
+    pub rate: Option<u64>,
+    /// The end by time.
+    pub duration: Duration,
+    /// The end by number.
+    pub count: Option<u64>,
+    /// Frames are only counted at the sink.
+    pub count_only: bool,
+    /// The first hop's MAC address; by default the sink's.
+    pub dst_mac: Option<[u8; 6]>,
+    /// Interfaces outside of the namespaces of `ip netns` are allowed.
+    pub allow_host: bool,
+    /// /proc/net/pktgen.
+    pub kernel_dir: PathBuf,
+}
+
+impl Options {
+    /// Checks limits, and what does not go together.
+    pub fn check(&self) -> Result<()> {
+        if self.pcap.is_none() {
+            self.profile.check()?;
+        }
+        ensure!(!self.duration.is_zero() && self.duration <= DURATION_MAX, "--duration: give 1 ms to {} s", DURATION_MAX.as_secs());
+        ensure!(self.count.is_none_or(|n| (1..=COUNT_MAX).contains(&n)), "--count: give 1 to {COUNT_MAX}");
+        ensure!(self.rate.is_none_or(|n| (1..=RATE_MAX).contains(&n)), "--rate: give 1 to {RATE_MAX} frames a second");
+        ensure!(self.rx.is_some() || self.dst_mac.is_some(), "without --rx, --dst-mac must name the first hop");
+        let replays = matches!(self.backend, BackendKind::AfXdp | BackendKind::Packet);
+        ensure!(self.pcap.is_none() || replays, "--pcap: replayed by --backend af-xdp and packet only");
+        let bounded = self.count.is_some() || self.rate.is_some();
+        ensure!(
+            self.backend != BackendKind::Kernel || bounded,
+            "--backend kernel: give --count or --rate, pktgen runs to a number of frames"
+        );
+        Ok(())
+    }
+
+    /// Frames carry no payload of the generator's.
+    fn any_payload(&self) -> bool {
+        self.pcap.is_some() || self.backend == BackendKind::Kernel
+    }
+
+    /// The most frames of this run.
+    fn frames_max(&self) -> u64 {
+        let paced = self.rate.map(|pps| (pps as f64 * self.duration.as_secs_f64()).round() as u64);
+        match (self.count, paced) {
+            (Some(count), _) => count,
+            (None, Some(paced)) if self.backend == BackendKind::Kernel => paced.clamp(1, COUNT_MAX),
+            _ => COUNT_MAX,
+        }
+    }
+}
+
+/// What the threads share.
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    sent: AtomicU64,
+    sink: SinkControl,
+}
+
+/// What the generator's thread gives back.
+struct Generated {
+    backend: String,
+    sent: Sent,
+    elapsed: Duration,
+    forgone: u64,
+}
+
+/// Runs to the end, a signal or an error. `stop` ends it early.
+pub fn run(options: &Options, stop: &Arc<AtomicBool>, progress: bool) -> Result<Report> {
+    options.check()?;
+    let mut options = options.clone();
+    if options.backend == BackendKind::Live && options.profile.protocol == Protocol::SynFlood {
+        // Each template of the BPF program has one source: as many as it has room for.
+        options.profile.flows = options.profile.tuples().min(LIVE_FLOWS_MAX.into()) as u32;
+    }
+    let shared = Arc::new(Shared::default());
+    let run = (monotonic_ns() >> 20) as u16 & super::payload::RUN_MAX;
+    let sink = options.rx.clone().map(|rx| start_sink(&options, rx, run, &shared)).transpose()?;
+    let dst = options.dst_mac.or(sink.as_ref().map(|(mac, _)| *mac)).context("--dst-mac must name the first hop")?;
+    let generator = start_generator(&options, dst, run, &shared);
+    let generated = generator.and_then(|handle| {
+        watch(&handle, stop, &shared, progress);
+        join(handle)
+    });
+    if generated.is_ok() && sink.is_some() {
+        drain(&shared);
+    }
+    shared.sink.stop.store(true, Relaxed);
+    let received = sink.map(|(_, handle)| join(handle)).transpose();
+    let generated = generated?;
+    let outcome = Outcome {
+        options: &options,
+        backend: generated.backend,
+        sent: generated.sent,
+        elapsed: generated.elapsed,
+        forgone: generated.forgone,
+        stopped: stop.load(Relaxed),
+        sink: received?,
+    };
+    Ok(Report::new(&outcome))
+}
+
+fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
+    handle.join().map_err(|_| anyhow!("a thread of pktgen panicked; its message is above"))?
+}
+
+/// Starts a thread that makes something, says that it is ready, and works on. Returns what it said.
+fn start<R: Send + 'static, T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce(&dyn Fn(R)) -> Result<T> + Send + 'static,
+) -> Result<(R, JoinHandle<Result<T>>)> {
+    let (ready, said) = mpsc::channel();
+    let body = move || {
+        work(&|r| {
+            // Nobody waits any more: the thread ends by the stop flag.
+            let _ = ready.send(r);
+        })
+    };
+    let handle = std::thread::Builder::new().name(name.into()).spawn(body).context("cannot start a thread")?;
+    match said.recv() {
+        Ok(r) => Ok((r, handle)),
+        Err(_) => Err(join(handle).err().unwrap_or_else(|| anyhow!("the {name} ended before it began"))),
+    }
+}
+
+fn start_sink(options: &Options, rx: Place, run: u16, shared: &Arc<Shared>) -> Result<([u8; 6], JoinHandle<Result<SinkResult>>)> {
+    let any_payload = options.any_payload();
+    let mode = if any_payload || options.count_only {
+        SinkMode::Count { any_payload }
+    } else {
+        SinkMode::Check { run, flows: options.profile.flows }
+    };
+    let (shared, allow_host) = (shared.clone(), options.allow_host);
+    start("pktgen-sink", move |ready| {
+        let interface = rx.enter(allow_host)?;
+        let sink = Sink::open(&interface, mode)?;
+        ready(interface.link.mac);
+        sink.run(&shared.sink)
+    })
+}
+
+fn start_generator(options: &Options, dst: [u8; 6], run: u16, shared: &Arc<Shared>) -> Result<JoinHandle<Result<Generated>>> {
+    let (options, shared) = (options.clone(), shared.clone());
+    let generate = move |ready: &dyn Fn(())| {
+        let interface = options.tx.enter(options.allow_host)?;
+        let macs = Macs { src: interface.link.mac, dst };
+        let mut backend = open_backend(&options, &interface, macs, run)?;
+        ready(());
+        generate(&options, &mut *backend, &shared)
+    };
+    start("pktgen", generate).map(|((), handle)| handle)
+}
+
+fn open_backend(options: &Options, interface: &Interface, macs: Macs, run: u16) -> Result<Box<dyn Backend>> {
+    let (link, profile) = (&interface.link, &options.profile);
+    let source = || -> Result<Box<dyn Source>> {
+        let source: Box<dyn Source> = match &options.pcap {
+            Some(path) => Box::new(Replay::new(Capture::open(path)?, macs)),
+            None => Box::new(Stream::new(profile, macs, run)),
+        };
+        let room = link.mtu as usize + 14;
+        ensure!(
+            source.frame_max() <= room,
+            "--tx {}: its MTU {} is too small for frames of {} bytes",
+            link.name,
+            link.mtu,
+            source.frame_max()
+        );
+        Ok(source)
+    };
+    Ok(match options.backend {
+        BackendKind::AfXdp => Box::new(AfXdp::open(&link.name, source()?)?),
+        BackendKind::Packet => Box::new(Packet::open(link.ifindex, source()?)?),
+        BackendKind::Live => Box::new(LiveFrames::open(link.ifindex, profile, macs, run, options.rate)?),
+        BackendKind::Kernel => Box::new(KernelPktgen::open(&options.kernel_dir, &link.name, profile, macs, options.rate)?),
+    })
+}
+
+/// The generator's loop.
+fn generate(options: &Options, backend: &mut dyn Backend, shared: &Shared) -> Result<Generated> {
+    let start_ns = monotonic_ns();
+    let end_ns = start_ns + options.duration.as_nanos() as u64;
+    let mut pacer = options.rate.filter(|_| !backend.paces_itself()).map(|pps| Pacer::new(pps, start_ns));
+    let mut left = options.frames_max();
+    let mut now = start_ns;
+    while left > 0 && now < end_ns && !shared.stop.load(Relaxed) {
+        let burst = backend.burst_max().min(left.min(u32::MAX.into()) as u32);
+        let allowed = pacer.as_mut().map_or(burst, |p| p.take(now, burst));
+        if allowed == 0 {
+            let wait_ns = pacer.as_ref().map_or(0, Pacer::wait_ns);
+            if wait_ns > SPIN_NS {
+                std::thread::sleep(Duration::from_nanos(wait_ns - SPIN_NS / 2).min(Duration::from_millis(50)));
+            } else {
+                std::hint::spin_loop();
+            }
+        } else {
+            let n = backend.send(allowed, end_ns)?;
+            if let Some(pacer) = &mut pacer {
+                pacer.give_back(allowed - n);
+            }
+            left -= u64::from(n);
+            shared.sent.store(backend.sent().frames, Relaxed);
+        }
+        now = monotonic_ns();
+    }
+    let elapsed = Duration::from_nanos(now - start_ns);
+    let drained = Instant::now() + DRAIN_MAX;
+    while !backend.finished()? && Instant::now() < drained {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let sent = backend.sent();
+    Ok(Generated { backend: backend.describe(), elapsed, forgone: pacer.map_or(sent.forgone, |p| p.forgone()), sent })
+}
+
+/// Waits for the generator's end; shows progress each second.
+fn watch(handle: &JoinHandle<Result<Generated>>, stop: &AtomicBool, shared: &Shared, progress: bool) {
+    let terminal = std::io::stderr().is_terminal();
+    let (start, mut shown, mut before) = (Instant::now(), Instant::now(), (0, 0));
+    while !handle.is_finished() {
+        if stop.load(Relaxed) {
+            shared.stop.store(true, Relaxed);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        let past = shown.elapsed();
+        if progress && past >= Duration::from_secs(1) {
+            let now = (shared.sent.load(Relaxed), shared.sink.received.load(Relaxed));
+            let pps = |now: u64, before: u64| (now - before) as f64 / past.as_secs_f64();
+            let line = format!(
+                "[{:6.1} s] sent {:>12} ({:>10.0}/s)  received {:>12} ({:>10.0}/s)",
+                start.elapsed().as_secs_f32(),
+                now.0,
+                pps(now.0, before.0),
+                now.1,
+                pps(now.1, before.1)
+            );
+            // One line that is written over on a terminal; a log gets them all. A closed standard error is no reason to stop.
+            let _ = if terminal { write!(std::io::stderr(), "\r{line}") } else { writeln!(std::io::stderr(), "{line}") };
+            (shown, before) = (Instant::now(), now);
+        }
+    }
+    if progress && terminal && before != (0, 0) {
+        eprintln!();
+    }
+}
+
+/// Waits until nothing arrives any more.
+fn drain(shared: &Shared) {
+    let end = Instant::now() + DRAIN_MAX;
+    let (mut before, mut since) = (u64::MAX, Instant::now());
+    while Instant::now() < end && since.elapsed() < QUIET {
+        let now = shared.sink.received.load(Relaxed);
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
