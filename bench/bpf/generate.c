@@ -37,6 +37,8 @@ struct state {
 	// When the next frame is due, and from when on it may go.
 	__u64 due;
 	__u64 next;
+	// When the latest frame was made.
+	__u64 last_ns;
 };
 
 struct {
@@ -88,7 +90,7 @@ INLINE void store16(void *at, __u16 value)
 // A pointer to `n` bytes at an offset, or 0.
 #define AT(offset, n) ((void *)(long)ctx->data + (offset) + (n) <= (void *)(long)ctx->data_end ? (void *)(long)ctx->data + (offset) : 0)
 
-INLINE int fill(struct xdp_md *ctx, struct flow *flow, __u32 len)
+INLINE int fill(struct xdp_md *ctx, struct state *state, struct flow *flow, __u32 len)
 {
 	__u64 *words = (__u64 *)flow->bytes;
 #pragma unroll
@@ -116,6 +118,7 @@ INLINE int fill(struct xdp_md *ctx, struct flow *flow, __u32 len)
 	}
 	__u32 sequence = flow->sequence++;
 	__u64 now = bpf_ktime_get_ns();
+	state->last_ns = now;
 	__u8 *p = AT(payload & 0x7f, PAYLOAD_LEN);
 	__u8 *h = AT(l4 & 0x7f, 20);
 	if (!p || !h)
@@ -177,7 +180,7 @@ int generate(struct xdp_md *ctx)
 	__u32 now = ctx->data_end - ctx->data;
 	if (len != now && bpf_xdp_adjust_tail(ctx, (int)len - (int)now))
 		goto failed;
-	if (fill(ctx, flow, len))
+	if (fill(ctx, state, flow, len))
 		goto failed;
 	state->bytes += len;
 	return bpf_redirect(out_ifindex, 0);

@@ -19,6 +19,8 @@ pub struct Sent {
     pub blocked: u64,
     /// Frames that a backend which keeps the rate by itself did not make in time.
     pub forgone: u64,
+    /// When the last frame was made (CLOCK_MONOTONIC), where that is known better than by the end of the call; else 0.
+    pub last_ns: u64,
 }
 
 /// Sends the frames of a source. Made and used by one thread, inside the interface's namespace.

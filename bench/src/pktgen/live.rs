@@ -21,7 +21,7 @@ const STEPS_MAX: usize = 1 << 18;
 /// Bytes of `struct flow`, `struct step` and `struct state`.
 const FLOW_LEN: usize = TEMPLATE_LEN + 16;
 const STEP_LEN: usize = 8;
-const STATE_LEN: usize = 72;
+const STATE_LEN: usize = 80;
 /// Frames of one system call: enough to make its set-up small, few enough to stop soon.
 const CALL_FRAMES: u32 = 1 << 16;
 /// Frames that the kernel redirects together.
@@ -64,6 +64,7 @@ struct State {
     limit: u64,
     due: u64,
     next: u64,
+    last_ns: u64,
 }
 
 impl State {
@@ -79,12 +80,13 @@ impl State {
             limit: word(6),
             due: word(7),
             next: word(8),
+            last_ns: word(9),
         }
     }
 
     fn write(&self) -> [u8; STATE_LEN] {
         let s = self;
-        let words = [s.frames, s.bytes, s.failed, s.forgone, s.start_ns, s.until_ns, s.limit, s.due, s.next];
+        let words = [s.frames, s.bytes, s.failed, s.forgone, s.start_ns, s.until_ns, s.limit, s.due, s.next, s.last_ns];
         let mut value = [0; STATE_LEN];
         words.iter().zip(value.as_chunks_mut::<8>().0).for_each(|(word, to)| *to = word.to_ne_bytes());
         value
@@ -220,6 +222,7 @@ impl Backend for LiveFrames {
         self.sent.frames = state.frames;
         self.sent.bytes = state.bytes;
         self.sent.forgone = state.forgone;
+        self.sent.last_ns = state.last_ns;
         self.sent.flows_opened = self.first_steps.partition_point(|step| (*step as u64) < state.frames) as u64;
         Ok(n as u32)
     }

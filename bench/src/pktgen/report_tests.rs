@@ -25,7 +25,7 @@ fn outcome(options: &Options, frames: u64, blocked: u64, forgone: u64) -> Outcom
     Outcome {
         options,
         backend: "X".into(),
-        sent: Sent { frames, bytes: frames * 60, flows_opened: 3, blocked, forgone: 0 },
+        sent: Sent { frames, bytes: frames * 60, flows_opened: 3, blocked, ..Sent::default() },
         elapsed: Duration::from_secs(2),
         forgone,
         stopped: false,

@@ -265,7 +265,8 @@ fn generate(options: &Options, backend: &mut dyn Backend, shared: &Shared) -> Re
         }
         now = monotonic_ns();
     }
-    let elapsed = Duration::from_nanos(now - start_ns);
+    let last_ns = if backend.sent().last_ns > 0 { backend.sent().last_ns } else { now };
+    let elapsed = Duration::from_nanos(last_ns - start_ns);
     let drained = Instant::now() + DRAIN_MAX;
     while !backend.finished()? && Instant::now() < drained {
         std::thread::sleep(Duration::from_micros(100));

@@ -35,6 +35,12 @@ pub fn set_tx_budget(socket: RawFd, frames: u32) -> io::Result<()> {
     check(done.into()).map(drop)
 }
 
+/// Keeps a descriptor from child processes: libxdp does not.
+pub fn close_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is passed; a bad descriptor is an error.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).map(drop)
+}
+
 /// An AF_PACKET socket that sends whole frames out of one interface.
 #[derive(Debug)]
 pub struct PacketSocket(OwnedFd);

@@ -17,8 +17,8 @@ const RING: u32 = 8192;
 const FRAME: u32 = 2048;
 /// Frames that are handled together.
 pub const BATCH: usize = 64;
-/// A socket that was just closed keeps its queue for up to 100 ms.
-const BUSY_MAX: Duration = Duration::from_secs(1);
+/// A socket that was just closed keeps its queue for up to 100 ms, and for longer where the kernel is busy.
+const BUSY_MAX: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// sendto() calls for one batch: 32 frames each without a raised budget.
 const KICKS_MAX: u32 = 256;
@@ -72,6 +72,8 @@ impl Xsk {
         match unsafe { Socket::new(config, &umem, &name, queue) } {
             Ok((tx, rx, Some((fill, comp)))) => {
                 let xsk = Xsk { umem, tx, rx, fill, comp, free, kick_due: false };
+                // A child that has the socket too keeps the queue busy for as long as it lives.
+                sys::close_on_exec(xsk.fd()).context("AF_XDP socket")?;
                 // Older kernels send 32 frames a call: `kick` calls again.
                 let _ = sys::set_tx_budget(xsk.fd(), RING);
                 Ok(Ok(xsk))
