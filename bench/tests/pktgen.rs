@@ -197,13 +197,28 @@ fn a_service_s_frames_come_out_at_its_pods() {
 #[test]
 fn what_cannot_be_done_is_said() {
     let (a, b) = pair("pg-refuse");
+    a.ip("link set gen0 mtu 1200").unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let good = options(place("gen0", &a), place("sink0", &b), BackendKind::AfXdp);
     type Change = fn(&mut Options);
-    let cases: [(Change, &str); 4] = [
+    let cases: [(Change, &str); 6] = [
         (|o| o.tx.name = "nothing0".into(), "nothing0"),
         (|o| o.rx = Some("lo".parse().unwrap()), "--allow-host-interface"),
         (|o| o.backend = BackendKind::Kernel, "modprobe pktgen"),
+        (
+            |o| {
+                o.rx = Some("lo".parse().unwrap());
+                (o.pcap, o.allow_host) = (Some("/no/such.pcap".into()), true);
+            },
+            "ssh too",
+        ),
+        (
+            |o| {
+                o.backend = BackendKind::Live;
+                o.profile.size = Size::Fixed(1219);
+            },
+            "MTU 1200 is too small for frames of 1215 bytes",
+        ),
         (
             |o| {
                 o.backend = BackendKind::Live;

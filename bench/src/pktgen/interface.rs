@@ -47,6 +47,8 @@ pub struct Interface {
     pub link: Link,
     /// Receive queues that it was made with.
     pub queues: u32,
+    /// It is in a namespace that `ip netns` names.
+    pub named_namespace: bool,
 }
 
 impl Place {
@@ -58,7 +60,8 @@ impl Place {
             let file = File::open(&path).with_context(|| format!("{self}: cannot open {}", path.display()))?;
             sys::enter_netns(&file).with_context(|| format!("{self}: cannot enter the namespace"))?;
         }
-        if !allow_host && !in_named_namespace()? {
+        let named_namespace = in_named_namespace()?;
+        if !allow_host && !named_namespace {
             bail!(
                 "{self} is in none of the namespaces of `ip netns`: frames would go out to a real network. Name a namespace \
                  ({}@NETNS), or say --allow-host-interface",
@@ -67,7 +70,7 @@ impl Place {
         }
         let link = Link::query(&self.name).with_context(|| format!("{self}"))?;
         ensure!(link.up, "{self} is down (`ip link set {} up`)", self.name);
-        Ok(Interface { queues: queues(&self.name)?, link })
+        Ok(Interface { queues: queues(&self.name)?, link, named_namespace })
     }
 }
 

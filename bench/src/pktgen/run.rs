@@ -19,7 +19,7 @@ use super::report::{Outcome, Report};
 use super::sink::{Sink, SinkControl, SinkMode, SinkResult};
 use super::stream::{Source, Stream};
 use super::sys::monotonic_ns;
-use super::template::Macs;
+use super::template::{ETH_LEN, Macs};
 
 /// The longest run.
 pub const DURATION_MAX: Duration = Duration::from_secs(3600);
@@ -195,6 +195,11 @@ fn start_sink(options: &Options, rx: Place, run: u16, shared: &Arc<Shared>) -> R
     let (shared, allow_host) = (shared.clone(), options.allow_host);
     start("pktgen-sink", move |ready| {
         let interface = rx.enter(allow_host)?;
+        ensure!(
+            interface.named_namespace || !any_payload,
+            "--rx {rx}: what --pcap and --backend kernel send cannot be told from other traffic, so the sink takes all TCP and UDP, ssh too: \
+             only in a namespace of `ip netns`"
+        );
         let sink = Sink::open(&interface, mode)?;
         ready(interface.link.mac);
         sink.run(&shared.sink)
@@ -215,21 +220,22 @@ fn start_generator(options: &Options, dst: [u8; 6], run: u16, shared: &Arc<Share
 
 fn open_backend(options: &Options, interface: &Interface, macs: Macs, run: u16) -> Result<Box<dyn Backend>> {
     let (link, profile) = (&interface.link, &options.profile);
+    let room = link.mtu as usize + ETH_LEN;
+    let fits = |len: usize| {
+        ensure!(len <= room, "--tx {}: its MTU {} is too small for frames of {len} bytes", link.name, link.mtu);
+        Ok(())
+    };
     let source = || -> Result<Box<dyn Source>> {
         let source: Box<dyn Source> = match &options.pcap {
             Some(path) => Box::new(Replay::new(Capture::open(path)?, macs)),
             None => Box::new(Stream::new(profile, macs, run)),
         };
-        let room = link.mtu as usize + 14;
-        ensure!(
-            source.frame_max() <= room,
-            "--tx {}: its MTU {} is too small for frames of {} bytes",
-            link.name,
-            link.mtu,
-            source.frame_max()
-        );
+        fits(source.frame_max())?;
         Ok(source)
     };
+    if options.pcap.is_none() {
+        fits(profile.buffer_max())?;
+    }
     Ok(match options.backend {
         BackendKind::AfXdp => Box::new(AfXdp::open(&link.name, source()?)?),
         BackendKind::Packet => Box::new(Packet::open(link.ifindex, source()?)?),
