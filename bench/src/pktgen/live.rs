@@ -1,7 +1,7 @@
 //! The live-frames backend: an XDP program that the kernel runs once a frame (BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES).
 //!
-//! Setting up and taking down one system call costs tens of milliseconds, so a rate cannot be kept between calls: the program keeps it, and drops
-//! what it is run for while no frame is due.
+//! Setting up and taking down one system call costs tens of milliseconds, so a rate cannot be kept between calls: the program keeps it,
+//! and drops what it is run for while no frame is due.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData};

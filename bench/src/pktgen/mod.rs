@@ -4,8 +4,8 @@
 //! payload from [`payload`], a [`choice`] of flows), [`pcap`] a capture to replay, [`pace`] how fast, [`check`] what the sink finds out.
 //!
 //! With the kernel: a [`backend`] sends frames (AF_XDP and AF_PACKET there, BPF live frames in [`live`], the kernel's pktgen in
-//! [`kernel`]), a [`sink`] receives them. [`run`] puts both on threads, and [`report`] says what came of it. System calls are in `sys`, rings
-//! in `xsk`.
+//! [`kernel`]), a [`sink`] receives them. [`mod@run`] puts both on threads, and [`report`] says what came of it. System calls are in `sys`,
+//! rings in `xsk`: all unsafe code is in these two.
 
 pub mod backend;
 pub mod check;

@@ -28,7 +28,7 @@ pub enum Protocol {
     Udp,
     /// TCP segments: the first of each flow is a SYN, later ones carry data. Nobody answers.
     Tcp,
-    /// Nothing but TCP SYNs, each from another source.
+    /// Nothing but TCP SYNs, each from another source (out of live frames: from up to 262,144 of them in turn).
     SynFlood,
 }
 

@@ -195,7 +195,7 @@ fn bind_all(ebpf: &mut Ebpf, name: &str, queues: u32) -> Result<Vec<Xsk>> {
             Err(e) => return Err(e),
         };
         socket.refill().context("AF_XDP fill ring")?;
-        xsks.set(queue, socket.raw_fd(), 0).context("cannot lead a queue to its socket")?;
+        xsks.set(queue, socket.fd(), 0).context("cannot lead a queue to its socket")?;
         sockets.push(socket);
     }
     Ok(sockets)

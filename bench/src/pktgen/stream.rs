@@ -8,8 +8,8 @@ use super::template::{Ends, Macs, Template};
 
 /// Gives frames one after the other.
 pub trait Source: Send {
-    /// Writes the next frame (without FCS), made at `now_ns`, to the start of a buffer of at least [`Source::frame_max`] bytes. Returns its length; 0 when there are
-    /// no more frames.
+    /// Writes the next frame (without FCS), made at `now_ns`, to the start of a buffer of at least [`Source::frame_max`] bytes. Returns its
+    /// length; 0 when there are no more frames.
     fn next(&mut self, out: &mut [u8], now_ns: u64) -> usize;
 
     /// Bytes of the largest frame.

@@ -86,17 +86,13 @@ impl Xsk {
         }
     }
 
-    fn fd(&self) -> RawFd {
+    /// The socket, for the map that leads a queue's frames to it.
+    pub fn fd(&self) -> RawFd {
         self.tx.fd().as_raw_fd()
     }
 
-    /// For the map that leads a queue's frames to its socket.
-    pub fn raw_fd(&self) -> RawFd {
-        self.fd()
-    }
-
-    /// Sends up to `wanted` frames, at most [`BATCH`]: `write` fills a buffer and returns the frame's length, or 0 for none. Returns how many were
-    /// put on the ring; fewer than wanted when the kernel has not given back enough.
+    /// Sends up to `wanted` frames, at most [`BATCH`]: `write` fills a buffer and returns the frame's length, or 0 for none. Returns how
+    /// many were put on the ring; fewer than wanted when the kernel has not given back enough.
     pub fn send(&mut self, wanted: usize, mut write: impl FnMut(&mut [u8]) -> usize) -> io::Result<usize> {
         self.complete();
         let n = wanted.min(BATCH).min(self.free.len()).min(self.tx.nb_free(BATCH as u32) as usize);
