@@ -160,6 +160,27 @@ fn a_reader_is_not_deceived_by_two_workers_either() {
     });
 }
 
+/// A creation that is given up (its answers cannot be announced) is out of the way altogether, or met as a rival for the connection: never only as
+/// somebody who has the source port.
+#[test]
+fn a_creation_that_is_given_up_takes_no_source_port() {
+    model(|| {
+        let words = table(2);
+        let gives_up = start(&words, |table| {
+            let mut f = flow(1000, 1);
+            let (hash, port) = (table.hash(&f.original()), f.source_port);
+            let pending = table.reserve(&mut f, hash, Phase::first(Proto::Udp, 0), 0, std::iter::once(port));
+            if let Ok(pending) = pending {
+                table.abort(pending);
+            }
+        });
+        let creator = start(&words, |table| create(table, flow(1000, 2)).err());
+        gives_up.join().unwrap();
+        let refused = creator.join().unwrap();
+        assert!(matches!(refused, None | Some(Refused::Busy)), "{refused:?}");
+    });
+}
+
 /// As soon as a connection is live another worker may end it and take its slot, before its creator has looked at what it made.
 #[test]
 fn who_creates_a_connection_gets_that_one() {

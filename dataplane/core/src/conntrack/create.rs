@@ -148,10 +148,11 @@ impl<'r> Conntrack<'r> {
         })
     }
 
-    /// Gives up a pending connection.
+    /// Gives up a pending connection. The original's key goes last: as long as anything of this creation is to be seen, another one of
+    /// the same connection meets it there and is told that it is busy, not that its source port is taken.
     pub fn abort(&self, pending: Pending<'_>) {
-        self.clear_key(&pending.flow.original(), Direction::Original, pending.slot);
         self.clear_key(&pending.flow.reply(), Direction::Reply, pending.slot);
+        self.clear_key(&pending.flow.original(), Direction::Original, pending.slot);
         self.region.free(pending.slot);
     }
 
