@@ -110,15 +110,18 @@ impl Traffic {
 
     /// Ends the traffic and looks at every connection.
     fn finish(self) {
-        let mut tries = 0;
+        let (mut tries, mut slow) = (0, 0);
         for load in self.steady {
             let (what, all) = load.finish();
             let failed: Vec<_> = all.iter().filter(|t| !matches!(t.seen, Seen::Pod(_))).collect();
             println!("{what}: {} connections, {} failed", all.len(), failed.len());
             assert!(failed.is_empty(), "{what}: {failed:?}");
             assert!(all.len() > 100, "{what}: only {}", all.len());
+            slow += all.iter().filter(|t| t.end - t.start > Duration::from_millis(900)).count();
             tries += all.len();
         }
+        println!("{slow} of them took long enough for a datagram to be sent again");
+        assert!(slow <= 5 + tries / 2_000, "{slow} of {tries}");
         let (mut confined, mut per_pod) = (0, BTreeMap::<String, u32>::new());
         for load in self.changed {
             let (what, all) = load.finish();
