@@ -8,4 +8,5 @@ pub mod demo;
 pub mod gateway;
 pub mod peers;
 pub mod pktgen;
+pub mod results;
 pub mod rig;

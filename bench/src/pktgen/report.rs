@@ -1,6 +1,6 @@
 //! What a run has shown, as text and as JSON.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ pub struct SinkReport {
 }
 
 /// Latency from a frame's writing to its receipt, in microseconds.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are what the fields are")]
 pub struct Latency {
     pub min: f64,
