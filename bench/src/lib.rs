@@ -2,11 +2,13 @@
 //!
 //! [`rig`] lays out namespaces, cables and processes and takes them down again, also after ^C. [`peers`] are the real pods and
 //! clients that talk through the gateway; [`gateway`] is a running nomagic between them. [`demo`] puts all together and is what
-//! `make demo` runs. [`pktgen`] is the traffic generator with its sink.
+//! `make demo` runs. [`pktgen`] is the traffic generator with its sink; [`preflight`] says what is missing
+//! on a machine before one measures there.
 
 pub mod demo;
 pub mod gateway;
 pub mod peers;
 pub mod pktgen;
+pub mod preflight;
 pub mod results;
 pub mod rig;

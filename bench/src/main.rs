@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use nomagic_bench::demo::{DemoOptions, default_nomagic, demo};
 use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, download, http_load, serve_pod, start_pod, udp_load, upload};
 use nomagic_bench::pktgen::PktgenArgs;
+use nomagic_bench::preflight::PreflightArgs;
 use nomagic_bench::rig::{PODS, Scene, clean_on_signals, remove_leftovers};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum Command {
     },
     /// Generates traffic and checks what arrives: rate, loss, order, latency
     Pktgen(Box<PktgenArgs>),
+    /// Says what is missing on this machine before one measures there; changes nothing
+    Preflight(PreflightArgs),
     /// Lays out the scene with its pods and keeps it until ^C, to look around in
     Scene,
     /// A pod: HTTP and UDP echo on all addresses, answering with its name and the client's address
@@ -110,6 +113,8 @@ fn run(command: Command) -> Result<()> {
             demo(&DemoOptions { nomagic: nomagic.unwrap_or_else(default_nomagic), connections_v4, connections_v6 })
         }
         Command::Pktgen(args) => args.run(),
+        // The report names what is missing.
+        Command::Preflight(args) => std::process::exit(i32::from(!args.run()?)),
         Command::Scene => keep_scene(),
         Command::Pod { name, http_port, udp_port } => {
             let listening = format!("pod {name} is listening on TCP {http_port} and UDP {udp_port}");
