@@ -6,7 +6,8 @@
 #       [--from 198.18.64.1-198.18.127.254] [--size 64] [--count 10000000] [--rate PPS] [--burst 32]
 #
 # Frames have no sequence numbers: a sink can only count them (`nomagic-bench pktgen --count-only`, or the gateway's and the NIC's counters).
-# --size is with FCS; --count and --rate are for each CPU. It ends when all are sent, or on ^C.
+# --size is with FCS; --count and --rate are for each CPU. --burst hands the driver the same frame so many times at once: the highest rates, but
+# so many frames of one flow in a row; 1 changes the flow with each frame. It ends when all are sent, or on ^C.
 set -euo pipefail
 
 usage() {

@@ -1,9 +1,9 @@
 -- UDP to the rig's Service with many flows, for Pktgen-DPDK. Written for Pktgen 22.x to 24.x; not run here.
 --
---   pktgen -l 1-5 -n 4 -a 17:00.0 -a 17:00.1 --file-prefix rig -- -P -m "[2-3:4-5].0, 1.1" -f nomagic_udp.lua
+--   pktgen -l 1-6 -n 4 -a 17:00.0 -a 17:00.1 --file-prefix rig -- -P -m "[2-3:4-5].0, 6.1" -f nomagic_udp.lua
 --
--- (-l: its cores, the first one for the display; -a: the ports, bound to vfio-pci; -m: cores 2-3 receive and 4-5 send at port 0; port 1 is the
--- sink. -P: promiscuous. Read `pktgen -h` for the version at hand: the words of -m have changed before.) Then, at its prompt:
+-- (-l: its cores, the first one for the display; -a: the ports, bound to vfio-pci; -m: cores 2-3 receive and 4-5 send at port 0; port 1, on
+-- core 6, is the sink. -P: promiscuous. Read `pktgen -h` for the version at hand: the words of -m have changed before.) Then, at its prompt:
 --
 --   set 0 rate 10      -- percent of the wire, or: set 0 rate 0.5
 --   start 0

@@ -6,7 +6,8 @@ Written for TRex v3.0x, whose tunables are an argparse command line; not run her
     start -f nomagic_udp.py -p 0 -m 1mpps -d 60 -t --size imix --services 4
 
 Loss is port 0's opackets less port 1's ipackets: `stats -p`, over the whole run and after it has drained. Latency and the latency stream's own loss:
-`stats -l`. UDP checksums are 0 (none): TRex writes ports and times into a frame after they are made, and the gateway keeps a 0.
+`stats -l`; TRex knows its frames again by their payload and IP header, of which the gateway changes addresses, TTL and checksum. UDP checksums are 0
+(none): TRex writes ports and times into a frame after it is made, and the gateway keeps a 0.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from trex_stl_lib.api import Ether, IP, STLFlowLatencyStats, STLPktBuilder, STLS
 SERVICES = ["10.96.0.10", "10.96.0.11", "10.96.0.12", "10.96.0.13"]
 PORT = 9
 # Clients: routed back to port 0 by the gateway.
-CLIENT_MIN, CLIENT_MAX = "198.18.64.1", "198.18.127.254"
-LATENCY_CLIENT = "198.18.0.2"
+CLIENT_MIN, CLIENT_MAX = "198.18.64.2", "198.18.127.254"
+LATENCY_CLIENT = "198.18.64.1"
 # Sizes with FCS, and how many of each: as `nomagic-bench pktgen --size imix`.
 IMIX = [(64, 7), (594, 4), (1518, 1)]
 FCS = 4
