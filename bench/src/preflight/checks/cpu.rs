@@ -12,7 +12,7 @@ const IDLE_EXIT_US_MAX: u64 = 10;
 const NO_CPUS: &str = "no CPUs named (--cpus)";
 
 fn percent(share: f64) -> String {
-    format!("{:.0} %", share * 100.0)
+    format!("{:.1} %", share * 100.0)
 }
 
 /// A virtual machine's figures are its neighbours' too.

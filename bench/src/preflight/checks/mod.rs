@@ -85,7 +85,7 @@ pub fn nic(wanted: &Wanted, machine: &Machine, nic: &Nic) -> Vec<Finding> {
 
 /// Commands about an interface are run where it is.
 fn inside(netns: &str, remedy: &str) -> String {
-    let here = |part: &str| ["ethtool ", "ip link ", "sysctl "].iter().any(|c| part.starts_with(c));
+    let here = |part: &str| ["ethtool ", "ip link ", "sysctl ", "bench/rigs/"].iter().any(|c| part.starts_with(c));
     let parts = remedy.split("; ").map(|part| if here(part) { format!("ip netns exec {netns} {part}") } else { part.to_owned() });
     parts.collect::<Vec<_>>().join("; ")
 }

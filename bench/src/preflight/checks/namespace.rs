@@ -35,12 +35,12 @@ pub fn ports(_: &Wanted, _: &Machine, nic: &Nic) -> Finding {
 /// Only `--backend kernel` and `pktgen-kernel.sh` want it.
 pub fn kernel_pktgen(_: &Wanted, machine: &Machine, nic: &Nic) -> Finding {
     let (name, wanted) = ("kernel pktgen", "the module pktgen, for --backend kernel");
-    let found = match (nic.namespace.pktgen, machine.option("NET_PKTGEN")) {
-        (true, _) => "there",
-        (false, Some("n")) => "this kernel is built without CONFIG_NET_PKTGEN",
-        (false, _) => "not loaded",
+    let (found, remedy) = match (nic.namespace.pktgen, machine.option("NET_PKTGEN")) {
+        (true, _) => ("there", ""),
+        (false, Some("n")) => ("this kernel is built without CONFIG_NET_PKTGEN", "take --backend af-xdp or live, or a kernel that has it"),
+        (false, _) => ("not loaded", "modprobe pktgen"),
     };
-    Finding::judged(name, nic.namespace.pktgen, State::Warning, found, wanted).remedy("modprobe pktgen")
+    Finding::judged(name, nic.namespace.pktgen, State::Warning, found, wanted).remedy(remedy)
 }
 
 /// `--backend live`.

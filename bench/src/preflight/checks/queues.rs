@@ -108,8 +108,11 @@ pub fn interrupts(wanted: &Wanted, _: &Machine, nic: &Nic) -> Finding {
         return Finding::unknown(name, "no CPUs named (--cpus)", text);
     }
     let Some(irqs) = &nic.irqs else { return Finding::unknown(name, "the device's interrupts are not known", text) };
-    let remedy =
-        "bench/rigs/tune-gateway.sh apply --interface IF --worker-cpus LIST --irq-cpus LIST    # writes /proc/irq/N/smp_affinity_list";
+    let workers = wanted.cpus.0.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let remedy = format!(
+        "bench/rigs/tune-gateway.sh apply --interface {} --worker-cpus {workers} --irq-cpus LIST    # LIST: as many others of the NIC's node",
+        nic.name
+    );
     let mut used = CpuSet::default();
     for irq in irqs {
         let Some(cpus) = &irq.cpus else { return Finding::unknown(name, format!("/proc/irq/{} cannot be read", irq.number), text) };

@@ -141,10 +141,10 @@ fn machines() {
         (kernel::huge_pages, |m| m.huge_pages_free = None, Unknown, "2 MiB"),
         (kernel::conntrack, |m| m.nf_conntrack = Some(true), Fine, "kernel peers"),
         (cpu::hypervisor, |m| m.hypervisor = Some(true), Warning, "virtual"),
-        (cpu::steal, |m| m.load.as_mut().unwrap().get_mut(&3).unwrap().steal = 0.02, Missing, "2 %"),
-        (cpu::steal, |m| m.load.as_mut().unwrap().get_mut(&0).unwrap().steal = 0.5, Fine, "0 %"),
+        (cpu::steal, |m| m.load.as_mut().unwrap().get_mut(&3).unwrap().steal = 0.02, Missing, "2.0 %"),
+        (cpu::steal, |m| m.load.as_mut().unwrap().get_mut(&0).unwrap().steal = 0.5, Fine, "0.0 %"),
         (cpu::present, |m| m.online = "0-2".parse().ok(), Missing, "3 not running"),
-        (cpu::foreign_load, |m| m.load.as_mut().unwrap().get_mut(&3).unwrap().busy = 0.3, Missing, "30 % at the most (CPU 3)"),
+        (cpu::foreign_load, |m| m.load.as_mut().unwrap().get_mut(&3).unwrap().busy = 0.3, Missing, "30.0 % at the most (CPU 3)"),
         (cpu::foreign_load, |m| m.load = Some(BTreeMap::new()), Unknown, "/proc/stat"),
         (cpu::isolation, |m| m.isolated = "3".parse().ok(), Warning, "isolcpus without 2"),
         (cpu::isolation, |m| (m.nohz_full, m.rcu_nocbs) = ("".parse().ok(), "2-3".parse().ok()), Warning, "nohz_full without 2-3"),
@@ -155,7 +155,7 @@ fn machines() {
         (cpu::idle_states, |m| m.cpus.get_mut(&2).unwrap().idle_exit_us = Some(133), Warning, "133 us"),
         (cpu::idle_states, |m| m.cpus.get_mut(&2).unwrap().idle_exit_us = None, Unknown, "cpuidle"),
         (cpu::siblings, |m| m.cpus.get_mut(&2).unwrap().siblings = "2-3".parse().ok(), Warning, "one core"),
-        (cpu::siblings, |m| m.load.as_mut().unwrap().get_mut(&8).unwrap().busy = 0.5, Warning, "50 % at the most (CPU 8, of 8-9)"),
+        (cpu::siblings, |m| m.load.as_mut().unwrap().get_mut(&8).unwrap().busy = 0.5, Warning, "50.0 % at the most (CPU 8, of 8-9)"),
         (cpu::siblings, |m| m.load = None, Unknown, "8-9"),
         (cpu::siblings, |m| m.cpus.iter_mut().for_each(|(n, c)| c.siblings = Some([*n].into_iter().collect())), Fine, "none"),
         (cpu::irqbalance, |m| m.irqbalance = Some(true), Warning, "moves"),
@@ -256,7 +256,7 @@ fn interfaces() {
 
 #[test]
 fn roles() {
-    let cases: [NicCase; 8] = [
+    let cases: [NicCase; 9] = [
         (namespace::forwarding, |_, n| n.namespace.ip_forward = Some(0), Missing, "off"),
         (namespace::ports, |_, n| n.namespace.local_ports = Some((1024, 65_535)), Missing, "1024-65535"),
         (
@@ -267,6 +267,7 @@ fn roles() {
         ),
         (namespace::ports, |_, n| n.namespace.local_ports = None, Unknown, "ip_local_port_range"),
         (namespace::kernel_pktgen, |_, n| n.namespace.pktgen = false, Warning, "built without"),
+        (namespace::kernel_pktgen, |m, n| (m.config, n.namespace.pktgen) = (None, false), Warning, "not loaded"),
         (namespace::live_frames, |m, _| m.release = Some("5.17.1".into()), Missing, "too old"),
         (namespace::live_frames, |_, n| n.xdp_features = Some(0b11), Unknown, "does not say"),
         (namespace::live_frames, |m, _| m.release = None, Unknown, "not known"),
@@ -300,6 +301,13 @@ fn remedies_can_be_copied() {
     assert_eq!(remedy("flow control"), "ip netns exec gen ethtool -A eth1 autoneg off rx off tx off");
     let twice = "ip netns exec gen ethtool -N eth1 rx-flow-hash udp4 sdfn; ip netns exec gen ethtool -N eth1 rx-flow-hash udp6 sdfn";
     assert_eq!(remedy("RSS of UDP"), twice);
+    there.irqs.as_mut().unwrap()[0].cpus = "0-5".parse().ok();
+    let findings = nic(&wanted(), &good_machine(), &there);
+    let irqs = findings.iter().find(|f| f.name == "queue interrupts").unwrap().remedy.clone().unwrap();
+    assert!(
+        irqs.starts_with("ip netns exec gen bench/rigs/tune-gateway.sh apply --interface eth1 --worker-cpus 2,3 --irq-cpus LIST"),
+        "{irqs}"
+    );
     let few = queues::count(&wanted(), &good_machine(), &Nic { queues: Ok((1, Some(1))), ..good_nic() });
     assert_eq!(few.remedy.as_deref(), Some("--workers 1: the card has no more queues"));
     let more =
