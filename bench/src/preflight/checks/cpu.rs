@@ -164,7 +164,11 @@ pub fn siblings(wanted: &Wanted, machine: &Machine) -> Finding {
         others.0.extend(siblings.without(&own).0);
     }
     if others.is_empty() {
-        return Finding::new(name, State::Ok, "none", text);
+        // A virtual CPU may be half a core without knowing it.
+        return match machine.hypervisor {
+            Some(false) => Finding::new(name, State::Ok, "none", text),
+            _ => Finding::unknown(name, "none that a hypervisor shows", text),
+        };
     }
     let Some((cpu, load)) = machine.load.as_ref().and_then(|l| busiest(&others, l)) else {
         return Finding::unknown(name, format!("the load of {others} is not known"), text);

@@ -119,7 +119,7 @@ type MachineCase = (MachineCheck, fn(&mut Machine), State, &'static str);
 
 #[test]
 fn machines() {
-    let cases: [MachineCase; 41] = [
+    let cases: [MachineCase; 42] = [
         (kernel::privileges, |m| m.capabilities = Some(0), Missing, "without CAP_NET_ADMIN"),
         (kernel::privileges, |m| m.capabilities = Some((1 << 21) | (7 << 12)), Fine, "all"),
         (kernel::privileges, |m| m.capabilities = Some((3 << 38) | (3 << 12)), Missing, "without CAP_IPC_LOCK"),
@@ -158,6 +158,15 @@ fn machines() {
         (cpu::siblings, |m| m.load.as_mut().unwrap().get_mut(&8).unwrap().busy = 0.5, Warning, "50.0 % at the most (CPU 8, of 8-9)"),
         (cpu::siblings, |m| m.load = None, Unknown, "8-9"),
         (cpu::siblings, |m| m.cpus.iter_mut().for_each(|(n, c)| c.siblings = Some([*n].into_iter().collect())), Fine, "none"),
+        (
+            cpu::siblings,
+            |m| {
+                m.hypervisor = Some(true);
+                m.cpus.iter_mut().for_each(|(n, c)| c.siblings = Some([*n].into_iter().collect()));
+            },
+            Unknown,
+            "hypervisor",
+        ),
         (cpu::irqbalance, |m| m.irqbalance = Some(true), Warning, "moves"),
         (cpu::isolation, |m| m.isolated = "".parse().ok(), Warning, "isolcpus without 2-3"),
         (
