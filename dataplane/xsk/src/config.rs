@@ -4,7 +4,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use nomagic_core::conntrack::Timeouts;
+use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, Verdict};
+use nomagic_core::pipeline::{Context, process};
 
 use crate::error::EdgeError;
 
@@ -16,6 +19,9 @@ pub const WORKERS_MAX: u32 = 64;
 pub const PORTS_MAX: usize = 64;
 /// Redirect ports at the most.
 pub const REDIRECTS_MAX: usize = 4096;
+
+/// What a worker does with a batch of frames: one verdict a frame, in order.
+pub type PacketPath = for<'f> fn(&mut Context<'_>, &mut [Frame<'f>], &mut ArrayVec<Verdict, BATCH_MAX>, &mut Outputs<'f>);
 
 /// What a worker does when no frames come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +104,8 @@ pub struct EdgeConfig {
     pub hold_max: Duration,
     /// Zero-copy mode is tried first when true.
     pub zero_copy: bool,
+    /// The packet path: [`process`], or an empty one that shows what the edge costs by itself.
+    pub path: PacketPath,
 }
 
 impl EdgeConfig {
@@ -127,6 +135,7 @@ impl EdgeConfig {
             hold_frames_max: 1024,
             hold_max: Duration::from_secs(1),
             zero_copy: true,
+            path: process,
         }
     }
 

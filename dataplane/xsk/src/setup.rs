@@ -135,6 +135,7 @@ pub(crate) fn start_workers(
             hold: Hold::new(config.hold_frames_max.div_ceil(workers), config.hold_max.as_nanos() as u64),
             asker: Asker::new(wanted.clone()),
             idle: config.idle,
+            path: config.path,
             busy_ns: 0,
             housekept_ns: 0,
             probed_ns: 0,

@@ -11,12 +11,12 @@ use crossbeam::channel::Receiver;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::frame::{BATCH_MAX, Frame, OUTPUT_MAX, Outputs, PortId, Verdict};
-use nomagic_core::pipeline::{Context, WorkerState, process, sweep};
+use nomagic_core::pipeline::{Context, WorkerState, sweep};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
 
-use crate::config::Idle;
+use crate::config::{Idle, PacketPath};
 use crate::hold::{Asker, Hold, Packet};
 use crate::io::Io;
 use crate::pool::{FrameAccount, Pool};
@@ -53,6 +53,7 @@ pub(crate) struct Worker {
     pub hold: Hold,
     pub asker: Asker,
     pub idle: Idle,
+    pub path: PacketPath,
     pub busy_ns: u64,
     pub housekept_ns: u64,
     pub probed_ns: u64,
@@ -132,7 +133,7 @@ impl Worker {
                 counters: &shared.counters,
                 worker: &mut self.state,
             };
-            process(&mut context, &mut frames, &mut verdicts, &mut out);
+            (self.path)(&mut context, &mut frames, &mut verdicts, &mut out);
             extents.extend(frames.iter().map(|f| (f.start(), f.head_len())));
             made.extend(out.made.iter().map(|(f, port, _)| (f.token as usize, f.start(), f.head_len(), *port)));
         }
