@@ -15,8 +15,14 @@ struct flow {
 	__u32 ip_sum;
 	__u32 l4_sum;
 	__u32 sequence;
-	__u32 pad;
+	// The IP protocol in the low byte, and flags.
+	__u32 kind;
 };
+
+// A TCP flow sends nothing but SYNs.
+#define ALWAYS_SYN 0x100
+// Each frame comes from a source of its own: the template has port 0 and an address that ends in 16 zero bits.
+#define FRESH 0x200
 
 struct step {
 	__u32 flow;
@@ -31,9 +37,16 @@ struct state {
 	// Frames that were due and will not be caught up.
 	__u64 forgone;
 	__u64 start_ns;
-	// No frame after this time, and no more than so many.
+	// No frame after this time, and no more than so many. Without a start the first frame sets both times.
 	__u64 until_ns;
+	__u64 duration_ns;
 	__u64 limit;
+	// From frame to frame; 0: as quick as possible.
+	__u64 interval;
+	// What may be due and is still caught up with; what is older is forgone.
+	__u64 behind_max;
+	// Looks at the clock at all.
+	__u64 paced;
 	// When the next frame is due, and from when on it may go.
 	__u64 due;
 	__u64 next;
@@ -65,15 +78,10 @@ struct {
 const volatile __u32 out_ifindex = 0;
 const volatile __u32 step_count = 1;
 const volatile __u32 ip_version = 4;
-const volatile __u32 protocol = UDP;
-const volatile __u32 always_syn = 0;
-// From frame to frame, in 1/1024 ns; 0: as quick as possible.
-const volatile __u64 interval = 0;
 
+#define FIRST_PORT 1024
 #define FRACTION 10
 #define MILLISECOND (1000000ull << FRACTION)
-// What may be due and is still caught up with: more than the pause between two system calls.
-#define BEHIND_MAX (200 * MILLISECOND)
 
 INLINE __u16 fold(__u32 sum)
 {
@@ -101,22 +109,30 @@ INLINE int fill(struct xdp_md *ctx, struct state *state, struct flow *flow, __u3
 			break;
 		*to = words[i];
 	}
+	__u32 tcp = (flow->kind & 0xff) == TCP;
 	__u32 l4 = ETH_LEN + (ip_version == 4 ? 20 : 40);
-	__u32 payload = l4 + (protocol == TCP ? 20 : 8);
+	__u32 payload = l4 + (tcp ? 20 : 8);
 	__u16 l4_len = len - l4;
+	__u32 sequence = flow->sequence++;
+	// 2^30 sources.
+	__u16 host = flow->kind & FRESH ? 1 + ((sequence >> 15) & 0x7fff) : 0;
+	__u16 port = flow->kind & FRESH ? FIRST_PORT + (sequence & 0x7fff) : 0;
 	if (ip_version == 4) {
 		__u8 *ip = AT(ETH_LEN, 20);
 		if (!ip)
 			return -1;
 		store16(ip + 2, len - ETH_LEN);
-		store16(ip + 10, fold(flow->ip_sum + len - ETH_LEN));
+		store16(ip + 10, fold(flow->ip_sum + len - ETH_LEN + host));
+		if (host)
+			store16(ip + 14, host);
 	} else {
 		__u8 *ip = AT(ETH_LEN, 40);
 		if (!ip)
 			return -1;
 		store16(ip + 4, l4_len);
+		if (host)
+			store16(ip + 22, host);
 	}
-	__u32 sequence = flow->sequence++;
 	__u64 now = bpf_ktime_get_ns();
 	state->last_ns = now;
 	__u8 *p = AT(payload & 0x7f, PAYLOAD_LEN);
@@ -125,10 +141,12 @@ INLINE int fill(struct xdp_md *ctx, struct state *state, struct flow *flow, __u3
 		return -1;
 	*(__u32 *)(p + 6) = BE32(sequence);
 	*(__u64 *)(p + 10) = BE64(now);
-	__u32 sum = flow->l4_sum + l4_len + (sequence >> 16) + (sequence & 0xffff);
+	if (port)
+		store16(h, port);
+	__u32 sum = flow->l4_sum + host + port + l4_len + (sequence >> 16) + (sequence & 0xffff);
 	sum += (now >> 48) + ((now >> 32) & 0xffff) + ((now >> 16) & 0xffff) + (now & 0xffff);
-	if (protocol == TCP) {
-		__u16 flags = always_syn || sequence == 0 ? 0x5002 : 0x5018;
+	if (tcp) {
+		__u16 flags = flow->kind & ALWAYS_SYN || sequence == 0 ? 0x5002 : 0x5018;
 		*(__u32 *)(h + 4) = BE32(sequence);
 		store16(h + 12, flags);
 		store16(h + 16, fold(sum + (sequence >> 16) + (sequence & 0xffff) + flags));
@@ -143,14 +161,20 @@ INLINE int fill(struct xdp_md *ctx, struct state *state, struct flow *flow, __u3
 // Whether it is time for a frame. What is due is caught up with at 4/3 of the rate, but for bursts of up to a millisecond.
 INLINE int its_time(struct state *state)
 {
-	__u64 ns = bpf_ktime_get_ns();
+	__u64 ns = bpf_ktime_get_ns(), interval = state->interval;
+	if (!state->start_ns) {
+		state->start_ns = ns;
+		state->until_ns = ns + state->duration_ns;
+	}
 	if (state->frames >= state->limit || ns >= state->until_ns)
 		return 0;
+	if (!interval)
+		return 1;
 	__u64 now = (ns - state->start_ns) << FRACTION;
 	if (now < state->due || now < state->next)
 		return 0;
-	if (now - state->due > BEHIND_MAX) {
-		__u64 skipped = (now - state->due - BEHIND_MAX) / interval;
+	if (now - state->due > state->behind_max) {
+		__u64 skipped = (now - state->due - state->behind_max) / interval;
 		state->forgone += skipped;
 		state->due += skipped * interval;
 	}
@@ -168,7 +192,7 @@ int generate(struct xdp_md *ctx)
 	struct state *state = bpf_map_lookup_elem(&states, &zero);
 	if (!state)
 		return XDP_ABORTED;
-	if (interval && !its_time(state))
+	if (state->paced && !its_time(state))
 		return XDP_DROP;
 	__u32 place = state->frames % step_count;
 	state->frames++;

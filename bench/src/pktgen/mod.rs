@@ -3,7 +3,7 @@
 //! Pure: a [`profile`] is what to send, a [`stream`] the frames that it stands for (headers from [`template`], the header of their
 //! payload from [`payload`], a [`choice`] of flows), [`pcap`] a capture to replay, [`pace`] how fast, [`check`] what the sink finds out.
 //!
-//! With the kernel: a [`backend`] sends frames (AF_XDP and AF_PACKET there, BPF live frames in [`live`], the kernel's pktgen in
+//! With the kernel: a [`backend`] sends frames (AF_XDP and AF_PACKET there, BPF live frames in [`live`] with their [`program`], the kernel's pktgen in
 //! [`kernel`]), a [`sink`] receives them. [`mod@run`] puts both on threads, and [`report`] says what came of it. System calls are in `sys`,
 //! rings in `xsk`: all unsafe code is in these two.
 
@@ -18,6 +18,7 @@ pub mod pace;
 pub mod payload;
 pub mod pcap;
 pub mod profile;
+pub mod program;
 pub mod report;
 pub mod run;
 pub mod sink;
@@ -28,3 +29,4 @@ mod xsk;
 
 pub use cli::PktgenArgs;
 pub use run::{BackendKind, Options, run};
+pub use sys::monotonic_ns as clock_ns;

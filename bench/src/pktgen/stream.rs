@@ -1,6 +1,6 @@
 //! The sequence of frames that a profile stands for.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::choice::Chooser;
 use super::profile::{FCS_LEN, FIRST_PORT, NewFlows, Profile, Protocol};
@@ -91,6 +91,16 @@ impl Stream {
     /// The headers of a flow.
     pub fn template(&self, flow: u32, tuple: u64) -> Template {
         Template::new(&self.macs, &self.ends(tuple), self.profile.protocol, self.run, flow)
+    }
+
+    /// The headers of a flow whose frames each get a source of their own: port 0, and an address that ends in 16 zero bits.
+    pub fn fresh_template(&self, flow: u32) -> Template {
+        let zeroed = match self.profile.sources.address {
+            IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & !0xffff).into()),
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !0xffff).into()),
+        };
+        let dst = self.profile.targets[flow as usize % self.profile.targets.len()];
+        Template::new(&self.macs, &Ends { src: SocketAddr::new(zeroed, 0), dst }, self.profile.protocol, self.run, flow)
     }
 
     /// What the next frame is.
