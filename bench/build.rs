@@ -1,4 +1,4 @@
-//! Compiles the generator's and the sink's XDP programs with clang; `src/pktgen/program.rs` embeds the objects.
+//! Compiles the BPF programs of the generator, the sink and the counter with clang; the modules that load them embed the objects.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +10,7 @@ fn main() {
     let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".into());
     // `asm/types.h` lives below the multiarch directory on Debian and its relatives.
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
-    for name in ["generate", "sink"] {
+    for name in ["generate", "sink", "count"] {
         let mut command = Command::new(&clang);
         command.args(["-O2", "-g", "-target", "bpf", "-Wall", "-Wextra", "-Werror"]);
         command.arg(format!("-I/usr/include/{arch}-linux-gnu"));

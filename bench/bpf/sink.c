@@ -3,7 +3,7 @@
 // The sink's filter: takes the generator's frames (or, for a replay, all TCP and UDP), counts them by CPU, and hands them to the AF_XDP
 // socket of their queue. Everything else goes to the kernel.
 
-#include "common.h"
+#include "payload.h"
 
 struct counts {
 	__u64 frames;
@@ -31,38 +31,13 @@ const volatile __u32 count_only = 0;
 // All TCP and UDP, not only what has the payload header.
 const volatile __u32 any_payload = 0;
 
-INLINE int ours(struct xdp_md *ctx)
-{
-	__u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	if (data + ETH_LEN + 20 > end)
-		return 0;
-	__u32 at = ETH_LEN;
-	__u8 protocol;
-	if (data[12] == 0x08 && data[13] == 0 && data[ETH_LEN] == 0x45) {
-		protocol = data[ETH_LEN + 9];
-		at += 20;
-	} else if (data[12] == 0x86 && data[13] == 0xdd) {
-		protocol = data[ETH_LEN + 6];
-		at += 40;
-	} else {
-		return 0;
-	}
-	if (protocol != TCP && protocol != UDP)
-		return 0;
-	if (any_payload)
-		return 1;
-	at += protocol == TCP ? 20 : 8;
-	at &= 0x7f;
-	if (data + at + PAYLOAD_LEN > end)
-		return 0;
-	return data[at] == PAYLOAD_MAGIC >> 8 && data[at + 1] == (PAYLOAD_MAGIC & 0xff);
-}
-
 SEC("xdp")
 int sink(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
-	if (!ours(ctx))
+	__u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u8 *payload = l4_payload(data, end);
+	if (!payload || !(any_payload || is_ours(payload, end)))
 		return XDP_PASS;
 	struct counts *counts = bpf_map_lookup_elem(&counted, &zero);
 	if (!counts)

@@ -5,8 +5,10 @@
 //! `make demo` runs. [`pktgen`] is the traffic generator with its sink; [`preflight`] says what is missing
 //! on a machine before one measures there.
 
+pub mod compare;
 pub mod demo;
 pub mod gateway;
+pub mod ndr;
 pub mod peers;
 pub mod pktgen;
 pub mod preflight;

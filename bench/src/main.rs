@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use nomagic_bench::compare::cli::CompareArgs;
+use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::demo::{DemoOptions, default_nomagic, demo};
 use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, download, http_load, serve_pod, start_pod, udp_load, upload};
 use nomagic_bench::pktgen::PktgenArgs;
@@ -35,6 +37,10 @@ enum Command {
     },
     /// Generates traffic and checks what arrives: rate, loss, order, latency
     Pktgen(Box<PktgenArgs>),
+    /// nomagic beside its peers: rates, latency, CPU time, churn, floods
+    Compare(CompareArgs),
+    /// nomagic's AF_XDP code with an empty packet path, the peer of the comparison
+    NoWork(NoWorkArgs),
     /// Says what is missing on this machine before one measures there; changes nothing
     Preflight(PreflightArgs),
     /// Lays out the scene with its pods and keeps it until ^C, to look around in
@@ -113,6 +119,8 @@ fn run(command: Command) -> Result<()> {
             demo(&DemoOptions { nomagic: nomagic.unwrap_or_else(default_nomagic), connections_v4, connections_v6 })
         }
         Command::Pktgen(args) => args.run(),
+        Command::Compare(args) => args.run(),
+        Command::NoWork(args) => args.run(),
         // The report names what is missing.
         Command::Preflight(args) => std::process::exit(i32::from(!args.run()?)),
         Command::Scene => keep_scene(),

@@ -1,0 +1,57 @@
+//! `nomagic-bench no-work`: nomagic's own edge (XDP filter, rings, batches) with an empty packet path. What comes in on one interface goes out
+//! of the other one as it is. The most that this edge can do: what nomagic reaches of it is the price of its packet path.
+
+use anyhow::{Context as _, Result};
+use arrayvec::ArrayVec;
+use clap::Args;
+use nomagic_core::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
+use nomagic_core::pipeline::Context;
+use nomagic_core::routes::Routes;
+use nomagic_core::services::Services;
+use nomagic_core::tuple::{HashSeed, Proto};
+use nomagic_xsk::{Edge, EdgeConfig, FilterRules};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::workload::{UDP_PORT, cluster_ip};
+
+/// `nomagic-bench no-work`.
+#[derive(Args, Clone, Debug)]
+pub struct NoWorkArgs {
+    /// The two interfaces, in the network namespace of the caller
+    #[arg(long, num_args = 2, value_delimiter = ',', default_values = ["cl0", "pods0"])]
+    interfaces: Vec<String>,
+    /// Services of the comparison whose frames are taken
+    #[arg(long, default_value_t = 1)]
+    services: u32,
+    /// The worker's CPU
+    #[arg(long)]
+    cpu: usize,
+    /// Where its pins are
+    #[arg(long)]
+    state_dir: PathBuf,
+}
+
+/// The empty packet path: out of the other port.
+fn pass_on<'f>(_: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut ArrayVec<Verdict, BATCH_MAX>, _: &mut Outputs<'f>) {
+    verdicts.clear();
+    verdicts.extend(frames.iter().map(|f| Verdict::Forward(PortId(1 - f.port.0.min(1)), NextHopId(0))));
+}
+
+impl NoWorkArgs {
+    /// Runs until a signal comes.
+    pub fn run(&self) -> Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
+        let config = EdgeConfig { cpus: vec![self.cpu], path: pass_on, ..EdgeConfig::new(&self.state_dir, self.interfaces.clone()) };
+        let edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;
+        let services = (0..self.services).map(|n| (IpAddr::V4(cluster_ip(n)), UDP_PORT, Proto::Udp)).collect();
+        edge.filter().apply(&FilterRules { services, ..FilterRules::default() })?;
+        println!("the empty loop is ready");
+        signals.forever().next();
+        edge.stop(true)?;
+        Ok(())
+    }
+}

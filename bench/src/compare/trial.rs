@@ -1,0 +1,116 @@
+//! One trial: frames at a rate for a time through a lane, and how many arrived.
+
+use anyhow::{Context, Result, ensure};
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::counter::{Counter, KINDS};
+use super::cpu::{Reading, Usage};
+use crate::pktgen::clock_ns;
+use crate::pktgen::program::{LiveProgram, State};
+
+/// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
+const BEHIND_MAX_NS: u64 = 1_000_000;
+/// Nanoseconds of one run of the program, before it was timed.
+const RUN_NS_FIRST: f64 = 200.0;
+/// Runs of one call at the most.
+const RUNS_MAX: f64 = (1u64 << 31) as f64;
+/// Shares of the wanted time and rate from which on a trial counts.
+const LONG_ENOUGH: f64 = 0.7;
+/// How long frames may be on their way after the last one was sent.
+const QUIET: Duration = Duration::from_millis(25);
+
+/// What came of a trial.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Trial {
+    /// Frames a second that were asked for.
+    pub wanted_pps: u64,
+    /// Frames sent, of all kinds.
+    pub sent: u64,
+    /// Frames that arrived, by kind.
+    pub arrived: [u64; KINDS],
+    /// Seconds from the first frame to the last.
+    pub elapsed_s: f64,
+    /// Who used the CPUs meanwhile.
+    pub usage: Usage,
+}
+
+impl Trial {
+    /// Frames a second that were sent.
+    pub fn offered_pps(&self) -> f64 {
+        self.sent as f64 / self.elapsed_s.max(1e-9)
+    }
+
+    /// Frames of all kinds that did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.sent.saturating_sub(self.arrived.iter().sum())
+    }
+
+    /// Their share of those sent.
+    pub fn loss_share(&self) -> f64 {
+        self.lost() as f64 / self.sent.max(1) as f64
+    }
+}
+
+/// The generator of a lane: lives on a thread in the generator's namespace, on the generator's CPU.
+pub struct Generator {
+    program: LiveProgram,
+    run_ns: f64,
+}
+
+impl Generator {
+    /// With a program that was loaded on the calling thread.
+    pub fn new(program: LiveProgram) -> Generator {
+        Generator { program, run_ns: RUN_NS_FIRST }
+    }
+
+    /// Sends at a rate (`None`: as quick as possible) for a time. Returns frames and seconds.
+    fn send(&mut self, pps: Option<u64>, duration: Duration) -> Result<(u64, f64)> {
+        for _ in 0..4 {
+            let before = self.program.state()?;
+            let mut state =
+                State { paced: 1, start_ns: 0, due: 0, next: 0, duration_ns: duration.as_nanos() as u64, limit: u64::MAX, ..before };
+            state.pace(pps, BEHIND_MAX_NS);
+            self.program.set(&state)?;
+            let runs = (duration.as_nanos() as f64 * 1.02 / self.run_ns).clamp(1.0, RUNS_MAX);
+            self.program.call(runs as u32)?;
+            let end_ns = clock_ns();
+            let after = self.program.state()?;
+            self.run_ns = (end_ns.saturating_sub(after.start_ns) as f64 / runs).max(1.0);
+            let elapsed_s = after.last_ns.saturating_sub(after.start_ns) as f64 / 1e9;
+            if elapsed_s >= duration.as_secs_f64() * LONG_ENOUGH {
+                return Ok((after.frames - before.frames, elapsed_s));
+            }
+        }
+        anyhow::bail!("the generator could not keep up for {duration:?}: the machine is too busy")
+    }
+}
+
+/// One trial. `own` are the processes of the rig.
+pub fn trial(generator: &mut Generator, counter: &Counter, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
+    ensure!(!duration.is_zero(), "a trial of no time");
+    let proc = Path::new("/proc");
+    let before = counter.read()?;
+    let cpu_before = Reading::take(proc)?;
+    let (sent, elapsed_s) = generator.send(pps, duration)?;
+    let cpu_after = Reading::take(proc)?;
+    let arrived = drained(counter, &before, sent).context("waiting for the last frames")?;
+    Ok(Trial { wanted_pps: pps.unwrap_or(0), sent, arrived, elapsed_s, usage: Usage::between(&cpu_before, &cpu_after, own) })
+}
+
+/// What arrived since `before`, once all did or nothing more comes.
+fn drained(counter: &Counter, before: &[(u64, u64); KINDS], sent: u64) -> Result<[u64; KINDS]> {
+    let (mut last, mut since) = ([0; KINDS], Instant::now());
+    loop {
+        let now = counter.read()?;
+        let arrived = std::array::from_fn(|kind| now[kind].0 - before[kind].0);
+        if arrived != last {
+            (last, since) = (arrived, Instant::now());
+        }
+        if arrived.iter().sum::<u64>() >= sent || since.elapsed() > QUIET {
+            return Ok(arrived);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,121 @@
+//! The Services of a comparison, and the traffic to them: the same for every subject.
+//!
+//! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service also has 80/TCP. Clients and
+//! endpoints are pods, so nobody's source is replaced (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::pktgen::profile::{Choice, Prefix, Profile, Protocol, Size};
+
+/// All pods: clients and endpoints.
+pub const CLUSTER_CIDR: &str = "172.16.0.0/12";
+/// Clients.
+pub const CLIENTS: &str = "172.20.0.0/16";
+/// Endpoints.
+pub const ENDPOINTS: &str = "172.24.0.0/13";
+/// Cluster IPs.
+pub const SERVICE_CIDR: &str = "10.96.0.0/12";
+/// The Services' UDP port, and that of their endpoints.
+pub const UDP_PORT: u16 = 5300;
+/// The first Service's TCP port, and that of its endpoints.
+pub const TCP_PORT: u16 = 80;
+/// Endpoints of a Service.
+pub const ENDPOINTS_EACH: u32 = 3;
+/// Services at the most.
+pub const SERVICES_MAX: u32 = 10_000;
+
+/// The cluster IP of a Service.
+pub fn cluster_ip(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + service)
+}
+
+/// An endpoint of a Service. Endpoints of generation 1 replace those of 0 in a change.
+pub fn endpoint(service: u32, n: u32, generation: u32) -> Ipv4Addr {
+    let of_generation = generation * SERVICES_MAX * ENDPOINTS_EACH;
+    Ipv4Addr::from_bits(Ipv4Addr::new(172, 24, 0, 1).to_bits() + of_generation + service * ENDPOINTS_EACH + n)
+}
+
+/// The ports of a Service: name, number, protocol.
+pub fn ports(service: u32) -> impl Iterator<Item = (&'static str, u16, &'static str)> {
+    let tcp = (service == 0).then_some(("http", TCP_PORT, "TCP"));
+    std::iter::once(("udp", UDP_PORT, "UDP")).chain(tcp)
+}
+
+/// The name of a Service.
+pub fn name(service: u32) -> String {
+    format!("svc-{service}")
+}
+
+/// A Service as an object of Kubernetes, in YAML.
+pub fn service_object(service: u32) -> String {
+    let ip = cluster_ip(service);
+    let ports: Vec<String> =
+        ports(service).map(|(name, port, protocol)| format!("{{name: {name}, port: {port}, protocol: {protocol}}}")).collect();
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: bench}}\nspec: {{type: ClusterIP, clusterIP: {ip}, clusterIPs: [{ip}], \
+         ipFamilies: [IPv4], ports: [{}]}}\n",
+        name(service),
+        ports.join(", ")
+    )
+}
+
+/// Its EndpointSlice.
+pub fn slice_object(service: u32, generation: u32) -> String {
+    let name = name(service);
+    let ports: Vec<String> =
+        ports(service).map(|(name, port, protocol)| format!("{{name: {name}, port: {port}, protocol: {protocol}}}")).collect();
+    let mut yaml = format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}-a, namespace: bench, labels: \
+         {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{}]\nendpoints:\n",
+        ports.join(", ")
+    );
+    for n in 0..ENDPOINTS_EACH {
+        let _ = writeln!(yaml, "- {{addresses: [{}], conditions: {{ready: true}}}}", endpoint(service, n, generation));
+    }
+    yaml
+}
+
+/// Flows to the first `services` Services, as many to each as can be, from client pods.
+pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Profile {
+    let port = if protocol == Protocol::Udp { UDP_PORT } else { TCP_PORT };
+    Profile {
+        targets: (0..services.min(flows)).map(|n| SocketAddr::new(IpAddr::V4(cluster_ip(n)), port)).collect(),
+        // 10,000 flows to one Service and one to each of 10,000 have the same sources.
+        sources: Prefix { address: IpAddr::V4(Ipv4Addr::new(172, 20, 0, 0)), len: 16 },
+        flows,
+        choice: Choice::RoundRobin,
+        size,
+        protocol,
+        new_flows: None,
+        seed: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_lie_in_their_ranges_and_differ() {
+        let last = SERVICES_MAX - 1;
+        assert_eq!((cluster_ip(0).to_string(), cluster_ip(255).to_string()), ("10.100.0.1".into(), "10.100.1.0".into()));
+        let all: std::collections::HashSet<Ipv4Addr> =
+            (0..2).flat_map(|g| (0..SERVICES_MAX).flat_map(move |s| (0..ENDPOINTS_EACH).map(move |n| endpoint(s, n, g)))).collect();
+        assert_eq!(all.len() as u32, 2 * SERVICES_MAX * ENDPOINTS_EACH);
+        let inside = |ip: Ipv4Addr, base: Ipv4Addr, len: u32| (ip.to_bits() ^ base.to_bits()) >> (32 - len) == 0;
+        assert!(
+            inside(endpoint(last, 2, 1), Ipv4Addr::new(172, 24, 0, 0), 13) && inside(cluster_ip(last), Ipv4Addr::new(10, 96, 0, 0), 12)
+        );
+    }
+
+    #[test]
+    fn traffic_to_many_services_is_sound() {
+        for services in [1, 100, SERVICES_MAX] {
+            let profile = profile(services, 10_000, Protocol::Udp, Size::Min);
+            profile.check().unwrap();
+            assert_eq!(profile.targets.len() as u32, services);
+        }
+        assert!(service_object(0).contains("80, protocol: TCP") && !service_object(1).contains("TCP"));
+    }
+}
