@@ -36,6 +36,8 @@ struct Run {
     rounds: usize,
     lines: Vec<Line>,
     start: Instant,
+    /// Connections of the tables that the rows of a group look into, if they all have as many.
+    flows: Option<u64>,
 }
 
 impl Run {
@@ -71,7 +73,8 @@ impl Run {
         heading(group);
         for (i, (name, _, wanted)) in rows.iter().enumerate() {
             let floor = (!floors[i].is_empty()).then(|| median(&floors[i]));
-            self.add(Line::new(name, "ns", median(&values[i]), floor, *wanted));
+            let line = Line::new(name, "ns", median(&values[i]), floor, *wanted);
+            self.add(Line { flows: self.flows, values: values[i].clone(), floors: floors[i].clone(), ..line });
         }
     }
 
@@ -94,7 +97,7 @@ fn main() {
     }
     let machine = Machine::here();
     println!("{} ({} CPUs), Linux {}; nanoseconds of one thread, medians of {rounds} rounds", machine.cpu, machine.cpus, machine.kernel);
-    let mut run = Run { filter, rounds, lines: Vec::new(), start: Instant::now() };
+    let mut run = Run { filter, rounds, lines: Vec::new(), start: Instant::now(), flows: None };
     let mut rig = Rig::new();
     known_flows(&mut run, &mut rig);
     new_flows(&mut run, &mut rig);
@@ -138,7 +141,9 @@ fn known_flows(run: &mut Run, rig: &mut Rig) {
             (find(&zipf, false), None),
             (find(&Draw::Uniform, true), None),
         ];
+        run.flows = Some(flows);
         run.group(&group, rig, names.iter().zip(rows).map(|(name, (row, wanted))| ((*name).into(), row, wanted)).collect());
+        run.flows = None;
     }
     let group = "64 k flows, other ways";
     if ["pipeline, SNAT", "pipeline, reply", "pipeline, IPv6"].iter().any(|n| run.wants(group, n)) {

@@ -19,6 +19,15 @@ pub struct Line {
     pub wanted: Option<Wanted>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached: Option<bool>,
+    /// Connections in the table, where that is what the row is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flows: Option<u64>,
+    /// The rounds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<f64>,
+    /// The floor's rounds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub floors: Vec<f64>,
 }
 
 /// A figure to reach.
@@ -41,7 +50,7 @@ impl Line {
             Wanted::MostAndFloors(most, times) => value <= most && over_floor.is_none_or(|o| o <= times),
             Wanted::Least(least) => value >= least,
         });
-        Line { name: name.into(), unit, value, floor_ns, over_floor, wanted, reached }
+        Line { name: name.into(), unit, value, floor_ns, over_floor, wanted, reached, flows: None, values: Vec::new(), floors: Vec::new() }
     }
 
     pub fn print(&self) {

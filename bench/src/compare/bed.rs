@@ -11,12 +11,13 @@ use super::subject::Running;
 use super::trial::{Generator, Trial, trial};
 use super::workload;
 use crate::ndr::search::Shot;
-use crate::pktgen::profile::{Profile, Protocol, Size};
+use crate::pktgen::profile::{Protocol, Size};
 use crate::pktgen::program::{LiveProgram, Part};
 use crate::pktgen::template::Macs;
 
-/// Shares of CPU time over which a trial does not count.
+/// Share of CPU time that the hypervisor may take in a trial that counts.
 pub const STEAL_MAX: f64 = 0.03;
+/// The same for processes that are not of the rig.
 pub const FOREIGN_MAX: f64 = 0.03;
 /// How often a trial is repeated for that reason before the run is refused.
 const REPEATS_MAX: u32 = 20;
@@ -100,6 +101,12 @@ impl Judge {
         )
     }
 
+    /// A trial during which the rig itself works: it is not refused for the CPU time of others.
+    pub fn disturbed(&mut self, generator: &mut Generator, counter: &Counter, pps: u64, duration: Duration) -> Result<Trial> {
+        self.watched.trials += 1;
+        trial(generator, counter, Some(pps), duration, &self.own)
+    }
+
     /// A trial as the search wants it.
     pub fn shoot(&mut self, generator: &mut Generator, counter: &Counter, pps: u64, duration: Duration) -> Result<Shot> {
         let trial = self.trial(generator, counter, Some(pps), duration)?;
@@ -114,8 +121,15 @@ pub enum Mix {
     Established,
     /// One frame in so many opens a flow.
     NewFlows(u32),
-    /// So many SYNs from everywhere beside each frame of the established flows.
-    Flood(u32),
+    /// SYNs from everywhere to the first Service's TCP port beside the established flows, in these shares.
+    Flood {
+        /// Frames of established flows.
+        established: u32,
+        /// SYNs to so many of them.
+        syns: u32,
+    },
+    /// Every frame opens a flow to this Service.
+    Looking(u32),
 }
 
 /// A generator for a lane. Call it on a thread in the generator's namespace.
@@ -124,16 +138,18 @@ pub fn generator(running: &Running, flows: u32, mix: Mix) -> Result<Generator> {
     let link = Link::query(&lane.generator).with_context(|| lane.generator.clone())?;
     let services = running.subject.services.max(1);
     let established = workload::profile(services, flows, Protocol::Udp, Size::Min);
-    let one = |protocol| Profile { flows: 1, ..workload::profile(1, 1, protocol, Size::Min) };
-    let part = |profile, weight, fresh, run| Part { profile, weight, fresh, run };
-    let other = match mix {
-        Mix::Flood(_) => one(Protocol::SynFlood),
-        _ => workload::profile(services, services.min(flows), Protocol::Udp, Size::Min),
+    let fresh = match mix {
+        Mix::Flood { .. } => workload::profile(1, 1, Protocol::SynFlood, Size::Min),
+        Mix::Looking(service) => workload::profile_of(service),
+        Mix::Established | Mix::NewFlows(_) => workload::profile(services, services.min(flows), Protocol::Udp, Size::Min),
     };
+    let known = |weight| Part { profile: &established, weight, fresh: false, run: 0 };
+    let new = |weight| Part { profile: &fresh, weight, fresh: true, run: 1 };
     let parts = match mix {
-        Mix::Established => vec![part(&established, 1, false, 0)],
-        Mix::NewFlows(every) => vec![part(&established, every.max(2) - 1, false, 0), part(&other, 1, true, 1)],
-        Mix::Flood(syns) => vec![part(&established, 1, false, 0), part(&other, syns, true, 1)],
+        Mix::Established => vec![known(1)],
+        Mix::NewFlows(every) => vec![known(every.max(2) - 1), new(1)],
+        Mix::Flood { established, syns } => vec![known(established), new(syns)],
+        Mix::Looking(_) => vec![new(1)],
     };
     let macs = Macs { src: lane.generator_mac, dst: lane.gateway_mac };
     Ok(Generator::new(LiveProgram::open(link.ifindex, &parts, macs)?))

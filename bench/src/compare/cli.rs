@@ -1,16 +1,20 @@
 //! The words of `nomagic-bench compare`.
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::bed::{Bed, Judge, Strictness};
+use super::bed::{Bed, Judge, Strictness, Watched};
+use super::cost::costs;
+use super::figures::figures;
 use super::lane::Ends;
-use super::rates::{Plan, rounds};
+use super::manifest::manifest;
+use super::rates::Plan;
+use super::run::{Rows, Run};
 use super::subject::{Cpus, Running, Setup, subject};
 use crate::demo::default_nomagic;
-use crate::results::SubjectKind;
+use crate::results::{FORMAT, Napi, Results, Rig, RigKind, Subject, SubjectKind};
 use crate::rig::{Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
 const EXAMPLES: &str = "\
@@ -20,9 +24,24 @@ Examples:
   A first look within two minutes, without the claim that it is exact:
     nomagic-bench compare --rounds 3 --trial-ms 100
   Only what carries packets, with other CPUs:
-    nomagic-bench compare --lb-cpu 3 --generator-cpu 2 --only rates
+    nomagic-bench compare --lb-cpu 3 --generator-cpu 2 --parts none
 
 Everything happens between network namespaces on this machine, over veth pairs, and is gone afterwards. Nothing measured there is a network card's figure.";
+
+/// What is measured beside the rates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Part {
+    /// Latency and CPU time at 10, 50 and 90 % of the zero-loss rate.
+    Load,
+    /// Rates when one frame in ten opens a flow.
+    NewFlows,
+    /// Connections a second of real sockets.
+    Connections,
+    /// Changes of the tables: what is lost, how long they take.
+    Churn,
+    /// Established flows under a SYN flood.
+    Flood,
+}
 
 /// `nomagic-bench compare`.
 #[derive(Args, Clone, Debug)]
@@ -31,11 +50,14 @@ pub struct CompareArgs {
     /// The nomagic program [default: beside this one]
     #[arg(long)]
     nomagic: Option<PathBuf>,
+    /// Where the results go
+    #[arg(long, default_value = "target/compare.json")]
+    out: PathBuf,
     /// Rounds in which the subjects take turns
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Milliseconds of one trial
-    #[arg(long, default_value_t = 300)]
+    /// Milliseconds of one trial of the rates
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     trial_ms: u64,
     /// The load balancer's CPU
     #[arg(long, default_value_t = 0)]
@@ -44,23 +66,29 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 1)]
     generator_cpu: u32,
     /// Flows of the traffic
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     flows: u32,
     /// Subjects, such as nomagic-1, no-work, nftables-1000, iptables-10000, routing [default: all of them]
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
+    /// What is measured beside the rates [default: everything]; `none` for nothing
+    #[arg(long, value_delimiter = ',')]
+    parts: Vec<String>,
+    /// Figures of `cargo bench --bench micro -- --json FILE`, for the costs by table size
+    #[arg(long)]
+    micro: Option<PathBuf>,
     /// Measures although others use the CPUs: for trying the rig out, the figures mean nothing
     #[arg(long)]
     accept_noise: bool,
 }
 
-/// All subjects of a full comparison.
+/// All subjects of a full comparison: those of which ratios are made come first, neighbours in a round.
 const SUBJECTS: [(SubjectKind, u32); 14] = [
     (SubjectKind::Nomagic, 1),
     (SubjectKind::NoWork, 1),
+    (SubjectKind::Nomagic, 10_000),
     (SubjectKind::Nftables, 1),
     (SubjectKind::Iptables, 1),
-    (SubjectKind::Nomagic, 10_000),
     (SubjectKind::Routing, 0),
     (SubjectKind::Nomagic, 100),
     (SubjectKind::Nftables, 100),
@@ -73,15 +101,26 @@ const SUBJECTS: [(SubjectKind, u32); 14] = [
 ];
 
 impl CompareArgs {
-    /// Runs the comparison.
+    fn parts(&self) -> Result<Vec<Part>> {
+        match &self.parts[..] {
+            [] => Ok(Part::value_variants().to_vec()),
+            [none] if none == "none" => Ok(Vec::new()),
+            words => words.iter().map(|w| Part::from_str(w, false).map_err(|e| anyhow::anyhow!("--parts: {e}"))).collect(),
+        }
+    }
+
+    /// Runs the comparison, prints its table and writes the results.
     pub fn run(&self) -> Result<()> {
         require_root()?;
         clean_on_signals()?;
         let nomagic = self.nomagic.clone().unwrap_or_else(default_nomagic);
-        ensure!(nomagic.exists(), "{} does not exist: build it (`make build`), or name it with --nomagic", nomagic.display());
+        for program in [nomagic.clone(), nomagic.with_file_name("nomagic-fake-apiserver")] {
+            ensure!(program.exists(), "{} does not exist: build it (`make build`), or name nomagic with --nomagic", program.display());
+        }
         ensure!(self.lb_cpu != self.generator_cpu, "--lb-cpu and --generator-cpu must differ");
+        let (parts, table_cost) = (self.parts()?, self.micro.as_deref().map(costs).transpose()?.unwrap_or_default());
         remove_leftovers();
-        let start = Instant::now();
+        let (start, started) = (Instant::now(), SystemTime::now());
         let say = |text: &str| eprintln!("[{:6.1} s] {text}", start.elapsed().as_secs_f32());
         let cpus = Cpus { lb: self.lb_cpu, generator: self.generator_cpu };
         pin(cpus.generator)?;
@@ -90,28 +129,98 @@ impl CompareArgs {
         let bench = std::env::current_exe().context("cannot find this program's own file")?;
         let ends = Ends::new()?;
         let setup = Setup { ends: &ends, cpus, nomagic: &nomagic, bench: &bench, dir: &dir };
+        let wanted: Vec<Subject> = SUBJECTS.into_iter().map(|(kind, services)| subject(kind, services)).collect();
+        if let Some(unknown) = self.subjects.iter().find(|id| wanted.iter().all(|s| s.id != **id)) {
+            bail!("--subjects {unknown}: there are {}", wanted.iter().map(|s| s.id.as_str()).collect::<Vec<_>>().join(", "));
+        }
         let mut running = Vec::new();
-        for (n, (kind, services)) in SUBJECTS.into_iter().enumerate() {
-            let subject = subject(kind, services);
-            if self.subjects.is_empty() || self.subjects.contains(&subject.id) {
-                running.push(Running::start(&setup, n, subject)?);
-            }
+        for subject in wanted.into_iter().filter(|s| self.subjects.is_empty() || self.subjects.contains(&s.id)) {
+            say(&format!("starting {}", subject.label));
+            running.push(Running::start(&setup, running.len(), subject)?);
         }
-        if running.is_empty() {
-            bail!("--subjects names none of {}", SUBJECTS.map(|(kind, n)| subject(kind, n).id).join(", "));
-        }
-        say(&format!("{} subjects are ready", running.len()));
         let strictness = if self.accept_noise { Strictness::Accept } else { Strictness::Refuse };
-        let mut judge = Judge::new(running.iter().filter_map(|r| r.process.as_ref()).map(crate::rig::Process::pid), strictness);
+        let mut judge = Judge::new(running.iter().flat_map(Running::pids), strictness);
         let plan = Plan::new(Duration::from_millis(self.trial_ms), self.rounds);
-        ends.generator.run(|| -> Result<()> {
+        let run = Run { setup: &setup, cpus, plan, flows: self.flows, parts, say: &say };
+        let rows = ends.generator.run(|| -> Result<Rows> {
             let mut beds = running.iter().map(|r| Bed::new(&ends, r, self.flows)).collect::<Result<Vec<_>>>()?;
-            let found = rounds(&mut judge, &mut beds, &plan, |_| true, say)?;
-            println!("{found:#?}");
-            println!("{:?}", judge.watched);
-            Ok(())
+            run.all(&mut judge, &mut beds)
         })??;
+        let mut subjects: Vec<Subject> = running.iter().map(|r| r.subject.clone()).collect();
+        subjects.push(subject(SubjectKind::Direct, 0));
+        let mut results = Results {
+            format: FORMAT,
+            manifest: manifest(started, start.elapsed(), "native XDP, copy (nomagic and the no-work loop)"),
+            rig: rig(self, &plan, &judge.watched, cpus),
+            subjects,
+            figures: Vec::new(),
+            rates: rows.rates,
+            ratios: rows.ratios,
+            latencies: rows.latencies,
+            cpu: rows.cpu,
+            connections: rows.connections,
+            churn: rows.churn,
+            flood: rows.flood,
+            programming: rows.programming,
+            table_cost,
+        };
+        results.figures = figures(&results);
+        if let Some(parent) = self.out.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        std::fs::write(&self.out, serde_json::to_string_pretty(&results)?)
+            .with_context(|| format!("cannot write {}", self.out.display()))?;
+        say("cleaning up");
+        drop((running, ends));
+        println!("{}", serde_json::to_string_pretty(&results)?);
+        println!("results: {}", self.out.display());
         Ok(())
+    }
+}
+
+/// The rig in words.
+fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
+    let napi = |interface: &str, cpu: u32, why: &str| Napi { interface: interface.into(), cpu, why: why.into() };
+    Rig {
+        kind: RigKind::Veth,
+        description:
+            "BPF live frames into a veth pair, the subject in a network namespace between two veth pairs, a counting tc program at the far \
+                      end. 64-byte UDP frames over IPv4; DNAT only, no source NAT. All subjects are up all the time and take turns."
+                .into(),
+        lb_cpu: cpus.lb,
+        generator_cpu: cpus.generator,
+        napi: vec![
+            napi(
+                "cl0, towards the generator, of nomagic and the no-work loop",
+                cpus.generator,
+                "veth's NAPI runs where frames are put into the cable: it runs the XDP filter and copies frames to the AF_XDP socket. CPU time of softirqs \
+                 there is counted as the subject's",
+            ),
+            napi(
+                "cl0 of the kernel peers",
+                cpus.generator,
+                "the same NAPI (by GRO) makes socket buffers and hands them to the other CPU (receive packet steering). CPU time of softirqs there is \
+                 counted as the subject's",
+            ),
+            napi(
+                "cl0's packets in the kernel peers",
+                cpus.lb,
+                "the backlog that packets are steered to: conntrack, rules, routing and sending",
+            ),
+            napi(
+                "the sink's, of all subjects",
+                cpus.lb,
+                "frames come in where they were sent: counting and dropping them is on the subject's CPU, the same for all of them",
+            ),
+        ],
+        frame_bytes: 64,
+        flows: args.flows,
+        trial_s: plan.trial.as_secs_f64(),
+        rounds: plan.rounds,
+        steal_share_max: watched.steal_share_max,
+        foreign_share_max: watched.foreign_share_max,
+        trials_repeated: watched.repeated,
+        trials: watched.trials,
     }
 }
 

@@ -1,10 +1,12 @@
 //! The counter at the far end: frames, and their latency, counted by a tc program where they come in.
 
 use anyhow::{Context, Result};
-use aya::maps::PerCpuArray;
+use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType, tc};
 use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use super::lane::Ends;
 
@@ -15,12 +17,15 @@ const LATENCIES: u32 = 40 << STEP_BITS;
 const STEP_BITS: u32 = 5;
 /// Bytes of `struct counts`.
 const COUNTS_LEN: usize = 16;
+/// Bytes of `struct watch`.
+const WATCH_LEN: usize = 24;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/count.o"));
 
 /// The counter on one interface of the sink. It leaves the interface when it is dropped.
 pub struct Counter {
     ebpf: Ebpf,
+    watches: Array<MapData, [u8; WATCH_LEN]>,
 }
 
 /// Frames and bytes (without FCS) of each kind of traffic.
@@ -39,7 +44,8 @@ impl Counter {
             // Needed without TCX (before Linux 6.6); one that is there already is fine.
             let _ = tc::qdisc_add_clsact(interface);
             program.attach(interface, TcAttachType::Ingress).with_context(|| format!("{interface}: no tc program can be attached"))?;
-            Ok(Counter { ebpf })
+            let watches = Array::try_from(ebpf.take_map("watches").context("the object has no map watches")?)?;
+            Ok(Counter { ebpf, watches })
         })?
     }
 
@@ -54,6 +60,24 @@ impl Counter {
             }
         }
         Ok(counted)
+    }
+
+    /// Whether UDP frames go back to where they came from, so that flows are known in both directions; and the addresses of which the first frame
+    /// is waited for.
+    pub fn watch(&mut self, reflect: bool, addresses: Option<RangeInclusive<Ipv4Addr>>) -> Result<()> {
+        let (low, high) = addresses.map_or((0, 0), |range| (range.start().to_bits(), range.end().to_bits()));
+        let mut value = [0; WATCH_LEN];
+        for (word, to) in [u32::from(reflect), low, high].into_iter().zip(value.as_chunks_mut::<4>().0) {
+            *to = word.to_ne_bytes();
+        }
+        self.watches.set(0, value, 0).context("cannot tell the counter what to watch")
+    }
+
+    /// When the first frame to one of these addresses came, in nanoseconds of CLOCK_MONOTONIC.
+    pub fn first_ns(&self) -> Result<Option<u64>> {
+        let value = self.watches.get(&0, 0).context("cannot read the counter")?;
+        let ns = value.as_chunks::<8>().0.last().map_or(0, |w| u64::from_ne_bytes(*w));
+        Ok((ns > 0).then_some(ns))
     }
 
     /// The latencies of all frames so far: a count for each step.

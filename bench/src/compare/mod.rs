@@ -1,13 +1,21 @@
 //! `nomagic-bench compare`.
 
 pub mod bed;
+pub mod change;
+pub mod churn;
 pub mod cli;
+pub mod connections;
+pub mod cost;
 pub mod counter;
 pub mod cpu;
+pub mod figures;
 pub mod kernel_rules;
 pub mod lane;
+pub mod load;
+pub mod manifest;
 pub mod no_work;
 pub mod rates;
+pub mod run;
 pub mod subject;
 pub mod trial;
 pub mod workload;

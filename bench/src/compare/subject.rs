@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::kernel_rules;
@@ -34,9 +35,9 @@ pub struct Running {
     /// What it is.
     pub subject: Subject,
     /// Its process, of those that have one.
-    pub process: Option<Process>,
+    pub process: Mutex<Option<Process>>,
     /// The API server that nomagic watches.
-    pub api: Option<Process>,
+    pub api: Mutex<Option<Process>>,
     _cleanup: Vec<Guard>,
     /// Its gateway.
     pub lane: Lane,
@@ -91,7 +92,7 @@ impl Running {
         let lane = Lane::new(setup.ends, n)?;
         let dir = setup.dir.join(format!("{n}-{}", subject.id));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let mut running = Running { subject, process: None, api: None, _cleanup: Vec::new(), lane, dir };
+        let mut running = Running { subject, process: Mutex::new(None), api: Mutex::new(None), _cleanup: Vec::new(), lane, dir };
         let services = running.subject.services;
         let ready = match running.subject.kind {
             SubjectKind::Nomagic => running.start_nomagic(setup, services),
@@ -156,21 +157,34 @@ impl Running {
         self.start_gateway(setup)
     }
 
-    /// Starts nomagic, also again after its end.
-    pub fn start_gateway(&mut self, setup: &Setup<'_>) -> Result<()> {
+    /// Ends nomagic and starts it again.
+    pub fn restart(&self, setup: &Setup<'_>) -> Result<()> {
+        if let Some(mut old) = lock(&self.process).take() {
+            old.terminate(READY_LIMIT)?;
+        }
+        self.start_gateway(setup)
+    }
+
+    fn start_gateway(&self, setup: &Setup<'_>) -> Result<()> {
         let file = self.config_file();
-        self.process = Some(self.spawn(setup.nomagic, &["run", "--config", path(&file)?], "nomagic is ready")?);
+        *lock(&self.process) = Some(self.spawn(setup.nomagic, &["run", "--config", path(&file)?], "nomagic is ready")?);
         Ok(())
     }
 
+    /// Processes of this subject.
+    pub fn pids(&self) -> Vec<u32> {
+        [&self.process, &self.api].into_iter().filter_map(|p| lock(p).as_ref().map(Process::pid)).collect()
+    }
+
     /// Starts the API server with all Services, or another one in its place.
-    pub fn start_api(&mut self, setup: &Setup<'_>, services: u32, generation: u32) -> Result<()> {
+    pub fn start_api(&self, setup: &Setup<'_>, services: u32, generation: u32) -> Result<()> {
         let yaml: String = (0..services).map(|n| service_object(n) + &slice_object(n, generation)).collect();
         let file = self.dir.join(format!("services-{generation}.yaml"));
         std::fs::write(&file, yaml).with_context(|| format!("cannot write {}", file.display()))?;
         // The old one frees the port first.
-        self.api = None;
-        self.api = Some(self.spawn(&setup.nomagic.with_file_name("nomagic-fake-apiserver"), &["--listen", API, path(&file)?], "listening")?);
+        drop(lock(&self.api).take());
+        let program = setup.nomagic.with_file_name("nomagic-fake-apiserver");
+        *lock(&self.api) = Some(self.spawn(&program, &["--listen", API, path(&file)?], "listening")?);
         Ok(())
     }
 
@@ -178,7 +192,7 @@ impl Running {
         let (state, cpu) = (self.dir.join("state"), setup.cpus.lb.to_string());
         self.clean_up_later(setup, &state)?;
         let args = ["no-work", "--cpu", &cpu, "--services", &services.to_string(), "--state-dir", path(&state)?];
-        self.process = Some(self.spawn(setup.bench, &args, "the empty loop is ready")?);
+        *lock(&self.process) = Some(self.spawn(setup.bench, &args, "the empty loop is ready")?);
         Ok(())
     }
 
@@ -192,11 +206,9 @@ impl Running {
     fn clean_up_later(&mut self, setup: &Setup<'_>, state: &Path) -> Result<()> {
         let net = format!("--net={}", self.lane.gateway.path().display());
         let (file, program) = (self.config_file(), path(setup.nomagic)?);
-        let mut words = vec!["nsenter", &net, program, "cleanup", "--state-dir", path(state)?];
-        if file.exists() {
-            words.extend(["--config", path(&file)?]);
-        }
-        self._cleanup.push(undo_later(Undo::Command(words.into_iter().map(str::to_owned).collect())));
+        let which = if file.exists() { ["--config", path(&file)?] } else { ["--state-dir", path(state)?] };
+        let words = ["nsenter", &net, program, "cleanup"].into_iter().chain(which);
+        self._cleanup.push(undo_later(Undo::Command(words.map(str::to_owned).collect())));
         Ok(())
     }
 
@@ -208,6 +220,10 @@ impl Running {
     fn table_file(&self) -> PathBuf {
         PathBuf::from("/dev/shm").join(format!("{}.conntrack", self.lane.gateway.name()))
     }
+}
+
+fn lock(process: &Mutex<Option<Process>>) -> MutexGuard<'_, Option<Process>> {
+    process.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn path(path: &Path) -> Result<&str> {

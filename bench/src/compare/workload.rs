@@ -3,8 +3,10 @@
 //! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service also has 80/TCP. Clients and
 //! endpoints are pods, so nobody's source is replaced (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
 
+use serde_json::json;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use crate::pktgen::profile::{Choice, Prefix, Profile, Protocol, Size};
 
@@ -76,6 +78,26 @@ pub fn slice_object(service: u32, generation: u32) -> String {
     yaml
 }
 
+/// The endpoints of all Services in a generation.
+pub fn endpoints(generation: u32) -> RangeInclusive<Ipv4Addr> {
+    endpoint(0, 0, generation)..=endpoint(SERVICES_MAX - 1, ENDPOINTS_EACH - 1, generation)
+}
+
+/// [`slice_object`] as JSON, for an API server.
+pub fn slice_json(service: u32, generation: u32) -> serde_json::Value {
+    let name = name(service);
+    let ports: Vec<_> = ports(service).map(|(name, port, protocol)| json!({ "name": name, "port": port, "protocol": protocol })).collect();
+    let endpoint = |n| json!({ "addresses": [endpoint(service, n, generation)], "conditions": { "ready": true } });
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": { "name": format!("{name}-a"), "namespace": "bench", "labels": { "kubernetes.io/service-name": name } },
+        "addressType": "IPv4",
+        "ports": ports,
+        "endpoints": (0..ENDPOINTS_EACH).map(endpoint).collect::<Vec<_>>(),
+    })
+}
+
 /// Flows to the first `services` Services, as many to each as can be, from client pods.
 pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Profile {
     let port = if protocol == Protocol::Udp { UDP_PORT } else { TCP_PORT };
@@ -90,6 +112,12 @@ pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Pro
         new_flows: None,
         seed: 1,
     }
+}
+
+/// One flow to one Service.
+pub fn profile_of(service: u32) -> Profile {
+    let target = SocketAddr::new(IpAddr::V4(cluster_ip(service)), UDP_PORT);
+    Profile { targets: vec![target], ..profile(1, 1, Protocol::Udp, Size::Min) }
 }
 
 #[cfg(test)]
@@ -116,6 +144,7 @@ mod tests {
             profile.check().unwrap();
             assert_eq!(profile.targets.len() as u32, services);
         }
+        assert_eq!(*endpoints(1).start(), endpoint(0, 0, 1));
         assert!(service_object(0).contains("80, protocol: TCP") && !service_object(1).contains("TCP"));
     }
 }

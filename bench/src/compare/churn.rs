@@ -1,0 +1,169 @@
+//! What is lost while tables change, how long a change takes to reach packets, and what a SYN flood does to flows that are known.
+
+use anyhow::{Context, Result, ensure};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::bed::{Judge, Mix, generator};
+use super::change::{change_one, how};
+use super::counter::Counter;
+use super::subject::Running;
+use super::trial::{Generator, Trial};
+use super::workload::{ENDPOINTS_EACH, endpoint};
+use crate::pktgen::clock_ns;
+use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow};
+
+/// One place of a timeline.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// Places of a timeline at the most.
+const INTERVALS_MAX: usize = 6_000;
+/// Traffic before the first event.
+const BEFORE: Duration = Duration::from_millis(300);
+/// Frames a second, each of a new flow, that look for a change.
+const LOOK_PPS: u64 = 4_000;
+/// How long a change may take to reach packets.
+const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+/// Frames a second at which flows become known in both directions.
+const MEET_PPS: u64 = 40_000;
+
+/// A trial during which something happens.
+pub struct Disturbed {
+    /// The trial.
+    pub trial: Trial,
+    /// Frames that arrived in each [`INTERVAL`].
+    pub timeline: Vec<u64>,
+    /// Where in it events began.
+    pub event_at: Vec<u32>,
+}
+
+/// Sends at a rate for a time; meanwhile `event` runs on a thread of its own, which calls its argument at each event.
+pub fn disturbed(
+    judge: &mut Judge,
+    generator: &mut Generator,
+    counter: &Counter,
+    pps: u64,
+    duration: Duration,
+    event: impl FnOnce(&dyn Fn()) -> Result<()> + Send,
+) -> Result<Disturbed> {
+    let start = Instant::now();
+    let (ended, began) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let (trial, timeline, outcome) = std::thread::scope(|scope| {
+        let sampler = scope.spawn(|| sample(counter, &ended));
+        let changer = scope.spawn(|| {
+            std::thread::sleep(BEFORE);
+            event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed()))
+        });
+        // Whoever changes tables uses CPU time too: such a trial is not refused for it.
+        let trial = judge.disturbed(generator, counter, pps, duration);
+        let outcome = changer.join();
+        ended.store(true, Relaxed);
+        (trial, sampler.join(), outcome)
+    });
+    let panicked = |_| anyhow::anyhow!("a thread of the comparison panicked; its message is above");
+    outcome.map_err(panicked)??;
+    let event_at = began.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let place = |at: Duration| (at.as_secs_f64() / INTERVAL.as_secs_f64()) as u32;
+    Ok(Disturbed { trial: trial?, timeline: timeline.map_err(panicked)??, event_at: event_at.into_iter().map(place).collect() })
+}
+
+fn sample(counter: &Counter, ended: &AtomicBool) -> Result<Vec<u64>> {
+    let (mut timeline, mut next) = (Vec::new(), Instant::now() + INTERVAL);
+    let mut before = counter.read()?[0].0;
+    while !ended.load(Relaxed) && timeline.len() < INTERVALS_MAX {
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        next += INTERVAL;
+        let now = counter.read()?[0].0;
+        timeline.push(now - before);
+        before = now;
+    }
+    Ok(timeline)
+}
+
+/// Trials of one event, as a row: blocked time is what was lost over what was offered.
+pub fn churn_row(subject: &str, event: &str, trials: &[Disturbed]) -> ChurnRow {
+    let blocked = |d: &Disturbed| d.trial.lost() as f64 / d.trial.offered_pps().max(1.0) * 1e3 / d.event_at.len().max(1) as f64;
+    let values: Vec<f64> = trials.iter().map(blocked).collect();
+    let offered: Vec<f64> = trials.iter().map(|d| d.trial.offered_pps()).collect();
+    let worst = trials.iter().max_by_key(|d| d.trial.lost());
+    ChurnRow {
+        subject: subject.into(),
+        event: event.into(),
+        offered_pps: crate::results::median(&offered),
+        events: trials.iter().map(|d| d.event_at.len() as u32).sum(),
+        lost: trials.iter().map(|d| d.trial.lost()).sum(),
+        blocked_ms: Estimate::of(&values).map_or_else(|| Outcome::NotMeasured("no event took place".into()), Outcome::Measured),
+        timeline: worst.map(|d| d.timeline.clone()).unwrap_or_default(),
+        interval_ms: INTERVAL.as_secs_f64() * 1e3,
+        event_at: worst.map(|d| d.event_at.clone()).unwrap_or_default(),
+    }
+}
+
+/// From telling a subject that a Service has other endpoints until the first packet goes to one of them.
+pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, changes: u32) -> Result<ProgrammingRow> {
+    let mut values = Vec::new();
+    for n in 0..changes.min(running.subject.services) {
+        // Not the first: its port 80 would make it two ports.
+        let service = if running.subject.services > changes { n + 1 } else { n };
+        counter.watch(false, Some(endpoint(service, 0, 1)..=endpoint(service, ENDPOINTS_EACH - 1, 1)))?;
+        let mut generator = generator(running, 1, Mix::Looking(service))?;
+        let told_ns = Mutex::new(None);
+        let outcome = std::thread::scope(|scope| {
+            let changer = scope.spawn(|| {
+                std::thread::sleep(BEFORE);
+                *told_ns.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock_ns());
+                change_one(running, service, 1)
+            });
+            let end = Instant::now() + CHANGE_LIMIT;
+            while counter.first_ns()?.is_none() && Instant::now() < end {
+                judge.disturbed(&mut generator, counter, LOOK_PPS, Duration::from_millis(100))?;
+            }
+            changer.join().map_err(|_| anyhow::anyhow!("a thread of the comparison panicked; its message is above"))?
+        });
+        outcome.with_context(|| format!("{}: changing Service {service}", running.subject.label))?;
+        let told = told_ns.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let first = counter.first_ns()?;
+        let (Some(told), Some(first)) = (told, first) else {
+            let why = format!("packets did not follow within {} s", CHANGE_LIMIT.as_secs());
+            return Ok(ProgrammingRow {
+                subject: running.subject.id.clone(),
+                how: how(running.subject.kind).into(),
+                ms: Outcome::NotMeasured(why),
+            });
+        };
+        values.push(first.saturating_sub(told) as f64 / 1e6);
+        counter.watch(false, None)?;
+        change_one(running, service, 0)?;
+    }
+    let ms = Estimate::of(&values).map_or_else(|| Outcome::NotMeasured("it has no Services".into()), Outcome::Measured);
+    Ok(ProgrammingRow { subject: running.subject.id.clone(), how: how(running.subject.kind).into(), ms })
+}
+
+/// Established flows at half of the zero-loss rate, and half as many SYNs beside them.
+pub fn flood(
+    judge: &mut Judge,
+    running: &Running,
+    established: &mut Generator,
+    counter: &mut Counter,
+    rate_pps: f64,
+    flows: u32,
+    duration: Duration,
+) -> Result<FloodRow> {
+    const MIX: Mix = Mix::Flood { established: 2, syns: 1 };
+    // Both directions first, as real flows have them: tables give up one-sided flows before others.
+    counter.watch(true, None)?;
+    let met = judge.trial(established, counter, Some(MEET_PPS), Duration::from_secs_f64(f64::from(flows) * 2.0 / MEET_PPS as f64));
+    std::thread::sleep(Duration::from_millis(50));
+    counter.watch(false, None)?;
+    ensure!(met?.arrived[0] > u64::from(flows), "{}: flows did not become known", running.subject.label);
+    let mut mixed = generator(running, flows, MIX)?;
+    let trial = judge.trial(&mut mixed, counter, Some((rate_pps * 0.75) as u64), duration)?;
+    let sent = trial.sent as f64 * 2.0 / 3.0;
+    let goodput = (trial.arrived[0] as f64 / sent.max(1.0)).min(1.0);
+    Ok(FloodRow {
+        subject: running.subject.id.clone(),
+        offered_pps: sent / trial.elapsed_s,
+        flood_pps: trial.sent as f64 / 3.0 / trial.elapsed_s,
+        goodput: Outcome::Measured(Estimate::single(goodput)),
+    })
+}

@@ -1,0 +1,234 @@
+//! The order of a comparison: rates in rounds, then everything that is a part of those rates.
+
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::bed::{Bed, Judge, Mix, generator};
+use super::churn::{churn_row, disturbed, flood, programming};
+use super::connections::{Seen, Servers, direct_cable};
+use super::figures::RELOAD;
+use super::load::under_load;
+use super::rates::{Found, Plan, rounds, turn};
+use super::subject::{Cpus, Setup};
+use super::{change, cli::Part};
+use crate::results::{ChurnRow, ConnectionRow, CpuRow, FloodRow, LatencyRow, ProgrammingRow, RateRow, RatioRow, SubjectKind, Traffic};
+
+/// One frame in so many opens a flow in the traffic with new flows.
+pub const NEW_FLOWS_EVERY: u32 = 10;
+/// Rounds of that traffic.
+const NEW_FLOW_ROUNDS: u32 = 3;
+/// Rounds of real connections.
+const CONNECTION_ROUNDS: usize = 3;
+/// Changes of which the way to the packets is timed.
+const CHANGES: u32 = 7;
+
+/// Rows of the results.
+#[derive(Default)]
+pub struct Rows {
+    /// See [`crate::results::Results`].
+    pub rates: Vec<RateRow>,
+    /// See there.
+    pub ratios: Vec<RatioRow>,
+    /// See there.
+    pub latencies: Vec<LatencyRow>,
+    /// See there.
+    pub cpu: Vec<CpuRow>,
+    /// See there.
+    pub connections: Vec<ConnectionRow>,
+    /// See there.
+    pub churn: Vec<ChurnRow>,
+    /// See there.
+    pub flood: Vec<FloodRow>,
+    /// See there.
+    pub programming: Vec<ProgrammingRow>,
+}
+
+/// What a run needs beside its subjects.
+pub struct Run<'r> {
+    /// Ends, CPUs, programs.
+    pub setup: &'r Setup<'r>,
+    /// Which CPUs.
+    pub cpus: Cpus,
+    /// How rates are measured.
+    pub plan: Plan,
+    /// Flows of the traffic.
+    pub flows: u32,
+    /// What is measured beside rates.
+    pub parts: Vec<Part>,
+    /// Progress.
+    pub say: &'r (dyn Fn(&str) + Sync),
+}
+
+/// Ratios that are made: subject over subject.
+const RATIOS: [(&str, &str); 6] = [
+    ("nomagic-1", "no-work"),
+    ("nomagic-1", "nftables-1"),
+    ("nomagic-1", "iptables-1"),
+    ("nomagic-1", "routing"),
+    ("nomagic-10000", "nomagic-1"),
+    ("nomagic-10000", "nftables-10000"),
+];
+
+/// Subjects that take part in every round.
+fn compared(id: &str) -> bool {
+    RATIOS[..5].iter().any(|(a, b)| id == *a || id == *b)
+}
+
+/// Subjects whose load, connections and floods are looked at.
+fn of_interest(id: &str) -> bool {
+    matches!(id, "nomagic-1" | "no-work" | "nftables-1" | "iptables-1" | "routing" | "nomagic-10000")
+}
+
+impl Run<'_> {
+    fn wants(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+
+    /// Everything. On a thread in the generator's namespace.
+    pub fn all(&self, judge: &mut Judge, beds: &mut [Bed<'_>]) -> Result<Rows> {
+        let mut rows = Rows::default();
+        let found = rounds(judge, beds, &self.plan, compared, self.say)?;
+        self.rate_rows(&mut rows, &found, Traffic::Established);
+        let rate = |id: &str| found.get(id).and_then(Found::rate).unwrap_or(0.0);
+        for bed in beds.iter_mut().filter(|b| self.wants(Part::Load) && of_interest(&b.running.subject.id)) {
+            (self.say)(&format!("latency and CPU time: {}", bed.running.subject.label));
+            let pps = rate(&bed.running.subject.id);
+            let (latencies, cpu) = under_load(judge, bed, pps, Duration::from_millis(1500), self.cpus)?;
+            rows.latencies.extend(latencies);
+            rows.cpu.push(cpu);
+        }
+        if self.wants(Part::NewFlows) {
+            self.new_flows(judge, beds, &mut rows)?;
+        }
+        if self.wants(Part::Connections) {
+            rows.connections = self.connections(beds)?;
+        }
+        if self.wants(Part::Churn) {
+            for bed in beds.iter_mut() {
+                rows.churn.extend(self.churn(judge, bed, rate(&bed.running.subject.id))?);
+            }
+            for bed in beds.iter_mut().filter(|b| b.running.subject.services == 10_000) {
+                (self.say)(&format!("programming latency: {}", bed.running.subject.label));
+                rows.programming.push(programming(judge, bed.running, &mut bed.counter, CHANGES)?);
+            }
+        }
+        if self.wants(Part::Flood) {
+            // The last one: full connection tables stay full for a while.
+            for bed in beds.iter_mut() {
+                let subject = &bed.running.subject;
+                if subject.services != 1 || subject.kind == SubjectKind::NoWork {
+                    continue;
+                }
+                (self.say)(&format!("SYN flood: {}", subject.label));
+                let Bed { running, counter, generator } = bed;
+                rows.flood.push(flood(judge, running, generator, counter, rate(&running.subject.id), self.flows, Duration::from_secs(3))?);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn rate_rows(&self, rows: &mut Rows, found: &BTreeMap<String, Found>, traffic: Traffic) {
+        rows.rates.extend(found.iter().map(|(id, f)| f.row(id, traffic)));
+        for (subject, over) in RATIOS {
+            if let (Some(a), Some(b)) = (found.get(subject), found.get(over)) {
+                rows.ratios.push(a.over(b, (subject, over), traffic));
+            }
+        }
+    }
+
+    /// The same subjects when one frame in ten opens a flow: here the number of Services counts for those who search rules.
+    fn new_flows(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Rows) -> Result<()> {
+        let plan = Plan { rounds: NEW_FLOW_ROUNDS, every: u32::MAX, ..self.plan };
+        let mut found: BTreeMap<String, Found> = BTreeMap::new();
+        for round in 0..plan.rounds {
+            (self.say)(&format!("one frame in {NEW_FLOWS_EVERY} opens a flow: round {} of {}", round + 1, plan.rounds));
+            for bed in beds.iter_mut() {
+                let subject = &bed.running.subject;
+                let by_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
+                if !by_rules || !matches!(subject.services, 1 | 10_000) {
+                    continue;
+                }
+                let mut generator = generator(bed.running, self.flows, Mix::NewFlows(NEW_FLOWS_EVERY))?;
+                let found = found.entry(subject.id.clone()).or_default();
+                turn(judge, &mut generator, &bed.counter, &plan, round, found, false).with_context(|| subject.label.clone())?;
+            }
+        }
+        self.rate_rows(rows, &found, Traffic::NewFlows);
+        Ok(())
+    }
+
+    fn connections(&self, beds: &[Bed<'_>]) -> Result<Vec<ConnectionRow>> {
+        let ends = self.setup.ends;
+        let servers = Servers::start(ends)?;
+        direct_cable(ends, beds.len())?;
+        let time = Duration::from_millis(1000);
+        let mut direct = Seen::default();
+        let lanes = || {
+            beds.iter().enumerate().filter(|(_, b)| {
+                let s = &b.running.subject;
+                s.services == 1 && s.kind != SubjectKind::NoWork
+            })
+        };
+        let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
+        for round in 0..CONNECTION_ROUNDS {
+            (self.say)(&format!("connections of real sockets: round {} of {CONNECTION_ROUNDS}", round + 1));
+            direct.direct(time)?;
+            for (n, bed) in lanes() {
+                let seen = seen.entry(bed.running.subject.id.clone()).or_default();
+                seen.round(ends, n, &bed.running.lane, time).with_context(|| bed.running.subject.label.clone())?;
+            }
+        }
+        drop(servers);
+        let mut rows: Vec<ConnectionRow> = seen.iter().map(|(id, s)| s.row(id, &direct)).collect();
+        rows.push(direct.row("direct", &direct));
+        Ok(rows)
+    }
+
+    /// What a subject's changes cost those who send through it, at half of its zero-loss rate.
+    fn churn(&self, judge: &mut Judge, bed: &mut Bed<'_>, rate_pps: f64) -> Result<Vec<ChurnRow>> {
+        let Bed { running, counter, generator } = bed;
+        let (subject, pps) = (&running.subject, (rate_pps / 2.0) as u64);
+        let has_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
+        let mut rows = Vec::new();
+        if !has_rules || pps == 0 || !matches!(subject.services, 1 | 10_000) {
+            return Ok(rows);
+        }
+        (self.say)(&format!("changes under load: {}", subject.label));
+        if subject.services == 10_000 {
+            let one_by_one = |told: &dyn Fn()| {
+                for n in 0..10 {
+                    told();
+                    change::change_one(running, 20 + n, 1)?;
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Ok(())
+            };
+            let trial = disturbed(judge, generator, counter, pps, Duration::from_millis(2500), one_by_one)?;
+            rows.push(churn_row(&subject.id, "one Service's endpoints replaced", &[trial]));
+            let again = if subject.kind == SubjectKind::Nomagic { 3 } else { 1 };
+            let mut trials = Vec::new();
+            for n in 0..again {
+                let reload = |told: &dyn Fn()| {
+                    told();
+                    change::reload(running, self.setup, (n + 1) % 2)
+                };
+                trials.push(disturbed(judge, generator, counter, pps, Duration::from_secs(6), reload)?);
+                running.pids().into_iter().for_each(|pid| judge.also_own(pid));
+            }
+            rows.push(churn_row(&subject.id, RELOAD, &trials));
+        } else if subject.kind == SubjectKind::Nomagic {
+            let mut trials = Vec::new();
+            for _ in 0..3 {
+                let restart = |told: &dyn Fn()| {
+                    told();
+                    running.restart(self.setup)
+                };
+                trials.push(disturbed(judge, generator, counter, pps, Duration::from_millis(2500), restart)?);
+                running.pids().into_iter().for_each(|pid| judge.also_own(pid));
+            }
+            rows.push(churn_row(&subject.id, "the process restarted", &trials));
+        }
+        Ok(rows)
+    }
+}
