@@ -4,6 +4,7 @@
 //! clients that talk through the gateway; [`gateway`] is a running nomagic between them. [`demo`] puts all together and is what
 //! `make demo` runs. [`pktgen`] is the traffic generator with its sink; [`preflight`] says what is missing
 //! on a machine before one measures there.
+//! `make demo` runs. [`pktgen`] is the traffic generator with its sink. [`report`] shows the [`results`] of a comparison.
 
 pub mod compare;
 pub mod demo;
@@ -12,5 +13,6 @@ pub mod ndr;
 pub mod peers;
 pub mod pktgen;
 pub mod preflight;
+pub mod report;
 pub mod results;
 pub mod rig;

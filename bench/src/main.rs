@@ -8,6 +8,7 @@ use nomagic_bench::demo::{DemoOptions, default_nomagic, demo};
 use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, download, http_load, serve_pod, start_pod, udp_load, upload};
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::preflight::PreflightArgs;
+use nomagic_bench::report::ReportArgs;
 use nomagic_bench::rig::{PODS, Scene, clean_on_signals, remove_leftovers};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +44,8 @@ enum Command {
     NoWork(NoWorkArgs),
     /// Says what is missing on this machine before one measures there; changes nothing
     Preflight(PreflightArgs),
+    /// Shows the results of a comparison: as a page, as text, as JSON, beside another run's
+    Report(ReportArgs),
     /// Lays out the scene with its pods and keeps it until ^C, to look around in
     Scene,
     /// A pod: HTTP and UDP echo on all addresses, answering with its name and the client's address
@@ -123,6 +126,7 @@ fn run(command: Command) -> Result<()> {
         Command::NoWork(args) => args.run(),
         // The report names what is missing.
         Command::Preflight(args) => std::process::exit(i32::from(!args.run()?)),
+        Command::Report(args) => args.run(),
         Command::Scene => keep_scene(),
         Command::Pod { name, http_port, udp_port } => {
             let listening = format!("pod {name} is listening on TCP {http_port} and UDP {udp_port}");

@@ -1,0 +1,178 @@
+//! What happens while something changes: churn, SYN floods, how soon a change is followed.
+
+use super::{Section, interval, nothing, style, text};
+use crate::report::line::{Line, LinePlot, Point};
+use crate::report::number::Quantity;
+use crate::report::plot::{Axis, Plot, Style};
+use crate::report::row::{Marks, Row, RowPlot};
+use crate::report::scale::Kind;
+use crate::report::table::{Cell, Table};
+use crate::results::{ChurnRow, Results};
+
+/// Timelines that are drawn at the most.
+const TIMELINES_MAX: usize = 12;
+/// Places of a drawn timeline at the most; longer ones are drawn by sums of neighbours.
+const PLACES_MAX: usize = 300;
+
+/// What is lost while tables change.
+pub fn churn(results: &Results) -> Section {
+    let lead = "Frames that arrived around one event, in percent of what was offered; the dotted line is where the event began. Blocked is lost frames \
+                over the offered rate: how long an event stops traffic.";
+    let mut section = Section::new("churn", "Churn", lead);
+    if results.churn.is_empty() {
+        return section.empty("churn");
+    }
+    let drawable: Vec<&ChurnRow> =
+        results.churn.iter().filter(|r| !r.timeline.is_empty() && r.interval_ms > 0.0 && r.offered_pps > 0.0).collect();
+    if drawable.is_empty() {
+        section.say("No timeline was kept.");
+    } else if drawable.len() > TIMELINES_MAX {
+        section.say(&format!("{TIMELINES_MAX} of {} timelines are drawn.", drawable.len()));
+    }
+    for r in drawable.into_iter().take(TIMELINES_MAX) {
+        section.plots.push(Plot::Lines(timeline(results, r)));
+    }
+    let mut table = Table {
+        caption: "Traffic blocked by an event".into(),
+        head: vec!["subject", "event", "offered", "events", "lost frames", "blocked", "95 % interval"],
+        rows: Vec::new(),
+    };
+    for r in &results.churn {
+        let mut cells = vec![
+            text(results.label(&r.subject)),
+            text(&r.event),
+            Cell::number(Quantity::Pps, r.offered_pps),
+            Cell::number(Quantity::Count, f64::from(r.events)),
+            Cell::number(Quantity::Count, r.lost as f64),
+        ];
+        cells.extend(Cell::estimate(Quantity::Ms, &r.blocked_ms));
+        table.rows.push(cells);
+    }
+    section.tables.push(table);
+    section
+}
+
+fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
+    let label = results.label(&r.subject);
+    let together = r.timeline.len().div_ceil(PLACES_MAX).max(1);
+    let start = r.event_at.first().copied().unwrap_or(0);
+    let ms = |place: f64| (place - f64::from(start)) * r.interval_ms;
+    let expected = r.offered_pps * r.interval_ms / 1e3;
+    // A step for each place: its beginning and its end.
+    let points = r.timeline.chunks(together).enumerate().flat_map(|(i, places)| {
+        let share = places.iter().map(|&n| n as f64).sum::<f64>() / (expected * places.len() as f64);
+        let from = (i * together) as f64;
+        [from, from + places.len() as f64].map(|place| Point { x: ms(place), y: share, interval: None })
+    });
+    LinePlot {
+        title: format!("{label}: {}", r.event),
+        description: format!("Frames that arrived in percent of those offered, over time around the event, {label}."),
+        x: Axis::new(Kind::Close, Quantity::Count, if r.event_at.is_empty() { "time (ms)" } else { "time since the event (ms)" }),
+        y: Axis::new(Kind::Linear, Quantity::Share, "arrived of offered"),
+        lines: vec![Line {
+            label: label.into(),
+            style: Style { dash: 0, ..style(results, &r.subject, &[]) },
+            points: points.collect(),
+            marks: false,
+        }],
+        levels: Vec::new(),
+        events: r.event_at.iter().take(64).map(|&place| ms(f64::from(place))).collect(),
+        event: r.event.clone(),
+        include: vec![1.0],
+        height: 110.0,
+    }
+}
+
+/// Established flows under a SYN flood.
+pub fn flood(results: &Results) -> Section {
+    let lead = "Share of the established flows' frames that arrived while SYNs came from everywhere.";
+    let mut section = Section::new("flood", "SYN flood", lead);
+    if results.flood.is_empty() {
+        return section.empty("a SYN flood");
+    }
+    let mut rows = Vec::new();
+    let mut table = Table {
+        caption: "Goodput of established flows under a SYN flood".into(),
+        head: vec!["subject", "offered", "SYNs", "goodput", "95 % interval"],
+        rows: Vec::new(),
+    };
+    for r in &results.flood {
+        let label = results.label(&r.subject);
+        let style = style(results, &r.subject, &[]);
+        rows.push(match r.goodput.value() {
+            Some(e) => Row {
+                label: label.into(),
+                style,
+                marks: Marks::Bar { parts: vec![e.median], interval: interval(e) },
+                value: Quantity::Share.show(e.median),
+            },
+            None => nothing(label, style),
+        });
+        let mut cells = vec![text(label), Cell::number(Quantity::Pps, r.offered_pps), Cell::number(Quantity::Pps, r.flood_pps)];
+        cells.extend(Cell::estimate(Quantity::Share, &r.goodput));
+        table.rows.push(cells);
+    }
+    if results.flood.iter().any(|r| r.goodput.value().is_some()) {
+        section.add_rows(RowPlot {
+            title: "Goodput under a SYN flood".into(),
+            description: "Share of the established flows' frames that arrived under a SYN flood, by subject.".into(),
+            x: Axis::new(Kind::Linear, Quantity::Share, "arrived of offered"),
+            rows,
+            parts: Vec::new(),
+            reference: None,
+        });
+    } else {
+        section.say("None was measured.");
+    }
+    section.tables.push(table);
+    section
+}
+
+/// From a change until packets follow it.
+pub fn programming(results: &Results) -> Section {
+    let lead = "From the change of an object until the first packet takes the new way.";
+    let mut section = Section::new("programming", "Programming latency", lead);
+    if results.programming.is_empty() {
+        return section.empty("programming latency");
+    }
+    let mut rows = Vec::new();
+    let mut table = Table {
+        caption: "From a change to the first packet that follows it".into(),
+        head: vec!["subject", "how it is told", "median", "95 % interval", "changes"],
+        rows: Vec::new(),
+    };
+    for r in &results.programming {
+        let label = results.label(&r.subject);
+        let style = style(results, &r.subject, &[]);
+        rows.push(match r.ms.value() {
+            Some(e) => Row {
+                label: label.into(),
+                style,
+                marks: Marks::Dots { values: Vec::new(), median: e.median, interval: interval(e) },
+                value: Quantity::Ms.show(e.median),
+            },
+            None => nothing(label, style),
+        });
+        let mut cells = vec![text(label), text(&r.how)];
+        cells.extend(Cell::estimate(Quantity::Ms, &r.ms));
+        cells.push(match r.ms.value() {
+            Some(e) => Cell::number(Quantity::Count, f64::from(e.n)),
+            None => text("none"),
+        });
+        table.rows.push(cells);
+    }
+    if results.programming.iter().any(|r| r.ms.value().is_some()) {
+        section.add_rows(RowPlot {
+            title: "From a change to the first packet that follows it".into(),
+            description: "Milliseconds from a change to the first packet that follows it, by subject, on a logarithmic axis.".into(),
+            x: Axis::new(Kind::Log, Quantity::Ms, "time"),
+            rows,
+            parts: Vec::new(),
+            reference: None,
+        });
+    } else {
+        section.say("None was measured.");
+    }
+    section.tables.push(table);
+    section
+}

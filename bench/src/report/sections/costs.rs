@@ -1,0 +1,169 @@
+//! What a packet costs in CPU time and in memory, and connections a second.
+
+use super::{Section, interval, nothing, style, text};
+use crate::report::line::{Line, LinePlot, Point};
+use crate::report::number::Quantity;
+use crate::report::plot::{Axis, Plot, Style};
+use crate::report::row::{Marks, Row, RowPlot};
+use crate::report::scale::Kind;
+use crate::report::table::{Cell, Table};
+use crate::results::{CpuTime, Outcome, Results};
+
+/// Where the time of a packet was spent.
+pub fn parts(t: &CpuTime) -> [(&'static str, f64); 4] {
+    [
+        ("user", t.lb_user_ns),
+        ("system calls", t.lb_system_ns),
+        ("softirq", t.lb_softirq_ns),
+        ("softirq on the generator's core", t.generator_softirq_ns),
+    ]
+}
+
+/// CPU time a packet.
+pub fn cpu(results: &Results) -> Section {
+    let lead = "CPU time of one packet, by where it was spent. A worker that polls is busy also without packets: its time is what a packet takes of \
+                the core at this rate. The dashed part is the receiving interface's NAPI, which works for the subject on the generator's core.";
+    let mut section = Section::new("cpu", "CPU time a packet", lead);
+    if results.cpu.is_empty() {
+        return section.empty("CPU time");
+    }
+    let mut rows = Vec::new();
+    let mut table = Table {
+        caption: "CPU time a packet".into(),
+        head: vec!["subject", "offered", "all", "user", "system calls", "softirq", "generator's softirq", "core busy"],
+        rows: Vec::new(),
+    };
+    for r in &results.cpu {
+        let label = results.label(&r.subject);
+        let style = Style { dash: 0, ..style(results, &r.subject, &[]) };
+        let mut cells = vec![text(label), Cell::number(Quantity::Pps, r.offered_pps)];
+        match &r.per_packet {
+            Outcome::Measured(t) => {
+                let all: f64 = parts(t).iter().map(|p| p.1).sum();
+                let marks = Marks::Bar { parts: parts(t).map(|p| p.1).to_vec(), interval: None };
+                rows.push(Row { label: label.into(), style, marks, value: Quantity::Ns.show(all) });
+                cells.push(Cell::number(Quantity::Ns, all));
+                cells.extend(parts(t).map(|p| Cell::number(Quantity::Ns, p.1)));
+                cells.push(Cell::number(Quantity::Share, t.lb_busy_share));
+            }
+            Outcome::NotMeasured(why) => {
+                rows.push(nothing(label, style));
+                cells.push(Cell::Missing(why.clone(), 6));
+            }
+        }
+        table.rows.push(cells);
+    }
+    if results.cpu.iter().any(|r| r.per_packet.value().is_some()) {
+        section.add_rows(RowPlot {
+            title: "CPU time a packet, by where it was spent".into(),
+            description: "CPU time of one packet for each subject, stacked: user space, system calls and softirqs of its core, softirqs of the generator's."
+                .into(),
+            x: Axis::new(Kind::Linear, Quantity::Ns, "CPU time a packet"),
+            rows,
+            parts: parts(&CpuTime::default()).map(|p| p.0.to_owned()).to_vec(),
+            reference: None,
+        });
+    } else {
+        section.say("None was measured.");
+    }
+    section.tables.push(table);
+    section
+}
+
+/// Connections a second.
+pub fn connections(results: &Results) -> Section {
+    let lead = "Real sockets: connect, request, answer, close. What clients and servers managed stands in the table also where they, not the subject, \
+                were the limit.";
+    let mut section = Section::new("connections", "Connections a second", lead);
+    if results.connections.is_empty() {
+        return section.empty("connections");
+    }
+    let mut rows = Vec::new();
+    let mut table = Table {
+        caption: "Connections a second".into(),
+        head: vec!["subject", "median", "95 % interval", "clients managed", "failed"],
+        rows: Vec::new(),
+    };
+    for r in &results.connections {
+        let label = results.label(&r.subject);
+        let style = style(results, &r.subject, &[]);
+        rows.push(match r.per_second.value() {
+            Some(e) => Row {
+                label: label.into(),
+                style,
+                marks: Marks::Bar { parts: vec![e.median], interval: interval(e) },
+                value: Quantity::PerSecond.show(e.median),
+            },
+            None => nothing(label, style),
+        });
+        let mut cells = vec![text(label)];
+        cells.extend(Cell::estimate(Quantity::PerSecond, &r.per_second));
+        cells.push(Cell::Number(Quantity::PerSecond.estimate(&r.seen_per_second)));
+        cells.push(Cell::number(Quantity::Count, r.failed as f64));
+        table.rows.push(cells);
+    }
+    if results.connections.iter().any(|r| r.per_second.value().is_some()) {
+        section.add_rows(RowPlot {
+            title: "Connections a second".into(),
+            description: "Connections a second through each subject, with the interval of the median.".into(),
+            x: Axis::new(Kind::Linear, Quantity::PerSecond, "connections"),
+            rows,
+            parts: Vec::new(),
+            reference: None,
+        });
+    } else {
+        section.say("None counts for the subjects; the table says why, and what was seen.");
+    }
+    section.tables.push(table);
+    section
+}
+
+/// What a packet costs in memory, by the size of the connection table.
+pub fn table_cost(results: &Results) -> Section {
+    let lead = "The packet path alone, without sockets, over the number of connections in the table: what is beyond the caches costs time.";
+    let mut section = Section::new("cost", "Cost in memory", lead);
+    if results.table_cost.is_empty() {
+        return section.empty("the cost in memory");
+    }
+    let mut lines: Vec<Line> = Vec::new();
+    let mut table = Table {
+        caption: "Time a packet, by connections in the table".into(),
+        head: vec!["what", "connections", "a packet", "95 % interval"],
+        rows: Vec::new(),
+    };
+    for r in &results.table_cost {
+        table.rows.push([vec![text(&r.name), Cell::number(Quantity::Count, r.flows as f64)], Cell::estimate(Quantity::Ns, &r.ns)].concat());
+        let Some(e) = r.ns.value() else { continue };
+        let point = Point { x: r.flows as f64, y: e.median, interval: interval(e) };
+        match lines.iter_mut().find(|l| l.label == r.name) {
+            Some(line) => line.points.push(point),
+            None => {
+                // Not subjects: colours and shapes in turn, nomagic's own first.
+                let style = Style { colour: lines.len() % 6, dash: lines.len() / 6 % 4 };
+                lines.push(Line { label: r.name.clone(), style, points: vec![point], marks: true });
+            }
+        }
+    }
+    for line in &mut lines {
+        line.points.sort_by(|a, b| a.x.total_cmp(&b.x));
+    }
+    section.limit(&mut lines);
+    if lines.is_empty() {
+        section.say("Nothing was measured.");
+    } else {
+        section.plots.push(Plot::Lines(LinePlot {
+            title: "Time a packet, by connections in the table".into(),
+            description: "Nanoseconds a packet over the number of connections in the table; a line for each thing measured.".into(),
+            x: Axis::new(Kind::Log, Quantity::Count, "connections in the table"),
+            y: Axis::new(Kind::Linear, Quantity::Ns, "time a packet"),
+            lines,
+            levels: Vec::new(),
+            events: Vec::new(),
+            event: String::new(),
+            include: Vec::new(),
+            height: 220.0,
+        }));
+    }
+    section.tables.push(table);
+    section
+}
