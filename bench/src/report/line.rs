@@ -84,7 +84,7 @@ impl LinePlot {
             self.lines.iter().map(|l| (l.style, l.label.as_str())).chain(self.levels.iter().map(|l| (l.style, l.label.as_str()))).collect();
         let direct = width >= DIRECT_LABELS_FROM && items.len() as f64 * LINE <= self.height && items.len() > 1;
         let widest = items.iter().map(|i| text_width(i.1)).fold(0.0, f64::max);
-        let margin = if direct { (widest + 26.0).min(width * 0.34) } else { 14.0 };
+        let margin = if direct { (widest + 26.0).min(width * 0.4) } else { 14.0 };
         let mut top = PAD + HEADING;
         if !direct && items.len() > 1 {
             top += legend(svg, &items, (PAD, top), width - 2.0 * PAD);
@@ -169,7 +169,10 @@ impl LinePlot {
         ends.sort_by(|a, b| a.1.total_cmp(&b.1));
         let places = apart(&ends.iter().map(|e| e.1).collect::<Vec<_>>(), LINE, (top, bottom));
         for ((from, at, style, label), place) in ends.into_iter().zip(places) {
-            svg.line(&style.class("leader"), (from.max(right - 12.0), at), (right + 6.0, place));
+            // A line that ends early has none: it would look like more of it.
+            if from > right - 30.0 {
+                svg.line(&style.class("leader"), (from.max(right - 12.0), at), (right + 6.0, place));
+            }
             svg.marker(&style.class("mark"), style.colour, (right + 12.0, place), 4.0);
             svg.text("t", (right + 21.0, place + 4.0), Anchor::Start, &fit(label, margin - 21.0));
         }

@@ -77,18 +77,17 @@ fn head(out: &mut String, results: &Results, comparison: Option<&Comparison>, se
 
 fn section(out: &mut String, s: &Section) {
     let _ = write!(out, "<section id=\"{}\"><h2>{}</h2>\n<p class=\"lead\">{}</p>\n<div class=\"pair\">\n", s.id, s.title, escape(&s.lead));
-    if !s.plots.is_empty() {
-        out.push_str("<div class=\"plots\">\n");
-        for (i, plot) in s.plots.iter().enumerate() {
-            // Text in a drawing that is made smaller cannot be read: there is one for telephones.
-            let (wide, narrow) = (plot.element(&format!("{}-{i}w", s.id), WIDE), plot.element(&format!("{}-{i}n", s.id), NARROW));
-            let _ = write!(out, "<figure><div class=\"wide\">{wide}</div><div class=\"narrow\">{narrow}</div></figure>\n");
-        }
-        out.push_str("</div>\n");
-    }
-    if !s.tables.is_empty() {
-        let tables: String = s.tables.iter().map(Table::html).collect();
-        let _ = write!(out, "<div class=\"tables\">\n{tables}</div>\n");
+    let plots = s.plots.iter().enumerate().map(|(i, plot)| {
+        // Text in a drawing that is made smaller cannot be read: there is one for telephones.
+        let (wide, narrow) = (plot.element(&format!("{}-{i}w", s.id), WIDE), plot.element(&format!("{}-{i}n", s.id), NARROW));
+        format!("<figure><div class=\"wide\">{wide}</div><div class=\"narrow\">{narrow}</div></figure>\n")
+    });
+    let tables = s.tables.iter().map(|t| format!("<div class=\"tables\">\n{}</div>\n", t.html()));
+    if s.plots.len() == s.tables.len() {
+        // Each plot with its own table.
+        plots.zip(tables).for_each(|(plot, table)| out.extend([plot, table]));
+    } else {
+        out.extend(plots.chain(tables));
     }
     out.push_str("</div></section>\n");
 }

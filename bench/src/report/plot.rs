@@ -8,7 +8,7 @@ use super::svg::{Anchor, FONT, Svg, escape, fit, text_width};
 use crate::results::SubjectKind;
 
 /// Width of a drawing beside its table, in pixels.
-pub const WIDE: f64 = 620.0;
+pub const WIDE: f64 = 520.0;
 /// Width of the same drawing on a telephone.
 pub const NARROW: f64 = 350.0;
 /// From a line of text to the next.
@@ -172,7 +172,8 @@ pub fn legend(svg: &mut Svg, items: &[(Style, &str)], (left, top): (f64, f64), w
 
 /// The horizontal axis: ticks, grid, labels and its name below.
 pub fn horizontal_axis(svg: &mut Svg, axis: &Axis, scale: &Scale, (left, right): (f64, f64), (top, bottom): (f64, f64)) {
-    let ticks = axis.ticks(scale, ((right - left) / 62.0) as usize);
+    let apart = if axis.kind == Kind::Log { 44.0 } else { 62.0 };
+    let ticks = axis.ticks(scale, ((right - left) / apart) as usize);
     let mut free = f64::NEG_INFINITY;
     for (value, label) in ticks {
         let x = scale.at(value);

@@ -6,7 +6,7 @@ use super::svg::{Anchor, Svg, fit, text_width};
 
 /// Rows of a plot at the most; whoever makes one says what was left out.
 pub const ROWS_MAX: usize = 24;
-/// Below this width names stand above their marks instead of beside them.
+/// Below this width, and if they are long, names stand above their marks instead of beside them.
 const NAMES_BESIDE_FROM: f64 = 500.0;
 
 /// What a row shows.
@@ -65,14 +65,14 @@ pub struct RowPlot {
 impl RowPlot {
     /// Draws below the heading; returns the height of all.
     pub fn draw(&self, svg: &mut Svg, width: f64) -> f64 {
-        let beside = width >= NAMES_BESIDE_FROM;
         let mut top = PAD + HEADING;
         top += self.draw_parts(svg, (PAD, top), width - 2.0 * PAD);
         if self.reference.is_some() {
             top += LINE;
         }
         let widest = |texts: &mut dyn Iterator<Item = &String>| texts.map(|t| text_width(t)).fold(0.0, f64::max);
-        let names = widest(&mut self.rows.iter().map(|r| &r.label)).min(width * 0.36);
+        let names = widest(&mut self.rows.iter().map(|r| &r.label));
+        let beside = width >= NAMES_BESIDE_FROM && names <= width * 0.36;
         let values = widest(&mut self.rows.iter().map(|r| &r.value)).min(width * 0.3);
         let left = PAD + if beside { names + 12.0 } else { 0.0 };
         let right = width - PAD - values - 12.0;

@@ -97,10 +97,11 @@ impl Table {
             for (i, cell) in row.iter().enumerate() {
                 let words = escape(&cell.words());
                 let _ = match cell {
-                    _ if i == 0 => write!(out, "<th scope=\"row\">{words}</th>"),
+                    _ if i == 0 => write!(out, "<th scope=\"row\"><span>{words}</span></th>"),
                     Cell::Text(_) => write!(out, "<td>{words}</td>"),
                     Cell::Number(_) => write!(out, "<td class=\"n\">{words}</td>"),
-                    Cell::Missing(_, span) => write!(out, "<td class=\"missing\" colspan=\"{span}\">{words}</td>"),
+                    Cell::Missing(_, 1) => write!(out, "<td class=\"missing one\"><span>{words}</span></td>"),
+                    Cell::Missing(_, span) => write!(out, "<td class=\"missing\" colspan=\"{span}\"><span>{words}</span></td>"),
                     Cell::Mark(Mark::Good, _) => write!(out, "<td class=\"good\">{words}</td>"),
                     Cell::Mark(Mark::Bad, _) => write!(out, "<td class=\"bad\">{words}</td>"),
                     Cell::Mark(Mark::Open, _) => write!(out, "<td class=\"open\">{words}</td>"),
@@ -190,8 +191,8 @@ routing   900 kpps      one value
         let html = table().html();
         for part in [
             "<th scope=\"col\">subject</th><th scope=\"col\" class=\"n\">rate</th>",
-            "<th scope=\"row\">nomagic</th><td class=\"n\">1.20 Mpps</td><td class=\"n\">1.10 to 1.30</td>",
-            "<td class=\"missing\" colspan=\"2\">not measured: there is no &lt;b&gt;nft&lt;/b&gt; here</td>",
+            "<th scope=\"row\"><span>nomagic</span></th><td class=\"n\">1.20 Mpps</td><td class=\"n\">1.10 to 1.30</td>",
+            "<td class=\"missing\" colspan=\"2\"><span>not measured: there is no &lt;b&gt;nft&lt;/b&gt; here</span></td>",
         ] {
             assert!(html.contains(part), "{part} is not in {html}");
         }

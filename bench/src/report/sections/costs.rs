@@ -30,7 +30,7 @@ pub fn cpu(results: &Results) -> Section {
     let mut rows = Vec::new();
     let mut table = Table {
         caption: "CPU time a packet".into(),
-        head: vec!["subject", "offered", "all", "user", "system calls", "softirq", "generator's softirq", "core busy"],
+        head: vec!["subject", "offered", "all", "user", "system calls", "softirq", "generator", "core busy"],
         rows: Vec::new(),
     };
     for r in &results.cpu {

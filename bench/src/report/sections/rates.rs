@@ -45,7 +45,7 @@ pub fn rates(results: &Results) -> Section {
         let rows: Vec<(&RateRow, &Subject)> =
             results.rates.iter().filter(|r| r.traffic == of).filter_map(|r| Some((r, results.subject(&r.subject)?))).collect();
         let mut plot = LinePlot {
-            title: format!("Zero-loss rate by number of Services, {}", traffic(of)),
+            title: format!("Zero-loss rate, {}", traffic(of)),
             description: format!(
                 "Highest rate without loss, {}, over the number of Services; a line for each kind of subject.",
                 traffic(of)
@@ -116,24 +116,23 @@ pub fn ratios(results: &Results) -> Section {
     let mut rows = Vec::new();
     let mut table = Table {
         caption: "Ratios of zero-loss rates, by round".into(),
-        head: vec!["ratio", "traffic", "median", "95 % interval", "rounds"],
+        head: vec!["ratio", "median", "95 % interval", "rounds"],
         rows: Vec::new(),
     };
     for r in &results.ratios {
         let label = format!("{} / {}", results.label(&r.subject), results.label(&r.over));
         let style = Style { dash: 0, ..style(results, &r.subject, &of) };
-        let traffic = traffic(r.traffic);
-        let short = if r.traffic == Traffic::NewFlows { format!("{label}, new flows") } else { label.clone() };
+        let label = if r.traffic == Traffic::NewFlows { format!("{label}, new flows") } else { label };
         rows.push(match r.ratio.value() {
             Some(e) => Row {
-                label: short,
+                label: label.clone(),
                 style,
                 marks: Marks::Dots { values: r.rounds.clone(), median: e.median, interval: interval(e) },
                 value: Quantity::Ratio.show(e.median),
             },
-            None => nothing(&short, style),
+            None => nothing(&label, style),
         });
-        let mut cells = vec![text(&label), text(traffic)];
+        let mut cells = vec![text(&label)];
         cells.extend(Cell::estimate(Quantity::Ratio, &r.ratio));
         cells.push(if r.rounds.is_empty() { text("none") } else { Cell::Number(rounds(&r.rounds)) });
         table.rows.push(cells);
