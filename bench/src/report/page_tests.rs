@@ -39,7 +39,7 @@ fn every_reason_is_in_the_page_and_in_the_terminal() {
 fn no_cell_is_empty_and_nothing_undefined_is_shown() {
     for results in [results(), unmeasured(), hostile()] {
         let page = html(&results, Some(&Comparison::new(&results, &unmeasured()))).unwrap();
-        for hole in ["></td>", "></th>", "></dd>", "<span></span>", "NaN", "\"inf", ">inf"] {
+        for hole in ["<td></td>", "\"></td>", "\"></th>", "<dd></dd>", "<span></span>", "NaN", "\"inf", ">inf"] {
             assert!(!visible(&page).contains(hole), "{hole}");
         }
     }

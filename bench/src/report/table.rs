@@ -113,34 +113,49 @@ impl Table {
         out
     }
 
-    /// As lines of text with aligned columns; no caption.
+    /// As lines of text with aligned columns; no caption. A reason in the middle of a row stands below the table, so that it does not make its column wide.
     pub fn text(&self) -> String {
-        let columns = self.head.len();
-        let mut widths: Vec<usize> = self.head.iter().map(|h| h.chars().count()).collect();
+        let mut reasons: Vec<String> = Vec::new();
+        // Words, columns taken, at the right; those of a row's last cell may be as long as they are.
+        let mut cells: Vec<Vec<(String, usize, bool)>> =
+            vec![self.head.iter().enumerate().map(|(i, h)| ((*h).to_owned(), 1, self.is_numeric(i))).collect()];
         for row in &self.rows {
-            let mut column = 0;
-            for cell in row {
-                if cell.span() == 1 && column < columns {
-                    widths[column] = widths[column].max(cell.words().chars().count());
+            let last = row.len().saturating_sub(1);
+            let mut words = |i: usize, cell: &Cell| match cell {
+                Cell::Missing(..) if i < last => {
+                    let why = cell.words();
+                    let number = reasons.iter().position(|r| *r == why).unwrap_or_else(|| {
+                        reasons.push(why);
+                        reasons.len() - 1
+                    });
+                    format!("not measured [{}]", number + 1)
                 }
-                column += cell.span();
+                _ => cell.words(),
+            };
+            cells.push(row.iter().enumerate().map(|(i, c)| (words(i, c), c.span(), matches!(c, Cell::Number(_)))).collect());
+        }
+        let mut widths = vec![0; self.head.len()];
+        for row in &cells {
+            let mut column = 0;
+            for (i, (words, span, right)) in row.iter().enumerate() {
+                if *span == 1 && column < widths.len() && (*right || i + 1 < row.len()) {
+                    widths[column] = widths[column].max(words.chars().count());
+                }
+                column += span;
             }
         }
         let mut out = String::new();
-        let line = |out: &mut String, cells: &mut dyn Iterator<Item = (String, usize, bool)>| {
-            let mut text = String::new();
-            let mut column = 0;
-            for (words, span, right) in cells {
+        for row in cells {
+            let (mut line, mut column) = (String::new(), 0);
+            for (words, span, right) in row {
                 let width = widths.iter().skip(column).take(span).sum::<usize>() + 2 * span.saturating_sub(1);
-                let _ = if right { write!(text, "{words:>width$}  ") } else { write!(text, "{words:<width$}  ") };
+                let _ = if right { write!(line, "{words:>width$}  ") } else { write!(line, "{words:<width$}  ") };
                 column += span;
             }
-            out.push_str(text.trim_end());
-            out.push('\n');
-        };
-        line(&mut out, &mut self.head.iter().enumerate().map(|(i, h)| ((*h).to_owned(), 1, self.is_numeric(i))));
-        for row in &self.rows {
-            line(&mut out, &mut row.iter().map(|c| (c.words(), c.span(), matches!(c, Cell::Number(_)))));
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        for (i, why) in reasons.iter().enumerate() {
+            let _ = writeln!(out, "[{}] {why}", i + 1);
         }
         out
     }
@@ -184,6 +199,23 @@ nomagic  1.20 Mpps   1.10 to 1.30
 routing   900 kpps      one value
 ";
         assert_eq!(table().text(), wanted);
+    }
+
+    #[test]
+    fn reasons_in_the_middle_of_a_row_stand_below() {
+        let mut table = table();
+        table.head.push("lost");
+        table.rows.iter_mut().for_each(|row| row.push(Cell::Number("7".into())));
+        table.rows.push(table.rows[1].clone());
+        let wanted = "\
+subject       rate  95 % interval  lost
+nomagic  1.20 Mpps   1.10 to 1.30     7
+<b> [2J  not measured [1]             7
+routing   900 kpps      one value     7
+<b> [2J  not measured [1]             7
+[1] not measured: there is no <b>nft</b> here
+";
+        assert_eq!(table.text(), wanted);
     }
 
     #[test]
