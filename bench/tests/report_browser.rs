@@ -7,6 +7,7 @@ use nomagic_bench::report::against::Comparison;
 use nomagic_bench::report::{page, sections, style};
 use nomagic_bench::results as model;
 use nomagic_bench::results::Results;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -49,22 +50,27 @@ fn chromium(dir: &Path, file: &Path, (width, height): (u32, u32), dark: bool, ar
         .process_group(0)
         .spawn()
         .unwrap();
+    let group = Pid::from_child(&child);
+    let read = |file: &Path| String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
     let started = Instant::now();
-    let status = loop {
-        match child.try_wait().unwrap() {
-            Some(status) => break Some(status),
-            None if started.elapsed() > LIMIT => break None,
-            None => std::thread::sleep(Duration::from_millis(20)),
+    // Done is who has written all: now and then a browser does not end after that.
+    let done = loop {
+        // Without collecting its status: until then nobody else gets its process id.
+        let ended = waitid(WaitId::Pid(group), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).unwrap();
+        let over = ended.is_some() || started.elapsed() > LIMIT;
+        let (page, said) = (read(&stdout), read(&stderr));
+        if page.trim_end().ends_with("</html>") || said.contains(" bytes written to file ") {
+            break true;
         }
+        if over {
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     };
-    let group = rustix::process::Pid::from_child(&child);
-    // What the browser started is of its group; also after a good end nothing of it stays.
-    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    if status.is_none() {
-        let _ = child.wait();
-    }
-    let said = std::fs::read_to_string(&stderr).unwrap_or_default();
-    assert!(status.is_some_and(|s| s.success()), "chromium: {status:?} within {LIMIT:?}\n{said}");
+    // What the browser started is of its group: nothing of it stays.
+    let _ = kill_process_group(group, Signal::KILL);
+    let status = child.wait().unwrap();
+    assert!(done, "chromium has not shown {} within {LIMIT:?} ({status}):\n{}", file.display(), read(&stderr));
     std::fs::read_to_string(&stdout).unwrap()
 }
 

@@ -76,7 +76,13 @@ fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
             marks: false,
         }],
         levels: Vec::new(),
-        events: r.event_at.iter().take(64).map(|&place| ms(f64::from(place))).collect(),
+        events: r
+            .event_at
+            .iter()
+            .filter(|&&place| place as usize <= r.timeline.len())
+            .take(64)
+            .map(|&place| ms(f64::from(place)))
+            .collect(),
         event: r.event.clone(),
         include: vec![1.0],
         height: 110.0,
