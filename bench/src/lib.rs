@@ -2,9 +2,8 @@
 //!
 //! [`rig`] lays out namespaces, cables and processes and takes them down again, also after ^C. [`peers`] are the real pods and
 //! clients that talk through the gateway; [`gateway`] is a running nomagic between them. [`demo`] puts all together and is what
-//! `make demo` runs. [`pktgen`] is the traffic generator with its sink; [`preflight`] says what is missing
-//! on a machine before one measures there.
-//! `make demo` runs. [`pktgen`] is the traffic generator with its sink. [`report`] shows the [`results`] of a comparison.
+//! `make demo` runs. [`pktgen`] is the traffic generator with its sink, [`ndr`] searches the highest rate without loss, [`compare`] puts nomagic
+//! beside its peers, [`report`] shows the [`results`]; [`preflight`] says what is missing on a machine before one measures there.
 
 pub mod compare;
 pub mod demo;
