@@ -166,6 +166,7 @@ impl Gateway {
 
     /// What was compiled last comes into force, and those who watch hear of it.
     fn put_in_force(&mut self) -> Result<()> {
+        self.surplus.opened(self.tables.opened());
         self.follow_workers()?;
         // What the workers know is now taken. Only ever after they know it.
         self.edge.filter().add(self.tables.opened())?;
@@ -222,7 +223,7 @@ impl Gateway {
     /// Twice a second: workers, ports, manifests.
     fn look(&mut self) -> Result<()> {
         self.watch_workers()?;
-        let unused = self.surplus.found(&self.tables);
+        let unused = self.surplus.found();
         if !unused.is_empty() {
             self.edge.filter().remove(&unused)?;
             self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());

@@ -40,7 +40,6 @@ pub struct Tables {
     opened: FilterRules,
     /// The XDP filter may have rules that are not needed any more. An earlier process may have left some, too.
     closed: bool,
-    openings: u64,
 }
 
 impl Tables {
@@ -53,21 +52,7 @@ impl Tables {
         let compiler = Compiler::new(TARGETS_MAX);
         let (config, problems, news) = (config.clone(), Vec::new(), News::new());
         let (serving, opened) = (Serving::default(), FilterRules::default());
-        Ok(Tables {
-            config,
-            present,
-            source,
-            index,
-            settings,
-            compiler,
-            services,
-            serving,
-            problems,
-            news,
-            opened,
-            closed: true,
-            openings: 0,
-        })
+        Ok(Tables { config, present, source, index, settings, compiler, services, serving, problems, news, opened, closed: true })
     }
 
     /// Whether enough is known to compile.
@@ -121,9 +106,7 @@ impl Tables {
         let touched = self.index.take_touched();
         let compiled = self.compiler.recompile(&self.index, &self.settings, &touched);
         self.news.compiled(Changes::of(&touched, &self.index), &compiled, noticed);
-        let opened = edge_rules(compiled.opened);
-        self.openings += u64::from(!opened.is_empty());
-        self.opened.extend(opened);
+        self.opened.extend(edge_rules(compiled.opened));
         self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
         self.serving.follow(&self.index, &touched.services_concerned(&self.index));
@@ -196,12 +179,10 @@ impl Tables {
 
     /// The XDP filter takes what it must. True when that was something new.
     pub fn in_force(&mut self) -> bool {
-        !std::mem::take(&mut self.opened).is_empty()
-    }
-
-    /// How many tables have opened something in the filter.
-    pub fn openings(&self) -> u64 {
-        self.openings
+        let new = !std::mem::take(&mut self.opened).is_empty();
+        // What took a while to come into force may have been closed by a later table, and looked for in the filter, before.
+        self.closed |= new;
+        new
     }
 
     /// The rules that the filter has and this table does not need; when nothing can have changed since there were none, there are none.
@@ -322,5 +303,7 @@ mod tests {
         assert_eq!((new.services.len(), new.addresses.len(), new.snat.len()), (1, 0, 0), "only what is new");
         assert!(t.surplus(&FilterRules { services: new.services, ..FilterRules::default() }).is_empty());
         assert!(t.surplus(&known).is_empty(), "there is nothing until something changes");
+        assert!(t.in_force());
+        assert_eq!(t.surplus(&known).len(), 1, "what was closed before it came into force is found");
     }
 }
