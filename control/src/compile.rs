@@ -193,7 +193,7 @@ impl Compiler {
         if !same(old) {
             return false;
         }
-        self.services.pod_cidrs.clone_from(&new.cluster_cidrs);
+        self.services.set_pods(&new.cluster_cidrs);
         self.services.node_ips = node_clients(new);
         self.settings = Some(new.clone());
         true
@@ -206,7 +206,7 @@ impl Compiler {
         let mut services = Services::empty(settings.seed);
         services.generation = self.services.generation;
         services.service_cidrs.clone_from(&settings.service_cidrs);
-        services.pod_cidrs.clone_from(&settings.cluster_cidrs);
+        services.set_pods(&settings.cluster_cidrs);
         services.snat = settings.snat.clone();
         services.tcp_reject = settings.tcp_reject;
         services.node_ips = node_clients(settings);
@@ -356,7 +356,11 @@ impl Compiler {
             note(&rank.turn.key, "spec.healthCheckNodePort", message);
         }
         if self.left_out > 0 {
-            let message = format!("{} of their addresses with ports are left out: {} fit", self.left_out, self.frontends_max);
+            let message = format!(
+                "{} of their addresses with ports have no room in the table of {}: connections to them are refused at cluster IPs, and elsewhere \
+                 left to the kernel. Delete Services, ports or external addresses that nobody uses: what then has room is served at once",
+                self.left_out, self.frontends_max
+            );
             problems.push(Problem { object: "Services".into(), message, ..Problem::default() });
         }
         problems.extend(index.problems().cloned());

@@ -62,11 +62,14 @@ impl Reconciler {
     /// For the connections of this table and their announcements. It does nothing before the first [`Reconciler::follow`].
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// When no thread can be started: the system's error.
     pub fn start(table: Conntrack<'static>, replies: ReplyFilter<'static>) -> io::Result<Reconciler> {
         let shared = Arc::new(Shared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(0) });
         let walk = Walk { shared: shared.clone(), table, replies, at: 0, end: 0, left: 0, began: None };
-        let thread = std::thread::Builder::new().name("nm-reconcile".into()).spawn(move || walk.run())?;
+        let thread = std::thread::Builder::new().name("nm-reconcile".into()).spawn(move || {
+            let _alarm = Alarm;
+            walk.run();
+        })?;
         Ok(Reconciler { shared, thread: Some(thread), followed: Serving::default() })
     }
 
@@ -93,6 +96,11 @@ impl Reconciler {
         self.followed = Serving::default();
     }
 
+    /// What is wrong with the thread.
+    pub fn problem(&self) -> Option<&'static str> {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished).then_some(PANICKED)
+    }
+
     /// What was done so far.
     pub fn done(&self) -> Reconciled {
         self.shared.lock().done.clone()
@@ -105,11 +113,27 @@ impl Drop for Reconciler {
         self.shared.lock().stop = true;
         self.shared.holds.fetch_add(1, Relaxed);
         self.shared.woken.notify_one();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread that ends connections of endpoints that are gone had panicked");
+        if let Some(thread) = self.thread.take() {
+            // A panic was said when it happened.
+            let _ = thread.join();
         }
     }
 }
+
+/// Says what follows when the thread panics.
+struct Alarm;
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("{PANICKED}");
+        }
+    }
+}
+
+const PANICKED: &str = "the thread nm-reconcile has panicked (see its message in the log): UDP connections to endpoints that are gone do not end \
+                        any more, so their clients get no answer until they have been silent for the idle time; all else goes on. Restart \
+                        nomagic: it begins by looking at every connection";
 
 /// The thread's end.
 struct Walk {
@@ -173,5 +197,31 @@ impl Walk {
         });
         self.left -= places;
         self.at = if self.at + places < self.end { self.at + places } else { 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
+
+    #[test]
+    fn a_thread_that_has_ended_is_a_problem() {
+        let words: Vec<AtomicU64> = (0..Conntrack::words_needed(8)).map(|_| AtomicU64::new(0)).collect();
+        let replies: Vec<AtomicU32> = (0..64).map(|_| AtomicU32::new(0)).collect();
+        let table = Conntrack::format(words.leak(), 8, 1, [0, 0]).unwrap();
+        let mut reconciler = Reconciler::start(table, ReplyFilter::new(replies.leak(), 7).unwrap()).unwrap();
+        reconciler.follow(&Serving::default());
+        assert_eq!(reconciler.problem(), None);
+        // As a panic leaves it: nobody told it to end.
+        reconciler.shared.lock().stop = true;
+        reconciler.shared.woken.notify_one();
+        let end = Instant::now() + Duration::from_secs(10);
+        while reconciler.problem().is_none() {
+            assert!(Instant::now() < end, "the thread does not end");
+            std::thread::yield_now();
+        }
+        assert_eq!(reconciler.problem(), Some(PANICKED));
     }
 }

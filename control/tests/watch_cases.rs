@@ -24,6 +24,7 @@ fn table(index: &Index, config: &Config) -> String {
     let mut out = format!("{}\n{:?}\n{:?}\n{:?}\n", s.ports, s.service_cidrs, s.pod_cidrs, s.snat);
     let sorted = |set: &mut dyn Iterator<Item = std::net::IpAddr>| set.collect::<BTreeSet<_>>();
     let _ = writeln!(out, "{:?} {:?}", sorted(&mut s.cluster_ips.iter().map(|(ip, _)| *ip)), sorted(&mut s.node_ips.iter().copied()));
+    let _ = writeln!(out, "{:?}", sorted(&mut s.pod_ips.iter().copied()));
     let mut frontends: Vec<String> = s.frontends().map(|f| format!("{f:?}\n")).collect();
     frontends.sort();
     out.extend(frontends);

@@ -20,14 +20,14 @@ impl NetState {
         indices.iter().filter_map(|index| self.links.get(index)).filter(serves).map(|link| link.name.clone()).collect()
     }
 
-    /// The destinations whose routes lead out of interfaces that `fits` takes, and nowhere else; `max` at the most. Default routes and link-local
+    /// The destinations whose routes lead out of interfaces that `fits` takes, and nowhere else, each once. Default routes and link-local
     /// addresses are nobody's in particular.
-    pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool, max: usize) -> Vec<Prefix> {
+    pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool) -> Vec<Prefix> {
         let links: BTreeSet<u32> = self.links.values().filter(|link| fits(&link.name)).map(|link| link.index).collect();
         let leads = |action: &Action| matches!(action, Action::Unicast(legs) if legs.iter().all(|leg| links.contains(&leg.link)));
         let routes = self.routes.iter().filter(|(key, _)| key.table == Table::Main && key.prefix.prefix_len() > 0);
         let found = routes.filter(|(_, actions)| actions.first().is_some_and(leads)).map(|(key, _)| key.prefix);
-        let mut ranges: Vec<Prefix> = found.filter(|prefix| !is_link_scoped(prefix.addr())).take(max).collect();
+        let mut ranges: Vec<Prefix> = found.filter(|prefix| !is_link_scoped(prefix.addr())).collect();
         ranges.dedup();
         ranges
     }

@@ -180,8 +180,8 @@ impl Mirror {
     }
 
     /// See [`NetState::ranges_behind`].
-    pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool, max: usize) -> Vec<Prefix> {
-        self.state.ranges_behind(fits, max)
+    pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool) -> Vec<Prefix> {
+        self.state.ranges_behind(fits)
     }
 
     /// See [`NetState::unicast_parts`].

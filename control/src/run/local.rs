@@ -10,7 +10,7 @@ use nomagic_xsk::FilterRules;
 use crate::compile::Settings;
 use crate::config::LocalTrafficConfig;
 use crate::net::Mirror;
-use crate::net::local::{Inputs, Limits, LocalRoutes, Plan};
+use crate::net::local::{Inputs, LeftOut, Limits, LocalRoutes, Plan};
 
 /// Routes of the kernel's own inside of Service ranges that are looked at, at the most.
 const FOREIGN_MAX: usize = 4_096;
@@ -34,6 +34,8 @@ struct NodeState {
     own: BTreeSet<IpAddr>,
     sources: [Option<IpAddr>; 2],
     foreign: BTreeSet<Prefix>,
+    /// Routes of the kernel's own beyond [`FOREIGN_MAX`].
+    foreign_left_out: usize,
 }
 
 impl LocalTraffic {
@@ -74,27 +76,18 @@ impl LocalTraffic {
                     );
                 }
             }
-            Err(e) => self.say(format!("the node's own connections to Services are not all carried: {e}")),
+            Err(e) => self.say(format!(
+                "localTraffic: the routes and rules that lead the node's own connections to Services into {} are not all there: {e}. Until they \
+                 are, the kubelet and pods on the host's network may not reach Services; it is tried again every few seconds",
+                self.kernel_side
+            )),
         }
     }
 
     /// What is wrong at the moment.
     pub fn problems(&self) -> Vec<String> {
-        let left_out = &self.plan.left_out;
-        let mut problems: Vec<String> = self.fault.iter().cloned().collect();
-        if left_out.routes > 0 {
-            problems.push(format!(
-                "localTraffic: {} addresses of Services have no route, {} is the limit",
-                left_out.routes,
-                Limits::default().routes_max
-            ));
-        }
-        if left_out.own > 0 {
-            let limit = Limits::default().own_rules_max;
-            problems
-                .push(format!("localTraffic: {} of the node's addresses (by protocol) have no rule, {limit} is the limit", left_out.own));
-        }
-        problems
+        let foreign = if self.config.services { self.node.foreign_left_out } else { 0 };
+        self.fault.iter().cloned().chain(shortages(&self.plan.left_out, foreign, &Limits::default())).collect()
     }
 
     fn node_state(&self, rules: &FilterRules, mirror: &Mirror, settings: &Settings) -> NodeState {
@@ -107,8 +100,12 @@ impl LocalTraffic {
             let primary = settings.node.primary.iter().filter(of_family).find(|ip| usable.contains(ip));
             primary.or_else(|| usable.iter().find(of_family)).copied()
         };
-        let foreign = rules.service_cidrs.iter().flat_map(|range| mirror.unicast_parts(range, internal)).take(FOREIGN_MAX).collect();
-        NodeState { internal, sources: [source(false), source(true)], own, foreign }
+        let mut foreign: BTreeSet<Prefix> = rules.service_cidrs.iter().flat_map(|range| mirror.unicast_parts(range, internal)).collect();
+        let foreign_left_out = foreign.len().saturating_sub(FOREIGN_MAX);
+        if foreign_left_out > 0 {
+            foreign = foreign.into_iter().take(FOREIGN_MAX).collect();
+        }
+        NodeState { internal, sources: [source(false), source(true)], own, foreign, foreign_left_out }
     }
 
     fn renew(&mut self, rules: &FilterRules) {
@@ -124,6 +121,59 @@ impl LocalTraffic {
         if self.fault.as_ref() != Some(&fault) {
             tracing::error!("{fault}");
             self.fault = Some(fault);
+        }
+    }
+}
+
+/// What had no room, what follows, and what helps. `foreign`: routes of the kernel's own beyond [`FOREIGN_MAX`].
+fn shortages(left_out: &LeftOut, foreign: usize, limits: &Limits) -> Vec<String> {
+    let (routes, own) = (left_out.routes, left_out.own);
+    let mut problems = Vec::new();
+    if routes > 0 {
+        problems.push(format!(
+            "localTraffic: {routes} addresses of Services are not routed to nomagic, because the {} routes that it may have are used up: the \
+             node's own connections to them (the kubelet's, those of pods on the host's network) are not carried; everybody else's are. One \
+             route serves a whole range: name the ranges of cluster IPs in serviceCIDRs, or in ServiceCIDR objects",
+            limits.routes_max
+        ));
+    }
+    if own > 0 {
+        problems.push(format!(
+            "localTraffic: {own} of the node's addresses (each protocol counts for itself) have no rule for ports of Services, because the {} \
+             rules that there may be are used up: the node's own connections to node ports there are not carried; everybody else's are. Serve \
+             node ports on fewer addresses: nodePortAddresses",
+            limits.own_rules_max
+        ));
+    }
+    if foreign > 0 {
+        problems.push(format!(
+            "localTraffic: {foreign} of the kernel's own routes into ranges of cluster IPs are not kept, {FOREIGN_MAX} are: what the node itself \
+             sends there comes to nomagic, which drops it as sent to addresses of no Service. Narrow serviceCIDRs (or the ServiceCIDR objects) \
+             to where cluster IPs are, or set localTraffic.services to false"
+        ));
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_had_no_room_is_named() {
+        let limits = Limits { routes_max: 11, own_rules_max: 12 };
+        for (routes, own, foreign, words) in [
+            (0, 0, 0, &[][..]),
+            (7, 0, 0, &[["7 addresses of Services", "the 11 routes"]]),
+            (0, 8, 0, &[["8 of the node's addresses", "the 12 rules"]]),
+            (0, 0, 9, &[["9 of the kernel's own routes", "4096 are"]]),
+            (1, 2, 3, &[["1 addresses", "11"], ["2 of the node's", "12"], ["3 of the kernel's", "4096"]]),
+        ] {
+            let said = shortages(&LeftOut { routes, own }, foreign, &limits);
+            assert_eq!(said.len(), words.len(), "{said:?}");
+            for (text, words) in said.iter().zip(words) {
+                assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            }
         }
     }
 }

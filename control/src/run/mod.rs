@@ -39,6 +39,7 @@ use crate::net::{Asked, Limits, Mirror, internal, node};
 use crate::reconcile::Reconciler;
 use edge::{edge_config, forward_wanted};
 use local::LocalTraffic;
+use pods::PodRanges;
 use signals::Signals;
 use socket::{Answer, ControlSocket};
 use surplus::Surplus;
@@ -106,7 +107,7 @@ impl Gateway {
         let present = mirror.local_addresses();
         let mut tables = Tables::open(&config, present.clone())?;
         http.follow_node(&tables);
-        tables.follow_pods(pods::ranges(&config, &mirror));
+        tables.follow_pods(PodRanges::read(&config, &mirror));
         if !wait::for_objects(&mut tables, &mut requests, signals, started).await? {
             if config.detach_on_exit {
                 LocalRoutes::open()?.clear()?;
@@ -134,7 +135,10 @@ impl Gateway {
             tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
         }
         let wanted = forward_wanted(&edge)?;
-        let reconciler = Reconciler::start(edge.table(), edge.replies()).context("cannot start a thread")?;
+        let reconciler = Reconciler::start(edge.table(), edge.replies()).context(
+            "the thread nm-reconcile, which ends UDP connections to endpoints that are gone, cannot be started: see the limits of threads and of \
+             memory (pids.max and memory.max of the cgroup, `ulimit -u`)",
+        )?;
         let mut gateway = Gateway {
             requests,
             http,
@@ -229,7 +233,7 @@ impl Gateway {
             self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
         }
         self.follow_interfaces();
-        if std::mem::take(&mut self.pods_stale) && self.tables.follow_pods(pods::ranges(&self.config, &self.mirror)) {
+        if std::mem::take(&mut self.pods_stale) && self.tables.follow_pods(PodRanges::read(&self.config, &self.mirror)) {
             self.publish();
         }
         self.reload(false);
@@ -318,8 +322,9 @@ impl Gateway {
 
     fn status(&self) -> Result<serde_json::Value> {
         let services = self.tables.services();
-        let local = self.local.problems();
-        let problems = [self.tables.problems(), self.http.problems(), &local].concat();
+        let mut own = self.local.problems();
+        own.extend(self.reconciler.problem().map(str::to_owned));
+        let problems = [self.tables.problems(), self.http.problems(), &own].concat();
         let control = status::Control {
             services: &services,
             reconciled: &self.reconciler.done(),

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
-use nomagic_core::tuple::{Prefix, Proto};
+use nomagic_core::tuple::Proto;
 use nomagic_xsk::FilterRules;
 use serde_json::Value;
 
 use super::http::News;
+use super::pods::PodRanges;
 use super::source::Source;
 use crate::changes::Changes;
 use crate::compile::serving::Serving;
@@ -34,6 +35,8 @@ pub struct Tables {
     compiler: Compiler,
     services: Arc<Services>,
     serving: Serving,
+    /// Where pods are, when they are told by interfaces.
+    pods: PodRanges,
     problems: Vec<String>,
     news: News,
     /// What the XDP filter must take and was not told yet.
@@ -51,8 +54,8 @@ impl Tables {
         let services = Arc::new(Services::empty(settings.seed));
         let compiler = Compiler::new(TARGETS_MAX);
         let (config, problems, news) = (config.clone(), Vec::new(), News::new());
-        let (serving, opened) = (Serving::default(), FilterRules::default());
-        Ok(Tables { config, present, source, index, settings, compiler, services, serving, problems, news, opened, closed: true })
+        let (serving, pods, opened) = (Serving::default(), PodRanges::default(), FilterRules::default());
+        Ok(Tables { config, present, source, index, settings, compiler, services, serving, pods, problems, news, opened, closed: true })
     }
 
     /// Whether enough is known to compile.
@@ -80,9 +83,10 @@ impl Tables {
     }
 
     /// Pods of this node are at these addresses now (`None`: nobody asks). True when there is a new table.
-    pub fn follow_pods(&mut self, ranges: Option<Vec<Prefix>>) -> bool {
-        let Some(ranges) = ranges.filter(|ranges| *ranges != self.config.cluster_cidrs) else { return false };
-        self.config.cluster_cidrs = ranges;
+    pub fn follow_pods(&mut self, pods: Option<PodRanges>) -> bool {
+        let Some(pods) = pods.filter(|pods| *pods != self.pods) else { return false };
+        self.config.cluster_cidrs.clone_from(&pods.ranges);
+        self.pods = pods;
         let compiled = self.services.generation > 0;
         if compiled {
             self.compile();
@@ -110,7 +114,8 @@ impl Tables {
         self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
         self.serving.follow(&self.index, &touched.services_concerned(&self.index));
-        let problems = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
+        let of_objects = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string);
+        let problems = of_objects.chain(self.pods.problem()).collect();
         let said: BTreeSet<String> = std::mem::replace(&mut self.problems, problems).into_iter().collect();
         let new: Vec<&String> = self.problems.iter().filter(|p| !said.contains(*p)).collect();
         new.iter().take(PROBLEMS_SHOWN_MAX).for_each(|p| tracing::warn!("{p}"));
@@ -167,7 +172,7 @@ impl Tables {
         self.compiler.targets()
     }
 
-    /// What is wrong with the objects in force.
+    /// What is wrong with the objects in force, and with what else the table follows from.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
@@ -221,7 +226,7 @@ mod tests {
     use super::super::surplus::unused;
     use super::*;
     use nomagic_core::conntrack::{Conntrack, Flow, Phase};
-    use nomagic_core::tuple::addr_words;
+    use nomagic_core::tuple::{Prefix, addr_words};
     use std::sync::atomic::AtomicU64;
 
     fn manifest(port: u16) -> String {
@@ -262,6 +267,19 @@ mod tests {
         std::fs::write(dir.path().join("m.yaml"), manifest(8082)).unwrap();
         assert!(t.reload(false));
         assert!(open(dir.path().join("none.yaml")).is_err());
+    }
+
+    #[test]
+    fn pods_that_have_no_room_are_a_problem_until_they_have_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut t = tables(dir.path());
+        let pod: IpAddr = "10.1.0.7".parse().unwrap();
+        let pods = |left_out| Some(PodRanges { ranges: vec![Prefix::host(pod)], left_out });
+        assert!(t.follow_pods(pods(3)) && !t.follow_pods(pods(3)), "what has not changed is not said again");
+        assert!(t.problems().len() == 1 && t.problems()[0].starts_with("detectLocal: "), "{:?}", t.problems());
+        assert!(t.services().pod_ips.contains(&pod));
+        assert!(t.follow_pods(pods(0)) && t.problems().is_empty());
+        assert!(!t.follow_pods(None) && t.services().pod_ips.contains(&pod));
     }
 
     #[test]

@@ -175,8 +175,10 @@ pub struct Services {
     pub cluster_ips: SharedMap<IpAddr, u32>,
     /// ServiceCIDRs: addresses in here that nobody has are dropped.
     pub service_cidrs: Vec<Prefix>,
-    /// Pod ranges. Empty: local detection is off and no client is [`ClientClass::Pod`].
+    /// Pod ranges, but for those of one address, see [`Services::set_pods`].
     pub pod_cidrs: Vec<Prefix>,
+    /// Addresses of single pods. With neither these nor ranges local detection is off, and no client is [`ClientClass::Pod`].
+    pub pod_ips: WordSet<IpAddr>,
     /// This node's own addresses.
     pub node_ips: WordSet<IpAddr>,
     /// Source NAT: addresses and ports.
@@ -253,6 +255,7 @@ impl Services {
             cluster_ips: SharedMap::default(),
             service_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
+            pod_ips: WordSet::default(),
             node_ips: WordSet::default(),
             snat: SnatRange::default(),
             frontends: SharedMap::default(),
@@ -303,11 +306,18 @@ impl Services {
         self.frontends.get(&FrontendKey::new(words, v6, port, proto))
     }
 
+    /// Sets where pods are. There may be thousands of single addresses: they are looked up, while ranges are gone through for each new connection.
+    pub fn set_pods(&mut self, pods: &[Prefix]) {
+        let (ips, cidrs): (Vec<Prefix>, Vec<Prefix>) = pods.iter().partition(|p| **p == Prefix::host(p.addr()));
+        self.pod_ips = ips.iter().map(Prefix::addr).collect();
+        self.pod_cidrs = cidrs;
+    }
+
     /// Where a client is.
     pub fn client_class(&self, client: IpAddr) -> ClientClass {
         if self.node_ips.contains(&client) {
             ClientClass::Node
-        } else if self.pod_cidrs.iter().any(|p| p.contains(client)) {
+        } else if self.pod_ips.contains(&client) || self.pod_cidrs.iter().any(|p| p.contains(client)) {
             ClientClass::Pod
         } else {
             ClientClass::External
