@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nomagic::compile::serving::Serving;
 use nomagic::compile::{Compiler, Settings, TARGETS_MAX};
 use nomagic::index::Index;
+use nomagic::objects::Key;
 use nomagic::reconcile::Reconciler;
 use nomagic_core::conntrack::{Conntrack, Flow, Hit, Phase};
 use nomagic_core::filter::ReplyFilter;
@@ -31,6 +32,8 @@ struct Gateway {
     compiler: Compiler,
     services: Services,
     serving: Serving,
+    /// All Services so far.
+    known: BTreeSet<Key>,
     reconciler: Reconciler,
     wire: Wire<'static>,
 }
@@ -47,6 +50,7 @@ impl Gateway {
             compiler: Compiler::new(TARGETS_MAX),
             services: Services::empty(HashSeed::new(0)),
             serving: Serving::default(),
+            known: BTreeSet::new(),
             reconciler: Reconciler::start(table, replies).unwrap(),
             wire: Wire::new(0, table, Some(replies)),
         }
@@ -54,7 +58,7 @@ impl Gateway {
 
     /// New objects come into force, and what they end has ended.
     fn apply(&mut self, index: &Index) {
-        let serving = Serving::of(index, &self.serving);
+        let serving = serving(index, &self.serving, &mut self.known);
         let before = std::mem::replace(&mut self.serving, serving);
         let walks = self.reconciler.done().walks + u64::from(self.serving.ends_some_of(&before));
         self.reconciler.hold();
@@ -203,7 +207,7 @@ fn nothing_ends_before_every_worker_uses_the_new_table() {
     assert_eq!(g.wire.send(&g.services, &tuple(1), SYN), Went::On(SocketAddr::from(([10, 0, 0, 2], 1)), to(53)));
 
     let later = index(&steps[1]["objects"]);
-    let serving = Serving::of(&later, &g.serving);
+    let serving = serving(&later, &g.serving, &mut g.known);
     g.reconciler.hold();
     let services = g.compiler.compile(&later, &g.settings).services;
     assert!(matches!(g.wire.send(&services, &tuple(2), SYN), Went::On(_, went) if went == to(5_353)));

@@ -5,6 +5,7 @@ mod replay;
 #[path = "common/wire.rs"]
 mod wire;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -154,7 +155,7 @@ fn what_workers_open_by_the_newest_table_stays_and_nothing_else_does() {
     let mut compiler = Compiler::new(TARGETS_MAX);
     let mut tables = |endpoints: u64, before: &Serving| {
         let index = objects(endpoints);
-        Arc::new((compiler.compile(&index, &settings).services, Serving::of(&index, before)))
+        Arc::new((compiler.compile(&index, &settings).services, replay::serving(&index, before, &mut BTreeSet::new())))
     };
     let mut reconciler = Reconciler::start(table, filter).unwrap();
     let mut latest = tables(255, &Serving::default());

@@ -46,14 +46,6 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Those of these objects; `before`: the state before, for what did not change.
-    pub fn of(index: &Index, before: &Serving) -> Serving {
-        let mut serving = before.clone();
-        let known = before.services.iter().map(|(key, _)| key.clone());
-        serving.follow(index, &index.services().map(|s| s.key.clone()).chain(known).collect());
-        serving
-    }
-
     /// Takes over what has changed of these Services.
     pub fn follow(&mut self, index: &Index, services: &BTreeSet<Key>) {
         let udp = |s: &&Arc<Service>| s.ignored.is_none() && s.ports.iter().any(|p| p.proto == Proto::Udp);

@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use nomagic::compile::serving::Serving;
 use nomagic::compile::{Compiled, Compiler, Settings, TARGETS_MAX};
 use nomagic::config::Config;
 use nomagic::explain::{Explainer, parse_flow};
 use nomagic::index::Index;
 use nomagic::manifests;
+use nomagic::objects::Key;
 use nomagic::objects::addr::socket;
 use serde_json::{Value, json};
 
@@ -53,6 +55,14 @@ pub fn index(objects: &Value) -> Index {
     let loaded = manifests::load(&file, None).unwrap();
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     Index::of(loaded.objects)
+}
+
+/// The serving endpoints of these objects, after those of `before`. `known`: all Services so far, as some may be gone.
+pub fn serving(index: &Index, before: &Serving, known: &mut BTreeSet<Key>) -> Serving {
+    known.extend(index.services().map(|service| service.key.clone()));
+    let mut serving = before.clone();
+    serving.follow(index, known);
+    serving
 }
 
 /// A step's objects, compiled.

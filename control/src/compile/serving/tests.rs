@@ -26,8 +26,15 @@ fn slice(of: &str, port: u16, endpoints: &[&str]) -> Object {
     Object::Slice(Arc::new(Slice::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin::default()).unwrap()))
 }
 
+/// What follows from `before` when all Services of the index may have changed.
+fn following(before: &Serving, index: &Index) -> Serving {
+    let mut serving = before.clone();
+    serving.follow(index, &index.services().map(|s| s.key.clone()).collect());
+    serving
+}
+
 fn serving(objects: Vec<Object>) -> Serving {
-    Serving::of(&Index::of(objects), &Serving::default())
+    following(&Serving::default(), &Index::of(objects))
 }
 
 fn keeps(serving: &Serving, proto: Proto, service: &str, backend: &str) -> bool {
@@ -119,9 +126,9 @@ fn there_is_something_to_do_when_an_endpoint_goes_or_a_port_comes() {
 #[test]
 fn what_did_not_change_is_shared() {
     let mut index = Index::of([service("dns", DNS), slice("dns", 53, &["10.1.0.1"]), service("b", DNS), slice("b", 53, &["10.1.0.1"])]);
-    let before = Serving::of(&index, &Serving::default());
+    let before = following(&Serving::default(), &index);
     index.apply(slice("b", 53, &["10.1.0.2"]));
-    let now = Serving::of(&index, &before);
+    let now = following(&before, &index);
     let mut services: Vec<_> = now.services.iter().collect();
     services.sort_by_key(|(key, _)| *key);
     let shared: Vec<bool> =
