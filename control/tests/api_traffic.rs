@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use api_gateway::*;
 use common::{Gateway, wait_for};
 use nomagic_bench::rig::PODS;
+use nomagic_core::reason::Reason;
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Resource, Streaming};
 use serde_json::{Value, json};
 
@@ -61,6 +62,38 @@ struct Period {
     from: Instant,
     until: Option<Instant>,
     pods: BTreeSet<String>,
+}
+
+/// Frames for which somebody is told no, or nothing on purpose.
+const REFUSALS: [Reason; 5] =
+    [Reason::NoEndpoints, Reason::NoLocalEndpoints, Reason::SourceRange, Reason::UnusedServicePort, Reason::UnallocatedServiceAddress];
+
+/// Frames that did not go on, as the gateway itself counts them. What else gets lost here, the kernel or the rig has lost.
+struct Losses {
+    /// By decision.
+    refused: u64,
+    /// Otherwise, by place.
+    lost: BTreeMap<String, u64>,
+}
+
+impl Losses {
+    fn read(g: &Gateway) -> Losses {
+        let status = g.status();
+        let n = |at: &str| status.pointer(at).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number at {at} in {status:#}"));
+        let refused = REFUSALS.iter().map(|r| n(&format!("/totals/reasons/{}", r.label()))).sum();
+        let dropped = n("/totals/dropped/packets").checked_sub(refused);
+        let mut lost = BTreeMap::from([("workers".to_owned(), dropped.expect("refusals are among what is dropped"))]);
+        for (p, port) in status["ports"].as_array().expect("ports").iter().enumerate() {
+            let name = port["name"].as_str().expect("a name");
+            lost.insert(format!("{name} XDP"), n(&format!("/ports/{p}/xdp/dropped")));
+            for s in 0..port["sockets"].as_array().expect("sockets").len() {
+                for what in ["rx_dropped", "rx_ring_full"] {
+                    lost.insert(format!("{name} socket {s} {what}"), n(&format!("/ports/{p}/sockets/{s}/{what}")));
+                }
+            }
+        }
+        Losses { refused, lost }
+    }
 }
 
 /// A gateway under traffic.
@@ -120,8 +153,14 @@ impl Traffic {
             slow += all.iter().filter(|t| t.end - t.start > Duration::from_millis(900)).count();
             tries += all.len();
         }
-        println!("{slow} of them took long enough for a datagram to be sent again");
+        let Losses { refused, lost } = Losses::read(&self.g);
+        println!("{slow} of them took long enough for a datagram to be sent again; refused: {refused}, lost by the gateway: {lost:?}");
         assert!(slow <= 5 + tries / 2_000, "{slow} of {tries}");
+        assert!(
+            slow == 0 || lost.values().all(|n| *n == 0),
+            "{slow} were answered late, and it was the gateway that lost something: {lost:?}"
+        );
+        assert!(refused > 0, "connections to what is deleted were refused");
         let (mut confined, mut per_pod) = (0, BTreeMap::<String, u32>::new());
         for load in self.changed {
             let (what, all) = load.finish();
