@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Where `bpf.h` is, which all of the project's BPF programs share.
+const SHARED: &str = "../dataplane/xsk/bpf";
+
 fn main() {
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed={SHARED}/bpf.h");
     println!("cargo::rerun-if-env-changed=CLANG");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".into());
@@ -13,7 +17,7 @@ fn main() {
     for name in ["generate", "sink", "count"] {
         let mut command = Command::new(&clang);
         command.args(["-O2", "-g", "-target", "bpf", "-Wall", "-Wextra", "-Werror"]);
-        command.arg(format!("-I/usr/include/{arch}-linux-gnu"));
+        command.args([format!("-I/usr/include/{arch}-linux-gnu"), format!("-I{SHARED}")]);
         command.args(["-c", &format!("bpf/{name}.c"), "-o"]).arg(out.join(format!("{name}.o")));
         match command.status() {
             Ok(status) if status.success() => {}

@@ -11,8 +11,8 @@ use super::counter::Counter;
 use super::subject::Running;
 use super::trial::{Generator, Trial};
 use super::workload::{ENDPOINTS_EACH, endpoint};
-use crate::pktgen::clock_ns;
 use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow};
+use nomagic_xsk::monotonic_ns;
 
 /// One place of a timeline.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -111,7 +111,7 @@ pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, 
         let outcome = std::thread::scope(|scope| {
             let changer = scope.spawn(|| {
                 std::thread::sleep(BEFORE);
-                *told_ns.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock_ns());
+                *told_ns.lock().unwrap_or_else(PoisonError::into_inner) = Some(monotonic_ns());
                 change_one(running, service, 1)
             });
             let end = Instant::now() + CHANGE_LIMIT;

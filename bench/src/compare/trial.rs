@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::counter::{Counter, KINDS};
 use super::cpu::{Reading, Usage};
-use crate::pktgen::clock_ns;
 use crate::pktgen::program::{LiveProgram, State};
+use nomagic_xsk::monotonic_ns;
 
 /// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
 const BEHIND_MAX_NS: u64 = 1_000_000;
@@ -77,7 +77,7 @@ impl Generator {
             self.program.set(&state)?;
             let runs = (left_s * 1e9 * 1.02 / self.run_ns).clamp(1.0, RUNS_MAX);
             self.program.call(runs as u32)?;
-            let end_ns = clock_ns();
+            let end_ns = monotonic_ns();
             let after = self.program.state()?;
             self.run_ns = (end_ns.saturating_sub(after.start_ns) as f64 / runs).max(1.0);
             frames += after.frames - before.frames;

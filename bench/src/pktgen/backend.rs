@@ -1,9 +1,10 @@
 //! Ways to send frames.
 
 use anyhow::{Context, Result};
+use nomagic_xsk::monotonic_ns;
 
 use super::stream::Source;
-use super::sys::{PacketSocket, monotonic_ns};
+use super::sys::PacketSocket;
 use super::xsk::{BATCH, Xsk};
 
 /// What a backend has sent.

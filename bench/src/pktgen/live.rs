@@ -1,11 +1,11 @@
 //! The live-frames backend: calls of [`LiveProgram`].
 
 use anyhow::Result;
+use nomagic_xsk::monotonic_ns;
 
 use super::backend::{Backend, Sent};
 use super::profile::Profile;
 use super::program::{LiveProgram, Part, State};
-use super::sys::monotonic_ns;
 use super::template::Macs;
 
 /// Frames of one system call without a rate at the most, so that time and signals are looked at.

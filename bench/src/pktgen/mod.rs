@@ -29,4 +29,3 @@ mod xsk;
 
 pub use cli::PktgenArgs;
 pub use run::{BackendKind, Options, run};
-pub use sys::monotonic_ns as clock_ns;

@@ -1,6 +1,7 @@
 //! A run: the sink and the generator on threads of their own, progress, the result.
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nomagic_xsk::monotonic_ns;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -19,7 +20,6 @@ use super::program::LIVE_FLOWS_MAX;
 use super::report::{Outcome, Report};
 use super::sink::{Sink, SinkControl, SinkMode, SinkResult};
 use super::stream::{Source, Stream};
-use super::sys::monotonic_ns;
 use super::template::{ETH_LEN, Macs};
 
 /// The longest run.

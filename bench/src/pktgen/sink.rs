@@ -5,12 +5,12 @@ use aya::maps::{PerCpuArray, XskMap};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
+use nomagic_xsk::monotonic_ns;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::check::{Checker, SinkCounts};
 use super::interface::Interface;
-use super::sys::monotonic_ns;
 use super::xsk::Xsk;
 
 /// Queues of an interface at the most: `xsks` of bpf/sink.c.

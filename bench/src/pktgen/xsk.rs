@@ -2,14 +2,13 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, anyhow};
+use nomagic_xsk::{close_on_exec, kick_tx, set_tx_budget};
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
-
-use super::sys;
 
 /// Frames of the UMEM, and entries of each ring.
 const RING: u32 = 8192;
@@ -73,9 +72,9 @@ impl Xsk {
             Ok((tx, rx, Some((fill, comp)))) => {
                 let xsk = Xsk { umem, tx, rx, fill, comp, free, kick_due: false };
                 // A child that has the socket too keeps the queue busy for as long as it lives.
-                sys::close_on_exec(xsk.fd()).context("AF_XDP socket")?;
+                close_on_exec(xsk.fd()).context("AF_XDP socket")?;
                 // Older kernels send 32 frames a call: `kick` calls again.
-                let _ = sys::set_tx_budget(xsk.fd(), RING);
+                let _ = set_tx_budget(xsk.fd(), RING);
                 Ok(Ok(xsk))
             }
             Ok((_, _, None)) => Err(anyhow!("a fresh UMEM got no rings of its own")),
@@ -138,7 +137,7 @@ impl Xsk {
             if !self.kick_due || !self.tx.needs_wakeup() {
                 break;
             }
-            match sys::kick_tx(self.fd()).map_err(|e| (e.raw_os_error(), e)) {
+            match kick_tx(self.fd()).map_err(|e| (e.raw_os_error(), e)) {
                 Ok(()) => self.kick_due = false,
                 Err((Some(libc::EAGAIN), _)) => {
                     self.complete();

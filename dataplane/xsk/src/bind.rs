@@ -5,6 +5,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -161,7 +162,11 @@ fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mode: BindFla
     loop {
         // SAFETY: INHIBIT_PROG_LOAD is set, as sharing a UMEM asks for, and each queue is bound once.
         let error = match unsafe { Socket::new(config, frames.umem(), &interface, queue) } {
-            Ok((tx, rx, Some((fill, comp)))) => return Ok((tx, rx, fill, comp)),
+            Ok((tx, rx, Some((fill, comp)))) => {
+                // libxdp leaves that out.
+                sys::close_on_exec(tx.fd().as_raw_fd()).map_err(|e| EdgeError::io(format!("socket on {name}"), e))?;
+                return Ok((tx, rx, fill, comp));
+            }
             Ok((_, _, None)) => io::Error::from_raw_os_error(libc::EBUSY),
             Err(e) => io::Error::from_raw_os_error(os_error(&e).unwrap_or(libc::EIO)),
         };

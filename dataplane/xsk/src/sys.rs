@@ -28,7 +28,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// CLOCK_MONOTONIC in nanoseconds: the clock of the heartbeats.
+/// CLOCK_MONOTONIC in nanoseconds: the clock of the heartbeats, and of BPF's `bpf_ktime_get_ns()`.
 #[inline]
 pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -37,7 +37,11 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Tells the kernel to send what is in the transmit ring.
+/// Tells the kernel to send what is in an AF_XDP socket's transmit ring.
+///
+/// # Errors
+/// The system's: EAGAIN when there is more to send, or no room for completions; EBUSY and ENOBUFS when the driver cannot take it now; others
+/// when the port is down or gone.
 #[inline]
 pub fn kick_tx(socket: RawFd) -> io::Result<()> {
     // SAFETY: no buffer is passed; a bad descriptor is an error, not undefined behaviour.
@@ -122,11 +126,24 @@ pub fn xdp_statistics(socket: BorrowedFd<'_>) -> io::Result<RawStatistics> {
     Ok(statistics)
 }
 
-/// Asks for up to `frames` sent a call in copy mode. Kernels that do not know the option send 32.
+/// Asks for up to `frames` sent by one [`kick_tx`] of an AF_XDP socket in copy mode.
+///
+/// # Errors
+/// The system's: ENOPROTOOPT of kernels that do not know the option (before Linux 6.17). They send 32.
 pub fn set_tx_budget(socket: RawFd, frames: u32) -> io::Result<()> {
     let len = mem::size_of::<u32>() as libc::socklen_t;
     // SAFETY: the value is valid for its length.
     check(unsafe { libc::setsockopt(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, ptr::from_ref(&frames).cast(), len) })?;
+    Ok(())
+}
+
+/// Keeps a descriptor from child processes: one that has an AF_XDP socket too keeps its queue bound for as long as it lives.
+///
+/// # Errors
+/// The system's: EBADF when the descriptor is not open.
+pub fn close_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is passed; a bad descriptor is an error, not undefined behaviour. There are no other descriptor flags to keep.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     Ok(())
 }
 
@@ -285,7 +302,7 @@ mod tests {
         assert!(pin_to_cpu(1023).is_err());
         assert!(is_bpffs(Path::new("/nowhere")).is_err());
         assert!(!is_bpffs(Path::new("/proc")).unwrap());
-        assert!(kick_tx(-1).is_err());
+        assert!(kick_tx(-1).is_err() && set_tx_budget(-1, 64).is_err() && close_on_exec(-1).is_err());
         assert!(detach_pinned_link(Path::new("/nowhere")).is_err());
     }
 
