@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use nomagic_bench::compare::cli::CompareArgs;
 use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::demo::{DemoOptions, default_nomagic, demo};
+use nomagic_bench::ndr::NdrArgs;
 use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, download, http_load, serve_pod, start_pod, udp_load, upload};
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::preflight::PreflightArgs;
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Generates traffic and checks what arrives: rate, loss, order, latency
     Pktgen(Box<PktgenArgs>),
+    /// Searches the highest rate without loss, and with 0.5 % of it
+    Ndr(Box<NdrArgs>),
     /// nomagic beside its peers: rates, latency, CPU time, churn, floods
     Compare(CompareArgs),
     /// nomagic's AF_XDP code with an empty packet path, the peer of the comparison
@@ -122,6 +125,7 @@ fn run(command: Command) -> Result<()> {
             demo(&DemoOptions { nomagic: nomagic.unwrap_or_else(default_nomagic), connections_v4, connections_v6 })
         }
         Command::Pktgen(args) => args.run(),
+        Command::Ndr(args) => args.run(),
         Command::Compare(args) => args.run(),
         Command::NoWork(args) => args.run(),
         // The report names what is missing.

@@ -14,6 +14,7 @@ use super::rates::Plan;
 use super::run::{Rows, Run};
 use super::subject::{Cpus, Running, Setup, subject};
 use crate::demo::default_nomagic;
+use crate::report::text;
 use crate::results::{FORMAT, Napi, Results, Rig, RigKind, Subject, SubjectKind};
 use crate::rig::{Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
@@ -57,7 +58,7 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Milliseconds of one trial of the rates
-    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     trial_ms: u64,
     /// The load balancer's CPU
     #[arg(long, default_value_t = 0)]
@@ -123,7 +124,6 @@ impl CompareArgs {
         let (start, started) = (Instant::now(), SystemTime::now());
         let say = |text: &str| eprintln!("[{:6.1} s] {text}", start.elapsed().as_secs_f32());
         let cpus = Cpus { lb: self.lb_cpu, generator: self.generator_cpu };
-        pin(cpus.generator)?;
         let dir = tempfile::Builder::new().prefix("nomagic-compare-").tempdir().context("cannot create a temporary directory")?.keep();
         let _dir = undo_later(Undo::Directory(dir.clone()));
         let bench = std::env::current_exe().context("cannot find this program's own file")?;
@@ -133,11 +133,12 @@ impl CompareArgs {
         if let Some(unknown) = self.subjects.iter().find(|id| wanted.iter().all(|s| s.id != **id)) {
             bail!("--subjects {unknown}: there are {}", wanted.iter().map(|s| s.id.as_str()).collect::<Vec<_>>().join(", "));
         }
-        let mut running = Vec::new();
-        for subject in wanted.into_iter().filter(|s| self.subjects.is_empty() || self.subjects.contains(&s.id)) {
-            say(&format!("starting {}", subject.label));
-            running.push(Running::start(&setup, running.len(), subject)?);
-        }
+        let wanted: Vec<Subject> = wanted.into_iter().filter(|s| self.subjects.is_empty() || self.subjects.contains(&s.id)).collect();
+        say(&format!("starting {} subjects; the kernel takes most of a minute for the rules of 10,000 Services", wanted.len()));
+        let running = start_all(&setup, wanted)?;
+        say("all of them are ready");
+        // From here on this thread, and what it starts, is on the generator's CPU.
+        pin(cpus.generator)?;
         let strictness = if self.accept_noise { Strictness::Accept } else { Strictness::Refuse };
         let mut judge = Judge::new(running.iter().flat_map(Running::pids), strictness);
         let plan = Plan::new(Duration::from_millis(self.trial_ms), self.rounds);
@@ -172,10 +173,32 @@ impl CompareArgs {
             .with_context(|| format!("cannot write {}", self.out.display()))?;
         say("cleaning up");
         drop((running, ends));
-        println!("{}", serde_json::to_string_pretty(&results)?);
-        println!("results: {}", self.out.display());
+        println!("{}\n\n{}", text::figures(&results), text::summary(&results));
+        println!("results: {} (`nomagic-bench report {0}` makes a page of them)", self.out.display());
         Ok(())
     }
+}
+
+/// Starts all subjects, in the order of their lanes: one thread a CPU, since the kernel's many rules take long.
+fn start_all(setup: &Setup<'_>, wanted: Vec<Subject>) -> Result<Vec<Running>> {
+    let start = |cpu: u32, subjects: Vec<(usize, Subject)>| -> Result<Vec<(usize, Running)>> {
+        pin(cpu)?;
+        subjects.into_iter().map(|(n, subject)| Ok((n, Running::start(setup, n, subject)?))).collect()
+    };
+    // nftables' many sets take the kernel longest.
+    let slow = |s: &Subject| s.kind == SubjectKind::Nftables && s.services >= 10_000;
+    let (alone, others): (Vec<_>, Vec<_>) = wanted.into_iter().enumerate().partition(|(_, s)| slow(s));
+    let mut all = std::thread::scope(|scope| {
+        let alone = scope.spawn(|| start(setup.cpus.lb, alone));
+        let others = scope.spawn(|| start(setup.cpus.generator, others));
+        let mut all = Vec::new();
+        for thread in [alone, others] {
+            all.extend(thread.join().map_err(|_| anyhow::anyhow!("a thread of the comparison panicked; its message is above"))??);
+        }
+        anyhow::Ok(all)
+    })?;
+    all.sort_by_key(|(n, _)| *n);
+    Ok(all.into_iter().map(|(_, running)| running).collect())
 }
 
 /// The rig in words.

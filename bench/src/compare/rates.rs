@@ -26,7 +26,7 @@ pub struct Plan {
     pub trial: Duration,
     /// Rounds of those subjects that ratios are made of.
     pub rounds: u32,
-    /// Every so many rounds the 0.5 % rate is searched too, and those subjects that no ratio is made of take part.
+    /// Every so many rounds the 0.5 % rate is searched too, and those subjects that no ratio is made of take part (their 0.5 % rate only in the first).
     pub every: u32,
     /// The search's first bracket and precision.
     pub method: Method,
@@ -35,7 +35,7 @@ pub struct Plan {
 impl Plan {
     /// For trials of this length and so many rounds.
     pub fn new(trial: Duration, rounds: u32) -> Plan {
-        Plan { trial, rounds, every: 3, method: Method { precision: 0.01, tries: 3, step: 1.04, trials_max: 24 } }
+        Plan { trial, rounds, every: 5, method: Method { precision: 0.01, tries: 3, step: 1.04, hopeless: 0.02, rates_max: 24 } }
     }
 }
 
@@ -159,7 +159,8 @@ pub fn rounds(
                 continue;
             }
             let found = all.entry(subject.id.clone()).or_default();
-            turn(judge, &mut bed.generator, &bed.counter, plan, round, found, thorough).with_context(|| subject.label.clone())?;
+            let both = thorough && (round == 0 || compared(&subject.id));
+            turn(judge, &mut bed.generator, &bed.counter, plan, round, found, both).with_context(|| subject.label.clone())?;
             line += &format!(" {} {:.0}k", subject.id, found.zero_loss.get(&round).copied().unwrap_or(0.0) / 1e3);
         }
         say(&line);

@@ -30,8 +30,10 @@ pub struct Method {
     pub tries: u32,
     /// The first bracket's ends are the start divided and multiplied by this, and then by its powers.
     pub step: f64,
-    /// Trials of one search at the most.
-    pub trials_max: u32,
+    /// A loss above this share is no accident: one such trial is enough.
+    pub hopeless: f64,
+    /// Rates that one search tries at the most.
+    pub rates_max: u32,
 }
 
 /// What a search has found.
@@ -70,13 +72,16 @@ pub fn search(method: &Method, loss_max: f64, start: u64, ceiling: u64, mut shoo
             if !shot.offered {
                 return Ok(Rate::NotOffered);
             }
+            if shot.loss_share > loss_max && shot.loss_share > method.hopeless {
+                return Ok(Rate::Fails);
+            }
             if shot.loss_share <= loss_max { held += 1 } else { failed += 1 }
         }
         Ok(if held > failed { Rate::Holds } else { Rate::Fails })
     };
     let (mut low, mut high, mut limited) = (0u64, ceiling.saturating_add(1), false);
     let (mut at, mut factor, mut asked) = (start.clamp(RATE_MIN, ceiling.max(RATE_MIN)), method.step, 0);
-    while asked < method.trials_max {
+    while asked < method.rates_max {
         asked += 1;
         match ask(at)? {
             Rate::Holds => low = at,
@@ -104,7 +109,7 @@ pub fn search(method: &Method, loss_max: f64, start: u64, ceiling: u64, mut shoo
 mod tests {
     use super::*;
 
-    const METHOD: Method = Method { precision: 0.01, tries: 3, step: 1.05, trials_max: 60 };
+    const METHOD: Method = Method { precision: 0.01, tries: 3, step: 1.05, hopeless: 0.02, rates_max: 60 };
 
     /// A device that loses everything above its limit.
     fn device(limit: u64) -> impl FnMut(u64) -> Result<Shot> {

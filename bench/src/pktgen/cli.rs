@@ -139,6 +139,11 @@ impl PktgenArgs {
         })
     }
 
+    /// The result is wanted as JSON.
+    pub fn json(&self) -> bool {
+        self.format == Format::Json
+    }
+
     /// Runs and prints the result.
     pub fn run(&self) -> Result<()> {
         let options = self.options()?;
