@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
-PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind chromium fonts-dejavu-core
+PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind chromium fonts-dejavu-core nftables iptables
 
 .PHONY: help setup build demo test loom miri lint bench bench-micro bench-scale clean
 
@@ -49,7 +49,13 @@ lint: ## Format check, lints and, where installed, dependency policy
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked), dependency policy not checked"; fi
 
-bench bench-micro: ## What a packet costs in memory, beside the floor and the alternatives (three minutes)
+bench: ## nomagic beside its peers, over veth pairs: the table of figures, target/bench.json, target/bench.html (ten minutes once built, a quiet machine, root)
+	$(CARGO) build --release --locked -p nomagic -p nomagic-fake-apiserver -p nomagic-bench
+	$(CARGO) bench --locked -p nomagic-bench --bench micro -- "pipeline, DNAT" --rounds 5 --json target/bench-table.json
+	@$(SUDO) target/release/nomagic-bench compare --micro target/bench-table.json --out target/bench.json
+	@target/release/nomagic-bench report target/bench.json --out target/bench.html
+
+bench-micro: ## What a packet costs in memory, beside the floor and the alternatives (three minutes)
 	$(CARGO) bench --locked -p nomagic-bench --bench micro
 
 bench-scale: ## What many Services cost: compiling, one change, memory, and from an API server's event to the packet (two minutes once built)

@@ -141,7 +141,7 @@ fn known_flows(run: &mut Run, rig: &mut Rig) {
             (find(&zipf, false), None),
             (find(&Draw::Uniform, true), None),
         ];
-        run.flows = Some(flows);
+        run.flows = Some(flows as u64);
         run.group(&group, rig, names.iter().zip(rows).map(|(name, (row, wanted))| ((*name).into(), row, wanted)).collect());
         run.flows = None;
     }

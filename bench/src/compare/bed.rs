@@ -14,6 +14,7 @@ use crate::ndr::search::Shot;
 use crate::pktgen::profile::{Protocol, Size};
 use crate::pktgen::program::{LiveProgram, Part};
 use crate::pktgen::template::Macs;
+use crate::rig::Netns;
 
 /// Share of CPU time that the hypervisor may take in a trial that counts.
 pub const STEAL_MAX: f64 = 0.03;
@@ -78,10 +79,17 @@ impl Judge {
     }
 
     /// A trial that counts.
-    pub fn trial(&mut self, generator: &mut Generator, counter: &Counter, pps: Option<u64>, duration: Duration) -> Result<Trial> {
+    pub fn trial(
+        &mut self,
+        generator: &mut Generator,
+        counter: &Counter,
+        gateway: &Netns,
+        pps: Option<u64>,
+        duration: Duration,
+    ) -> Result<Trial> {
         let mut last = (0.0, 0.0);
         for repeat in 0..=REPEATS_MAX {
-            let trial = trial(generator, counter, pps, duration, &self.own)?;
+            let trial = trial(generator, counter, gateway, pps, duration, &self.own)?;
             last = (trial.usage.steal_share, trial.usage.foreign_share);
             if self.strictness == Strictness::Accept || (last.0 <= STEAL_MAX && last.1 <= FOREIGN_MAX) {
                 let w = &mut self.watched;
@@ -104,16 +112,23 @@ impl Judge {
     }
 
     /// A trial during which the rig itself works: it is not refused for the CPU time of others.
-    pub fn disturbed(&mut self, generator: &mut Generator, counter: &Counter, pps: u64, duration: Duration) -> Result<Trial> {
+    pub fn disturbed(
+        &mut self,
+        generator: &mut Generator,
+        counter: &Counter,
+        gateway: &Netns,
+        pps: u64,
+        duration: Duration,
+    ) -> Result<Trial> {
         self.watched.trials += 1;
-        trial(generator, counter, Some(pps), duration, &self.own)
+        trial(generator, counter, gateway, Some(pps), duration, &self.own)
     }
 
     /// A trial as the search wants it.
-    pub fn shoot(&mut self, generator: &mut Generator, counter: &Counter, pps: u64, duration: Duration) -> Result<Shot> {
+    pub fn shoot(&mut self, generator: &mut Generator, counter: &Counter, gateway: &Netns, pps: u64, duration: Duration) -> Result<Shot> {
         let mut shot = Shot { loss_share: 0.0, offered: false };
         for _ in 0..OFFERS_MAX {
-            let trial = self.trial(generator, counter, Some(pps), duration)?;
+            let trial = self.trial(generator, counter, gateway, Some(pps), duration)?;
             shot = Shot { loss_share: trial.loss_share(), offered: trial.offered_pps() >= pps as f64 * OFFERED };
             if shot.offered {
                 break;
@@ -126,9 +141,9 @@ impl Judge {
 /// Kinds of traffic of the test bed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mix {
-    /// Flows that are known after the first frames.
+    /// Flows to the first Service, known after the first frames: the very same frames for every subject, however many Services it has.
     Established,
-    /// One frame in so many opens a flow.
+    /// Flows to all Services in turn, and one frame in so many opens one.
     NewFlows(u32),
     /// SYNs from everywhere to the first Service's TCP port beside the established flows, in these shares.
     Flood {
@@ -146,11 +161,12 @@ pub fn generator(running: &Running, flows: u32, mix: Mix) -> Result<Generator> {
     let lane = &running.lane;
     let link = Link::query(&lane.generator).with_context(|| lane.generator.clone())?;
     let services = running.subject.services.max(1);
-    let established = workload::profile(services, flows, Protocol::Udp, Size::Min);
+    let spread = if matches!(mix, Mix::NewFlows(_)) { services } else { 1 };
+    let established = workload::profile(spread, flows, Protocol::Udp, Size::Min);
     let fresh = match mix {
         Mix::Flood { .. } => workload::profile(1, 1, Protocol::SynFlood, Size::Min),
         Mix::Looking(service) => workload::profile_of(service),
-        Mix::Established | Mix::NewFlows(_) => workload::profile(services, services.min(flows), Protocol::Udp, Size::Min),
+        Mix::Established | Mix::NewFlows(_) => workload::profile(spread, spread.min(flows), Protocol::Udp, Size::Min),
     };
     let known = |weight| Part { profile: &established, weight, fresh: false, run: 0 };
     let new = |weight| Part { profile: &fresh, weight, fresh: true, run: 1 };

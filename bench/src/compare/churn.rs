@@ -11,7 +11,8 @@ use super::counter::Counter;
 use super::subject::Running;
 use super::trial::{Generator, Trial};
 use super::workload::{ENDPOINTS_EACH, endpoint};
-use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow};
+use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow, median};
+use crate::rig::Netns;
 use nomagic_xsk::monotonic_ns;
 
 /// One place of a timeline.
@@ -24,6 +25,8 @@ const BEFORE: Duration = Duration::from_millis(300);
 const LOOK_PPS: u64 = 4_000;
 /// How long a change may take to reach packets.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+/// Floods, one after the other: the first fills the connection table.
+const FLOODS: u32 = 5;
 /// Frames a second at which flows become known in both directions.
 const MEET_PPS: u64 = 40_000;
 
@@ -42,6 +45,7 @@ pub fn disturbed(
     judge: &mut Judge,
     generator: &mut Generator,
     counter: &Counter,
+    gateway: &Netns,
     pps: u64,
     duration: Duration,
     event: impl FnOnce(&dyn Fn()) -> Result<()> + Send,
@@ -55,7 +59,7 @@ pub fn disturbed(
             event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed()))
         });
         // Whoever changes tables uses CPU time too: such a trial is not refused for it.
-        let trial = judge.disturbed(generator, counter, pps, duration);
+        let trial = judge.disturbed(generator, counter, gateway, pps, duration);
         let outcome = changer.join();
         ended.store(true, Relaxed);
         (trial, sampler.join(), outcome)
@@ -89,7 +93,7 @@ pub fn churn_row(subject: &str, event: &str, trials: &[Disturbed]) -> ChurnRow {
     ChurnRow {
         subject: subject.into(),
         event: event.into(),
-        offered_pps: crate::results::median(&offered),
+        offered_pps: median(&offered),
         events: trials.iter().map(|d| d.event_at.len() as u32).sum(),
         lost: trials.iter().map(|d| d.trial.lost()).sum(),
         blocked_ms: Estimate::of(&values).map_or_else(|| Outcome::NotMeasured("no event took place".into()), Outcome::Measured),
@@ -116,7 +120,7 @@ pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, 
             });
             let end = Instant::now() + CHANGE_LIMIT;
             while counter.first_ns()?.is_none() && Instant::now() < end {
-                judge.disturbed(&mut generator, counter, LOOK_PPS, Duration::from_millis(100))?;
+                judge.disturbed(&mut generator, counter, &running.lane.gateway, LOOK_PPS, Duration::from_millis(100))?;
             }
             changer.join().map_err(|_| anyhow::anyhow!("a thread of the comparison panicked; its message is above"))?
         });
@@ -152,18 +156,29 @@ pub fn flood(
     const MIX: Mix = Mix::Flood { established: 2, syns: 1 };
     // Both directions first, as real flows have them: tables give up one-sided flows before others.
     counter.watch(true, None)?;
-    let met = judge.trial(established, counter, Some(MEET_PPS), Duration::from_secs_f64(f64::from(flows) * 2.0 / MEET_PPS as f64));
+    let met = judge.trial(
+        established,
+        counter,
+        &running.lane.gateway,
+        Some(MEET_PPS),
+        Duration::from_secs_f64(f64::from(flows) * 2.0 / MEET_PPS as f64),
+    );
     std::thread::sleep(Duration::from_millis(50));
     counter.watch(false, None)?;
     ensure!(met?.arrived[0] > u64::from(flows), "{}: flows did not become known", running.subject.label);
     let mut mixed = generator(running, flows, MIX)?;
-    let trial = judge.trial(&mut mixed, counter, Some((rate_pps * 0.75) as u64), duration)?;
-    let sent = trial.sent as f64 * 2.0 / 3.0;
-    let goodput = (trial.arrived[0] as f64 / sent.max(1.0)).min(1.0);
+    let (mut goodputs, mut offered, mut syns) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..FLOODS {
+        let trial = judge.trial(&mut mixed, counter, &running.lane.gateway, Some((rate_pps * 0.75) as u64), duration)?;
+        let known = trial.entered as f64 * 2.0 / 3.0;
+        goodputs.push((trial.arrived[0] as f64 / known.max(1.0)).min(1.0));
+        offered.push(known / trial.elapsed_s);
+        syns.push(known / 2.0 / trial.elapsed_s);
+    }
     Ok(FloodRow {
         subject: running.subject.id.clone(),
-        offered_pps: sent / trial.elapsed_s,
-        flood_pps: trial.sent as f64 / 3.0 / trial.elapsed_s,
-        goodput: Outcome::Measured(Estimate::single(goodput)),
+        offered_pps: median(&offered),
+        flood_pps: median(&syns),
+        goodput: Estimate::of(&goodputs).map_or_else(|| Outcome::NotMeasured("no flood was sent".into()), Outcome::Measured),
     })
 }

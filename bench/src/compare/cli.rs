@@ -58,7 +58,7 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Milliseconds of one trial of the rates
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(50..=60_000))]
     trial_ms: u64,
     /// The load balancer's CPU
     #[arg(long, default_value_t = 0)]
@@ -135,10 +135,10 @@ impl CompareArgs {
         }
         let wanted: Vec<Subject> = wanted.into_iter().filter(|s| self.subjects.is_empty() || self.subjects.contains(&s.id)).collect();
         say(&format!("starting {} subjects; the kernel takes most of a minute for the rules of 10,000 Services", wanted.len()));
+        // This thread, and what it starts, is on the generator's CPU.
+        pin(cpus.generator)?;
         let running = start_all(&setup, wanted)?;
         say("all of them are ready");
-        // From here on this thread, and what it starts, is on the generator's CPU.
-        pin(cpus.generator)?;
         let strictness = if self.accept_noise { Strictness::Accept } else { Strictness::Refuse };
         let mut judge = Judge::new(running.iter().flat_map(Running::pids), strictness);
         let plan = Plan::new(Duration::from_millis(self.trial_ms), self.rounds);
@@ -179,24 +179,12 @@ impl CompareArgs {
     }
 }
 
-/// Starts all subjects, in the order of their lanes: one thread a CPU, since the kernel's many rules take long.
+/// Starts all subjects. Those whose rules take the kernel long come last: it holds up others meanwhile (RCU does not see that CPU pass by).
 fn start_all(setup: &Setup<'_>, wanted: Vec<Subject>) -> Result<Vec<Running>> {
-    let start = |cpu: u32, subjects: Vec<(usize, Subject)>| -> Result<Vec<(usize, Running)>> {
-        pin(cpu)?;
-        subjects.into_iter().map(|(n, subject)| Ok((n, Running::start(setup, n, subject)?))).collect()
-    };
-    // nftables' many sets take the kernel longest.
     let slow = |s: &Subject| s.kind == SubjectKind::Nftables && s.services >= 10_000;
-    let (alone, others): (Vec<_>, Vec<_>) = wanted.into_iter().enumerate().partition(|(_, s)| slow(s));
-    let mut all = std::thread::scope(|scope| {
-        let alone = scope.spawn(|| start(setup.cpus.lb, alone));
-        let others = scope.spawn(|| start(setup.cpus.generator, others));
-        let mut all = Vec::new();
-        for thread in [alone, others] {
-            all.extend(thread.join().map_err(|_| anyhow::anyhow!("a thread of the comparison panicked; its message is above"))??);
-        }
-        anyhow::Ok(all)
-    })?;
+    let mut order: Vec<(usize, Subject)> = wanted.into_iter().enumerate().collect();
+    order.sort_by_key(|(n, s)| (slow(s), *n));
+    let mut all = order.into_iter().map(|(n, subject)| Ok((n, Running::start(setup, n, subject)?))).collect::<Result<Vec<_>>>()?;
     all.sort_by_key(|(n, _)| *n);
     Ok(all.into_iter().map(|(_, running)| running).collect())
 }
@@ -208,7 +196,8 @@ fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
         kind: RigKind::Veth,
         description:
             "BPF live frames into a veth pair, the subject in a network namespace between two veth pairs, a counting tc program at the far \
-                      end. 64-byte UDP frames over IPv4; DNAT only, no source NAT. All subjects are up all the time and take turns."
+                      end. 64-byte UDP frames over IPv4; DNAT only, no source NAT. Established flows all go to the first Service: the same frames for every \
+                      subject. With new flows, traffic goes to all Services in turn. All subjects are up all the time and take turns."
                 .into(),
         lb_cpu: cpus.lb,
         generator_cpu: cpus.generator,

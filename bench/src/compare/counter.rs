@@ -91,9 +91,14 @@ impl Counter {
 pub fn histogram(before: &[u64], after: &[u64]) -> Histogram<u64> {
     let mut histogram = Histogram::new_with_bounds(1, 1 << 40, 3).expect("the bounds and digits are fixed and valid");
     for (place, (before, after)) in before.iter().zip(after).enumerate() {
+        // Recording nothing would still count as the largest value.
+        let n = after.saturating_sub(*before);
+        if n == 0 {
+            continue;
+        }
         let (low, width) = step(place as u64);
         // Cannot fail: every step lies within the bounds.
-        let _ = histogram.record_n(low + width / 2, after.saturating_sub(*before));
+        let _ = histogram.record_n(low + width / 2, n);
     }
     histogram
 }

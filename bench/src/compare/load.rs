@@ -30,7 +30,7 @@ pub fn under_load(
     for load_percent in LOADS {
         let pps = (rate_pps * f64::from(load_percent) / 100.0) as u64;
         let before = bed.counter.latencies()?;
-        let trial = judge.trial(&mut bed.generator, &bed.counter, Some(pps.max(1)), duration)?;
+        let trial = judge.trial(&mut bed.generator, &bed.counter, &bed.running.lane.gateway, Some(pps.max(1)), duration)?;
         let counted = histogram(&before, &bed.counter.latencies()?);
         let latency_us = match counted.len() {
             0 => Outcome::NotMeasured("no frame arrived".into()),
@@ -64,7 +64,7 @@ fn per_packet(trial: &Trial, cpus: Cpus) -> Outcome<CpuTime> {
         return Outcome::NotMeasured("/proc/stat does not name both CPUs".into());
     };
     // The readings enclose the trial with its preparation: CPU time belongs to the frames, whenever it was used.
-    let ns = |ticks: u64| ticks as f64 / TICKS_PER_SECOND * 1e9 / trial.sent.max(1) as f64;
+    let ns = |ticks: u64| ticks as f64 / TICKS_PER_SECOND * 1e9 / trial.entered.max(1) as f64;
     let CpuTicks { user, system, idle, interrupts, steal } = lb;
     let busy = user + system + interrupts;
     Outcome::Measured(CpuTime {

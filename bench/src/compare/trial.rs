@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::counter::{Counter, KINDS};
 use super::cpu::{Reading, Usage};
 use crate::pktgen::program::{LiveProgram, State};
+use crate::rig::Netns;
 use nomagic_xsk::monotonic_ns;
 
 /// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
@@ -27,8 +28,9 @@ const QUIET: Duration = Duration::from_millis(25);
 pub struct Trial {
     /// Frames a second that were asked for.
     pub wanted_pps: u64,
-    /// Frames sent, of all kinds.
-    pub sent: u64,
+    /// Frames that reached the subject's interface, of all kinds. What the generator's cable did not take (its queue has 256 places, and who empties it shares
+    /// the generator's CPU) never came to the subject.
+    pub entered: u64,
     /// Frames that arrived, by kind.
     pub arrived: [u64; KINDS],
     /// Seconds from the first frame to the last.
@@ -38,19 +40,19 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Frames a second that were sent.
+    /// Frames a second that reached the subject.
     pub fn offered_pps(&self) -> f64 {
-        self.sent as f64 / self.elapsed_s.max(1e-9)
+        self.entered as f64 / self.elapsed_s.max(1e-9)
     }
 
-    /// Frames of all kinds that did not arrive.
+    /// Frames of all kinds that reached the subject and did not arrive.
     pub fn lost(&self) -> u64 {
-        self.sent.saturating_sub(self.arrived.iter().sum())
+        self.entered.saturating_sub(self.arrived.iter().sum())
     }
 
-    /// Their share of those sent.
+    /// Their share.
     pub fn loss_share(&self) -> f64 {
-        self.lost() as f64 / self.sent.max(1) as f64
+        self.lost() as f64 / self.entered.max(1) as f64
     }
 }
 
@@ -90,16 +92,32 @@ impl Generator {
     }
 }
 
-/// One trial. `own` are the processes of the rig.
-pub fn trial(generator: &mut Generator, counter: &Counter, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
+/// One trial through a lane. `own` are the processes of the rig.
+pub fn trial(
+    generator: &mut Generator,
+    counter: &Counter,
+    gateway: &Netns,
+    pps: Option<u64>,
+    duration: Duration,
+    own: &HashSet<u32>,
+) -> Result<Trial> {
     ensure!(!duration.is_zero(), "a trial of no time");
     let proc = Path::new("/proc");
-    let before = counter.read()?;
+    let (before, entered_before) = (counter.read()?, entered(gateway)?);
     let cpu_before = Reading::take(proc)?;
     let (sent, elapsed_s) = generator.send(pps, duration)?;
     let cpu_after = Reading::take(proc)?;
     let arrived = drained(counter, &before, sent).context("waiting for the last frames")?;
-    Ok(Trial { wanted_pps: pps.unwrap_or(0), sent, arrived, elapsed_s, usage: Usage::between(&cpu_before, &cpu_after, own) })
+    let entered = entered(gateway)?.wrapping_sub(entered_before).min(sent);
+    Ok(Trial { wanted_pps: pps.unwrap_or(0), entered, arrived, elapsed_s, usage: Usage::between(&cpu_before, &cpu_after, own) })
+}
+
+/// Frames that a gateway's interface towards the generator has received.
+fn entered(gateway: &Netns) -> Result<u64> {
+    let table = gateway.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?.context("cannot read /proc/thread-self/net/dev")?;
+    let row = table.lines().find_map(|l| l.trim_start().strip_prefix("cl0:"));
+    // Bytes, packets, ...: proc_net_dev(5).
+    row.and_then(|r| r.split_whitespace().nth(1)?.parse().ok()).context("/proc/net/dev names no cl0")
 }
 
 /// What arrived since `before`, once all did or nothing more comes.
