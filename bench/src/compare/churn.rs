@@ -21,6 +21,9 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const INTERVALS_MAX: usize = 6_000;
 /// Traffic before the first event.
 const BEFORE: Duration = Duration::from_millis(300);
+/// One trial of many during which something happens, and how long that may take.
+const PIECE: Duration = Duration::from_millis(500);
+const EVENT_LIMIT: Duration = Duration::from_secs(60);
 /// Frames a second, each of a new flow, that look for a change.
 const LOOK_PPS: u64 = 4_000;
 /// How long a change may take to reach packets.
@@ -59,7 +62,7 @@ pub fn disturbed(
             event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed()))
         });
         // Whoever changes tables uses CPU time too: such a trial is not refused for it.
-        let trial = judge.disturbed(generator, counter, gateway, pps, duration);
+        let trial = until_done(judge, generator, counter, gateway, pps, duration, &|| changer.is_finished());
         let outcome = changer.join();
         ended.store(true, Relaxed);
         (trial, sampler.join(), outcome)
@@ -69,6 +72,27 @@ pub fn disturbed(
     let event_at = began.into_inner().unwrap_or_else(PoisonError::into_inner);
     let place = |at: Duration| (at.as_secs_f64() / INTERVAL.as_secs_f64()) as u32;
     Ok(Disturbed { trial: trial?, timeline: timeline.map_err(panicked)??, event_at: event_at.into_iter().map(place).collect() })
+}
+
+/// Trials of [`PIECE`] for a time, and until something is done. Together they are one.
+fn until_done(
+    judge: &mut Judge,
+    generator: &mut Generator,
+    counter: &Counter,
+    gateway: &Netns,
+    pps: u64,
+    duration: Duration,
+    done: &dyn Fn() -> bool,
+) -> Result<Trial> {
+    let start = Instant::now();
+    let mut all = judge.disturbed(generator, counter, gateway, pps, PIECE)?;
+    while start.elapsed() < duration || (!done() && start.elapsed() < EVENT_LIMIT) {
+        let piece = judge.disturbed(generator, counter, gateway, pps, PIECE)?;
+        all.entered += piece.entered;
+        all.elapsed_s += piece.elapsed_s;
+        all.arrived.iter_mut().zip(piece.arrived).for_each(|(sum, n)| *sum += n);
+    }
+    Ok(all)
 }
 
 fn sample(counter: &Counter, ended: &AtomicBool) -> Result<Vec<u64>> {

@@ -1,15 +1,17 @@
 //! The order of a comparison: rates in rounds, then everything that is a part of those rates.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bed::{Bed, Judge, Mix, generator};
 use super::churn::{churn_row, disturbed, flood, programming};
 use super::connections::{Seen, Servers, direct_cable};
+use super::counter::Counter;
 use super::load::under_load;
 use super::rates::{Found, Plan, rounds, turn};
 use super::subject::{Cpus, Setup, thousands};
+use super::workload::{ENDPOINTS_EACH, endpoint};
 use super::{change, cli::Part};
 use crate::results::{ChurnRow, ConnectionRow, CpuRow, FloodRow, LatencyRow, ProgrammingRow, RateRow, RatioRow, SubjectKind, Traffic};
 
@@ -21,6 +23,11 @@ const NEW_FLOW_ROUNDS: u32 = 2;
 const CONNECTION_ROUNDS: usize = 3;
 /// Changes of which the way to the packets is timed: of nomagic, and of those who need seconds for one.
 const CHANGES: [u32; 2] = [10, 3];
+
+/// Reloads, an even number, so that all is as it was afterwards.
+const RELOADS: u32 = 2;
+/// How long a reload may take to reach packets: clients of an API server that goes away again and again wait longer each time.
+const RELOAD_LIMIT: Duration = Duration::from_secs(50);
 
 /// Rows of the results.
 #[derive(Default)]
@@ -41,6 +48,16 @@ pub struct Rows {
     pub flood: Vec<FloodRow>,
     /// See there.
     pub programming: Vec<ProgrammingRow>,
+}
+
+/// Waits until the first frame that the counter looks for has come.
+fn seen(counter: &Counter) -> Result<()> {
+    let end = Instant::now() + RELOAD_LIMIT;
+    while counter.first_ns()?.is_none() {
+        ensure!(Instant::now() < end, "after a reload no packet followed the new table within {} s", RELOAD_LIMIT.as_secs());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// What a run needs beside its subjects.
@@ -216,15 +233,20 @@ impl Run<'_> {
         // Rules of 10,000 Services keep the kernel busy for a minute: it is asked for 1,000.
         if subject.services == 1_000 || (subject.services == 10_000 && nomagic) {
             let mut trials = Vec::new();
-            // An even number: at the end all is as it was.
-            for n in 0..if nomagic { 4 } else { 2 } {
+            for n in 0..RELOADS {
+                let generation = (n + 1) % 2;
+                let new = endpoint(0, 0, generation)..=endpoint(0, ENDPOINTS_EACH - 1, generation);
+                counter.watch(false, nomagic.then_some(new))?;
                 let reload = |told: &dyn Fn()| {
                     told();
-                    change::reload(running, self.setup, (n + 1) % 2)
+                    change::reload(running, self.setup, generation)?;
+                    // Flows of endpoints that are gone go to new ones: then the new table is in force. Flows that the kernel knows stay where they are.
+                    if nomagic { seen(counter).with_context(|| format!("{} wrote:\n{}", subject.label, running.said())) } else { Ok(()) }
                 };
-                trials.push(disturbed(judge, generator, counter, &running.lane.gateway, pps, Duration::from_secs(4), reload)?);
+                trials.push(disturbed(judge, generator, counter, &running.lane.gateway, pps, Duration::from_secs(3), reload)?);
                 running.pids().into_iter().for_each(|pid| judge.also_own(pid));
             }
+            counter.watch(false, None)?;
             rows.push(churn_row(&subject.id, &format!("{} Services reloaded", thousands(subject.services)), &trials));
         } else if subject.services == 1 && nomagic {
             let mut trials = Vec::new();

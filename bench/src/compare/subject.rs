@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +19,13 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where nomagic's API server listens, in the gateway.
 pub const API: &str = "127.0.0.1:8001";
+/// Versions that are left to each API server before the next one's begin.
+const VERSIONS_EACH: u64 = 1_000_000;
 /// Connections of nomagic's table: as many as the kernel's has by default on machines with more than 4 GiB (net.netfilter.nf_conntrack_max).
 pub const FLOWS_MAX: u32 = 262_144;
+
+/// Lines of a process's output that an error shows.
+const LINES_SHOWN: usize = 20;
 
 /// Which CPUs work for whom.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +44,7 @@ pub struct Running {
     pub process: Mutex<Option<Process>>,
     /// The API server that nomagic watches.
     pub api: Mutex<Option<Process>>,
+    api_versions: AtomicU64,
     _cleanup: Vec<Guard>,
     /// Its gateway.
     pub lane: Lane,
@@ -92,7 +99,15 @@ impl Running {
         let lane = Lane::new(setup.ends, n)?;
         let dir = setup.dir.join(format!("{n}-{}", subject.id));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let mut running = Running { subject, process: Mutex::new(None), api: Mutex::new(None), _cleanup: Vec::new(), lane, dir };
+        let mut running = Running {
+            subject,
+            process: Mutex::new(None),
+            api: Mutex::new(None),
+            api_versions: AtomicU64::new(VERSIONS_EACH),
+            _cleanup: Vec::new(),
+            lane,
+            dir,
+        };
         let services = running.subject.services;
         let ready = match running.subject.kind {
             SubjectKind::Nomagic => running.start_nomagic(setup, services),
@@ -171,6 +186,13 @@ impl Running {
         Ok(())
     }
 
+    /// The last lines that its process wrote.
+    pub fn said(&self) -> String {
+        let text = lock(&self.process).as_ref().map(Process::output).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+    }
+
     /// Processes of this subject.
     pub fn pids(&self) -> Vec<u32> {
         [&self.process, &self.api].into_iter().filter_map(|p| lock(p).as_ref().map(Process::pid)).collect()
@@ -181,10 +203,11 @@ impl Running {
         let yaml: String = (0..services).map(|n| service_object(n) + &slice_object(n, generation)).collect();
         let file = self.dir.join(format!("services-{generation}.yaml"));
         std::fs::write(&file, yaml).with_context(|| format!("cannot write {}", file.display()))?;
-        // The old one frees the port first.
+        // The old one frees the port first. What nomagic knows of it is too old for the new one, so everything is listed anew.
         drop(lock(&self.api).take());
+        let first = self.api_versions.fetch_add(VERSIONS_EACH, Relaxed).to_string();
         let program = setup.nomagic.with_file_name("nomagic-fake-apiserver");
-        *lock(&self.api) = Some(self.spawn(&program, &["--listen", API, path(&file)?], "listening")?);
+        *lock(&self.api) = Some(self.spawn(&program, &["--listen", API, "--first-version", &first, path(&file)?], "listening")?);
         Ok(())
     }
 

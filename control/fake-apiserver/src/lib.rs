@@ -124,6 +124,11 @@ impl FakeApiServer {
         self.shared.change(|s| s.store.compact());
     }
 
+    /// Versions go on from here, if they are not there already; older ones are 410 Gone.
+    pub fn begin_at(&self, version: u64) {
+        self.shared.change(|s| s.store.begin_at(version));
+    }
+
     /// How often clients get bookmarks; 60 s unless set. Watches that run take it over with their next bookmark.
     pub fn set_bookmark_every(&self, every: Duration) {
         self.shared.change(|s| s.bookmark_every = every);

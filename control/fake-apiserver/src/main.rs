@@ -19,6 +19,9 @@ struct Args {
     /// Where to listen, without TLS.
     #[arg(long, default_value = "127.0.0.1:8001")]
     listen: SocketAddr,
+    /// Versions begin here, and older ones are 410 Gone: for a server that stands in for one before it.
+    #[arg(long)]
+    first_version: Option<u64>,
     /// YAML files with objects to begin with.
     files: Vec<PathBuf>,
 }
@@ -26,10 +29,16 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let server = FakeApiServer::start(args.listen, None)?;
+    // Nobody may see a part of the objects as if it were all of them.
+    server.set_token(Some("until the objects are there"));
+    if let Some(version) = args.first_version {
+        server.begin_at(version);
+    }
     for file in &args.files {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         server.put_yaml(&text).with_context(|| file.display().to_string())?;
     }
+    server.set_token(None);
     println!("listening on {}", server.url());
     loop {
         std::thread::park();

@@ -129,6 +129,12 @@ impl Store {
     }
 
     /// Forgets all changes up to now.
+    pub fn begin_at(&mut self, version: u64) {
+        self.version = self.version.max(version);
+        self.compact();
+    }
+
+    /// Forgets all history.
     pub fn compact(&mut self) {
         self.history.clear();
         self.compacted = self.version;
