@@ -8,13 +8,12 @@ use std::time::Duration;
 use super::counter::Counter;
 use super::lane::Ends;
 use super::subject::Running;
-use super::trial::{Generator, Trial, trial};
+use super::trial::{Generator, Trial, Way, trial};
 use super::workload;
 use crate::ndr::search::Shot;
 use crate::pktgen::profile::{Protocol, Size};
 use crate::pktgen::program::{LiveProgram, Part};
 use crate::pktgen::template::Macs;
-use crate::rig::Netns;
 
 /// Share of CPU time that the hypervisor may take in a trial that counts.
 pub const STEAL_MAX: f64 = 0.03;
@@ -79,17 +78,10 @@ impl Judge {
     }
 
     /// A trial that counts.
-    pub fn trial(
-        &mut self,
-        generator: &mut Generator,
-        counter: &Counter,
-        gateway: &Netns,
-        pps: Option<u64>,
-        duration: Duration,
-    ) -> Result<Trial> {
+    pub fn trial(&mut self, way: &mut Way<'_>, pps: Option<u64>, duration: Duration) -> Result<Trial> {
         let mut last = (0.0, 0.0);
         for repeat in 0..=REPEATS_MAX {
-            let trial = trial(generator, counter, gateway, pps, duration, &self.own)?;
+            let trial = trial(way, pps, duration, &self.own)?;
             last = (trial.usage.steal_share, trial.usage.foreign_share);
             if self.strictness == Strictness::Accept || (last.0 <= STEAL_MAX && last.1 <= FOREIGN_MAX) {
                 let w = &mut self.watched;
@@ -112,23 +104,16 @@ impl Judge {
     }
 
     /// A trial during which the rig itself works: it is not refused for the CPU time of others.
-    pub fn disturbed(
-        &mut self,
-        generator: &mut Generator,
-        counter: &Counter,
-        gateway: &Netns,
-        pps: u64,
-        duration: Duration,
-    ) -> Result<Trial> {
+    pub fn disturbed(&mut self, way: &mut Way<'_>, pps: u64, duration: Duration) -> Result<Trial> {
         self.watched.trials += 1;
-        trial(generator, counter, gateway, Some(pps), duration, &self.own)
+        trial(way, Some(pps), duration, &self.own)
     }
 
     /// A trial as the search wants it.
-    pub fn shoot(&mut self, generator: &mut Generator, counter: &Counter, gateway: &Netns, pps: u64, duration: Duration) -> Result<Shot> {
+    pub fn shoot(&mut self, way: &mut Way<'_>, pps: u64, duration: Duration) -> Result<Shot> {
         let mut shot = Shot { loss_share: 0.0, offered: false };
         for _ in 0..OFFERS_MAX {
-            let trial = self.trial(generator, counter, gateway, Some(pps), duration)?;
+            let trial = self.trial(way, Some(pps), duration)?;
             shot = Shot { loss_share: trial.loss_share(), offered: trial.offered_pps() >= pps as f64 * OFFERED };
             if shot.offered {
                 break;
@@ -184,5 +169,10 @@ impl<'r> Bed<'r> {
     /// Call it on a thread in the generator's namespace.
     pub fn new(ends: &Ends, running: &'r Running, flows: u32) -> Result<Bed<'r>> {
         Ok(Bed { running, generator: generator(running, flows, Mix::Established)?, counter: Counter::open(ends, &running.lane.sink)? })
+    }
+
+    /// Its lane with the established flows.
+    pub fn way(&mut self) -> Way<'_> {
+        Way { generator: &mut self.generator, counter: &self.counter, gateway: &self.running.lane.gateway }
     }
 }

@@ -9,10 +9,9 @@ use super::bed::{Judge, Mix, generator};
 use super::change::{change_one, how};
 use super::counter::Counter;
 use super::subject::Running;
-use super::trial::{Generator, Trial};
+use super::trial::{Generator, Trial, Way};
 use super::workload::{ENDPOINTS_EACH, endpoint};
 use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow, median};
-use crate::rig::Netns;
 use nomagic_xsk::monotonic_ns;
 
 /// One place of a timeline.
@@ -46,23 +45,22 @@ pub struct Disturbed {
 /// Sends at a rate for a time; meanwhile `event` runs on a thread of its own, which calls its argument at each event.
 pub fn disturbed(
     judge: &mut Judge,
-    generator: &mut Generator,
-    counter: &Counter,
-    gateway: &Netns,
+    way: &mut Way<'_>,
     pps: u64,
     duration: Duration,
     event: impl FnOnce(&dyn Fn()) -> Result<()> + Send,
 ) -> Result<Disturbed> {
     let start = Instant::now();
-    let (ended, began) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let (ended, began) = (&AtomicBool::new(false), Mutex::new(Vec::new()));
+    let counter = way.counter;
     let (trial, timeline, outcome) = std::thread::scope(|scope| {
-        let sampler = scope.spawn(|| sample(counter, &ended));
+        let sampler = scope.spawn(move || sample(counter, ended));
         let changer = scope.spawn(|| {
             std::thread::sleep(BEFORE);
             event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed()))
         });
         // Whoever changes tables uses CPU time too: such a trial is not refused for it.
-        let trial = until_done(judge, generator, counter, gateway, pps, duration, &|| changer.is_finished());
+        let trial = until_done(judge, way, pps, duration, &|| changer.is_finished());
         let outcome = changer.join();
         ended.store(true, Relaxed);
         (trial, sampler.join(), outcome)
@@ -75,19 +73,11 @@ pub fn disturbed(
 }
 
 /// Trials of [`PIECE`] for a time, and until something is done. Together they are one.
-fn until_done(
-    judge: &mut Judge,
-    generator: &mut Generator,
-    counter: &Counter,
-    gateway: &Netns,
-    pps: u64,
-    duration: Duration,
-    done: &dyn Fn() -> bool,
-) -> Result<Trial> {
+fn until_done(judge: &mut Judge, way: &mut Way<'_>, pps: u64, duration: Duration, done: &dyn Fn() -> bool) -> Result<Trial> {
     let start = Instant::now();
-    let mut all = judge.disturbed(generator, counter, gateway, pps, PIECE)?;
+    let mut all = judge.disturbed(way, pps, PIECE)?;
     while start.elapsed() < duration || (!done() && start.elapsed() < EVENT_LIMIT) {
-        let piece = judge.disturbed(generator, counter, gateway, pps, PIECE)?;
+        let piece = judge.disturbed(way, pps, PIECE)?;
         all.entered += piece.entered;
         all.elapsed_s += piece.elapsed_s;
         all.arrived.iter_mut().zip(piece.arrived).for_each(|(sum, n)| *sum += n);
@@ -144,7 +134,11 @@ pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, 
             });
             let end = Instant::now() + CHANGE_LIMIT;
             while counter.first_ns()?.is_none() && Instant::now() < end {
-                judge.disturbed(&mut generator, counter, &running.lane.gateway, LOOK_PPS, Duration::from_millis(100))?;
+                judge.disturbed(
+                    &mut Way { generator: &mut generator, counter, gateway: &running.lane.gateway },
+                    LOOK_PPS,
+                    Duration::from_millis(100),
+                )?;
             }
             changer.join().map_err(|_| anyhow::anyhow!("a thread of the comparison panicked; its message is above"))?
         });
@@ -180,10 +174,9 @@ pub fn flood(
     const MIX: Mix = Mix::Flood { established: 2, syns: 1 };
     // Both directions first, as real flows have them: tables give up one-sided flows before others.
     counter.watch(true, None)?;
+    let gateway = &running.lane.gateway;
     let met = judge.trial(
-        established,
-        counter,
-        &running.lane.gateway,
+        &mut Way { generator: established, counter, gateway },
         Some(MEET_PPS),
         Duration::from_secs_f64(f64::from(flows) * 2.0 / MEET_PPS as f64),
     );
@@ -193,7 +186,7 @@ pub fn flood(
     let mut mixed = generator(running, flows, MIX)?;
     let (mut goodputs, mut offered, mut syns) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..FLOODS {
-        let trial = judge.trial(&mut mixed, counter, &running.lane.gateway, Some((rate_pps * 0.75) as u64), duration)?;
+        let trial = judge.trial(&mut Way { generator: &mut mixed, counter, gateway }, Some((rate_pps * 0.75) as u64), duration)?;
         let known = trial.entered as f64 * 2.0 / 3.0;
         goodputs.push((trial.arrived[0] as f64 / known.max(1.0)).min(1.0));
         offered.push(known / trial.elapsed_s);

@@ -30,7 +30,7 @@ pub fn under_load(
     for load_percent in LOADS {
         let pps = (rate_pps * f64::from(load_percent) / 100.0) as u64;
         let before = bed.counter.latencies()?;
-        let trial = judge.trial(&mut bed.generator, &bed.counter, &bed.running.lane.gateway, Some(pps.max(1)), duration)?;
+        let trial = judge.trial(&mut bed.way(), Some(pps.max(1)), duration)?;
         let counted = histogram(&before, &bed.counter.latencies()?);
         let latency_us = match counted.len() {
             0 => Outcome::NotMeasured("no frame arrived".into()),

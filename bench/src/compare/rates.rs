@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::bed::{Bed, Judge};
-use super::counter::Counter;
-use super::trial::Generator;
+use super::trial::Way;
 use crate::ndr::search::{Method, search};
 use crate::results::{Estimate, Outcome, RateRow, RatioRow, Traffic, median};
-use crate::rig::Netns;
 
 /// The generator must be able to send so many times what a subject can carry, in its presence.
 pub const GENERATOR_FACTOR: f64 = 1.5;
@@ -110,28 +108,19 @@ impl Found {
 }
 
 /// One subject's turn in one round.
-pub fn turn(
-    judge: &mut Judge,
-    generator: &mut Generator,
-    counter: &Counter,
-    gateway: &Netns,
-    plan: &Plan,
-    round: u32,
-    found: &mut Found,
-    both: bool,
-) -> Result<()> {
+pub fn turn(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, round: u32, found: &mut Found, both: bool) -> Result<()> {
     // Flows that were forgotten since the last turn become known again.
-    judge.trial(generator, counter, gateway, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
-    let flat_out = judge.trial(generator, counter, gateway, None, plan.trial)?;
+    judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
+    let flat_out = judge.trial(way, None, plan.trial)?;
     found.generator.insert(round, flat_out.offered_pps());
     let ceiling = flat_out.offered_pps() as u64;
     let start = found.zero_loss.last_key_value().map_or(START_PPS as f64, |(_, rate)| *rate) as u64;
-    let zero = search(&plan.method, 0.0, start, ceiling, |pps| judge.shoot(generator, counter, gateway, pps, plan.trial))?;
+    let zero = search(&plan.method, 0.0, start, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
     found.zero_loss.insert(round, zero.pps as f64);
     found.limited |= zero.generator_limited;
     if both {
         let start = found.half_percent.last_key_value().map_or(zero.pps as f64 * 1.02, |(_, rate)| *rate) as u64;
-        let half = search(&plan.method, HALF_PERCENT, start, ceiling, |pps| judge.shoot(generator, counter, gateway, pps, plan.trial))?;
+        let half = search(&plan.method, HALF_PERCENT, start, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
         found.half_percent.insert(round, half.pps as f64);
     }
     Ok(())
@@ -162,8 +151,7 @@ pub fn rounds(
             }
             let found = all.entry(subject.id.clone()).or_default();
             let both = thorough && (round == 0 || compared(&subject.id));
-            turn(judge, &mut bed.generator, &bed.counter, &bed.running.lane.gateway, plan, round, found, both)
-                .with_context(|| subject.label.clone())?;
+            turn(judge, &mut bed.way(), plan, round, found, both).with_context(|| subject.label.clone())?;
             line += &format!(" {} {:.0}k", subject.id, found.zero_loss.get(&round).copied().unwrap_or(0.0) / 1e3);
         }
         say(&line);

@@ -11,6 +11,7 @@ use super::counter::Counter;
 use super::load::under_load;
 use super::rates::{Found, Plan, rounds, turn};
 use super::subject::{Cpus, Setup, thousands};
+use super::trial::Way;
 use super::workload::{ENDPOINTS_EACH, endpoint};
 use super::{change, cli::Part};
 use crate::results::{ChurnRow, ConnectionRow, CpuRow, FloodRow, LatencyRow, ProgrammingRow, RateRow, RatioRow, SubjectKind, Traffic};
@@ -172,8 +173,8 @@ impl Run<'_> {
                 }
                 let mut generator = generator(bed.running, self.flows, Mix::NewFlows(NEW_FLOWS_EVERY))?;
                 let found = found.entry(subject.id.clone()).or_default();
-                turn(judge, &mut generator, &bed.counter, &bed.running.lane.gateway, &plan, round, found, false)
-                    .with_context(|| subject.label.clone())?;
+                let way = &mut Way { generator: &mut generator, counter: &bed.counter, gateway: &bed.running.lane.gateway };
+                turn(judge, way, &plan, round, found, false).with_context(|| subject.label.clone())?;
             }
         }
         self.rate_rows(rows, &found, Traffic::NewFlows);
@@ -210,6 +211,7 @@ impl Run<'_> {
     /// What a subject's changes cost those who send through it, at half of its zero-loss rate.
     fn churn(&self, judge: &mut Judge, bed: &mut Bed<'_>, rate_pps: f64) -> Result<Vec<ChurnRow>> {
         let Bed { running, counter, generator } = bed;
+        let gateway = &running.lane.gateway;
         let (subject, pps) = (&running.subject, (rate_pps / 2.0) as u64);
         let has_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
         let mut rows = Vec::new();
@@ -227,7 +229,7 @@ impl Run<'_> {
                 }
                 Ok(())
             };
-            let trial = disturbed(judge, generator, counter, &running.lane.gateway, pps, Duration::from_millis(2500), one_by_one)?;
+            let trial = disturbed(judge, &mut Way { generator, counter, gateway }, pps, Duration::from_millis(2500), one_by_one)?;
             rows.push(churn_row(&subject.id, "one Service's endpoints replaced", &[trial]));
         }
         // Rules of 10,000 Services keep the kernel busy for a minute: it is asked for 1,000.
@@ -243,7 +245,7 @@ impl Run<'_> {
                     // Flows of endpoints that are gone go to new ones: then the new table is in force. Flows that the kernel knows stay where they are.
                     if nomagic { seen(counter).with_context(|| format!("{} wrote:\n{}", subject.label, running.said())) } else { Ok(()) }
                 };
-                trials.push(disturbed(judge, generator, counter, &running.lane.gateway, pps, Duration::from_secs(3), reload)?);
+                trials.push(disturbed(judge, &mut Way { generator, counter, gateway }, pps, Duration::from_secs(3), reload)?);
                 running.pids().into_iter().for_each(|pid| judge.also_own(pid));
             }
             counter.watch(false, None)?;
@@ -255,7 +257,7 @@ impl Run<'_> {
                     told();
                     running.restart(self.setup)
                 };
-                trials.push(disturbed(judge, generator, counter, &running.lane.gateway, pps, Duration::from_millis(2500), restart)?);
+                trials.push(disturbed(judge, &mut Way { generator, counter, gateway }, pps, Duration::from_millis(2500), restart)?);
                 running.pids().into_iter().for_each(|pid| judge.also_own(pid));
             }
             rows.push(churn_row(&subject.id, "the process restarted", &trials));

@@ -92,15 +92,19 @@ impl Generator {
     }
 }
 
-/// One trial through a lane. `own` are the processes of the rig.
-pub fn trial(
-    generator: &mut Generator,
-    counter: &Counter,
-    gateway: &Netns,
-    pps: Option<u64>,
-    duration: Duration,
-    own: &HashSet<u32>,
-) -> Result<Trial> {
+/// A lane with its two ends.
+pub struct Way<'w> {
+    /// What sends.
+    pub generator: &'w mut Generator,
+    /// What counts at the far end.
+    pub counter: &'w Counter,
+    /// The subject's gateway.
+    pub gateway: &'w Netns,
+}
+
+/// One trial. `own` are the processes of the rig.
+pub fn trial(way: &mut Way<'_>, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
+    let Way { generator, counter, gateway } = way;
     ensure!(!duration.is_zero(), "a trial of no time");
     let proc = Path::new("/proc");
     let (before, entered_before) = (counter.read()?, entered(gateway)?);
