@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod demo;
+pub mod format;
 pub mod gateway;
 pub mod ndr;
 pub mod peers;

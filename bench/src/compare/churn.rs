@@ -36,7 +36,7 @@ const MEET_PPS: u64 = 40_000;
 pub struct Disturbed {
     /// The trial.
     pub trial: Trial,
-    /// Frames that arrived in each [`INTERVAL`].
+    /// Frames that arrived in each [`INTERVAL`]; the generator's pauses are left out.
     pub timeline: Vec<u64>,
     /// Where in it events began.
     pub event_at: Vec<u32>,
@@ -50,14 +50,13 @@ pub fn disturbed(
     duration: Duration,
     event: impl FnOnce(&dyn Fn()) -> Result<()> + Send,
 ) -> Result<Disturbed> {
-    let start = Instant::now();
     let (ended, began) = (&AtomicBool::new(false), Mutex::new(Vec::new()));
     let counter = way.counter;
-    let (trial, timeline, outcome) = std::thread::scope(|scope| {
+    let (trial, samples, outcome) = std::thread::scope(|scope| {
         let sampler = scope.spawn(move || sample(counter, ended));
         let changer = scope.spawn(|| {
             std::thread::sleep(BEFORE);
-            event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed()))
+            event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(monotonic_ns()))
         });
         // Whoever changes tables uses CPU time too: such a trial is not refused for it.
         let trial = until_done(judge, way, pps, duration, &|| changer.is_finished());
@@ -67,9 +66,19 @@ pub fn disturbed(
     });
     let panicked = |_| anyhow::anyhow!("a thread of the comparison panicked; its message is above");
     outcome.map_err(panicked)??;
-    let event_at = began.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let place = |at: Duration| (at.as_secs_f64() / INTERVAL.as_secs_f64()) as u32;
-    Ok(Disturbed { trial: trial?, timeline: timeline.map_err(panicked)??, event_at: event_at.into_iter().map(place).collect() })
+    let (trial, samples) = (trial?, samples.map_err(panicked)??);
+    let (timeline, event_at) = timeline(&samples, &trial.sending, &began.into_inner().unwrap_or_else(PoisonError::into_inner));
+    Ok(Disturbed { trial, timeline, event_at })
+}
+
+/// What arrived in the intervals in which the generator was sending all the time, and the places at which events began. `samples`: the end of each
+/// interval and what arrived in it.
+fn timeline(samples: &[(u64, u64)], sending: &[(u64, u64)], events: &[u64]) -> (Vec<u64>, Vec<u32>) {
+    let interval_ns = INTERVAL.as_nanos() as u64;
+    let kept: Vec<&(u64, u64)> =
+        samples.iter().filter(|(end, _)| sending.iter().any(|(from, to)| *from + interval_ns <= *end && end <= to)).collect();
+    let place = |event: &u64| kept.partition_point(|(end, _)| end < event) as u32;
+    (kept.iter().map(|(_, n)| *n).collect(), events.iter().map(place).collect())
 }
 
 /// Trials of [`PIECE`] for a time, and until something is done. Together they are one.
@@ -80,22 +89,23 @@ fn until_done(judge: &mut Judge, way: &mut Way<'_>, pps: u64, duration: Duration
         let piece = judge.disturbed(way, pps, PIECE)?;
         all.entered += piece.entered;
         all.elapsed_s += piece.elapsed_s;
+        all.sending.extend(piece.sending);
         all.arrived.iter_mut().zip(piece.arrived).for_each(|(sum, n)| *sum += n);
     }
     Ok(all)
 }
 
-fn sample(counter: &Counter, ended: &AtomicBool) -> Result<Vec<u64>> {
-    let (mut timeline, mut next) = (Vec::new(), Instant::now() + INTERVAL);
+fn sample(counter: &Counter, ended: &AtomicBool) -> Result<Vec<(u64, u64)>> {
+    let (mut samples, mut next) = (Vec::new(), Instant::now() + INTERVAL);
     let mut before = counter.read()?[0].0;
-    while !ended.load(Relaxed) && timeline.len() < INTERVALS_MAX {
+    while !ended.load(Relaxed) && samples.len() < INTERVALS_MAX {
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         next += INTERVAL;
         let now = counter.read()?[0].0;
-        timeline.push(now - before);
+        samples.push((monotonic_ns(), now - before));
         before = now;
     }
-    Ok(timeline)
+    Ok(samples)
 }
 
 /// Trials of one event, as a row: blocked time is what was lost over what was offered.
@@ -182,7 +192,11 @@ pub fn flood(
     );
     std::thread::sleep(Duration::from_millis(50));
     counter.watch(false, None)?;
-    ensure!(met?.arrived[0] > u64::from(flows), "{}: flows did not become known", running.subject.label);
+    ensure!(
+        met?.arrived[0] > u64::from(flows),
+        "{}: fewer frames arrived than there are flows, so not all of them are known: is the machine busy? Try again when it is quiet",
+        running.subject.label
+    );
     let mut mixed = generator(running, flows, MIX)?;
     let (mut goodputs, mut offered, mut syns) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..FLOODS {
@@ -198,4 +212,18 @@ pub fn flood(
         flood_pps: median(&syns),
         goodput: Estimate::of(&goodputs).map_or_else(|| Outcome::NotMeasured("no flood was sent".into()), Outcome::Measured),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_s_pauses_are_not_the_subject_s() {
+        let ms = |n: u64| n * 1_000_000;
+        // Sends for 30 ms, pauses for 25, sends for 30.
+        let samples: Vec<(u64, u64)> = (1..=9).map(|n| (ms(n * 10), n)).collect();
+        let (timeline, event_at) = timeline(&samples, &[(ms(0), ms(30)), (ms(55), ms(85))], &[ms(15), ms(40), ms(75)]);
+        assert_eq!((timeline, event_at), (vec![1, 2, 3, 7, 8], vec![1, 3, 4]));
+    }
 }

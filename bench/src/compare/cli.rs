@@ -11,11 +11,11 @@ use super::figures::figures;
 use super::lane::Ends;
 use super::manifest::manifest;
 use super::rates::Plan;
-use super::run::{Rows, Run};
+use super::run::Run;
 use super::subject::{Cpus, Running, Setup, subject};
 use crate::demo::default_nomagic;
 use crate::report::text;
-use crate::results::{FORMAT, Napi, Results, Rig, RigKind, Subject, SubjectKind};
+use crate::results::{Napi, Results, Rig, RigKind, Subject, SubjectKind};
 use crate::rig::{Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
 const EXAMPLES: &str = "\
@@ -143,28 +143,16 @@ impl CompareArgs {
         let mut judge = Judge::new(running.iter().flat_map(Running::pids), strictness);
         let plan = Plan::new(Duration::from_millis(self.trial_ms), self.rounds);
         let run = Run { setup: &setup, cpus, plan, flows: self.flows, parts, say: &say };
-        let rows = ends.generator.run(|| -> Result<Rows> {
-            let mut beds = running.iter().map(|r| Bed::new(&ends, r, self.flows)).collect::<Result<Vec<_>>>()?;
-            run.all(&mut judge, &mut beds)
-        })??;
         let mut subjects: Vec<Subject> = running.iter().map(|r| r.subject.clone()).collect();
         subjects.push(subject(SubjectKind::Direct, 0));
-        let mut results = Results {
-            format: FORMAT,
-            manifest: manifest(started, start.elapsed(), "native XDP, copy (nomagic and the no-work loop)"),
-            rig: rig(self, &plan, &judge.watched, cpus),
-            subjects,
-            figures: Vec::new(),
-            rates: rows.rates,
-            ratios: rows.ratios,
-            latencies: rows.latencies,
-            cpu: rows.cpu,
-            connections: rows.connections,
-            churn: rows.churn,
-            flood: rows.flood,
-            programming: rows.programming,
-            table_cost,
-        };
+        let mut results = Results::new(rig(self, &plan, &Watched::default(), cpus), subjects);
+        ends.generator.run(|| -> Result<()> {
+            let mut beds = running.iter().map(|r| Bed::new(&ends, r, self.flows)).collect::<Result<Vec<_>>>()?;
+            run.all(&mut judge, &mut beds, &mut results)
+        })??;
+        results.manifest = manifest(started, start.elapsed(), "native XDP, copy (nomagic and the no-work loop)");
+        results.rig = rig(self, &plan, &judge.watched, cpus);
+        results.table_cost = table_cost;
         results.figures = figures(&results);
         if let Some(parent) = self.out.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;

@@ -1,4 +1,9 @@
-//! `nomagic-bench compare`.
+//! `nomagic-bench compare`: nomagic beside its peers, over veth pairs on one machine.
+//!
+//! [`workload`] is the Services and the traffic, [`kernel_rules`] what kube-proxy makes of them for the kernel, [`lane`] the namespaces. A [`subject`]
+//! runs in a lane of its own ([`no_work`] is one of them); a [`trial`] sends through it and a [`counter`] counts at its end, while [`cpu`] looks who uses the
+//! CPUs. [`bed`] says which trials count. [`run`] is the order of all that is measured: [`rates`], [`load`], [`connections`], [`churn`] by [`change`]s;
+//! [`figures`], [`cost`] and [`manifest`] make [`results`](crate::results) of it, and [`cli`] prints them.
 
 pub mod bed;
 pub mod change;

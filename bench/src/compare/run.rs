@@ -14,7 +14,7 @@ use super::subject::{Cpus, Setup, thousands};
 use super::trial::Way;
 use super::workload::{ENDPOINTS_EACH, endpoint};
 use super::{change, cli::Part};
-use crate::results::{ChurnRow, ConnectionRow, CpuRow, FloodRow, LatencyRow, ProgrammingRow, RateRow, RatioRow, SubjectKind, Traffic};
+use crate::results::{ChurnRow, ConnectionRow, Results, SubjectKind, Traffic};
 
 /// One frame in so many opens a flow in the traffic with new flows.
 pub const NEW_FLOWS_EVERY: u32 = 10;
@@ -29,27 +29,6 @@ const CHANGES: [u32; 2] = [10, 3];
 const RELOADS: u32 = 2;
 /// How long a reload may take to reach packets: clients of an API server that goes away again and again wait longer each time.
 const RELOAD_LIMIT: Duration = Duration::from_secs(50);
-
-/// Rows of the results.
-#[derive(Default)]
-pub struct Rows {
-    /// See [`crate::results::Results`].
-    pub rates: Vec<RateRow>,
-    /// See there.
-    pub ratios: Vec<RatioRow>,
-    /// See there.
-    pub latencies: Vec<LatencyRow>,
-    /// See there.
-    pub cpu: Vec<CpuRow>,
-    /// See there.
-    pub connections: Vec<ConnectionRow>,
-    /// See there.
-    pub churn: Vec<ChurnRow>,
-    /// See there.
-    pub flood: Vec<FloodRow>,
-    /// See there.
-    pub programming: Vec<ProgrammingRow>,
-}
 
 /// Waits until the first frame that the counter looks for has come.
 fn seen(counter: &Counter) -> Result<()> {
@@ -102,11 +81,10 @@ impl Run<'_> {
         self.parts.contains(&part)
     }
 
-    /// Everything. On a thread in the generator's namespace.
-    pub fn all(&self, judge: &mut Judge, beds: &mut [Bed<'_>]) -> Result<Rows> {
-        let mut rows = Rows::default();
+    /// Measures everything into `rows`. On a thread in the generator's namespace.
+    pub fn all(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Results) -> Result<()> {
         let found = rounds(judge, beds, &self.plan, compared, self.say)?;
-        self.rate_rows(&mut rows, &found, Traffic::Established);
+        self.rate_rows(rows, &found, Traffic::Established);
         let rate = |id: &str| found.get(id).and_then(Found::rate).unwrap_or(0.0);
         for bed in beds.iter_mut().filter(|b| self.wants(Part::Load) && of_interest(&b.running.subject.id)) {
             (self.say)(&format!("latency and CPU time: {}", bed.running.subject.label));
@@ -116,7 +94,7 @@ impl Run<'_> {
             rows.cpu.push(cpu);
         }
         if self.wants(Part::NewFlows) {
-            self.new_flows(judge, beds, &mut rows)?;
+            self.new_flows(judge, beds, rows)?;
         }
         if self.wants(Part::Connections) {
             rows.connections = self.connections(beds)?;
@@ -147,10 +125,10 @@ impl Run<'_> {
                 rows.flood.push(flood(judge, running, generator, counter, rate(&running.subject.id), self.flows, Duration::from_secs(1))?);
             }
         }
-        Ok(rows)
+        Ok(())
     }
 
-    fn rate_rows(&self, rows: &mut Rows, found: &BTreeMap<String, Found>, traffic: Traffic) {
+    fn rate_rows(&self, rows: &mut Results, found: &BTreeMap<String, Found>, traffic: Traffic) {
         rows.rates.extend(found.iter().map(|(id, f)| f.row(id, traffic)));
         for (subject, over) in RATIOS {
             if let (Some(a), Some(b)) = (found.get(subject), found.get(over)) {
@@ -160,7 +138,7 @@ impl Run<'_> {
     }
 
     /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services counts, for caches and for those who search rules.
-    fn new_flows(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Rows) -> Result<()> {
+    fn new_flows(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Results) -> Result<()> {
         let plan = Plan { rounds: NEW_FLOW_ROUNDS, every: u32::MAX, ..self.plan };
         let mut found: BTreeMap<String, Found> = BTreeMap::new();
         for round in 0..plan.rounds {

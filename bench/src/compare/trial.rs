@@ -35,6 +35,8 @@ pub struct Trial {
     pub arrived: [u64; KINDS],
     /// Seconds from the first frame to the last.
     pub elapsed_s: f64,
+    /// When the generator was sending, in nanoseconds of CLOCK_MONOTONIC: it pauses between its calls.
+    pub sending: Vec<(u64, u64)>,
     /// Who used the CPUs meanwhile.
     pub usage: Usage,
 }
@@ -56,6 +58,14 @@ impl Trial {
     }
 }
 
+/// What a generator has sent: frames, in so many seconds, and when.
+#[derive(Default)]
+struct Sent {
+    frames: u64,
+    elapsed_s: f64,
+    sending: Vec<(u64, u64)>,
+}
+
 /// The generator of a lane: lives on a thread in the generator's namespace, on the generator's CPU.
 pub struct Generator {
     program: LiveProgram,
@@ -68,9 +78,9 @@ impl Generator {
         Generator { program, run_ns: RUN_NS_FIRST }
     }
 
-    /// Sends at a rate (`None`: as quick as possible) for a time. Returns frames and seconds.
-    fn send(&mut self, pps: Option<u64>, duration: Duration) -> Result<(u64, f64)> {
-        let (mut frames, mut elapsed_s) = (0, 0.0);
+    /// Sends at a rate (`None`: as quick as possible) for a time.
+    fn send(&mut self, pps: Option<u64>, duration: Duration) -> Result<Sent> {
+        let Sent { mut frames, mut elapsed_s, mut sending } = Sent::default();
         for _ in 0..CALLS_MAX {
             let before = self.program.state()?;
             let left_s = duration.as_secs_f64() - elapsed_s;
@@ -84,11 +94,12 @@ impl Generator {
             self.run_ns = (end_ns.saturating_sub(after.start_ns) as f64 / runs).max(1.0);
             frames += after.frames - before.frames;
             elapsed_s += after.last_ns.saturating_sub(after.start_ns) as f64 / 1e9;
+            sending.push((after.start_ns, after.last_ns));
             if elapsed_s >= duration.as_secs_f64() * LONG_ENOUGH {
                 break;
             }
         }
-        Ok((frames, elapsed_s))
+        Ok(Sent { frames, elapsed_s, sending })
     }
 }
 
@@ -109,11 +120,11 @@ pub fn trial(way: &mut Way<'_>, pps: Option<u64>, duration: Duration, own: &Hash
     let proc = Path::new("/proc");
     let (before, entered_before) = (counter.read()?, entered(gateway)?);
     let cpu_before = Reading::take(proc)?;
-    let (sent, elapsed_s) = generator.send(pps, duration)?;
+    let Sent { frames: sent, elapsed_s, sending } = generator.send(pps, duration)?;
     let cpu_after = Reading::take(proc)?;
     let arrived = drained(counter, &before, sent).context("waiting for the last frames")?;
     let entered = entered(gateway)?.wrapping_sub(entered_before).min(sent);
-    Ok(Trial { wanted_pps: pps.unwrap_or(0), entered, arrived, elapsed_s, usage: Usage::between(&cpu_before, &cpu_after, own) })
+    Ok(Trial { wanted_pps: pps.unwrap_or(0), entered, arrived, elapsed_s, sending, usage: Usage::between(&cpu_before, &cpu_after, own) })
 }
 
 /// Frames that a gateway's interface towards the generator has received.

@@ -91,12 +91,7 @@ impl NdrArgs {
         remove_leftovers();
         let start = Instant::now();
         let report = measure(&task, &stop, &mut |text| eprintln!("[{:6.1} s] {text}", start.elapsed().as_secs_f32()))?;
-        if self.pktgen.json() {
-            println!("{}", serde_json::to_string_pretty(&report)?)
-        } else {
-            print!("{report}")
-        }
-        Ok(())
+        self.pktgen.format().print(&report)
     }
 }
 

@@ -85,7 +85,8 @@ pub fn search(method: &Method, loss_max: f64, start: u64, ceiling: u64, mut shoo
         asked += 1;
         match ask(at)? {
             Rate::Holds => low = at,
-            Rate::Fails => high = at,
+            Rate::Fails => (high, limited) = (at, false),
+            // What set this end of the bracket is the generator, as long as no lower rate fails.
             Rate::NotOffered => (high, limited) = (at, true),
         }
         let narrow = high as f64 / low.max(1) as f64 <= 1.0 + method.precision;
@@ -163,6 +164,13 @@ mod tests {
         assert!(found.generator_limited && found.pps < 900_000 && found.pps > 880_000, "{found:?}");
         let found = search(&METHOD, 0.0, 500_000, 600_000, weak).unwrap();
         assert!(found.generator_limited && found.pps == 600_000, "{found:?}");
+    }
+
+    #[test]
+    fn a_rate_that_was_not_offered_says_nothing_when_a_lower_one_fails() {
+        let mut honest = device(600_000);
+        let found = search(&METHOD, 0.0, 950_000, 2_000_000, |pps| Ok(Shot { offered: pps < 900_000, ..honest(pps)? })).unwrap();
+        assert!(!found.generator_limited && found.pps <= 600_000 && found.above_pps > 600_000, "{found:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The words of `nomagic-bench pktgen`.
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::interface::Place;
 use super::profile::{Choice, NewFlows, Prefix, Profile, Protocol, Size};
 use super::run::{BackendKind, Options, run};
+use crate::format::Format;
 
 const EXAMPLES: &str = "\
 Examples, between two ends of a veth pair in the namespaces a and b:
@@ -95,12 +96,6 @@ pub struct PktgenArgs {
     format: Format,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-}
-
 impl PktgenArgs {
     /// What they mean.
     pub fn options(&self) -> Result<Options> {
@@ -139,9 +134,9 @@ impl PktgenArgs {
         })
     }
 
-    /// The result is wanted as JSON.
-    pub fn json(&self) -> bool {
-        self.format == Format::Json
+    /// How the result is written.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Runs and prints the result.
@@ -152,11 +147,7 @@ impl PktgenArgs {
             signal_hook::flag::register(signal, stop.clone()).context("cannot watch signals")?;
         }
         let report = run(&options, &stop, true)?;
-        match self.format {
-            Format::Text => println!("{report}"),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
-        Ok(())
+        self.format.print(&report)
     }
 }
 

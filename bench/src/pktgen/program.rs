@@ -289,4 +289,61 @@ mod tests {
         let places: Vec<usize> = order.iter().enumerate().filter(|(_, n)| **n == 1).map(|(i, _)| i).collect();
         assert_eq!((places[1] - places[0], places[2] - places[1]), (10, 10));
     }
+
+    /// The frame that the program makes next, without sending it.
+    fn make(program: &LiveProgram) -> Vec<u8> {
+        let xdp: &Xdp = program.ebpf.program("generate").unwrap().try_into().unwrap();
+        let mut out = vec![0; 2048];
+        let options = TestRunOptions { data_in: Some(&program.frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let len = xdp.test_run(options).unwrap().data_size_out;
+        out.truncate(len as usize);
+        out
+    }
+
+    /// Each of them from a source of its own, with checksums that etherparse finds right, beside frames of a known flow. Needs root.
+    #[test]
+    fn fresh_frames_come_from_sources_of_their_own_and_are_right() {
+        use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
+        for (v4, protocol) in [(true, Protocol::Udp), (true, Protocol::SynFlood), (false, Protocol::Udp), (false, Protocol::SynFlood)] {
+            let mut profile = crate::compare::workload::profile(1, 1, protocol, crate::pktgen::profile::Size::Min);
+            if !v4 {
+                (profile.sources, profile.targets) = ("fd00::/64".parse().unwrap(), vec!["[fd00:1::1]:9".parse().unwrap()]);
+            }
+            let part = |weight, fresh, run| Part { profile: &profile, weight, fresh, run };
+            let macs = Macs { src: [2, 0, 0, 0, 0, 1], dst: [2, 0, 0, 0, 0, 2] };
+            let program = LiveProgram::open(1, &[part(1, false, 0), part(3, true, 1)], macs).unwrap();
+            let (mut sources, mut known) = (std::collections::HashSet::new(), 0);
+            for _ in 0..400 {
+                let frame = make(&program);
+                let sliced = PacketHeaders::from_ethernet_slice(&frame).unwrap();
+                let (net, payload) = (sliced.net.unwrap(), sliced.payload.slice());
+                let (source, port) = match (&net, sliced.transport.unwrap()) {
+                    (NetHeaders::Ipv4(ip, _), TransportHeader::Udp(udp)) => {
+                        assert_eq!(udp.calc_checksum_ipv4(ip, payload).unwrap(), udp.checksum);
+                        (ip.source.to_vec(), udp.source_port)
+                    }
+                    (NetHeaders::Ipv6(ip, _), TransportHeader::Udp(udp)) => {
+                        assert_eq!(udp.calc_checksum_ipv6(ip, payload).unwrap(), udp.checksum);
+                        (ip.source.to_vec(), udp.source_port)
+                    }
+                    (NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(tcp)) => {
+                        assert!(tcp.syn && tcp.calc_checksum_ipv4(ip, payload).unwrap() == tcp.checksum);
+                        (ip.source.to_vec(), tcp.source_port)
+                    }
+                    (NetHeaders::Ipv6(ip, _), TransportHeader::Tcp(tcp)) => {
+                        assert!(tcp.syn && tcp.calc_checksum_ipv6(ip, payload).unwrap() == tcp.checksum);
+                        (ip.source.to_vec(), tcp.source_port)
+                    }
+                    other => panic!("{other:?}"),
+                };
+                if let NetHeaders::Ipv4(ip, _) = &net {
+                    assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
+                }
+                let fresh = crate::pktgen::payload::Payload::read(payload).unwrap().run == 1;
+                known += u32::from(!fresh);
+                assert!(!fresh || sources.insert((source, port)), "a source came again");
+            }
+            assert_eq!((known, sources.len()), (100, 300), "{protocol:?}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The words of `nomagic-bench preflight`.
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::fs::File;
 
 use super::checks;
@@ -10,6 +10,7 @@ use super::facts::{Machine, Role, Wanted};
 use super::finding::Report;
 use super::host::ThisHost;
 use super::nic::Nic;
+use crate::format::Format;
 use crate::pktgen::interface::Place;
 use crate::rig::sys;
 
@@ -55,12 +56,6 @@ pub struct PreflightArgs {
     format: Format,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-}
-
 impl PreflightArgs {
     fn wanted(&self) -> Result<Wanted> {
         ensure!((1..=WORKERS_MAX).contains(&self.workers), "--workers {}: give 1 to {WORKERS_MAX}", self.workers);
@@ -78,10 +73,7 @@ impl PreflightArgs {
             findings.extend(checks::nic(&wanted, &machine, &look_at(place)?));
         }
         let report = Report::new(self.role.name(), findings);
-        match self.format {
-            Format::Text => println!("{report}"),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        self.format.print(&report)?;
         Ok(report.missing == 0)
     }
 }

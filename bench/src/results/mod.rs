@@ -345,7 +345,7 @@ pub struct ChurnRow {
     pub lost: u64,
     /// Lost frames over offered load: how long an event stops traffic, in milliseconds.
     pub blocked_ms: Outcome<Estimate>,
-    /// Frames that arrived in each interval of `interval_ms`, around one event.
+    /// Frames that arrived in each interval of `interval_ms` in the trial that lost most; the generator's pauses are left out.
     pub timeline: Vec<u64>,
     /// Milliseconds of one place in `timeline`.
     pub interval_ms: f64,
@@ -392,6 +392,26 @@ pub struct CostRow {
 }
 
 impl Results {
+    /// Of these subjects on this rig, with nothing measured yet.
+    pub fn new(rig: Rig, subjects: Vec<Subject>) -> Results {
+        Results {
+            format: FORMAT,
+            manifest: Manifest::default(),
+            rig,
+            subjects,
+            figures: Vec::new(),
+            rates: Vec::new(),
+            ratios: Vec::new(),
+            latencies: Vec::new(),
+            cpu: Vec::new(),
+            connections: Vec::new(),
+            churn: Vec::new(),
+            flood: Vec::new(),
+            programming: Vec::new(),
+            table_cost: Vec::new(),
+        }
+    }
+
     /// Reads a file that `compare` has written.
     pub fn read(path: &Path) -> Result<Results> {
         let shown = path.display();

@@ -128,13 +128,13 @@ impl Store {
         Some(self.history.range(first..).take(max))
     }
 
-    /// Forgets all changes up to now.
+    /// Versions go on from here, if they are not there already; nobody can ask for older ones.
     pub fn begin_at(&mut self, version: u64) {
         self.version = self.version.max(version);
         self.compact();
     }
 
-    /// Forgets all history.
+    /// Forgets all changes up to now.
     pub fn compact(&mut self) {
         self.history.clear();
         self.compacted = self.version;

@@ -1,0 +1,26 @@
+//! How a result is written: for people or for scripts.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+use std::fmt::Display;
+
+/// The two ways.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Format {
+    /// Text for a terminal.
+    Text,
+    /// JSON.
+    Json,
+}
+
+impl Format {
+    /// Prints a result to standard output.
+    pub fn print<T: Display + Serialize>(self, result: &T) -> Result<()> {
+        match self {
+            Format::Text => println!("{}", result.to_string().trim_end()),
+            Format::Json => println!("{}", serde_json::to_string_pretty(result)?),
+        }
+        Ok(())
+    }
+}
