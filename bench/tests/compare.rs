@@ -104,7 +104,7 @@ fn a_short_comparison_measures_everything_and_leaves_nothing_behind() {
     let namespaces = String::from_utf8(Command::new("ip").args(["netns", "list"]).output().unwrap().stdout).unwrap();
     assert!(!namespaces.contains(&format!("-{pid}-")), "{namespaces}");
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-    assert!(!mounts.contains("nomagic-compare-"), "{mounts}");
+    assert!(!mounts.contains(&format!("nm-compare-{pid}-")), "{mounts}");
     let tables = std::fs::read_dir("/dev/shm").unwrap().flatten().filter(|e| e.file_name().to_string_lossy().contains(&format!("-{pid}-")));
     assert_eq!(tables.count(), 0, "a connection table was left behind");
 }

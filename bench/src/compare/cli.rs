@@ -124,7 +124,8 @@ impl CompareArgs {
         let (start, started) = (Instant::now(), SystemTime::now());
         let say = |text: &str| eprintln!("[{:6.1} s] {text}", start.elapsed().as_secs_f32());
         let cpus = Cpus { lb: self.lb_cpu, generator: self.generator_cpu };
-        let dir = tempfile::Builder::new().prefix("nomagic-compare-").tempdir().context("cannot create a temporary directory")?.keep();
+        let dir = std::env::temp_dir().join(format!("nm-compare-{}-0", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let _dir = undo_later(Undo::Directory(dir.clone()));
         let bench = std::env::current_exe().context("cannot find this program's own file")?;
         let ends = Ends::new()?;

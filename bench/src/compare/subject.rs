@@ -12,7 +12,7 @@ use super::kernel_rules;
 use super::lane::{Ends, GATEWAY, Lane};
 use super::workload::{CLUSTER_CIDR, SERVICE_CIDR, service_object, slice_object};
 use crate::results::{Subject, SubjectKind};
-use crate::rig::{Guard, Process, Undo, undo_later};
+use crate::rig::{Guard, Process, TABLE_SUFFIX, TABLES, Undo, undo_later};
 
 /// Time for a subject to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -241,7 +241,7 @@ impl Running {
 
     /// In a tmpfs, as the connection table must be.
     fn table_file(&self) -> PathBuf {
-        PathBuf::from("/dev/shm").join(format!("{}.conntrack", self.lane.gateway.name()))
+        PathBuf::from(TABLES).join(self.lane.gateway.name().to_owned() + TABLE_SUFFIX)
     }
 }
 

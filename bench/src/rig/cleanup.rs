@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
@@ -97,7 +97,7 @@ fn undo_now(undo: &Undo) {
         Undo::Process(pid) => end_process(*pid),
         Undo::Namespace(name) => remove_namespace(name),
         Undo::Command(words) => run_words(words),
-        Undo::Directory(path) => std::fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display())),
+        Undo::Directory(path) => remove_directory(path),
     };
     if let Err(e) = result {
         eprintln!("clean-up: {e:#}");
@@ -144,11 +144,44 @@ fn remove_namespace(name: &str) -> Result<()> {
     run("ip", &["netns", "del", name]).map(drop)
 }
 
-/// Removes namespaces that a dead process of ours left behind (`nm-<tag>-<pid>-<n>` of a pid that is gone). Returns how many.
+/// Where connection tables of gateways lie: a tmpfs.
+pub const TABLES: &str = "/dev/shm";
+/// What their names end in, behind the name of the gateway's namespace.
+pub const TABLE_SUFFIX: &str = ".conntrack";
+
+/// Removes what a dead process of ours left behind, all of it named `nm-<tag>-<pid>-<n>` with a pid that is gone: namespaces, connection tables, and
+/// temporary directories with what is mounted in them. Returns how many namespaces.
 pub fn remove_leftovers() -> usize {
-    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
-    let left = names.filter(|n| owner(n).is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()));
-    left.filter(|name| remove_namespace(name).inspect_err(|e| eprintln!("clean-up: {e:#}")).is_ok()).count()
+    let removed = left_behind(Path::new("/run/netns"), "").filter(|name| said(remove_namespace(name))).count();
+    for name in left_behind(Path::new(TABLES), TABLE_SUFFIX) {
+        let path = Path::new(TABLES).join(name + TABLE_SUFFIX);
+        said(std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())));
+    }
+    for name in left_behind(&std::env::temp_dir(), "") {
+        said(remove_directory(&std::env::temp_dir().join(name)));
+    }
+    removed
+}
+
+/// Says what went wrong.
+fn said(result: Result<()>) -> bool {
+    result.inspect_err(|e| eprintln!("clean-up: {e:#}")).is_ok()
+}
+
+/// Names in a directory, without their suffix, whose owner is gone.
+fn left_behind(directory: &Path, suffix: &str) -> impl Iterator<Item = String> {
+    let names = std::fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
+    let names: Vec<String> = names.filter_map(|n| n.strip_suffix(suffix).map(str::to_owned)).collect();
+    names.into_iter().filter(|n| owner(n).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
+}
+
+/// A directory of ours, and first the bpffs that gateways have mounted in it.
+fn remove_directory(directory: &Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    for path in mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|p| Path::new(p).starts_with(directory)) {
+        run("umount", &[path])?;
+    }
+    std::fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))
 }
 
 /// The pid in a namespace name of ours.
@@ -171,6 +204,19 @@ mod tests {
         for other in ["cni-1234-5678", "nm-4711-0", "nm--1-2", "nm-x-y-0", "nm-x-1-y", "nm-"] {
             assert_eq!(owner(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn what_belongs_to_the_living_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        // No process has this pid: it is above the kernel's limit (PID_MAX_LIMIT, 2^22).
+        for name in [format!("nm-t-{own}-0.x"), "nm-t-4999999-0.x".into(), "nm-t-4999999-1".into(), "other-4999999-0.x".into()] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(left_behind(dir.path(), ".x").collect::<Vec<_>>(), ["nm-t-4999999-0"]);
+        assert_eq!(left_behind(dir.path(), "").collect::<Vec<_>>(), ["nm-t-4999999-1"]);
+        assert_eq!(left_behind(&dir.path().join("none"), "").count(), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod process;
 mod scene;
 pub(crate) mod sys;
 
-pub use cleanup::{Guard, Undo, clean_on_signals, remove_leftovers, undo_later};
+pub use cleanup::{Guard, TABLE_SUFFIX, TABLES, Undo, clean_on_signals, remove_leftovers, undo_later};
 pub use link::{LinkCounters, cable};
 pub use netns::Netns;
 pub use process::Process;
