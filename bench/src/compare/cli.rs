@@ -54,8 +54,9 @@ pub struct CompareArgs {
     /// Where the results go
     #[arg(long, default_value = "target/compare.json")]
     out: PathBuf,
-    /// Rounds in which the subjects take turns
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in all of them, one rule set of each kind and routing in
+    /// every second, the others in every tenth
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Milliseconds of one trial of the rates
     #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(50..=60_000))]

@@ -1,4 +1,5 @@
-//! Zero-loss and 0.5 %-loss rates of all subjects, in rounds in which they take turns.
+//! Zero-loss and 0.5 %-loss rates of all subjects, in rounds in which they take turns trial by trial: what makes the machine slower for a while makes it
+//! slower for all of them.
 
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -6,8 +7,8 @@ use std::time::Duration;
 
 use super::bed::{Bed, Judge};
 use super::trial::Way;
-use crate::ndr::search::{Method, search};
-use crate::results::{Estimate, Outcome, RateRow, RatioRow, Traffic, median};
+use crate::ndr::search::{Method, Search};
+use crate::results::{Estimate, Outcome, RateRow, RatioRow, Subject, Traffic, median};
 
 /// The generator must be able to send so many times what a subject can carry, in its presence.
 pub const GENERATOR_FACTOR: f64 = 1.5;
@@ -23,10 +24,8 @@ pub const HALF_PERCENT: f64 = 0.005;
 pub struct Plan {
     /// One trial.
     pub trial: Duration,
-    /// Rounds of those subjects that ratios are made of.
+    /// Rounds.
     pub rounds: u32,
-    /// Every so many rounds the 0.5 % rate is searched too, and those subjects that no ratio is made of take part (their 0.5 % rate only in the first).
-    pub every: u32,
     /// The search's first bracket and precision.
     pub method: Method,
 }
@@ -34,7 +33,7 @@ pub struct Plan {
 impl Plan {
     /// For trials of this length and so many rounds.
     pub fn new(trial: Duration, rounds: u32) -> Plan {
-        Plan { trial, rounds, every: 5, method: Method { precision: 0.01, tries: 3, step: 1.04, hopeless: 0.02, rates_max: 24 } }
+        Plan { trial, rounds, method: Method { precision: 0.01, tries: 3, step: 1.04, hopeless: 0.02, rates_max: 24 } }
     }
 }
 
@@ -107,56 +106,120 @@ impl Found {
     }
 }
 
-/// One subject's turn in one round.
-pub fn turn(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, round: u32, found: &mut Found, both: bool) -> Result<()> {
-    // Flows that were forgotten since the last turn become known again.
-    judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
-    let flat_out = judge.trial(way, None, plan.trial)?;
-    found.generator.insert(round, flat_out.offered_pps());
-    let ceiling = flat_out.offered_pps() as u64;
-    let start = found.zero_loss.last_key_value().map_or(START_PPS as f64, |(_, rate)| *rate) as u64;
-    let zero = search(&plan.method, 0.0, start, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
-    found.zero_loss.insert(round, zero.pps as f64);
-    found.limited |= zero.generator_limited;
-    if both {
-        let start = found.half_percent.last_key_value().map_or(zero.pps as f64 * 1.02, |(_, rate)| *rate) as u64;
-        let half = search(&plan.method, HALF_PERCENT, start, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
-        found.half_percent.insert(round, half.pps as f64);
+/// One subject's searches in one round.
+struct Turn {
+    generator_pps: f64,
+    zero: Search,
+    /// For the 0.5 % rate: where it begins unless an earlier round says so, and the search once the first one is over.
+    half: Option<Option<Search>>,
+}
+
+impl Turn {
+    /// Flows that were forgotten since the last round become known again; then the most that the generator can send.
+    fn begin(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, found: &Found, both: bool) -> Result<Turn> {
+        judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
+        let generator_pps = judge.trial(way, None, plan.trial)?.offered_pps();
+        let start = found.zero_loss.last_key_value().map_or(START_PPS as f64, |(_, rate)| *rate) as u64;
+        Ok(Turn { generator_pps, zero: Search::new(&plan.method, 0.0, start, generator_pps as u64)?, half: both.then_some(None) })
     }
+
+    /// One trial. False once there is none left.
+    fn step(&mut self, judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, found: &Found) -> Result<bool> {
+        let search = match (self.zero.rate(), &mut self.half) {
+            (Some(_), _) => &mut self.zero,
+            (None, None) => return Ok(false),
+            (None, Some(half)) => {
+                let start = found.half_percent.last_key_value().map_or(self.zero.found().pps as f64 * 1.02, |(_, rate)| *rate) as u64;
+                let begin = || Search::new(&plan.method, HALF_PERCENT, start, self.generator_pps as u64);
+                match half {
+                    Some(search) => search,
+                    None => half.insert(begin()?),
+                }
+            }
+        };
+        let Some(pps) = search.rate() else { return Ok(false) };
+        search.heard(judge.shoot(way, pps, plan.trial)?);
+        Ok(true)
+    }
+
+    /// What it was good for.
+    fn end(self, round: u32, found: &mut Found) {
+        let zero = self.zero.found();
+        found.generator.insert(round, self.generator_pps);
+        found.zero_loss.insert(round, zero.pps as f64);
+        found.limited |= zero.generator_limited;
+        if let Some(Some(half)) = self.half {
+            found.half_percent.insert(round, half.found().pps as f64);
+        }
+    }
+}
+
+/// One that takes part in a round: its way, what earlier rounds have found, and whether its 0.5 % rate is searched too.
+pub struct Entrant<'e, 'w> {
+    /// Who it is.
+    pub subject: &'e Subject,
+    /// Its lane.
+    pub way: Way<'w>,
+    /// What is known of it.
+    pub found: &'e mut Found,
+    /// The 0.5 % rate too.
+    pub both: bool,
+}
+
+/// One round: each makes one trial after the other, until all searches are over.
+pub fn round(judge: &mut Judge, plan: &Plan, number: u32, entrants: &mut [Entrant<'_, '_>]) -> Result<()> {
+    let mut turns = Vec::with_capacity(entrants.len());
+    for e in entrants.iter_mut() {
+        turns.push(Turn::begin(judge, &mut e.way, plan, e.found, e.both).with_context(|| e.subject.label.clone())?);
+    }
+    let mut going = vec![true; turns.len()];
+    while going.contains(&true) {
+        for (n, e) in entrants.iter_mut().enumerate().filter(|(n, _)| going[*n]).collect::<Vec<_>>() {
+            going[n] = turns[n].step(judge, &mut e.way, plan, e.found).with_context(|| e.subject.label.clone())?;
+        }
+    }
+    turns.into_iter().zip(entrants).for_each(|(turn, e)| turn.end(number, e.found));
     Ok(())
 }
 
-/// All rounds with established flows. `compared` says which subjects take part in every one; `say` tells progress.
+/// Who takes part in a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// In every so many rounds.
+    pub every: u32,
+    /// The 0.5 % rate is searched in every so many rounds.
+    pub half_percent_every: u32,
+}
+
+/// All rounds with established flows. `say` tells progress.
 pub fn rounds(
     judge: &mut Judge,
     beds: &mut [Bed<'_>],
     plan: &Plan,
-    compared: impl Fn(&str) -> bool,
+    part: impl Fn(&str) -> Part,
     mut say: impl FnMut(&str),
 ) -> Result<BTreeMap<String, Found>> {
-    let mut all: BTreeMap<String, Found> = BTreeMap::new();
-    for round in 0..plan.rounds {
-        let thorough = round % plan.every == 0;
-        // There and back, so that nobody always comes after the same neighbour.
-        let mut order: Vec<usize> = (0..beds.len()).collect();
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        let mut line = format!("round {} of {}:", round + 1, plan.rounds);
-        for n in order {
-            let bed = &mut beds[n];
-            let subject = &bed.running.subject;
-            if !thorough && !compared(&subject.id) {
-                continue;
+    let mut founds = vec![Found::default(); beds.len()];
+    for number in 0..plan.rounds {
+        let mut entrants = Vec::new();
+        for (bed, found) in beds.iter_mut().zip(&mut founds) {
+            let Bed { running, counter, generator } = bed;
+            let part = part(&running.subject.id);
+            if number % part.every == 0 {
+                let way = Way { generator, counter, gateway: &running.lane.gateway };
+                entrants.push(Entrant { subject: &running.subject, way, found, both: number % part.half_percent_every == 0 });
             }
-            let found = all.entry(subject.id.clone()).or_default();
-            let both = thorough && (round == 0 || compared(&subject.id));
-            turn(judge, &mut bed.way(), plan, round, found, both).with_context(|| subject.label.clone())?;
-            line += &format!(" {} {:.0}k", subject.id, found.zero_loss.get(&round).copied().unwrap_or(0.0) / 1e3);
         }
-        say(&line);
+        // There and back, so that nobody always comes after the same neighbour.
+        if number % 2 == 1 {
+            entrants.reverse();
+        }
+        round(judge, plan, number, &mut entrants)?;
+        let rates =
+            entrants.iter().map(|e| format!(" {} {:.0}k", e.subject.id, e.found.zero_loss.get(&number).copied().unwrap_or(0.0) / 1e3));
+        say(&format!("round {} of {}:{}", number + 1, plan.rounds, rates.collect::<String>()));
     }
-    Ok(all)
+    Ok(beds.iter().map(|b| b.running.subject.id.clone()).zip(founds).collect())
 }
 
 #[cfg(test)]

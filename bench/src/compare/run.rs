@@ -9,7 +9,7 @@ use super::churn::{churn_row, disturbed, flood, programming};
 use super::connections::{Seen, Servers, direct_cable};
 use super::counter::Counter;
 use super::load::under_load;
-use super::rates::{Found, Plan, rounds, turn};
+use super::rates::{Entrant, Found, Part as RatePart, Plan, round, rounds};
 use super::subject::{Cpus, Setup, thousands};
 use super::trial::Way;
 use super::workload::{ENDPOINTS_EACH, endpoint};
@@ -66,9 +66,14 @@ const RATIOS: [(&str, &str); 6] = [
     ("nomagic-10000", "nftables-10000"),
 ];
 
-/// Subjects that take part in every round.
-fn compared(id: &str) -> bool {
-    RATIOS[..5].iter().any(|(a, b)| id == *a || id == *b)
+/// Rounds in which a subject takes part: every one when a ratio is wanted that is near 1, every second one for the other ratios, and few without any.
+fn part_of(id: &str) -> RatePart {
+    let (every, half_percent_every) = match id {
+        "nomagic-1" | "no-work" | "nomagic-10000" => (1, 10),
+        "nftables-1" | "iptables-1" | "routing" => (2, 10),
+        _ => (10, u32::MAX),
+    };
+    RatePart { every, half_percent_every }
 }
 
 /// Subjects whose load, connections and floods are looked at.
@@ -83,7 +88,7 @@ impl Run<'_> {
 
     /// Measures everything into `rows`. On a thread in the generator's namespace.
     pub fn all(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Results) -> Result<()> {
-        let found = rounds(judge, beds, &self.plan, compared, self.say)?;
+        let found = rounds(judge, beds, &self.plan, part_of, self.say)?;
         self.rate_rows(rows, &found, Traffic::Established);
         let rate = |id: &str| found.get(id).and_then(Found::rate).unwrap_or(0.0);
         for bed in beds.iter_mut().filter(|b| self.wants(Part::Load) && of_interest(&b.running.subject.id)) {
@@ -138,23 +143,25 @@ impl Run<'_> {
     }
 
     /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services counts, for caches and for those who search rules.
-    fn new_flows(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Results) -> Result<()> {
-        let plan = Plan { rounds: NEW_FLOW_ROUNDS, every: u32::MAX, ..self.plan };
-        let mut found: BTreeMap<String, Found> = BTreeMap::new();
-        for round in 0..plan.rounds {
-            (self.say)(&format!("one frame in {NEW_FLOWS_EVERY} opens a flow: round {} of {}", round + 1, plan.rounds));
-            for bed in beds.iter_mut() {
-                let subject = &bed.running.subject;
-                let by_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
-                if !by_rules || !matches!(subject.services, 1 | 10_000) {
-                    continue;
-                }
-                let mut generator = generator(bed.running, self.flows, Mix::NewFlows(NEW_FLOWS_EVERY))?;
-                let found = found.entry(subject.id.clone()).or_default();
-                let way = &mut Way { generator: &mut generator, counter: &bed.counter, gateway: &bed.running.lane.gateway };
-                turn(judge, way, &plan, round, found, false).with_context(|| subject.label.clone())?;
+    fn new_flows(&self, judge: &mut Judge, beds: &[Bed<'_>], rows: &mut Results) -> Result<()> {
+        let mut lanes = Vec::new();
+        for Bed { running, counter, .. } in beds.iter() {
+            let subject = &running.subject;
+            let by_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
+            if by_rules && matches!(subject.services, 1 | 10_000) {
+                lanes.push((*running, counter, generator(running, self.flows, Mix::NewFlows(NEW_FLOWS_EVERY))?, Found::default()));
             }
         }
+        for number in 0..NEW_FLOW_ROUNDS {
+            (self.say)(&format!("one frame in {NEW_FLOWS_EVERY} opens a flow: round {} of {NEW_FLOW_ROUNDS}", number + 1));
+            let mut entrants: Vec<Entrant<'_, '_>> = Vec::new();
+            for (running, counter, generator, found) in &mut lanes {
+                let way = Way { generator, counter, gateway: &running.lane.gateway };
+                entrants.push(Entrant { subject: &running.subject, way, found, both: false });
+            }
+            round(judge, &self.plan, number, &mut entrants)?;
+        }
+        let found = lanes.into_iter().map(|(running, .., found)| (running.subject.id.clone(), found)).collect();
         self.rate_rows(rows, &found, Traffic::NewFlows);
         Ok(())
     }

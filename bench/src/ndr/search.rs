@@ -57,53 +57,116 @@ enum Rate {
     NotOffered,
 }
 
-/// Searches around `start`, up to `ceiling`. `shoot` makes a trial at a rate.
-pub fn search(method: &Method, loss_max: f64, start: u64, ceiling: u64, mut shoot: impl FnMut(u64) -> Result<Shot>) -> Result<Found> {
-    ensure!(
-        method.precision > 0.0 && method.step > 1.0 && method.tries % 2 == 1,
-        "a search needs a precision, a step and an odd number of tries"
-    );
-    let mut trials = 0;
-    let mut ask = |pps: u64| -> Result<Rate> {
-        let (mut held, mut failed) = (0, 0);
-        while held.max(failed) <= method.tries / 2 {
-            let shot = shoot(pps)?;
-            trials += 1;
-            if !shot.offered {
-                return Ok(Rate::NotOffered);
-            }
-            if shot.loss_share > loss_max && shot.loss_share > method.hopeless {
-                return Ok(Rate::Fails);
-            }
-            if shot.loss_share <= loss_max { held += 1 } else { failed += 1 }
+/// A search in progress: names the rate of the next trial and hears what became of it, so that several can take turns trial by trial.
+#[derive(Clone, Debug)]
+pub struct Search {
+    method: Method,
+    loss_max: f64,
+    ceiling: u64,
+    /// The bracket.
+    low: u64,
+    high: u64,
+    limited: bool,
+    /// What is tried now, and how far to go from it while one end of the bracket is missing.
+    at: u64,
+    factor: f64,
+    /// Rates tried, and trials of all of them.
+    asked: u32,
+    trials: u32,
+    /// Trials of this rate that met the goal, and that did not.
+    held: u32,
+    failed: u32,
+    over: bool,
+}
+
+impl Search {
+    /// Around `start`, up to `ceiling`, for a share of loss.
+    pub fn new(method: &Method, loss_max: f64, start: u64, ceiling: u64) -> Result<Search> {
+        ensure!(
+            method.precision > 0.0 && method.step > 1.0 && method.tries % 2 == 1 && method.rates_max > 0,
+            "a search needs a precision, a step, an odd number of tries and at least one rate"
+        );
+        Ok(Search {
+            method: *method,
+            loss_max,
+            ceiling,
+            low: 0,
+            high: ceiling.saturating_add(1),
+            limited: false,
+            at: start.clamp(RATE_MIN, ceiling.max(RATE_MIN)),
+            factor: method.step,
+            asked: 0,
+            trials: 0,
+            held: 0,
+            failed: 0,
+            over: false,
+        })
+    }
+
+    /// The rate of the next trial; `None` once it is over.
+    pub fn rate(&self) -> Option<u64> {
+        (!self.over).then_some(self.at)
+    }
+
+    /// What became of a trial at that rate.
+    pub fn heard(&mut self, shot: Shot) {
+        self.trials += 1;
+        let met = shot.loss_share <= self.loss_max;
+        if met {
+            self.held += 1
+        } else {
+            self.failed += 1
         }
-        Ok(if held > failed { Rate::Holds } else { Rate::Fails })
-    };
-    let (mut low, mut high, mut limited) = (0u64, ceiling.saturating_add(1), false);
-    let (mut at, mut factor, mut asked) = (start.clamp(RATE_MIN, ceiling.max(RATE_MIN)), method.step, 0);
-    while asked < method.rates_max {
-        asked += 1;
-        match ask(at)? {
-            Rate::Holds => low = at,
-            Rate::Fails => (high, limited) = (at, false),
-            // What set this end of the bracket is the generator, as long as no lower rate fails.
-            Rate::NotOffered => (high, limited) = (at, true),
-        }
-        let narrow = high as f64 / low.max(1) as f64 <= 1.0 + method.precision;
-        if narrow || high <= RATE_MIN || low >= ceiling {
-            break;
-        }
-        at = match (low, high) {
-            // Nothing held yet, or everything: away from the start, in growing steps.
-            (0, _) => ((high as f64 / factor) as u64).max(RATE_MIN),
-            (_, h) if h > ceiling => ((low as f64 * factor) as u64).clamp(low + 1, ceiling),
-            _ => ((low as f64 * high as f64).sqrt() as u64).clamp(low + 1, high - 1),
-        };
-        if low == 0 || high > ceiling {
-            factor *= factor.min(2.0);
+        let majority = self.method.tries / 2 + 1;
+        if !shot.offered {
+            self.judged(Rate::NotOffered);
+        } else if self.failed >= majority || (!met && shot.loss_share > self.method.hopeless) {
+            self.judged(Rate::Fails);
+        } else if self.held >= majority {
+            self.judged(Rate::Holds);
         }
     }
-    Ok(Found { pps: low, above_pps: high, generator_limited: limited || low >= ceiling, trials })
+
+    /// The bracket becomes narrower, and the next rate lies in it.
+    fn judged(&mut self, rate: Rate) {
+        match rate {
+            Rate::Holds => self.low = self.at,
+            Rate::Fails => (self.high, self.limited) = (self.at, false),
+            // What set this end of the bracket is the generator, as long as no lower rate fails.
+            Rate::NotOffered => (self.high, self.limited) = (self.at, true),
+        }
+        (self.asked, self.held, self.failed) = (self.asked + 1, 0, 0);
+        let narrow = self.high as f64 / self.low.max(1) as f64 <= 1.0 + self.method.precision;
+        self.over = narrow || self.high <= RATE_MIN || self.low >= self.ceiling || self.asked >= self.method.rates_max;
+        if self.over {
+            return;
+        }
+        let away = self.low == 0 || self.high > self.ceiling;
+        self.at = match (self.low, self.high) {
+            // Nothing held yet, or everything: away from the start, in growing steps.
+            (0, high) => ((high as f64 / self.factor) as u64).max(RATE_MIN),
+            (low, high) if high > self.ceiling => ((low as f64 * self.factor) as u64).clamp(low + 1, self.ceiling),
+            (low, high) => ((low as f64 * high as f64).sqrt() as u64).clamp(low + 1, high - 1),
+        };
+        if away {
+            self.factor *= self.factor.min(2.0);
+        }
+    }
+
+    /// What it has found.
+    pub fn found(&self) -> Found {
+        let generator_limited = self.limited || self.low >= self.ceiling;
+        Found { pps: self.low, above_pps: self.high, generator_limited, trials: self.trials }
+    }
+}
+
+/// A whole search by itself. `shoot` makes a trial at a rate.
+pub fn search(method: &Method, loss_max: f64, start: u64, ceiling: u64, mut shoot: impl FnMut(u64) -> Result<Shot>) -> Result<Found> {
+    let mut search = Search::new(method, loss_max, start, ceiling)?;
+    while let Some(pps) = search.rate() {
+        search.heard(shoot(pps)?);
+    }
+    Ok(search.found())
 }
 
 #[cfg(test)]

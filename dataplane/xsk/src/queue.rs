@@ -88,6 +88,8 @@ pub struct Queue {
     kick_due: bool,
     staged: ArrayVec<FrameDesc, STAGED_MAX>,
     origins: ArrayVec<Origin, STAGED_MAX>,
+    /// Where descriptors that come off a ring are read into; what is in it between two calls means nothing.
+    taken: [FrameDesc; BATCH_MAX],
 }
 
 impl Queue {
@@ -120,6 +122,7 @@ impl Queue {
             kick_due: false,
             staged: ArrayVec::new(),
             origins: ArrayVec::new(),
+            taken: [FrameDesc::default(); BATCH_MAX],
         }
     }
 
@@ -148,13 +151,12 @@ impl Queue {
         if self.in_tx == 0 {
             return;
         }
-        let mut descs = [FrameDesc::default(); BATCH_MAX];
         loop {
             // SAFETY: the ring belongs to this pool's UMEM; what comes off it is used as frames of this pool only.
-            let n = unsafe { self.comp.consume(&mut descs) };
-            descs[..n].iter().for_each(|d| pool.complete(*d, self.place));
+            let n = unsafe { self.comp.consume(&mut self.taken) };
+            self.taken[..n].iter().for_each(|d| pool.complete(*d, self.place));
             self.in_tx -= n as u32;
-            if n < descs.len() {
+            if n < self.taken.len() {
                 return;
             }
         }
@@ -189,12 +191,11 @@ impl Queue {
 
     /// Received frames, up to `max`: calls `take` for each.
     pub fn receive(&mut self, pool: &Pool, max: usize, mut take: impl FnMut(Token)) -> usize {
-        let mut descs = [FrameDesc::default(); BATCH_MAX];
         let max = max.min(BATCH_MAX);
         // SAFETY: the ring belongs to this pool's UMEM; each frame that comes off it becomes one token of this pool.
-        let n = unsafe { self.rx.consume(&mut descs[..max]) };
+        let n = unsafe { self.rx.consume(&mut self.taken[..max]) };
         self.in_fill -= n as u32;
-        descs[..n].iter().for_each(|d| take(pool.token_of(*d, self.place)));
+        self.taken[..n].iter().for_each(|d| take(pool.token_of(*d, self.place)));
         n
     }
 

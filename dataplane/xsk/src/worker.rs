@@ -105,14 +105,14 @@ impl Worker {
         let frames = packets.len();
         if frames > 0 {
             let pool = queue.pool;
-            self.judge(pool, packets);
+            self.judge(pool, &mut packets);
         }
         frames
     }
 
-    /// Runs a batch of one pool's frames through the packet path and does what it says.
-    fn judge(&mut self, pool: usize, mut packets: ArrayVec<Packet, BATCH_MAX>) {
-        let mut verdicts = ArrayVec::new();
+    /// Runs a batch of one pool's frames through the packet path and does what it says. Emptied, not moved: these arrays are kilobytes, whatever is in them.
+    fn judge(&mut self, pool: usize, packets: &mut ArrayVec<Packet, BATCH_MAX>) {
+        let mut verdicts: ArrayVec<Verdict, BATCH_MAX> = ArrayVec::new();
         let mut extents: ArrayVec<(usize, usize), BATCH_MAX> = ArrayVec::new();
         let mut made: ArrayVec<(usize, usize, usize, PortId), OUTPUT_MAX> = ArrayVec::new();
         let Io { pools, spares, shared, now_ns, .. } = &mut self.io;
@@ -139,7 +139,7 @@ impl Worker {
         }
         debug_assert_eq!(verdicts.len(), packets.len(), "one verdict a frame");
         let queue = packets.first().map_or(0, |p| p.queue);
-        for ((mut packet, (start, len)), verdict) in packets.into_iter().zip(extents).zip(verdicts) {
+        for ((mut packet, (start, len)), verdict) in packets.drain(..).zip(extents).zip(verdicts.drain(..)) {
             (packet.start, packet.len) = (start, len);
             self.act(packet, verdict);
         }
@@ -211,7 +211,7 @@ impl Worker {
                 packets.push(packet);
                 left -= 1;
             }
-            self.judge(pool, packets);
+            self.judge(pool, &mut packets);
         }
     }
 
