@@ -50,6 +50,28 @@ fn condition(g: &Gateway, port: usize) -> String {
 }
 
 #[test]
+fn control_leaves_the_workers_cpus_alone() {
+    let g = Gateway::start("cpus", "workers: {count: 1, cpus: [0]}", &nginx(&[0]));
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", g.process.pid())).unwrap();
+    let (mut workers, mut others) = (0, 0);
+    for task in tasks.flatten() {
+        // A thread may have ended meanwhile.
+        let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
+        let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or_default().to_owned();
+        let (name, allowed) = (line("Name"), line("Cpus_allowed_list"));
+        if name == "nm-worker-0" {
+            workers += 1;
+            assert_eq!(allowed, "0", "{status}");
+        } else if std::thread::available_parallelism().unwrap().get() > 1 {
+            others += 1;
+            assert!(!allowed.split([',', '-']).any(|cpu| cpu == "0"), "{name} may use {allowed}");
+        }
+    }
+    assert!(workers == 1 && (others > 0 || std::thread::available_parallelism().unwrap().get() == 1));
+    assert_eq!(g.http(&g.scene.client, V4, 10).answered(), 10);
+}
+
+#[test]
 fn point_1_two_workers_share_the_work() {
     let g = gateway("p1", "masqueradeAll: true");
     serves(&g);

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 use super::bed::{Bed, Judge, Strictness, Watched};
 use super::cost::costs;
 use super::figures::figures;
-use super::lane::Ends;
+use super::lane::{Ends, long_backlog};
 use super::manifest::manifest;
 use super::rates::Plan;
 use super::run::Run;
-use super::subject::{Cpus, Running, Setup, subject};
+use super::subject::{Cpus, Running, Setup, subject, thousands};
+use super::workload::QUEUE_FRAMES;
 use crate::demo::default_nomagic;
 use crate::report::text;
 use crate::results::{Napi, Results, Rig, RigKind, Subject, SubjectKind};
@@ -129,6 +130,7 @@ impl CompareArgs {
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let _dir = undo_later(Undo::Directory(dir.clone()));
         let bench = std::env::current_exe().context("cannot find this program's own file")?;
+        let _backlog = long_backlog()?;
         let ends = Ends::new()?;
         let setup = Setup { ends: &ends, cpus, nomagic: &nomagic, bench: &bench, dir: &dir };
         let wanted: Vec<Subject> = SUBJECTS.into_iter().map(|(kind, services)| subject(kind, services)).collect();
@@ -184,11 +186,13 @@ fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
     let napi = |interface: &str, cpu: u32, why: &str| Napi { interface: interface.into(), cpu, why: why.into() };
     Rig {
         kind: RigKind::Veth,
-        description:
+        description: format!(
             "BPF live frames into a veth pair, the subject in a network namespace between two veth pairs, a counting tc program at the far \
                       end. 64-byte UDP frames over IPv4; DNAT only, no source NAT. Established flows all go to the first Service: the same frames for every \
-                      subject. With new flows, traffic goes to all Services in turn. All subjects are up all the time and take turns."
-                .into(),
+                      subject. With new flows, traffic goes to all Services in turn. All subjects are up all the time and take turns, trial by trial. {} frames may \
+                      wait for each: in the rings of AF_XDP (nomagic's `packets.ringSize`), in the kernel's backlog (net.core.netdev_max_backlog).",
+            thousands(QUEUE_FRAMES)
+        ),
         lb_cpu: cpus.lb,
         generator_cpu: cpus.generator,
         napi: vec![

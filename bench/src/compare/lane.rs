@@ -9,9 +9,10 @@
 //! All lanes have the same addresses. Clients lie behind the router at 10.1.0.2, endpoints behind the one at 10.2.0.2; both are fixed neighbours.
 
 use anyhow::{Context, Result};
+use std::path::PathBuf;
 
-use super::workload::{CLIENTS, ENDPOINTS};
-use crate::rig::{Netns, cable};
+use super::workload::{CLIENTS, ENDPOINTS, QUEUE_FRAMES};
+use crate::rig::{Guard, Netns, Undo, cable, undo_later};
 
 /// Addresses of the gateway on the clients' and on the pods' side.
 pub const GATEWAY: [&str; 2] = ["10.1.0.1", "10.2.0.1"];
@@ -36,6 +37,15 @@ impl Ends {
         }
         Ok(ends)
     }
+}
+
+/// Gives the kernel's backlogs as many places as the other subjects' queues have, until the guard goes. It is one setting for the whole machine.
+pub fn long_backlog() -> Result<Guard> {
+    let path = PathBuf::from("/proc/sys/net/core/netdev_max_backlog");
+    let text = "net.core.netdev_max_backlog, so that the kernel has as long queues as its rivals";
+    let before = std::fs::read_to_string(&path).with_context(|| format!("cannot read {text}"))?;
+    std::fs::write(&path, QUEUE_FRAMES.to_string()).with_context(|| format!("cannot set {text}"))?;
+    Ok(undo_later(Undo::Setting(path, before.trim().to_owned())))
 }
 
 /// A subject's gateway with its cables.

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::workload::{UDP_PORT, cluster_ip};
+use super::workload::{QUEUE_FRAMES, UDP_PORT, cluster_ip};
 
 /// `nomagic-bench no-work`.
 #[derive(Args, Clone, Debug)]
@@ -45,7 +45,12 @@ impl NoWorkArgs {
     /// Runs until a signal comes.
     pub fn run(&self) -> Result<()> {
         let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
-        let config = EdgeConfig { cpus: vec![self.cpu], path: pass_on, ..EdgeConfig::new(&self.state_dir, self.interfaces.clone()) };
+        let config = EdgeConfig {
+            cpus: vec![self.cpu],
+            path: pass_on,
+            ring_size: QUEUE_FRAMES,
+            ..EdgeConfig::new(&self.state_dir, self.interfaces.clone())
+        };
         let edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;
         let services = (0..self.services).map(|n| (IpAddr::V4(cluster_ip(n)), UDP_PORT, Proto::Udp)).collect();
         edge.filter().apply(&FilterRules { services, ..FilterRules::default() })?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::kernel_rules;
 use super::lane::{Ends, GATEWAY, Lane};
-use super::workload::{CLUSTER_CIDR, SERVICE_CIDR, service_object, slice_object};
+use super::workload::{CLUSTER_CIDR, QUEUE_FRAMES, SERVICE_CIDR, service_object, slice_object};
 use crate::results::{Subject, SubjectKind};
 use crate::rig::{Guard, Process, TABLE_SUFFIX, TABLES, Undo, undo_later};
 
@@ -159,6 +159,7 @@ impl Running {
         let config = format!(
             "node: {{name: gw, ips: [{a}, {b}], primaryIPs: [{a}]}}\nclusterCIDRs: [{CLUSTER_CIDR}]\nserviceCIDRs: [{SERVICE_CIDR}]\n\
              interfaces: [cl0, pods0]\nkubernetes: {{url: 'http://{API}'}}\nstateDir: {}\nworkers: {{count: 1, cpus: [{}]}}\n\
+             packets: {{ringSize: {QUEUE_FRAMES}}}\n\
              conntrack: {{capacity: {FLOWS_MAX}, file: {}}}\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n",
             state.display(),
             setup.cpus.lb,

@@ -26,6 +26,9 @@ pub const TCP_PORT: u16 = 80;
 pub const ENDPOINTS_EACH: u32 = 3;
 /// Services at the most.
 pub const SERVICES_MAX: u32 = 10_000;
+/// Frames that may wait for a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. Others on the host take a virtual
+/// machine's CPU away for some milliseconds again and again: shorter queues would measure that.
+pub const QUEUE_FRAMES: u32 = 8_192;
 
 /// The cluster IP of a Service.
 pub fn cluster_ip(service: u32) -> Ipv4Addr {

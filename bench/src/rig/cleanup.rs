@@ -19,6 +19,8 @@ pub enum Undo {
     Command(Vec<String>),
     /// Remove this directory of ours with all that is in it.
     Directory(PathBuf),
+    /// Write this to a file: the value that a setting of the kernel had.
+    Setting(PathBuf, String),
 }
 
 /// Things made and not undone yet, oldest first.
@@ -98,6 +100,7 @@ fn undo_now(undo: &Undo) {
         Undo::Namespace(name) => remove_namespace(name),
         Undo::Command(words) => run_words(words),
         Undo::Directory(path) => remove_directory(path),
+        Undo::Setting(path, value) => std::fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display())),
     };
     if let Err(e) = result {
         eprintln!("clean-up: {e:#}");

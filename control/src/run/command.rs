@@ -54,6 +54,11 @@ pub fn run(args: &Args) -> Result<()> {
             "{path}: manifests: name a file or directory with Services and EndpointSlices, here or with --manifests, or an API server under kubernetes"
         );
     }
+    // The compiler's time slice on a worker's CPU would be milliseconds of frames in a ring. Threads started later inherit this; workers pin themselves.
+    let cpus: Vec<usize> = config.workers.cpus.iter().map(|cpu| usize::from(*cpu)).collect();
+    if let Err(e) = nomagic_xsk::leave_cpus(&cpus) {
+        tracing::warn!("control cannot be kept off the workers' CPUs {cpus:?}: {e}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         if let Some(drop_in) = &drop_in {

@@ -52,7 +52,7 @@ pub use published::{Published, Reader};
 pub use status::{
     Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,
 };
-pub use sys::{close_on_exec, kick_tx, monotonic_ns, set_tx_budget};
+pub use sys::{close_on_exec, kick_tx, leave_cpus, monotonic_ns, set_tx_budget};
 
 const _: () = {
     const fn shared_between_threads<T: Send + Sync>() {}

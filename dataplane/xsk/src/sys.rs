@@ -161,6 +161,28 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps the calling thread, and threads that it starts, off these CPUs, unless there are no others. Whether there are.
+///
+/// # Errors
+/// The system's.
+pub fn leave_cpus(cpus: &[usize]) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid, empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the set is valid for its size; 0 is the calling thread.
+    check(unsafe { libc::sched_getaffinity(0, mem::size_of_val(&set), &mut set) })?;
+    for cpu in cpus.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE as usize) {
+        // SAFETY: `cpu` is below CPU_SETSIZE.
+        unsafe { libc::CPU_CLR(*cpu, &mut set) };
+    }
+    // SAFETY: the set is valid.
+    let others = unsafe { libc::CPU_COUNT(&set) } > 0;
+    if others {
+        // SAFETY: the set is valid for its size; 0 is the calling thread.
+        check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) })?;
+    }
+    Ok(others)
+}
+
 /// The user that this process acts as.
 pub fn effective_user() -> u32 {
     // SAFETY: always succeeds, and touches no memory.
