@@ -86,11 +86,8 @@ fn transfers(scene: &Scene, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHand
 
 #[test]
 fn point_6_a_link_flaps_under_fifty_transfers() {
-    let scene = Scene::new();
-    scene.client_queues(2);
-    scene.echo();
-    let mut config = scene.config();
-    config.workers = 2;
+    let (scene, mut config) = Scene::two_workers();
+    config.ring_size = 512;
     let mut edge = scene.start(config, true);
     scene.serve(&edge);
     let stop = Arc::new(AtomicBool::new(false));
@@ -127,12 +124,7 @@ fn point_6_a_link_flaps_under_fifty_transfers() {
 
 #[test]
 fn point_6_an_interface_deleted_and_made_again_is_bound_again() {
-    let scene = Scene::new();
-    scene.client_queues(2);
-    scene.echo();
-    let mut config = scene.config();
-    config.workers = 2;
-    config.ring_size = 64;
+    let (scene, config) = Scene::two_workers();
     let mut edge = scene.start(config, true);
     scene.serve(&edge);
     for round in 1..=3 {

@@ -19,12 +19,7 @@ const SHORT: Duration = Duration::from_millis(100);
 
 #[test]
 fn point_1_queues_and_workers() {
-    let scene = Scene::new();
-    scene.client_queues(2);
-    scene.echo();
-    let mut config = scene.config();
-    config.workers = 2;
-    config.ring_size = 64;
+    let (scene, mut config) = Scene::two_workers();
     config.hold_frames_max = 16;
     let edge = scene.start(config, true);
     let owners: Vec<&[u16]> = edge.ports().iter().map(|p| &p.owners[..]).collect();
@@ -60,12 +55,7 @@ fn point_1_queues_and_workers() {
 
 #[test]
 fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
-    let scene = Scene::new();
-    scene.client_queues(2);
-    scene.echo();
-    let mut config = scene.config();
-    config.workers = 2;
-    config.ring_size = 64;
+    let (scene, config) = Scene::two_workers();
     let edge = scene.start(config, true);
     scene.serve(&edge);
     let flood = || {
@@ -203,12 +193,7 @@ impl Drop for Stuck {
 
 #[test]
 fn point_7_a_stuck_workers_queues_fail_safe_alone() {
-    let scene = Scene::new();
-    scene.client_queues(2);
-    scene.echo();
-    let mut config = scene.config();
-    config.workers = 2;
-    config.ring_size = 64;
+    let (scene, config) = Scene::two_workers();
     let edge = scene.start(config, true);
     scene.serve(&edge);
     // The pod's port belongs to worker 1, the client's second queue too: its first queue and the internal port are worker 0's.
@@ -258,11 +243,7 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
 
 #[test]
 fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
-    let scene = Scene::new();
-    scene.client_queues(2);
-    scene.echo();
-    let mut config = scene.config();
-    config.workers = 2;
+    let (scene, config) = Scene::two_workers();
     let mut edge = scene.start(config, true);
     assert_eq!(edge.rss(), [None, None, None]);
     for port in edge.ports() {

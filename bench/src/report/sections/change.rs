@@ -1,13 +1,13 @@
 //! What happens while something changes: churn, SYN floods, how soon a change is followed.
 
-use super::{Section, interval, nothing, style, text};
+use super::{NONE, Section, bar, interval, rows_of, style, text};
 use crate::report::line::{Line, LinePlot, Point};
 use crate::report::number::Quantity;
 use crate::report::plot::{Axis, Plot, Style};
-use crate::report::row::{Marks, Row, RowPlot};
+use crate::report::row::{Marks, RowPlot};
 use crate::report::scale::Kind;
 use crate::report::table::{Cell, Table};
-use crate::results::{ChurnRow, Results};
+use crate::results::{ChurnRow, Estimate, Results};
 
 /// Timelines that are drawn at the most.
 const TIMELINES_MAX: usize = 12;
@@ -92,74 +92,47 @@ fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
 /// Established flows under a SYN flood.
 pub fn flood(results: &Results) -> Section {
     let lead = "Share of the established flows' frames that arrived while SYNs came from everywhere.";
-    let mut section = Section::new("flood", "SYN flood", lead);
+    let section = Section::new("flood", "SYN flood", lead);
     if results.flood.is_empty() {
         return section.empty("a SYN flood");
     }
-    let mut rows = Vec::new();
     let mut table = Table {
         caption: "Goodput of established flows under a SYN flood".into(),
         head: vec!["subject", "offered", "SYNs", "goodput", "95 % interval"],
         rows: Vec::new(),
     };
     for r in &results.flood {
-        let label = results.label(&r.subject);
-        let style = style(results, &r.subject, &[]);
-        rows.push(match r.goodput.value() {
-            Some(e) => Row {
-                label: label.into(),
-                style,
-                marks: Marks::Bar { parts: vec![e.median], interval: interval(e) },
-                value: Quantity::Share.show(e.median),
-            },
-            None => nothing(label, style),
-        });
-        let mut cells = vec![text(label), Cell::number(Quantity::Pps, r.offered_pps), Cell::number(Quantity::Pps, r.flood_pps)];
+        let mut cells =
+            vec![text(results.label(&r.subject)), Cell::number(Quantity::Pps, r.offered_pps), Cell::number(Quantity::Pps, r.flood_pps)];
         cells.extend(Cell::estimate(Quantity::Share, &r.goodput));
         table.rows.push(cells);
     }
-    if results.flood.iter().any(|r| r.goodput.value().is_some()) {
-        section.add_rows(RowPlot {
-            title: "Goodput under a SYN flood".into(),
-            description: "Share of the established flows' frames that arrived under a SYN flood, by subject.".into(),
-            x: Axis::new(Kind::Linear, Quantity::Share, "arrived of offered"),
-            rows,
-            parts: Vec::new(),
-            reference: None,
-        });
-    } else {
-        section.say("None was measured.");
-    }
-    section.tables.push(table);
-    section
+    let goodputs = results.flood.iter().map(|r| (r.subject.as_str(), &r.goodput));
+    let plot = RowPlot {
+        title: "Goodput under a SYN flood".into(),
+        description: "Share of the established flows' frames that arrived under a SYN flood, by subject.".into(),
+        x: Axis::new(Kind::Linear, Quantity::Share, "arrived of offered"),
+        rows: rows_of(results, Quantity::Share, goodputs, bar),
+        parts: Vec::new(),
+        reference: None,
+    };
+    section.with_rows(plot, NONE, table)
 }
 
 /// From a change until packets follow it.
 pub fn programming(results: &Results) -> Section {
     let lead = "From the change of an object until the first packet takes the new way.";
-    let mut section = Section::new("programming", "Programming latency", lead);
+    let section = Section::new("programming", "Programming latency", lead);
     if results.programming.is_empty() {
         return section.empty("programming latency");
     }
-    let mut rows = Vec::new();
     let mut table = Table {
         caption: "From a change to the first packet that follows it".into(),
         head: vec!["subject", "how it is told", "median", "95 % interval", "changes"],
         rows: Vec::new(),
     };
     for r in &results.programming {
-        let label = results.label(&r.subject);
-        let style = style(results, &r.subject, &[]);
-        rows.push(match r.ms.value() {
-            Some(e) => Row {
-                label: label.into(),
-                style,
-                marks: Marks::Dots { values: Vec::new(), median: e.median, interval: interval(e) },
-                value: Quantity::Ms.show(e.median),
-            },
-            None => nothing(label, style),
-        });
-        let mut cells = vec![text(label), text(&r.how)];
+        let mut cells = vec![text(results.label(&r.subject)), text(&r.how)];
         cells.extend(Cell::estimate(Quantity::Ms, &r.ms));
         cells.push(match r.ms.value() {
             Some(e) => Cell::number(Quantity::Count, f64::from(e.n)),
@@ -167,18 +140,16 @@ pub fn programming(results: &Results) -> Section {
         });
         table.rows.push(cells);
     }
-    if results.programming.iter().any(|r| r.ms.value().is_some()) {
-        section.add_rows(RowPlot {
-            title: "From a change to the first packet that follows it".into(),
-            description: "Milliseconds from a change to the first packet that follows it, by subject, on a logarithmic axis.".into(),
-            x: Axis::new(Kind::Log, Quantity::Ms, "time"),
-            rows,
-            parts: Vec::new(),
-            reference: None,
-        });
-    } else {
-        section.say("None was measured.");
-    }
-    section.tables.push(table);
-    section
+    // On a logarithmic axis nothing begins at zero.
+    let dots = |e: &Estimate| Marks::Dots { values: Vec::new(), median: e.median, interval: interval(e) };
+    let times = results.programming.iter().map(|r| (r.subject.as_str(), &r.ms));
+    let plot = RowPlot {
+        title: "From a change to the first packet that follows it".into(),
+        description: "Milliseconds from a change to the first packet that follows it, by subject, on a logarithmic axis.".into(),
+        x: Axis::new(Kind::Log, Quantity::Ms, "time"),
+        rows: rows_of(results, Quantity::Ms, times, dots),
+        parts: Vec::new(),
+        reference: None,
+    };
+    section.with_rows(plot, NONE, table)
 }

@@ -1,6 +1,6 @@
 //! What a packet costs in CPU time and in memory, and connections a second.
 
-use super::{Section, interval, nothing, style, text};
+use super::{NONE, Section, bar, interval, nothing, rows_of, style, text};
 use crate::report::line::{Line, LinePlot, Point};
 use crate::report::number::Quantity;
 use crate::report::plot::{Axis, Plot, Style};
@@ -23,7 +23,7 @@ pub fn parts(t: &CpuTime) -> [(&'static str, f64); 4] {
 pub fn cpu(results: &Results) -> Section {
     let lead = "CPU time of one packet, by where it was spent. A worker that polls is busy also without packets: its time is what a packet takes of \
                 the core at this rate. The dashed part is the receiving interface's NAPI, which works for the subject on the generator's core.";
-    let mut section = Section::new("cpu", "CPU time a packet", lead);
+    let section = Section::new("cpu", "CPU time a packet", lead);
     if results.cpu.is_empty() {
         return section.empty("CPU time");
     }
@@ -53,69 +53,48 @@ pub fn cpu(results: &Results) -> Section {
         }
         table.rows.push(cells);
     }
-    if results.cpu.iter().any(|r| r.per_packet.value().is_some()) {
-        section.add_rows(RowPlot {
-            title: "CPU time a packet, by where it was spent".into(),
-            description: "CPU time of one packet for each subject, stacked: user space, system calls and softirqs of its core, softirqs of the generator's."
-                .into(),
-            x: Axis::new(Kind::Linear, Quantity::Ns, "CPU time a packet"),
-            rows,
-            parts: parts(&CpuTime::default()).map(|p| p.0.to_owned()).to_vec(),
-            reference: None,
-        });
-    } else {
-        section.say("None was measured.");
-    }
-    section.tables.push(table);
-    section
+    let plot = RowPlot {
+        title: "CPU time a packet, by where it was spent".into(),
+        description: "CPU time of one packet for each subject, stacked: user space, system calls and softirqs of its core, softirqs of the generator's."
+            .into(),
+        x: Axis::new(Kind::Linear, Quantity::Ns, "CPU time a packet"),
+        rows,
+        parts: parts(&CpuTime::default()).map(|p| p.0.to_owned()).to_vec(),
+        reference: None,
+    };
+    section.with_rows(plot, NONE, table)
 }
 
 /// Connections a second.
 pub fn connections(results: &Results) -> Section {
     let lead = "Real sockets: connect, request, answer, close. What clients and servers managed stands in the table also where they, not the subject, \
                 were the limit.";
-    let mut section = Section::new("connections", "Connections a second", lead);
+    let section = Section::new("connections", "Connections a second", lead);
     if results.connections.is_empty() {
         return section.empty("connections");
     }
-    let mut rows = Vec::new();
     let mut table = Table {
         caption: "Connections a second".into(),
         head: vec!["subject", "median", "95 % interval", "clients managed", "failed"],
         rows: Vec::new(),
     };
     for r in &results.connections {
-        let label = results.label(&r.subject);
-        let style = style(results, &r.subject, &[]);
-        rows.push(match r.per_second.value() {
-            Some(e) => Row {
-                label: label.into(),
-                style,
-                marks: Marks::Bar { parts: vec![e.median], interval: interval(e) },
-                value: Quantity::PerSecond.show(e.median),
-            },
-            None => nothing(label, style),
-        });
-        let mut cells = vec![text(label)];
+        let mut cells = vec![text(results.label(&r.subject))];
         cells.extend(Cell::estimate(Quantity::PerSecond, &r.per_second));
         cells.push(Cell::Number(Quantity::PerSecond.estimate(&r.seen_per_second)));
         cells.push(Cell::number(Quantity::Count, r.failed as f64));
         table.rows.push(cells);
     }
-    if results.connections.iter().any(|r| r.per_second.value().is_some()) {
-        section.add_rows(RowPlot {
-            title: "Connections a second".into(),
-            description: "Connections a second through each subject, with the interval of the median.".into(),
-            x: Axis::new(Kind::Linear, Quantity::PerSecond, "connections"),
-            rows,
-            parts: Vec::new(),
-            reference: None,
-        });
-    } else {
-        section.say("None counts for the subjects; the table says why, and what was seen.");
-    }
-    section.tables.push(table);
-    section
+    let counted = results.connections.iter().map(|r| (r.subject.as_str(), &r.per_second));
+    let plot = RowPlot {
+        title: "Connections a second".into(),
+        description: "Connections a second through each subject, with the interval of the median.".into(),
+        x: Axis::new(Kind::Linear, Quantity::PerSecond, "connections"),
+        rows: rows_of(results, Quantity::PerSecond, counted, bar),
+        parts: Vec::new(),
+        reference: None,
+    };
+    section.with_rows(plot, "None counts for the subjects; the table says why, and what was seen.", table)
 }
 
 /// What a packet costs in memory, by the size of the connection table.

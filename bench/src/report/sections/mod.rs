@@ -10,10 +10,11 @@ pub use latency::percentiles as latency_percentiles;
 pub use rates::traffic as traffic_name;
 
 use super::line::{LINES_MAX, Line};
+use super::number::Quantity;
 use super::plot::{Plot, Style};
-use super::row::{ROWS_MAX, Row, RowPlot};
+use super::row::{Marks, ROWS_MAX, Row, RowPlot};
 use super::table::{Cell, Table};
-use crate::results::{Estimate, Results};
+use crate::results::{Estimate, Outcome, Results};
 
 /// One kind of result.
 #[derive(Clone, PartialEq, Debug)]
@@ -32,6 +33,9 @@ pub struct Section {
 
 /// Their names, in the order of the report.
 pub const IDS: [&str; 9] = ["rates", "ratios", "latency", "cpu", "connections", "cost", "churn", "flood", "programming"];
+
+/// What a section says whose rows all show nothing.
+const NONE: &str = "None was measured.";
 
 /// All sections, also those without results: they say so.
 pub fn sections(results: &Results) -> Vec<Section> {
@@ -74,6 +78,17 @@ impl Section {
         self.plots.push(Plot::Rows(plot));
     }
 
+    /// Adds the plot when a row of it shows something, else says so; and the table in any case.
+    fn with_rows(mut self, plot: RowPlot, otherwise: &str, table: Table) -> Section {
+        if plot.rows.iter().any(|row| row.marks != Marks::Nothing) {
+            self.add_rows(plot);
+        } else {
+            self.say(otherwise);
+        }
+        self.tables.push(table);
+        self
+    }
+
     /// Leaves as many lines as can be told apart.
     fn limit(&mut self, lines: &mut Vec<Line>) {
         if lines.len() > LINES_MAX {
@@ -98,7 +113,29 @@ fn interval(e: &Estimate) -> Option<(f64, f64)> {
 
 /// A row of a plot for something that was not measured; the table beside it says why.
 fn nothing(label: &str, style: Style) -> Row {
-    Row { label: label.into(), style, marks: super::row::Marks::Nothing, value: "not measured".into() }
+    Row { label: label.into(), style, marks: Marks::Nothing, value: "not measured".into() }
+}
+
+/// A row of a plot for each subject's estimate.
+fn rows_of<'r>(
+    results: &Results,
+    quantity: Quantity,
+    values: impl Iterator<Item = (&'r str, &'r Outcome<Estimate>)>,
+    marks: fn(&Estimate) -> Marks,
+) -> Vec<Row> {
+    let row = |(id, value): (&str, &Outcome<Estimate>)| {
+        let (label, style) = (results.label(id), style(results, id, &[]));
+        match value.value() {
+            Some(e) => Row { label: label.into(), style, marks: marks(e), value: quantity.show(e.median) },
+            None => nothing(label, style),
+        }
+    };
+    values.map(row).collect()
+}
+
+/// A bar from zero to the median, with the interval.
+fn bar(e: &Estimate) -> Marks {
+    Marks::Bar { parts: vec![e.median], interval: interval(e) }
 }
 
 fn text(words: &str) -> Cell {

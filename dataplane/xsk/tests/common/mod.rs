@@ -139,6 +139,15 @@ impl Scene {
         Scene { client, gateway, pod, state }
     }
 
+    /// With two queues to the client, an echo server, and a configuration for two workers with small rings.
+    pub fn two_workers() -> (Scene, EdgeConfig) {
+        let scene = Scene::new();
+        scene.client_queues(2);
+        scene.echo();
+        let config = EdgeConfig { workers: 2, ring_size: 64, ..scene.config() };
+        (scene, config)
+    }
+
     pub fn config(&self) -> EdgeConfig {
         let mut config = EdgeConfig::new(&self.state, vec!["gc".into(), "gp".into()]);
         config.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "nm1".into(), addresses: [None; 2] });
