@@ -85,6 +85,12 @@ fn bodies(g: &Gateway, to: &str) {
     down.unwrap();
 }
 
+/// From now on the node's sockets have other ports: one with the port of an earlier UDP connection would go on with it.
+fn other_ports(g: &Gateway, range: u32) {
+    let first = 10_000 + range * 5_000;
+    g.scene.gw.sysctl("net.ipv4.ip_local_port_range", &format!("{first} {}", first + 4_999)).unwrap();
+}
+
 /// Everything that the kernel knows about the way of packets.
 fn kernel_state(gw: &Netns) -> [String; 4] {
     ["rule show", "-6 rule show", "route show table all", "-6 route show table all"].map(|words| gw.ip(words).unwrap())
@@ -116,7 +122,8 @@ fn the_node_reaches_services_by_all_of_their_addresses() {
         assert_eq!(g.http(&g.scene.gw, to, 5).per_pod.get("own"), Some(&5), "{to}");
     }
     drop(own);
-    // Endpoints go: refused at once, by every way.
+    // Endpoints go: refused at once, by every way. UDP connections of a Service without any endpoint are kept.
+    other_ports(&g, 1);
     g.apply(&web(&[]));
     for (http, udp) in ways() {
         let report = g.http(&g.scene.gw, &http, 2);
@@ -142,10 +149,12 @@ fn backends_on_the_node_itself() {
     all_answer(&g, 1);
     bodies(&g, "10.109.35.30:80");
     // An interface that nobody looks at.
+    other_ports(&g, 1);
     g.apply(&web(&[(&hidden.v4, &hidden.v6)]));
     all_answer(&g, 1);
     // Hairpin: the node to itself.
     let node = start_pod(&g.scene.gw, PodOptions::new("node")).unwrap();
+    other_ports(&g, 2);
     g.apply(&web(&[("10.0.0.1", "fd00:a::1")]));
     all_answer(&g, 1);
     bodies(&g, "[fd00:10:109::30]:80");
