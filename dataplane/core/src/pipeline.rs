@@ -6,6 +6,7 @@
 mod ahead;
 mod ending;
 mod established;
+mod evict;
 mod open;
 mod source_ports;
 
@@ -15,6 +16,7 @@ use ahead::{Notes, look_ahead};
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use established::{Tally, established};
+use evict::Evictor;
 
 use crate::answer::{self, Limiter};
 use crate::conntrack::{Conntrack, Direction, Hit, IdleTimes, PhaseKind, Sticky, Timeouts};
@@ -41,8 +43,7 @@ pub struct WorkerState {
     limiter: Limiter,
     idle: IdleTimes,
     lately: Lately,
-    /// Which sample of the table is looked at next for a connection to evict.
-    evict_from: u64,
+    evictor: Evictor,
 }
 
 impl WorkerState {
@@ -59,7 +60,7 @@ impl WorkerState {
             limiter: Limiter::default(),
             idle: timeouts.table(),
             lately: Lately::default(),
-            evict_from: 0,
+            evictor: Evictor::default(),
         }
     }
 }

@@ -338,6 +338,23 @@ fn what_has_timed_out_makes_room_before_anything_else() {
     assert_eq!((old.kind(&mut w), half_open.kind(&mut w), evicted(&w)), (None, Some(PhaseKind::SynSent), [1, 0, 0]));
 }
 
+#[test]
+fn who_is_to_go_next_stays_when_its_handshake_goes_on() {
+    let mut w = World::new(services(), 3);
+    let (mut first, mut next, mut settled) = (tcp(1_000, DNAT), tcp(1_001, DNAT), tcp(1_002, DNAT));
+    for (talk, words) in [(&mut first, "syn"), (&mut next, "syn"), (&mut settled, "syn <synack ack")] {
+        talk.say(&mut w, words);
+        wait_s(&mut w, 1);
+    }
+    let mut newcomer = tcp(1_003, DNAT);
+    newcomer.say(&mut w, "syn");
+    assert_eq!((first.kind(&mut w), evicted(&w)), (None, [0, 1, 0]));
+    next.say(&mut w, "<synack ack");
+    tcp(1_004, DNAT).say(&mut w, "syn");
+    assert_eq!((next.kind(&mut w), newcomer.kind(&mut w), evicted(&w)), (Some(PhaseKind::Established), None, [0, 2, 0]));
+    assert_eq!(settled.kind(&mut w), Some(PhaseKind::Established));
+}
+
 /// SYNs from everywhere, many times as many as the table has places. Those who are connected stay, and those who come get in.
 #[test]
 fn a_syn_flood_ends_no_connection_and_keeps_nobody_out() {

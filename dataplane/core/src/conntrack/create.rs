@@ -104,10 +104,10 @@ impl<'r> Conntrack<'r> {
         Err(Refused::ReplyTaken)
     }
 
-    /// Fetches the index lines of a reply's key, to be reserved soon.
+    /// Fetches the index lines of a key, to be reserved or cleared soon.
     #[inline(always)]
-    pub fn prefetch_reply(&self, reply: &Tuple) {
-        for bucket in self.region.home(self.hash(reply)).buckets {
+    pub fn prefetch_key(&self, key: &Tuple) {
+        for bucket in self.region.home(self.hash(key)).buckets {
             prefetch(&self.region.bucket(bucket)[0]);
         }
     }

@@ -4,7 +4,7 @@
 
 use super::flow::{HOPS, Rewritten, SEEN, STATE, Slot, TARGET, phase_of};
 use super::region::{LIVE, STATE_MASK};
-use super::{Conntrack, Direction, Flow, Hit, entry_direction, entry_slot};
+use super::{Conntrack, Direction, Flow, Glimpse, Hit, entry_direction, entry_slot};
 use crate::prefetch::prefetch;
 use crate::scan::{BUCKET_ENTRIES, entry_at, tagged};
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -108,6 +108,20 @@ impl<'r> Conntrack<'r> {
         let (direction, stats, phase) = (Direction::Original, target as u32, phase_of(target));
         let hit = Hit { slot: index, state, direction, new, new_ports, stats, deltas, phase, seen_ms, hops, target };
         (slot.word(STATE) == state).then_some(hit)
+    }
+}
+
+impl Conntrack<'_> {
+    /// How the live connection in a slot stands.
+    pub(super) fn glimpse(&self, index: u32) -> Option<Glimpse> {
+        let slot = self.region.slot(index);
+        let state = slot.0[STATE].load(Ordering::Acquire);
+        if state & STATE_MASK != LIVE {
+            return None;
+        }
+        let seen = Glimpse { slot: index, state, phase: phase_of(slot.word(TARGET)), seen_ms: slot.word(SEEN) };
+        fence(Ordering::Acquire);
+        (slot.word(STATE) == state).then_some(seen)
     }
 }
 

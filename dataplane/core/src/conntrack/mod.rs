@@ -43,7 +43,7 @@ const HOP_GENERATION_MASK: u32 = (1 << HOP_GENERATION_BITS) - 1;
 const SEEN_RESOLUTION_MS: u64 = 256;
 
 /// Places of a sample that are fetched together.
-const SAMPLE_FETCHED: u32 = 16;
+const SAMPLE_FETCHED: u32 = 10;
 
 /// The table: a view of a region, cheap to copy.
 #[derive(Clone, Copy)]
@@ -77,7 +77,23 @@ pub struct Hit {
     target: u64,
 }
 
+/// How a connection stands, and what is needed to find it again.
+#[derive(Clone, Copy, Debug)]
+pub struct Glimpse {
+    slot: u32,
+    state: u64,
+    /// See [`Hit::phase`].
+    pub phase: Phase,
+    /// See [`Hit::seen_ms`].
+    pub seen_ms: u64,
+}
+
 impl Hit {
+    /// The same in short.
+    pub fn glimpse(&self) -> Glimpse {
+        Glimpse { slot: self.slot, state: self.state, phase: self.phase, seen_ms: self.seen_ms }
+    }
+
     /// The next hop cached for this direction, if it was resolved under this generation of the routes (compared by its low 12 bits).
     #[inline(always)]
     pub fn cached_hop(&self, routes_generation: u64) -> Option<NextHopId> {
@@ -224,18 +240,33 @@ impl<'r> Conntrack<'r> {
 
     /// The live connections in `places` slots that lie evenly over the whole table: numbers `from` and following of the multiples of the
     /// golden ratio, whose fractions leave no large gap and come by everywhere. Only as many are looked at as are asked for.
-    pub fn sample(&self, from: u64, places: u32) -> impl Iterator<Item = Hit> {
-        const GOLDEN_FRACTION: u64 = 0x9e37_79b9_7f4a_7c15;
+    pub fn sample(&self, from: u64, places: u32) -> impl Iterator<Item = Glimpse> {
         let range = self.region.high_water();
-        let slot = move |place: u32| {
-            let number = from.wrapping_add(u64::from(place));
-            fast_range((number.wrapping_mul(GOLDEN_FRACTION) >> 32) as u32, range)
-        };
+        let slot = move |place: u32| sampled(from.wrapping_add(u64::from(place)), range);
         (0..places).step_by(SAMPLE_FETCHED as usize).flat_map(move |first| {
             let part = first..places.min(first + SAMPLE_FETCHED);
             part.clone().for_each(|place| prefetch(&self.region.slot(slot(place)).0[0]));
-            part.filter_map(move |place| self.live_at(slot(place)))
+            part.filter_map(move |place| self.glimpse(slot(place)))
         })
+    }
+
+    /// Fetches the first slots of a sample, to be looked at soon.
+    pub fn prefetch_sample(&self, from: u64) {
+        let range = self.region.high_water();
+        (0..SAMPLE_FETCHED).for_each(|place| prefetch(&self.region.slot(sampled(from.wrapping_add(u64::from(place)), range)).0[0]));
+    }
+
+    /// A connection as it is now, unless it has ended.
+    pub fn again(&self, seen: &Glimpse) -> Option<Hit> {
+        self.live_at(seen.slot).filter(|now| now.state == seen.state)
+    }
+
+    /// Fetches the index lines that [`Conntrack::end`] will touch. The connection, for who withdraws its announcement then.
+    pub fn prefetch_end(&self, seen: &Glimpse) -> Option<Flow> {
+        let flow = self.flow(&self.again(seen)?)?;
+        self.prefetch_key(&flow.original());
+        self.prefetch_key(&flow.reply());
+        Some(flow)
     }
 
     /// Generations are compared by a few bits only: no flow may be left to see its value come round again.
@@ -267,6 +298,12 @@ impl<'r> Conntrack<'r> {
             }
         }
     }
+}
+
+/// The slot of a number: multiples of the golden ratio, see [`Conntrack::sample`].
+fn sampled(number: u64, range: u32) -> u32 {
+    const GOLDEN_FRACTION: u64 = 0x9e37_79b9_7f4a_7c15;
+    fast_range((number.wrapping_mul(GOLDEN_FRACTION) >> 32) as u32, range)
 }
 
 fn entry(tag: u32, slot: u32, direction: Direction) -> u64 {

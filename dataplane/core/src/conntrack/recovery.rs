@@ -110,8 +110,8 @@ impl<'r> Conntrack<'r> {
         let words = self.region.slot(slot);
         if words.word(STATE) & STATE_MASK == LIVE {
             let flow = words.read();
-            self.prefetch_reply(&flow.reply());
-            self.prefetch_reply(&flow.original());
+            self.prefetch_key(&flow.reply());
+            self.prefetch_key(&flow.original());
         }
     }
 

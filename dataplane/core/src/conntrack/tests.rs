@@ -172,12 +172,13 @@ fn a_stale_hit_cannot_change_the_slots_next_flow() {
     let words = region(1);
     let table = Conntrack::format(&words, 1, 1, [0, 0]).unwrap();
     let stale = create(&table, flow(1), 0).unwrap();
+    assert_eq!(table.again(&stale.glimpse()).map(|hit| hit.slot), Some(stale.slot));
     assert!(table.end(&stale).is_some());
     let fresh = create(&table, Flow { stats: 1, ..flow(7) }, 0).unwrap();
     assert_eq!((stale.slot, stale.phase), (fresh.slot, fresh.phase), "the same slot, the same words");
     table.touch(&stale, stale.phase.after(Direction::Reply, crate::parse::tcp::RST), 10_000);
     table.cache_hop(&stale, 1, NextHopId(9));
-    assert!(table.end(&stale).is_none());
+    assert!(table.end(&stale).is_none() && table.again(&stale.glimpse()).is_none() && table.prefetch_end(&stale.glimpse()).is_none());
     let now = find(&table, &flow(7).original()).unwrap();
     assert_eq!((now.phase, now.seen_ms, now.cached_hop(1)), (fresh.phase, 0, None));
 }

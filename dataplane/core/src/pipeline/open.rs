@@ -1,19 +1,14 @@
-//! New connections: who may open one, from which address and port it goes on, and what makes room for it.
+//! New connections: who may open one, and from which address and port it goes on.
 
+use super::evict::evict;
 use super::source_ports::SourcePorts;
-use super::{Context, Onward, end, expired, withdraw};
-use crate::conntrack::{EvictionRank, Flow, Hit, Phase, Refused};
+use super::{Context, Onward, withdraw};
+use crate::conntrack::{Flow, Hit, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
 use crate::tuple::{Proto, Tuple, addr_words};
-
-/// Places looked at for a connection to evict when the table is full, at the most.
-const EVICTION_PLACES: u32 = 64;
-/// Half-open or ended connections found there that are compared, at the most: each costs a look far away in memory, and a flood of SYNs
-/// must not cost more than it has to.
-const EVICTION_COMPARED: u32 = 8;
 
 /// The source address of a new connection towards its backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,7 +54,7 @@ pub(super) fn fetch_likely(ctx: &Context<'_>, packet: &Packet, hash: u64, backen
     let dport = SourcePorts::new(ctx, packet, hash, source).next().unwrap_or(packet.tuple.sport);
     let dst = if let Source::Replaced(addr) = source { addr } else { packet.tuple.src };
     let reply = Tuple { src, dst, sport, dport, ..packet.tuple };
-    ctx.table.prefetch_reply(&reply);
+    ctx.table.prefetch_key(&reply);
     if let (Some(filter), Source::Client) = (&ctx.filter, source) {
         filter.prefetch(&reply);
     }
@@ -100,7 +95,7 @@ pub(super) fn open(
         let mut ports = ports.leading(answers).chain(ports).peekable();
         // Looked for once; most likely another one than `fetch_likely` has taken for likely.
         if let Some(port) = ports.peek() {
-            ctx.table.prefetch_reply(&Flow { source_port: *port, ..flow }.reply());
+            ctx.table.prefetch_key(&Flow { source_port: *port, ..flow }.reply());
         }
         return create(ctx, hash, &mut flow, phase, ports, onward.id);
     }
@@ -161,29 +156,4 @@ fn reserve(
         withdraw(ctx.filter, created);
         Reason::ConntrackBusy
     })
-}
-
-/// The table is full: makes room by ending one connection, of a sample the one with the lowest [`EvictionRank`] that was idle for longest.
-/// A half-open connection that is about to be established is hardly ever the one before half of the others in the table have been replaced.
-///
-/// False when none of the sample may be ended. The newcomer is refused then, also without SNAT: nothing would lead its replies back.
-fn evict(ctx: &mut Context<'_>) -> bool {
-    let from = ctx.worker.evict_from;
-    ctx.worker.evict_from = from.wrapping_add(u64::from(EVICTION_PLACES));
-    let (mut victim, mut compared): (Option<(EvictionRank, Hit)>, u32) = (None, 0);
-    for hit in ctx.table.sample(from, EVICTION_PLACES) {
-        let idle_ms = ctx.now_ms.saturating_sub(hit.seen_ms);
-        let rank = if expired(&hit, &ctx.worker.idle, ctx.now_ms) { Some(EvictionRank::Over) } else { hit.phase.eviction_rank(idle_ms) };
-        let Some(rank) = rank else { continue };
-        if victim.is_none_or(|(lowest, oldest)| (rank, hit.seen_ms) < (lowest, oldest.seen_ms)) {
-            victim = Some((rank, hit));
-        }
-        compared += u32::from(rank < EvictionRank::Answered);
-        if compared == EVICTION_COMPARED {
-            break;
-        }
-    }
-    let Some((rank, hit)) = victim else { return false };
-    end(ctx, &hit, ctx.counters.conntrack_evicted(rank));
-    true
 }
