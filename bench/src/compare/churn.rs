@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::bed::{Judge, Mix, generator};
 use super::change::{change_one, how};
 use super::counter::Counter;
+use super::rates::{Plan, rate_now};
 use super::subject::Running;
 use super::trial::{Generator, Trial, Way};
 use super::workload::{ENDPOINTS_EACH, endpoint};
@@ -27,8 +28,9 @@ const EVENT_LIMIT: Duration = Duration::from_secs(60);
 const LOOK_PPS: u64 = 4_000;
 /// How long a change may take to reach packets.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
-/// Floods, one after the other: the first fills the connection table.
+/// Floods, one after the other: the first fills the connection table. And how long each takes.
 const FLOODS: u32 = 5;
+const FLOOD: Duration = Duration::from_secs(1);
 /// Frames a second at which flows become known in both directions.
 const MEET_PPS: u64 = 40_000;
 
@@ -177,9 +179,9 @@ pub fn flood(
     running: &Running,
     established: &mut Generator,
     counter: &mut Counter,
-    rate_pps: f64,
+    plan: &Plan,
+    known_pps: f64,
     flows: u32,
-    duration: Duration,
 ) -> Result<FloodRow> {
     const MIX: Mix = Mix::Flood { established: 2, syns: 1 };
     // Both directions first, as real flows have them: tables give up one-sided flows before others.
@@ -200,7 +202,9 @@ pub fn flood(
     let mut mixed = generator(running, flows, MIX)?;
     let (mut goodputs, mut offered, mut syns) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..FLOODS {
-        let trial = judge.trial(&mut Way { generator: &mut mixed, counter, gateway }, Some((rate_pps * 0.75) as u64), duration)?;
+        let rate_pps = rate_now(judge, &mut Way { generator: established, counter, gateway }, plan, known_pps)?;
+        let pps = Some((rate_pps * 0.75).max(1.0) as u64);
+        let trial = judge.trial(&mut Way { generator: &mut mixed, counter, gateway }, pps, FLOOD)?;
         let known = trial.entered as f64 * 2.0 / 3.0;
         goodputs.push((trial.arrived[0] as f64 / known.max(1.0)).min(1.0));
         offered.push(known / trial.elapsed_s);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::bed::{Bed, Judge};
 use super::trial::Way;
-use crate::ndr::search::{Method, Search};
+use crate::ndr::search::{Method, Search, search};
 use crate::results::{Estimate, Outcome, RateRow, RatioRow, Subject, Traffic, median};
 
 /// The generator must be able to send so many times what a subject can carry, in its presence.
@@ -152,6 +152,15 @@ impl Turn {
             found.half_percent.insert(round, half.found().pps as f64);
         }
     }
+}
+
+/// The zero-loss rate of this moment, for what is measured at a part of it right away: a shared machine is not always as quick as in the median of the
+/// rounds. `known_pps` is where the search begins.
+pub fn rate_now(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, known_pps: f64) -> Result<f64> {
+    judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
+    let ceiling = judge.trial(way, None, plan.trial)?.offered_pps() as u64;
+    let found = search(&plan.method, 0.0, known_pps as u64, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
+    Ok(found.pps as f64)
 }
 
 /// One that takes part in a round: its way, what earlier rounds have found, and whether its 0.5 % rate is searched too.

@@ -9,7 +9,7 @@ use super::churn::{churn_row, disturbed, flood, programming};
 use super::connections::{Seen, Servers, direct_cable};
 use super::counter::Counter;
 use super::load::under_load;
-use super::rates::{Entrant, Found, Part as RatePart, Plan, round, rounds};
+use super::rates::{Entrant, Found, Part as RatePart, Plan, rate_now, round, rounds};
 use super::subject::{Cpus, Setup, thousands};
 use super::trial::Way;
 use super::workload::{ENDPOINTS_EACH, endpoint};
@@ -93,7 +93,8 @@ impl Run<'_> {
         let rate = |id: &str| found.get(id).and_then(Found::rate).unwrap_or(0.0);
         for bed in beds.iter_mut().filter(|b| self.wants(Part::Load) && of_interest(&b.running.subject.id)) {
             (self.say)(&format!("latency and CPU time: {}", bed.running.subject.label));
-            let pps = rate(&bed.running.subject.id);
+            let known_pps = rate(&bed.running.subject.id);
+            let pps = rate_now(judge, &mut bed.way(), &self.plan, known_pps)?;
             let (latencies, cpu) = under_load(judge, bed, pps, Duration::from_millis(1000), self.cpus)?;
             rows.latencies.extend(latencies);
             rows.cpu.push(cpu);
@@ -127,7 +128,7 @@ impl Run<'_> {
                 }
                 (self.say)(&format!("SYN flood: {}", subject.label));
                 let Bed { running, counter, generator } = bed;
-                rows.flood.push(flood(judge, running, generator, counter, rate(&running.subject.id), self.flows, Duration::from_secs(1))?);
+                rows.flood.push(flood(judge, running, generator, counter, &self.plan, rate(&running.subject.id), self.flows)?);
             }
         }
         Ok(())
@@ -194,17 +195,23 @@ impl Run<'_> {
     }
 
     /// What a subject's changes cost those who send through it, at half of its zero-loss rate.
-    fn churn(&self, judge: &mut Judge, bed: &mut Bed<'_>, rate_pps: f64) -> Result<Vec<ChurnRow>> {
+    fn churn(&self, judge: &mut Judge, bed: &mut Bed<'_>, known_pps: f64) -> Result<Vec<ChurnRow>> {
         let Bed { running, counter, generator } = bed;
         let gateway = &running.lane.gateway;
-        let (subject, pps) = (&running.subject, (rate_pps / 2.0) as u64);
-        let has_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
+        let subject = &running.subject;
+        let nomagic = subject.kind == SubjectKind::Nomagic;
+        let changes = match subject.kind {
+            SubjectKind::Nomagic => matches!(subject.services, 1 | 1_000 | 10_000),
+            SubjectKind::Nftables | SubjectKind::Iptables => subject.services == 1_000,
+            _ => false,
+        };
         let mut rows = Vec::new();
-        if !has_rules || pps == 0 {
+        if !changes || known_pps <= 0.0 {
             return Ok(rows);
         }
         (self.say)(&format!("changes under load: {}", subject.label));
-        let nomagic = subject.kind == SubjectKind::Nomagic;
+        let rate_pps = rate_now(judge, &mut Way { generator, counter, gateway }, &self.plan, known_pps)?;
+        let pps = (rate_pps / 2.0).max(1.0) as u64;
         if subject.services == 1_000 {
             let one_by_one = |told: &dyn Fn()| {
                 for n in 0..10 {
