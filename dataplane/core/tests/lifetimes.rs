@@ -390,8 +390,5 @@ fn a_syn_flood_ends_no_connection_and_keeps_nobody_out() {
     assert!(connected.iter().all(|talk| talk.kind(&mut w) == Some(PhaseKind::Established)));
     let created = w.counters.conntrack_created.get();
     assert_eq!((w.live(), evicted(&w)), (u64::from(CAPACITY), [0, created - u64::from(CAPACITY), 0]));
-    // At the index's highest load it happens that both buckets of a key are full: those are refused.
-    let refused = w.counters.reason(Reason::ConntrackFull).get();
-    assert!(refused * 1_000 < created, "{refused} of {created}");
-    assert_eq!(w.counters.dropped.packets.get(), refused);
+    assert_eq!(w.counters.dropped.packets.get(), 0);
 }

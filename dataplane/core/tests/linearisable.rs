@@ -169,7 +169,7 @@ impl Thread<'_> {
             Err(Refused::Exists) => Did::Exists { original },
             Err(Refused::ReplyTaken) => Did::ReplyTaken { original },
             Err(Refused::Busy) => Did::Busy { original },
-            Err(Refused::Full) => panic!("the table is never full"),
+            Err(Refused::Full | Refused::Crowded(_)) => panic!("the table is never full"),
         };
         self.record(group, call, did);
         match done {

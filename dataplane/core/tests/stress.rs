@@ -143,7 +143,7 @@ impl Round<'_> {
                     self.last.store(n, SeqCst);
                 }
                 // Somebody holds the client's key; or all places are taken.
-                Err(Refused::Exists | Refused::Busy | Refused::Full) => {}
+                Err(Refused::Exists | Refused::Busy | Refused::Full | Refused::Crowded(_)) => {}
                 Err(Refused::ReplyTaken) => panic!("nobody else has the source port {n}"),
             }
             let r = splitmix64(&mut state);

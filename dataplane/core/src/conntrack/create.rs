@@ -6,7 +6,7 @@
 
 use super::flow::{HOPS, Rewritten, STATE, TARGET, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
-use super::{Conntrack, Direction, Flow, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
+use super::{Conntrack, Direction, Flow, Glimpse, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
 use crate::scan::{BUCKET_ENTRIES, Places, free, tagged};
@@ -21,8 +21,10 @@ const FIRST_BUCKET_SPARE: u32 = 3;
 /// Why a connection could not be created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
-    /// No free slot, or no room in the index.
+    /// No free slot.
     Full,
+    /// No room in the index where the key of this direction belongs: see [`Conntrack::neighbours`].
+    Crowded(Direction),
     /// Another worker is creating it right now.
     Busy,
     /// It is there already: look it up.
@@ -71,7 +73,7 @@ impl<'r> Conntrack<'r> {
             Key::Reserved => self
                 .reserve_reply(flow, slot, state, source_ports)
                 .inspect_err(|_| self.clear_key(&flow.original(), Direction::Original, slot)),
-            Key::NoRoom => Err(Refused::Full),
+            Key::NoRoom => Err(Refused::Crowded(Direction::Original)),
             Key::Live => Err(Refused::Exists),
             Key::Busy => Err(Refused::Busy),
         };
@@ -95,13 +97,20 @@ impl<'r> Conntrack<'r> {
             let reply = flow.reply();
             match self.reserve_key(&reply, self.hash(&reply), Direction::Reply, slot) {
                 Key::Reserved => return Ok(()),
-                Key::NoRoom => return Err(Refused::Full),
+                Key::NoRoom => return Err(Refused::Crowded(Direction::Reply)),
                 // Set to aborted: the other one may well be the same connection.
                 Key::Live | Key::Busy if words.word(STATE) != state => return Err(Refused::Busy),
                 Key::Live | Key::Busy => {}
             }
         }
         Err(Refused::ReplyTaken)
+    }
+
+    /// The live connections that fill the index where a key belongs.
+    pub fn neighbours(&self, key: &Tuple) -> impl Iterator<Item = Glimpse> {
+        let home = self.region.home(self.hash(key));
+        let entries = (0..2 * BUCKET_ENTRIES).map(move |place| self.place(&home, place).load(Ordering::Relaxed));
+        entries.filter(|entry| *entry != 0).filter_map(|entry| self.glimpse(entry_slot(entry)))
     }
 
     /// Fetches the index lines of a key, to be reserved or cleared soon.

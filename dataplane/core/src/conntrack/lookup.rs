@@ -89,10 +89,15 @@ impl<'r> Conntrack<'r> {
 
     /// The whole connection, unless it has ended meanwhile.
     pub fn flow(&self, hit: &Hit) -> Option<Flow> {
-        let slot = self.region.slot(hit.slot);
+        self.flow_at(hit.slot, hit.state)
+    }
+
+    /// The same by what names a connection.
+    pub(super) fn flow_at(&self, slot: u32, state: u64) -> Option<Flow> {
+        let slot = self.region.slot(slot);
         let flow = slot.read();
         fence(Ordering::Acquire);
-        (slot.word(STATE) == hit.state).then_some(flow)
+        (slot.word(STATE) == state).then_some(flow)
     }
 
     /// The live connection in a slot, as if found by its original key.
@@ -109,9 +114,7 @@ impl<'r> Conntrack<'r> {
         let hit = Hit { slot: index, state, direction, new, new_ports, stats, deltas, phase, seen_ms, hops, target };
         (slot.word(STATE) == state).then_some(hit)
     }
-}
 
-impl Conntrack<'_> {
     /// How the live connection in a slot stands.
     pub(super) fn glimpse(&self, index: u32) -> Option<Glimpse> {
         let slot = self.region.slot(index);

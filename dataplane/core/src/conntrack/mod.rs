@@ -263,7 +263,7 @@ impl<'r> Conntrack<'r> {
 
     /// Fetches the index lines that [`Conntrack::end`] will touch. The connection, for who withdraws its announcement then.
     pub fn prefetch_end(&self, seen: &Glimpse) -> Option<Flow> {
-        let flow = self.flow(&self.again(seen)?)?;
+        let flow = self.flow_at(seen.slot, seen.state)?;
         self.prefetch_key(&flow.original());
         self.prefetch_key(&flow.reply());
         Some(flow)

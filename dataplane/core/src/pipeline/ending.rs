@@ -1,7 +1,7 @@
 //! Ending connections: those that have timed out, and those that somebody asks to be ended.
 
 use super::Context;
-use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes};
+use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes, Phase};
 use crate::counters::Counter;
 use crate::filter::ReplyFilter;
 
@@ -33,7 +33,13 @@ pub fn end_connection(table: Conntrack<'_>, filter: Option<ReplyFilter<'_>>, hit
 
 #[inline(always)]
 pub(super) fn expired(hit: &Hit, idle: &IdleTimes, now_ms: u64) -> bool {
-    now_ms.saturating_sub(hit.seen_ms) >= idle.of(hit.phase)
+    silent(hit.phase, hit.seen_ms, idle, now_ms)
+}
+
+/// Whether a connection that stands so and was last seen then has timed out.
+#[inline(always)]
+pub(super) fn silent(phase: Phase, seen_ms: u64, idle: &IdleTimes, now_ms: u64) -> bool {
+    now_ms.saturating_sub(seen_ms) >= idle.of(phase)
 }
 
 /// Ends a connection and counts it.

@@ -1,6 +1,6 @@
 //! New connections: who may open one, and from which address and port it goes on.
 
-use super::evict::evict;
+use super::evict::make_room;
 use super::source_ports::SourcePorts;
 use super::{Context, Onward, withdraw};
 use crate::conntrack::{Flow, Hit, Phase, Refused};
@@ -9,6 +9,9 @@ use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
 use crate::tuple::{Proto, Tuple, addr_words};
+
+/// How often room is made for a connection: a slot, and a place in the index for each of its two keys.
+const ROOM_TRIES: u32 = 3;
 
 /// The source address of a new connection towards its backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,17 +138,18 @@ fn reserve(
     hop: NextHopId,
 ) -> Result<Hit, Reason> {
     let replaced = flow.replaces_source();
-    let mut reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone());
-    if matches!(reserved, Err(Refused::Full)) && evict(ctx) {
-        reserved = ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports);
-    }
-    let pending = reserved;
-    let pending = pending.map_err(|refused| match refused {
-        Refused::Full => Reason::ConntrackFull,
-        Refused::Busy | Refused::Exists => Reason::ConntrackBusy,
-        Refused::ReplyTaken if replaced => Reason::SnatPortsExhausted,
-        Refused::ReplyTaken => Reason::ReplyKeyTaken,
-    })?;
+    let mut tries = 0;
+    let pending = loop {
+        match ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone()) {
+            Ok(pending) => break pending,
+            Err(refused) => {
+                if tries == ROOM_TRIES || !make_room(ctx, refused, flow) {
+                    return Err(reason(refused, replaced));
+                }
+                tries += 1;
+            }
+        }
+    };
     let created = pending.flow;
     ctx.table.set_hop(&pending, ctx.routes.generation, hop);
     if created.announced && !ctx.filter.is_none_or(|f| f.insert(&created.reply())) {
@@ -156,4 +160,14 @@ fn reserve(
         withdraw(ctx.filter, created);
         Reason::ConntrackBusy
     })
+}
+
+/// Why a packet is dropped whose connection was refused.
+fn reason(refused: Refused, replaced: bool) -> Reason {
+    match refused {
+        Refused::Full | Refused::Crowded(_) => Reason::ConntrackFull,
+        Refused::Busy | Refused::Exists => Reason::ConntrackBusy,
+        Refused::ReplyTaken if replaced => Reason::SnatPortsExhausted,
+        Refused::ReplyTaken => Reason::ReplyKeyTaken,
+    }
 }
