@@ -48,6 +48,8 @@ fn a_short_comparison_measures_everything_and_leaves_nothing_behind() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("results.json");
+    let backlog = || std::fs::read_to_string("/proc/sys/net/core/netdev_max_backlog").unwrap();
+    let backlog_before = backlog();
     let subjects = ["nomagic-1", "no-work", "nftables-1", "iptables-1", "routing", "nomagic-1000", "nftables-1000", "iptables-1000"];
     let child = Command::new(env!("CARGO_BIN_EXE_nomagic-bench"))
         .args(["compare", "--accept-noise", "--rounds", "1", "--trial-ms", "50", "--flows", "2000", "--subjects", &subjects.join(",")])
@@ -107,6 +109,7 @@ fn a_short_comparison_measures_everything_and_leaves_nothing_behind() {
     assert!(!mounts.contains(&format!("nm-compare-{pid}-")), "{mounts}");
     let tables = std::fs::read_dir("/dev/shm").unwrap().flatten().filter(|e| e.file_name().to_string_lossy().contains(&format!("-{pid}-")));
     assert_eq!(tables.count(), 0, "a connection table was left behind");
+    assert_eq!(backlog(), backlog_before);
 }
 
 #[test]

@@ -28,7 +28,8 @@ Examples:
   Only what carries packets, with other CPUs:
     nomagic-bench compare --lb-cpu 3 --generator-cpu 2 --parts none
 
-Everything happens between network namespaces on this machine, over veth pairs, and is gone afterwards. Nothing measured there is a network card's figure.";
+Everything happens between network namespaces on this machine, over veth pairs, and is gone afterwards; net.core.netdev_max_backlog, which has no namespace, is
+8192 meanwhile and put back. Nothing measured there is a network card's figure.";
 
 /// What is measured beside the rates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

@@ -16,6 +16,8 @@ pub const GENERATOR_FACTOR: f64 = 1.5;
 const WARM_UP_PPS: u64 = 100_000;
 /// Where the first search begins.
 const START_PPS: u64 = 500_000;
+/// Precision of a rate that only says how much load is put on.
+const PRECISION_NOW: f64 = 0.04;
 /// The 0.5 % of the second goal.
 pub const HALF_PERCENT: f64 = 0.005;
 
@@ -110,8 +112,9 @@ impl Found {
 struct Turn {
     generator_pps: f64,
     zero: Search,
-    /// For the 0.5 % rate: where it begins unless an earlier round says so, and the search once the first one is over.
-    half: Option<Option<Search>>,
+    /// The 0.5 % rate is searched too, once the first search is over.
+    both: bool,
+    half: Option<Search>,
 }
 
 impl Turn {
@@ -120,24 +123,18 @@ impl Turn {
         judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
         let generator_pps = judge.trial(way, None, plan.trial)?.offered_pps();
         let start = found.zero_loss.last_key_value().map_or(START_PPS as f64, |(_, rate)| *rate) as u64;
-        Ok(Turn { generator_pps, zero: Search::new(&plan.method, 0.0, start, generator_pps as u64)?, half: both.then_some(None) })
+        Ok(Turn { generator_pps, zero: Search::new(&plan.method, 0.0, start, generator_pps as u64)?, both, half: None })
     }
 
     /// One trial. False once there is none left.
     fn step(&mut self, judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, found: &Found) -> Result<bool> {
-        let search = match (self.zero.rate(), &mut self.half) {
-            (Some(_), _) => &mut self.zero,
-            (None, None) => return Ok(false),
-            (None, Some(half)) => {
-                let start = found.half_percent.last_key_value().map_or(self.zero.found().pps as f64 * 1.02, |(_, rate)| *rate) as u64;
-                let begin = || Search::new(&plan.method, HALF_PERCENT, start, self.generator_pps as u64);
-                match half {
-                    Some(search) => search,
-                    None => half.insert(begin()?),
-                }
-            }
-        };
-        let Some(pps) = search.rate() else { return Ok(false) };
+        let zero_over = self.zero.rate().is_none();
+        if zero_over && self.both && self.half.is_none() {
+            let start = found.half_percent.last_key_value().map_or(self.zero.found().pps as f64 * 1.02, |(_, rate)| *rate) as u64;
+            self.half = Some(Search::new(&plan.method, HALF_PERCENT, start, self.generator_pps as u64)?);
+        }
+        let search = if zero_over { self.half.as_mut() } else { Some(&mut self.zero) };
+        let Some((search, pps)) = search.and_then(|search| search.rate().map(|pps| (search, pps))) else { return Ok(false) };
         search.heard(judge.shoot(way, pps, plan.trial)?);
         Ok(true)
     }
@@ -148,18 +145,19 @@ impl Turn {
         found.generator.insert(round, self.generator_pps);
         found.zero_loss.insert(round, zero.pps as f64);
         found.limited |= zero.generator_limited;
-        if let Some(Some(half)) = self.half {
+        if let Some(half) = self.half {
             found.half_percent.insert(round, half.found().pps as f64);
         }
     }
 }
 
-/// The zero-loss rate of this moment, for what is measured at a part of it right away: a shared machine is not always as quick as in the median of the
-/// rounds. `known_pps` is where the search begins.
+/// About the zero-loss rate of this moment, for what is measured at a part of it right away: a shared machine is not always as quick as in the median of
+/// the rounds. `known_pps` is where the search begins.
 pub fn rate_now(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, known_pps: f64) -> Result<f64> {
     judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
     let ceiling = judge.trial(way, None, plan.trial)?.offered_pps() as u64;
-    let found = search(&plan.method, 0.0, known_pps as u64, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
+    let method = Method { precision: PRECISION_NOW, ..plan.method };
+    let found = search(&method, 0.0, known_pps as u64, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
     Ok(found.pps as f64)
 }
 
@@ -183,17 +181,17 @@ pub fn round(judge: &mut Judge, plan: &Plan, number: u32, entrants: &mut [Entran
     }
     let mut going = vec![true; turns.len()];
     while going.contains(&true) {
-        for (n, e) in entrants.iter_mut().enumerate().filter(|(n, _)| going[*n]).collect::<Vec<_>>() {
-            going[n] = turns[n].step(judge, &mut e.way, plan, e.found).with_context(|| e.subject.label.clone())?;
+        for ((e, turn), going) in entrants.iter_mut().zip(&mut turns).zip(&mut going).filter(|(_, going)| **going) {
+            *going = turn.step(judge, &mut e.way, plan, e.found).with_context(|| e.subject.label.clone())?;
         }
     }
     turns.into_iter().zip(entrants).for_each(|(turn, e)| turn.end(number, e.found));
     Ok(())
 }
 
-/// Who takes part in a round.
+/// In which rounds a subject takes part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part {
+pub struct Schedule {
     /// In every so many rounds.
     pub every: u32,
     /// The 0.5 % rate is searched in every so many rounds.
@@ -205,7 +203,7 @@ pub fn rounds(
     judge: &mut Judge,
     beds: &mut [Bed<'_>],
     plan: &Plan,
-    part: impl Fn(&str) -> Part,
+    schedule: impl Fn(&str) -> Schedule,
     mut say: impl FnMut(&str),
 ) -> Result<BTreeMap<String, Found>> {
     let mut founds = vec![Found::default(); beds.len()];
@@ -213,10 +211,10 @@ pub fn rounds(
         let mut entrants = Vec::new();
         for (bed, found) in beds.iter_mut().zip(&mut founds) {
             let Bed { running, counter, generator } = bed;
-            let part = part(&running.subject.id);
-            if number % part.every == 0 {
+            let schedule = schedule(&running.subject.id);
+            if number % schedule.every == 0 {
                 let way = Way { generator, counter, gateway: &running.lane.gateway };
-                entrants.push(Entrant { subject: &running.subject, way, found, both: number % part.half_percent_every == 0 });
+                entrants.push(Entrant { subject: &running.subject, way, found, both: number % schedule.half_percent_every == 0 });
             }
         }
         // There and back, so that nobody always comes after the same neighbour.

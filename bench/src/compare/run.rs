@@ -9,7 +9,7 @@ use super::churn::{churn_row, disturbed, flood, programming};
 use super::connections::{Seen, Servers, direct_cable};
 use super::counter::Counter;
 use super::load::under_load;
-use super::rates::{Entrant, Found, Part as RatePart, Plan, rate_now, round, rounds};
+use super::rates::{Entrant, Found, Plan, Schedule, rate_now, round, rounds};
 use super::subject::{Cpus, Setup, thousands};
 use super::trial::Way;
 use super::workload::{ENDPOINTS_EACH, endpoint};
@@ -67,13 +67,13 @@ const RATIOS: [(&str, &str); 6] = [
 ];
 
 /// Rounds in which a subject takes part: every one when a ratio is wanted that is near 1, every second one for the other ratios, and few without any.
-fn part_of(id: &str) -> RatePart {
+fn schedule(id: &str) -> Schedule {
     let (every, half_percent_every) = match id {
         "nomagic-1" | "no-work" | "nomagic-10000" => (1, 10),
         "nftables-1" | "iptables-1" | "routing" => (2, 10),
         _ => (10, u32::MAX),
     };
-    RatePart { every, half_percent_every }
+    Schedule { every, half_percent_every }
 }
 
 /// Subjects whose load, connections and floods are looked at.
@@ -88,7 +88,7 @@ impl Run<'_> {
 
     /// Measures everything into `rows`. On a thread in the generator's namespace.
     pub fn all(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Results) -> Result<()> {
-        let found = rounds(judge, beds, &self.plan, part_of, self.say)?;
+        let found = rounds(judge, beds, &self.plan, schedule, self.say)?;
         self.rate_rows(rows, &found, Traffic::Established);
         let rate = |id: &str| found.get(id).and_then(Found::rate).unwrap_or(0.0);
         for bed in beds.iter_mut().filter(|b| self.wants(Part::Load) && of_interest(&b.running.subject.id)) {

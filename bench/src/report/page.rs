@@ -165,8 +165,8 @@ fn rig(out: &mut String, results: &Results) {
 }
 
 const HOW: &str = "<section id=\"how\"><h2>How it was measured</h2>\n\
-<p>All subjects take turns in every round, so that what changes on the machine meanwhile meets all of them. A ratio is made within a round, and the median \
-of the rounds is reported. Zero loss means that every frame that was sent arrived.</p>\n\
+<p>In a round subjects take turns trial by trial, so that what changes on the machine meanwhile meets all of them. A ratio is made within a round, and the \
+median of the rounds in which both took part is reported. Zero loss means that every frame that reached the subject arrived at the far end.</p>\n\
 <p>Intervals are those of the sign test: they hold the true median with a confidence of at least 95 %. With fewer than six values they are \
 the range of the values, which holds it less surely. \u{201c}One value\u{201d} has no interval, and nothing follows from a small difference of two such values.</p>\n\
 <p>Trials in which the hypervisor or foreign processes took too much CPU time were thrown away and repeated. \

@@ -70,7 +70,7 @@ pub struct Rig {
     pub flows: u32,
     /// Seconds of one trial of the rates.
     pub trial_s: f64,
-    /// Rounds in which all subjects took turns.
+    /// Rounds of the rates in which subjects took turns; those without a close rival in a part of them.
     pub rounds: u32,
     /// The largest share of CPU time that the hypervisor took in a trial that counted.
     pub steal_share_max: f64,

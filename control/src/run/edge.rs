@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nomagic_core::frame::Wanted;
-use nomagic_xsk::{Edge, EdgeConfig, Idle, InternalPair, OnFailure};
+use nomagic_xsk::{Edge, EdgeConfig, Idle, InternalPair, OnFailure, REPLY_BUCKETS_MAX};
 use tokio::sync::mpsc;
 
 use super::kernel_proxy;
@@ -33,8 +33,9 @@ pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
         frame_size: config.packets.frame_size,
         headroom: config.packets.headroom,
         huge_pages: config.packets.huge_pages,
-        // A quarter full when every connection is announced: a bucket of 16 that overflows is then one in a million.
-        reply_buckets: (config.conntrack.capacity / 4).next_power_of_two().clamp(64, 1 << 22),
+        // An eighth full when every connection is announced: a bucket of 16 that is full is then one in a thousand million. Those in a full one are refused
+        // each time that they try again, so at a quarter, one in 200,000, clients notice.
+        reply_buckets: (config.conntrack.capacity / 2).next_power_of_two().clamp(64, REPLY_BUCKETS_MAX),
         idle: match workers.idle {
             config::Idle::Spin => Idle::Spin,
             config::Idle::Sleep => defaults.idle,

@@ -13,6 +13,8 @@ use crate::error::EdgeError;
 
 /// Queues of one interface at the most.
 pub const QUEUES_MAX: u32 = 256;
+/// Buckets of the reply filter at the most: 2 GiB, half as many as the largest connection table has connections.
+pub const REPLY_BUCKETS_MAX: u32 = 1 << 25;
 /// Workers at the most.
 pub const WORKERS_MAX: u32 = 64;
 /// Interfaces at the most, the internal port included.
@@ -179,8 +181,8 @@ impl EdgeConfig {
         if self.cpus.len() > self.workers as usize {
             return bad(format!("{} CPUs for {} workers", self.cpus.len(), self.workers));
         }
-        if !self.reply_buckets.is_power_of_two() || self.reply_buckets > 1 << 22 {
-            return bad(format!("{} reply buckets: a power of two up to {}", self.reply_buckets, 1 << 22));
+        if !self.reply_buckets.is_power_of_two() || self.reply_buckets > REPLY_BUCKETS_MAX {
+            return bad(format!("{} reply buckets: a power of two up to {REPLY_BUCKETS_MAX}", self.reply_buckets));
         }
         if self.fresh < Duration::from_millis(200) || self.grace < self.fresh || self.grace > Duration::from_secs(3600) {
             return bad("heartbeat: fresh must be at least 200 ms, and grace between fresh and one hour".into());

@@ -38,7 +38,9 @@ mod topology;
 mod umem;
 mod worker;
 
-pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, WORKERS_MAX};
+pub use config::{
+    EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX, WORKERS_MAX,
+};
 pub use edge::Edge;
 pub use error::EdgeError;
 pub use ethtool::prepare_kernel_side;

@@ -37,15 +37,19 @@ pub fn file_words(file: BorrowedFd<'_>, words: usize) -> io::Result<&'static [At
     let at = reserve(byte_count::<AtomicU64>(words)?)?;
     let mapped: &'static [AtomicU64] = map_at(at, words, libc::MAP_SHARED | libc::MAP_FIXED, Some(file))?;
     let (at, bytes) = (mapped.as_ptr().cast_mut().cast(), size_of_val(mapped));
-    // SAFETY: the range was mapped above, and the call leaves the contents as they are.
-    if unsafe { libc::madvise(at, bytes, libc::MADV_POPULATE_WRITE) } != 0 {
+    // SAFETY: the range was mapped above. Huge pages are advice, which some tmpfs follow at once; both calls leave the contents as they are.
+    let populated = unsafe {
+        libc::madvise(at, bytes, libc::MADV_HUGEPAGE);
+        libc::madvise(at, bytes, libc::MADV_POPULATE_WRITE)
+    };
+    if populated != 0 {
         let error = io::Error::last_os_error();
         // SAFETY: the range was mapped above, and nobody has it yet.
         unsafe { libc::munmap(at, bytes) };
         // Linux 5.14 or later says EFAULT where a write would be a SIGBUS.
         return Err(if error.raw_os_error() == Some(libc::EFAULT) { io::ErrorKind::StorageFull.into() } else { error });
     }
-    // SAFETY: as above. Huge pages are advice: a refusal changes nothing.
+    // SAFETY: as above. Advice too: a refusal changes nothing.
     unsafe { libc::madvise(at, bytes, libc::MADV_COLLAPSE) };
     Ok(mapped)
 }

@@ -161,11 +161,11 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the calling thread, and threads that it starts, off these CPUs, unless there are no others. Whether there are.
+/// Keeps the calling thread, and threads that it starts, off these CPUs, unless there are no others.
 ///
 /// # Errors
 /// The system's.
-pub fn leave_cpus(cpus: &[usize]) -> io::Result<bool> {
+pub fn leave_cpus(cpus: &[usize]) -> io::Result<()> {
     // SAFETY: all-zero is a valid, empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the set is valid for its size; 0 is the calling thread.
@@ -175,12 +175,11 @@ pub fn leave_cpus(cpus: &[usize]) -> io::Result<bool> {
         unsafe { libc::CPU_CLR(*cpu, &mut set) };
     }
     // SAFETY: the set is valid.
-    let others = unsafe { libc::CPU_COUNT(&set) } > 0;
-    if others {
+    if unsafe { libc::CPU_COUNT(&set) } > 0 {
         // SAFETY: the set is valid for its size; 0 is the calling thread.
         check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) })?;
     }
-    Ok(others)
+    Ok(())
 }
 
 /// The user that this process acts as.

@@ -139,11 +139,11 @@ impl Worker {
         }
         debug_assert_eq!(verdicts.len(), packets.len(), "one verdict a frame");
         let queue = packets.first().map_or(0, |p| p.queue);
-        for ((mut packet, (start, len)), verdict) in packets.drain(..).zip(extents).zip(verdicts.drain(..)) {
+        for ((mut packet, (start, len)), verdict) in packets.drain(..).zip(extents.iter().copied()).zip(verdicts.drain(..)) {
             (packet.start, packet.len) = (start, len);
             self.act(packet, verdict);
         }
-        self.send_made(pool, queue, made);
+        self.send_made(pool, queue, &mut made);
         self.io.flush();
     }
 
@@ -163,13 +163,13 @@ impl Worker {
     }
 
     /// Sends the frames that the packet path made, and lends it new ones.
-    fn send_made(&mut self, pool: usize, queue: u32, mut made: ArrayVec<(usize, usize, usize, PortId), OUTPUT_MAX>) {
+    fn send_made(&mut self, pool: usize, queue: u32, made: &mut ArrayVec<(usize, usize, usize, PortId), OUTPUT_MAX>) {
         if made.is_empty() {
             return;
         }
         // From the last place on, so that taking one does not move another.
         made.sort_unstable_by_key(|m| std::cmp::Reverse(m.0));
-        for (place, start, len, port) in made {
+        for (place, start, len, port) in made.drain(..) {
             let token = self.io.spares[pool].swap_remove(place);
             self.io.send(Packet { token, start, len, port, queue, held_since_ns: None }, port, Origin::Made);
         }
