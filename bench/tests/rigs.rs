@@ -1,8 +1,8 @@
 //! What is in `bench/rigs/`: nothing here has a NIC, so what can be checked without one is.
 
 use clap::Parser;
-use nomagic::config_args::{ConfigArgs, ConfigFile};
-use nomagic::explain::command::{Args, Format, run};
+use nomagic::cli::config_args::{ConfigArgs, ConfigFile};
+use nomagic::cli::explain::{Args, Format, run};
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::preflight::PreflightArgs;
 use serde_json::Value;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nomagic::changes::Changes;
-use nomagic::compile::{Compiler, Settings, TARGETS_MAX};
 use nomagic::config::Config;
-use nomagic::index::Index;
-use nomagic::objects::{Kind, Object, read};
-use nomagic::problem::Origin;
 use nomagic_core::services::Services;
+use nomagic_table::changes::Changes;
+use nomagic_table::compile::{Compiler, Settings, TARGETS_MAX};
+use nomagic_table::index::Index;
+use nomagic_table::objects::{Kind, Object, read};
+use nomagic_table::problem::Origin;
 use nomagic_xsk::{Published, Reader};
 use serde_json::{Value, json};
 

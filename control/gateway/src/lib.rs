@@ -1,0 +1,13 @@
+//! The gateway: the command line, the configuration, the sources of objects, the mirror of the kernel's routes, what a gateway tells
+//! about itself, and `run`, which puts it all together.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod kubeproxy;
+pub mod manifests;
+pub mod net;
+pub mod observe;
+pub mod reconcile;
+pub mod run;
+pub mod watch;

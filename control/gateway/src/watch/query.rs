@@ -1,0 +1,93 @@
+//! The requests: which objects of which kind, as kube-proxy asks for them.
+
+use http::Request;
+use kube::api::{ListParams, WatchParams};
+use kube::core::Request as Path;
+
+use super::backoff::chance;
+use super::fault::Fault;
+use nomagic_table::objects::Kind;
+
+/// How long one watch may last, seconds: between these two by chance, so that not all gateways come back at once.
+const LASTS_S: (u32, u32) = (200, 290);
+
+/// What is asked for one kind.
+#[derive(Clone, Debug)]
+pub(super) struct Query {
+    path: &'static str,
+    labels: Option<&'static str>,
+    fields: Option<String>,
+}
+
+impl Query {
+    /// `node`: the one Node that is wanted.
+    pub(super) fn new(kind: Kind, node: &str) -> Query {
+        let (path, labels, fields) = match kind {
+            Kind::Service => {
+                ("/api/v1/services", Some("!service.kubernetes.io/service-proxy-name"), Some("spec.clusterIP!=None".to_owned()))
+            }
+            Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1/endpointslices", Some("!service.kubernetes.io/headless"), None),
+            Kind::Node => ("/api/v1/nodes", None, Some(format!("metadata.name={node}"))),
+            Kind::ServiceCidr => ("/apis/networking.k8s.io/v1/servicecidrs", None, None),
+        };
+        Query { path, labels, fields }
+    }
+
+    /// One page of a list; `limit` 0: all of it. The latest state, not what some cache remembers.
+    pub(super) fn list(&self, limit: u32, after: Option<String>) -> Result<Request<Vec<u8>>, Fault> {
+        let params = ListParams {
+            label_selector: self.labels.map(str::to_owned),
+            field_selector: self.fields.clone(),
+            limit: (limit > 0).then_some(limit),
+            continue_token: after,
+            ..ListParams::default()
+        };
+        Path::new(self.path).list(&params).map_err(unusable)
+    }
+
+    /// A watch from a version on; `None`: a list as a stream, and then a watch.
+    pub(super) fn watch(&self, version: Option<&str>) -> Result<Request<Vec<u8>>, Fault> {
+        let (least, most) = LASTS_S;
+        let params = WatchParams {
+            label_selector: self.labels.map(str::to_owned),
+            field_selector: self.fields.clone(),
+            timeout: Some(least + (f64::from(most - least) * chance()) as u32),
+            bookmarks: true,
+            send_initial_events: version.is_none(),
+        };
+        Path::new(self.path).watch(&params, version.unwrap_or("")).map_err(unusable)
+    }
+}
+
+fn unusable(error: kube::core::request::Error) -> Fault {
+    Fault::Unusable(format!("no request can be made of this: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_the_contract_has_it() {
+        let list = |kind| Query::new(kind, "gw-1").list(500, None).unwrap().uri().to_string();
+        assert_eq!(
+            list(Kind::Service),
+            "/api/v1/services?&fieldSelector=spec.clusterIP%21%3DNone&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name&limit=500"
+        );
+        assert_eq!(
+            list(Kind::EndpointSlice),
+            "/apis/discovery.k8s.io/v1/endpointslices?&labelSelector=%21service.kubernetes.io%2Fheadless&limit=500"
+        );
+        assert_eq!(list(Kind::Node), "/api/v1/nodes?&fieldSelector=metadata.name%3Dgw-1&limit=500");
+        assert_eq!(list(Kind::ServiceCidr), "/apis/networking.k8s.io/v1/servicecidrs?&limit=500");
+        let watch = |version| Query::new(Kind::ServiceCidr, "").watch(version).unwrap().uri().to_string();
+        let resumed = watch(Some("17"));
+        assert!(resumed.contains("allowWatchBookmarks=true") && resumed.ends_with("resourceVersion=17"), "{resumed}");
+        assert!(!resumed.contains("sendInitialEvents"));
+        let streamed = watch(None);
+        assert!(
+            streamed.contains("sendInitialEvents=true&resourceVersionMatch=NotOlderThan") && streamed.ends_with("resourceVersion="),
+            "{streamed}"
+        );
+    }
+}

@@ -1,0 +1,330 @@
+//! From objects to the table that the packet path asks. Pure: index and settings in, [`Services`] and names out.
+//!
+//! All of kube-proxy's rules about readiness, traffic policies, topology and masquerading are decided here, once, for each class of
+//! client; the packet path only looks up. Where kube-proxy's modes differ, nomagic does as the nftables mode does.
+
+mod claims;
+pub mod endpoints;
+mod filter;
+mod memory;
+mod plan;
+pub mod serving;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use nomagic_core::hash::{WordHasher, WordSet};
+use nomagic_core::services::{AddressKind, Frontend, Services};
+use nomagic_core::tuple::HashSeed;
+
+use crate::index::{Index, Touched};
+use crate::objects::{Key, addr};
+use crate::problem::Problem;
+use crate::settings::Settings;
+use claims::{Claims, Rank};
+pub use filter::{FilterRules, filter_rules};
+use memory::Memory;
+pub use memory::{PortKey, TARGETS_MAX};
+use plan::{Address, Ground, Plan};
+
+/// Addresses with ports in a table at the most.
+const FRONTENDS_MAX: usize = 4_000_000;
+
+/// What a load balancer asks a node: has it endpoints of this Service?
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HealthCheck {
+    /// The Service.
+    pub service: Key,
+    /// Its distinct local ready addresses.
+    pub local_endpoints: usize,
+}
+
+/// A finished table.
+#[derive(Debug)]
+pub struct Compiled {
+    /// For the packet path.
+    pub services: Services,
+    /// `healthCheckNodePort`s.
+    pub health_checks: Arc<BTreeMap<u16, HealthCheck>>,
+    /// Service ports whose policy asks for endpoints of this node and finds them elsewhere only, by family: `(internal, external)`.
+    pub no_local_endpoints: [(u64, u64); 2],
+    /// What the XDP program must take that the table before did not ask for; after a change of settings everything.
+    pub opened: FilterRules,
+    /// Whether it may take less than for the table before.
+    pub closed: bool,
+    /// Everything that is wrong with the objects at this moment.
+    pub problems: Vec<Problem>,
+}
+
+/// Compiles, and remembers what lasts from one table to the next. What did not change is shared with the table before, so that a change costs as
+/// much as what it touches.
+#[derive(Debug)]
+pub struct Compiler {
+    memory: Memory,
+    /// What the last table followed from, besides objects.
+    settings: Option<Settings>,
+    plans: HashMap<Key, Plan>,
+    addresses: Claims<Address, Frontend, BuildHasherDefault<WordHasher>>,
+    frontends_max: usize,
+    /// Addresses that had no room: while there are any, everything is compiled anew each time.
+    left_out: usize,
+    health: Claims<u16, usize, RandomState>,
+    health_checks: Arc<BTreeMap<u16, HealthCheck>>,
+    no_local_endpoints: [(u64, u64); 2],
+    /// Services whose plans have problems.
+    troubled: BTreeSet<Key>,
+    services: Services,
+    opened: FilterRules,
+    closed: bool,
+}
+
+impl Compiler {
+    /// `targets_max`: how many (Service port, backend) pairs have counters of their own; the others share place 0. See [`TARGETS_MAX`].
+    pub fn new(targets_max: u32) -> Compiler {
+        Compiler {
+            memory: Memory::new(targets_max),
+            settings: None,
+            plans: HashMap::new(),
+            addresses: Claims::default(),
+            frontends_max: FRONTENDS_MAX,
+            left_out: 0,
+            health: Claims::default(),
+            health_checks: Arc::default(),
+            no_local_endpoints: [(0, 0); 2],
+            troubled: BTreeSet::new(),
+            services: Services::empty(HashSeed::new(0)),
+            opened: FilterRules::default(),
+            closed: false,
+        }
+    }
+
+    /// The table for these objects, from nothing.
+    pub fn compile(&mut self, index: &Index, settings: &Settings) -> Compiled {
+        self.start_anew(settings);
+        let ground = ground(index, settings);
+        index.services().for_each(|service| self.update(&ground, &service.key));
+        self.memory.retain(|key| index.service(key).is_some());
+        self.opened = filter_rules(&self.services);
+        self.closed = true;
+        self.finish(index)
+    }
+
+    /// The table for these objects, of which only `touched` are others than for the last table. The same as [`Compiler::compile`] gives.
+    pub fn recompile(&mut self, index: &Index, settings: &Settings, touched: &Touched) -> Compiled {
+        if self.left_out > 0 || !self.follow_settings(settings) {
+            return self.compile(index, settings);
+        }
+        let ground = ground(index, settings);
+        touched.services_concerned(index).iter().for_each(|key| self.update(&ground, key));
+        self.finish(index)
+    }
+
+    /// The pairs that have counters now: `(place, Service port, backend's address, its port)`.
+    pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
+        self.memory.targets()
+    }
+
+    /// Takes over settings that change no Service's plan: the same ones, or other pod ranges. False: all has to be planned anew.
+    fn follow_settings(&mut self, new: &Settings) -> bool {
+        let Some(old) = &self.settings else { return false };
+        let same_pods = [false, true].iter().all(|v6| old.knows_pods(*v6) == new.knows_pods(*v6));
+        let same = |old: &Settings| same_pods && Settings { cluster_cidrs: new.cluster_cidrs.clone(), ..old.clone() } == *new;
+        if old == new {
+            return true;
+        }
+        if !same(old) {
+            return false;
+        }
+        self.services.set_pods(&new.cluster_cidrs);
+        self.services.node_ips = node_clients(new);
+        self.settings = Some(new.clone());
+        true
+    }
+
+    /// Everything but counters' places and pools is forgotten.
+    fn start_anew(&mut self, settings: &Settings) {
+        self.memory.set_seed(&settings.seed);
+        self.settings = Some(settings.clone());
+        let mut services = Services::empty(settings.seed);
+        services.generation = self.services.generation;
+        services.service_cidrs.clone_from(&settings.service_cidrs);
+        services.set_pods(&settings.cluster_cidrs);
+        services.snat = settings.snat.clone();
+        services.tcp_reject = settings.tcp_reject;
+        services.node_ips = node_clients(settings);
+        self.services = services;
+        self.plans.clear();
+        (self.addresses, self.left_out, self.health) = (Claims::default(), 0, Claims::default());
+        (self.health_checks, self.no_local_endpoints) = (Arc::default(), [(0, 0); 2]);
+        self.troubled.clear();
+    }
+
+    /// Plans a Service again, and changes the table where the plan differs from the one before.
+    fn update(&mut self, ground: &Ground<'_>, key: &Key) {
+        let old = self.plans.remove(key);
+        let ports = old.as_ref().map_or(&[][..], |p| &p.ports);
+        let service = ground.index.service(key).filter(|s| s.ignored.is_none());
+        let mut new = self.memory.update(key, |memory| service.map(|s| plan::plan(ground, s, ports, memory)));
+        // The new one first: what both have stays.
+        for (plan, sign) in new.iter().map(|p| (p, 1)).chain(old.iter().map(|p| (p, -1))) {
+            self.count(plan, sign);
+        }
+        let frontends = new.as_mut().map(|p| std::mem::take(&mut p.frontends)).unwrap_or_default();
+        fn claims(plan: Option<&Plan>) -> &[(Address, Rank)] {
+            plan.map_or(&[], |p| &p.claims)
+        }
+        self.move_addresses(claims(old.as_ref()), claims(new.as_ref()), frontends);
+        self.move_health_check(old.as_ref(), new.as_ref());
+        if new.as_ref().is_some_and(|p| !p.problems.is_empty()) {
+            self.troubled.insert(key.clone());
+        } else {
+            self.troubled.remove(key);
+        }
+        self.plans.extend(new.map(|p| (key.clone(), p)));
+    }
+
+    /// Adds or takes away what only adds up.
+    fn count(&mut self, plan: &Plan, sign: i64) {
+        self.services.ports = self.services.ports.wrapping_add_signed(sign as isize * plan.ports.len() as isize);
+        for (all, of_plan) in self.no_local_endpoints.iter_mut().zip(&plan.no_local_endpoints) {
+            all.0 = all.0.wrapping_add_signed(sign * of_plan.0 as i64);
+            all.1 = all.1.wrapping_add_signed(sign * of_plan.1 as i64);
+        }
+        for ip in &plan.cluster_ips {
+            let count = self.services.cluster_ips.get(ip).copied().unwrap_or(0).wrapping_add_signed(sign as i32);
+            if count > 0 {
+                let before = self.services.cluster_ips.insert(*ip, count);
+                if before.is_none() {
+                    self.opened.addresses.push(*ip);
+                }
+            } else {
+                self.services.cluster_ips.remove(ip);
+                self.closed = true;
+            }
+        }
+    }
+
+    fn move_addresses(&mut self, old: &[(Address, Rank)], new: &[(Address, Rank)], frontends: Vec<Frontend>) {
+        let mut moved: Vec<Address> = Vec::new();
+        if old != new {
+            let kept: BTreeSet<&(Address, Rank)> = new.iter().collect();
+            for (address, rank) in old.iter().filter(|claim| !kept.contains(claim)) {
+                self.addresses.remove(*address, rank);
+                moved.push(*address);
+            }
+        }
+        for ((address, rank), frontend) in new.iter().zip(frontends) {
+            if self.addresses.len() >= self.frontends_max && !self.addresses.contains(address) {
+                self.left_out += 1;
+            } else if self.addresses.put(*address, rank, frontend, Frontend::same) {
+                moved.push(*address);
+            }
+        }
+        moved.iter().for_each(|address| self.settle(address));
+    }
+
+    /// Brings what the table has at an address in line with who holds it.
+    fn settle(&mut self, address: &Address) {
+        let (ip, port, proto) = *address;
+        let outer = |f: Option<&Frontend>| f.is_some_and(|f| f.kind != AddressKind::ClusterIp);
+        let before = self.services.frontend(ip, port, proto);
+        let holder = self.addresses.holder(address).map(|(_, frontend)| frontend);
+        match (outer(before), outer(holder)) {
+            (false, true) => self.opened.exact.push(*address),
+            (true, false) => self.closed = true,
+            _ => {}
+        }
+        self.services.set_frontend(ip, port, proto, holder.cloned());
+    }
+
+    fn move_health_check(&mut self, old: Option<&Plan>, new: Option<&Plan>) {
+        let rank = |plan: &Plan| Rank { node_port: true, turn: plan.turn.clone(), place: 0 };
+        let (before, after) = (old.and_then(|p| Some((rank(p), p.health_check?))), new.and_then(|p| Some((rank(p), p.health_check?))));
+        if before == after {
+            return;
+        }
+        if let Some((rank, (port, _))) = &before {
+            self.health.remove(*port, rank);
+        }
+        if let Some((rank, (port, count))) = &after {
+            self.health.put(*port, rank, *count, usize::eq);
+        }
+        let checks = Arc::make_mut(&mut self.health_checks);
+        for port in before.iter().chain(&after).map(|(_, (port, _))| *port) {
+            match self.health.holder(&port) {
+                Some((rank, count)) => {
+                    checks.insert(port, HealthCheck { service: rank.turn.key.clone(), local_endpoints: *count });
+                }
+                None => drop(checks.remove(&port)),
+            }
+        }
+    }
+
+    fn finish(&mut self, index: &Index) -> Compiled {
+        self.services.generation += 1;
+        Compiled {
+            services: self.services.clone(),
+            health_checks: self.health_checks.clone(),
+            no_local_endpoints: self.no_local_endpoints,
+            opened: std::mem::take(&mut self.opened),
+            closed: std::mem::take(&mut self.closed),
+            problems: self.problems(index),
+        }
+    }
+
+    fn problems(&self, index: &Index) -> Vec<Problem> {
+        let of_plans = self.troubled.iter().filter_map(|key| self.plans.get(key)).flat_map(|p| &p.problems);
+        let mut problems: Vec<Problem> = of_plans.cloned().collect();
+        let mut note = |key: &Key, field: &str, message: String| {
+            problems.extend(index.service(key).map(|service| plan::problem(service, field, message)));
+        };
+        for ((ip, port, proto), (holder, held), (rank, waits)) in self.addresses.waiting() {
+            // An address that a Service names twice, say as external and as load balancer IP.
+            if Arc::ptr_eq(&held.port, &waits.port) {
+                continue;
+            }
+            let (socket, kind) = (addr::socket(*ip, *port), held.kind.label());
+            let message = format!(
+                "{proto} {socket} is taken by Service {} ({kind}), which comes first by creation time and name; this Service does not answer there",
+                holder.turn.key
+            );
+            let service = index.service(&rank.turn.key);
+            let of_port = |p: &&crate::objects::Port| (&p.name, p.proto) == (&waits.port.port_name, waits.port.proto);
+            let place = service.and_then(|s| s.ports.iter().find(of_port)).map_or(0, |p| p.index);
+            note(&rank.turn.key, &format!("spec.ports[{place}]"), message);
+        }
+        for (port, (holder, _), (rank, _)) in self.health.waiting() {
+            let message = format!("{port} is already Service {}'s; it stays there", holder.turn.key);
+            note(&rank.turn.key, "spec.healthCheckNodePort", message);
+        }
+        if self.left_out > 0 {
+            let message = format!(
+                "{} of their addresses with ports have no room in the table of {}: connections to them are refused at cluster IPs, and elsewhere \
+                 left to the kernel. Delete Services, ports or external addresses that nobody uses: what then has room is served at once",
+                self.left_out, self.frontends_max
+            );
+            problems.push(Problem { object: "Services".into(), message, ..Problem::default() });
+        }
+        problems.extend(index.problems().cloned());
+        problems
+    }
+}
+
+fn ground<'g>(index: &'g Index, settings: &'g Settings) -> Ground<'g> {
+    Ground { index, settings, node_port_ips: [settings.node_port_ips(false), settings.node_port_ips(true)] }
+}
+
+/// The addresses that make a client "the node itself". kube-proxy asks first whether a client is in the pod ranges: the
+/// node's own address there (its bridge to the pods) counts as a pod.
+fn node_clients(settings: &Settings) -> WordSet<IpAddr> {
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let pod = |ip: &IpAddr| settings.cluster_cidrs.iter().any(|c| c.contains(*ip));
+    settings.node.ips.iter().chain(&settings.node.primary).copied().filter(|ip| !pod(ip)).chain(loopback).collect()
+}
+
+#[cfg(test)]
+mod incremental_tests;
+#[cfg(test)]
+mod tests;

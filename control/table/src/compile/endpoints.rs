@@ -1,0 +1,186 @@
+//! Which endpoints may a Service port use? Readiness, termination, locality and topology, in kube-proxy's order.
+
+use std::net::IpAddr;
+
+use crate::index::Index;
+use crate::objects::{Endpoint, Key, Port};
+
+use crate::settings::Node;
+
+/// An endpoint of a Service port.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'i> {
+    /// Address, conditions, hints.
+    pub endpoint: &'i Endpoint,
+    /// The port's number on it.
+    pub port: u16,
+    /// It runs on this node.
+    pub local: bool,
+}
+
+impl Candidate<'_> {
+    fn id(&self) -> (IpAddr, u16) {
+        (self.endpoint.addr, self.port)
+    }
+
+    /// Shutting down, but still answering.
+    fn draining(&self) -> bool {
+        self.endpoint.serving && self.endpoint.terminating
+    }
+}
+
+/// Whose endpoints a traffic policy asks for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Class {
+    /// Policy Cluster: of all nodes, narrowed by topology hints.
+    Cluster,
+    /// Policy Local: of this node.
+    Local,
+}
+
+/// Which hints narrowed the choice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Topology {
+    /// None did.
+    All,
+    /// All ready endpoints have node hints, and one names this node.
+    Node,
+    /// All ready endpoints have zone hints, and one names this node's zone.
+    Zone,
+}
+
+/// Why an endpoint gets no new connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeftOut {
+    /// Not ready, and not about to end either.
+    NotReady,
+    /// Shutting down while others are ready.
+    Terminating,
+    /// Shutting down and no longer answering.
+    NotServing,
+    /// Policy Local, and it runs elsewhere.
+    OtherNode,
+    /// Topology hints give it to other nodes.
+    NodeHint,
+    /// Topology hints give it to other zones.
+    ZoneHint,
+}
+
+impl LeftOut {
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            LeftOut::NotReady => "not ready",
+            LeftOut::Terminating => "terminating, and others are ready",
+            LeftOut::NotServing => "terminating and no longer serving",
+            LeftOut::OtherNode => "on another node, and the traffic policy is Local",
+            LeftOut::NodeHint => "its topology hints name other nodes",
+            LeftOut::ZoneHint => "its topology hints name other zones",
+        }
+    }
+}
+
+/// The endpoints of a port, sorted by address and port, and those that each class may use.
+#[derive(Clone, Debug)]
+pub struct Selection<'i> {
+    /// All known endpoints.
+    pub candidates: Vec<Candidate<'i>>,
+    /// Which hints apply to [`Class::Cluster`].
+    pub topology: Topology,
+    cluster: Vec<u32>,
+    local: Vec<u32>,
+}
+
+impl<'i> Selection<'i> {
+    /// Places in `candidates` of the usable ones.
+    pub fn members(&self, class: Class) -> &[u32] {
+        match class {
+            Class::Cluster => &self.cluster,
+            Class::Local => &self.local,
+        }
+    }
+
+    /// The usable ones.
+    pub fn usable(&self, class: Class) -> impl ExactSizeIterator<Item = &Candidate<'i>> {
+        self.members(class).iter().map(|&i| &self.candidates[i as usize])
+    }
+
+    /// Nobody is ready, so the terminating ones that still serve are used.
+    pub fn falls_back(&self, class: Class) -> bool {
+        self.usable(class).next().is_some_and(|c| !c.endpoint.ready)
+    }
+
+    /// The others, and why.
+    pub fn left_out(&self, class: Class) -> impl Iterator<Item = (&Candidate<'i>, LeftOut)> {
+        let used = move |i: usize| self.members(class).binary_search(&(i as u32)).is_ok();
+        self.candidates.iter().enumerate().filter(move |(i, _)| !used(*i)).map(move |(_, c)| (c, self.why(c, class)))
+    }
+
+    fn why(&self, candidate: &Candidate<'_>, class: Class) -> LeftOut {
+        let endpoint = candidate.endpoint;
+        match (class, self.topology) {
+            _ if !endpoint.ready && endpoint.terminating && !endpoint.serving => LeftOut::NotServing,
+            (Class::Local, _) if !candidate.local => LeftOut::OtherNode,
+            _ if !endpoint.ready && endpoint.terminating => LeftOut::Terminating,
+            _ if !endpoint.ready => LeftOut::NotReady,
+            (_, Topology::Node) => LeftOut::NodeHint,
+            (_, _) => LeftOut::ZoneHint,
+        }
+    }
+}
+
+/// All endpoints of a Service port in one family, sorted by address and port, one entry each.
+pub fn candidates<'i>(index: &'i Index, service: &Key, port: &Port, v6: bool, node: &Node) -> Vec<Candidate<'i>> {
+    let mut found = Vec::new();
+    for slice in index.slices_of(service).filter(|s| s.v6 == v6) {
+        for number in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
+            found.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+                endpoint,
+                port: number.port,
+                local: endpoint.node.as_deref() == Some(node.name.as_str()),
+            }));
+        }
+    }
+    found.sort_by_key(Candidate::id);
+    // An address may be listed twice while a pod's successor already has its address: the running one counts.
+    found.dedup_by(|later, earlier| {
+        let same = later.id() == earlier.id();
+        if same && !later.endpoint.terminating {
+            *earlier = *later;
+        }
+        same
+    });
+    found
+}
+
+/// Applies the rules of readiness and topology.
+pub fn select<'i>(candidates: Vec<Candidate<'i>>, node: &Node) -> Selection<'i> {
+    let topology = topology(&candidates, node);
+    let near = |c: &Candidate<'_>| match topology {
+        Topology::All => true,
+        Topology::Node => names(&c.endpoint.node_hints, &node.name),
+        Topology::Zone => node.zone.as_deref().is_some_and(|zone| names(&c.endpoint.zone_hints, zone)),
+    };
+    let places = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<u32> {
+        candidates.iter().enumerate().filter(|(_, c)| wanted(c)).map(|(i, _)| i as u32).collect()
+    };
+    let or = |first: Vec<u32>, second: &dyn Fn(&Candidate<'_>) -> bool| if first.is_empty() { places(second) } else { first };
+    let cluster = or(places(&|c| c.endpoint.ready && near(c)), &|c| c.draining());
+    let local = or(places(&|c| c.local && c.endpoint.ready), &|c| c.local && c.draining());
+    Selection { topology, cluster, local, candidates }
+}
+
+fn topology(candidates: &[Candidate<'_>], node: &Node) -> Topology {
+    let ready = || candidates.iter().filter(|c| c.endpoint.ready).map(|c| c.endpoint);
+    let by_node = ready().all(|e| !e.node_hints.is_empty()) && ready().any(|e| names(&e.node_hints, &node.name));
+    if by_node {
+        return Topology::Node;
+    }
+    let Some(zone) = node.zone.as_deref() else { return Topology::All };
+    let by_zone = ready().all(|e| !e.zone_hints.is_empty()) && ready().any(|e| names(&e.zone_hints, zone));
+    if by_zone { Topology::Zone } else { Topology::All }
+}
+
+fn names(hints: &[Box<str>], wanted: &str) -> bool {
+    hints.iter().any(|h| **h == *wanted)
+}

@@ -1,0 +1,164 @@
+//! Which connections a change of endpoints ends: kube-proxy's rule for UDP (pkg/proxy/conntrack/cleanup.go).
+//!
+//! A UDP client never closes anything: it would go on talking to an endpoint that is gone. So a connection to one of a UDP Service port's
+//! addresses goes when its backend is not among the endpoints that serve that port. Traffic policies, topology and whether an endpoint
+//! terminates play no part: who still answers keeps its clients. A port without any serving endpoint keeps its connections, and so do ports
+//! that are no more; TCP and SCTP always do.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nomagic_core::conntrack::Flow;
+use nomagic_core::hash::WordMap;
+use nomagic_core::shared::SharedMap;
+use nomagic_core::tuple::{Proto, words_addr};
+
+use super::endpoints::candidates;
+use crate::index::Index;
+use crate::objects::{Key, Service, Slice};
+use crate::settings::Node;
+
+/// A UDP Service port in one family.
+#[derive(PartialEq, Eq, Debug)]
+struct UdpPort {
+    v6: bool,
+    /// Cluster, external and load balancer addresses.
+    addresses: Vec<IpAddr>,
+    port: u16,
+    node_port: Option<u16>,
+    /// Address and port of those that serve, sorted.
+    endpoints: Vec<(IpAddr, u16)>,
+}
+
+/// A Service with UDP ports, and what that was made of.
+#[derive(Debug)]
+struct UdpService {
+    service: Arc<Service>,
+    slices: Vec<Arc<Slice>>,
+    ports: Vec<UdpPort>,
+}
+
+/// The serving endpoints of all UDP Service ports. Cheap to clone; what did not change is shared with the state before.
+#[derive(Clone, Default, Debug)]
+pub struct Serving {
+    services: SharedMap<Key, Arc<UdpService>>,
+}
+
+impl Serving {
+    /// Takes over what has changed of these Services.
+    pub fn follow(&mut self, index: &Index, services: &BTreeSet<Key>) {
+        let udp = |s: &&Arc<Service>| s.ignored.is_none() && s.ports.iter().any(|p| p.proto == Proto::Udp);
+        for key in services {
+            match index.service(key).filter(udp) {
+                Some(service) if self.services.get(key).is_some_and(|known| known.is_of(service, index)) => {}
+                Some(service) => drop(self.services.insert(key.clone(), Arc::new(UdpService::new(service, index)))),
+                None => drop(self.services.remove(key)),
+            }
+        }
+    }
+
+    /// Whether connections from the time of `before` may have to go now. When endpoints have only been added, or the last one has gone, none have.
+    pub fn ends_some_of(&self, before: &Serving) -> bool {
+        self.services.differences(&before.services).any(|(_, now, earlier)| match (now, earlier) {
+            (Some(now), Some(earlier)) => !Arc::ptr_eq(earlier, now) && !now.keeps_all_of(earlier),
+            (Some(now), None) => !now.ports.is_empty(),
+            // It may have left an address to another Service that claims it, too.
+            (None, _) => true,
+        })
+    }
+
+    /// The rule for single connections.
+    pub fn rule(&self) -> Rule {
+        let mut services: Vec<&Arc<UdpService>> = self.services.iter().map(|(_, service)| service).collect();
+        // As the table is compiled: an address is the first one's by creation time and name.
+        services.sort_by(|a, b| (a.service.created_s, &a.service.key).cmp(&(b.service.created_s, &b.service.key)));
+        let (mut addresses, mut node_ports) = (WordMap::default(), WordMap::default());
+        for (service, port) in services.into_iter().flat_map(|s| s.ports.iter().enumerate().map(move |(port, _)| (s, port))) {
+            let of = &service.ports[port];
+            for address in &of.addresses {
+                addresses.entry((*address, of.port)).or_insert_with(|| (service.clone(), port));
+            }
+            if let Some(node_port) = of.node_port {
+                node_ports.entry((node_port, of.v6)).or_insert_with(|| (service.clone(), port));
+            }
+        }
+        Rule { addresses, node_ports }
+    }
+}
+
+impl UdpService {
+    fn new(service: &Arc<Service>, index: &Index) -> UdpService {
+        let mut ports = Vec::new();
+        for port in service.ports.iter().filter(|p| p.proto == Proto::Udp) {
+            for cluster_ip in &service.cluster_ips {
+                let v6 = cluster_ip.is_ipv6();
+                let all = service.cluster_ips.iter().chain(&service.load_balancer_ips).chain(&service.external_ips);
+                // Which endpoints are this node's does not matter.
+                let node = Node { name: String::new(), ips: Vec::new(), primary: Vec::new(), zone: None };
+                let endpoints = candidates(index, &service.key, port, v6, &node);
+                ports.push(UdpPort {
+                    v6,
+                    addresses: all.filter(|ip| ip.is_ipv6() == v6).copied().collect(),
+                    port: port.port,
+                    node_port: port.node_port,
+                    endpoints: endpoints.iter().filter(|c| c.endpoint.serving).map(|c| (c.endpoint.addr, c.port)).collect(),
+                });
+            }
+        }
+        UdpService { service: service.clone(), slices: index.slices_of(&service.key).cloned().collect(), ports }
+    }
+
+    /// Whether it was made of the very objects that are known now.
+    fn is_of(&self, service: &Arc<Service>, index: &Index) -> bool {
+        let mut slices = index.slices_of(&service.key);
+        let same = Arc::ptr_eq(&self.service, service) && self.slices.iter().all(|s| slices.next().is_some_and(|now| Arc::ptr_eq(s, now)));
+        same && slices.next().is_none()
+    }
+
+    /// Whether every connection from before may stay.
+    fn keeps_all_of(&self, before: &UdpService) -> bool {
+        let same_place = |a: &UdpPort, b: &UdpPort| (a.v6, &a.addresses, a.port, a.node_port) == (b.v6, &b.addresses, b.port, b.node_port);
+        let keeps = |now: &UdpPort, before: &UdpPort| {
+            let all_stay = || before.endpoints.iter().all(|e| now.serves(e));
+            same_place(now, before) && (now.endpoints.is_empty() || (!before.endpoints.is_empty() && all_stay()))
+        };
+        self.service.created_s == before.service.created_s
+            && self.ports.len() == before.ports.len()
+            && self.ports.iter().zip(&before.ports).all(|(now, before)| keeps(now, before))
+    }
+}
+
+impl UdpPort {
+    fn serves(&self, endpoint: &(IpAddr, u16)) -> bool {
+        self.endpoints.binary_search(endpoint).is_ok()
+    }
+}
+
+/// A Service and the place of a port in it.
+type Place = (Arc<UdpService>, usize);
+
+/// Decides for each connection whether it stays.
+#[derive(Debug)]
+pub struct Rule {
+    addresses: WordMap<(IpAddr, u16), Place>,
+    /// By node port and family (IPv6): on any address, whichever were the node's when the connection was made.
+    node_ports: WordMap<(u16, bool), Place>,
+}
+
+impl Rule {
+    /// Whether a connection stays.
+    pub fn keeps(&self, flow: &Flow) -> bool {
+        if flow.proto != Proto::Udp {
+            return true;
+        }
+        let service = words_addr(flow.service, flow.v6);
+        let at_address = self.addresses.get(&(service, flow.service_port));
+        let Some((service, port)) = at_address.or_else(|| self.node_ports.get(&(flow.service_port, flow.v6))) else { return true };
+        let port = &service.ports[*port];
+        port.endpoints.is_empty() || port.serves(&(words_addr(flow.backend, flow.v6), flow.backend_port))
+    }
+}
+
+#[cfg(test)]
+mod tests;

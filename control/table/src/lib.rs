@@ -1,0 +1,17 @@
+//! The pure control plane of nomagic: from Kubernetes objects to the service table that the packet path reads, and the words for it.
+//!
+//! ```text
+//! objects  -> index   -> compile -> nomagic_core::services::Services
+//! (read)     (changes)  (Settings)  explain
+//! ```
+//!
+//! No clock, threads, sockets or files: objects and [`settings::Settings`] are arguments. Nothing here needs clang, kube or tokio.
+#![forbid(unsafe_code)]
+
+pub mod changes;
+pub mod compile;
+pub mod explain;
+pub mod index;
+pub mod objects;
+pub mod problem;
+pub mod settings;

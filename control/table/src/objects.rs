@@ -1,0 +1,324 @@
+//! Services, EndpointSlices, Nodes and ServiceCIDRs as nomagic keeps them: read once, checked once, trusted after.
+//!
+//! Kubernetes' own types are full of optional strings. Here addresses are addresses, ports are ports, policies are enums, and
+//! what could not be understood has become a [`Problem`] that travels with the object.
+
+pub mod addr;
+mod node;
+mod read;
+mod service;
+mod service_cidr;
+mod slice;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use nomagic_core::tuple::{Prefix, Proto};
+
+use crate::problem::{Origin, Problem, printable};
+pub use node::{Node, ZONE_LABEL, node_eligible};
+pub use read::{Unread, key, read};
+pub use service_cidr::ServiceCidr;
+
+/// Namespace and name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Key {
+    /// Namespace; empty for kinds that live in none.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl fmt::Display for Key {
+    /// `default/nginx`, or only the name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// The kinds of objects that nomagic reads.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node; only the one that nomagic runs on matters.
+    Node,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+
+    /// The `apiVersion` that is read.
+    pub fn version(self) -> &'static str {
+        match self {
+            Kind::Service | Kind::Node => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::ServiceCidr => "networking.k8s.io/v1",
+        }
+    }
+
+    /// Whether its objects live in namespaces.
+    pub fn namespaced(self) -> bool {
+        matches!(self, Kind::Service | Kind::EndpointSlice)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
+            Kind::ServiceCidr => "ServiceCIDR",
+        })
+    }
+}
+
+/// `spec.type`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ServiceType {
+    /// `ClusterIP`
+    ClusterIp,
+    /// `NodePort`
+    NodePort,
+    /// `LoadBalancer`
+    LoadBalancer,
+    /// `ExternalName`: a DNS alias, never proxied.
+    ExternalName,
+}
+
+/// A traffic policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// All endpoints.
+    Cluster,
+    /// Endpoints of this node only.
+    Local,
+}
+
+/// A Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: Key,
+    /// Where it was read.
+    pub origin: Origin,
+    /// `metadata.creationTimestamp`, seconds since 1970. Without one it counts as the youngest.
+    pub created_s: i64,
+    /// Why a Service proxy has nothing to do with it; `None`: it is served.
+    pub ignored: Option<&'static str>,
+    /// `spec.type`
+    pub kind: ServiceType,
+    /// `spec.clusterIPs`, at most one a family; they decide which families are served at all.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` with `ipMode: VIP` (the default).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// The same with `ipMode: Proxy`: the load balancer answers for them itself.
+    pub proxied_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`
+    pub source_ranges: Vec<Prefix>,
+    /// There were source ranges, but none that can be read: nobody may enter by the load balancer's addresses.
+    pub source_ranges_unreadable: bool,
+    /// `spec.ports`
+    pub ports: Vec<Port>,
+    /// `spec.internalTrafficPolicy`
+    pub internal_policy: Policy,
+    /// `spec.externalTrafficPolicy`, where the Service can be reached from outside at all.
+    pub external_policy: Policy,
+    /// `sessionAffinity: ClientIP`: how long a client stays with its backend, seconds.
+    pub affinity_timeout_s: Option<u32>,
+    /// `spec.healthCheckNodePort`, where it means something (type LoadBalancer, external policy Local).
+    pub health_check_port: Option<u16>,
+    /// What was wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// One of `spec.ports`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Port {
+    /// Its name, "" when it has none.
+    pub name: String,
+    /// Protocol.
+    pub proto: Proto,
+    /// `port`
+    pub port: u16,
+    /// `nodePort`
+    pub node_port: Option<u16>,
+    /// Its place in `spec.ports`.
+    pub index: usize,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slice {
+    /// Namespace and name.
+    pub key: Key,
+    /// Where it was read.
+    pub origin: Origin,
+    /// The Service that it belongs to.
+    pub service: Option<Key>,
+    /// Why it is left out; `None`: it counts.
+    pub ignored: Option<&'static str>,
+    /// `addressType: IPv6`
+    pub v6: bool,
+    /// `ports` with name and number.
+    pub ports: Vec<SlicePort>,
+    /// Endpoints with an address that a packet can be sent to.
+    pub endpoints: Vec<Endpoint>,
+    /// When the cause of its last change happened (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub triggered: Option<Timestamp>,
+    /// Addresses that no packet can be sent to, and why.
+    pub unusable: Vec<(String, &'static str)>,
+    /// What was wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// One of a slice's ports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// Its name, "" when that is its name.
+    pub name: String,
+    /// Protocol.
+    pub proto: Proto,
+    /// The number on the endpoint.
+    pub port: u16,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// Its address (the first one: the others are never used).
+    pub addr: IpAddr,
+    /// `conditions.ready`, true when absent.
+    pub ready: bool,
+    /// `conditions.serving`, true when absent.
+    pub serving: bool,
+    /// `conditions.terminating`, false when absent.
+    pub terminating: bool,
+    /// `nodeName`
+    pub node: Option<Box<str>>,
+    /// `hints.forZones`
+    pub zone_hints: Box<[Box<str>]>,
+    /// `hints.forNodes`
+    pub node_hints: Box<[Box<str>]>,
+}
+
+/// An object of any kind, cheap to share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// A Service.
+    Service(Arc<Service>),
+    /// An EndpointSlice.
+    Slice(Arc<Slice>),
+    /// A Node.
+    Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
+}
+
+impl Object {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Object::Service(_) => Kind::Service,
+            Object::Slice(_) => Kind::EndpointSlice,
+            Object::Node(_) => Kind::Node,
+            Object::ServiceCidr(_) => Kind::ServiceCidr,
+        }
+    }
+
+    /// Namespace and name.
+    pub fn key(&self) -> &Key {
+        match self {
+            Object::Service(s) => &s.key,
+            Object::Slice(s) => &s.key,
+            Object::Node(n) => &n.key,
+            Object::ServiceCidr(c) => &c.key,
+        }
+    }
+
+    /// What was wrong with it.
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Object::Service(s) => &s.problems,
+            Object::Slice(s) => &s.problems,
+            Object::Node(n) => &n.problems,
+            Object::ServiceCidr(c) => &c.problems,
+        }
+    }
+
+    /// Where it was read.
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Object::Service(s) => &s.origin,
+            Object::Slice(s) => &s.origin,
+            Object::Node(n) => &n.origin,
+            Object::ServiceCidr(c) => &c.origin,
+        }
+    }
+}
+
+/// Longest name or namespace, bytes (the API server's own limit).
+const NAME_MAX: usize = 253;
+
+/// Reads an object's name. `Err((field, message))` for names that would make labels, log lines or `ns/name` ambiguous.
+pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Result<Key, (&'static str, String)> {
+    let namespace = meta.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+    let name = meta.name.as_deref().unwrap_or("");
+    if name.is_empty() {
+        return Err(("metadata.name", "missing: every object needs a name; it is skipped".into()));
+    }
+    for (field, value) in [("metadata.namespace", namespace), ("metadata.name", name)] {
+        if let Some(length) = too_long(value) {
+            return Err((field, format!("{length}; the object is skipped")));
+        }
+        if let Some(c) = value.chars().find(|c| *c == '/' || c.is_whitespace() || !printable(*c)) {
+            return Err((field, format!("{value:?} contains {c:?}, which no name may; the object is skipped")));
+        }
+    }
+    Ok(Key { namespace: namespace.into(), name: name.into() })
+}
+
+/// Says so if a name of an object or a port is longer than any may be.
+pub(crate) fn too_long(name: &str) -> Option<String> {
+    (name.len() > NAME_MAX).then(|| format!("{} bytes long, {NAME_MAX} are allowed", name.len()))
+}
+
+/// Reads the name of an object of a kind that lives in no namespace.
+fn read_cluster_key(
+    kind: Kind,
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    origin: &Origin,
+) -> Result<Key, Problem> {
+    match read_key(meta) {
+        Ok(key) => Ok(Key { namespace: String::new(), ..key }),
+        Err((field, message)) => {
+            let object = format!("{kind} {:?}", meta.name.as_deref().unwrap_or(""));
+            Err(Problem { origin: origin.clone(), object, field: field.into(), message })
+        }
+    }
+}
+
+/// Reads a protocol name; absent means TCP.
+pub(crate) fn read_proto(name: Option<&str>) -> Option<Proto> {
+    match name {
+        None | Some("" | "TCP") => Some(Proto::Tcp),
+        Some("UDP") => Some(Proto::Udp),
+        Some("SCTP") => Some(Proto::Sctp),
+        Some(_) => None,
+    }
+}
+
+/// Reads a port number: 1 to 65535.
+pub(crate) fn read_port(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|&p| p != 0)
+}
