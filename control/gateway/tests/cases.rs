@@ -10,11 +10,11 @@ mod wire;
 use std::collections::{BTreeMap, BTreeSet};
 
 use nomagic_core::tuple::Proto;
-use nomagic_table::settings::Node;
 use nomagic_table::compile::endpoints::{self, candidates};
 use nomagic_table::explain::parse_flow;
 use nomagic_table::index::Index;
 use nomagic_table::objects::{Key, Port, addr::socket};
+use nomagic_table::settings::Node;
 use replay::{FIRST_PACKETS, Table, cases, index, list, settings, strings, text};
 use serde_json::{Value, json};
 
