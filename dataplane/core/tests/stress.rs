@@ -62,7 +62,7 @@ fn check(hit: &Hit, key: Option<Tuple>) {
     let deltas = if reply { Deltas { l3: !l3, l4: !l4 } } else { Deltas { l3, l4 } };
     assert_eq!((hit.new, hit.deltas), (leaves.reversed(), deltas), "torn: {hit:?}");
     let kinds: &[PhaseKind] = match f.proto {
-        Proto::Udp => &[PhaseKind::OneWay, PhaseKind::TwoWay],
+        Proto::Udp => &[PhaseKind::Unreplied, PhaseKind::Replied, PhaseKind::Stream],
         _ => &[PhaseKind::SynSent, PhaseKind::SynReceived],
     };
     assert!(kinds.contains(&hit.phase.kind()), "the phase of another: {hit:?}");

@@ -4,7 +4,7 @@
 //! for another one of the same key. Whoever sees a live one gives up. Of two pending ones the one further back gives up, and the one
 //! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
 
-use super::flow::{HOPS, Rewritten, STATE, TARGET, hops_empty};
+use super::flow::{HOPS, Rewritten, STATE, TARGET, created_at, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
 use super::{Conntrack, Direction, Flow, Glimpse, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
 use crate::frame::NextHopId;
@@ -66,7 +66,7 @@ impl<'r> Conntrack<'r> {
         let slot = self.region.allocate().ok_or(Refused::Full)?;
         let words = self.region.slot(slot);
         let state = words.word(STATE);
-        words.write(flow, phase, now_ms);
+        words.write(flow, phase, now_ms, created_at(now_ms));
         words.write_ports(flow);
         // The original's key first: two creations of one connection meet here, before either goes for another source port.
         let reserved = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {

@@ -83,6 +83,8 @@ fn a_table_that_was_left_in_order_goes_on_as_it_was() {
     for (hit, f) in before {
         let now = find(&table, &f.original()).unwrap();
         assert_eq!((now.phase, now.seen_ms, now.new, now.deltas), (hit.phase, 2_000, hit.new, hit.deltas));
+        let is_stream = |now_ms| now.phase_after(0, now_ms).kind() == PhaseKind::Stream;
+        assert_eq!((is_stream(2_900), is_stream(3_200)), (false, f.proto == Proto::Udp), "its age is known");
         assert_eq!((now.stats, table.flow(&now).unwrap().stats), (f.stats + 100, f.stats + 100), "statistics are named anew");
         assert!(find(&table, &f.reply()).unwrap().cached_hop(1).is_none() && now.cached_hop(1).is_none());
     }

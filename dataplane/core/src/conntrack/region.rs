@@ -24,7 +24,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 7;
+pub(super) const VERSION: u64 = 8;
 const HEADER_WORDS: usize = 64;
 /// Words of the header's first line that never change; their check follows them.
 const FIXED_WORDS: usize = 7;
