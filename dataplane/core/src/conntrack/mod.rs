@@ -7,6 +7,7 @@
 
 pub mod affinity;
 mod create;
+mod endpoints;
 pub mod flow;
 mod fragments;
 mod lookup;
@@ -18,11 +19,13 @@ mod timeouts;
 
 pub use affinity::Sticky;
 pub use create::{Pending, Refused};
+pub use endpoints::EndpointPorts;
 pub use flow::{Deltas, Direction, Flow};
 pub use lookup::Ahead;
 pub use phase::{EvictionRank, Phase, PhaseKind};
 pub use recovery::{Expected, Recovered};
 pub use region::{CAPACITY_MAX, RegionError};
+pub use shares::NoPort;
 pub use timeouts::{IdleTimes, Timeouts};
 
 use std::ops::Range;

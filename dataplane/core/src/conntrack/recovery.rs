@@ -141,7 +141,8 @@ impl<'r> Conntrack<'r> {
             return Fate::NotWhole;
         }
         if flow.replaces_source() {
-            self.take_share(&flow, u64::MAX);
+            // There is no limit, so it is counted.
+            let _ = self.take_share(&flow, u64::MAX);
         }
         Fate::GoesOn
     }
