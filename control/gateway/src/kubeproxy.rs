@@ -61,10 +61,10 @@ pub struct IdleTimes {
     pub tcp_established_ms: Option<u64>,
     /// TCP: the endpoint is done and the client is not.
     pub tcp_close_wait_ms: Option<u64>,
-    /// UDP: only the client has spoken.
-    pub udp_one_way_ms: Option<u64>,
-    /// UDP: both have.
-    pub udp_two_way_ms: Option<u64>,
+    /// UDP: a question, with or without its answer.
+    pub udp_ms: Option<u64>,
+    /// UDP: answered, and still carrying packets after 2 s.
+    pub udp_stream_ms: Option<u64>,
 }
 
 /// Something in the file that nomagic does not do.
@@ -137,8 +137,8 @@ impl DropIn {
         for (given, timeout) in [
             (self.idle.tcp_established_ms, &mut timeouts.tcp_established),
             (self.idle.tcp_close_wait_ms, &mut timeouts.tcp_close_wait),
-            (self.idle.udp_one_way_ms, &mut timeouts.udp_one_way),
-            (self.idle.udp_two_way_ms, &mut timeouts.udp_two_way),
+            (self.idle.udp_ms, &mut timeouts.udp),
+            (self.idle.udp_stream_ms, &mut timeouts.udp_stream),
         ] {
             *timeout = given.unwrap_or(*timeout);
         }

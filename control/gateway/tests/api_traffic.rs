@@ -144,28 +144,31 @@ impl Traffic {
     /// Ends the traffic and looks at every connection.
     fn finish(self) {
         let (mut tries, mut slow) = (0, 0);
+        let account = || self.g.account();
         for load in self.steady {
             let (what, all) = load.finish();
             let failed: Vec<_> = all.iter().filter(|t| !matches!(t.seen, Seen::Pod(_))).collect();
             println!("{what}: {} connections, {} failed", all.len(), failed.len());
-            assert!(failed.is_empty(), "{what}: {failed:?}");
-            assert!(all.len() > 100, "{what}: only {}", all.len());
+            assert!(failed.is_empty(), "{what}: {failed:?}\n{}", account());
+            assert!(all.len() > 100, "{what}: only {}\n{}", all.len(), account());
             slow += all.iter().filter(|t| t.end - t.start > Duration::from_millis(900)).count();
             tries += all.len();
         }
         let Losses { refused, lost } = Losses::read(&self.g);
         println!("{slow} of them took long enough for a datagram to be sent again; refused: {refused}, lost by the gateway: {lost:?}");
-        assert!(slow <= 5 + tries / 2_000, "{slow} of {tries}");
+        println!("{}", account());
+        assert!(slow <= 5 + tries / 2_000, "{slow} of {tries}\n{}", account());
         assert!(
             slow == 0 || lost.values().all(|n| *n == 0),
-            "{slow} were answered late, and it was the gateway that lost something: {lost:?}"
+            "{slow} were answered late, and it was the gateway that lost something: {lost:?}\n{}",
+            account()
         );
-        assert!(refused > 0, "connections to what is deleted were refused");
+        assert!(refused > 0, "connections to what is deleted were refused\n{}", account());
         let (mut confined, mut per_pod) = (0, BTreeMap::<String, u32>::new());
         for load in self.changed {
             let (what, all) = load.finish();
             for t in &all {
-                let Seen::Pod(pod) = &t.seen else { panic!("{what}: {t:?}: all its pods live, whatever the slices say") };
+                let Seen::Pod(pod) = &t.seen else { panic!("{what}: {t:?}: all its pods live, whatever the slices say\n{}", account()) };
                 *per_pod.entry(pod.clone()).or_default() += 1;
                 for p in self.periods.iter().filter(|p| t.start >= p.from && p.until.is_none_or(|until| t.end <= until)) {
                     assert!(p.pods.contains(pod), "{what}: {pod} answered while the endpoints in force were {:?}", p.pods);

@@ -86,7 +86,7 @@ impl Gateway {
     fn insert(&self, mut flow: Flow) -> Hit {
         let table = self.wire.table;
         if flow.replaces_source() {
-            assert!(table.take_share(&flow, u64::MAX));
+            assert!(table.take_share(&flow, u64::MAX).is_ok());
         }
         let (hash, port, phase) = (table.hash(&flow.original()), flow.source_port, Phase::first(flow.proto, SYN));
         let pending = table.reserve(&mut flow, hash, phase, 1, std::iter::once(port)).unwrap();

@@ -180,7 +180,7 @@ fn known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit:
 
 /// What one more packet makes of its connection.
 fn note(ctx: &Context<'_>, packet: &Packet, hit: &Hit) {
-    let phase = hit.phase.after(hit.direction, packet.tcp_flags);
+    let phase = hit.phase_after(packet.tcp_flags, ctx.now_ms);
     if phase == hit.phase && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         // It does not prolong anything: a client that calls again and again from one port would never get another backend than the one that
         // does not answer (as in nf_conntrack_proto_tcp.c).

@@ -120,8 +120,8 @@ fn nobody_takes_the_last_source_ports() {
     assert_eq!(open(&mut w, "10.0.0.2:2000", "10.96.0.2:80"), Verdict::Drop(Reason::SnatShare), "the client's share");
     assert_eq!(open(&mut w, "10.0.0.3:2000", "10.96.0.2:80"), Verdict::Drop(Reason::SnatShare), "the Service's share");
     assert!(matches!(open(&mut w, "10.0.0.3:2000", "10.96.0.3:80"), Verdict::Forward(..)), "another client of another Service");
-    let ports = w.with(|ctx| (ctx.table.source_ports(), ctx.table.largest_share()));
-    assert_eq!(ports, (61, 60));
+    let ports = w.with(|ctx| (ctx.table.source_ports(), ctx.table.largest_share(), ctx.table.fullest_endpoint()));
+    assert_eq!(ports, (61, 60, 61));
     // What ends gives its port back.
     w.now_ms += 200_000;
     w.sweep_all();

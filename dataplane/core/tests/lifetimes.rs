@@ -90,7 +90,7 @@ fn wait_s(w: &mut World, seconds: u64) {
 }
 
 /// Ways into every state, and how many seconds it lasts.
-const STATES: [(Proto, &str, u64); 25] = [
+const STATES: [(Proto, &str, u64); 28] = [
     (Proto::Tcp, "syn", 120),
     (Proto::Tcp, "syn <synack", 60),
     (Proto::Tcp, "syn <syn", 60),
@@ -108,7 +108,12 @@ const STATES: [(Proto, &str, u64); 25] = [
     (Proto::Tcp, "ack", 300),
     (Proto::Tcp, "ack <ack", 86_400),
     (Proto::Udp, "udp udp", 30),
-    (Proto::Udp, "udp <udp udp", 120),
+    (Proto::Udp, "udp <udp", 30),
+    // At 2 s of age it is no stream yet, after that it is.
+    (Proto::Udp, "udp <udp udp <udp udp", 30),
+    (Proto::Udp, "udp <udp udp <udp udp <udp", 120),
+    // However old it is: the first answer is no traffic after an answer.
+    (Proto::Udp, "udp udp udp udp udp udp udp <udp", 30),
     (Proto::Sctp, "init", 10),
     (Proto::Sctp, "init <init-ack", 3),
     (Proto::Sctp, "init <init-ack cookie-echo", 3),

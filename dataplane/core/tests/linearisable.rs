@@ -151,7 +151,7 @@ impl Thread<'_> {
         let mut flow = flow(group, original, Held { value, port: 0 });
         let (hash, phase) = (self.table.hash(&flow.original()), Phase::first(flow.proto, 2));
         let ports = (FIRST_PORT..).take(usize::from(GROUPS[group].ports)).inspect(|_| self.breathe());
-        assert!(self.table.take_share(&flow, u64::MAX));
+        assert!(self.table.take_share(&flow, u64::MAX).is_ok());
         let call = self.now();
         let reserved = self.table.reserve(&mut flow, hash, phase, 0, ports);
         let done = reserved.and_then(|pending| {

@@ -378,7 +378,7 @@ fn late_notes_about_a_connection_do_not_change_the_next_one() {
         let (first, second) = race(&words, late, next);
         assert!(first != second, "ended once");
         if let Some(now) = find(&view(&words), &flow(2000, 1).original()) {
-            assert_eq!((now.phase.kind(), now.stats, now.cached_hop(1)), (PhaseKind::OneWay, 1, None));
+            assert_eq!((now.phase.kind(), now.stats, now.cached_hop(1)), (PhaseKind::Unreplied, 1, None));
         }
     });
 }

@@ -50,16 +50,17 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 struct Conn {
     /// What client packets become.
     to_backend: Tuple,
+    created_s: u64,
     seen_s: u64,
-    /// A row of `common/tcp_states.txt`, or `1` and `2` for UDP that has been heard from one side and from two.
+    /// A row of `common/tcp_states.txt`, or for UDP: `1` is unanswered, `2` answered, `3` a stream.
     state: &'static str,
 }
 
 impl Conn {
     fn timeout_s(&self) -> u64 {
         match self.state {
-            "1" => 30,
-            "2" => 120,
+            "1" | "2" => 30,
+            "3" => 120,
             "SS" | "TW" | "FWc" | "FWb" => 120,
             "SR" => 60,
             "ES" => 24 * 3_600,
@@ -92,7 +93,9 @@ impl Conn {
     fn see(&mut self, reply: bool, flags: u8, now_s: u64) {
         let next = match self.state {
             "1" if reply => "2",
-            "1" | "2" => self.state,
+            // The age comes round after 256 s.
+            "2" if (now_s - self.created_s) % 256 > 2 && now_s > self.seen_s => "3",
+            "1" | "2" | "3" => self.state,
             _ => self.next(reply, flags),
         };
         if next != "." {
@@ -182,7 +185,7 @@ fn client_packet(w: &mut World, m: &mut Model, s: Spec, partial: bool) -> Result
         (_, SYN) => "SS",
         _ => "PU",
     };
-    let conn = Conn { to_backend: seen.tuple, seen_s: m.now_s, state };
+    let conn = Conn { to_backend: seen.tuple, created_s: m.now_s, seen_s: m.now_s, state };
     m.conns.insert(tuple, conn);
     Ok(())
 }

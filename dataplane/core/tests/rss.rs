@@ -109,11 +109,11 @@ fn without_a_choice_the_ports_are_those_of_the_hint() {
             let request = request(i);
             let hash = w.with(|ctx| ctx.table.hash(&request.tuple()));
             let t = open(&mut w, &request);
-            let mut at = fast_range((hash as u32).wrapping_add(hint), 1_000) as u16;
-            while !taken.insert((t.proto, t.dst, 61_000 + at)) {
-                at = (at + 1) % 1_000;
+            let (mut at, step) = (fast_range((hash as u32).wrapping_add(hint), 1_000), (hash >> 32) as u32 | 1);
+            while at >= 1_000 || !taken.insert((t.proto, t.dst, 61_000 + at as u16)) {
+                at = at.wrapping_add(step) % 1_024;
             }
-            assert_eq!(t.sport, 61_000 + at, "{what}, connection {i}");
+            assert_eq!(t.sport, 61_000 + at as u16, "{what}, connection {i}");
         }
     }
 }

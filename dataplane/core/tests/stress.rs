@@ -62,7 +62,7 @@ fn check(hit: &Hit, key: Option<Tuple>) {
     let deltas = if reply { Deltas { l3: !l3, l4: !l4 } } else { Deltas { l3, l4 } };
     assert_eq!((hit.new, hit.deltas), (leaves.reversed(), deltas), "torn: {hit:?}");
     let kinds: &[PhaseKind] = match f.proto {
-        Proto::Udp => &[PhaseKind::OneWay, PhaseKind::TwoWay],
+        Proto::Udp => &[PhaseKind::Unreplied, PhaseKind::Replied, PhaseKind::Stream],
         _ => &[PhaseKind::SynSent, PhaseKind::SynReceived],
     };
     assert!(kinds.contains(&hit.phase.kind()), "the phase of another: {hit:?}");
@@ -76,7 +76,7 @@ fn region(capacity: u32) -> Vec<AtomicU64> {
 fn create(table: &Conntrack<'_>, f: &mut Flow, ports: impl Iterator<Item = u16>) -> Result<Hit, Refused> {
     let (hash, phase) = (table.hash(&f.original()), Phase::first(f.proto, tcp::SYN));
     if f.replaces_source() {
-        assert!(table.take_share(f, u64::MAX));
+        assert!(table.take_share(f, u64::MAX).is_ok());
     }
     let done = table.reserve(f, hash, phase, 0, ports).and_then(|pending| table.commit(pending));
     if done.is_err() && f.replaces_source() {
@@ -227,7 +227,7 @@ fn who_reads_while_places_are_reused_reads_whole_connections() {
         let count = |of: &[AtomicU8]| of.iter().map(|n| u64::from(n.load(SeqCst))).sum::<u64>();
         assert_eq!(count(&shared.opened), count(&shared.ended), "each ended once");
         assert!(live <= u64::from(KEYS));
-        assert_eq!((table.live(), table.source_ports(), table.largest_share()), (0, 0, 0));
+        assert_eq!((table.live(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0));
         // No place was lost.
         (0..CAPACITY)
             .for_each(|n| assert!(create(&table, &mut Flow { client_port: n as u16, ..flow(n) }, std::iter::once(n as u16)).is_ok()));
@@ -278,7 +278,7 @@ fn a_source_port_belongs_to_one_connection_at_a_time() {
     });
     let (got, refused) = (got.into_inner(), refused.into_inner());
     assert!(got > TIMES && (refused > 10 || cfg!(miri)), "{got} got one, {refused} did not");
-    assert_eq!((table.live(), table.source_ports(), table.largest_share()), (0, 0, 0));
+    assert_eq!((table.live(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0));
 }
 
 /// Two workers open a client's first two connections at once, in a table that is full of other clients.

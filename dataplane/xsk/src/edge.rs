@@ -312,6 +312,7 @@ impl Edge {
             flows_capacity: self.table.conntrack.capacity(),
             replies_announced: self.replies.len() as u64,
             source_ports: self.table.conntrack.source_ports(),
+            source_ports_fullest: self.table.conntrack.fullest_endpoint(),
             source_ports_largest: self.table.conntrack.largest_share(),
             replies_capacity: self.replies_capacity,
             services_generation: self.services.current().generation,

@@ -342,6 +342,8 @@ pub struct EdgeStatus {
     pub replies_announced: u64,
     /// Connections with a source port of ours.
     pub source_ports: u64,
+    /// The most source ports in use towards one endpoint.
+    pub source_ports_fullest: u64,
     /// The most source ports that one client or one Service holds towards one endpoint.
     pub source_ports_largest: u64,
     /// Places for announced replies.

@@ -75,7 +75,7 @@ fn flow(i: u32) -> Flow {
 fn create(table: &Conntrack<'_>, mut flow: Flow) -> Result<Hit, Refused> {
     let (hash, port) = (table.hash(&flow.original()), std::iter::once(flow.source_port));
     if flow.replaces_source() {
-        assert!(table.take_share(&flow, u64::MAX));
+        assert!(table.take_share(&flow, u64::MAX).is_ok());
     }
     let pending = table.reserve(&mut flow, hash, Phase::first(Proto::Tcp, tcp::SYN), 1, port)?;
     table.commit(pending)

@@ -41,12 +41,12 @@ pub struct TimeoutsConfig {
     /// TCP: met in its middle, or going on after a reset, and only one side heard yet.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_picked_up: u64,
-    /// UDP: only the client has spoken.
+    /// UDP: a question, or a question and its answer (nf_conntrack_udp_timeout, kube-proxy's udpTimeout).
     #[serde(deserialize_with = "idle_ms")]
-    pub udp_one_way: u64,
-    /// UDP: both have.
+    pub udp: u64,
+    /// UDP: answered, and still carrying packets after 2 s (nf_conntrack_udp_timeout_stream, kube-proxy's udpStreamTimeout).
     #[serde(deserialize_with = "idle_ms")]
-    pub udp_two_way: u64,
+    pub udp_stream: u64,
     /// SCTP: the endpoint has sent its cookie.
     #[serde(deserialize_with = "idle_ms")]
     pub sctp_cookie: u64,
@@ -77,8 +77,8 @@ impl Default for TimeoutsConfig {
             tcp_time_wait: t.time_wait_ms,
             tcp_closed: t.closed_ms,
             tcp_picked_up: t.picked_up_ms,
-            udp_one_way: t.udp_one_way_ms,
-            udp_two_way: t.udp_two_way_ms,
+            udp: t.udp_ms,
+            udp_stream: t.udp_stream_ms,
             sctp_cookie: t.sctp_cookie_ms,
             sctp_established: t.sctp_established_ms,
             sctp_shutdown: t.sctp_shutdown_ms,
@@ -100,8 +100,8 @@ impl From<TimeoutsConfig> for Timeouts {
             time_wait_ms: c.tcp_time_wait,
             closed_ms: c.tcp_closed,
             picked_up_ms: c.tcp_picked_up,
-            udp_one_way_ms: c.udp_one_way,
-            udp_two_way_ms: c.udp_two_way,
+            udp_ms: c.udp,
+            udp_stream_ms: c.udp_stream,
             sctp_cookie_ms: c.sctp_cookie,
             sctp_established_ms: c.sctp_established,
             sctp_shutdown_ms: c.sctp_shutdown,
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn every_field_reaches_the_dataplane_as_itself() {
         let text = "conntrack: {timeouts: {tcpSynSent: 1s, tcpSynReceived: 2s, tcpEstablished: 3s, tcpFinWait: 4s, tcpCloseWait: 5s, tcpLastAck: 6s, tcpTimeWait: 7s, \
-                    tcpClosed: 8s, tcpPickedUp: 9s, udpOneWay: 10s, udpTwoWay: 11s, sctpCookie: 12s, sctpEstablished: 13s, \
+                    tcpClosed: 8s, tcpPickedUp: 9s, udp: 10s, udpStream: 11s, sctpCookie: 12s, sctpEstablished: 13s, \
                     sctpShutdown: 14s, sctpClosed: 15s, sctpPickedUp: 16s}}";
         let config = crate::config::Config::parse(text, std::path::Path::new("nomagic.yaml")).unwrap().conntrack.timeouts;
         let expected = Timeouts {
@@ -168,8 +168,8 @@ mod tests {
             time_wait_ms: 7_000,
             closed_ms: 8_000,
             picked_up_ms: 9_000,
-            udp_one_way_ms: 10_000,
-            udp_two_way_ms: 11_000,
+            udp_ms: 10_000,
+            udp_stream_ms: 11_000,
             sctp_cookie_ms: 12_000,
             sctp_established_ms: 13_000,
             sctp_shutdown_ms: 14_000,

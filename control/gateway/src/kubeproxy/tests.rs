@@ -71,8 +71,8 @@ conntrack: {tcpEstablishedTimeout: 2h, tcpCloseWaitTimeout: 30m0s, udpTimeout: 1
     let idle = IdleTimes {
         tcp_established_ms: Some(7_200_000),
         tcp_close_wait_ms: Some(1_800_000),
-        udp_one_way_ms: Some(10_000),
-        udp_two_way_ms: Some(90_000),
+        udp_ms: Some(10_000),
+        udp_stream_ms: Some(90_000),
     };
     assert_eq!(d.idle, idle);
 }
@@ -140,7 +140,7 @@ iptables: {masqueradeAll: true, localhostNodePorts: false}",
     assert_eq!(c.node.primary_ips, ["10.0.0.9", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()), "the other family stays as found");
     assert_eq!((ranges(&c.cluster_cidrs), c.masquerade_all, c.localhost_node_ports), (vec!["10.1.0.0/16".into()], true, false));
     let t = c.conntrack.timeouts;
-    assert_eq!((t.udp_one_way, t.udp_two_way, t.tcp_established), (5_000, 6_000, 7_000));
+    assert_eq!((t.udp, t.udp_stream, t.tcp_established), (5_000, 6_000, 7_000));
     assert_eq!(t.tcp_syn_sent, Config::default().conntrack.timeouts.tcp_syn_sent);
     let c = applied("bindAddress: 'fd00::9'", &["10.0.0.1", "fd00::1"]);
     assert_eq!(c.settings(&[]).node.primary, ["10.0.0.1", "fd00::9"].map(|a| a.parse::<IpAddr>().unwrap()));

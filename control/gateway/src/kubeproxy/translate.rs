@@ -63,8 +63,8 @@ pub(super) fn translate(document: Document) -> Result<DropIn, ConfigError> {
         idle: IdleTimes {
             tcp_established_ms: idle_ms(&document, "conntrack.tcpEstablishedTimeout")?,
             tcp_close_wait_ms: idle_ms(&document, "conntrack.tcpCloseWaitTimeout")?,
-            udp_one_way_ms: idle_ms(&document, "conntrack.udpTimeout")?,
-            udp_two_way_ms: idle_ms(&document, "conntrack.udpStreamTimeout")?,
+            udp_ms: idle_ms(&document, "conntrack.udpTimeout")?,
+            udp_stream_ms: idle_ms(&document, "conntrack.udpStreamTimeout")?,
         },
         warnings: document.warnings(mode),
     })

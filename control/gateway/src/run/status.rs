@@ -127,9 +127,14 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
             "conntrack": conntrack,
             "snat": {
                 "connections": status.source_ports,
+                "fullest_endpoint": status.source_ports_fullest,
                 "largest_share": status.source_ports_largest,
                 "ports": source_ports(&control.services.snat),
                 "share_max": control.services.snat.holder_max().min(u64::from(source_ports(&control.services.snat))),
+                "refused": {
+                    "exhausted": count(&|c| c.reason(Reason::SnatPortsExhausted).get()),
+                    "share": count(&|c| c.reason(Reason::SnatShare).get()),
+                },
             },
             "replies": { "announced": status.replies_announced, "capacity": status.replies_capacity },
         },
@@ -285,14 +290,25 @@ pub fn page(status: &Value) -> String {
     };
     let _ = writeln!(
         out,
-        "connections {} of {}{taken_over}, announced replies {} of {}, source ports {} (the most towards one endpoint: {} of {})",
+        "connections {} of {}{taken_over}, announced replies {} of {}",
         n("/totals/conntrack/live"),
         n("/totals/conntrack/capacity"),
         n("/totals/replies/announced"),
         n("/totals/replies/capacity"),
-        n("/totals/snat/connections"),
-        n("/totals/snat/largest_share"),
-        n("/totals/snat/ports"),
+    );
+    let snat = |key: &str| n(&format!("/totals/snat/{key}"));
+    let _ = writeln!(
+        out,
+        "source ports: {} in use; towards the fullest endpoint {} of {} ({} %), {} of at most {} for one client or Service; refused: {} as all were taken, \
+         {} as a share was used up",
+        snat("connections"),
+        snat("fullest_endpoint"),
+        snat("ports"),
+        (100 * snat("fullest_endpoint")).checked_div(snat("ports")).unwrap_or(0),
+        snat("largest_share"),
+        snat("share_max"),
+        snat("refused/exhausted"),
+        snat("refused/share"),
     );
     let conntrack = |key: &str| n(&format!("/totals/conntrack/{key}"));
     let _ = writeln!(

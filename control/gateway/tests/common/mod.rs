@@ -84,13 +84,32 @@ impl Gateway {
 
     /// `nomagic status --format json`.
     pub fn status(&self) -> Value {
-        let out = Command::new(NOMAGIC)
-            .args(["status", "--format", "json", "--state-dir"])
-            .arg(self.state_dir())
-            .output()
-            .expect("nomagic status");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice(&out.stdout).expect("JSON")
+        self.try_status().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn try_status(&self) -> Result<Value, String> {
+        let out = Command::new(NOMAGIC).args(["status", "--format", "json", "--state-dir"]).arg(self.state_dir()).output();
+        let out = out.map_err(|e| e.to_string())?;
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+        }
+        serde_json::from_slice(&out.stdout).map_err(|e| e.to_string())
+    }
+
+    /// What the gateway has counted, for assertions that fail: every reason that was met, and how full its tables are.
+    pub fn account(&self) -> String {
+        let totals = match self.try_status() {
+            Ok(status) => status["totals"].clone(),
+            Err(e) => return format!("no status of the gateway: {e}"),
+        };
+        let mut out = String::from("the gateway counted:");
+        for (label, n) in totals["reasons"].as_object().into_iter().flatten().filter(|(_, n)| **n != 0) {
+            out += &format!("\n  {label} {n}");
+        }
+        for part in ["conntrack", "snat", "replies", "received", "forwarded", "kernel", "dropped", "held_now", "made_suppressed"] {
+            out += &format!("\n  {part}: {}", totals[part]);
+        }
+        out
     }
 
     /// A number in the status, by a JSON pointer.
@@ -156,7 +175,7 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("nomagic said:\n{}", self.process.output());
+            eprintln!("nomagic said:\n{}\n{}", self.process.output(), self.account());
         }
         let _ = self.process.terminate(Duration::from_secs(5));
         let state = self.state_dir();

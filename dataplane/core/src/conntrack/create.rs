@@ -4,17 +4,20 @@
 //! for another one of the same key. Whoever sees a live one gives up. Of two pending ones the one further back gives up, and the one
 //! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
 
-use super::flow::{HOPS, Rewritten, STATE, TARGET, hops_empty};
+use super::flow::{HOPS, Rewritten, STATE, TARGET, created_at, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
 use super::{Conntrack, Direction, Flow, Glimpse, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
-use crate::scan::{BUCKET_ENTRIES, Places, free, tagged};
+use crate::scan::{BUCKET_ENTRIES, Places, entry_at, free, tagged};
 use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
 use crate::tuple::Tuple;
+use arrayvec::ArrayVec;
 
 /// Attempts at an index place before the creation counts as busy.
 const INSERT_TRIES: u32 = 16;
+/// Source ports whose index lines are fetched together at the most.
+const PORTS_FETCHED: usize = 8;
 /// A first bucket with fewer free places than this shares with the second one.
 const FIRST_BUCKET_SPARE: u32 = 3;
 
@@ -66,7 +69,7 @@ impl<'r> Conntrack<'r> {
         let slot = self.region.allocate().ok_or(Refused::Full)?;
         let words = self.region.slot(slot);
         let state = words.word(STATE);
-        words.write(flow, phase, now_ms);
+        words.write(flow, phase, now_ms, created_at(now_ms));
         words.write_ports(flow);
         // The original's key first: two creations of one connection meet here, before either goes for another source port.
         let reserved = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
@@ -87,23 +90,61 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Tries source ports until the reply's key is free, and reserves that.
-    fn reserve_reply(&self, flow: &mut Flow, slot: u32, state: u64, source_ports: impl Iterator<Item = u16>) -> Result<(), Refused> {
-        let words = self.region.slot(slot);
-        for port in source_ports {
-            if port != flow.source_port {
-                flow.source_port = port;
-                words.write_ports(flow);
+    fn reserve_reply(&self, flow: &mut Flow, slot: u32, state: u64, mut source_ports: impl Iterator<Item = u16>) -> Result<(), Refused> {
+        let Some(first) = source_ports.next() else { return Err(Refused::ReplyTaken) };
+        let hash = self.hash(&Tuple { dport: first, ..flow.reply() });
+        match self.reserve_port(flow, first, hash, slot, state) {
+            Ok(false) => self.reserve_another(flow, slot, state, source_ports),
+            reserved => reserved.map(|_| ()),
+        }
+    }
+
+    /// The same when the most likely port is taken: others are told to be by a glance at the index, more and more of them at a time, so
+    /// that the memory for all of those is fetched at once.
+    #[inline(never)]
+    fn reserve_another(&self, flow: &mut Flow, slot: u32, state: u64, mut source_ports: impl Iterator<Item = u16>) -> Result<(), Refused> {
+        for fetched in 1.. {
+            let hashed = source_ports.by_ref().take(fetched.min(PORTS_FETCHED)).map(|port| {
+                let reply = Tuple { dport: port, ..flow.reply() };
+                self.prefetch_key(&reply);
+                (port, self.hash(&reply))
+            });
+            let ports: ArrayVec<(u16, u64), PORTS_FETCHED> = hashed.collect();
+            if ports.is_empty() {
+                break;
             }
-            let reply = flow.reply();
-            match self.reserve_key(&reply, self.hash(&reply), Direction::Reply, slot) {
-                Key::Reserved => return Ok(()),
-                Key::NoRoom => return Err(Refused::Crowded(Direction::Reply)),
-                // Set to aborted: the other one may well be the same connection.
-                Key::Live | Key::Busy if words.word(STATE) != state => return Err(Refused::Busy),
-                Key::Live | Key::Busy => {}
+            for (port, hash) in ports {
+                if !self.seems_taken(hash) && self.reserve_port(flow, port, hash, slot, state)? {
+                    return Ok(());
+                }
             }
         }
-        Err(Refused::ReplyTaken)
+        Err(if self.region.slot(slot).word(STATE) == state { Refused::ReplyTaken } else { Refused::Busy })
+    }
+
+    /// Reserves the reply's key with this source port. False: it is taken.
+    fn reserve_port(&self, flow: &mut Flow, port: u16, hash: u64, slot: u32, state: u64) -> Result<bool, Refused> {
+        let words = self.region.slot(slot);
+        if port != flow.source_port {
+            flow.source_port = port;
+            words.write_ports(flow);
+        }
+        match self.reserve_key(&flow.reply(), hash, Direction::Reply, slot) {
+            Key::Reserved => Ok(true),
+            Key::NoRoom => Err(Refused::Crowded(Direction::Reply)),
+            // Set to aborted: the other one may well be the same connection.
+            Key::Live | Key::Busy if words.word(STATE) != state => Err(Refused::Busy),
+            Key::Live | Key::Busy => Ok(false),
+        }
+    }
+
+    /// Whether the index has an entry with a key's tag where the key belongs: one in billions is another's.
+    fn seems_taken(&self, hash: u64) -> bool {
+        let home = self.region.home(hash);
+        home.buckets.into_iter().any(|bucket| {
+            let bucket = self.region.bucket(bucket);
+            tagged(bucket, home.tag).any(|place| entry_at(bucket, place) as u32 != 0)
+        })
     }
 
     /// The live connections that fill the index where a key belongs.

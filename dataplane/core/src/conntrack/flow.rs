@@ -8,7 +8,7 @@
 //!          v4 a     client << 32 | service
 //!          v4 b     backend << 32 | source
 //!          hops     original 26 bits | slot generation 6 bits | reply 26 bits | slot generation 6 bits
-//!          target   statistics place | phase << 32 | announced << 40 | slot generation << 41
+//!          target   statistics place | phase << 32 | announced << 40 | created << 41 | slot generation << 52
 //! line 1   client, service, backend, source: two words each (IPv6)
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! `hops` and `target` change while the flow is live. They carry the slot's generation, so that a worker which was interrupted while the
 //! slot went to another connection cannot change that one: its compare-and-swap fails. A late write to `seen` does no harm.
 
-use super::phase::Phase;
+use super::phase::{Phase, STREAM_AGE_MS};
 use crate::checksum::{addr_sum, delta};
 use crate::sync::{AtomicU64, Ordering::Relaxed, overwrite};
 use crate::tuple::{AddrWords, Key, META_BITS, Proto, Tuple, meta_parts};
@@ -39,6 +39,11 @@ const DELTA_AT: u32 = META_BITS;
 const ANNOUNCED: u64 = 1 << 40;
 const PHASE_AT: u32 = 32;
 const PHASE_MASK: u64 = 0xff << PHASE_AT;
+const CREATED_AT: u32 = 41;
+const CREATED_MASK: u64 = (1 << 11) - 1;
+const GENERATION_AT: u32 = 52;
+/// A flow's creation is known in steps of so many milliseconds.
+const CREATED_STEP_MS: u64 = 125;
 
 /// Which way a packet of a connection goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -129,9 +134,26 @@ pub(super) struct Rewritten {
 
 /// The `target` word.
 #[inline]
-fn target_word(flow: &Flow, phase: Phase, generation: u64) -> u64 {
+fn target_word(flow: &Flow, phase: Phase, created: u64, generation: u64) -> u64 {
     let announced = if flow.announced { ANNOUNCED } else { 0 };
-    u64::from(flow.stats) | (u64::from(phase.bits()) << PHASE_AT) | announced | (generation << 41)
+    u64::from(flow.stats) | (u64::from(phase.bits()) << PHASE_AT) | announced | (created << CREATED_AT) | (generation << GENERATION_AT)
+}
+
+/// A time as a `target` word has it: the number of its step, as far as there are bits for it. It comes round every four minutes.
+#[inline(always)]
+pub(super) fn created_at(now_ms: u64) -> u64 {
+    (now_ms / CREATED_STEP_MS) & CREATED_MASK
+}
+
+/// The time of creation in a `target` word.
+pub(super) fn created_of(target: u64) -> u64 {
+    (target >> CREATED_AT) & CREATED_MASK
+}
+
+/// Whether a flow is more than [`STREAM_AGE_MS`] old: a step later at the latest. One that was not answered for minutes may then look new for two
+/// seconds.
+pub(super) fn is_old(target: u64, now_ms: u64) -> bool {
+    created_at(now_ms).wrapping_sub(created_of(target)) & CREATED_MASK > STREAM_AGE_MS / CREATED_STEP_MS
 }
 
 /// A `target` word with another phase.
@@ -167,12 +189,12 @@ impl Slot<'_> {
     }
 
     /// Writes everything but the state and the ports. The slot must be the caller's alone (pending).
-    pub(super) fn write(&self, flow: &Flow, phase: Phase, now_ms: u64) {
+    pub(super) fn write(&self, flow: &Flow, phase: Phase, seen_ms: u64, created: u64) {
         let put = |i: usize, v: u64| self.0[i].store(v, Relaxed);
-        put(SEEN, now_ms);
+        put(SEEN, seen_ms);
         let generation = self.word(STATE) >> 32;
         overwrite(&self.0[HOPS], hops_empty(generation));
-        overwrite(&self.0[TARGET], target_word(flow, phase, generation));
+        overwrite(&self.0[TARGET], target_word(flow, phase, created, generation));
         put(V4_A, (flow.client[1] << 32) | (flow.service[1] & 0xffff_ffff));
         put(V4_B, (flow.backend[1] << 32) | (flow.source[1] & 0xffff_ffff));
         if flow.v6 {

@@ -7,6 +7,7 @@
 
 pub mod affinity;
 mod create;
+mod endpoints;
 pub mod flow;
 mod fragments;
 mod lookup;
@@ -18,11 +19,13 @@ mod timeouts;
 
 pub use affinity::Sticky;
 pub use create::{Pending, Refused};
+pub use endpoints::EndpointPorts;
 pub use flow::{Deltas, Direction, Flow};
 pub use lookup::Ahead;
 pub use phase::{EvictionRank, Phase, PhaseKind};
 pub use recovery::{Expected, Recovered};
 pub use region::{CAPACITY_MAX, RegionError};
+pub use shares::NoPort;
 pub use timeouts::{IdleTimes, Timeouts};
 
 use std::ops::Range;
@@ -31,7 +34,7 @@ use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tuple::{Key, Tuple, fast_range};
-use flow::{HOP_MASK, HOPS, HOPS_MASK, SEEN, STATE, TARGET, hops_empty, with_phase};
+use flow::{HOP_MASK, HOPS, HOPS_MASK, SEEN, STATE, TARGET, hops_empty, is_old, with_phase};
 use region::{DYING, Region, STATE_MASK, W_CURSOR, W_LIVE};
 
 /// Next hops that a flow can name.
@@ -92,6 +95,13 @@ impl Hit {
     /// The same in short.
     pub fn glimpse(&self) -> Glimpse {
         Glimpse { slot: self.slot, state: self.state, phase: self.phase, seen_ms: self.seen_ms }
+    }
+
+    /// The phase after this packet.
+    pub fn phase_after(&self, tcp_flags: u8, now_ms: u64) -> Phase {
+        // Only when the time of this packet will be written: until then the fast path sees the flow's packets, too, and it does not look at the age.
+        let grown_old = now_ms.saturating_sub(self.seen_ms) >= SEEN_RESOLUTION_MS && is_old(self.target, now_ms);
+        if grown_old { self.phase.grown_old() } else { self.phase }.after(self.direction, tcp_flags)
     }
 
     /// The next hop cached for this direction, if it was resolved under this generation of the routes (compared by its low 12 bits).

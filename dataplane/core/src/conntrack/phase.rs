@@ -11,7 +11,8 @@
 //!      PickedUp, PickedUpReply -> Established    the other side
 //!      TimeWait, Closed        -> a new connection: the client's SYN
 //!
-//! UDP  OneWay -> TwoWay
+//! UDP  Unreplied -> Replied -> Stream
+//!      a question   its answer  a packet of either side, when the flow is more than 2 s old
 //! ```
 //!
 //! The walk is that of Linux (net/netfilter/nf_conntrack_proto_tcp.c, `tcp_conntracks`), which also watches sequence numbers. Nothing here
@@ -36,6 +37,9 @@
 //! opens, INIT ACK answers, the backend's next packet, a COOKIE ACK, establishes, SHUTDOWN and SHUTDOWN ACK are the two FINs, ABORT and
 //! SHUTDOWN COMPLETE reset. So CookieWait and CookieEchoed of Linux (nf_conntrack_proto_sctp.c) are one state, chunks further back in a
 //! packet and verification tags are not looked at, and any chunk that says nothing of the above picks an association up, not only HEARTBEAT.
+//!
+//! UDP goes by nf_conntrack_proto_udp.c: a question with its answer is soon over, and only a flow that carries packets after that is a stream. The flow's
+//! age is known to an eighth of a second and looked at when the time it was last seen is written, so a stream is known as one up to 0.4 s late.
 
 use super::flow::Direction;
 use crate::parse::tcp;
@@ -65,14 +69,16 @@ pub enum PhaseKind {
     PickedUp = 9,
     /// Going on after a reset, only the backend heard yet.
     PickedUpReply = 10,
-    /// UDP: only the client has spoken.
-    OneWay = 11,
-    /// UDP: both have.
-    TwoWay = 12,
+    /// UDP: no answer was seen.
+    Unreplied = 11,
+    /// UDP: answered.
+    Replied = 12,
+    /// UDP: answered, and more than 2 s old when it last carried a packet.
+    Stream = 13,
 }
 
 impl PhaseKind {
-    const ALL: [PhaseKind; 12] = [
+    const ALL: [PhaseKind; 13] = [
         PhaseKind::SynSent,
         PhaseKind::SynReceived,
         PhaseKind::Established,
@@ -83,8 +89,9 @@ impl PhaseKind {
         PhaseKind::Closed,
         PhaseKind::PickedUp,
         PhaseKind::PickedUpReply,
-        PhaseKind::OneWay,
-        PhaseKind::TwoWay,
+        PhaseKind::Unreplied,
+        PhaseKind::Replied,
+        PhaseKind::Stream,
     ];
 }
 
@@ -108,6 +115,9 @@ impl EvictionRank {
 
 /// Answered UDP that was idle for less than this makes no room, milliseconds: most questions have got their answer by then.
 const ANSWERED_IDLE_MIN_MS: u64 = 5_000;
+
+/// Answered UDP that still carries packets at this age is a stream, milliseconds (`stream_ts` in nf_conntrack_proto_udp.c).
+pub(super) const STREAM_AGE_MS: u64 = 2_000;
 
 /// A phase in one byte: its number, whether it is SCTP's, and who brought it about: the sender of the FIN in FinWait and CloseWait, of
 /// the second FIN in LastAck, of the RST in Closed (which may be both).
@@ -169,14 +179,14 @@ impl Phase {
     /// The phase after a connection's first packet: a SYN, or one from the middle.
     pub fn first(proto: Proto, tcp_flags: u8) -> Phase {
         let kind = match proto {
-            Proto::Udp => PhaseKind::OneWay,
+            Proto::Udp => PhaseKind::Unreplied,
             _ if tcp_flags & tcp::SYN != 0 => PhaseKind::SynSent,
             _ => PhaseKind::PickedUp,
         };
         Phase(kind as u8 | if proto == Proto::Sctp { SCTP } else { 0 })
     }
 
-    /// The phase after one more packet.
+    /// The phase after one more packet; see [`Phase::grown_old`] for what time does.
     pub fn after(self, direction: Direction, tcp_flags: u8) -> Phase {
         use PhaseKind::*;
         use Segment::*;
@@ -186,8 +196,8 @@ impl Phase {
         let own = self.0 & sender != 0;
         let to = |kind: PhaseKind, by: u8| Phase(kind as u8 | self.0 & SCTP | by);
         match (Segment::of(tcp_flags), self.kind()) {
-            (_, OneWay) if reply => to(TwoWay, 0),
-            (_, OneWay | TwoWay) => self,
+            (_, Unreplied) if reply => to(Replied, 0),
+            (_, Unreplied | Replied | Stream) => self,
             (Rst, Closed) => Phase(self.0 | sender),
             (Rst, _) => to(Closed, sender),
             (Syn, SynSent) | (SynAck, SynSent | PickedUp | LastAck) if reply => to(SynReceived, 0),
@@ -208,11 +218,16 @@ impl Phase {
         }
     }
 
-    /// Whether a packet without SYN, FIN and RST from this side surely changes nothing.
+    /// The phase in which a packet finds a flow that is more than [`STREAM_AGE_MS`] old.
+    pub(super) fn grown_old(self) -> Phase {
+        if self.kind() == PhaseKind::Replied { Phase(PhaseKind::Stream as u8) } else { self }
+    }
+
+    /// Whether a packet without SYN, FIN and RST from this side surely changes nothing but, with time, see [`Phase::grown_old`].
     pub(super) fn settled(self, direction: Direction) -> bool {
         match self.kind() {
-            PhaseKind::Established | PhaseKind::CloseWait | PhaseKind::TwoWay => true,
-            PhaseKind::PickedUp | PhaseKind::OneWay => direction == Direction::Original,
+            PhaseKind::Established | PhaseKind::CloseWait | PhaseKind::Replied | PhaseKind::Stream => true,
+            PhaseKind::PickedUp | PhaseKind::Unreplied => direction == Direction::Original,
             PhaseKind::PickedUpReply => direction == Direction::Reply,
             _ => false,
         }
@@ -229,9 +244,9 @@ impl Phase {
         use PhaseKind::*;
         match self.kind() {
             LastAck | TimeWait | Closed => Some(EvictionRank::Over),
-            SynSent | SynReceived | PickedUp | PickedUpReply | OneWay => Some(EvictionRank::HalfOpen),
-            TwoWay if idle_ms >= ANSWERED_IDLE_MIN_MS => Some(EvictionRank::Answered),
-            TwoWay | Established | FinWait | CloseWait => None,
+            SynSent | SynReceived | PickedUp | PickedUpReply | Unreplied => Some(EvictionRank::HalfOpen),
+            Replied | Stream if idle_ms >= ANSWERED_IDLE_MIN_MS => Some(EvictionRank::Answered),
+            Replied | Stream | Established | FinWait | CloseWait => None,
         }
     }
 

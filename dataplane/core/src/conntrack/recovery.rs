@@ -10,9 +10,9 @@
 //! generations start again.
 
 use super::create::Key;
-use super::flow::{SEEN, STATE, TARGET};
+use super::flow::{SEEN, STATE, TARGET, created_of, phase_of};
 use super::region::{FREE, LIVE, Region, RegionError, STATE_MASK, W_LIVE};
-use super::{Conntrack, Direction, Flow, Phase, entry_direction, entry_slot};
+use super::{Conntrack, Direction, Flow, entry_direction, entry_slot};
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 use crate::tuple::Tuple;
 
@@ -130,8 +130,8 @@ impl<'r> Conntrack<'r> {
             None => return Fate::Unwanted,
         }
         words.0[STATE].store((state & !u64::from(u32::MAX)) | LIVE, Relaxed);
-        let phase = Phase::from_bits((words.word(TARGET) >> 32) as u8);
-        words.write(&flow, phase, words.word(SEEN).min(now_ms));
+        let target = words.word(TARGET);
+        words.write(&flow, phase_of(target), words.word(SEEN).min(now_ms), created_of(target));
         words.write_ports(&flow);
         if !self.put(&flow.reply(), Direction::Reply, slot) {
             return Fate::NotWhole;
@@ -141,7 +141,8 @@ impl<'r> Conntrack<'r> {
             return Fate::NotWhole;
         }
         if flow.replaces_source() {
-            self.take_share(&flow, u64::MAX);
+            // There is no limit, so it is counted.
+            let _ = self.take_share(&flow, u64::MAX);
         }
         Fate::GoesOn
     }

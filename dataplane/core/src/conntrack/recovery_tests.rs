@@ -47,7 +47,7 @@ fn assert_sound(table: &Conntrack<'_>, now_ms: u64) {
     assert!(strangers.iter().all(|f| find(table, &f.reply()).is_some()));
     assert!(flows.iter().all(|(_, f)| find(table, &f.original()).is_some()));
     table.for_each(|hit, _| assert!(table.end(hit).is_some()));
-    assert_eq!((table.live(), table.source_ports(), table.largest_share()), (0, 0, 0));
+    assert_eq!((table.live(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0));
     let buckets = table.region.header(3).load(Ordering::Relaxed) as u32;
     let entries = (0..buckets).flat_map(|b| table.region.bucket(b)).filter(|entry| entry.load(Ordering::Relaxed) != 0).count();
     assert_eq!(entries, 0, "entries that name nobody");
@@ -72,22 +72,24 @@ fn a_table_that_was_left_in_order_goes_on_as_it_was() {
         let hit = create(&table, f, 1_000 + u64::from(i)).unwrap();
         table.touch(&hit, hit.phase.after(Direction::Reply, tcp::SYN | tcp::ACK), 2_000);
         table.cache_hop(&hit, 1, NextHopId(3));
-        assert!(!f.replaces_source() || table.take_share(&f, 100));
+        assert!(!f.replaces_source() || table.take_share(&f, 100).is_ok());
     }
     let mut before = Vec::new();
     table.for_each(|hit, f| before.push((*hit, *f)));
-    let shares = (table.source_ports(), table.largest_share());
+    let shares = (table.source_ports(), table.largest_share(), table.fullest_endpoint());
     table.detach();
     let (table, recovered) = Conntrack::recover(&words, expected(64), 5_000, |f| Some(f.stats + 100)).unwrap();
     assert_eq!(recovered, Recovered { detached: true, connections: 40, not_whole: 0, unwanted: 0 });
     for (hit, f) in before {
         let now = find(&table, &f.original()).unwrap();
         assert_eq!((now.phase, now.seen_ms, now.new, now.deltas), (hit.phase, 2_000, hit.new, hit.deltas));
+        let is_stream = |now_ms| now.phase_after(0, now_ms).kind() == PhaseKind::Stream;
+        assert_eq!((is_stream(2_900), is_stream(3_200)), (false, f.proto == Proto::Udp), "its age is known");
         assert_eq!((now.stats, table.flow(&now).unwrap().stats), (f.stats + 100, f.stats + 100), "statistics are named anew");
         assert!(find(&table, &f.reply()).unwrap().cached_hop(1).is_none() && now.cached_hop(1).is_none());
     }
-    assert_eq!((table.seed(), table.source_ports(), table.largest_share()), (5, shares.0, shares.1));
-    assert!(shares.0 == 20 && shares.1 > 4);
+    assert_eq!((table.seed(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (5, shares.0, shares.1, shares.2));
+    assert!(shares.0 == 20 && shares.1 > 4 && shares.2 > 4, "{shares:?}");
     let (table, again) = recover(&words, 64, 5_000);
     assert_eq!(again, Recovered { detached: false, connections: 40, not_whole: 0, unwanted: 0 });
     assert_sound(&table, 5_000);
@@ -97,7 +99,7 @@ fn a_table_that_was_left_in_order_goes_on_as_it_was() {
 fn unwanted_connections_end() {
     let words = region(64);
     let table = Conntrack::format(&words, 64, 5, BOOT).unwrap();
-    (0..64).for_each(|i| assert!(create(&table, snat(i), 0).is_ok() && table.take_share(&snat(i), 100)));
+    (0..64).for_each(|i| assert!(create(&table, snat(i), 0).is_ok() && table.take_share(&snat(i), 100).is_ok()));
     let (table, recovered) = Conntrack::recover(&words, expected(64), 0, |f| (f.client_port % 4 == 0).then_some(0)).unwrap();
     assert_eq!((recovered.connections, recovered.unwanted, recovered.not_whole), (16, 48, 0));
     assert_eq!((table.live(), table.source_ports()), (16, 16));
@@ -145,7 +147,7 @@ fn half_made_and_half_ended_connections_are_cleared_away() {
     table.region.slot(slot).0[3].fetch_xor(0x40, Ordering::Relaxed);
     // Counted but not live; off the free list but not pending; retired but not on it.
     table.region.header(W_LIVE).fetch_add(1, Ordering::Relaxed);
-    assert!(table.take_share(&snat(21), 100));
+    assert!(table.take_share(&snat(21), 100).is_ok());
     let (popped, freed) = (table.region.allocate().unwrap(), table.region.allocate().unwrap());
     set(popped, super::region::FREE);
     table.region.retire(freed);
@@ -256,7 +258,7 @@ proptest! {
             let f = if i % 3 == 0 { snat(i) } else { flow(i) };
             // A table as small as this and nearly full has no room in the index for some.
             let created = create(&table, f, u64::from(i)).is_ok();
-            prop_assert!(!created || !f.replaces_source() || table.take_share(&f, u64::MAX));
+            prop_assert!(!created || !f.replaces_source() || table.take_share(&f, u64::MAX).is_ok());
         }
         let flows = table.live() as u32;
         let mut random = seed;

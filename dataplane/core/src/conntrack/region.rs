@@ -9,6 +9,7 @@
 //! then               fragments: 2 words each, see `fragments`
 //! then, aligned      affinity: buckets of a cache line, see `affinity`
 //! then               shares: a word each, see `shares`
+//! then, aligned      endpoints: a cache line each, see `endpoints`
 //! ```
 //!
 //! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
@@ -17,6 +18,7 @@
 //! A region may be a file, and outlive the process: what the next one makes of it is told in `recovery`.
 
 use super::affinity::BUCKET_WORDS;
+use super::endpoints::ENDPOINT_WORDS;
 use super::flow::{FLOW_WORDS, KEYS, STATE, Slot};
 use crate::prefetch::prefetch;
 use crate::scan::BUCKET_ENTRIES;
@@ -24,7 +26,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 7;
+pub(super) const VERSION: u64 = 8;
 const HEADER_WORDS: usize = 64;
 /// Words of the header's first line that never change; their check follows them.
 const FIXED_WORDS: usize = 7;
@@ -148,10 +150,20 @@ fn share_counters(capacity: u32) -> usize {
     (capacity as usize / 16).clamp(2, 1 << 16)
 }
 
+fn endpoints_at(capacity: u32) -> usize {
+    (shares_at(capacity) + share_counters(capacity)).next_multiple_of(ENDPOINT_WORDS)
+}
+
+/// An endpoint for every 64 connections.
+fn endpoint_lines(capacity: u32) -> usize {
+    (capacity as usize / 64).max(if cfg!(loom) { 1 } else { 8 })
+}
+
 /// Ties the header's first line together, and to where this program has things in a region.
 fn check_of(fixed: &[u64; FIXED_WORDS], capacity: u32) -> u64 {
     let buckets = buckets_for(capacity);
-    let places = [flows_at(buckets), fragments_at(capacity), affinity_at(capacity), shares_at(capacity), Region::words_needed(capacity)];
+    let places = [flows_at(buckets), fragments_at(capacity), affinity_at(capacity), shares_at(capacity)];
+    let places = places.into_iter().chain([endpoints_at(capacity), Region::words_needed(capacity)]);
     let words = fixed.iter().copied().chain(places.map(|place| place as u64));
     let seed = HashSeed::new(MAGIC);
     words.fold(0, |check, word| seed.hash_words(&[check, word]))
@@ -159,7 +171,7 @@ fn check_of(fixed: &[u64; FIXED_WORDS], capacity: u32) -> u64 {
 
 impl<'r> Region<'r> {
     pub(super) fn words_needed(capacity: u32) -> usize {
-        shares_at(capacity) + share_counters(capacity)
+        endpoints_at(capacity) + endpoint_lines(capacity) * ENDPOINT_WORDS
     }
 
     pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
@@ -260,6 +272,11 @@ impl<'r> Region<'r> {
         &shares[fast_range((hash >> 32) as u32, shares.len() as u32) as usize]
     }
 
+    /// What is known of the source ports towards each endpoint.
+    pub(super) fn endpoints(&self) -> &'r [[AtomicU64; ENDPOINT_WORDS]] {
+        self.words[endpoints_at(self.capacity)..][..endpoint_lines(self.capacity) * ENDPOINT_WORDS].as_chunks().0
+    }
+
     /// The boot of the machine that the region is of.
     pub(super) fn boot_id(&self) -> [u64; 2] {
         W_BOOT_ID.map(|word| self.words[word].load(Ordering::Relaxed))
@@ -280,11 +297,11 @@ impl<'r> Region<'r> {
         self.words[W_USE].store(DETACHED, Ordering::Release);
     }
 
-    /// Forgets everything that can be made from the flows again: index, shares, free list, counts. No slot counts as used.
+    /// Forgets everything that can be made from the flows again: index, shares, endpoints, free list, counts. No slot counts as used.
     pub(super) fn forget_what_follows_from_flows(&self) {
         let index = self.index.iter().flatten();
         let counts = [W_FREE_HEAD, W_HIGH_WATER, W_CURSOR, W_LIVE, W_SNAT].map(|word| &self.words[word]);
-        index.chain(self.shares()).chain(counts).for_each(|word| word.store(0, Ordering::Relaxed));
+        index.chain(self.shares()).chain(self.endpoints().iter().flatten()).chain(counts).for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
     /// Counts the slots below this one as used.

@@ -4,27 +4,54 @@
 //! are taken for one: with a limit of thousands of ports and few holders of many that costs nobody a port.
 
 use super::region::W_SNAT;
-use super::{Conntrack, Flow};
+use super::{Conntrack, EndpointPorts, Flow};
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 
+/// Why a connection gets no source port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoPort {
+    /// Its client or its Service holds as many as one may.
+    Share,
+    /// All of them are taken.
+    Exhausted,
+}
+
 impl<'r> Conntrack<'r> {
-    /// Counts a source port for a connection's client and Service. False, and nothing counted, when one of them holds `most` already.
-    pub fn take_share(&self, flow: &Flow, most: u64) -> bool {
+    /// Counts a source port for a connection's client, Service and endpoint.
+    ///
+    /// # Errors
+    /// When the client or the Service holds `most` already, or it is known that all are taken. Nothing is counted then.
+    pub fn take_share(&self, flow: &Flow, most: u64) -> Result<EndpointPorts<'r>, NoPort> {
         let holders = self.holders(flow);
         for (i, holder) in holders.iter().enumerate() {
             if holder.fetch_add(1, Relaxed) >= most {
                 holders[..=i].iter().for_each(|h| give(h));
-                return false;
+                return Err(NoPort::Share);
             }
         }
+        let Some(ports) = self.take_port(flow) else {
+            holders.into_iter().for_each(give);
+            return Err(NoPort::Exhausted);
+        };
         self.region.header(W_SNAT).fetch_add(1, Relaxed);
-        true
+        Ok(ports)
     }
 
     /// Takes back what [`Conntrack::take_share`] counted, when the connection ends or never began.
     pub fn give_share(&self, flow: &Flow) {
+        self.give(flow, true);
+    }
+
+    /// The same for a connection that has found all ports taken: until one is given back the next ones are refused at once.
+    pub fn give_share_of_none(&self, flow: &Flow, ports: EndpointPorts<'_>) {
+        self.give(flow, false);
+        ports.none_left();
+    }
+
+    fn give(&self, flow: &Flow, was_taken: bool) {
         self.holders(flow).into_iter().for_each(give);
         give(self.region.header(W_SNAT));
+        self.give_port(flow, was_taken);
     }
 
     /// Connections with a source port of ours.

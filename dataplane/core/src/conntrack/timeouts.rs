@@ -1,5 +1,6 @@
 //! How long a connection that nobody uses is remembered, by its phase.
 
+use super::SEEN_RESOLUTION_MS;
 use super::flow::Direction;
 use super::phase::{Phase, PhaseKind};
 
@@ -25,10 +26,10 @@ pub struct Timeouts {
     pub closed_ms: u64,
     /// TCP, met in its middle, only one side heard yet.
     pub picked_up_ms: u64,
-    /// UDP, unanswered.
-    pub udp_one_way_ms: u64,
-    /// UDP, answered.
-    pub udp_two_way_ms: u64,
+    /// UDP, unanswered or answered (nf_conntrack_udp_timeout).
+    pub udp_ms: u64,
+    /// UDP, answered and still carrying packets after 2 s (nf_conntrack_udp_timeout_stream).
+    pub udp_stream_ms: u64,
     /// SCTP, from the INIT ACK to the COOKIE ACK.
     pub sctp_cookie_ms: u64,
     /// SCTP, established.
@@ -53,8 +54,8 @@ impl Default for Timeouts {
             time_wait_ms: 120_000,
             closed_ms: 10_000,
             picked_up_ms: 300_000,
-            udp_one_way_ms: 30_000,
-            udp_two_way_ms: 120_000,
+            udp_ms: 30_000,
+            udp_stream_ms: 120_000,
             sctp_cookie_ms: 3_000,
             sctp_established_ms: 210_000,
             sctp_shutdown_ms: 3_000,
@@ -78,8 +79,8 @@ impl Timeouts {
             (TimeWait, false) => self.time_wait_ms,
             (Closed, false) => self.closed_ms,
             (PickedUp | PickedUpReply, false) => self.picked_up_ms,
-            (OneWay, _) => self.udp_one_way_ms,
-            (TwoWay, _) => self.udp_two_way_ms,
+            (Unreplied | Replied, _) => self.udp_ms,
+            (Stream, _) => self.udp_stream_ms,
             (SynReceived, true) => self.sctp_cookie_ms,
             (Established, true) => self.sctp_established_ms,
             (FinWait | CloseWait | LastAck | TimeWait, true) => self.sctp_shutdown_ms,
@@ -92,8 +93,10 @@ impl Timeouts {
     pub fn table(&self) -> IdleTimes {
         let phase = |place: usize| Phase::from_bits(place as u8);
         let all = std::array::from_fn(|place| self.of(phase(place)));
+        let unchanged =
+            |place: usize| if phase(place).grown_old() == phase(place) { all[place] } else { all[place].min(SEEN_RESOLUTION_MS) };
         let settled = [Direction::Original, Direction::Reply]
-            .map(|direction| std::array::from_fn(|place| if phase(place).settled(direction) { all[place] } else { 0 }));
+            .map(|direction| std::array::from_fn(|place| if phase(place).settled(direction) { unchanged(place) } else { 0 }));
         IdleTimes { all, settled }
     }
 }
@@ -112,8 +115,8 @@ impl IdleTimes {
         self.all[phase.place()]
     }
 
-    /// The idle time of a phase that a packet without SYN, FIN and RST from this side surely does not change, which is what nearly
-    /// all are; else 0.
+    /// A packet without SYN, FIN and RST from this side, which is what nearly all are, surely does not change the phase when the last one was
+    /// seen less than so many milliseconds ago.
     #[inline(always)]
     pub fn settled(&self, phase: Phase, direction: Direction) -> u64 {
         self.settled[direction as usize][phase.place()]
@@ -151,7 +154,9 @@ mod tests {
         let of = |proto| -> Vec<u64> { (1..=life.len()).map(|n| idle_s(proto, &life[..n])).collect() };
         assert_eq!(of(Proto::Tcp), [120, 60, 86_400, 86_400, 120, 3_600, 30, 120, 10, 300]);
         assert_eq!(of(Proto::Sctp), [10, 3, 3, 210, 3, 3, 3, 3, 10, 30]);
-        assert_eq!(of(Proto::Udp), [30, 120, 120, 120, 120, 120, 120, 120, 120, 120]);
+        assert_eq!(of(Proto::Udp), [30; 10]);
+        let replied = Phase::first(Proto::Udp, 0).after(Reply, 0);
+        assert_eq!(Timeouts::default().table().of(replied.grown_old()), 120_000);
     }
 
     #[test]
@@ -163,11 +168,12 @@ mod tests {
                 if ordinary && idle.settled(phase, direction) > 0 {
                     settled += 1;
                     assert_eq!(phase.after(direction, flags).bits(), phase.bits(), "{phase:?} {direction:?} {flags:#x}");
-                    assert_eq!(idle.settled(phase, direction), idle.of(phase));
+                    let until = if phase.kind() == PhaseKind::Replied { SEEN_RESOLUTION_MS } else { idle.of(phase) };
+                    assert_eq!(idle.settled(phase, direction), until);
                 }
             }
         }
-        // Established, CloseWait and TwoWay from both sides, PickedUp, PickedUpReply and OneWay from one, with 32 flags, whatever the other four bits.
-        assert_eq!(settled, (3 * 2 + 3) * 32 * 16);
+        // Established, CloseWait, Replied and Stream from both sides, PickedUp, PickedUpReply and Unreplied from one, with 32 flags, whatever the other four bits.
+        assert_eq!(settled, (4 * 2 + 3) * 32 * 16);
     }
 }

@@ -1,9 +1,9 @@
 //! New connections: who may open one, and from which address and port it goes on.
 
 use super::evict::make_room;
-use super::source_ports::SourcePorts;
+use super::source_ports::{SourcePorts, TRIED_FIRST};
 use super::{Context, Onward, withdraw};
-use crate::conntrack::{Flow, Hit, Phase, Refused};
+use crate::conntrack::{EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::{Packet, tcp};
 use crate::reason::Reason;
@@ -116,15 +116,27 @@ fn create(
     hop: NextHopId,
 ) -> Result<Hit, Reason> {
     flow.source_port = ports.clone().next().unwrap_or(flow.source_port);
-    let shares = flow.replaces_source();
-    if shares && !ctx.table.take_share(flow, ctx.services.snat.holder_max()) {
-        return Err(Reason::SnatShare);
-    }
+    let endpoint = if flow.replaces_source() { Some(take_share(ctx, flow)?) } else { None };
+    let range = ctx.services.snat.port_first..=ctx.services.snat.port_last;
+    let given_back = endpoint.into_iter().flat_map(EndpointPorts::given_back).filter(move |port| range.contains(port));
+    let ports = ports.clone().take(TRIED_FIRST).chain(given_back).chain(ports.skip(TRIED_FIRST));
     let hit = reserve(ctx, hash, flow, phase, ports, hop);
-    if shares && hit.is_err() {
-        ctx.table.give_share(flow);
+    if let (Err(reason), Some(endpoint)) = (&hit, endpoint) {
+        match reason {
+            Reason::SnatPortsExhausted => ctx.table.give_share_of_none(flow, endpoint),
+            _ => ctx.table.give_share(flow),
+        }
     }
     hit
+}
+
+/// Counts a source port for a connection, which it then has to find.
+#[inline(always)]
+fn take_share<'c>(ctx: &Context<'c>, flow: &Flow) -> Result<EndpointPorts<'c>, Reason> {
+    ctx.table.take_share(flow, ctx.services.snat.holder_max()).map_err(|none| match none {
+        NoPort::Share => Reason::SnatShare,
+        NoPort::Exhausted => Reason::SnatPortsExhausted,
+    })
 }
 
 /// Reserves both keys of a connection, announces its reply and sets it live.

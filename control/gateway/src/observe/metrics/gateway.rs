@@ -137,6 +137,8 @@ impl Sample {
         out.single("nomagic_announced_replies_capacity", Gauge, "Announced replies at the most.", e.replies_capacity);
         out.single("nomagic_snat_connections", Gauge, "Connections with a source port of the gateway's.", e.source_ports);
         out.single("nomagic_snat_ports", Gauge, "Source ports that there are towards one endpoint.", self.snat_ports);
+        let help = "The most source ports in use towards one endpoint. Connections refused for want of one are among nomagic_frames_dropped_total: snat_ports_exhausted, snat_share.";
+        out.single("nomagic_snat_ports_fullest_endpoint", Gauge, help, e.source_ports_fullest);
         let help = "The most source ports that one client or one Service holds towards one endpoint.";
         out.single("nomagic_snat_ports_largest_share", Gauge, help, e.source_ports_largest);
         let help = "The most source ports that one client or one Service may hold towards one endpoint.";

@@ -56,3 +56,15 @@ fn a_gateway_that_waits_says_for_what() {
         ]
     );
 }
+
+#[test]
+fn how_full_the_source_ports_are_and_who_was_refused() {
+    let snat = json!({
+        "connections": 900, "fullest_endpoint": 500, "ports": 1_000, "largest_share": 300, "share_max": 450,
+        "refused": { "exhausted": 7, "share": 8 },
+    });
+    let page = page(&json!({ "workers": [], "totals": { "snat": snat } }));
+    let line = "source ports: 900 in use; towards the fullest endpoint 500 of 1000 (50 %), 300 of at most 450 for one client or Service; \
+                refused: 7 as all were taken, 8 as a share was used up";
+    assert!(page.lines().any(|l| l == line), "{page}");
+}

@@ -166,15 +166,19 @@ fn sctp_walks() {
 #[test]
 fn udp_walks_and_bits() {
     let first = Phase::first(Proto::Udp, 0);
-    assert_eq!(first.after(Original, 0).kind(), PhaseKind::OneWay);
+    assert_eq!((first.after(Original, 0).kind(), first.grown_old()), (PhaseKind::Unreplied, first));
     for flags in 0..=255 {
         let answered = first.after(Reply, flags);
-        assert_eq!((answered.kind(), answered.after(Original, flags)), (PhaseKind::TwoWay, answered));
+        assert_eq!((answered.kind(), answered.after(Original, flags)), (PhaseKind::Replied, answered));
+        let stream = answered.grown_old();
+        assert_eq!((stream.kind(), stream.grown_old(), stream.after(Reply, flags)), (PhaseKind::Stream, stream, stream));
     }
     for kind in PhaseKind::ALL {
-        assert_eq!(Phase::from_bits(Phase(kind as u8 | SCTP | BY).bits()).kind(), kind);
+        let phase = Phase::from_bits(Phase(kind as u8 | SCTP | BY).bits());
+        assert_eq!(phase.kind(), kind);
+        assert!(phase.grown_old() == phase || kind == PhaseKind::Replied, "{kind:?}");
     }
-    for not_a_phase in [0, 13, 14, 15] {
+    for not_a_phase in [0, 14, 15] {
         assert_eq!(Phase::from_bits(not_a_phase).kind(), PhaseKind::Closed);
     }
 }
@@ -189,8 +193,8 @@ fn what_makes_room_first() {
             for idle_ms in [0, ANSWERED_IDLE_MIN_MS - 1, ANSWERED_IDLE_MIN_MS, u64::MAX] {
                 let rank = match kind {
                     Closed | TimeWait | LastAck => Some(Over),
-                    SynSent | SynReceived | PickedUp | PickedUpReply | OneWay => Some(HalfOpen),
-                    TwoWay => (idle_ms >= 5_000).then_some(Answered),
+                    SynSent | SynReceived | PickedUp | PickedUpReply | Unreplied => Some(HalfOpen),
+                    Replied | Stream => (idle_ms >= 5_000).then_some(Answered),
                     Established | FinWait | CloseWait => None,
                 };
                 assert_eq!(Phase(kind as u8 | bits).eviction_rank(idle_ms), rank, "{kind:?} {idle_ms}");
