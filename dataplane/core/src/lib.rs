@@ -28,3 +28,4 @@ pub mod shared;
 mod sync;
 mod takeover;
 pub mod tuple;
+pub mod wire;
