@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod answer;
+mod backend;
 pub mod checksum;
 pub mod conntrack;
 pub mod counters;

@@ -18,6 +18,7 @@
 //! `hops` and `target` change while the flow is live. They carry the slot's generation, so that a worker which was interrupted while the
 //! slot went to another connection cannot change that one: its compare-and-swap fails. A late write to `seen` does no harm.
 
+use super::direction::Direction;
 use super::phase::Phase;
 use crate::checksum::{addr_sum, delta};
 use crate::sync::{AtomicU64, Ordering::Relaxed, overwrite};
@@ -39,15 +40,6 @@ const DELTA_AT: u32 = META_BITS;
 const ANNOUNCED: u64 = 1 << 40;
 const PHASE_AT: u32 = 32;
 const PHASE_MASK: u64 = 0xff << PHASE_AT;
-
-/// Which way a packet of a connection goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// Client to Service.
-    Original = 0,
-    /// Backend to client.
-    Reply = 1,
-}
 
 /// A connection: who talks to whom, and what that becomes.
 ///

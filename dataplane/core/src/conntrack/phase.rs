@@ -37,7 +37,7 @@
 //! SHUTDOWN COMPLETE reset. So CookieWait and CookieEchoed of Linux (nf_conntrack_proto_sctp.c) are one state, chunks further back in a
 //! packet and verification tags are not looked at, and any chunk that says nothing of the above picks an association up, not only HEARTBEAT.
 
-use super::flow::Direction;
+use super::direction::Direction;
 use crate::parse::tcp;
 use crate::tuple::Proto;
 

@@ -175,3 +175,6 @@ impl<'r> Conntrack<'r> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@
 
 pub mod affinity;
 mod create;
+mod direction;
 pub mod flow;
 mod fragments;
 mod lookup;
@@ -18,7 +19,8 @@ mod timeouts;
 
 pub use affinity::Sticky;
 pub use create::{Pending, Refused};
-pub use flow::{Deltas, Direction, Flow};
+pub use direction::Direction;
+pub use flow::{Deltas, Flow};
 pub use lookup::Ahead;
 pub use phase::{EvictionRank, Phase, PhaseKind};
 pub use recovery::{Expected, Recovered};
@@ -330,7 +332,5 @@ fn hop_shift(direction: Direction) -> u32 {
     direction as u32 * 32
 }
 
-#[cfg(test)]
-mod recovery_tests;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
-use super::region::{ABORTED, PENDING};
-use super::tests::{create, find, flow, region};
+use super::super::region::{ABORTED, FREE, LIVE, PENDING};
+use super::super::tests::{create, find, flow, region};
+use super::super::*;
 use super::*;
 use crate::parse::tcp;
 use crate::tuple::Proto;
@@ -141,13 +142,13 @@ fn half_made_and_half_ended_connections_are_cleared_away() {
     }
     // Live, but of a protocol that nobody has.
     let slot = pending(20);
-    set(slot, super::region::LIVE);
+    set(slot, LIVE);
     table.region.slot(slot).0[3].fetch_xor(0x40, Ordering::Relaxed);
     // Counted but not live; off the free list but not pending; retired but not on it.
     table.region.header(W_LIVE).fetch_add(1, Ordering::Relaxed);
     assert!(table.take_share(&snat(21), 100));
     let (popped, freed) = (table.region.allocate().unwrap(), table.region.allocate().unwrap());
-    set(popped, super::region::FREE);
+    set(popped, FREE);
     table.region.retire(freed);
     let (table, recovered) = recover(&words, 32, 0);
     assert_eq!(recovered, Recovered { detached: false, connections: 8, not_whole: 13, unwanted: 0 });
