@@ -1,10 +1,8 @@
 //! SCTP with its CRC, and packets in pieces.
 
-mod common;
-
-use common::*;
 use nomagic_core::frame::Verdict;
 use nomagic_core::reason::Reason;
+use nomagic_core_fixtures::*;
 
 fn world() -> World {
     World::new(services(), 256)

@@ -1,17 +1,15 @@
 //! Session affinity, and shares of the source ports.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
-use common::*;
 use nomagic_core::conntrack::{Conntrack, Sticky};
 use nomagic_core::frame::Verdict;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::Affinity;
 use nomagic_core::tuple::Proto;
+use nomagic_core_fixtures::*;
 
 /// A world whose first Service port keeps its clients' endpoints.
 fn sticky_world(timeout_s: u32) -> World {

@@ -1,12 +1,10 @@
 //! How long connections live: idle times by state, ports used again, resets real and forged, and who makes room in a full table.
 
-mod common;
-
-use common::*;
 use nomagic_core::conntrack::{EvictionRank, PhaseKind};
 use nomagic_core::frame::Verdict;
 use nomagic_core::reason::Reason;
 use nomagic_core::tuple::{Proto, Tuple};
+use nomagic_core_fixtures::*;
 
 /// Services of the test world, without and with SNAT.
 const DNAT: &str = "10.96.0.1:80";

@@ -1,7 +1,4 @@
-//! Two workers at one table: the packet path under every interleaving that loom finds, see `loom.rs`.
-#![cfg(loom)]
-
-mod common;
+//! Two workers at one table: the packet path under every interleaving that loom finds, see `table`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +6,6 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use common::*;
 use loom::sync::atomic::AtomicU64;
 use loom::thread;
 use nomagic_core::conntrack::Conntrack;
@@ -20,6 +16,7 @@ use nomagic_core::pipeline::{Context, WorkerState, end_connection, process};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
+use nomagic_core_fixtures::*;
 
 /// Of a worker, in words.
 const STACK: usize = 1 << 16;

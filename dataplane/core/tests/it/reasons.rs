@@ -1,15 +1,13 @@
 //! Every reason that the core gives has a packet that meets it.
 
-mod common;
-
 use std::collections::HashSet;
 
-use common::*;
 use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Frontend};
 use nomagic_core::tuple::Proto;
+use nomagic_core_fixtures::*;
 
 /// Reasons that belong to the edge and to the control plane, tested there.
 const ELSEWHERE: &[Reason] = &[

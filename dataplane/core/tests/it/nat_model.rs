@@ -1,14 +1,12 @@
 //! Random traffic against a naive NAT: a map of what each client's packets must become, and its inverse. Every frame that comes out is read
 //! by etherparse, which recomputes all checksums in full.
 
-mod common;
-
 use std::collections::HashMap;
 
-use common::*;
 use nomagic_core::frame::Verdict;
 use nomagic_core::reason::Reason;
 use nomagic_core::tuple::{Proto, Tuple};
+use nomagic_core_fixtures::*;
 use proptest::prelude::*;
 
 /// One thing that happens.
@@ -51,7 +49,7 @@ struct Conn {
     /// What client packets become.
     to_backend: Tuple,
     seen_s: u64,
-    /// A row of `common/tcp_states.txt`, or `1` and `2` for UDP that has been heard from one side and from two.
+    /// A row of `tcp_states.txt`, or `1` and `2` for UDP that has been heard from one side and from two.
     state: &'static str,
 }
 
@@ -81,7 +79,7 @@ impl Conn {
             RST => 5,
             other => panic!("{other:#x}"),
         };
-        let mut rows = include_str!("common/tcp_states.txt").lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut rows = TCP_STATES.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         rows.find(|row| row.first() == Some(&self.state)).unwrap()[column + if reply { 5 } else { 0 }]
     }
 

@@ -1,17 +1,15 @@
 //! Source ports whose answers come in at the worker that chose them.
 
-mod common;
-
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use common::*;
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::reason::Reason;
 use nomagic_core::rss::{Kinds, Rss};
 use nomagic_core::tuple::{Proto, Tuple, fast_range};
+use nomagic_core_fixtures::*;
 
 /// Microsoft's, which many drivers take.
 const KEY: [u8; 40] = [

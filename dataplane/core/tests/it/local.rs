@@ -1,13 +1,11 @@
 //! Pods on this node: behind the kernel, captured by the XDP filter on their interfaces or not.
 
-mod common;
-
-use common::*;
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{InternalPort, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::services::Action;
 use nomagic_core::tuple::Proto;
+use nomagic_core_fixtures::*;
 
 const LOCAL: &str = "172.31.0.7";
 const LOCAL6: &str = "fd00:c::7";

@@ -23,9 +23,7 @@
 //! Not in here: `Full` (this table is large enough never to say so; one that is full but for a few places may say so while others take and
 //! give back the last ones), the time of the last packet and the next hop, which are hints.
 
-#[path = "linearisable/checker.rs"]
 mod checker;
-#[path = "linearisable/contract.rs"]
 mod contract;
 
 use std::cell::{Cell, RefCell};

@@ -1,8 +1,7 @@
-//! The connection table under every interleaving that loom finds (up to a number of preemptions): `make loom`.
+//! The connection table under every interleaving that loom finds.
 //!
 //! Two things about loom: a thread that starts another goes on until it waits, so those who are to race are both started; and
 //! an index of two buckets (the smallest) is all that it can look at in reasonable time.
-#![cfg(loom)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};

@@ -1,12 +1,10 @@
 //! Packets in, packets out: every branch of the pipeline, with etherparse reading what comes out.
 
-mod common;
-
-use common::*;
 use nomagic_core::frame::{Verdict, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::services::Action;
 use nomagic_core::tuple::Proto;
+use nomagic_core_fixtures::*;
 
 fn world() -> World {
     World::new(services(), 256)
