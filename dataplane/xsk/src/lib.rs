@@ -13,8 +13,6 @@ mod edge;
 mod error;
 mod ethtool;
 mod filter;
-#[cfg(test)]
-mod filter_tests;
 mod hold;
 mod io;
 mod lanes;

@@ -1,12 +1,10 @@
 //! The edge on real interfaces: veth pairs between network namespaces, real sockets at the ends. Needs root.
 
-mod common;
-
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;

@@ -1,14 +1,12 @@
 //! Several workers on one table: queues owned, frames handed over, groups of ports, a worker that is stuck. Needs root.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;

@@ -1,14 +1,12 @@
 //! Ports that change while the edge runs: flaps, MTU, queues, deletion, other programs. Needs root.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_xsk::{Condition, Edge};
 

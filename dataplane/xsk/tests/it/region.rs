@@ -123,7 +123,7 @@ fn a_million_connections_survive_the_kill_of_their_process() {
     // Killed while it fills the table, and while it creates and ends in a full one.
     for (kill_at, then) in [(300_000, Duration::ZERO), (FLOWS, Duration::from_millis(200))] {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_million_connections_survive_the_kill_of_their_process", "--nocapture"])
+            .args(["--exact", "region::a_million_connections_survive_the_kill_of_their_process", "--nocapture"])
             .env(CHILD, dir.table())
             .stdout(Stdio::piped())
             .spawn()

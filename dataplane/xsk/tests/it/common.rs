@@ -1,5 +1,4 @@
 //! A client, a gateway and a pod in network namespaces of their own, and an edge on the gateway.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
