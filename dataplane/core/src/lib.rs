@@ -7,6 +7,7 @@
 
 pub mod answer;
 mod backend;
+pub mod capture;
 pub mod checksum;
 pub mod conntrack;
 pub mod counters;

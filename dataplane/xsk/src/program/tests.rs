@@ -8,12 +8,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bench::*;
+use nomagic_core::capture::FilterRules;
 use nomagic_core::frame::{Frame, PortId};
 use nomagic_core::parse::{NotPacket, parse};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
 use crate::config::OnFailure;
-use crate::filter::FilterRules;
 use crate::{program, sys};
 
 fn rules() -> FilterRules {

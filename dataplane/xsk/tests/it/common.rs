@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nomagic_core::capture::FilterRules;
 use nomagic_core::frame::PortId;
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services};
 use nomagic_core::tuple::{HashSeed, Proto};
-use nomagic_xsk::{Edge, EdgeConfig, EdgeStatus, FilterRules, Idle, InternalPair, Link};
+use nomagic_xsk::{Edge, EdgeConfig, EdgeStatus, Idle, InternalPair, Link};
 
 /// A network namespace that ends with its owner.
 pub struct Netns(String);

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::*;
+use nomagic_core::capture::FilterRules;
 use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;
-use nomagic_xsk::{Edge, EdgeConfig, EdgeError, FilterRules, Idle, Link, OnFailure};
+use nomagic_xsk::{Edge, EdgeConfig, EdgeError, Idle, Link, OnFailure};
 
 const SOON: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(100);

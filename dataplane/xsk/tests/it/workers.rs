@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use crate::common::*;
+use nomagic_core::capture::FilterRules;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;
-use nomagic_xsk::{Edge, EdgeError, FilterRules};
+use nomagic_xsk::{Edge, EdgeError};
 
 const SOON: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
