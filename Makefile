@@ -35,13 +35,13 @@ test: ## What CI runs: format, lints, all tests (the ones with network namespace
 	$(MAKE) --no-print-directory loom
 
 loom: ## The connection table under every interleaving that loom finds
-	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir target/loom -p nomagic-core --test loom --test loom_pipeline
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release --target-dir target/loom -p nomagic-core --test loom
 
 miri: ## The connection table under Miri: weak memory, any schedule (needs a nightly Rust with its miri component)
 	@$(CARGO) +nightly miri --version >/dev/null 2>&1 || { \
 	  echo "miri: there is no nightly Rust with Miri here (rustup toolchain install nightly --component miri,rust-src)" >&2; exit 1; }
 	MIRIFLAGS="-Zmiri-many-seeds=0..4" $(CARGO) +nightly miri test --locked --target-dir target/miri -p nomagic-core --lib conntrack
-	MIRIFLAGS="-Zmiri-many-seeds=0..4" $(CARGO) +nightly miri test --locked --target-dir target/miri -p nomagic-core --test stress --test linearisable
+	MIRIFLAGS="-Zmiri-many-seeds=0..4" $(CARGO) +nightly miri test --locked --target-dir target/miri -p nomagic-core --test concurrent
 
 lint: ## Format check, lints and, where installed, dependency policy
 	$(CARGO) fmt --all --check

@@ -4,12 +4,13 @@
 use anyhow::{Context as _, Result};
 use arrayvec::ArrayVec;
 use clap::Args;
+use nomagic_core::capture::FilterRules;
 use nomagic_core::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::Context;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
 use nomagic_core::tuple::{HashSeed, Proto};
-use nomagic_xsk::{Edge, EdgeConfig, FilterRules};
+use nomagic_xsk::{Edge, EdgeConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::IpAddr;

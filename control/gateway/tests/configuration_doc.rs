@@ -26,7 +26,7 @@ fn key(line: &str) -> Option<(usize, &str)> {
     (is_name && (value.is_empty() || value.starts_with(' '))).then_some((indent, name))
 }
 
-/// The paths of all fields of a YAML document, as `conntrack.timeouts.udpOneWay`.
+/// The paths of all fields of a YAML document, as `conntrack.timeouts.udp`.
 fn fields_of_yaml(yaml: &str) -> BTreeSet<String> {
     let mut above: Vec<(usize, &str)> = Vec::new();
     let mut fields = BTreeSet::new();

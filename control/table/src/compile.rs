@@ -5,7 +5,6 @@
 
 mod claims;
 pub mod endpoints;
-mod filter;
 mod memory;
 mod plan;
 pub mod serving;
@@ -15,8 +14,9 @@ use std::hash::{BuildHasherDefault, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use nomagic_core::capture::{self, FilterRules};
 use nomagic_core::hash::{WordHasher, WordSet};
-use nomagic_core::services::{AddressKind, Frontend, Services};
+use nomagic_core::services::{Frontend, Services};
 use nomagic_core::tuple::HashSeed;
 
 use crate::index::{Index, Touched};
@@ -24,7 +24,6 @@ use crate::objects::{Key, addr};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use claims::{Claims, Rank};
-pub use filter::{FilterRules, filter_rules};
 use memory::Memory;
 pub use memory::{PortKey, TARGETS_MAX};
 use plan::{Address, Ground, Plan};
@@ -106,7 +105,7 @@ impl Compiler {
         let ground = ground(index, settings);
         index.services().for_each(|service| self.update(&ground, &service.key));
         self.memory.retain(|key| index.service(key).is_some());
-        self.opened = filter_rules(&self.services);
+        self.opened = FilterRules::of(&self.services);
         self.closed = true;
         self.finish(index)
     }
@@ -197,7 +196,7 @@ impl Compiler {
             if count > 0 {
                 let before = self.services.cluster_ips.insert(*ip, count);
                 if before.is_none() {
-                    self.opened.addresses.push(*ip);
+                    self.opened.addresses.insert(*ip);
                 }
             } else {
                 self.services.cluster_ips.remove(ip);
@@ -228,11 +227,12 @@ impl Compiler {
     /// Brings what the table has at an address in line with who holds it.
     fn settle(&mut self, address: &Address) {
         let (ip, port, proto) = *address;
-        let outer = |f: Option<&Frontend>| f.is_some_and(|f| f.kind != AddressKind::ClusterIp);
         let before = self.services.frontend(ip, port, proto);
         let holder = self.addresses.holder(address).map(|(_, frontend)| frontend);
-        match (outer(before), outer(holder)) {
-            (false, true) => self.opened.exact.push(*address),
+        match (before.is_some_and(capture::has_own_rule), holder.is_some_and(capture::has_own_rule)) {
+            (false, true) => {
+                self.opened.services.insert(*address);
+            }
             (true, false) => self.closed = true,
             _ => {}
         }

@@ -5,11 +5,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
+use etherparse::icmpv6::DestUnreachableCode;
 use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
-use etherparse::{icmpv4, icmpv6};
 
 use crate::frame::Frame;
 use crate::parse::Packet;
+use crate::wire::{ethernet, icmp, icmpv6, ipv4, ipv6, tcp};
 
 /// Bytes of an IPv4 packet with an ICMP error at the most (RFC 1812).
 const V4_LEN_MAX: usize = 576;
@@ -34,8 +36,9 @@ pub enum Error {
 pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spare: &mut Frame<'_>) -> bool {
     let l3 = usize::from(packet.l3);
     let received = frame.head();
+    let may_fragment = !packet.tuple.v6 && ipv4::field::FRAGMENT.after(l3).u16(received) & ipv4::DONT_FRAGMENT == 0;
     // A link-layer broadcast or multicast is never answered (RFC 1122, 3.2.2).
-    if received[0] & 1 != 0 || (error_needs_df(error) && !packet.tuple.v6 && received[l3 + 6] & 0x40 == 0) {
+    if is_group(received) || (error_needs_df(error) && may_fragment) {
         return false;
     }
     let packet_end = received.len().min(l3 + packet.ip_len());
@@ -55,7 +58,7 @@ pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) ->
     let received = frame.head();
     // Nor is a link-layer broadcast or multicast. The packet was read before: its header is here.
     let Some((segment, _)) = received.get(l4..).and_then(|l4| TcpHeader::from_slice(l4).ok()) else { return false };
-    if received[0] & 1 != 0 || segment.rst {
+    if is_group(received) || segment.rst {
         return false;
     }
     let mut reset = TcpHeader::new(segment.destination_port, segment.source_port, 0, 0);
@@ -68,7 +71,7 @@ pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) ->
         let length = payload as u32 + u32::from(segment.syn) + u32::from(segment.fin);
         reset.acknowledgment_number = segment.sequence_number.wrapping_add(length);
     }
-    let mut message = [0u8; 40 + TcpHeader::MIN_LEN];
+    let mut message = [0u8; ipv6::HEADER_LEN + tcp::HEADER_LEN];
     let len = match (packet.tuple.dst_addr(), packet.tuple.src_addr()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => reset_v4(reset, from, to, &mut message),
         (IpAddr::V6(from), IpAddr::V6(to)) => reset_v6(reset, from, to, &mut message),
@@ -88,11 +91,16 @@ fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>)
     let out = spare.head_mut();
     // Back the way it came: addresses swapped, VLAN tags kept.
     out[..l3].copy_from_slice(&received[..l3]);
-    out[0..6].copy_from_slice(&received[6..12]);
-    out[6..12].copy_from_slice(&received[0..6]);
+    ethernet::field::DESTINATION.write(out, ethernet::field::SOURCE.read(received));
+    ethernet::field::SOURCE.write(out, ethernet::field::DESTINATION.read(received));
     out[l3..].copy_from_slice(packet);
     spare.port = frame.port;
     true
+}
+
+/// Whether a frame is addressed to a group: broadcast or multicast.
+fn is_group(frame: &[u8]) -> bool {
+    frame[0] & ethernet::GROUP != 0
 }
 
 /// An IPv4 packet without the DF bit would have been fragmented by a router; nomagic does not fragment and stays silent.
@@ -102,25 +110,25 @@ fn error_needs_df(error: Error) -> bool {
 
 fn v4(error: Error, from: Ipv4Addr, to: Ipv4Addr, quoted: &[u8], out: &mut [u8]) -> usize {
     let kind = match error {
-        Error::PortUnreachable => Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port),
-        Error::TimeExceeded => Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
+        Error::PortUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
+        Error::TimeExceeded => Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit),
         Error::TooBig(mtu) => {
             let next_hop_mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-            Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu })
+            Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu })
         }
     };
-    let quoted = &quoted[..quoted.len().min(V4_LEN_MAX - 28)];
+    let quoted = &quoted[..quoted.len().min(V4_LEN_MAX - ipv4::HEADER_LEN - icmp::HEADER_LEN)];
     let icmp = Icmpv4Header::with_checksum(kind, quoted).to_bytes();
     join(out, &[&header_v4(icmp.len() + quoted.len(), IpNumber::ICMP, from, to), &icmp, quoted])
 }
 
 fn v6(error: Error, from: Ipv6Addr, to: Ipv6Addr, quoted: &[u8], out: &mut [u8]) -> usize {
     let kind = match error {
-        Error::PortUnreachable => Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
-        Error::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
+        Error::PortUnreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port),
+        Error::TimeExceeded => Icmpv6Type::TimeExceeded(etherparse::icmpv6::TimeExceededCode::HopLimitExceeded),
         Error::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu },
     };
-    let quoted = &quoted[..quoted.len().min(V6_LEN_MAX - 48)];
+    let quoted = &quoted[..quoted.len().min(V6_LEN_MAX - ipv6::HEADER_LEN - icmpv6::HEADER_LEN)];
     let Ok(icmp) = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), quoted) else { return 0 };
     let icmp = icmp.to_bytes();
     join(out, &[&header_v6(icmp.len() + quoted.len(), IpNumber::IPV6_ICMP, from, to), &icmp, quoted])
@@ -129,19 +137,19 @@ fn v6(error: Error, from: Ipv6Addr, to: Ipv6Addr, quoted: &[u8], out: &mut [u8])
 fn reset_v4(mut reset: TcpHeader, from: Ipv4Addr, to: Ipv4Addr, out: &mut [u8]) -> usize {
     let Ok(checksum) = reset.calc_checksum_ipv4_raw(from.octets(), to.octets(), &[]) else { return 0 };
     reset.checksum = checksum;
-    join(out, &[&header_v4(TcpHeader::MIN_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
+    join(out, &[&header_v4(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
 }
 
 fn reset_v6(mut reset: TcpHeader, from: Ipv6Addr, to: Ipv6Addr, out: &mut [u8]) -> usize {
     let Ok(checksum) = reset.calc_checksum_ipv6_raw(from.octets(), to.octets(), &[]) else { return 0 };
     reset.checksum = checksum;
-    join(out, &[&header_v6(TcpHeader::MIN_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
+    join(out, &[&header_v6(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
 }
 
 /// Before this many bytes, which are far from the largest packet.
-fn header_v4(payload_len: usize, protocol: IpNumber, source: Ipv4Addr, destination: Ipv4Addr) -> [u8; Ipv4Header::MIN_LEN] {
+fn header_v4(payload_len: usize, protocol: IpNumber, source: Ipv4Addr, destination: Ipv4Addr) -> [u8; ipv4::HEADER_LEN] {
     let mut ip = Ipv4Header {
-        total_len: (Ipv4Header::MIN_LEN + payload_len) as u16,
+        total_len: (ipv4::HEADER_LEN + payload_len) as u16,
         dont_fragment: true,
         time_to_live: TTL,
         protocol,
@@ -150,12 +158,12 @@ fn header_v4(payload_len: usize, protocol: IpNumber, source: Ipv4Addr, destinati
         ..Ipv4Header::default()
     };
     ip.header_checksum = ip.calc_header_checksum();
-    let mut bytes = [0; Ipv4Header::MIN_LEN];
+    let mut bytes = [0; ipv4::HEADER_LEN];
     join(&mut bytes, &[&ip.to_bytes()]);
     bytes
 }
 
-fn header_v6(payload_len: usize, next_header: IpNumber, source: Ipv6Addr, destination: Ipv6Addr) -> [u8; Ipv6Header::LEN] {
+fn header_v6(payload_len: usize, next_header: IpNumber, source: Ipv6Addr, destination: Ipv6Addr) -> [u8; ipv6::HEADER_LEN] {
     Ipv6Header {
         traffic_class: 0,
         flow_label: Ipv6FlowLabel::ZERO,

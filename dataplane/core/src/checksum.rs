@@ -55,6 +55,15 @@ pub fn pseudo_sum(src: AddrWords, dst: AddrWords, proto: u8, l4_len: u16) -> u64
     addr_sum(src) + addr_sum(dst) + u64::from(proto) + u64::from(l4_len)
 }
 
+/// What a transport checksum covers besides addresses and ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Covered {
+    /// TCP's or UDP's number.
+    pub protocol: u8,
+    /// Bytes of the transport header and its payload.
+    pub len: u16,
+}
+
 /// A running sum over pieces of any length, for segments that end on an odd byte.
 #[derive(Default)]
 pub struct Sum {

@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 
 pub mod answer;
+mod backend;
+pub mod capture;
 pub mod checksum;
 pub mod conntrack;
 pub mod counters;
@@ -28,3 +30,4 @@ pub mod shared;
 mod sync;
 mod takeover;
 pub mod tuple;
+pub mod wire;

@@ -2,7 +2,7 @@
 //!
 //! The table depends only on the backends' addresses, ports, weights and the seed: every gateway of a cluster computes the same.
 
-use crate::services::Backend;
+use crate::backend::Backend;
 use crate::tuple::{HashSeed, addr_words, fast_range};
 
 /// Table sizes: primes in coarse steps, so that a changing number of backends seldom changes the size.

@@ -6,38 +6,23 @@
 use crate::frame::Frame;
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
+use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, udp, vlan};
 
-/// Ethernet header without tags, in bytes.
-pub const ETHERNET_LEN: usize = 14;
+pub use crate::wire::tcp;
+
 /// VLAN tags at the most (QinQ).
 const VLAN_TAGS_MAX: usize = 2;
 /// IPv6 extension headers at the most; hosts send one or two.
 const IPV6_EXTENSIONS_MAX: usize = 8;
 
-pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
-pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
-
-/// TCP header flags (RFC 9293, section 3.1).
-pub mod tcp {
-    /// FIN.
-    pub const FIN: u8 = 0x01;
-    /// SYN.
-    pub const SYN: u8 = 0x02;
-    /// RST.
-    pub const RST: u8 = 0x04;
-    /// ACK.
-    pub const ACK: u8 = 0x10;
-}
-
 /// What the first chunk of an SCTP packet means for an association, said in TCP's terms (RFC 9260, section 3.2): both protocols open with
 /// a handshake and close on both sides.
 fn sctp_flags(chunk: u8) -> u8 {
     match chunk {
-        1 => tcp::SYN,                // INIT
-        2 => tcp::SYN | tcp::ACK,     // INIT ACK
-        7 | 8 => tcp::FIN | tcp::ACK, // SHUTDOWN, SHUTDOWN ACK
-        6 | 14 => tcp::RST,           // ABORT, SHUTDOWN COMPLETE
+        sctp::chunk::INIT => tcp::SYN,
+        sctp::chunk::INIT_ACK => tcp::SYN | tcp::ACK,
+        sctp::chunk::SHUTDOWN | sctp::chunk::SHUTDOWN_ACK => tcp::FIN | tcp::ACK,
+        sctp::chunk::ABORT | sctp::chunk::SHUTDOWN_COMPLETE => tcp::RST,
         _ => tcp::ACK,
     }
 }
@@ -81,8 +66,8 @@ pub struct Piece {
 impl Packet {
     /// Whether its headers are where those of a [plain](crate::plain) frame are.
     pub fn is_plain(&self) -> bool {
-        let ip_header_len = if self.tuple.v6 { 40 } else { 20 };
-        let usual = usize::from(self.l3) == ETHERNET_LEN && self.l4 - self.l3 == ip_header_len;
+        let ip_header_len = if self.tuple.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
+        let usual = usize::from(self.l3) == ethernet::HEADER_LEN && usize::from(self.l4 - self.l3) == ip_header_len;
         usual && self.fragment_id.is_none() && self.tuple.proto != Proto::Sctp
     }
 
@@ -109,25 +94,26 @@ use NotPacket::{Kernel, Later, Malformed};
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
 pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
     let data = frame.head();
-    let (ethertype, l3) = ethernet(data)?;
+    let (ethertype, l3) = link_header(data)?;
     let ip_available = frame.total_len() - l3;
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(data, l3, ip_available),
-        ETHERTYPE_IPV6 => ipv6(data, l3, ip_available),
+        ethertype::IPV4 => ipv4_header(data, l3, ip_available),
+        ethertype::IPV6 => ipv6_header(data, l3, ip_available),
         _ => Err(Kernel(Reason::NotIp)),
     }
 }
 
 /// `(ethertype, offset of what follows)`, behind up to two VLAN tags.
 #[inline(always)]
-pub fn ethernet(data: &[u8]) -> Result<(u16, usize), NotPacket> {
-    let mut at = ETHERNET_LEN - 2;
+pub fn link_header(data: &[u8]) -> Result<(u16, usize), NotPacket> {
+    let mut ethertype = ethernet::field::TYPE;
     for _ in 0..=VLAN_TAGS_MAX {
-        let ethertype = u16_at(data, at).ok_or(Malformed(Reason::EthernetTruncated))?;
-        if !ETHERTYPE_VLAN.contains(&ethertype) {
-            return Ok((ethertype, at + 2));
+        let number = ethertype.get(data).map(u16::from_be_bytes).ok_or(Malformed(Reason::EthernetTruncated))?;
+        let end = ethertype.range().end;
+        if !ethertype::VLAN.contains(&number) {
+            return Ok((number, end));
         }
-        at += 4;
+        ethertype = vlan::field::TYPE.after(end);
     }
     Err(Malformed(Reason::VlanTooDeep))
 }
@@ -141,83 +127,85 @@ pub fn martian(src: AddrWords, v6: bool) -> bool {
     }
 }
 
-fn ipv4(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
+fn ipv4_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
+    use ipv4::field::*;
     let bad = Malformed(Reason::Ipv4Malformed);
-    let header: &[u8; 20] = array_at(data, l3).ok_or(bad)?;
-    let header_len = usize::from(header[0] & 0x0f) * 4;
-    let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    let sane = header[0] >> 4 == 4 && header_len >= 20 && total_len >= header_len && total_len <= available;
+    let header: &[u8; ipv4::HEADER_LEN] = array_at(data, l3).ok_or(bad)?;
+    let version_ihl = VERSION_IHL.u8(header);
+    let header_len = ipv4::header_len(version_ihl);
+    let total_len = usize::from(TOTAL_LEN.u16(header));
+    let sane = ipv4::version(version_ihl) == 4 && header_len >= ipv4::HEADER_LEN && total_len >= header_len && total_len <= available;
     if !sane || data.len() < l3 + header_len {
         return Err(bad);
     }
-    let addr = |i: usize| -> AddrWords { [0, u64::from(u32::from_be_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]))] };
-    let (src, dst) = (addr(12), addr(16));
+    let addr = |field: Field<4>| -> AddrWords { [0, u64::from(field.u32(header))] };
+    let (src, dst) = (addr(SOURCE), addr(DESTINATION));
     if martian(src, false) {
         return Err(Malformed(Reason::Martian));
     }
     let l4_len = total_len - header_len;
-    let mut ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: header[8], src, dst, v6: false, fragment_id: None };
-    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
+    let mut ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: TTL.u8(header), src, dst, v6: false, fragment_id: None };
+    let fragment = FRAGMENT.u16(header) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET);
     if fragment != 0 {
-        let id = u32::from(u16::from_be_bytes([header[4], header[5]]));
-        if fragment & 0x1fff != 0 {
-            return Err(later(header[9], &ip, id));
+        let id = u32::from(ID.u16(header));
+        if fragment & ipv4::FRAGMENT_OFFSET != 0 {
+            return Err(later(PROTOCOL.u8(header), &ip, id));
         }
         ip.fragment_id = Some(id);
     }
-    transport(data, header[9], ip)
+    transport(data, PROTOCOL.u8(header), ip)
 }
 
-fn ipv6(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
+fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
+    use ipv6::field::*;
     let bad = Malformed(Reason::Ipv6Malformed);
-    let header: &[u8; 40] = array_at(data, l3).ok_or(bad)?;
-    let payload_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if header[0] >> 4 != 6 || payload_len + 40 > available {
+    let header: &[u8; ipv6::HEADER_LEN] = array_at(data, l3).ok_or(bad)?;
+    let payload_len = usize::from(PAYLOAD_LEN.u16(header));
+    if ipv6::version(VERSION.u8(header)) != 6 || payload_len + ipv6::HEADER_LEN > available {
         return Err(bad);
     }
-    let addr = |i: usize| -> AddrWords {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&header[i..i + 16]);
-        let n = u128::from_be_bytes(bytes);
+    let addr = |field: Field<16>| -> AddrWords {
+        let n = u128::from_be_bytes(field.read(header));
         [(n >> 64) as u64, n as u64]
     };
-    let (src, dst) = (addr(8), addr(24));
+    let (src, dst) = (addr(SOURCE), addr(DESTINATION));
     if martian(src, true) {
         return Err(Malformed(Reason::Martian));
     }
-    let end = l3 + 40 + payload_len;
-    let (mut next, mut at) = (header[6], l3 + 40);
+    let end = l3 + ipv6::HEADER_LEN + payload_len;
+    let (mut next, mut at) = (NEXT_HEADER.u8(header), l3 + ipv6::HEADER_LEN);
     let mut fragment_id = None;
-    let ip_at = |at: usize, fragment_id| Ip { l3, l4: at, l4_len: end - at, ttl: header[7], src, dst, v6: true, fragment_id };
+    let ttl = HOP_LIMIT.u8(header);
+    let ip_at = |at: usize, fragment_id| Ip { l3, l4: at, l4_len: end - at, ttl, src, dst, v6: true, fragment_id };
     for _ in 0..IPV6_EXTENSIONS_MAX {
         let len = match next {
-            // Hop-by-hop options, destination options.
-            0 | 60 => extension_len(data, at, bad)?,
-            43 => {
-                let segments_left = data.get(at + 3).ok_or(bad)?;
-                if *segments_left != 0 {
+            protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS => extension_len(data, at, bad)?,
+            protocol::ROUTING => {
+                let [segments_left] = ipv6_extension::field::SEGMENTS_LEFT.after(at).get(data).ok_or(bad)?;
+                if segments_left != 0 {
                     return Err(Kernel(Reason::Ipv6Routing));
                 }
                 extension_len(data, at, bad)?
             }
-            44 => {
-                let fragment: &[u8; 8] = array_at(data, at).ok_or(bad)?;
-                let offset_and_more = u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9;
-                let id = u32::from_be_bytes([fragment[4], fragment[5], fragment[6], fragment[7]]);
+            protocol::FRAGMENT => {
+                use ipv6_fragment::{HEADER_LEN, MORE_FRAGMENTS, OFFSET, field};
+                let fragment: &[u8; HEADER_LEN] = array_at(data, at).ok_or(bad)?;
+                let offset_and_more = field::OFFSET.u16(fragment) & (OFFSET | MORE_FRAGMENTS);
+                let id = field::ID.u32(fragment);
                 // A fragment header on a whole packet ("atomic fragment", RFC 6946) is skipped; two on one packet are nobody's.
                 if offset_and_more != 0 && fragment_id.is_some() {
                     return Err(Kernel(Reason::Fragment));
                 }
-                if offset_and_more & 0xfff8 != 0 {
-                    if at + 8 > end {
+                if offset_and_more & OFFSET != 0 {
+                    if at + HEADER_LEN > end {
                         return Err(bad);
                     }
-                    return Err(later(fragment[0], &ip_at(at + 8, None), id));
+                    return Err(later(field::NEXT_HEADER.u8(fragment), &ip_at(at + HEADER_LEN, None), id));
                 }
                 if offset_and_more != 0 {
                     fragment_id = Some(id);
                 }
-                8
+                HEADER_LEN
             }
             _ => {
                 if at > end || at > data.len() {
@@ -226,15 +214,16 @@ fn ipv6(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {
                 return transport(data, next, ip_at(at, fragment_id));
             }
         };
-        next = *data.get(at).ok_or(bad)?;
+        [next] = ipv6_extension::field::NEXT_HEADER.after(at).get(data).ok_or(bad)?;
         at += len;
     }
     Err(Malformed(Reason::Ipv6ExtensionChain))
 }
 
-/// Length of an options or routing header: units of 8 bytes, the first not counted (RFC 8200, 4.3 to 4.6).
+/// Length of an options or routing header.
 fn extension_len(data: &[u8], at: usize, bad: NotPacket) -> Result<usize, NotPacket> {
-    data.get(at + 1).map(|&n| (usize::from(n) + 1) * 8).ok_or(bad)
+    let [len] = ipv6_extension::field::LEN.after(at).get(data).ok_or(bad)?;
+    Ok(ipv6_extension::header_len(len))
 }
 
 /// What both IP versions tell the transport layer.
@@ -263,50 +252,43 @@ fn later(protocol: u8, ip: &Ip, id: u32) -> NotPacket {
 
 fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
     let (tcp_flags, covered_len) = match protocol {
-        6 => {
+        protocol::TCP => {
             let bad = Malformed(Reason::TcpMalformed);
-            let header: &[u8; 20] = array_at(data, ip.l4).ok_or(bad)?;
-            let header_len = usize::from(header[12] >> 4) * 4;
-            if header_len < 20 || header_len > ip.l4_len || data.len() < ip.l4 + header_len {
+            let header: &[u8; tcp::HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
+            let header_len = tcp::header_len(tcp::field::DATA_OFFSET.u8(header));
+            if header_len < tcp::HEADER_LEN || header_len > ip.l4_len || data.len() < ip.l4 + header_len {
                 return Err(bad);
             }
-            (header[13], ip.l4_len)
+            (tcp::field::FLAGS.u8(header), ip.l4_len)
         }
-        17 => {
+        protocol::UDP => {
             let bad = Malformed(Reason::UdpMalformed);
-            let header: &[u8; 8] = array_at(data, ip.l4).ok_or(bad)?;
-            let udp_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+            let header: &[u8; udp::HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
+            let udp_len = usize::from(udp::field::LEN.u16(header));
             // The first fragment's length field speaks of the whole datagram.
-            if udp_len < 8 || (udp_len > ip.l4_len && ip.fragment_id.is_none()) {
+            if udp_len < udp::HEADER_LEN || (udp_len > ip.l4_len && ip.fragment_id.is_none()) {
                 return Err(bad);
             }
             (0, udp_len.min(ip.l4_len))
         }
-        132 if ip.fragment_id.is_some() => return Err(Kernel(Reason::Fragment)),
-        132 => {
+        protocol::SCTP if ip.fragment_id.is_some() => return Err(Kernel(Reason::Fragment)),
+        protocol::SCTP => {
             let bad = Malformed(Reason::SctpMalformed);
-            // Common header and the first chunk's header.
-            let header: &[u8; 16] = array_at(data, ip.l4).ok_or(bad)?;
+            let header: &[u8; sctp::HEADER_LEN + sctp::CHUNK_HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
             if ip.l4_len < header.len() {
                 return Err(bad);
             }
-            (sctp_flags(header[12]), ip.l4_len)
+            (sctp_flags(sctp::field::CHUNK_TYPE.u8(header)), ip.l4_len)
         }
-        1 | 58 => return Err(Kernel(Reason::Icmp)),
+        protocol::ICMP | protocol::ICMPV6 => return Err(Kernel(Reason::Icmp)),
         _ => return Err(Kernel(Reason::OtherProtocol)),
     };
     let Some(proto) = Proto::from_ip_number(protocol) else { return Err(Kernel(Reason::OtherProtocol)) };
-    let (Some(sport), Some(dport)) = (u16_at(data, ip.l4), u16_at(data, ip.l4 + 2)) else {
-        return Err(Malformed(Reason::UdpMalformed));
-    };
+    let ports: &[u8; 4] = array_at(data, ip.l4).ok_or(Malformed(Reason::UdpMalformed))?;
+    let (sport, dport) = (ports::field::SOURCE.u16(ports), ports::field::DESTINATION.u16(ports));
     let tuple = Tuple { src: ip.src, dst: ip.dst, sport, dport, proto, v6: ip.v6 };
     let (l3, l4, l4_len) = (ip.l3 as u16, ip.l4 as u16, ip.l4_len as u16);
     Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl, fragment_id: ip.fragment_id })
-}
-
-#[inline(always)]
-fn u16_at(data: &[u8], at: usize) -> Option<u16> {
-    array_at(data, at).map(|b: &[u8; 2]| u16::from_be_bytes(*b))
 }
 
 #[inline(always)]

@@ -24,13 +24,14 @@ use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
 use crate::lately::Lately;
-use crate::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, NotPacket, Packet, Piece, ethernet, martian, parse, tcp};
+use crate::parse::{NotPacket, Packet, Piece, link_header, martian, parse, tcp};
 use crate::plain::Plain;
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
 use crate::services::{Decision, Services, TcpReject};
 use crate::tuple::{Proto, Tuple, addr_words};
+use crate::wire::{ethertype, ipv4, ipv6};
 
 pub use ending::{end_connection, sweep};
 
@@ -368,7 +369,7 @@ fn resets(services: &Services, packet: &Packet) -> bool {
 /// A frame that was made for a sender behind the kernel goes to the kernel's end of the internal port, which knows the way.
 fn towards_sender(ctx: &Context<'_>, frame: &Frame<'_>, made: &mut Frame<'_>) {
     let behind = ctx.routes.internal.filter(|internal| internal.port == frame.port);
-    if let (Some(internal), Ok((_, l3))) = (behind, ethernet(made.head())) {
+    if let (Some(internal), Ok((_, l3))) = (behind, link_header(made.head())) {
         let src = ctx.routes.port(internal.port).map_or([0; 6], |port| port.mac);
         rewrite::link(made, l3 as u16, src, internal.kernel_mac);
     }
@@ -386,7 +387,7 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
     if packet.is_some_and(|p| rewrite::complete(frame, p)) {
         ctx.counters.checksum_completed.add(1);
     }
-    let Ok((_, l3)) = ethernet(frame.head()) else { return Verdict::Drop(Reason::EthernetTruncated) };
+    let Ok((_, l3)) = link_header(frame.head()) else { return Verdict::Drop(Reason::EthernetTruncated) };
     let mut src = [0; 6];
     src.copy_from_slice(&frame.head()[6..12]);
     rewrite::link(frame, l3 as u16, src, internal.kernel_mac);
@@ -395,12 +396,12 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
 
 /// Whether the kernel routes a frame's destination to the internal port whoever sends, or might: it cannot be read.
 fn leads_here(ctx: &Context<'_>, head: &[u8]) -> bool {
-    let Ok((ether_type, l3)) = ethernet(head) else { return true };
+    let Ok((ethertype, l3)) = link_header(head) else { return true };
     let range = &ctx.services.snat;
     let ip = head.get(l3..).unwrap_or_default();
-    let dst = match ether_type {
-        ETHERTYPE_IPV4 => ip.get(16..20).and_then(<[u8]>::first_chunk::<4>).map(|a| IpAddr::from(*a)),
-        ETHERTYPE_IPV6 => ip.get(24..40).and_then(<[u8]>::first_chunk::<16>).map(|a| IpAddr::from(*a)),
+    let dst = match ethertype {
+        ethertype::IPV4 => ipv4::field::DESTINATION.get(ip).map(IpAddr::from),
+        ethertype::IPV6 => ipv6::field::DESTINATION.get(ip).map(IpAddr::from),
         _ => None,
     };
     dst.is_none_or(|dst| range.internal(dst.is_ipv6()) == Some(dst))

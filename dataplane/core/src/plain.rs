@@ -5,17 +5,26 @@
 //! [`martian`](crate::parse::martian), and packets of connections that are open have addresses that somebody asked for. Whatever is not plain
 //! in this sense, or not sane, is read by `parse`.
 
+use crate::checksum::Covered;
 use crate::frame::Frame;
-use crate::parse::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, array_at};
-use crate::rewrite::Covered;
+use crate::parse::{Packet, array_at};
 use crate::tuple::{Key, Proto, key_meta, meta_parts};
+use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ports, protocol, tcp, udp};
 
-const L4_V4: usize = ETHERNET_LEN + 20;
-const L4_V6: usize = ETHERNET_LEN + 40;
+/// Offset of the IP header in a plain frame.
+pub(crate) const L3: usize = ethernet::HEADER_LEN;
+/// Offset of the transport header over IPv4.
+pub(crate) const L4_V4: usize = L3 + ipv4::HEADER_LEN;
+/// Offset of the transport header over IPv6.
+pub(crate) const L4_V6: usize = L3 + ipv6::HEADER_LEN;
 /// The shortest plain frame: IPv4 and UDP.
-pub const PLAIN_MIN: usize = L4_V4 + 8;
-/// Ethertype, and the first byte of an IPv4 header without options.
-const IPV4_WITHOUT_OPTIONS: u32 = ((ETHERTYPE_IPV4 as u32) << 8) | 0x45;
+pub const PLAIN_MIN: usize = L4_V4 + udp::HEADER_LEN;
+/// The shortest plain frame over IPv6: UDP.
+pub(crate) const PLAIN_V6_MIN: usize = L4_V6 + udp::HEADER_LEN;
+/// EtherType and the first two bytes of the IP header: which of the two families a plain frame is of, in one comparison.
+const KIND: Field<4> = Field::at(ethernet::field::TYPE.start());
+/// The upper three bytes of [`KIND`], for IPv4.
+const IPV4_WITHOUT_OPTIONS: u32 = ((ethertype::IPV4 as u32) << 8) | ipv4::WITHOUT_OPTIONS as u32;
 
 /// What is kept of a plain frame's headers between the steps of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,12 +47,12 @@ impl Plain {
     pub fn read(frame: &Frame<'_>) -> Option<Plain> {
         let data = frame.head();
         let start: &[u8; PLAIN_MIN] = data.first_chunk()?;
-        let kind = u32::from_be_bytes([start[12], start[13], start[14], start[15]]);
+        let kind = KIND.u32(start);
         if !frame.tail().is_empty() {
             None
         } else if kind >> 8 == IPV4_WITHOUT_OPTIONS {
             Plain::ipv4(data, start)
-        } else if kind >> 16 == u32::from(ETHERTYPE_IPV6) {
+        } else if kind >> 16 == u32::from(ethertype::IPV6) {
             Plain::ipv6(data)
         } else {
             None
@@ -52,49 +61,60 @@ impl Plain {
 
     #[inline(always)]
     fn ipv4(data: &[u8], start: &[u8; PLAIN_MIN]) -> Option<Plain> {
-        let ip_len = usize::from(u16::from_be_bytes([start[16], start[17]]));
-        let fragment = u16::from_be_bytes([start[20], start[21]]) & 0x3fff;
-        if (fragment != 0) | (ip_len < 28) | (ip_len > data.len() - ETHERNET_LEN) {
+        use ipv4::field::*;
+        let ip_len = usize::from(TOTAL_LEN.after(L3).u16(start));
+        let fragment = FRAGMENT.after(L3).u16(start) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET);
+        if (fragment != 0) | (ip_len < PLAIN_MIN - L3) | (ip_len > data.len() - L3) {
             return None;
         }
-        let l4: &[u8; 8] = array_at(start, L4_V4)?;
-        Plain::transport(data, l4, L4_V4, ip_len - 20, start[23], word_at(start, 26), false)
+        let l4: &[u8; udp::HEADER_LEN] = array_at(start, L4_V4)?;
+        let (protocol, addrs) = (PROTOCOL.after(L3).u8(start), ADDRESSES.after(L3).u64(start));
+        Plain::transport(data, l4, L4_V4, ip_len - ipv4::HEADER_LEN, protocol, addrs, false)
     }
 
     #[inline(always)]
     fn ipv6(data: &[u8]) -> Option<Plain> {
-        let header: &[u8; L4_V6 + 8] = data.first_chunk()?;
-        let l4_len = usize::from(u16::from_be_bytes([header[18], header[19]]));
-        if (header[14] >> 4 != 6) | (l4_len < 8) | (l4_len + L4_V6 > data.len()) {
+        use ipv6::field::*;
+        let start: &[u8; PLAIN_V6_MIN] = data.first_chunk()?;
+        let l4_len = usize::from(PAYLOAD_LEN.after(L3).u16(start));
+        let version = ipv6::version(VERSION.after(L3).u8(start));
+        if (version != 6) | (l4_len < udp::HEADER_LEN) | (l4_len + L4_V6 > data.len()) {
             return None;
         }
-        let l4: &[u8; 8] = array_at(header, L4_V6)?;
-        Plain::transport(data, l4, L4_V6, l4_len, header[20], 0, true)
+        let l4: &[u8; udp::HEADER_LEN] = array_at(start, L4_V6)?;
+        Plain::transport(data, l4, L4_V6, l4_len, NEXT_HEADER.after(L3).u8(start), 0, true)
     }
 
     /// The transport header, which `start` begins; its `l4_len` bytes are in `data` for certain, and at least eight.
     #[inline(always)]
-    fn transport(data: &[u8], start: &[u8; 8], l4: usize, l4_len: usize, protocol: u8, addrs: u64, v6: bool) -> Option<Plain> {
+    fn transport(
+        data: &[u8],
+        start: &[u8; udp::HEADER_LEN],
+        l4: usize,
+        l4_len: usize,
+        protocol: u8,
+        addrs: u64,
+        v6: bool,
+    ) -> Option<Plain> {
         let (proto, tcp_flags, covered) = match protocol {
-            17 => {
-                let udp_len = usize::from(u16::from_be_bytes([start[4], start[5]]));
-                if (udp_len < 8) | (udp_len > l4_len) {
+            protocol::UDP => {
+                let udp_len = usize::from(udp::field::LEN.u16(start));
+                if (udp_len < udp::HEADER_LEN) | (udp_len > l4_len) {
                     return None;
                 }
                 (Proto::Udp, 0, udp_len)
             }
-            6 => {
-                let header: &[u8; 20] = array_at(data, l4)?;
-                let header_len = usize::from(header[12] >> 4) * 4;
-                if (header_len < 20) | (header_len > l4_len) {
+            protocol::TCP => {
+                let header: &[u8; tcp::HEADER_LEN] = array_at(data, l4)?;
+                let header_len = tcp::header_len(tcp::field::DATA_OFFSET.u8(header));
+                if (header_len < tcp::HEADER_LEN) | (header_len > l4_len) {
                     return None;
                 }
-                (Proto::Tcp, header[13], l4_len)
+                (Proto::Tcp, tcp::field::FLAGS.u8(header), l4_len)
             }
             _ => return None,
         };
-        let ports = u32::from_be_bytes([start[0], start[1], start[2], start[3]]);
-        let meta = key_meta(ports, proto, v6);
+        let meta = key_meta(ports::field::BOTH.u32(start), proto, v6);
         Some(Plain { meta, addrs, l4_len: l4_len as u16, covered_len: covered as u16, tcp_flags, v6 })
     }
 
@@ -103,7 +123,10 @@ impl Plain {
     #[inline(always)]
     pub fn key<const V6: bool>(&self, data: &[u8]) -> Key {
         let addrs = match data.first_chunk::<L4_V6>() {
-            Some(header) if V6 => [word_at(header, 22), word_at(header, 30), word_at(header, 38), word_at(header, 46)],
+            Some(start) if V6 => {
+                let [a, b, c, d] = ipv6::field::ADDRESS_WORDS;
+                [a.after(L3).u64(start), b.after(L3).u64(start), c.after(L3).u64(start), d.after(L3).u64(start)]
+            }
             _ => [self.addrs, 0, 0, 0],
         };
         Key { meta: self.meta, addrs }
@@ -118,13 +141,14 @@ impl Plain {
     /// IPv4 TTL or IPv6 hop limit.
     #[inline(always)]
     pub fn ttl<const V6: bool>(data: &[u8]) -> u8 {
-        data.first_chunk::<PLAIN_MIN>().map_or(0, |header| header[if V6 { 21 } else { 22 }])
+        let field = if V6 { ipv6::field::HOP_LIMIT } else { ipv4::field::TTL };
+        data.first_chunk::<PLAIN_MIN>().map_or(0, |start| field.after(L3).u8(start))
     }
 
     /// Bytes of the IP packet.
     #[inline(always)]
     pub fn ip_len<const V6: bool>(&self) -> usize {
-        usize::from(self.l4_len) + if V6 { 40 } else { 20 }
+        usize::from(self.l4_len) + if V6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN }
     }
 
     /// The packet as [`parse`](crate::parse::parse) would say it.
@@ -135,12 +159,6 @@ impl Plain {
         let l4 = if self.v6 { L4_V6 } else { L4_V4 } as u16;
         let ttl = if self.v6 { Plain::ttl::<true>(data) } else { Plain::ttl::<false>(data) };
         let Plain { l4_len, covered_len, tcp_flags, .. } = *self;
-        Packet { tuple, l3: ETHERNET_LEN as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment_id: None }
+        Packet { tuple, l3: L3 as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment_id: None }
     }
-}
-
-/// Eight bytes of a header.
-#[inline(always)]
-fn word_at<const N: usize>(header: &[u8; N], at: usize) -> u64 {
-    array_at(header, at).map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }

@@ -2,17 +2,19 @@
 //!
 //! Everything is checked before the first byte changes; after that there is only straight line.
 
-use crate::checksum::{Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
+use crate::checksum::{Covered, Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
 use crate::conntrack::Hit;
 use crate::frame::Frame;
-use crate::parse::{ETHERNET_LEN, Packet, Piece};
-use crate::plain::PLAIN_MIN;
+use crate::parse::{Packet, Piece};
+use crate::plain::{L3, L4_V4, L4_V6, PLAIN_MIN, PLAIN_V6_MIN};
 use crate::reason::Reason;
 use crate::routes::{Mac, NextHop};
 use crate::tuple::{AddrWords, Key, Proto, Tuple};
+use crate::wire::{Field, ethernet, ipv4, ipv6, ports, sctp, tcp, udp};
 
 /// One hop less, as a change of the IPv4 header's checksum (RFC 1624): the TTL is the upper half of its word.
 const TTL_DELTA: u16 = !0x0100;
+const _: () = assert!(ipv4::field::TTL.start().is_multiple_of(2));
 
 /// Whether a packet of this TTL and length can go on by this next hop.
 #[inline(always)]
@@ -48,23 +50,13 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop)
     completed
 }
 
-/// What a transport checksum covers beside addresses and ports.
-#[derive(Clone, Copy)]
-pub struct Covered {
-    /// TCP's or UDP's number.
-    pub protocol: u8,
-    /// Bytes.
-    pub len: u16,
-}
-
 /// [`rewrite`] for a [plain](crate::plain) packet. False, and nothing changed, for one whose checksum must be computed in full, or that is
 /// one of the rare numbers where TCP and UDP differ.
 #[inline(always)]
 pub fn rewrite_plain<const V6: bool>(head: &mut [u8], covered: Covered, key: &Key, hit: &Hit, hop: &NextHop) -> bool {
     let (new, deltas) = (&hit.new, hit.deltas);
-    let l4 = ETHERNET_LEN + if V6 { 40 } else { 20 };
-    let at = l4 + if covered.protocol == Proto::Tcp as u8 { 16 } else { 6 };
-    let Some(place) = head.get_mut(at..at + 2) else { return false };
+    let at = checksum_of(covered.protocol).after(if V6 { L4_V6 } else { L4_V4 });
+    let Some(place) = head.get_mut(at.range()) else { return false };
     let field = u16::from_be_bytes([place[0], place[1]]);
     if field != 0 {
         let addrs = key.addrs.iter().take(if V6 { 4 } else { 1 }).fold(0, |sum, w| sum + (w >> 32) + (w & 0xffff_ffff));
@@ -79,21 +71,16 @@ pub fn rewrite_plain<const V6: bool>(head: &mut [u8], covered: Covered, key: &Ke
         // UDP without a checksum stays without.
         return false;
     }
-    let Some(header) = head.first_chunk_mut::<PLAIN_MIN>() else { return false };
-    header[..12].copy_from_slice(&hop.link);
+    let Some(start) = head.first_chunk_mut::<PLAIN_MIN>() else { return false };
+    ethernet::field::ADDRESSES.write(start, hop.link);
     let ports = hit.new_ports.to_be_bytes();
     if V6 {
-        let Some(header) = head.first_chunk_mut::<62>() else { return false };
-        header[21] -= 1;
-        header[22..38].copy_from_slice(&v6_bytes(new.src));
-        header[38..54].copy_from_slice(&v6_bytes(new.dst));
-        header[54..58].copy_from_slice(&ports);
+        let Some(start) = head.first_chunk_mut::<PLAIN_V6_MIN>() else { return false };
+        ipv6_header(start, L3, new);
+        ports::field::BOTH.after(L4_V6).write(start, ports);
     } else {
-        header[22] -= 1;
-        let field = apply_both(u16::from_be_bytes([header[24], header[25]]), deltas.l3, TTL_DELTA);
-        header[24..26].copy_from_slice(&field.to_be_bytes());
-        header[26..34].copy_from_slice(&((new.src[1] << 32) | (new.dst[1] & 0xffff_ffff)).to_be_bytes());
-        header[34..38].copy_from_slice(&ports);
+        ipv4_header(start, L3, new, deltas.l3);
+        ports::field::BOTH.after(L4_V4).write(start, ports);
     }
     true
 }
@@ -109,29 +96,41 @@ pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, hit: &Hit, hop: &Next
 fn network(head: &mut [u8], l3: usize, new: &Tuple, delta: u16) {
     let ip = &mut head[l3..];
     if new.v6 {
-        let ip = &mut ip[..40];
-        ip[7] -= 1;
-        ip[8..24].copy_from_slice(&v6_bytes(new.src));
-        ip[24..40].copy_from_slice(&v6_bytes(new.dst));
+        ipv6_header(&mut ip[..ipv6::HEADER_LEN], 0, new);
     } else {
-        let ip = &mut ip[..20];
-        ip[8] -= 1;
-        let field = apply_both(u16::from_be_bytes([ip[10], ip[11]]), delta, TTL_DELTA);
-        ip[10..12].copy_from_slice(&field.to_be_bytes());
-        ip[12..20].copy_from_slice(&((new.src[1] << 32) | (new.dst[1] & 0xffff_ffff)).to_be_bytes());
+        ipv4_header(&mut ip[..ipv4::HEADER_LEN], 0, new, delta);
     }
+}
+
+#[inline(always)]
+fn ipv4_header(data: &mut [u8], l3: usize, new: &Tuple, delta: u16) {
+    use ipv4::field::*;
+    data[TTL.after(l3).start()] -= 1;
+    let checksum = CHECKSUM.after(l3);
+    let field = apply_both(checksum.u16(data), delta, TTL_DELTA);
+    checksum.write(data, field.to_be_bytes());
+    ADDRESSES.after(l3).write(data, ((new.src[1] << 32) | (new.dst[1] & 0xffff_ffff)).to_be_bytes());
+}
+
+#[inline(always)]
+fn ipv6_header(data: &mut [u8], l3: usize, new: &Tuple) {
+    use ipv6::field::*;
+    data[HOP_LIMIT.after(l3).start()] -= 1;
+    SOURCE.after(l3).write(data, v6_bytes(new.src));
+    DESTINATION.after(l3).write(data, v6_bytes(new.dst));
 }
 
 /// Writes a plain Ethernet header, without tags, directly in front of what starts at `l3`. The ethertype stays.
 pub fn link(frame: &mut Frame<'_>, l3: u16, src: Mac, dst: Mac) {
-    let tags = usize::from(l3) - ETHERNET_LEN;
-    let data = frame.head_mut();
-    let ethertype = [data[usize::from(l3) - 2], data[usize::from(l3) - 1]];
+    use ethernet::field::*;
+    let tags = usize::from(l3) - ethernet::HEADER_LEN;
+    // That of the last tag, when there are any.
+    let ethertype = TYPE.after(tags).read(frame.head());
     frame.pull_front(tags);
     let data = frame.head_mut();
-    data[0..6].copy_from_slice(&dst);
-    data[6..12].copy_from_slice(&src);
-    data[12..14].copy_from_slice(&ethertype);
+    DESTINATION.write(data, dst);
+    SOURCE.write(data, src);
+    TYPE.write(data, ethertype);
 }
 
 /// Completes a checksum that the sender left to its NIC, so that the packet can go anywhere. True when it was one.
@@ -183,9 +182,9 @@ fn udp_field(field: u16, changed: u16) -> u16 {
 }
 
 fn write_ports(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) {
-    let ports = &mut frame.head_mut()[usize::from(packet.l4)..];
-    ports[0..2].copy_from_slice(&new.sport.to_be_bytes());
-    ports[2..4].copy_from_slice(&new.dport.to_be_bytes());
+    let header = &mut frame.head_mut()[usize::from(packet.l4)..];
+    ports::field::SOURCE.write(header, new.sport.to_be_bytes());
+    ports::field::DESTINATION.write(header, new.dport.to_be_bytes());
 }
 
 /// SCTP's CRC32c (RFC 9260, appendix A) covers no addresses. It is linear: the difference between the CRCs of the packet before and after is
@@ -211,7 +210,9 @@ fn sctp(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) -> bool {
 fn sctp_crc(frame: &Frame<'_>, packet: &Packet) -> u32 {
     let head = &frame.head()[usize::from(packet.l4)..];
     let head = &head[..head.len().min(usize::from(packet.covered_len))];
-    let mut crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&head[..8]), &[0; 4]), &head[12..]);
+    let field = sctp::field::CHECKSUM.range();
+    let before = crc32c::crc32c(&head[..field.start]);
+    let mut crc = crc32c::crc32c_append(crc32c::crc32c_append(before, &[0; 4]), &head[field.end..]);
     let mut left = usize::from(packet.covered_len) - head.len();
     for piece in frame.tail() {
         let piece = &piece[..piece.len().min(left)];
@@ -223,13 +224,11 @@ fn sctp_crc(frame: &Frame<'_>, packet: &Packet) -> u32 {
 
 /// The field is sent least significant byte first.
 fn sctp_field(frame: &Frame<'_>, packet: &Packet) -> u32 {
-    let at = usize::from(packet.l4) + 8;
-    frame.head()[at..at + 4].iter().rev().fold(0, |n, b| (n << 8) | u32::from(*b))
+    u32::from_le_bytes(sctp::field::CHECKSUM.after(packet.l4.into()).read(frame.head()))
 }
 
 fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
-    let at = usize::from(packet.l4) + 8;
-    frame.head_mut()[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+    sctp::field::CHECKSUM.after(packet.l4.into()).write(frame.head_mut(), crc.to_le_bytes());
 }
 
 /// A local sender that leaves the checksum to its NIC (Linux: CHECKSUM_PARTIAL) stores the pseudo header's sum, not complemented.
@@ -241,20 +240,24 @@ fn is_partial(packet: &Packet, field: u16) -> bool {
     packet.fragment_id.is_none() && is_fold_of(field, pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
 }
 
+/// The checksum field of TCP or UDP.
 #[inline(always)]
-fn checksum_at(packet: &Packet) -> usize {
-    usize::from(packet.l4) + if packet.tuple.proto == Proto::Tcp { 16 } else { 6 }
+fn checksum_of(protocol: u8) -> Field<2> {
+    if protocol == Proto::Tcp as u8 { tcp::field::CHECKSUM } else { udp::field::CHECKSUM }
+}
+
+#[inline(always)]
+fn checksum_at(packet: &Packet) -> Field<2> {
+    checksum_of(packet.tuple.proto as u8).after(packet.l4.into())
 }
 
 #[inline(always)]
 fn checksum_field(head: &[u8], packet: &Packet) -> u16 {
-    let at = checksum_at(packet);
-    u16::from_be_bytes([head[at], head[at + 1]])
+    checksum_at(packet).u16(head)
 }
 
 fn write_field(frame: &mut Frame<'_>, packet: &Packet, field: u16) {
-    let at = checksum_at(packet);
-    frame.head_mut()[at..at + 2].copy_from_slice(&field.to_be_bytes());
+    checksum_at(packet).write(frame.head_mut(), field.to_be_bytes());
 }
 
 /// Computes the transport checksum over all segments.

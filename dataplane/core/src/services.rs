@@ -16,7 +16,8 @@ use crate::reason::Reason;
 use crate::shared::SharedMap;
 use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
 
-pub use pool::{Backend, Pool};
+pub use crate::backend::Backend;
+pub use pool::Pool;
 pub use snat::SnatRange;
 
 /// Which of a Service's addresses a packet was sent to.

@@ -6,25 +6,27 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::wire::protocol;
+
 /// A transport protocol that Services can name (Kubernetes `ServicePort.protocol`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Proto {
     /// TCP, RFC 9293.
-    Tcp = 6,
+    Tcp = protocol::TCP,
     /// UDP, RFC 768.
-    Udp = 17,
+    Udp = protocol::UDP,
     /// SCTP, RFC 9260.
-    Sctp = 132,
+    Sctp = protocol::SCTP,
 }
 
 impl Proto {
     /// The protocol with this number in an IP header, if Services can name it.
     pub fn from_ip_number(n: u8) -> Option<Proto> {
         match n {
-            6 => Some(Proto::Tcp),
-            17 => Some(Proto::Udp),
-            132 => Some(Proto::Sctp),
+            protocol::TCP => Some(Proto::Tcp),
+            protocol::UDP => Some(Proto::Udp),
+            protocol::SCTP => Some(Proto::Sctp),
             _ => None,
         }
     }

@@ -1,14 +1,12 @@
 //! The packet path asks for no memory: not for known connections, not for new ones, not for rejects.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use arrayvec::ArrayVec;
-use common::*;
 use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::{process, sweep};
+use nomagic_core_fixtures::*;
 
 thread_local! {
     static ASKED: Cell<u64> = const { Cell::new(0) };

@@ -1,12 +1,11 @@
-//! What the XDP filter takes, beside announced replies: Services, cluster IPs, Service ranges, SNAT port ranges.
+//! The maps by which the XDP filter knows what to take ([`FilterRules`]).
 
-use std::collections::HashSet;
-use std::hash::Hash;
 use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
+use nomagic_core::capture::FilterRules;
 use nomagic_core::tuple::{Prefix, Proto, addr_words, words_addr};
 
 use crate::error::EdgeError;
@@ -20,52 +19,6 @@ pub const ADDRESSES_MAX: usize = 131_072;
 pub const SERVICE_CIDRS_MAX: usize = 1024;
 /// SNAT addresses at the most.
 pub const SNAT_MAX: usize = 64;
-
-/// What is to be taken.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct FilterRules {
-    /// Exactly this address, port and protocol.
-    pub services: HashSet<(IpAddr, u16, Proto)>,
-    /// Any TCP or UDP port of these addresses: cluster IPs, whose unused ports are refused.
-    pub addresses: HashSet<IpAddr>,
-    /// Any TCP or UDP port in these ranges: addresses that no Service has are refused.
-    pub service_cidrs: HashSet<Prefix>,
-    /// Replies to replaced sources: address, first and last port.
-    pub snat: HashSet<(IpAddr, u16, u16)>,
-}
-
-impl FilterRules {
-    /// What is in `self` and not in `other`.
-    pub fn without(&self, other: &FilterRules) -> FilterRules {
-        fn minus<T: Copy + Eq + Hash>(a: &HashSet<T>, b: &HashSet<T>) -> HashSet<T> {
-            a.difference(b).copied().collect()
-        }
-        FilterRules {
-            services: minus(&self.services, &other.services),
-            addresses: minus(&self.addresses, &other.addresses),
-            service_cidrs: minus(&self.service_cidrs, &other.service_cidrs),
-            snat: minus(&self.snat, &other.snat),
-        }
-    }
-
-    /// Adds those of another.
-    pub fn extend(&mut self, other: FilterRules) {
-        self.services.extend(other.services);
-        self.addresses.extend(other.addresses);
-        self.service_cidrs.extend(other.service_cidrs);
-        self.snat.extend(other.snat);
-    }
-
-    /// Number of rules.
-    pub fn len(&self) -> usize {
-        self.services.len() + self.addresses.len() + self.service_cidrs.len() + self.snat.len()
-    }
-
-    /// Whether nothing is to be taken.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// The filter's maps in the kernel, and what is in them.
 pub struct FilterMaps {
@@ -290,15 +243,5 @@ mod tests {
             assert_eq!(prefix_of(prefix_key(&prefix)), Some(prefix));
         }
         assert_eq!(address_of([9; 20]), None);
-    }
-
-    #[test]
-    fn differences() {
-        let a: IpAddr = "10.0.0.1".parse().unwrap();
-        let one = FilterRules { addresses: [a].into(), snat: [(a, 1, 2)].into(), ..FilterRules::default() };
-        let two = FilterRules { snat: [(a, 1, 3)].into(), ..FilterRules::default() };
-        assert_eq!(one.without(&two), one);
-        assert!(one.without(&one).is_empty());
-        assert_eq!(one.len(), 2);
     }
 }

@@ -13,8 +13,6 @@ mod edge;
 mod error;
 mod ethtool;
 mod filter;
-#[cfg(test)]
-mod filter_tests;
 mod hold;
 mod io;
 mod lanes;
@@ -44,7 +42,7 @@ pub use config::{
 pub use edge::Edge;
 pub use error::EdgeError;
 pub use ethtool::prepare_kernel_side;
-pub use filter::{ADDRESSES_MAX, FilterMaps, FilterRules, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
+pub use filter::{ADDRESSES_MAX, FilterMaps, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
 pub use pins::cleanup;

@@ -253,3 +253,6 @@ fn hint(link: &Link, error: &ProgramError) -> String {
 fn refused(link: &Link, detail: &str) -> EdgeError {
     EdgeError::XdpRefused { interface: link.name.clone(), detail: detail.into() }
 }
+
+#[cfg(test)]
+mod tests;

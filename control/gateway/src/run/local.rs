@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
+use nomagic_core::capture::FilterRules;
 use nomagic_core::tuple::Prefix;
-use nomagic_xsk::FilterRules;
 
 use crate::config::LocalTrafficConfig;
 use crate::net::Mirror;

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::thread::JoinHandle;
 
+use nomagic_core::capture::FilterRules;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::tuple::{Proto, words_addr};
-use nomagic_xsk::FilterRules;
 
 use super::tables::Tables;
 

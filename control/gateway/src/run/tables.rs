@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use nomagic_core::services::{AddressKind, Frontend, Services, SnatRange};
-use nomagic_core::tuple::Proto;
-use nomagic_xsk::FilterRules;
+use nomagic_core::capture::FilterRules;
+use nomagic_core::services::{Services, SnatRange};
 use serde_json::Value;
 
 use super::http::News;
@@ -18,7 +17,7 @@ use crate::net::node;
 use crate::observe::health::Moment;
 use nomagic_table::changes::Changes;
 use nomagic_table::compile::serving::Serving;
-use nomagic_table::compile::{self, Compiler, PortKey, TARGETS_MAX};
+use nomagic_table::compile::{Compiler, PortKey, TARGETS_MAX};
 use nomagic_table::index::Index;
 use nomagic_table::settings::Settings;
 
@@ -111,7 +110,7 @@ impl Tables {
         let touched = self.index.take_touched();
         let compiled = self.compiler.recompile(&self.index, &self.settings, &touched);
         self.news.compiled(Changes::of(&touched, &self.index), &compiled, noticed);
-        self.opened.extend(edge_rules(compiled.opened));
+        self.opened.extend(compiled.opened);
         self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
         self.serving.follow(&self.index, &touched.services_concerned(&self.index));
@@ -193,32 +192,9 @@ impl Tables {
 
     /// The rules that the filter has and this table does not need; when nothing can have changed since there were none, there are none.
     pub fn surplus(&mut self, known: &FilterRules) -> FilterRules {
-        let surplus = if self.closed { self.not_needed(known) } else { FilterRules::default() };
+        let surplus = if self.closed { known.not_needed_by(&self.services) } else { FilterRules::default() };
         self.closed = !surplus.is_empty();
         surplus
-    }
-
-    fn not_needed(&self, known: &FilterRules) -> FilterRules {
-        let services = &self.services;
-        let outer = |f: &Frontend| f.kind != AddressKind::ClusterIp;
-        let needed = |(ip, port, proto): &(IpAddr, u16, Proto)| services.frontend(*ip, *port, *proto).is_some_and(outer);
-        let snat = &services.snat;
-        let ranges = [snat.v4, snat.v6].map(|ip| ip.map(|ip| (ip, snat.port_first, snat.port_last)));
-        FilterRules {
-            services: known.services.iter().filter(|s| !needed(s)).copied().collect(),
-            addresses: known.addresses.iter().filter(|ip| !services.cluster_ips.contains(ip)).copied().collect(),
-            service_cidrs: known.service_cidrs.iter().filter(|c| !services.service_cidrs.contains(c)).copied().collect(),
-            snat: known.snat.iter().filter(|range| !ranges.contains(&Some(**range))).copied().collect(),
-        }
-    }
-}
-
-fn edge_rules(rules: compile::FilterRules) -> FilterRules {
-    FilterRules {
-        services: rules.exact.into_iter().collect(),
-        addresses: rules.addresses.into_iter().collect(),
-        service_cidrs: rules.prefixes.into_iter().collect(),
-        snat: rules.snat.into_iter().collect(),
     }
 }
 
@@ -227,7 +203,7 @@ mod tests {
     use super::super::surplus::unused;
     use super::*;
     use nomagic_core::conntrack::{Conntrack, Flow, Phase};
-    use nomagic_core::tuple::{Prefix, addr_words};
+    use nomagic_core::tuple::{Prefix, Proto, addr_words};
     use std::sync::atomic::AtomicU64;
 
     fn manifest(port: u16) -> String {

@@ -92,10 +92,10 @@ fn page(c: &Compiled) -> String {
 /// The filter's rules, by following what was opened, and forgetting what is not needed where something was closed.
 fn follow(rules: &mut BTreeSet<String>, c: &Compiled) {
     let text = |rules: &FilterRules| -> BTreeSet<String> {
-        let exact = rules.exact.iter().map(|r| format!("{r:?}"));
-        exact.chain(rules.addresses.iter().map(|r| format!("{r:?}"))).collect()
+        let services = rules.services.iter().map(|r| format!("{r:?}"));
+        services.chain(rules.addresses.iter().map(|r| format!("{r:?}"))).collect()
     };
-    let all = text(&filter_rules(&c.services));
+    let all = text(&FilterRules::of(&c.services));
     rules.extend(text(&c.opened));
     if c.closed {
         rules.retain(|r| all.contains(r));

@@ -338,12 +338,12 @@ fn rules_for_the_wire() {
     );
     let ip = |t: &str| t.parse::<IpAddr>().unwrap();
     assert_eq!(
-        filter_rules(&c.services),
+        FilterRules::of(&c.services),
         FilterRules {
-            exact: vec![(ip("192.168.0.2"), 30_080, Proto::Udp), (ip("198.51.100.1"), 80, Proto::Udp)],
-            addresses: vec![ip("172.30.0.1")],
-            prefixes: vec!["172.30.0.0/16".parse().unwrap()],
-            snat: vec![(ip("192.168.0.2"), 61_000, 61_999), (ip("fd00:1::2"), 61_000, 61_999)],
+            services: [(ip("192.168.0.2"), 30_080, Proto::Udp), (ip("198.51.100.1"), 80, Proto::Udp)].into(),
+            addresses: [ip("172.30.0.1")].into(),
+            service_cidrs: ["172.30.0.0/16".parse().unwrap()].into(),
+            snat: [(ip("192.168.0.2"), 61_000, 61_999), (ip("fd00:1::2"), 61_000, 61_999)].into(),
         }
     );
 }

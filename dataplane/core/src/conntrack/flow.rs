@@ -18,6 +18,7 @@
 //! `hops` and `target` change while the flow is live. They carry the slot's generation, so that a worker which was interrupted while the
 //! slot went to another connection cannot change that one: its compare-and-swap fails. A late write to `seen` does no harm.
 
+use super::direction::Direction;
 use super::phase::{Phase, STREAM_AGE_MS};
 use crate::checksum::{addr_sum, delta};
 use crate::sync::{AtomicU64, Ordering::Relaxed, overwrite};
@@ -44,15 +45,6 @@ const CREATED_MASK: u64 = (1 << 11) - 1;
 const GENERATION_AT: u32 = 52;
 /// A flow's creation is known in steps of so many milliseconds.
 const CREATED_STEP_MS: u64 = 125;
-
-/// Which way a packet of a connection goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// Client to Service.
-    Original = 0,
-    /// Backend to client.
-    Reply = 1,
-}
 
 /// A connection: who talks to whom, and what that becomes.
 ///

@@ -41,7 +41,7 @@
 //! UDP goes by nf_conntrack_proto_udp.c: a question with its answer is soon over, and only a flow that carries packets after that is a stream. The flow's
 //! age is known to an eighth of a second and looked at when the time it was last seen is written, so a stream is known as one up to 0.4 s late.
 
-use super::flow::Direction;
+use super::direction::Direction;
 use crate::parse::tcp;
 use crate::tuple::Proto;
 

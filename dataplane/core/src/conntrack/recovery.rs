@@ -176,3 +176,6 @@ impl<'r> Conntrack<'r> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

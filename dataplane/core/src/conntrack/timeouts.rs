@@ -1,7 +1,7 @@
 //! How long a connection that nobody uses is remembered, by its phase.
 
 use super::SEEN_RESOLUTION_MS;
-use super::flow::Direction;
+use super::direction::Direction;
 use super::phase::{Phase, PhaseKind};
 
 /// Idle times after which a connection ends, in milliseconds. The defaults are the Linux kernel's (nf_conntrack_*_timeout_*: the tables

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use nomagic_core::capture::FilterRules;
 use nomagic_core::tuple::{Prefix, Proto};
-use nomagic_xsk::FilterRules;
 
 /// Limits of what is put into the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -113,7 +113,7 @@ fn named(name: &str) -> Phase {
 /// Every phase, both directions, every combination of flags.
 #[test]
 fn tcp_goes_by_the_table() {
-    let table = include_str!("../../../tests/common/tcp_states.txt");
+    let table = include_str!("../../../fixtures/tcp_states.txt");
     let rows: Vec<Vec<&str>> = table.lines().filter(|l| !l.starts_with('#')).map(|l| l.split_whitespace().collect()).collect();
     assert!(rows.len() == 15 && rows.iter().all(|row| row.len() == 11));
     for row in rows {

@@ -1,0 +1,270 @@
+//! Every reason that the core gives has a packet that meets it.
+
+use std::collections::HashSet;
+
+use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
+use nomagic_core::frame::{PortId, Verdict};
+use nomagic_core::reason::Reason;
+use nomagic_core::services::{Action, Frontend};
+use nomagic_core::tuple::Proto;
+use nomagic_core_fixtures::*;
+
+/// Reasons that belong to the edge and to the control plane, tested there.
+const ELSEWHERE: &[Reason] = &[
+    Reason::NodePortDisabled,
+    Reason::NeighbourPending,
+    Reason::NeighbourTimeout,
+    Reason::HoldFull,
+    Reason::NoHeadroom,
+    Reason::PortDown,
+    Reason::HandoverFull,
+    Reason::WorkerGone,
+    Reason::TxFull,
+    Reason::FrameTooLong,
+    Reason::PoolEmpty,
+    Reason::Shutdown,
+];
+
+fn edited(spec: Spec, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut frame = spec.frame();
+    edit(&mut frame);
+    frame
+}
+
+/// The first fragment of an SCTP packet.
+fn edited_sctp_fragment() -> Vec<u8> {
+    let mut frame = sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 1, 32);
+    frame[20] = 0x20;
+    frame
+}
+
+/// An SCTP packet of this many bytes.
+fn short_sctp(len: usize) -> Vec<u8> {
+    let mut frame = sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 1, 0);
+    frame.truncate(34 + len);
+    frame[17] = 20 + len as u8;
+    frame
+}
+
+/// `(frame, port)` for each reason about single packets.
+fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
+    let tcp = spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN);
+    let udp = spec("udp", "10.0.0.2:40000", "10.96.0.1:80", 0);
+    let v6 = spec("udp", "[fd00:a::2]:40000", "[fd00:96::1]:80", 0);
+    let to = |dst: &str| spec("tcp", "10.0.0.2:40000", dst, SYN);
+    let mut v6_chain = v6.frame();
+    v6_chain[20] = 60;
+    v6_chain.splice(54..54, [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(9));
+    let len = (v6_chain.len() - 54) as u16;
+    v6_chain[18..20].copy_from_slice(&len.to_be_bytes());
+    let mut v6_routing = v6.frame();
+    v6_routing[20] = 43;
+    v6_routing.splice(54..54, [17u8, 0, 0, 1, 0, 0, 0, 0]);
+    v6_routing[19] += 8;
+    let mut list = vec![
+        (Reason::EthernetTruncated, vec![0; 13], CLIENTS),
+        (Reason::EthernetTruncated, vec![], CLIENTS),
+        (Reason::VlanTooDeep, edited(tcp, |f| f.splice(12..12, [0x81, 0, 0, 5].repeat(3)).for_each(drop)), CLIENTS),
+        (Reason::Ipv4Malformed, edited(tcp, |f| f[14] = 0x44), CLIENTS),
+        (Reason::Ipv4Malformed, edited(tcp, |f| f[14] = 0x55), CLIENTS),
+        (Reason::Ipv4Malformed, edited(tcp, |f| f[16] = 0xff), CLIENTS),
+        (Reason::Ipv4Malformed, edited(tcp, |f| f[16..18].fill(0)), CLIENTS),
+        (Reason::Ipv6Malformed, edited(v6, |f| f[14] = 0x40), CLIENTS),
+        (Reason::Ipv6Malformed, edited(v6, |f| f[18] = 0xff), CLIENTS),
+        (Reason::Ipv6ExtensionChain, v6_chain, CLIENTS),
+        (Reason::Ipv6Routing, v6_routing, CLIENTS),
+        (Reason::TcpMalformed, edited(tcp, |f| f[46] = 0x40), CLIENTS),
+        (Reason::TcpMalformed, edited(Spec { payload: 0, ..tcp }, |f| f[46] = 0xf0), CLIENTS),
+        (Reason::UdpMalformed, edited(udp, |f| f[39] = 7), CLIENTS),
+        (Reason::UdpMalformed, edited(udp, |f| f[38] = 1), CLIENTS),
+        (Reason::SctpMalformed, short_sctp(8), CLIENTS),
+        (Reason::SctpMalformed, short_sctp(15), CLIENTS),
+        (Reason::TcpFlags, sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 6, 32), CLIENTS),
+        (Reason::MidFlowSnat, sctp_frame("10.0.0.2:40000", "10.96.0.2:80", 0, 32), CLIENTS),
+        (Reason::TcpFlags, Spec { flags: 0, ..tcp }.frame(), CLIENTS),
+        (Reason::TcpFlags, Spec { flags: RST, ..tcp }.frame(), CLIENTS),
+        (Reason::TcpFlags, Spec { flags: SYN_ACK, ..tcp }.frame(), CLIENTS),
+        (Reason::TcpFlags, Spec { flags: SYN | 1, ..tcp }.frame(), CLIENTS),
+        (Reason::NotIp, edited(tcp, |f| f[12..14].copy_from_slice(&[8, 6])), CLIENTS),
+        (Reason::NotOurs, to("10.0.0.1:22").frame(), CLIENTS),
+        (Reason::NoFlow, to("10.0.0.1:61000").frame(), CLIENTS),
+        (Reason::Icmp, edited(tcp, |f| f[23] = 1), CLIENTS),
+        (Reason::Icmp, edited(v6, |f| f[20] = 58), CLIENTS),
+        (Reason::Fragment, edited(udp, |f| f[20..22].copy_from_slice(&[0x20, 9])), CLIENTS),
+        (Reason::Fragment, edited_sctp_fragment(), CLIENTS),
+        (Reason::Fragment, edited(tcp, |f| f[21] = 9), CLIENTS),
+        (Reason::OtherProtocol, edited(tcp, |f| f[23] = 47), CLIENTS),
+        (Reason::NoEndpoints, to("10.96.1.1:80").frame(), CLIENTS),
+        (Reason::NoLocalEndpoints, to("10.96.1.2:80").frame(), CLIENTS),
+        (Reason::SourceRange, to("10.96.1.3:80").frame(), CLIENTS),
+        (Reason::UnusedServicePort, to("10.96.0.1:81").frame(), CLIENTS),
+        (Reason::UnallocatedServiceAddress, to("10.96.9.9:80").frame(), CLIENTS),
+        (Reason::MidFlowSnat, Spec { flags: ACK, ..to("10.96.0.2:80") }.frame(), CLIENTS),
+        (Reason::TtlExceeded, Spec { ttl: 1, ..tcp }.frame(), CLIENTS),
+        (Reason::TooBig, Spec { payload: 1500, ..tcp }.frame(), CLIENTS),
+        (Reason::NoRoute, to("10.96.1.4:80").frame(), CLIENTS),
+        (Reason::Unreachable, to("10.96.1.5:80").frame(), CLIENTS),
+        (Reason::NextHopKernel, to("10.96.1.6:80").frame(), CLIENTS),
+        (Reason::NotOurs, edited(to("169.254.78.78:22"), |f| f[..6].copy_from_slice(&KERNEL_MAC)), INTERNAL),
+        (Reason::SnatAddressMissing, to("10.96.1.7:80").frame(), CLIENTS),
+    ];
+    for source in ["0.0.0.0:1", "127.0.0.1:1", "224.0.0.1:1", "255.255.255.255:1"] {
+        list.push((Reason::Martian, spec("udp", source, "10.96.0.1:80", 0).frame(), CLIENTS));
+    }
+    for source in ["[::]:1", "[::1]:1", "[ff02::1]:1"] {
+        list.push((Reason::Martian, spec("udp", source, "[fd00:96::1]:80", 0).frame(), CLIENTS));
+    }
+    list
+}
+
+/// The test world with a Service for each bad end.
+fn world() -> World {
+    let mut s = services();
+    add_action(&mut s, "10.96.1.1", 80, Proto::Tcp, Action::Reject(Reason::NoEndpoints));
+    add_action(&mut s, "10.96.1.2", 80, Proto::Tcp, Action::Drop(Reason::NoLocalEndpoints));
+    let open = s.frontend(ip("10.96.0.1"), 80, Proto::Tcp).expect("there").clone();
+    let fenced = Frontend { source_ranges: Some(["203.0.113.0/24".parse().unwrap()].into()), ..open };
+    s.add_frontend(ip("10.96.1.3"), 80, Proto::Tcp, fenced).expect("free");
+    add_service(&mut s, "10.96.1.4", 80, Proto::Tcp, &[backend("100.64.0.1", 80)], false);
+    add_service(&mut s, "10.96.1.5", 80, Proto::Tcp, &[backend("192.168.77.1", 80)], false);
+    add_service(&mut s, "10.96.1.6", 80, Proto::Tcp, &[backend("172.16.0.1", 80)], false);
+    add_service(&mut s, "10.96.1.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
+    World::new(s, 256)
+}
+
+#[test]
+fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
+    let mut met = HashSet::new();
+    for (reason, frame, port) in packets() {
+        let mut w = world();
+        if reason == Reason::SnatAddressMissing {
+            w.services.snat.v4 = None;
+        }
+        if reason == Reason::NextHopKernel {
+            w.services.snat.internal_v4 = None;
+        }
+        let done = w.run(port, &frame);
+        let verdict_reason = match done.verdict {
+            Verdict::Drop(r) => {
+                assert_eq!(done.bytes, frame, "{reason:?}: a dropped frame is not touched");
+                r
+            }
+            Verdict::Kernel(r) => r,
+            other => panic!("{reason:?}: {other:?}"),
+        };
+        assert_eq!(verdict_reason, reason, "{:02x?}", frame);
+        assert_eq!(w.counters.reason(reason).get(), 1);
+        assert_eq!((w.live(), w.announced()), (0, 0), "{reason:?} opens nothing");
+        met.insert(reason);
+    }
+    met.extend(limits());
+    let missing: Vec<_> = Reason::ALL.iter().filter(|r| !met.contains(r) && !ELSEWHERE.contains(r)).collect();
+    assert!(missing.is_empty(), "no packet for {missing:?}");
+    assert!(ELSEWHERE.iter().all(|r| !met.contains(r)), "listed as tested elsewhere, but tested here");
+}
+
+/// The limits: a full table, a lost race, no ports left, a full filter, a way back that is taken, no way to the kernel.
+fn limits() -> Vec<Reason> {
+    let request = |i: u16| spec("tcp", &format!("10.0.0.2:{}", 1024 + i), "10.96.0.1:80", SYN);
+    let mut met = Vec::new();
+    let mut meet = |w: &World, done: &Done, reason: Reason| {
+        assert_eq!(done.verdict, Verdict::Drop(reason));
+        assert_eq!(w.counters.reason(reason).get(), 1);
+        met.push(reason);
+    };
+
+    // Established connections fill the table: the next one is refused. A half-open one makes room.
+    let mut w = World::new(services(), 4);
+    for i in 0..4 {
+        let seen = read(&w.run(CLIENTS, &request(i).frame()).bytes).unwrap();
+        let reply = Spec { src: (seen.tuple.dst_addr(), 8080).into(), dst: request(i).src, flags: SYN_ACK, ..request(i) };
+        w.run(PODS, &reply.frame());
+        w.run(CLIENTS, &Spec { flags: ACK, ..request(i) }.frame());
+    }
+    let done = w.run(CLIENTS, &request(9).frame());
+    meet(&w, &done, Reason::ConntrackFull);
+    assert_eq!((w.live(), w.announced()), (4, 4));
+    w.run(CLIENTS, &Spec { flags: RST, ..request(2) }.frame());
+    assert!(matches!(w.run(CLIENTS, &request(9).frame()).verdict, Verdict::Forward(..)));
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack_evicted(EvictionRank::Over).get()), (4, 4, 1));
+
+    // Another worker has half created the same connection.
+    let mut w = World::new(services(), 4);
+    let key = request(0).tuple();
+    let mut flow = Flow {
+        proto: key.proto,
+        v6: key.v6,
+        announced: false,
+        client: key.src,
+        client_port: key.sport,
+        service: key.dst,
+        service_port: key.dport,
+        backend: [0, 0xc0a8_0101],
+        backend_port: 8080,
+        source: key.src,
+        source_port: key.sport,
+        stats: 1,
+    };
+    let pending = w.with(|ctx| {
+        let (hash, ports) = (ctx.table.hash(&key), std::iter::once(key.sport));
+        ctx.table.reserve(&mut flow, hash, Phase::first(Proto::Tcp, SYN), ctx.now_ms, ports).ok()
+    });
+    let done = w.run(CLIENTS, &request(0).frame());
+    meet(&w, &done, Reason::ConntrackBusy);
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack_busy.get()), (0, 0, 1));
+    w.with(|ctx| ctx.table.abort(pending.expect("room")));
+    assert!(matches!(w.run(CLIENTS, &request(0).frame()).verdict, Verdict::Forward(..)));
+    assert_eq!((w.live(), w.counters.conntrack_busy.get()), (1, 1));
+
+    // Two source ports towards one backend.
+    let mut s = services();
+    s.snat.port_last = s.snat.port_first + 1;
+    add_service(&mut s, "10.96.0.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
+    let mut w = World::new(s, 16);
+    let to7 = |i: u16| Spec { dst: "10.96.0.7:80".parse().unwrap(), ..request(i) };
+    let ports: HashSet<u16> = (0..2).map(|i| read(&w.run(CLIENTS, &to7(i).frame()).bytes).unwrap().tuple.sport).collect();
+    assert_eq!(ports, HashSet::from([61_000, 61_001]));
+    let done = w.run(CLIENTS, &to7(2).frame());
+    meet(&w, &done, Reason::SnatPortsExhausted);
+    assert_eq!(w.live(), 2);
+
+    // Half of two ports for a client.
+    w.services.snat.share_percent = 50;
+    let mut w = World::new(w.services, 64);
+    w.run(CLIENTS, &to7(0).frame());
+    let done = w.run(CLIENTS, &to7(1).frame());
+    meet(&w, &done, Reason::SnatShare);
+    assert_eq!(w.live(), 1);
+
+    // One bucket of sixteen announcements.
+    let mut w = World::new(services(), 64);
+    w.filter_words.truncate(16);
+    for i in 0..16 {
+        w.run(CLIENTS, &request(i).frame());
+    }
+    let done = w.run(CLIENTS, &request(16).frame());
+    meet(&w, &done, Reason::ReplyFilterFull);
+    assert_eq!((w.live(), w.announced()), (16, 16));
+
+    // Two Services lead to one backend; the client uses one port for both. The second connection gets another source port,
+    // but not when it is met in its middle.
+    let mut s = services();
+    for addr in ["10.96.0.6", "10.96.0.7"] {
+        add_service(&mut s, addr, 80, Proto::Tcp, &[backend("192.168.1.1", 80)], false);
+    }
+    let mut w = World::new(s, 16);
+    let both = |addr: &str, flags| Spec { dst: format!("{addr}:80").parse().unwrap(), flags, ..request(0) };
+    let first = read(&w.run(CLIENTS, &both("10.96.0.6", SYN).frame()).bytes).unwrap().tuple;
+    let done = w.run(CLIENTS, &both("10.96.0.7", ACK).frame());
+    meet(&w, &done, Reason::ReplyKeyTaken);
+    let second = read(&w.run(CLIENTS, &both("10.96.0.7", SYN).frame()).bytes).unwrap().tuple;
+    assert_eq!((first.src_addr(), first.sport), (ip("10.0.0.2"), 1024));
+    assert_eq!(second.src_addr(), ip("10.0.0.2"), "only the port changes");
+    assert_ne!(second.sport, first.sport);
+
+    let mut w = world();
+    w.routes.internal = None;
+    let done = w.run(CLIENTS, &spec("tcp", "10.0.0.2:1", "10.0.0.1:22", SYN).frame());
+    meet(&w, &done, Reason::NoInternalPort);
+    met
+}

@@ -1,0 +1,5 @@
+//! The connection table under every interleaving that loom finds (up to a number of preemptions): `make loom`.
+#![cfg(loom)]
+
+mod pipeline;
+mod table;

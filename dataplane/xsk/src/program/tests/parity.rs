@@ -1,0 +1,267 @@
+//! Two parsers of the same headers: the filter's in C (bpf/parse.h) and the core's ([`parse`]). Whatever the core reads, the filter reads
+//! alike: exactly the packet's tuple makes it take the frame, and a tuple that differs in one field does not. Where one of them stops, the other
+//! stops for the same reason, but for the exceptions in [`agree`].
+
+use std::collections::BTreeMap;
+
+use aya::maps::HashMap;
+use nomagic_core::parse::{Packet, Piece, link_header};
+use nomagic_core::reason::Reason;
+use nomagic_core::wire::{ethertype, ipv4, ipv6};
+use nomagic_core_fixtures::{fuzz_input, honest_frames};
+
+use super::*;
+
+/// The kernel runs an XDP program on no shorter frame than an Ethernet header; neither does a NIC.
+const FRAME_MIN: usize = 14;
+
+/// What the filter made of a frame that it has no rule for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Stop {
+    /// It has read a whole packet's addresses and ports.
+    NotOurs,
+    NotIp,
+    /// It has read a fragment, or has met one that it does not read.
+    Fragment,
+    Icmp,
+    OtherProtocol,
+    Unreadable,
+}
+
+/// Whether both have come to the same end. The exceptions are frames that the core drops by name, as malformed: the filter reads no further
+/// than it needs to, and leaves that to the core for frames with a tuple of ours, and to the kernel for all others.
+fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
+    match core {
+        Ok(packet) if packet.fragment_id.is_some() => filter == Stop::Fragment,
+        Ok(_) => filter == Stop::NotOurs,
+        Err(NotPacket::Later(_)) => filter == Stop::Fragment,
+        Err(NotPacket::Kernel(reason)) => match reason {
+            Reason::NotIp => filter == Stop::NotIp,
+            Reason::Icmp => filter == Stop::Icmp,
+            Reason::OtherProtocol | Reason::Ipv6Routing => filter == Stop::OtherProtocol,
+            // A later fragment of a protocol without ports: the filter names the protocol. Either way it is the kernel's.
+            Reason::Fragment => matches!(filter, Stop::Fragment | Stop::Icmp | Stop::OtherProtocol),
+            other => panic!("{other:?} is no reason of the parser's"),
+        },
+        Err(NotPacket::Malformed(reason)) => match reason {
+            Reason::EthernetTruncated => filter == Stop::Unreadable,
+            // The filter takes the third tag's EtherType for the packet's.
+            Reason::VlanTooDeep => filter == Stop::NotIp,
+            // The same number of extension headers.
+            Reason::Ipv6ExtensionChain => filter == Stop::Unreadable,
+            // Lengths in the headers and source addresses are not looked at by the filter.
+            Reason::Ipv4Malformed | Reason::Ipv6Malformed | Reason::Martian => filter != Stop::NotIp,
+            // Ports are all that the filter reads of these.
+            Reason::TcpMalformed | Reason::UdpMalformed | Reason::SctpMalformed => {
+                matches!(filter, Stop::NotOurs | Stop::Fragment | Stop::Unreadable)
+            }
+            other => panic!("{other:?} is no reason of the parser's"),
+        },
+    }
+}
+
+/// The words of `struct fragment`.
+fn fragment_key(src: [u64; 2], dst: [u64; 2], id: u32, proto: Proto) -> [u32; 10] {
+    let halves = |word: u64| [(word >> 32) as u32, word as u32];
+    let [a, b, c, d] = [src[0], src[1], dst[0], dst[1]].map(halves);
+    [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1], id, proto as u32]
+}
+
+/// Tuples that differ from one in a single field.
+fn neighbours(t: &Tuple) -> [Tuple; 7] {
+    let proto = if t.proto == Proto::Tcp { Proto::Udp } else { Proto::Tcp };
+    // The highest bit of an IPv6 address, and a low one that IPv4 has too.
+    let high = if t.v6 { 1 << 63 } else { 0 };
+    [
+        Tuple { src: [t.src[0], t.src[1] ^ 1], ..*t },
+        Tuple { src: [t.src[0] ^ high, t.src[1] ^ 0x80], ..*t },
+        Tuple { dst: [t.dst[0], t.dst[1] ^ 1], ..*t },
+        Tuple { dst: [t.dst[0] ^ high, t.dst[1] ^ 0x80], ..*t },
+        Tuple { sport: t.sport ^ 0x0101, ..*t },
+        Tuple { dport: t.dport ^ 0x0101, ..*t },
+        Tuple { proto, ..*t },
+    ]
+}
+
+/// Both parsers, and what they were seen to agree on.
+struct Parity {
+    bench: Bench,
+    seen: BTreeMap<(String, Stop), u32>,
+}
+
+impl Parity {
+    fn new() -> Parity {
+        Parity { bench: Bench::new(false), seen: BTreeMap::new() }
+    }
+
+    fn fragments(&mut self) -> HashMap<&mut aya::maps::MapData, [u32; 10], u32> {
+        self.bench.ebpf.map_mut("fragments").unwrap().try_into().unwrap()
+    }
+
+    fn action(&mut self, frame: &[u8]) -> u32 {
+        self.bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        self.bench.run(frame)
+    }
+
+    /// Where the filter stops without rules: the counter that the run raised.
+    fn stop(&mut self, frame: &[u8]) -> Stop {
+        let before = self.bench.counters();
+        assert_eq!(self.action(frame), PASS, "there are no rules: {frame:x?}");
+        let after = self.bench.counters();
+        let stops = [
+            (Stop::NotOurs, after.pass_not_ours - before.pass_not_ours),
+            (Stop::NotIp, after.pass_not_ip - before.pass_not_ip),
+            (Stop::Fragment, after.pass_fragment - before.pass_fragment),
+            (Stop::Icmp, after.pass_icmp - before.pass_icmp),
+            (Stop::OtherProtocol, after.pass_other_protocol - before.pass_other_protocol),
+            (Stop::Unreadable, after.pass_unreadable - before.pass_unreadable),
+        ];
+        let [(stop, 1)] = stops.into_iter().filter(|(_, runs)| *runs > 0).collect::<Vec<_>>()[..] else { panic!("{stops:?}: {frame:x?}") };
+        stop
+    }
+
+    fn check(&mut self, frame: &[u8]) {
+        if frame.len() < FRAME_MIN {
+            return;
+        }
+        let mut bytes = frame.to_vec();
+        let len = bytes.len();
+        let core = parse(&Frame::new(&mut bytes, 0, len, PortId(0), 0));
+        let stop = self.stop(frame);
+        assert!(agree(&core, stop), "the core reads {core:?}, the filter {stop:?}: {frame:x?}");
+        let class = match &core {
+            Ok(packet) if packet.fragment_id.is_some() => "first fragment".into(),
+            Ok(packet) => packet.tuple.proto.to_string(),
+            Err(NotPacket::Later(_)) => "later fragment".into(),
+            Err(NotPacket::Kernel(reason) | NotPacket::Malformed(reason)) => format!("{reason:?}"),
+        };
+        *self.seen.entry((class, stop)).or_default() += 1;
+        match core {
+            Ok(packet) => self.check_tuple(frame, &packet),
+            Err(NotPacket::Later(piece)) => self.check_piece(frame, &piece),
+            Err(_) => {}
+        }
+    }
+
+    /// The filter takes the frame for exactly this tuple, and for exactly this Service.
+    fn check_tuple(&mut self, frame: &[u8], packet: &Packet) {
+        let t = &packet.tuple;
+        let service = |t: &Tuple| FilterRules { services: [(t.dst_addr(), t.dport, t.proto)].into(), ..FilterRules::default() };
+        assert!(self.bench.replies.insert(t));
+        assert_eq!(self.action(frame), REDIRECT, "{t} is announced: {frame:x?}");
+        assert!(self.bench.replies.remove(t));
+        self.bench.maps.apply(&service(t)).unwrap();
+        assert_eq!(self.action(frame), REDIRECT, "{t} is to a Service: {frame:x?}");
+        for other in neighbours(t) {
+            assert!(self.bench.replies.insert(&other));
+            self.bench.maps.apply(&FilterRules::default()).unwrap();
+            assert_eq!(self.action(frame), PASS, "{other} is announced, not {t}: {frame:x?}");
+            assert!(self.bench.replies.remove(&other));
+            if (other.dst, other.dport, other.proto) != (t.dst, t.dport, t.proto) {
+                self.bench.maps.apply(&service(&other)).unwrap();
+                assert_eq!(self.action(frame), PASS, "the Service of {other}, not of {t}: {frame:x?}");
+            }
+        }
+        self.bench.maps.apply(&FilterRules::default()).unwrap();
+        if let Some(id) = packet.fragment_id {
+            // What it leaves for the later fragments.
+            self.fragments().remove(&fragment_key(t.src, t.dst, id, t.proto)).expect("under the first fragment's identification");
+        }
+        assert_eq!(self.fragments().keys().count(), 0, "{frame:x?}");
+    }
+
+    /// The filter takes the frame after a first fragment with exactly these addresses, identification and protocol.
+    fn check_piece(&mut self, frame: &[u8], piece: &Piece) {
+        let Piece { tuple: t, id, .. } = piece;
+        let others = neighbours(t).into_iter().filter(|other| (other.sport, other.dport) == (t.sport, t.dport));
+        let keys = others.map(|o| fragment_key(o.src, o.dst, *id, o.proto)).chain([fragment_key(t.src, t.dst, id ^ 1, t.proto)]);
+        for (key, action) in keys.map(|key| (key, PASS)).chain([(fragment_key(t.src, t.dst, *id, t.proto), REDIRECT)]) {
+            self.fragments().insert(key, 1, 0).unwrap();
+            assert_eq!(self.action(frame), action, "{key:x?} for {piece:?}: {frame:x?}");
+            self.fragments().remove(&key).unwrap();
+        }
+    }
+
+    /// Checks that there were frames of these classes, by the core's names.
+    fn met(&self, classes: &[&str]) {
+        let missing: Vec<_> = classes.iter().filter(|class| !self.seen.keys().any(|(core, _)| core == *class)).collect();
+        assert!(missing.is_empty(), "no frames of {missing:?}");
+    }
+
+    /// Prints what was seen.
+    fn report(&self, what: &str) {
+        println!("{what}: {} frames", self.seen.values().sum::<u32>());
+        self.seen.iter().for_each(|((core, filter), frames)| println!("  {core} in the core, {filter:?} in the filter: {frames}"));
+    }
+}
+
+/// Whole frames of all three protocols and both families, in all dresses.
+fn dressed_frames() -> Vec<Vec<u8>> {
+    let ends = [("192.168.0.5:1000", "10.109.35.24:80"), ("[fd00::5]:1000", "[fd00:10::24]:53")];
+    let first = |extensions, fragment| Dress { vlan_tags: 1, extensions, fragment, ..Dress::default() };
+    // More fragments at offset 0, by the flag of each family.
+    let first_fragments = [first(&[], 0x2000), first(&[60, 44], 0x0001), first(&[44, 44], 0x0001)];
+    let dresses = DRESSES.into_iter().chain(first_fragments);
+    let protos = [Proto::Tcp, Proto::Udp, Proto::Sctp];
+    let tuples: Vec<Tuple> = ends.iter().flat_map(|(src, dst)| protos.map(|proto| tuple(proto, src, dst))).collect();
+    dresses.flat_map(|dress| tuples.iter().map(move |t| frame(t, dress))).collect()
+}
+
+#[test]
+fn both_parsers_read_the_fuzzers_corpus_alike() {
+    let mut parity = Parity::new();
+    let inputs = fuzz_input::corpus();
+    inputs.iter().flat_map(|input| fuzz_input::decode(input)).for_each(|(_, frame)| parity.check(&frame));
+    parity.report(&format!("{} inputs of the corpus", inputs.len()));
+    parity.met(&["TCP", "UDP", "later fragment", "NotIp", "Icmp", "OtherProtocol", "Ipv6Routing", "Ipv6Malformed"]);
+}
+
+/// A frame's first bytes; the IP header says that this is all.
+fn cut(frame: &[u8], len: usize) -> Vec<u8> {
+    let mut frame = frame[..len].to_vec();
+    let (field, left) = match link_header(&frame) {
+        Ok((ethertype::IPV4, l3)) => (ipv4::field::TOTAL_LEN.after(l3), len - l3),
+        Ok((ethertype::IPV6, l3)) => (ipv6::field::PAYLOAD_LEN.after(l3), len.saturating_sub(l3 + ipv6::HEADER_LEN)),
+        _ => return frame,
+    };
+    if field.get(&frame).is_some() {
+        field.write(&mut frame, (left as u16).to_be_bytes());
+    }
+    frame
+}
+
+#[test]
+fn both_parsers_read_frames_cut_short_alike() {
+    let mut parity = Parity::new();
+    for frame in honest_frames().into_iter().chain(dressed_frames()) {
+        for len in FRAME_MIN..=frame.len() {
+            parity.check(&frame[..len]);
+            parity.check(&cut(&frame, len));
+        }
+    }
+    parity.report("cut short");
+    parity.met(&["EthernetTruncated", "Ipv4Malformed", "Ipv6Malformed", "TcpMalformed", "UdpMalformed", "SctpMalformed"]);
+}
+
+#[test]
+fn both_parsers_read_frames_with_a_changed_byte_alike() {
+    let mut parity = Parity::new();
+    let mut random = 7;
+    for frame in honest_frames().into_iter().chain(dressed_frames()) {
+        for at in 12..frame.len().min(120) {
+            for bit in 0..8 {
+                let mut frame = frame.clone();
+                frame[at] ^= 1 << bit;
+                // Every fourth frame has two.
+                if splitmix64(&mut random).is_multiple_of(4) {
+                    let other = splitmix64(&mut random) as usize % (frame.len() - 12);
+                    frame[12 + other] = splitmix64(&mut random) as u8;
+                }
+                parity.check(&frame);
+            }
+        }
+    }
+    parity.report("a changed byte");
+    parity.met(&["TCP", "UDP", "SCTP", "first fragment", "later fragment", "NotIp", "Icmp", "OtherProtocol", "Fragment"]);
+    parity.met(&["VlanTooDeep", "Ipv6Routing", "Ipv6ExtensionChain", "Martian", "TcpMalformed", "UdpMalformed", "SctpMalformed"]);
+}

@@ -1,0 +1,355 @@
+//! The edge on real interfaces: veth pairs between network namespaces, real sockets at the ends. Needs root.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::common::*;
+use nomagic_core::capture::FilterRules;
+use nomagic_core::frame::PortId;
+use nomagic_core::reason::Reason;
+use nomagic_core::routes::Routes;
+use nomagic_core::tuple::Proto;
+use nomagic_xsk::{Edge, EdgeConfig, EdgeError, Idle, Link, OnFailure};
+
+const SOON: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_service_is_carried_both_ways_and_every_frame_is_accounted_for() {
+    let scene = Scene::new();
+    scene.echo();
+    for idle in [Idle::Sleep { after_us: 100 }, Idle::Spin] {
+        let mut config = scene.config();
+        config.idle = idle;
+        config.cpus = vec![0];
+        let edge = scene.start(config, true);
+        let (base, before) = seen_and_received(&scene, &edge);
+        scene.serve(&edge);
+        for service in [SERVICE, SERVICE6] {
+            assert!((0..20).all(|_| scene.ask(service, 80, SOON)), "UDP to {service}");
+            scene.transfer(service, 3_000_000);
+        }
+        let status = settled(&edge);
+        let worker = &status.workers[0];
+        assert!(worker.forwarded.packets > 4_000 && worker.kernel.packets == 0, "{worker:?}");
+        assert_eq!(worker.copied.packets, 0, "from port to port without a copy");
+        assert_eq!(status.flows_live, 42);
+        assert!(status.ports[..2].iter().all(|p| p.info.native && p.xdp.taken > 1_000));
+        let (seen, received) = seen_and_received(&scene, &edge);
+        assert_eq!(seen - base, received - before, "the program's counters are the interface's");
+        edge.stop(true).unwrap();
+        assert!(scene.gateway.link("gc").xdp.is_none());
+    }
+}
+
+/// Frames that the program on gc has seen, and those that the interface has received, at a moment when neither changed.
+fn seen_and_received(scene: &Scene, edge: &Edge) -> (u64, u64) {
+    let seen = || edge.status().unwrap().ports[0].xdp.received();
+    loop {
+        let (first, received, second) = (seen(), scene.gateway.packets("gc").0, seen());
+        if first == second {
+            return (first, received);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ours_never_notices_and_what_was_taken_wrongly_goes_back() {
+    let scene = Scene::new();
+    scene.echo();
+    let edge = scene.start(scene.config(), true);
+    let socket = scene.gateway.run(|| UdpSocket::bind("10.1.0.1:7777").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..n], from);
+        }
+    });
+    assert!((0..10).all(|_| scene.ask(GATEWAY, 7777, SOON)), "the gateway's own address");
+    assert!(scene.ask(POD, 8080, SOON), "routed by the kernel");
+    assert_eq!(settled(&edge).workers[0].received.packets, 0);
+    // Now the filter takes it although the service table does not know it: up, and back through nm1 into nm0.
+    let mut rules = FilterRules::default();
+    rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
+    edge.filter().apply(&rules).unwrap();
+    let nm0 = scene.gateway.packets("nm0").0;
+    let back = (0..10).all(|_| scene.ask(GATEWAY, 7777, SOON));
+    assert!(back, "through the internal port: {:?}", edge.status());
+    let worker = &settled(&edge).workers[0];
+    assert_eq!((worker.received.packets, worker.kernel.packets, worker.copied.packets), (10, 10, 10));
+    assert_eq!(worker.reasons, [(Reason::NotOurs, 10)]);
+    assert!(scene.gateway.packets("nm0").0 - nm0 >= 10);
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn frames_wait_for_their_neighbour_within_limits() {
+    let scene = Scene::new();
+    scene.echo();
+    let mut config = scene.config();
+    config.hold_frames_max = 8;
+    let edge = scene.start(config, false);
+    scene.serve(&edge);
+    assert!(!scene.ask(SERVICE, 80, SHORT), "nobody knows the pod");
+    let wanted = edge.wanted().recv_timeout(SOON).unwrap();
+    assert_eq!((wanted.port, wanted.addr), (PortId(1), ip(POD)));
+    assert_eq!(settled(&edge).workers[0].held_now, 1);
+    // The neighbour answers while a frame waits: its sender notices a delay, no loss.
+    let client = scene.client.spawn(|| {
+        let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.send_to(b"wait for it", (SERVICE, 80)).unwrap();
+        socket.recv_from(&mut [0; 64]).is_ok()
+    });
+    std::thread::sleep(SHORT);
+    edge.publish_routes(Arc::new(scene.routes(&edge, 2, true)));
+    assert!(client.join().unwrap());
+    assert_eq!(settled(&edge).workers[0].held_now, 0);
+    // It goes away again: eight frames wait, the others are dropped by name, and after a second so are the eight.
+    edge.publish_routes(Arc::new(scene.routes(&edge, 3, false)));
+    assert!(edge.wait_applied(SOON));
+    scene.client.run(|| {
+        let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+        for _ in 0..20 {
+            socket.send_to(b"x", (SERVICE, 80)).unwrap();
+        }
+    });
+    std::thread::sleep(SHORT);
+    let worker = &settled(&edge).workers[0];
+    assert_eq!((worker.held_now, worker.reasons.iter().find(|r| r.0 == Reason::HoldFull)), (8, Some(&(Reason::HoldFull, 12))));
+    let gone = until("held frames time out", SOON, || settled(&edge).workers[0].held_now == 0);
+    assert!(gone < Duration::from_millis(1_900), "{gone:?}");
+    assert!(settled(&edge).workers[0].reasons.contains(&(Reason::NeighbourTimeout, 8)));
+    assert!(edge.wanted().len() < 10, "questions are few");
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
+    let scene = Scene::new();
+    scene.echo();
+    let edge = scene.start(scene.config(), true);
+    scene.serve(&edge);
+    assert!(scene.ask(SERVICE, 80, SOON));
+    let (old, taken) = (scene.gateway.link("gc").xdp.unwrap(), settled(&edge).ports[0].xdp.taken);
+    // A kernel proxy of sorts, to see when frames reach the kernel: the Service's address on the gateway itself.
+    scene.gateway.ip(&format!("addr add {SERVICE}/32 dev lo"));
+    let socket = scene.gateway.run(|| UdpSocket::bind((SERVICE, 80)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let sender = scene.client.spawn(|| {
+        let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+        for _ in 0..150 {
+            let _ = socket.send_to(b"hello?", (SERVICE, 80));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let stopped = Instant::now();
+    edge.stop(false).unwrap();
+    assert_eq!(scene.gateway.link("gc").xdp, Some(old), "the program stays");
+    socket.recv_from(&mut [0; 64]).expect("frames are passed in the end");
+    let passed = stopped.elapsed();
+    assert!(
+        passed > Duration::from_millis(1_800) && passed < Duration::from_millis(3_000),
+        "dropped for the grace period, then passed: {passed:?}"
+    );
+    sender.join().unwrap();
+    drop(socket);
+    // A new process: other pins' owner, same links. The filter's rules are still there.
+    let edge = scene.start(scene.config(), true);
+    let new = scene.gateway.link("gc").xdp.unwrap();
+    assert!(new.native && new.program_id != old.program_id, "the program was replaced");
+    assert_eq!(edge.filter().rules().services.len(), 4);
+    scene.serve(&edge);
+    assert!(scene.ask(SERVICE, 80, SOON) && scene.ask(SERVICE6, 80, SOON));
+    let xdp = settled(&edge).ports[0].xdp;
+    assert!(xdp.taken > taken, "counters go on");
+    assert!(xdp.dropped_no_socket > 10 && xdp.dropped_stale > 50 && xdp.failed_open > 10, "{xdp:?}");
+    edge.stop(false).unwrap();
+    assert!(nomagic_xsk::cleanup(&scene.state).unwrap());
+    assert!(scene.gateway.link("gc").xdp.is_none() && scene.gateway.link("nm1").xdp.is_none());
+    assert!(!nomagic_xsk::cleanup(&scene.state).unwrap(), "nothing is left");
+}
+
+#[test]
+fn refusals_name_their_cause() {
+    let scene = Scene::new();
+    let try_start = |config: EdgeConfig| {
+        let start = move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop);
+        scene.gateway.run(start)
+    };
+    let mut config = scene.config();
+    config.interfaces.push("gx".into());
+    assert!(matches!(try_start(config), Err(EdgeError::NoInterface { interface }) if interface == "gx"));
+    let mut config = scene.config();
+    config.cpus = vec![1023];
+    assert!(matches!(try_start(config), Err(EdgeError::Cpu { cpu: 1023, .. })));
+    assert!(scene.gateway.link("gc").xdp.is_none(), "nothing was attached");
+
+    let edge = scene.start(scene.config(), true);
+    let mut config = scene.config();
+    config.state_dir.push("other");
+    let other = config.state_dir.clone();
+    let error = try_start(config).unwrap_err();
+    let id = scene.gateway.link("gc").xdp.unwrap().program_id;
+    assert!(matches!(&error, EdgeError::XdpBusy { program, .. } if *program == format!("id {id}, name nomagic_filter")), "{error}");
+    assert!(error.to_string().contains("ip link show dev gc"), "{error}");
+    assert!(!other.exists(), "nothing was left behind");
+    // The queues of a living process are its own.
+    let error = try_start(scene.config()).unwrap_err();
+    assert!(matches!(&error, EdgeError::Bind { queue: 0, .. }) && error.to_string().contains("another process"), "{error}");
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn without_privileges_the_missing_capabilities_are_named() {
+    let scene = Scene::new();
+    let config = scene.config();
+    let error = scene.gateway.run(move || {
+        drop_capabilities();
+        Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop).unwrap_err()
+    });
+    assert!(matches!(error, EdgeError::Privileges { .. }), "{error}");
+    assert!(error.to_string().contains("CAP_NET_ADMIN") && error.to_string().contains("CAP_BPF"), "{error}");
+}
+
+/// For the calling thread alone.
+fn drop_capabilities() {
+    // struct __user_cap_header_struct { version 3, this thread } and two empty struct __user_cap_data_struct.
+    let (header, data) = ([0x2008_0522u32, 0], [0u32; 6]);
+    // SAFETY: both structures are valid for what version 3 reads.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }, 0);
+}
+
+#[test]
+fn pins_of_another_layout_are_refused_and_another_filter_size_is_not() {
+    let scene = Scene::new();
+    scene.echo();
+    scene.start(scene.config(), true).stop(false).unwrap();
+    let mut config = scene.config();
+    config.reply_buckets *= 2;
+    let edge = scene.start(config, true);
+    scene.serve(&edge);
+    assert!(scene.ask(SERVICE, 80, SOON), "replies are announced in the new filter");
+    assert_eq!(edge.status().unwrap().replies_capacity, 2048 * 16);
+    edge.stop(false).unwrap();
+    let map = aya::maps::Map::Array(aya::maps::MapData::from_pin(scene.state.join("bpf/settings")).unwrap());
+    let mut settings = aya::maps::Array::<_, [u8; 24]>::try_from(map).unwrap();
+    let mut value = settings.get(&0, 0).unwrap();
+    value[0] = 99;
+    settings.set(0, value, 0).unwrap();
+    let config = scene.config();
+    let error = scene.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop).unwrap_err());
+    assert!(matches!(error, EdgeError::Layout { .. }) && error.to_string().contains("`nomagic cleanup`"), "{error}");
+}
+
+#[test]
+fn a_flood_through_small_rings_loses_frames_by_name_only() {
+    let scene = Scene::new();
+    scene.echo();
+    let mut config = scene.config();
+    config.ring_size = 64;
+    config.hold_frames_max = 16;
+    let edge = scene.start(config, true);
+    scene.serve(&edge);
+    let frames: u32 = settled(&edge).frames.iter().map(|f| f.total).sum();
+    let flood = || {
+        let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+        // Errors are the sender's own full queue.
+        (0..20_000).filter(|_| socket.send_to(&[7; 30], (SERVICE, 80)).is_ok()).count()
+    };
+    until("many times the pool's frames", Duration::from_secs(60), || {
+        let senders = [scene.client.spawn(flood), scene.client.spawn(flood)];
+        senders.into_iter().for_each(|s| assert!(s.join().unwrap() > 0));
+        edge.status().unwrap().workers[0].received.packets > 10 * u64::from(frames)
+    });
+    let status = settled(&edge);
+    let worker = &status.workers[0];
+    let taken: u64 = status.ports.iter().map(|p| p.xdp.taken).sum();
+    let lost: u64 = status.ports.iter().flat_map(|p| &p.sockets).map(|s| s.rx_dropped + s.rx_ring_full).sum();
+    assert_eq!(taken, worker.received.packets + lost, "what the filter took was received or lost by name");
+    println!("frames: {:?}", worker.frames);
+    assert!(scene.ask(SERVICE, 80, SOON), "and it still works");
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn all_queues_are_bound_and_frames_cross_to_ports_with_fewer() {
+    let scene = Scene::new();
+    scene.gateway.ip("link delete gc");
+    let queues = "numrxqueues 4 numtxqueues 4";
+    scene.gateway.ip(&format!("link add gc {queues} type veth peer name c0 netns {} {queues}", scene.client.name()));
+    for (ns, name, addr) in [(&scene.gateway, "gc", "10.1.0.1/24"), (&scene.client, "c0", "10.1.0.2/24")] {
+        ns.ip(&format!("addr add {addr} dev {name}"));
+        ns.ip(&format!("link set {name} up"));
+    }
+    scene.client.ip("route add default via 10.1.0.1");
+    scene.echo();
+    let edge = scene.start(scene.config(), true);
+    assert_eq!(edge.ports().iter().map(|p| p.queues).collect::<Vec<_>>(), [4, 1, 1]);
+    scene.serve(&edge);
+    assert!((0..40).all(|_| scene.ask(SERVICE, 80, SOON)));
+    scene.transfer(SERVICE, 300_000);
+    settled(&edge);
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn where_the_driver_takes_no_program_generic_xdp_does() {
+    let scene = Scene::new();
+    scene.echo();
+    scene.gateway.ip("link set gc mtu 9000");
+    scene.client.ip("link set c0 mtu 9000");
+    let edge = scene.start(scene.config(), true);
+    assert_eq!(edge.ports().iter().map(|p| p.native).collect::<Vec<_>>(), [false, true, true]);
+    scene.serve(&edge);
+    assert!((0..10).all(|_| scene.ask(SERVICE, 80, SOON)));
+    assert!(settled(&edge).ports[0].xdp.taken >= 10);
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn an_interface_that_goes_down_or_away_is_counted_and_survived() {
+    let scene = Scene::new();
+    scene.echo();
+    let edge = scene.start(scene.config(), true);
+    scene.serve(&edge);
+    assert!(scene.ask(SERVICE, 80, SOON));
+    scene.gateway.ip("link set gp down");
+    assert!(!scene.ask(SERVICE, 80, SHORT));
+    assert!(!scene.ask(SERVICE, 80, SHORT));
+    let worker = settled(&edge).workers[0].clone();
+    assert!(worker.transmit.down > 0 && worker.reasons.iter().any(|r| r.0 == Reason::PortDown), "{worker:?}");
+    scene.gateway.ip("link set gp up");
+    until("the port comes back by itself", Duration::from_secs(5), || scene.ask(SERVICE, 80, SHORT));
+    // Gone for good.
+    scene.gateway.ip("link delete gp");
+    assert!(!scene.ask(SERVICE, 80, SHORT));
+    let before = settled(&edge).workers[0].clone();
+    std::thread::sleep(Duration::from_secs(1));
+    let after = settled(&edge).workers[0].clone();
+    assert!(after.alive && after.heartbeat_age_ns < 500_000_000);
+    assert!(after.rounds - before.rounds < 1_000, "does not spin: {} rounds", after.rounds - before.rounds);
+    edge.stop(true).unwrap();
+}
+
+#[test]
+fn an_interface_that_was_made_again_gets_a_new_link() {
+    let scene = Scene::new();
+    let edge = scene.start(scene.config(), true);
+    edge.stop(false).unwrap();
+    scene.gateway.ip("link delete gp");
+    scene.gateway.ip(&format!("link add gp type veth peer name p0 netns {}", scene.pod.name()));
+    scene.gateway.ip("link set gp up");
+    scene.pod.ip("link set p0 up");
+    let mut config = scene.config();
+    // gc is no longer configured: it is given back to the kernel.
+    config.interfaces = vec!["gp".into()];
+    config.internal = None;
+    config.on_failure = OnFailure::Drop;
+    let edge = scene.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).unwrap());
+    let xdp = |name: &'static str| scene.gateway.run(move || Link::query(name).unwrap().xdp);
+    assert!(xdp("gp").is_some() && xdp("gc").is_none() && xdp("nm1").is_none());
+    edge.stop(true).unwrap();
+    assert!(xdp("gp").is_none());
+}
