@@ -1,7 +1,7 @@
 //! The XDP program itself, run by the kernel on crafted frames (BPF_PROG_TEST_RUN) and compared with the core's reading of them.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -12,12 +12,14 @@ use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::{Frame, PortId};
 use nomagic_core::parse::{NotPacket, parse};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
+use nomagic_sys::memory;
+use nomagic_sys::time::monotonic_ns;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::config::{EdgeConfig, OnFailure};
 use crate::filter::{FilterMaps, FilterRules};
 use crate::program::{self, Constants};
 use crate::status::XdpCounters;
-use crate::{memory, sys};
 
 const DROP: u32 = 1;
 const PASS: u32 = 2;
@@ -59,13 +61,9 @@ impl Bench {
         };
         let words = memory::bpf_words32(fd(&ebpf, "replies").as_fd(), buckets as usize * BUCKET_SLOTS).unwrap();
         let heartbeats = memory::bpf_words64(fd(&ebpf, "heartbeats").as_fd(), 64).unwrap();
-        heartbeats[0].store(sys::monotonic_ns(), Relaxed);
-        // SAFETY: creates a new descriptor.
-        let raw = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        assert!(raw >= 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: the descriptor was created above and belongs to nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        program::connect_queue(&mut ebpf, 0, socket.as_raw_fd(), 0).unwrap();
+        heartbeats[0].store(monotonic_ns(), Relaxed);
+        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
+        program::connect_queue(&mut ebpf, 0, socket.as_fd(), 0).unwrap();
         let maps = FilterMaps::open(&mut ebpf).unwrap();
         let replies = ReplyFilter::new(words, SEED).unwrap();
         Bench { ebpf, maps, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }
@@ -223,7 +221,7 @@ fn the_filter_takes_what_the_rules_and_the_core_say() {
     let (mut taken, mut passed) = (0, 0);
     for t in &tuples {
         for dress in DRESSES {
-            bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+            bench.heartbeat.store(monotonic_ns(), Relaxed);
             let mut bytes = frame(t, dress);
             let action = bench.run(&bytes);
             let len = bytes.len();
@@ -256,7 +254,7 @@ fn later_fragments_follow_a_first_one_that_was_taken() {
     for (client, service, [first, middle, last]) in cases {
         let (ours, other) = (tuple(Proto::Tcp, client, service), tuple(Proto::Tcp, service, client));
         let mut run = |t: &Tuple, dress: Dress| {
-            bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+            bench.heartbeat.store(monotonic_ns(), Relaxed);
             bench.run(&frame(t, dress))
         };
         assert_eq!(run(&ours, middle), PASS, "before its first one");
@@ -280,7 +278,7 @@ fn spoilt_frames_are_passed_or_agree_with_the_core() {
     let mut state = 42;
     let mut kernels = 0;
     for i in 0..4_000 {
-        bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        bench.heartbeat.store(monotonic_ns(), Relaxed);
         let mut bytes = seeds[i % seeds.len()].clone();
         for _ in 0..splitmix64(&mut state) % 4 {
             let at = splitmix64(&mut state) as usize % bytes.len();
@@ -313,7 +311,7 @@ fn heartbeats_decide() {
     let bytes = frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.109.35.24:80"), Dress::default());
     let other = frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.9.35.24:80"), Dress::default());
     let aged = |bench: &mut Bench, age: Duration| {
-        bench.heartbeat.store(sys::monotonic_ns() - age.as_nanos() as u64, Relaxed);
+        bench.heartbeat.store(monotonic_ns() - age.as_nanos() as u64, Relaxed);
         assert_eq!(bench.run(&other), PASS, "what is not ours never notices");
         bench.run(&bytes)
     };
@@ -353,7 +351,7 @@ fn the_internal_port_gives_back_what_nobody_takes() {
     let to = |src: &str, dst: &str| frame(&tuple(Proto::Tcp, src, dst), Dress::default());
     let service = to("192.168.0.5:1000", "10.109.35.24:80");
     let aged = |bench: &mut Bench, age_ms: u64, bytes: &[u8]| {
-        bench.heartbeat.store(sys::monotonic_ns() - age_ms * 1_000_000, Relaxed);
+        bench.heartbeat.store(monotonic_ns() - age_ms * 1_000_000, Relaxed);
         bench.run(bytes)
     };
     assert_eq!(
@@ -418,7 +416,7 @@ fn point_3_a_million_announced_replies() {
         let i = next(FLOWS);
         let ours = reply(i);
         // The worker is alive, however long this takes.
-        bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        bench.heartbeat.store(monotonic_ns(), Relaxed);
         assert_eq!(bench.run(&frame(&ours, Dress::default())), REDIRECT, "a reply of ours is missed: {ours:?}");
         // The node's own connections and those between pods: the same addresses and ports, crossed; other ports; other protocols.
         let foreign = match i % 4 {
