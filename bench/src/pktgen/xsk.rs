@@ -2,10 +2,11 @@
 #![allow(unsafe_code)]
 
 use anyhow::{Context, Result, anyhow};
-use nomagic_xsk::{close_on_exec, kick_tx, set_tx_budget};
+use nomagic_sys::fds::close_on_exec;
+use nomagic_sys::xdp_socket::{kick_tx, set_tx_budget};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
@@ -72,9 +73,9 @@ impl Xsk {
             Ok((tx, rx, Some((fill, comp)))) => {
                 let xsk = Xsk { umem, tx, rx, fill, comp, free, kick_due: false };
                 // A child that has the socket too keeps the queue busy for as long as it lives.
-                close_on_exec(xsk.fd()).context("AF_XDP socket")?;
+                close_on_exec(xsk.socket()).context("AF_XDP socket")?;
                 // Older kernels send 32 frames a call: `kick` calls again.
-                let _ = set_tx_budget(xsk.fd(), RING);
+                let _ = set_tx_budget(xsk.socket(), RING);
                 Ok(Ok(xsk))
             }
             Ok((_, _, None)) => Err(anyhow!("a fresh UMEM got no rings of its own")),
@@ -88,6 +89,11 @@ impl Xsk {
     /// The socket, for the map that leads a queue's frames to it.
     pub fn fd(&self) -> RawFd {
         self.tx.fd().as_raw_fd()
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring keeps its socket open. xsk-rs gives the number only.
+        unsafe { BorrowedFd::borrow_raw(self.fd()) }
     }
 
     /// Sends up to `wanted` frames, at most [`BATCH`]: `write` fills a buffer and returns the frame's length, or 0 for none. Returns how
@@ -137,7 +143,7 @@ impl Xsk {
             if !self.kick_due || !self.tx.needs_wakeup() {
                 break;
             }
-            match kick_tx(self.fd()).map_err(|e| (e.raw_os_error(), e)) {
+            match kick_tx(self.socket()).map_err(|e| (e.raw_os_error(), e)) {
                 Ok(()) => self.kick_due = false,
                 Err((Some(libc::EAGAIN), _)) => {
                     self.complete();

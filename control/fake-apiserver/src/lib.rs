@@ -3,6 +3,7 @@
 //!
 //! It runs on a thread of its own and is steered through its handle. What it lacks: admission, validation (but of Events), other kinds, protobuf. It does
 //! not make up creation times: what is put is what is served.
+#![forbid(unsafe_code)]
 
 mod answer;
 mod events;

@@ -5,6 +5,7 @@
 //! curl '127.0.0.1:8001/api/v1/services?watch=true'
 //! curl -X DELETE 127.0.0.1:8001/api/v1/namespaces/default/services/nginx
 //! ```
+#![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

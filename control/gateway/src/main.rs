@@ -1,4 +1,5 @@
 //! `nomagic`: see `nomagic --help`.
+#![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {
     nomagic::cli::main()

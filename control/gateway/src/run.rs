@@ -142,7 +142,7 @@ impl Gateway {
         let routes = mirror.routes(1, &ports, &BTreeSet::new(), Some(internal));
         let edge = Edge::start(edge_config(&config, &names), tables.services(), Arc::new(routes))?;
         // Everything that takes more than this is done; threads started from here on inherit what is left.
-        if let Err(e) = nomagic_xsk::keep_what_is_needed() {
+        if let Err(e) = nomagic_sys::capabilities::keep_what_is_needed() {
             tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
         }
         let wanted = forward_wanted(&edge)?;

@@ -109,7 +109,7 @@ pub fn start(target: Target) -> Result<Feed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for the watch")?;
     let feed = Feed::new(receiver, target.server.to_string(), target.objects_max);
     let work = move || {
-        if let Err(e) = nomagic_xsk::keep_what_is_needed() {
+        if let Err(e) = nomagic_sys::capabilities::keep_what_is_needed() {
             tracing::warn!("capabilities that the watch does not need could not be given up: {e}");
         }
         runtime.block_on(async {

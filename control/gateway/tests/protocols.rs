@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::mem::MaybeUninit;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -72,12 +72,12 @@ fn raw(ns: &Netns, own: IpAddr) -> Socket {
 
 /// The next packet, without its IPv4 header, and its sender.
 fn receive(socket: &Socket, v6: bool) -> (Vec<u8>, IpAddr) {
-    let mut buffer = [MaybeUninit::new(0u8); 2048];
-    let (n, from) = socket.recv_from(&mut buffer).expect("a packet within the time");
-    // SAFETY: every byte of the buffer was initialised above.
-    let bytes: Vec<u8> = buffer[..n].iter().map(|b| unsafe { b.assume_init() }).collect();
-    let header = if v6 { 0 } else { usize::from(bytes[0] & 15) * 4 };
-    (bytes[header..].to_vec(), from.as_socket().expect("an IP address").ip())
+    let from = socket.peek_sender().expect("a packet within the time");
+    let mut packet = [0; 2048];
+    let mut reader = socket;
+    let n = reader.read(&mut packet).expect("the same packet");
+    let header = if v6 { 0 } else { usize::from(packet[0] & 15) * 4 };
+    (packet[header..n].to_vec(), from.as_socket().expect("an IP address").ip())
 }
 
 #[test]

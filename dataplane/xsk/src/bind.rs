@@ -2,21 +2,23 @@
 //!
 //! The kernel gives a UMEM one mode, zero-copy or copy, for all its sockets. So ports form groups: interfaces that offer zero-copy,
 //! those that do not, and the internal port. Within a group frames go from port to port without a copy.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nomagic_core::frame::{BATCH_MAX, OUTPUT_MAX, PortId};
+use nomagic_sys::fds::close_on_exec;
+use nomagic_sys::xdp_socket::set_tx_budget;
+use rustix::io::Errno;
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
 use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
 
 use crate::config::{EdgeConfig, QUEUES_MAX};
 use crate::error::{EdgeError, os_error};
-use crate::queue::Queue;
-use crate::sys;
+use crate::queue::{Queue, socket_of};
 use crate::umem::{FrameSizes, Frames, Place, PoolId};
 
 /// How long a queue may stay busy: a socket that was just closed lets go of it within 100 ms.
@@ -107,7 +109,7 @@ pub fn bind_ports(config: &EdgeConfig, outside: &[Member], inside: &[Member]) ->
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EPROTONOSUPPORT))
+    matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::INVAL | Errno::PROTONOSUPPORT))
 }
 
 /// Frames for each worker: a full fill ring and a full tx ring for each queue that it may own, as many on their way to other workers
@@ -139,7 +141,7 @@ impl Group {
             let (tx, rx, fill, comp) = bind_socket(&self.frames, interface, queue, self.ring_size, mode)?;
             let pool = usize::from(self.frames.id());
             let bound = Queue::new(port, queue, pool, place(port, queue), self.ring_size, (tx, rx), (fill, comp));
-            if let Err(e) = sys::set_tx_budget(bound.fd(), self.ring_size) {
+            if let Err(e) = set_tx_budget(bound.fd(), self.ring_size) {
                 tracing::debug!(interface, queue, "the kernel sends 32 frames a call: {e}");
             }
             Ok(bound)
@@ -164,18 +166,18 @@ fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mode: BindFla
         let error = match unsafe { Socket::new(config, frames.umem(), &interface, queue) } {
             Ok((tx, rx, Some((fill, comp)))) => {
                 // libxdp leaves that out.
-                sys::close_on_exec(tx.fd().as_raw_fd()).map_err(|e| EdgeError::io(format!("socket on {name}"), e))?;
+                close_on_exec(socket_of(&tx)).map_err(|e| EdgeError::io(format!("socket on {name}"), e))?;
                 return Ok((tx, rx, fill, comp));
             }
-            Ok((_, _, None)) => io::Error::from_raw_os_error(libc::EBUSY),
-            Err(e) => io::Error::from_raw_os_error(os_error(&e).unwrap_or(libc::EIO)),
+            Ok((_, _, None)) => Errno::BUSY,
+            Err(e) => os_error(&e).unwrap_or(Errno::IO),
         };
-        match error.raw_os_error() {
-            Some(libc::EBUSY) if Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
-            Some(libc::EPERM | libc::EACCES) => {
+        match error {
+            Errno::BUSY if Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
+            Errno::PERM | Errno::ACCESS => {
                 return Err(EdgeError::Privileges { what: format!("binding an AF_XDP socket to {name}") });
             }
-            _ => return Err(EdgeError::Bind { interface: name.into(), queue, source: error }),
+            _ => return Err(EdgeError::Bind { interface: name.into(), queue, source: error.into() }),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The edge as control sees it: start, publish, ask, stop.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +12,9 @@ use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::Routes;
 use nomagic_core::rss::Rss;
 use nomagic_core::services::Services;
+use nomagic_sys::process::raise_memory_lock;
+use nomagic_sys::time::monotonic_ns;
+use nomagic_sys::xdp_socket::statistics;
 
 use crate::bind::{Group, Member, bind_ports};
 use crate::config::EdgeConfig;
@@ -28,8 +30,7 @@ use crate::published::Published;
 use crate::redirect::Redirects;
 use crate::region::Table;
 use crate::setup::{Handle, Readers, reply_seed, share_memory, start_workers};
-use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, XdpCounters};
-use crate::sys;
+use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, XdpCounters, XskStatistics};
 use crate::topology::Topology;
 
 /// The running dataplane.
@@ -68,7 +69,7 @@ impl Edge {
         let member =
             |(i, link): (usize, &Link)| Ok(Member { port: PortId(i as u16), name: link.name.clone(), queues: rx_queues(&link.name)? });
         let members = links.iter().enumerate().map(member).collect::<Result<Vec<_>, EdgeError>>()?;
-        let locked_bytes = sys::raise_memory_lock();
+        let locked_bytes = raise_memory_lock();
         tracing::debug!(locked_bytes, "limit of locked memory");
 
         let pins = Pins::open(&config.state_dir)?;
@@ -245,7 +246,7 @@ impl Edge {
     }
 
     fn heartbeat_age_ns(&self, worker: usize) -> u64 {
-        sys::monotonic_ns().saturating_sub(self.heartbeats[worker].load(Relaxed))
+        monotonic_ns().saturating_sub(self.heartbeats[worker].load(Relaxed))
     }
 
     pub(crate) fn wake(&self) {
@@ -299,7 +300,7 @@ impl Edge {
         let frames = (0..self.groups.len()).map(sum).collect();
         let mut ports = Vec::new();
         for (info, binding) in self.ports.iter().zip(&self.bindings) {
-            let sockets = binding.sockets.iter().map(|s| sys::xdp_statistics(s.as_fd()).unwrap_or_default().into()).collect();
+            let sockets = binding.sockets.iter().map(|s| statistics(s).map(XskStatistics::from).unwrap_or_default()).collect();
             ports.push(PortStatus { info: info.clone(), xdp: XdpCounters::read(&binding.stats)?, sockets });
         }
         Ok(EdgeStatus {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 /// The capabilities that the edge needs when it does not run as root.
 const CAPABILITIES: &str =
     "root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK (and CAP_SYS_ADMIN to mount a bpffs)";
@@ -154,9 +156,9 @@ pub enum EdgeError {
 }
 
 fn bind_hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EBUSY) => "; another process has a socket on this queue: stop it first",
-        Some(libc::ENETDOWN) => "; the interface is down: `ip link set up` it",
+    match Errno::from_io_error(error) {
+        Some(Errno::BUSY) => "; another process has a socket on this queue: stop it first",
+        Some(Errno::NETDOWN) => "; the interface is down: `ip link set up` it",
         _ => "",
     }
 }
@@ -164,8 +166,8 @@ fn bind_hint(error: &io::Error) -> &'static str {
 impl EdgeError {
     /// An operating system error, with missing privileges told apart.
     pub(crate) fn io(what: impl Into<String>, source: io::Error) -> EdgeError {
-        match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: what.into() },
+        match Errno::from_io_error(&source) {
+            Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: what.into() },
             _ => EdgeError::Io { what: what.into(), source },
         }
     }
@@ -173,7 +175,7 @@ impl EdgeError {
     /// A BPF map's error, with missing privileges told apart.
     pub(crate) fn map(map: &str, error: &(dyn std::error::Error + 'static)) -> EdgeError {
         match os_error(error) {
-            Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: format!("BPF map {map}") },
+            Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("BPF map {map}") },
             _ => EdgeError::Map { map: map.into(), detail: chain(error) },
         }
     }
@@ -192,21 +194,21 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// The operating system's error number somewhere in the chain of causes.
-pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut cause = Some(error);
     while let Some(e) = cause {
         if let Some(io) = e.downcast_ref::<io::Error>() {
-            return io.raw_os_error();
+            return Errno::from_io_error(io);
         }
         // Transparent wrappers hide themselves from `source`.
         if let Some(call) = e.downcast_ref::<aya::sys::SyscallError>() {
-            return call.io_error.raw_os_error();
+            return Errno::from_io_error(&call.io_error);
         }
         if let Some(aya::programs::ProgramError::SyscallError(call)) = e.downcast_ref::<aya::programs::ProgramError>() {
-            return call.io_error.raw_os_error();
+            return Errno::from_io_error(&call.io_error);
         }
         if let Some(aya::maps::MapError::SyscallError(call)) = e.downcast_ref::<aya::maps::MapError>() {
-            return call.io_error.raw_os_error();
+            return Errno::from_io_error(&call.io_error);
         }
         cause = e.source();
     }

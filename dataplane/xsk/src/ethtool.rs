@@ -1,15 +1,20 @@
 //! What an interface's driver tells by ethtool's ioctl: its queues, and how it spreads what it receives over them.
 //!
-//! Layouts and numbers are those of linux/ethtool.h. Tested against answers made by hand, and on veth and loopback, which tell nothing of
-//! receive side scaling; no NIC that does was at hand.
+//! By hand: the `ethtool` crate (0.3) asks by netlink and knows channels, but neither the hash key nor the indirection table. Layouts and
+//! numbers are those of linux/ethtool.h. Tested against answers made by hand, and on veth and loopback, which tell nothing of receive side
+//! scaling; no NIC that does was at hand.
+#![allow(unsafe_code)]
 
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nomagic_core::rss::{ENTRIES_MAX, Kinds, Rss};
+use nomagic_core::rss::{ENTRIES_MAX, Kinds, Rss, Unpredictable};
 use nomagic_core::tuple::Proto;
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, ioctl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+/// The ioctl that carries all commands, linux/sockios.h.
+const SIOCETHTOOL: Opcode = 0x8946;
 /// Commands: channels, fields of a flow's hash, receive side scaling.
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GRXFH: u32 = 0x29;
@@ -41,100 +46,135 @@ const FLOW_TYPES: [(u32, Proto, bool); 6] = [
     (7, Proto::Sctp, true),
 ];
 
+/// Why a port's receive side scaling is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RssError {
+    /// The port has no queues now.
+    #[error("the port is not bound")]
+    NotBound,
+    /// The driver does not offer the question.
+    #[error("the driver does not tell")]
+    NotTold,
+    /// The question failed.
+    #[error("asking the driver failed: {0}")]
+    Asking(Errno),
+    /// The answer is shorter than it says.
+    #[error("the driver's answer is cut short")]
+    CutShort,
+    /// One of the two is missing.
+    #[error("the driver has no indirection table or no hash key")]
+    NoTable,
+    /// More than is expected of any NIC.
+    #[error("the driver has {entries} entries and {key_bytes} bytes of key: at most {ENTRIES_MAX} and {KEY_BYTES_MAX} are expected")]
+    TooLarge {
+        /// Entries of the indirection table.
+        entries: u32,
+        /// Bytes of the hash key.
+        key_bytes: u32,
+    },
+    /// These bits of `ETH_RSS_HASH`.
+    #[error("the hash function is not Toeplitz (bits {0:#x} of ETH_RSS_HASH)")]
+    NotToeplitz(u8),
+    /// These bits of `RXH_XFRM`.
+    #[error("addresses and ports are made symmetric before they are hashed (bits {0:#x} of RXH_XFRM)")]
+    Symmetric(u8),
+    /// The settings are known, and do not tell the worker of a packet.
+    #[error("{0}")]
+    Unpredictable(Unpredictable),
+}
+
+impl From<Errno> for RssError {
+    fn from(error: Errno) -> RssError {
+        if error == Errno::OPNOTSUPP { RssError::NotTold } else { RssError::Asking(error) }
+    }
+}
+
+/// `struct ifreq` as SIOCETHTOOL reads it: the name ends with a zero.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    words: *mut u32,
+    rest: [u64; 2],
+}
+
+/// Words that a command's structure has, with what follows it.
+fn words_needed(question: &[u32]) -> Option<usize> {
+    match *question {
+        [ETHTOOL_GCHANNELS, ..] => Some(CHANNELS_WORDS),
+        [ETHTOOL_GRXFH, ..] => Some(RXNFC_WORDS),
+        [ETHTOOL_GRSSH, _, entries, key_bytes, ..] => Some(RXFH_WORDS + entries as usize + key_bytes.div_ceil(4) as usize),
+        // `struct ethtool_value`.
+        [ETHTOOL_STXCSUM | ETHTOOL_SGRO, ..] => Some(2),
+        _ => None,
+    }
+}
+
 /// Asks the driver of an interface. The answer takes the place of the question, whose first word is the command.
-///
-/// # Safety
-/// `words` must have room for the command's structure, with as many entries behind it as the question says.
-unsafe fn ask(interface: &str, words: &mut [u32]) -> io::Result<()> {
-    // SAFETY: all-zero is a valid ifreq.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    if interface.len() >= request.ifr_name.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
+fn ask(interface: &str, words: &mut [u32]) -> Result<(), Errno> {
+    let mut request = Request { name: [0; 16], words: words.as_mut_ptr(), rest: [0; 2] };
+    if interface.len() >= request.name.len() || words_needed(words).is_none_or(|needed| words.len() < needed) {
+        return Err(Errno::INVAL);
     }
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
-    // SAFETY: creates a new descriptor; no memory is involved.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was created above and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: the request names a terminated interface name and points to memory that lives across the call; the caller sees to its size.
-    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    request.name[..interface.len()].copy_from_slice(interface.as_bytes());
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: the request is a `struct ifreq` with a terminated name, and points to words that live across the call and are as many as the command
+    // reads and writes. rustix leaves every ioctl that it does not know to its caller.
+    unsafe { ioctl(&socket, Updater::<SIOCETHTOOL, Request>::new(&mut request)) }
 }
 
 /// Receive queues of an interface. Drivers that do not tell have one.
 pub fn rx_queues(interface: &str) -> io::Result<u32> {
     let mut channels = [0; CHANNELS_WORDS];
     channels[0] = ETHTOOL_GCHANNELS;
-    // SAFETY: the structure has this many words and no entries.
-    match unsafe { ask(interface, &mut channels) } {
+    match ask(interface, &mut channels) {
         Ok(()) => Ok(channels[CHANNELS_RX].saturating_add(channels[CHANNELS_COMBINED]).max(1)),
-        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
-        Err(e) => Err(e),
+        Err(Errno::OPNOTSUPP) => Ok(1),
+        Err(e) => Err(e.into()),
     }
 }
 
 /// Makes a veth's end send whole checksums and take frames that an XDP program sends back to it (for which it must receive by NAPI, as it
 /// does with generic receive offload).
 pub fn prepare_kernel_side(interface: &str) -> io::Result<()> {
-    // `struct ethtool_value`.
     for mut value in [[ETHTOOL_STXCSUM, 0], [ETHTOOL_SGRO, 1]] {
-        // SAFETY: the structure has these two words and no entries.
-        unsafe { ask(interface, &mut value) }?;
+        ask(interface, &mut value)?;
     }
     Ok(())
 }
 
 /// How a port spreads what it receives over the owners of its queues; or why that cannot be told.
-pub fn rss(interface: &str, owners: &[u16]) -> Result<Rss, String> {
+pub fn rss(interface: &str, owners: &[u16]) -> Result<Rss, RssError> {
     // Asked without room for entries and key the kernel tells their numbers only.
     let (entries, key_bytes) = sizes(&ask_rss(interface, 0, 0)?)?;
     let settings = Settings::parse(&ask_rss(interface, entries, key_bytes)?)?;
     let hashes_ports = |flow_type: u32| {
         let mut flow = [0; RXNFC_WORDS];
         flow[..2].copy_from_slice(&[ETHTOOL_GRXFH, flow_type]);
-        // SAFETY: the structure is smaller than this, and asks for no entries.
-        unsafe { ask(interface, &mut flow) }.is_ok_and(|()| is_of_ports(&flow))
+        ask(interface, &mut flow).is_ok_and(|()| is_of_ports(&flow))
     };
     let kinds = FLOW_TYPES.iter().filter(|(flow_type, ..)| hashes_ports(*flow_type));
     let kinds = kinds.fold(Kinds::default(), |kinds, (_, proto, v6)| kinds.with(*proto, *v6));
-    Rss::new(&settings.key, &settings.queues, owners, kinds).map_err(|e| e.to_string())
+    Rss::new(&settings.key, &settings.queues, owners, kinds).map_err(RssError::Unpredictable)
 }
 
 /// The driver's `struct ethtool_rxfh` with this many entries and bytes of key behind it.
-fn ask_rss(interface: &str, entries: usize, key_bytes: usize) -> Result<Vec<u32>, String> {
+fn ask_rss(interface: &str, entries: usize, key_bytes: usize) -> Result<Vec<u32>, RssError> {
     let mut words = vec![0; RXFH_WORDS + entries + key_bytes.div_ceil(4)];
     (words[0], words[2], words[3]) = (ETHTOOL_GRSSH, entries as u32, key_bytes as u32);
-    // SAFETY: behind the structure there is room for as much as the question says.
-    unsafe { ask(interface, &mut words) }.map_err(reason)?;
+    ask(interface, &mut words)?;
     Ok(words)
 }
 
-fn reason(error: io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => "the driver does not tell".into(),
-        _ => format!("asking the driver failed: {error}"),
-    }
-}
-
 /// Entries of the indirection table and bytes of the key, within limits.
-fn sizes(answer: &[u32]) -> Result<(usize, usize), String> {
-    let [_, _, entries, key_bytes, ..] = *answer else { return Err("the driver's answer is cut short".into()) };
-    let (entries, key_bytes) = (entries as usize, key_bytes as usize);
+fn sizes(answer: &[u32]) -> Result<(usize, usize), RssError> {
+    let [_, _, entries, key_bytes, ..] = *answer else { return Err(RssError::CutShort) };
     if entries == 0 || key_bytes == 0 {
-        return Err("the driver has no indirection table or no hash key".into());
+        return Err(RssError::NoTable);
     }
-    if entries > ENTRIES_MAX || key_bytes > KEY_BYTES_MAX {
-        return Err(format!(
-            "the driver has {entries} entries and {key_bytes} bytes of key: at most {ENTRIES_MAX} and {KEY_BYTES_MAX} are expected"
-        ));
+    if entries as usize > ENTRIES_MAX || key_bytes as usize > KEY_BYTES_MAX {
+        return Err(RssError::TooLarge { entries, key_bytes });
     }
-    Ok((entries, key_bytes))
+    Ok((entries as usize, key_bytes as usize))
 }
 
 /// Whether addresses and ports are hashed for a kind of flow, and nothing else.
@@ -155,20 +195,19 @@ struct Settings {
 
 impl Settings {
     /// Reads a `struct ethtool_rxfh` with what follows it.
-    fn parse(answer: &[u32]) -> Result<Settings, String> {
+    fn parse(answer: &[u32]) -> Result<Settings, RssError> {
         let (entries, key_bytes) = sizes(answer)?;
-        let short = || "the driver's answer is cut short".to_string();
-        let [function, transform, ..] = answer.get(4).ok_or_else(short)?.to_ne_bytes();
+        let [function, transform, ..] = answer.get(4).ok_or(RssError::CutShort)?.to_ne_bytes();
         if function != HASH_TOEPLITZ {
-            return Err(format!("the hash function is not Toeplitz (bits {function:#x} of ETH_RSS_HASH)"));
+            return Err(RssError::NotToeplitz(function));
         }
         if transform != 0 {
-            return Err(format!("addresses and ports are made symmetric before they are hashed (bits {transform:#x} of RXH_XFRM)"));
+            return Err(RssError::Symmetric(transform));
         }
-        let queues = answer.get(RXFH_WORDS..RXFH_WORDS + entries).ok_or_else(short)?.to_vec();
+        let queues = answer.get(RXFH_WORDS..RXFH_WORDS + entries).ok_or(RssError::CutShort)?.to_vec();
         let mut key: Vec<u8> = answer[RXFH_WORDS + entries..].iter().flat_map(|word| word.to_ne_bytes()).collect();
         if key.len() < key_bytes {
-            return Err(short());
+            return Err(RssError::CutShort);
         }
         key.truncate(key_bytes);
         Ok(Settings { queues, key })
@@ -201,22 +240,23 @@ mod tests {
     fn other_hashes_and_hostile_answers_are_refused_by_name() {
         let refused = |words: &[u32]| Settings::parse(words).unwrap_err();
         for function in [0, 2, 4, 3, 0xff] {
-            assert!(refused(&answer(128, 40, function, 0)).contains("not Toeplitz"));
+            assert_eq!(refused(&answer(128, 40, function, 0)), RssError::NotToeplitz(function));
         }
         for transform in [1, 2, 0xff] {
-            assert!(refused(&answer(128, 40, 1, transform)).contains("symmetric"));
+            assert_eq!(refused(&answer(128, 40, 1, transform)), RssError::Symmetric(transform));
         }
-        assert!(refused(&answer(0, 40, 1, 0)).contains("no indirection table"));
-        assert!(refused(&answer(128, 0, 1, 0)).contains("no hash key"));
+        assert_eq!(refused(&answer(0, 40, 1, 0)), RssError::NoTable);
+        assert_eq!(refused(&answer(128, 0, 1, 0)), RssError::NoTable);
         let most = answer(ENTRIES_MAX as u32, KEY_BYTES_MAX as u32, 1, 0);
         assert!(Settings::parse(&most).is_ok());
         for (place, value) in [(2, ENTRIES_MAX as u32 + 1), (2, u32::MAX), (3, KEY_BYTES_MAX as u32 + 1), (3, u32::MAX)] {
             let mut words = most.clone();
             words[place] = value;
-            assert!(refused(&words).contains("at most"), "word {place}: {value}");
+            assert_eq!(refused(&words), RssError::TooLarge { entries: words[2], key_bytes: words[3] });
+            assert!(refused(&words).to_string().contains(&format!("{value}")) && refused(&words).to_string().contains("at most"));
         }
         let whole = answer(128, 40, 1, 0);
-        assert!((0..whole.len()).all(|len| refused(&whole[..len]).contains("cut short")));
+        assert!((0..whole.len()).all(|len| refused(&whole[..len]) == RssError::CutShort));
     }
 
     #[test]
@@ -237,11 +277,28 @@ mod tests {
 
     #[test]
     fn who_does_not_tell_is_no_error() {
-        assert_eq!(rss("lo", &[0, 1]).unwrap_err(), "the driver does not tell");
-        assert!(rss("no-such-if", &[0]).unwrap_err().contains("failed"));
-        assert!(rss("an-interface-name-that-is-too-long", &[0]).unwrap_err().contains("failed"));
+        assert_eq!(rss("lo", &[0, 1]), Err(RssError::NotTold));
+        assert_eq!(rss("no-such-if", &[0]), Err(RssError::Asking(Errno::NODEV)));
+        assert_eq!(rss("an-interface-name-that-is-too-long", &[0]), Err(RssError::Asking(Errno::INVAL)));
         assert_eq!(rx_queues("lo").unwrap(), 1);
         assert!(rx_queues("no-such-if").is_err());
         assert!(rx_queues("an-interface-name-that-is-too-long").is_err());
+    }
+
+    #[test]
+    fn a_question_without_room_for_its_answer_is_not_asked() {
+        for question in [&[][..], &[ETHTOOL_GCHANNELS; 8], &[ETHTOOL_GRXFH; 63], &[ETHTOOL_SGRO], &[ETHTOOL_GRSSH, 0, 3], &[0x1; 99]] {
+            assert_eq!(ask("lo", &mut question.to_vec()), Err(Errno::INVAL), "{question:?}");
+        }
+        for (entries, key_bytes, room) in [(0, 0, 6), (3, 0, 9), (3, 5, 11), (u32::MAX, u32::MAX, 4096)] {
+            let question = |len: usize| {
+                let mut words = vec![0; len];
+                (words[0], words[2], words[3]) = (ETHTOOL_GRSSH, entries, key_bytes);
+                words
+            };
+            assert_eq!(ask("lo", &mut question(room - 1)), Err(Errno::INVAL));
+            let answered = if entries == u32::MAX { Errno::INVAL } else { Errno::OPNOTSUPP };
+            assert_eq!(ask("lo", &mut question(room)), Err(answered));
+        }
     }
 }

@@ -7,8 +7,9 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::tuple::{Prefix, Proto, addr_words, words_addr};
+use rustix::io::Errno;
 
-use crate::error::EdgeError;
+use crate::error::{EdgeError, os_error};
 use crate::program::take_map;
 
 /// Services at the most; the maps of bpf/filter.c have these sizes.
@@ -146,7 +147,7 @@ fn failed(map: &'static str) -> impl Fn(MapError) -> EdgeError {
 /// A rule that is gone already is what was wanted.
 fn gone(result: Result<(), MapError>, map: &'static str) -> Result<(), EdgeError> {
     match result {
-        Err(e) if crate::error::os_error(&e) != Some(libc::ENOENT) => Err(EdgeError::map(map, &e)),
+        Err(e) if os_error(&e) != Some(Errno::NOENT) => Err(EdgeError::map(map, &e)),
         _ => Ok(()),
     }
 }

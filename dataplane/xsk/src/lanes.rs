@@ -109,6 +109,8 @@ impl Peer {
 mod tests {
     use super::*;
     use crate::pool::tests::pool;
+    use nomagic_sys::fds::{PollFd, PollFlags, poll};
+    use std::time::Duration;
 
     fn pair(frames_max: usize) -> (Peer, Peer, &'static AtomicU64) {
         let lanes = mesh(2, frames_max, 8);
@@ -154,8 +156,8 @@ mod tests {
     #[test]
     fn a_sleeping_worker_is_woken_once() {
         let (mut pool, (mut there, _here, _)) = (pool(0, 8), pair(4));
-        let mut fds = [libc::pollfd { fd: there.shared.waker.fd(), events: libc::POLLIN, revents: 0 }];
-        let mut woken = || crate::sys::poll(&mut fds, 0).unwrap() > 0;
+        let shared = there.shared.clone();
+        let woken = || poll(&mut [PollFd::new(&shared.waker, PollFlags::IN)], Duration::ZERO).unwrap() > 0;
         there.shared.fall_asleep();
         there.wake();
         assert!(!woken(), "nothing waits for it");

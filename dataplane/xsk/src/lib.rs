@@ -4,8 +4,8 @@
 //! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
 //! it all together: it is what the control plane starts, publishes tables to, and stops.
 //!
-//! `unsafe` is confined to `sys` (system calls), `ethtool` (one ioctl), `link` (one netlink exchange), `memory` (mappings), `umem` (frames' bytes), `queue`
-//! (rings), `bind` (socket creation) and `privileges` (capabilities).
+//! `unsafe` is confined to `umem` (frames' bytes), `queue` (rings), `bind` (socket creation) and `ethtool` (one ioctl); system calls are in
+//! `nomagic_sys`.
 
 mod bind;
 mod config;
@@ -17,12 +17,9 @@ mod hold;
 mod io;
 mod lanes;
 mod link;
-pub mod memory;
-mod mounts;
 mod pins;
 mod pool;
 mod ports;
-mod privileges;
 mod program;
 mod published;
 mod queue;
@@ -31,7 +28,6 @@ pub mod region;
 mod setup;
 mod shared;
 mod status;
-mod sys;
 mod topology;
 mod umem;
 mod worker;
@@ -41,18 +37,18 @@ pub use config::{
 };
 pub use edge::Edge;
 pub use error::EdgeError;
-pub use ethtool::prepare_kernel_side;
+pub use ethtool::{RssError, prepare_kernel_side};
 pub use filter::{ADDRESSES_MAX, FilterMaps, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
+pub use nomagic_sys::memory;
+pub use nomagic_sys::time::monotonic_ns;
 pub use pins::cleanup;
 pub use pool::FrameAccount;
-pub use privileges::{keep_nothing, keep_what_is_needed};
 pub use published::{Published, Reader};
 pub use status::{
     Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,
 };
-pub use sys::{close_on_exec, kick_tx, leave_cpus, monotonic_ns, set_tx_budget};
 
 const _: () = {
     const fn shared_between_threads<T: Send + Sync>() {}

@@ -1,23 +1,20 @@
 //! What the kernel says about an interface: one netlink question, one answer.
 
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::io::Errno;
 
 use crate::error::EdgeError;
 
-/// Nested attributes of `IFLA_XDP` (linux/if_link.h).
-const IFLA_XDP_ATTACHED: u16 = 2;
-const IFLA_XDP_PROG_ID: u16 = 4;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-const IFLA_XDP_SKB_PROG_ID: u16 = 6;
-/// Values of `IFLA_XDP_ATTACHED`.
-const XDP_ATTACHED_DRV: u8 = 1;
-const XDP_ATTACHED_HW: u8 = 3;
-/// The low bits of an attribute's type; the others are flags.
-const NLA_TYPE_MASK: u16 = 0x3fff;
 /// Room for the answer; interfaces with many statistics and virtual functions need a few kilobytes.
 const ANSWER_MAX: usize = 65_536;
+
+/// Bytes of a name at the most (`IFNAMSIZ` with the zero at its end).
+const NAME_MAX: usize = 15;
 
 /// An interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,117 +46,69 @@ impl Link {
     /// Asks for an interface of the calling thread's network namespace.
     pub fn query(name: &str) -> Result<Link, EdgeError> {
         match ask(name) {
-            Ok(answer) => {
-                parse(&answer).ok_or_else(|| EdgeError::io(format!("netlink answer about {name}"), io::ErrorKind::InvalidData.into()))
-            }
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Err(EdgeError::NoInterface { interface: name.into() }),
+            Ok(answer) => Ok(Link::read(answer)),
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::NODEV) => Err(EdgeError::NoInterface { interface: name.into() }),
             Err(e) => Err(EdgeError::io(format!("asking netlink about {name}"), e)),
         }
     }
-}
 
-/// Sends RTM_GETLINK and returns the payload of RTM_NEWLINK.
-fn ask(name: &str) -> io::Result<Vec<u8>> {
-    // SAFETY: creates a new descriptor.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was created above and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let request = request(name);
-    // SAFETY: the buffer is valid for its length.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut answer = vec![0u8; ANSWER_MAX];
-    // SAFETY: the buffer is valid for its length. The kernel answers while send() runs, so this does not wait.
-    let got = unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
-    if got < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    answer.truncate(got as usize);
-    let kind = u16_at(&answer, 4).ok_or(io::ErrorKind::InvalidData)?;
-    if kind == libc::NLMSG_ERROR as u16 {
-        let code = i32_at(&answer, 16).ok_or(io::ErrorKind::InvalidData)?;
-        return Err(io::Error::from_raw_os_error(-code));
-    }
-    answer.drain(..16);
-    Ok(answer)
-}
-
-/// nlmsghdr, ifinfomsg, IFLA_IFNAME.
-fn request(name: &str) -> Vec<u8> {
-    let attribute_len = 4 + name.len() + 1;
-    let len = 16 + mem::size_of::<libc::ifinfomsg>() + attribute_len.next_multiple_of(4);
-    let mut message = Vec::with_capacity(len);
-    message.extend_from_slice(&(len as u32).to_ne_bytes());
-    message.extend_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
-    message.extend_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[0; mem::size_of::<libc::ifinfomsg>()]);
-    message.extend_from_slice(&(attribute_len as u16).to_ne_bytes());
-    message.extend_from_slice(&libc::IFLA_IFNAME.to_ne_bytes());
-    message.extend_from_slice(name.as_bytes());
-    message.resize(len, 0);
-    message
-}
-
-/// ifinfomsg and its attributes.
-fn parse(payload: &[u8]) -> Option<Link> {
-    let header_len = mem::size_of::<libc::ifinfomsg>();
-    let mut link = Link {
-        name: String::new(),
-        ifindex: u32::try_from(i32_at(payload, 4)?).ok()?,
-        mac: [0; 6],
-        mtu: 0,
-        up: i32_at(payload, 8)? & libc::IFF_UP != 0,
-        xdp: None,
-    };
-    for (kind, value) in attributes(payload.get(header_len..)?) {
-        match kind {
-            libc::IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
-            libc::IFLA_ADDRESS => link.mac = value.first_chunk().copied().unwrap_or_default(),
-            libc::IFLA_MTU => link.mtu = u32::from_ne_bytes(*value.first_chunk()?),
-            libc::IFLA_XDP => link.xdp = parse_xdp(value),
-            _ => {}
+    fn read(message: LinkMessage) -> Link {
+        let up = message.header.flags.contains(LinkFlags::Up);
+        let mut link = Link { name: String::new(), ifindex: message.header.index, mac: [0; 6], mtu: 0, up, xdp: None };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(mac) => link.mac = mac.first_chunk().copied().unwrap_or_default(),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Xdp(xdp) => link.xdp = Attached::read(&xdp),
+                _ => {}
+            }
         }
+        link
     }
-    Some(link)
 }
 
-fn parse_xdp(nested: &[u8]) -> Option<Attached> {
-    let (mut mode, mut program_id) = (0, 0);
-    for (kind, value) in attributes(nested) {
-        match kind {
-            IFLA_XDP_ATTACHED => mode = *value.first()?,
-            // One of them, or with programs in several modes the driver's.
-            IFLA_XDP_PROG_ID | IFLA_XDP_DRV_PROG_ID => program_id = u32::from_ne_bytes(*value.first_chunk()?),
-            IFLA_XDP_SKB_PROG_ID if program_id == 0 => program_id = u32::from_ne_bytes(*value.first_chunk()?),
-            _ => {}
+impl Attached {
+    fn read(attributes: &[LinkXdp]) -> Option<Attached> {
+        let mode = attributes.iter().find_map(|a| if let LinkXdp::Attached(mode) = a { Some(*mode) } else { None })?;
+        let (mut driver_or_only, mut generic) = (0, 0);
+        for attribute in attributes {
+            match attribute {
+                LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) => driver_or_only = *id,
+                LinkXdp::SkbProgId(id) => generic = *id,
+                _ => {}
+            }
         }
+        // With programs in several modes the driver's.
+        let program_id = if driver_or_only != 0 { driver_or_only } else { generic };
+        let native = matches!(mode, XdpAttached::Driver | XdpAttached::Hardware);
+        (mode != XdpAttached::None).then_some(Attached { program_id, native })
     }
-    (mode != 0).then_some(Attached { program_id, native: mode == XDP_ATTACHED_DRV || mode == XDP_ATTACHED_HW })
 }
 
-/// Type-length-value triples, 4-byte aligned; stops at the first that contradicts the buffer.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((kind, value))
-    })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|b| u16::from_ne_bytes(*b))
-}
-
-fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
-    bytes.get(at..)?.first_chunk().map(|b| i32::from_ne_bytes(*b))
+/// Sends RTM_GETLINK and returns what comes back.
+fn ask(name: &str) -> io::Result<LinkMessage> {
+    if name.len() > NAME_MAX {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    let mut question = LinkMessage::default();
+    question.attributes.push(LinkAttribute::IfName(name.into()));
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(question)));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+    let mut answer = Vec::with_capacity(ANSWER_MAX);
+    // The kernel answers while the question is being sent, so this does not wait.
+    socket.recv(&mut answer, 0)?;
+    match NetlinkMessage::deserialize(&answer).map_err(io::Error::other)?.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+        NetlinkPayload::Error(e) if e.code.is_some() => Err(e.to_io()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// Name and id of a loaded program, as far as they can be found out.
@@ -184,13 +133,25 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused_without_reading_beyond_it() {
-        for len in 0..64 {
-            let _ = parse(&vec![0xff; len]);
-            let _ = attributes(&vec![0x04; len]).count();
+    fn the_drivers_program_is_named_before_the_generic_one() {
+        use XdpAttached::{Driver, Hardware, Multiple, None as Nothing, SocketBuffer};
+        let read = |mode, ids: &[LinkXdp]| {
+            let attributes: Vec<LinkXdp> = [LinkXdp::Attached(mode)].into_iter().chain(ids.iter().cloned()).collect();
+            Attached::read(&attributes).map(|xdp| (xdp.program_id, xdp.native))
+        };
+        assert_eq!(Attached::read(&[]), None);
+        assert_eq!(read(Nothing, &[]), None);
+        assert_eq!(read(Driver, &[LinkXdp::ProgId(7), LinkXdp::DrvProgId(7)]), Some((7, true)));
+        assert_eq!(read(Hardware, &[LinkXdp::ProgId(7), LinkXdp::HwProgId(7)]), Some((7, true)));
+        assert_eq!(read(SocketBuffer, &[LinkXdp::ProgId(8), LinkXdp::SkbProgId(8)]), Some((8, false)));
+        assert_eq!(read(Multiple, &[LinkXdp::SkbProgId(8), LinkXdp::DrvProgId(7)]), Some((7, false)));
+        assert_eq!(read(Multiple, &[LinkXdp::SkbProgId(8), LinkXdp::HwProgId(9)]), Some((8, false)));
+    }
+
+    #[test]
+    fn names_that_are_no_interface_are_errors() {
+        for name in ["", "a-name-that-is-too-long-for-linux", "a\0b", &"x".repeat(70_000)] {
+            assert!(Link::query(name).is_err(), "{name}");
         }
-        assert_eq!(parse(&[0; 15]), None);
-        assert_eq!(parse_xdp(&[5, 0, 2, 0, 1]), Some(Attached { program_id: 0, native: true }));
-        assert_eq!(parse_xdp(&[5, 0, 2, 0, 0]), None);
     }
 }

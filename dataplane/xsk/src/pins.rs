@@ -7,8 +7,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nomagic_sys::bpf::detach_pinned_link;
+use nomagic_sys::mount::{is_bpffs, mount_bpffs, unmount};
+use rustix::io::Errno;
+
 use crate::error::EdgeError;
-use crate::{mounts, sys};
 
 /// The pinned link of an interface.
 const LINK: &str = "link";
@@ -24,9 +27,9 @@ impl Pins {
     pub fn open(state_dir: &Path) -> Result<Pins, EdgeError> {
         let root = state_dir.join("bpf");
         fs::create_dir_all(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
-        let mounted = sys::is_bpffs(&root).map_err(|e| EdgeError::io(format!("looking at {}", root.display()), e))?;
+        let mounted = is_bpffs(&root).map_err(|e| EdgeError::io(format!("looking at {}", root.display()), e))?;
         if !mounted {
-            mounts::mount_bpffs(&root).map_err(|source| mount_error(&root, source))?;
+            mount_bpffs(&root).map_err(|source| mount_error(&root, source))?;
         }
         let pins = Pins { root };
         pins.create(&pins.root.join("if"))?;
@@ -37,7 +40,7 @@ impl Pins {
     /// The pins that exist already, if any.
     pub fn existing(state_dir: &Path) -> Option<Pins> {
         let root = state_dir.join("bpf");
-        sys::is_bpffs(&root).unwrap_or(false).then_some(Pins { root })
+        is_bpffs(&root).unwrap_or(false).then_some(Pins { root })
     }
 
     /// Where a map shared by all interfaces is pinned.
@@ -132,15 +135,15 @@ impl Pins {
 pub fn cleanup(state_dir: &Path) -> Result<bool, EdgeError> {
     let Some(pins) = Pins::existing(state_dir) else { return Ok(false) };
     pins.remove_all()?;
-    mounts::unmount(&pins.root).map_err(|e| EdgeError::io(format!("unmounting {}", pins.root.display()), e))?;
+    unmount(&pins.root).map_err(|e| EdgeError::io(format!("unmounting {}", pins.root.display()), e))?;
     // Only if empty: whatever else lies there is not ours.
     let _ = fs::remove_dir(&pins.root);
     Ok(true)
 }
 
 fn mount_error(path: &Path, source: io::Error) -> EdgeError {
-    match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: format!("mounting a bpffs on {}", path.display()) },
+    match Errno::from_io_error(&source) {
+        Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("mounting a bpffs on {}", path.display()) },
         _ => EdgeError::Bpffs { path: path.into(), source },
     }
 }
@@ -164,7 +167,7 @@ fn names(directory: &Path) -> Vec<String> {
 
 /// Detaches a pinned link's program and removes the pin. A link that is not there is no error.
 fn detach(link: &Path) -> Result<(), EdgeError> {
-    match sys::detach_pinned_link(link) {
+    match detach_pinned_link(link) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("detaching {}", link.display()), e)),
         _ => remove(link),
     }

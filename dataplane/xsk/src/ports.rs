@@ -12,17 +12,17 @@ use aya::Ebpf;
 use aya::maps::{MapData, MapError, PerCpuArray};
 use crossbeam::channel::bounded;
 use nomagic_core::frame::PortId;
+use nomagic_sys::time::monotonic_ns;
 
 use crate::bind::{Group, place};
 use crate::edge::Edge;
 use crate::error::EdgeError;
-use crate::ethtool;
+use crate::ethtool::{self, RssError};
 use crate::link::{Link, describe_program};
 use crate::program::{self, Constants};
 use crate::queue::Queue;
 use crate::shared::Command;
 use crate::status::{Condition, PortInfo};
-use crate::sys;
 use crate::topology::{PortPlan, Topology, spread};
 
 /// How long a worker may take to answer: it looks once a round.
@@ -31,8 +31,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 const RETRY_NS: u64 = 1_000_000_000;
 /// Nanoseconds between looks at a NIC's receive side scaling: `ethtool -X` and `-N` tell nobody.
 const RSS_LOOK_NS: u64 = 5_000_000_000;
-/// Why nothing is known of a port's receive side scaling.
-const NOT_BOUND: &str = "the port is not bound";
 
 /// What a port is made of, beside what it tells about itself.
 pub(crate) struct Binding {
@@ -75,7 +73,7 @@ pub(crate) fn port_info(port: PortId, link: &Link) -> PortInfo {
         owners: Vec::new(),
         condition: Condition::Missing,
         rebinds: 0,
-        rss: Err(NOT_BOUND.into()),
+        rss: Err(RssError::NotBound),
     }
 }
 
@@ -87,7 +85,7 @@ impl Edge {
         for port in 0..self.ports.len() {
             let before = self.ports[port].clone();
             let condition = self.tend_port(port).unwrap_or_else(|e| {
-                self.bindings[port].retry_ns = sys::monotonic_ns() + RETRY_NS;
+                self.bindings[port].retry_ns = monotonic_ns() + RETRY_NS;
                 Condition::Failed { error: e.to_string() }
             });
             if condition != before.condition {
@@ -113,7 +111,7 @@ impl Edge {
             link => link?,
         };
         let same = link.ifindex == info.ifindex && info.queues > 0;
-        if !same && sys::monotonic_ns() < self.bindings[port].retry_ns {
+        if !same && monotonic_ns() < self.bindings[port].retry_ns {
             return Ok(info.condition.clone());
         }
         if !same {
@@ -154,7 +152,7 @@ impl Edge {
     /// Looks how the NIC spreads what it receives: at once when the queues are others, else every few seconds.
     fn follow_rss(&mut self, port: usize) {
         let (info, binding) = (&mut self.ports[port], &mut self.bindings[port]);
-        let now_ns = sys::monotonic_ns();
+        let now_ns = monotonic_ns();
         if now_ns < binding.rss_due_ns {
             return;
         }
@@ -207,7 +205,7 @@ impl Edge {
         for queue in queues {
             let owner = plan[queue.index as usize];
             program::connect_queue(&mut binding.ebpf, queue.index, queue.fd(), u32::from(owner))?;
-            binding.sockets.push(sys::duplicate(queue.fd()).map_err(|e| EdgeError::io("duplicating a socket", e))?);
+            binding.sockets.push(queue.fd().try_clone_to_owned().map_err(|e| EdgeError::io("duplicating a socket", e))?);
             info.owners.push(owner);
             parcels[usize::from(owner)].push(queue);
         }
@@ -229,7 +227,7 @@ impl Edge {
         let id = PortId(port as u16);
         let info = &mut self.ports[port];
         let (count, mut owners) = (std::mem::take(&mut info.queues), std::mem::take(&mut info.owners));
-        info.rss = Err(NOT_BOUND.into());
+        info.rss = Err(RssError::NotBound);
         if count == 0 {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! The XDP program: loading, pinning, attaching, replacing.
 
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use aya::maps::{Array, MapData, MapInfo, XskMap};
@@ -9,6 +10,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nomagic_core::tuple::addr_words;
+use rustix::io::Errno;
 
 use crate::config::{EdgeConfig, OnFailure};
 use crate::error::{EdgeError, chain, os_error};
@@ -77,7 +79,7 @@ pub(crate) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, EdgeError> {
 
 fn load_error(interface: &str, error: &EbpfError) -> EdgeError {
     match os_error(error) {
-        Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: format!("loading the XDP program for {interface}") },
+        Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("loading the XDP program for {interface}") },
         _ => EdgeError::Program { interface: interface.into(), detail: chain(error) },
     }
 }
@@ -127,7 +129,7 @@ pub(crate) fn set_owner(ebpf: &mut Ebpf, queue: u32, worker: u32) -> Result<(), 
 }
 
 /// Leads a queue to its socket and names the worker that owns it.
-pub(crate) fn connect_queue(ebpf: &mut Ebpf, queue: u32, socket: std::os::fd::RawFd, worker: u32) -> Result<(), EdgeError> {
+pub(crate) fn connect_queue(ebpf: &mut Ebpf, queue: u32, socket: BorrowedFd<'_>, worker: u32) -> Result<(), EdgeError> {
     set_owner(ebpf, queue, worker)?;
     let mut xsks = XskMap::try_from(map_mut(ebpf, "xsks")?).map_err(|e| EdgeError::map("xsks", &e))?;
     xsks.set(queue, socket, 0).map_err(|e| EdgeError::map("xsks", &e))
@@ -194,14 +196,14 @@ pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins, pin: &Path) -> R
 fn replace_pinned(program: &mut Xdp, path: &Path, link: &Link) -> Result<bool, EdgeError> {
     let pinned = match PinnedLink::from_pin(path) {
         Ok(pinned) => pinned,
-        Err(LinkError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+        Err(LinkError::SyscallError(e)) if Errno::from_io_error(&e.io_error) == Some(Errno::NOENT) => return Ok(false),
         Err(e) => return Err(refused(link, &chain(&e))),
     };
     let xdp = XdpLink::try_from(FdLink::from(pinned)).map_err(|e| refused(link, &chain(&e)))?;
     match program.attach_to_link(xdp) {
         Ok(_) => Ok(true),
         // The interface was deleted (and perhaps made again under its name): the link holds nothing any more.
-        Err(e) if os_error(&e) == Some(libc::ENOLINK) => Ok(false),
+        Err(e) if os_error(&e) == Some(Errno::NOLINK) => Ok(false),
         Err(e) => Err(refused(link, &chain(&e))),
     }
 }
@@ -232,9 +234,9 @@ fn attach_new(program: &mut Xdp, path: &Path, link: &Link) -> Result<(), EdgeErr
 /// Errors that another mode would not mend.
 fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError> {
     match os_error(error) {
-        Some(libc::EBUSY | libc::EEXIST) => Err(busy(&link.name, Link::query(&link.name)?.xdp)),
-        Some(libc::EPERM | libc::EACCES) => Err(EdgeError::Privileges { what: format!("attaching the XDP program to {}", link.name) }),
-        Some(libc::ENODEV) => Err(EdgeError::NoInterface { interface: link.name.clone() }),
+        Some(Errno::BUSY | Errno::EXIST) => Err(busy(&link.name, Link::query(&link.name)?.xdp)),
+        Some(Errno::PERM | Errno::ACCESS) => Err(EdgeError::Privileges { what: format!("attaching the XDP program to {}", link.name) }),
+        Some(Errno::NODEV) => Err(EdgeError::NoInterface { interface: link.name.clone() }),
         _ => Ok(()),
     }
 }
@@ -243,9 +245,9 @@ fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError
 fn hint(link: &Link, error: &ProgramError) -> String {
     let text = chain(error);
     match os_error(error) {
-        Some(libc::ERANGE) => format!("{text}; MTU {} is too large for XDP on this interface or its veth peer", link.mtu),
-        Some(libc::ENOSPC) => format!("{text}; the veth peer has more transmit queues than {} has receive queues: `ethtool -L`", link.name),
-        Some(libc::ENOTCONN) => format!("{text}; the veth peer is missing"),
+        Some(Errno::RANGE) => format!("{text}; MTU {} is too large for XDP on this interface or its veth peer", link.mtu),
+        Some(Errno::NOSPC) => format!("{text}; the veth peer has more transmit queues than {} has receive queues: `ethtool -L`", link.name),
+        Some(Errno::NOTCONN) => format!("{text}; the veth peer is missing"),
         _ => text,
     }
 }

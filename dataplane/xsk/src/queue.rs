@@ -2,16 +2,18 @@
 //!
 //! The only place that touches rings. Descriptors that go onto a ring come from consumed tokens or free lists, those that
 //! come off one become tokens or return to the free list, so a frame is never in two places.
+#![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
 use nomagic_core::counters::Counter;
 use nomagic_core::frame::{BATCH_MAX, PortId};
+use nomagic_sys::xdp_socket::{kick_rx, kick_tx};
+use rustix::io::Errno;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
 use crate::pool::Pool;
-use crate::sys;
 use crate::umem::{Place, Token};
 
 /// Frames that one batch may leave for one queue.
@@ -76,7 +78,6 @@ pub struct Queue {
     rx: RxQueue,
     fill: FillQueue,
     comp: CompQueue,
-    fd: RawFd,
     /// Frames that are kept with the kernel for receiving, at most the size of the ring.
     fill_target: u32,
     ring_size: u32,
@@ -92,6 +93,12 @@ pub struct Queue {
     taken: [FrameDesc; BATCH_MAX],
 }
 
+/// The socket that a ring is of.
+pub(crate) fn socket_of(tx: &TxQueue) -> BorrowedFd<'_> {
+    // SAFETY: the ring keeps its socket open. xsk-rs gives the number only.
+    unsafe { BorrowedFd::borrow_raw(tx.fd().as_raw_fd()) }
+}
+
 impl Queue {
     /// Wraps the rings of a freshly bound socket.
     pub(crate) fn new(
@@ -103,7 +110,6 @@ impl Queue {
         (tx, rx): (TxQueue, RxQueue),
         (fill, comp): (FillQueue, CompQueue),
     ) -> Queue {
-        let fd = tx.fd().as_raw_fd();
         Queue {
             port,
             index,
@@ -114,7 +120,6 @@ impl Queue {
             rx,
             fill,
             comp,
-            fd,
             fill_target: ring_size,
             ring_size,
             in_fill: 0,
@@ -127,8 +132,8 @@ impl Queue {
     }
 
     /// The socket.
-    pub fn fd(&self) -> RawFd {
-        self.fd
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        socket_of(&self.tx)
     }
 
     /// Limits the frames that wait for data, when there are fewer than all fill rings could take.
@@ -185,7 +190,7 @@ impl Queue {
         }
         if self.fill.needs_wakeup() && !self.down {
             // Errors say that the port is down, which the next transmission counts.
-            let _ = sys::kick_rx(self.fd);
+            let _ = kick_rx(self.fd());
         }
     }
 
@@ -252,16 +257,16 @@ impl Queue {
         }
         for _ in 0..KICK_TRIES {
             kicks.calls.add(1);
-            let Err(error) = sys::kick_tx(self.fd) else {
+            let Err(error) = kick_tx(self.fd()) else {
                 self.kick_due = false;
                 self.down = false;
                 return;
             };
-            match error.raw_os_error() {
-                Some(libc::EAGAIN) => kicks.again.add(1),
-                Some(libc::EBUSY) => return kicks.busy.add(1),
-                Some(libc::ENOBUFS) => return kicks.no_buffers.add(1),
-                Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::EBADF | libc::EINVAL) => {
+            match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN) => kicks.again.add(1),
+                Some(Errno::BUSY) => return kicks.busy.add(1),
+                Some(Errno::NOBUFS) => return kicks.no_buffers.add(1),
+                Some(Errno::NETDOWN | Errno::NXIO | Errno::NODEV | Errno::BADF | Errno::INVAL) => {
                     kicks.down.add(1);
                     // What is on the ring is sent when the port is back; see `probe`.
                     self.kick_due = false;

@@ -12,10 +12,14 @@ use std::path::{Path, PathBuf};
 
 use nomagic_core::conntrack::{Conntrack, Expected, Flow, Recovered};
 use nomagic_core::services::Services;
+use nomagic_sys::memory;
+use nomagic_sys::process::effective_user;
+use nomagic_sys::time::monotonic_ns;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::config::EdgeConfig;
 use crate::error::EdgeError;
-use crate::{memory, sys};
 
 /// Attempts at opening a file that somebody renames or removes meanwhile.
 const OPEN_TRIES: u32 = 8;
@@ -45,8 +49,8 @@ impl Table {
         let words = Conntrack::words_needed(capacity);
         let bytes = words * size_of::<u64>();
         let memory = if config.conntrack_huge_pages { memory::anonymous_huge(words) } else { memory::anonymous(words) };
-        let memory = memory.map_err(|e| match e.raw_os_error() {
-            Some(libc::ENOMEM) if config.conntrack_huge_pages => EdgeError::HugePages { pages: bytes.div_ceil(HUGE_PAGE) as u64 },
+        let memory = memory.map_err(|e| match Errno::from_io_error(&e) {
+            Some(Errno::NOMEM) if config.conntrack_huge_pages => EdgeError::HugePages { pages: bytes.div_ceil(HUGE_PAGE) as u64 },
             _ => EdgeError::io(format!("memory for {capacity} connections"), e),
         })?;
         let conntrack = Conntrack::format(memory, capacity, seed, boot_id())
@@ -87,18 +91,24 @@ impl RegionFile {
         for _ in 0..OPEN_TRIES {
             let mut options = OpenOptions::new();
             // Not blocking: whatever lies there, opening it must not wait.
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-            let file = options.open(path).map_err(|e| match e.raw_os_error() {
-                Some(libc::ELOOP) => refused("it is a symbolic link; name the file itself"),
-                Some(libc::ENXIO) => refused("it is no regular file"),
+            options
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+            let file = options.open(path).map_err(|e| match Errno::from_io_error(&e) {
+                Some(Errno::LOOP) => refused("it is a symbolic link; name the file itself"),
+                Some(Errno::NXIO) => refused("it is no regular file"),
                 _ => EdgeError::io(format!("opening the connection table's file {}", path.display()), e),
             })?;
             let about = file.metadata().map_err(|e| EdgeError::io(format!("looking at {}", path.display()), e))?;
             if !about.is_file() {
                 return Err(refused("it is no regular file"));
             }
-            if about.uid() != sys::effective_user() {
-                return Err(refused(&format!("it belongs to user {}, this process runs as {}", about.uid(), sys::effective_user())));
+            if about.uid() != effective_user() {
+                return Err(refused(&format!("it belongs to user {}, this process runs as {}", about.uid(), effective_user())));
             }
             if about.mode() & 0o177 != 0 {
                 return Err(refused(&format!("others may use it (mode {:04o}); `chmod 0600` it", about.mode() & 0o7777)));
@@ -144,7 +154,7 @@ impl RegionFile {
         words: usize,
         judge: impl FnMut(&Flow) -> Option<u32>,
     ) -> Result<(Conntrack<'static>, Recovered), String> {
-        let start_ns = sys::monotonic_ns();
+        let start_ns = monotonic_ns();
         let text = |e: EdgeError| e.to_string();
         let (len, wanted) = (self.len().map_err(text)?, self.bytes(words).map_err(text)?);
         if len != wanted {
@@ -159,7 +169,7 @@ impl RegionFile {
             if recovered.detached { "ended in order" } else { "did not end in order" },
             recovered.not_whole,
             recovered.unwanted,
-            (sys::monotonic_ns() - start_ns) / 1_000_000,
+            (monotonic_ns() - start_ns) / 1_000_000,
         );
         Ok((table, recovered))
     }

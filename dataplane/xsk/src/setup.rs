@@ -13,6 +13,10 @@ use nomagic_core::frame::Wanted;
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
+use nomagic_sys::capabilities::keep_nothing;
+use nomagic_sys::cpu::pin_to_cpu;
+use nomagic_sys::memory;
+use nomagic_sys::time::monotonic_ns;
 
 use crate::bind::Group;
 use crate::config::{EdgeConfig, WORKERS_MAX};
@@ -25,7 +29,6 @@ use crate::region::Table;
 use crate::shared::{Command, Shared};
 use crate::topology::Topology;
 use crate::worker::Worker;
-use crate::{memory, privileges, sys};
 
 /// Commands that wait for a worker at the most.
 const COMMANDS_MAX: usize = 256;
@@ -156,15 +159,15 @@ fn start_thread(id: usize, worker: Worker, cpu: Option<usize>) -> Result<JoinHan
     let (ready, started) = bounded(1);
     let run = move || {
         if let Some(cpu) = cpu
-            && let Err(source) = sys::pin_to_cpu(cpu)
+            && let Err(source) = pin_to_cpu(cpu)
         {
             let _ = ready.send(Err(EdgeError::Cpu { cpu, source }));
             return;
         }
-        if let Err(e) = privileges::keep_nothing() {
+        if let Err(e) = keep_nothing() {
             tracing::warn!("worker {id} could not give up its capabilities: {e}");
         }
-        worker.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        worker.heartbeat.store(monotonic_ns(), Relaxed);
         let _ = ready.send(Ok(()));
         worker.run();
     };

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam::channel::Sender;
 use nomagic_core::counters::{Counter, Counters, Traffic};
 use nomagic_core::frame::PortId;
+use nomagic_sys::fds::Waker;
 
 use crate::hold::AskCounters;
 use crate::pool::FrameAccount;
 use crate::queue::{KickCounters, Queue};
-use crate::sys::Waker;
 use crate::umem::Token;
 
 /// What the edge tells a worker. Each is answered or acknowledged by a message on the channel it carries.

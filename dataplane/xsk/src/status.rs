@@ -7,11 +7,12 @@ use nomagic_core::counters::Traffic;
 use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
 use nomagic_core::rss::Rss;
+use nomagic_sys::xdp_socket::Statistics;
 
 use crate::error::EdgeError;
+use crate::ethtool::RssError;
 use crate::pool::FrameAccount;
 use crate::shared::Shared;
-use crate::sys::RawStatistics;
 
 /// How a port is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,7 +70,7 @@ pub struct PortInfo {
     /// Times that it was bound again.
     pub rebinds: u64,
     /// How its NIC spreads what it receives over the workers; or why that cannot be told.
-    pub rss: Result<Arc<Rss>, String>,
+    pub rss: Result<Arc<Rss>, RssError>,
 }
 
 /// A redirect port: see [`crate::Edge::redirect`].
@@ -190,15 +191,16 @@ pub struct XskStatistics {
     pub tx_ring_empty: u64,
 }
 
-impl From<RawStatistics> for XskStatistics {
-    fn from(raw: RawStatistics) -> XskStatistics {
+impl From<Statistics> for XskStatistics {
+    /// Kernels before 5.9 do not count the last three.
+    fn from(raw: Statistics) -> XskStatistics {
         XskStatistics {
             rx_dropped: raw.rx_dropped,
             rx_invalid_descs: raw.rx_invalid_descs,
             tx_invalid_descs: raw.tx_invalid_descs,
-            rx_ring_full: raw.rx_ring_full,
-            rx_fill_ring_empty: raw.rx_fill_ring_empty_descs,
-            tx_ring_empty: raw.tx_ring_empty_descs,
+            rx_ring_full: raw.rx_ring_full.unwrap_or(0),
+            rx_fill_ring_empty: raw.rx_fill_ring_empty_descs.unwrap_or(0),
+            tx_ring_empty: raw.tx_ring_empty_descs.unwrap_or(0),
         }
     }
 }

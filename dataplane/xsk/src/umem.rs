@@ -2,12 +2,15 @@
 //!
 //! A [`Token`] is the right to one frame: it can be neither copied nor made outside of this module, `pool` and `queue`, so whoever
 //! has it is alone with the frame's bytes. Frames on a ring belong to the kernel and have no token.
+#![allow(unsafe_code)]
 
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
+use nomagic_sys::process::raise_memory_lock;
+use rustix::io::Errno;
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 use xsk_rs::{FrameDesc, Umem};
 
@@ -208,10 +211,10 @@ fn base_of(umem: &Umem, first: FrameDesc) -> Base {
 fn create_error(bytes: u64, huge_pages: bool, error: &(dyn std::error::Error + 'static)) -> EdgeError {
     let what = || format!("registering {bytes} bytes of packet memory");
     match os_error(error) {
-        Some(libc::ENOMEM) if huge_pages => EdgeError::HugePages { pages: bytes.div_ceil(2 << 20) },
-        Some(libc::ENOBUFS) => EdgeError::MemoryLock { what: what(), limit_bytes: crate::sys::raise_memory_lock() },
-        Some(libc::EPERM | libc::EACCES) => EdgeError::Privileges { what: what() },
-        Some(code) => EdgeError::Umem { bytes, source: std::io::Error::from_raw_os_error(code) },
+        Some(Errno::NOMEM) if huge_pages => EdgeError::HugePages { pages: bytes.div_ceil(2 << 20) },
+        Some(Errno::NOBUFS) => EdgeError::MemoryLock { what: what(), limit_bytes: raise_memory_lock() },
+        Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: what() },
+        Some(code) => EdgeError::Umem { bytes, source: code.into() },
         None => EdgeError::Umem { bytes, source: std::io::Error::other(crate::error::chain(error)) },
     }
 }

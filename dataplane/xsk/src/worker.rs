@@ -3,8 +3,10 @@
 //! A round: keep house, take new tables, send what other workers have handed over, serve each queue (completions, refill, receive,
 //! judge, send), rest when idle.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use crossbeam::channel::Receiver;
@@ -15,6 +17,8 @@ use nomagic_core::pipeline::{Context, WorkerState, sweep};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
+use nomagic_sys::fds::{PollFd, PollFlags, poll};
+use nomagic_sys::time::monotonic_ns;
 
 use crate::config::{Idle, PacketPath};
 use crate::hold::{Asker, Hold, Packet};
@@ -23,15 +27,14 @@ use crate::pool::{FrameAccount, Pool};
 use crate::published::Reader;
 use crate::queue::{Origin, Queue};
 use crate::shared::{Command, Shared};
-use crate::sys::{monotonic_ns, poll};
 use crate::topology::Topology;
 
 /// Nanoseconds between two rounds of housekeeping at the least.
 const HOUSEKEEPING_NS: u64 = 1_000_000;
 /// Nanoseconds after which a port that is down is tried again.
 const PROBE_NS: u64 = 100_000_000;
-/// Longest sleep in ms: well below the time a heartbeat stays fresh.
-const SLEEP_MAX_MS: i32 = 100;
+/// Longest sleep: well below the time a heartbeat stays fresh.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// The whole connection table is looked at once in this time, in ns, by all workers together.
 const SWEEP_PERIOD_NS: u64 = 10_000_000_000;
 /// Flows that one housekeeping looks at, at the most.
@@ -293,24 +296,25 @@ impl Worker {
     }
 
     fn sleep(&mut self) {
-        let Io { queues, shared, .. } = &mut self.io;
-        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // poll() passes over negative descriptors: a port that is down must not wake us again and again.
-        let mut fds: Vec<libc::pollfd> = queues.iter().map(|q| entry(if q.down { -1 } else { q.fd() })).collect();
-        fds.push(entry(shared.waker.fd()));
+        let Io { queues, shared, .. } = &self.io;
+        // A port that is down must not wake us again and again.
+        let listening: Vec<usize> = (0..queues.len()).filter(|q| !queues[*q].down).collect();
+        let sockets = listening.iter().map(|q| queues[*q].fd()).chain([shared.waker.as_fd()]);
+        let mut fds: Vec<PollFd<'_>> = sockets.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         shared.io.sleeps.add(1);
         shared.fall_asleep();
-        let patience_ms = if self.io.waiting() { 0 } else { SLEEP_MAX_MS };
-        if poll(&mut fds, patience_ms).is_err() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+        let limit = if self.io.waiting() { Duration::ZERO } else { SLEEP_MAX };
+        if poll(&mut fds, limit).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
         }
-        let Io { queues, shared, .. } = &mut self.io;
         shared.wake_up();
-        for (queue, fd) in queues.iter_mut().zip(&fds) {
-            queue.down |= fd.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
-        }
-        if fds.last().is_some_and(|fd| fd.revents != 0) {
+        if fds.last().is_some_and(|waker| !waker.revents().is_empty()) {
             shared.waker.clear();
+        }
+        let is_lost = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        let lost: Vec<usize> = listening.iter().zip(&fds).filter(|(_, fd)| is_lost(fd)).map(|(q, _)| *q).collect();
+        for q in lost {
+            self.io.queues[q].down = true;
         }
     }
 

@@ -55,7 +55,7 @@ pub fn run_gateway(args: &Args) -> Result<()> {
     }
     // The compiler's time slice on a worker's CPU would be milliseconds of frames in a ring. Threads started later inherit this; workers pin themselves.
     let cpus: Vec<usize> = config.workers.cpus.iter().map(|cpu| usize::from(*cpu)).collect();
-    if let Err(e) = nomagic_xsk::leave_cpus(&cpus) {
+    if let Err(e) = nomagic_sys::cpu::leave_cpus(&cpus) {
         tracing::warn!("control cannot be kept off the workers' CPUs {cpus:?}: {e}");
     }
     run::run(config, drop_in.as_ref(), args.node_name.as_deref())

@@ -117,7 +117,7 @@ impl Server {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || {
-            if let Err(e) = nomagic_xsk::keep_nothing() {
+            if let Err(e) = nomagic_sys::capabilities::keep_nothing() {
                 tracing::warn!("the HTTP servers could not give up capabilities: {e}");
             }
             let _ = runtime.block_on(stopped);

@@ -246,7 +246,7 @@ fn port(p: &PortStatus) -> Value {
 fn rss(info: &PortInfo) -> Value {
     match &info.rss {
         Ok(rss) => json!({ "predicted": true, "entries": rss.entries() }),
-        Err(reason) => json!({ "predicted": false, "because": reason }),
+        Err(reason) => json!({ "predicted": false, "because": reason.to_string() }),
     }
 }
 

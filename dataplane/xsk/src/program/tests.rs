@@ -12,9 +12,10 @@ use nomagic_core::capture::FilterRules;
 use nomagic_core::frame::{Frame, PortId};
 use nomagic_core::parse::{NotPacket, parse};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
+use nomagic_sys::time::monotonic_ns;
 
 use crate::config::OnFailure;
-use crate::{program, sys};
+use crate::program;
 
 fn rules() -> FilterRules {
     FilterRules {
@@ -67,7 +68,7 @@ fn the_filter_takes_what_the_rules_and_the_core_say() {
     let (mut taken, mut passed) = (0, 0);
     for t in &tuples {
         for dress in DRESSES {
-            bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+            bench.heartbeat.store(monotonic_ns(), Relaxed);
             let mut bytes = frame(t, dress);
             let action = bench.run(&bytes);
             let len = bytes.len();
@@ -100,7 +101,7 @@ fn later_fragments_follow_a_first_one_that_was_taken() {
     for (client, service, [first, middle, last]) in cases {
         let (ours, other) = (tuple(Proto::Tcp, client, service), tuple(Proto::Tcp, service, client));
         let mut run = |t: &Tuple, dress: Dress| {
-            bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+            bench.heartbeat.store(monotonic_ns(), Relaxed);
             bench.run(&frame(t, dress))
         };
         assert_eq!(run(&ours, middle), PASS, "before its first one");
@@ -124,7 +125,7 @@ fn spoilt_frames_are_passed_or_agree_with_the_core() {
     let mut state = 42;
     let mut kernels = 0;
     for i in 0..4_000 {
-        bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        bench.heartbeat.store(monotonic_ns(), Relaxed);
         let mut bytes = seeds[i % seeds.len()].clone();
         for _ in 0..splitmix64(&mut state) % 4 {
             let at = splitmix64(&mut state) as usize % bytes.len();
@@ -157,7 +158,7 @@ fn heartbeats_decide() {
     let bytes = frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.109.35.24:80"), Dress::default());
     let other = frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.9.35.24:80"), Dress::default());
     let aged = |bench: &mut Bench, age: Duration| {
-        bench.heartbeat.store(sys::monotonic_ns() - age.as_nanos() as u64, Relaxed);
+        bench.heartbeat.store(monotonic_ns() - age.as_nanos() as u64, Relaxed);
         assert_eq!(bench.run(&other), PASS, "what is not ours never notices");
         bench.run(&bytes)
     };
@@ -197,7 +198,7 @@ fn the_internal_port_gives_back_what_nobody_takes() {
     let to = |src: &str, dst: &str| frame(&tuple(Proto::Tcp, src, dst), Dress::default());
     let service = to("192.168.0.5:1000", "10.109.35.24:80");
     let aged = |bench: &mut Bench, age_ms: u64, bytes: &[u8]| {
-        bench.heartbeat.store(sys::monotonic_ns() - age_ms * 1_000_000, Relaxed);
+        bench.heartbeat.store(monotonic_ns() - age_ms * 1_000_000, Relaxed);
         bench.run(bytes)
     };
     assert_eq!(
@@ -262,7 +263,7 @@ fn point_3_a_million_announced_replies() {
         let i = next(FLOWS);
         let ours = reply(i);
         // The worker is alive, however long this takes.
-        bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        bench.heartbeat.store(monotonic_ns(), Relaxed);
         assert_eq!(bench.run(&frame(&ours, Dress::default())), REDIRECT, "a reply of ours is missed: {ours:?}");
         // The node's own connections and those between pods: the same addresses and ports, crossed; other ports; other protocols.
         let foreign = match i % 4 {

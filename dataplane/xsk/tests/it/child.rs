@@ -2,17 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::process::Command;
+
+use rustix::net::sockopt::socket_domain;
+use rustix::net::{AddressFamily, SocketType, socket};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use crate::common::*;
 
 /// `socket:[inode]` of every AF_XDP socket of this process.
 fn xdp_sockets() -> BTreeSet<String> {
-    let is_xdp = |fd: libc::c_int| {
-        let (mut domain, mut len) = (0, std::mem::size_of::<libc::c_int>() as libc::socklen_t);
-        // SAFETY: the value is valid for its length; what is no socket is an error.
-        let done = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &mut len) };
-        done == 0 && domain == libc::AF_XDP
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    // What is no socket is an error, and so is what was closed meanwhile.
+    let is_xdp = |fd| {
+        let fd = pidfd_getfd(&this, fd, PidfdGetfdFlags::empty());
+        fd.and_then(socket_domain) == Ok(AddressFamily::XDP)
     };
     let open = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
     let sockets = open.filter(|path| is_xdp(path.file_name().unwrap().to_str().unwrap().parse().unwrap()));
@@ -51,12 +56,9 @@ fn look_at_a_child() {
     edge.stop(true).unwrap();
 
     // Such a list does tell: a socket without the flag is in it.
-    // SAFETY: creates a descriptor.
-    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW, 0) };
-    let name = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+    let socket = socket(AddressFamily::XDP, SocketType::RAW, None).unwrap();
+    let name = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
     let (sockets, files) = (xdp_sockets(), files_of_a_child());
-    // SAFETY: the descriptor was created above.
-    unsafe { libc::close(fd) };
     let name = name.to_str().unwrap();
     assert!(sockets.contains(name) && files.contains(name), "{name}: {sockets:?} {files}");
 }

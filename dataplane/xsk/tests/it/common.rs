@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -47,8 +46,7 @@ impl Netns {
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let ns = File::open(format!("/run/netns/{}", self.0)).unwrap();
         std::thread::spawn(move || {
-            // SAFETY: changes the calling thread's namespace only; the descriptor is open.
-            assert_eq!(unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) }, 0, "needs root");
+            nomagic_sys::netns::enter(&ns).expect("needs root");
             work()
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use nomagic_core::reason::Reason;
+use nomagic_sys::bpf::detach_pinned_link;
 use nomagic_xsk::{Condition, Edge};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -32,20 +33,6 @@ fn tend_until(what: &str, scene: &Scene, mut edge: Edge, so: impl Fn(&Edge) -> b
         assert!(std::time::Instant::now() < deadline, "{what}: not within {SOON:?}: {:?}", edge.ports());
         std::thread::sleep(SHORT);
     }
-}
-
-/// Detaches a pinned link, as `bpftool link detach` does.
-fn detach(pin: &std::path::Path) {
-    let path = std::ffi::CString::new(pin.to_str().unwrap()).unwrap();
-    let bpf = |command: libc::c_int, first: u64| {
-        let attr = [first, 0, 0];
-        // SAFETY: the structure is valid for its length, and the path in it is terminated.
-        unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), std::mem::size_of_val(&attr)) }
-    };
-    let link = bpf(7, path.as_ptr().expose_provenance() as u64);
-    assert!(link >= 0 && bpf(34, link as u64) == 0, "{}: {}", pin.display(), std::io::Error::last_os_error());
-    // SAFETY: the descriptor was opened above.
-    unsafe { libc::close(link as libc::c_int) };
 }
 
 /// Another program on an interface, until dropped.
@@ -177,7 +164,7 @@ fn point_6_a_program_that_was_replaced_is_reported_and_put_back() {
     let ours = scene.gateway.link("gc").xdp.unwrap();
     // Somebody takes it off by force, and puts a program of their own there.
     for port in ["gc", "gp"] {
-        detach(&scene.state.join("bpf/if").join(port).join("link"));
+        detach_pinned_link(&scene.state.join("bpf/if").join(port).join("link")).unwrap();
         assert!(scene.gateway.link(port).xdp.is_none());
     }
     let foreign = scene.gateway.run(|| foreign_program("gc"));

@@ -10,6 +10,7 @@ use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;
+use nomagic_sys::capabilities::keep_nothing;
 use nomagic_xsk::{Edge, EdgeConfig, EdgeError, Idle, Link, OnFailure};
 
 const SOON: Duration = Duration::from_secs(2);
@@ -206,19 +207,11 @@ fn without_privileges_the_missing_capabilities_are_named() {
     let scene = Scene::new();
     let config = scene.config();
     let error = scene.gateway.run(move || {
-        drop_capabilities();
+        keep_nothing().unwrap();
         Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop).unwrap_err()
     });
     assert!(matches!(error, EdgeError::Privileges { .. }), "{error}");
     assert!(error.to_string().contains("CAP_NET_ADMIN") && error.to_string().contains("CAP_BPF"), "{error}");
-}
-
-/// For the calling thread alone.
-fn drop_capabilities() {
-    // struct __user_cap_header_struct { version 3, this thread } and two empty struct __user_cap_data_struct.
-    let (header, data) = ([0x2008_0522u32, 0], [0u32; 6]);
-    // SAFETY: both structures are valid for what version 3 reads.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }, 0);
 }
 
 #[test]

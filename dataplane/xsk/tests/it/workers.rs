@@ -11,7 +11,7 @@ use nomagic_core::capture::FilterRules;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;
-use nomagic_xsk::{Edge, EdgeError};
+use nomagic_xsk::{Edge, EdgeError, RssError};
 
 const SOON: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
@@ -151,6 +151,7 @@ fn settled_reason(edge: &Edge, reason: Reason) -> u64 {
 static STUCK: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
 
 /// Runs in the thread that is stuck.
+#[allow(unsafe_code, reason = "a signal handler")]
 extern "C" fn be_stuck(_: libc::c_int) {
     // SAFETY: asks for the calling thread's number.
     let tid = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
@@ -165,6 +166,7 @@ extern "C" fn be_stuck(_: libc::c_int) {
 struct Stuck(&'static AtomicU32);
 
 impl Stuck {
+    #[allow(unsafe_code, reason = "a signal handler")]
     fn worker(scene: &Scene, id: u32) -> Stuck {
         let inode = fs::metadata(format!("/run/netns/{}", scene.gateway.name())).unwrap().ino();
         let wanted = |task: &std::path::Path| {
@@ -246,7 +248,7 @@ fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
     let mut edge = scene.start(config, true);
     assert_eq!(edge.rss(), [None, None, None]);
     for port in edge.ports() {
-        assert_eq!(port.rss, Err("the driver does not tell".into()), "{}", port.name);
+        assert_eq!(port.rss, Err(RssError::NotTold), "{}", port.name);
     }
     edge.publish_routes(Arc::new(scene.routes(&edge, 2, true).with_rss(edge.rss())));
     scene.serve(&edge);
@@ -260,9 +262,9 @@ fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
         })
     };
     edge = tend(&scene, edge);
-    assert_eq!(edge.ports()[0].rss, Err("the port is not bound".into()));
+    assert_eq!(edge.ports()[0].rss, Err(RssError::NotBound));
     scene.cable_client(2);
     edge = tend(&scene, edge);
-    assert_eq!(edge.ports()[0].rss, Err("the driver does not tell".into()));
+    assert_eq!(edge.ports()[0].rss, Err(RssError::NotTold));
     edge.stop(true).unwrap();
 }

@@ -28,7 +28,7 @@ pub(super) fn start(server: Kubernetes, node: String, pace: Pace, queue: mpsc::R
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for events")?;
     let sender = Sender { server, node, pace, counts, client: None, said: None };
     let work = move || {
-        if let Err(e) = nomagic_xsk::keep_nothing() {
+        if let Err(e) = nomagic_sys::capabilities::keep_nothing() {
             tracing::warn!("capabilities that sending events does not need could not be given up: {e}");
         }
         runtime.block_on(sender.run(queue));

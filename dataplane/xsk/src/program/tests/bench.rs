@@ -1,7 +1,7 @@
 //! A loaded program, and frames to run it on.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use aya::Ebpf;
@@ -9,12 +9,14 @@ use aya::maps::PerCpuArray;
 use aya::programs::{TestRun, TestRunOptions};
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::tuple::{Proto, Tuple};
+use nomagic_sys::memory;
+use nomagic_sys::time::monotonic_ns;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::config::EdgeConfig;
 use crate::filter::FilterMaps;
 use crate::program::{self, Constants};
 use crate::status::XdpCounters;
-use crate::{memory, sys};
 
 pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
@@ -56,13 +58,9 @@ impl Bench {
         };
         let words = memory::bpf_words32(fd(&ebpf, "replies").as_fd(), buckets as usize * BUCKET_SLOTS).unwrap();
         let heartbeats = memory::bpf_words64(fd(&ebpf, "heartbeats").as_fd(), 64).unwrap();
-        heartbeats[0].store(sys::monotonic_ns(), Relaxed);
-        // SAFETY: creates a new descriptor.
-        let raw = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        assert!(raw >= 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: the descriptor was created above and belongs to nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        program::connect_queue(&mut ebpf, 0, socket.as_raw_fd(), 0).unwrap();
+        heartbeats[0].store(monotonic_ns(), Relaxed);
+        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
+        program::connect_queue(&mut ebpf, 0, socket.as_fd(), 0).unwrap();
         let maps = FilterMaps::open(&mut ebpf).unwrap();
         let replies = ReplyFilter::new(words, SEED).unwrap();
         Bench { ebpf, maps, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }

@@ -99,7 +99,7 @@ impl Parity {
     }
 
     fn action(&mut self, frame: &[u8]) -> u32 {
-        self.bench.heartbeat.store(sys::monotonic_ns(), Relaxed);
+        self.bench.heartbeat.store(monotonic_ns(), Relaxed);
         self.bench.run(frame)
     }
 

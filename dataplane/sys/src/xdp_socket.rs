@@ -1,0 +1,76 @@
+//! AF_XDP sockets, beside their rings.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+
+use rustix::net::{RecvFlags, SendFlags};
+
+pub use rustix::net::xdp::XdpStatistics as Statistics;
+
+/// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h: frames that one sendto() may send in copy mode.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// Tells the kernel to send what is in an AF_XDP socket's transmit ring.
+///
+/// # Errors
+/// The system's: EAGAIN when there is more to send, or no room for completions; EBUSY and ENOBUFS when the driver cannot take it now; others
+/// when the port is down or gone.
+#[inline]
+pub fn kick_tx(socket: impl AsFd) -> io::Result<()> {
+    rustix::net::send(socket, &[], SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// Tells the kernel that the fill ring has frames again.
+///
+/// # Errors
+/// The system's.
+pub fn kick_rx(socket: impl AsFd) -> io::Result<()> {
+    rustix::net::recv(socket, &mut [0u8; 0], RecvFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// An AF_XDP socket's statistics.
+///
+/// # Errors
+/// The system's.
+pub fn statistics(socket: impl AsFd) -> io::Result<Statistics> {
+    Ok(rustix::net::sockopt::xdp_statistics(socket)?)
+}
+
+/// Asks for up to `frames` sent by one [`kick_tx`] of an AF_XDP socket in copy mode.
+///
+/// # Errors
+/// The system's: ENOPROTOOPT of kernels that do not know the option (before Linux 6.17). They send 32.
+pub fn set_tx_budget(socket: impl AsFd, frames: u32) -> io::Result<()> {
+    let (fd, len) = (socket.as_fd().as_raw_fd(), size_of::<u32>() as libc::socklen_t);
+    // SAFETY: the value is valid for its length, and the descriptor is open. rustix sets only options that it knows, and this one it does not.
+    let done = unsafe { libc::setsockopt(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, ptr::from_ref(&frames).cast(), len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+    #[test]
+    fn other_descriptors_are_refused() {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(kick_tx(&reader).is_err() && kick_rx(&reader).is_err());
+        assert!(statistics(&reader).is_err() && set_tx_budget(&reader, 64).is_err());
+    }
+
+    #[test]
+    fn a_socket_without_rings_has_sent_nothing() {
+        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).expect("needs root");
+        let statistics = statistics(&socket).unwrap();
+        assert_eq!((statistics.rx_dropped, statistics.rx_ring_full), (0, Some(0)));
+        assert!(kick_tx(&socket).is_err(), "it is not bound");
+        // Without a transmit ring there is nothing to bound; older kernels do not know the option.
+        let refused = set_tx_budget(&socket, 64).unwrap_err();
+        assert!(matches!(refused.raw_os_error(), Some(libc::EACCES | libc::ENOPROTOOPT)), "{refused}");
+    }
+}
