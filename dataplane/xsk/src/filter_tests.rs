@@ -8,6 +8,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::PerCpuArray;
 use aya::programs::{TestRun, TestRunOptions};
+use nomagic_core::counters::XdpCounts;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::{Frame, PortId};
 use nomagic_core::parse::{NotPacket, parse};
@@ -16,7 +17,7 @@ use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 use crate::config::{EdgeConfig, OnFailure};
 use crate::filter::{FilterMaps, FilterRules};
 use crate::program::{self, Constants};
-use crate::status::XdpCounters;
+use crate::status::read_xdp;
 use crate::{memory, sys};
 
 const DROP: u32 = 1;
@@ -76,11 +77,11 @@ impl Bench {
         program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() }).unwrap().return_value
     }
 
-    fn counters(&self) -> XdpCounters {
+    fn counters(&self) -> XdpCounts {
         let Some(aya::maps::Map::PerCpuArray(data)) = self.ebpf.map("stats") else { panic!("no stats") };
         let fd = data.fd().as_fd().try_clone_to_owned().unwrap();
         let map = aya::maps::Map::PerCpuArray(aya::maps::MapData::from_fd(fd).unwrap());
-        XdpCounters::read(&PerCpuArray::try_from(map).unwrap()).unwrap()
+        read_xdp(&PerCpuArray::try_from(map).unwrap()).unwrap()
     }
 
     /// What the rules say about a packet.
@@ -241,6 +242,16 @@ fn the_filter_takes_what_the_rules_and_the_core_say() {
     let counters = bench.counters();
     assert_eq!((counters.taken, counters.passed(), counters.dropped()), (taken, passed, 0));
     assert!(counters.pass_fragment > 0 && counters.pass_unreadable > 0 && counters.pass_not_ip > 0 && counters.pass_not_ours > 0);
+}
+
+#[test]
+fn the_programs_places_are_the_lists_outcomes_in_order() {
+    let header = include_str!("../bpf/maps.h");
+    let (_, after) = header.split_once("enum stat {").expect("the enum");
+    let (body, _) = after.split_once('}').expect("its end");
+    let places: Vec<String> = body.split(',').map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty()).collect();
+    let (last, places) = places.split_last().expect("places");
+    assert_eq!((places, last.as_str()), (&XdpCounts::OUTCOMES.map(str::to_owned)[..], "stat_count"));
 }
 
 #[test]

@@ -51,9 +51,7 @@ pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use privileges::{keep_nothing, keep_what_is_needed};
 pub use published::{Published, Reader};
-pub use status::{
-    Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,
-};
+pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
 pub use sys::{close_on_exec, kick_tx, leave_cpus, monotonic_ns, set_tx_budget};
 
 const _: () = {

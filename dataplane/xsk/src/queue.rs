@@ -6,8 +6,9 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use arrayvec::ArrayVec;
-use nomagic_core::counters::Counter;
+use nomagic_core::counters::{SendCounters, SendError};
 use nomagic_core::frame::{BATCH_MAX, PortId};
+use nomagic_core::reason::Reason;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
 use crate::pool::Pool;
@@ -26,8 +27,8 @@ const KICK_TRIES: u32 = 8;
 pub enum Origin {
     /// A forwarded frame.
     Forward,
-    /// A frame for the kernel.
-    Kernel,
+    /// A frame for the kernel, for this reason.
+    Kernel(Reason),
     /// A frame made here.
     Made,
     /// Another worker's frame.
@@ -41,23 +42,6 @@ pub struct Unsent {
     pub origin: Origin,
     /// Bytes of it.
     pub len: usize,
-}
-
-/// Why sendto() did not send everything at once.
-#[derive(Default, Debug)]
-pub struct KickCounters {
-    /// sendto() calls.
-    pub calls: Counter,
-    /// EAGAIN: more is left than one call sends.
-    pub again: Counter,
-    /// EBUSY: the driver's queue is in use.
-    pub busy: Counter,
-    /// ENOBUFS: no memory for packets.
-    pub no_buffers: Counter,
-    /// The port is down or gone.
-    pub down: Counter,
-    /// Anything else.
-    pub other: Counter,
 }
 
 /// A bound queue.
@@ -211,7 +195,7 @@ impl Queue {
 
     /// Puts what is staged onto the ring. When the ring is full the kernel is kicked and asked for completions a bounded
     /// number of times; what is left then is given up.
-    pub fn flush(&mut self, pool: &mut Pool, kicks: &KickCounters) -> ArrayVec<Unsent, STAGED_MAX> {
+    pub fn flush(&mut self, pool: &mut Pool, sends: &SendCounters) -> ArrayVec<Unsent, STAGED_MAX> {
         let mut unsent = ArrayVec::new();
         let mut tries = 0;
         while !self.staged.is_empty() && !self.down {
@@ -231,7 +215,7 @@ impl Queue {
             }
             tries += 1;
             self.kick_due = true;
-            self.kick(pool, kicks);
+            self.kick(pool, sends);
             self.complete(pool);
         }
         for (desc, origin) in self.staged.drain(..).zip(self.origins.drain(..)) {
@@ -242,7 +226,7 @@ impl Queue {
     }
 
     /// Tells the kernel to send, if it must be told.
-    pub fn kick(&mut self, pool: &mut Pool, kicks: &KickCounters) {
+    pub fn kick(&mut self, pool: &mut Pool, sends: &SendCounters) {
         if !self.kick_due {
             return;
         }
@@ -251,34 +235,40 @@ impl Queue {
             return;
         }
         for _ in 0..KICK_TRIES {
-            kicks.calls.add(1);
+            sends.calls.add(1);
             let Err(error) = sys::kick_tx(self.fd) else {
                 self.kick_due = false;
                 self.down = false;
                 return;
             };
             match error.raw_os_error() {
-                Some(libc::EAGAIN) => kicks.again.add(1),
-                Some(libc::EBUSY) => return kicks.busy.add(1),
-                Some(libc::ENOBUFS) => return kicks.no_buffers.add(1),
+                Some(libc::EAGAIN) => sends.again.add(1),
+                Some(libc::EBUSY) => return sends.errors.of(SendError::Busy).add(1),
+                Some(libc::ENOBUFS) => return sends.errors.of(SendError::NoBuffers).add(1),
                 Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::EBADF | libc::EINVAL) => {
-                    kicks.down.add(1);
+                    sends.errors.of(SendError::Down).add(1);
                     // What is on the ring is sent when the port is back; see `probe`.
                     self.kick_due = false;
                     self.down = true;
                     return;
                 }
-                _ => return kicks.other.add(1),
+                _ => return sends.errors.of(SendError::Other).add(1),
             }
             self.complete(pool);
         }
     }
 
+    /// From now on another socket is told to send.
+    #[cfg(test)]
+    pub(crate) fn tell(&mut self, socket: RawFd) {
+        self.fd = socket;
+    }
+
     /// Looks whether a port that was down is back.
-    pub fn probe(&mut self, pool: &mut Pool, kicks: &KickCounters) {
+    pub fn probe(&mut self, pool: &mut Pool, sends: &SendCounters) {
         if self.down {
             self.kick_due = true;
-            self.kick(pool, kicks);
+            self.kick(pool, sends);
         }
     }
 }

@@ -79,7 +79,7 @@ pub fn run(world: &mut World, input: &[u8]) {
         assert!(frame.head_len() <= 14 + 8 + 1280);
         assert!(etherparse::PacketHeaders::from_ethernet_slice(frame.head()).is_ok(), "an answer that nobody can read");
     }
-    let c = &world.counters;
-    let out_of = c.forwarded.packets.get() + c.kernel.packets.get() + c.dropped.packets.get() + c.held.packets.get();
-    assert_eq!(c.received.packets.get(), out_of, "accounts close");
+    let frames = world.reconciled();
+    let out_of = frames.forwarded.packets + frames.kernel.packets + frames.dropped.packets + frames.held.packets;
+    assert_eq!(frames.received.packets, out_of, "accounts close");
 }

@@ -14,7 +14,7 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 #[cfg(loom)]
 use loom::sync::atomic::AtomicU64;
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::counters::Counters;
+use nomagic_core::counters::{Counters, FrameCounts};
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::{Context, WorkerState, process, sweep};
@@ -38,11 +38,11 @@ pub fn backend(addr: &str, port: u16) -> Backend {
     Backend { addr: ip(addr), port, weight: 1, stats: 1 }
 }
 
-fn route(prefix: &str, kind: RouteKind) -> Route {
+pub fn route(prefix: &str, kind: RouteKind) -> Route {
     Route { prefix: prefix.parse().unwrap(), metric: 0, kind }
 }
 
-fn on_link(port: PortId) -> RouteKind {
+pub fn on_link(port: PortId) -> RouteKind {
     RouteKind::Unicast(vec![Leg { port: Some(port), captured: false, gateway: None, weight: 1 }])
 }
 
@@ -214,6 +214,14 @@ impl World {
             worker: &mut self.worker,
         };
         f(&mut ctx)
+    }
+
+    /// What became of all frames; the reasons say the same.
+    pub fn reconciled(&self) -> FrameCounts {
+        let (frames, reasons) = (self.counters.frames.read(), self.counters.reasons.read());
+        assert_eq!(frames.kernel.packets, reasons.kernel.total(), "left to the kernel: {reasons:?}");
+        assert_eq!(frames.dropped.packets, reasons.drop.total(), "dropped: {reasons:?}");
+        frames
     }
 
     pub fn run(&mut self, port: PortId, bytes: &[u8]) -> Done {

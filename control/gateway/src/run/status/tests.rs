@@ -31,7 +31,7 @@ fn a_port_says_whether_the_queues_of_answers_are_told_beforehand() {
             rebinds: 0,
             rss,
         };
-        let port = port(&PortStatus { info, xdp: XdpCounters::default(), sockets: Vec::new() });
+        let port = port(&PortStatus { info, xdp: XdpCounts::default(), sockets: Vec::new() });
         assert_eq!(port["rss"], object);
         let page = page(&json!({ "workers": [], "ports": [port] }));
         assert!(page.contains(words), "{page}");
