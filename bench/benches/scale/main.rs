@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use nomagic::config::Config;
 use nomagic_core::services::Services;
 use nomagic_table::changes::Changes;
-use nomagic_table::compile::{Compiler, Settings, TARGETS_MAX};
+use nomagic_table::compile::{Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
 use nomagic_table::objects::{Kind, Object, read};
 use nomagic_table::problem::Origin;
+use nomagic_table::settings::Settings;
 use nomagic_xsk::{Published, Reader};
 use serde_json::{Value, json};
 

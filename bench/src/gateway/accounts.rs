@@ -81,6 +81,9 @@ impl Reading {
         let lost = sockets.map(|s| Ok(number(s, "/rx_dropped")? + number(s, "/rx_ring_full")?)).sum::<Result<u64>>()?;
         let taken = ports.iter().map(|p| number(p, "/xdp/taken")).sum::<Result<u64>>()?;
         let reasons = status.pointer("/totals/reasons").and_then(Value::as_object).context("`nomagic status` names no /totals/reasons")?;
+        let of = |disposition: &str| reasons.get(disposition).and_then(Value::as_object).into_iter().flatten();
+        let all = ["kernel", "drop", "handed"].into_iter().flat_map(|d| of(d).map(move |(reason, n)| (d, reason, n)));
+        let named = all.filter_map(|(d, reason, n)| Some((format!("{reason} ({d})"), n.as_u64()?)));
         Ok(Reading {
             client_side,
             pods_side,
@@ -93,7 +96,7 @@ impl Reading {
             held_now: number(status, "/totals/held_now")?,
             made: number(status, "/totals/made/packets")?,
             created: number(status, "/totals/conntrack/created")?,
-            reasons: reasons.iter().filter_map(|(reason, n)| Some((reason.clone(), n.as_u64()?))).collect(),
+            reasons: named.collect(),
         })
     }
 
@@ -213,7 +216,7 @@ mod tests {
             "ports": [port("cl0", taken, 5), port("pods0", 20, 7), port("nm1", 1, 0)],
             "totals": {
                 "received": packets(taken + 18), "forwarded": packets(forwarded), "kernel": packets(3), "dropped": packets(1), "held_now": 2,
-                "made": packets(1), "reasons": { "no_route": 1, "icmp": 0 }, "conntrack": { "created": 9 },
+                "made": packets(1), "reasons": { "drop": { "no_route": 1 }, "kernel": { "icmp": 0 } }, "conntrack": { "created": 9 },
             },
         })
     }

@@ -80,7 +80,7 @@ impl Losses {
     fn read(g: &Gateway) -> Losses {
         let status = g.status();
         let n = |at: &str| status.pointer(at).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number at {at} in {status:#}"));
-        let refused = REFUSALS.iter().map(|r| n(&format!("/totals/reasons/{}", r.label()))).sum();
+        let refused = REFUSALS.iter().map(|r| n(&format!("/totals/reasons/drop/{}", r.label()))).sum();
         let dropped = n("/totals/dropped/packets").checked_sub(refused);
         let mut lost = BTreeMap::from([("workers".to_owned(), dropped.expect("refusals are among what is dropped"))]);
         for (p, port) in status["ports"].as_array().expect("ports").iter().enumerate() {

@@ -23,7 +23,7 @@ fn dnat_keeps_the_clients_address_and_uses_every_pod() {
         assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&client], "DNAT only");
     }
     assert!(g.number("/totals/conntrack/created") >= 120);
-    for unusual in ["picked_up", "busy", "revived", "syn_repeated", "evicted/over", "evicted/half_open", "evicted/answered"] {
+    for unusual in ["mid_stream", "busy", "revived", "syn_repeated", "evicted/closed", "evicted/half_open", "evicted/idle_udp"] {
         assert_eq!(g.number(&format!("/totals/conntrack/{unusual}")), 0, "{unusual}");
     }
     g.assert_accounts_close();

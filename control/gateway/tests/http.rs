@@ -16,17 +16,19 @@ use nomagic::manifests;
 use nomagic::observe::events::Recorder;
 use nomagic::observe::health::Moment;
 use nomagic::observe::http::{Listeners, Server, addresses};
-use nomagic::observe::metrics::flows::Flows;
 use nomagic::observe::metrics::gateway::Sample;
 use nomagic::observe::metrics::reconciler::Reconciled;
 use nomagic::observe::metrics::targets::{Carried, Target, Targets};
-use nomagic_core::reason::Reason;
+use nomagic_core::conntrack::EvictionRank;
+use nomagic_core::counters::{FrameCounts, SendError, Volume, WorkerCounts, XdpCounts};
+use nomagic_core::reason::{Disposition, Reason};
 use nomagic_core::tuple::Proto;
 use nomagic_table::changes::Changes;
-use nomagic_table::compile::{Compiled, Compiler, Settings, TARGETS_MAX};
+use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
 use nomagic_table::objects::Key;
-use nomagic_xsk::{EdgeStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters};
+use nomagic_table::settings::Settings;
+use nomagic_xsk::{EdgeStatus, WorkerStatus};
 use plain_http::{get, request};
 use serde_json::{Value, json};
 
@@ -282,37 +284,23 @@ fn scrape(server: &mut Server, at: SocketAddr, sample: Sample) -> prometheus::Pa
 /// A gateway with a worker, and names that nobody would choose.
 fn sample() -> Sample {
     let volume = |packets| Volume { packets, bytes: packets * 100 };
-    let worker = WorkerStatus {
-        id: 0,
-        alive: true,
-        heartbeat_age_ns: 2_500_000,
-        received: volume(10),
-        forwarded: volume(7),
-        kernel: volume(1),
-        dropped: volume(2),
-        held: volume(0),
-        released: volume(0),
-        made: volume(1),
-        made_failed: 0,
-        reasons: vec![],
-        copied: volume(0),
-        handed_over: volume(0),
-        handed_in: volume(0),
-        handed_failed: volume(0),
-        held_now: 0,
-        neighbours_asked: 1,
-        neighbours_suppressed: 0,
-        transmit: TransmitErrors { calls: 5, busy: 1, ..TransmitErrors::default() },
-        rounds: 1 << 60,
-        sleeps: 3,
-        frames: vec![],
-    };
+    let mut counts = WorkerCounts::default();
+    counts.frames = FrameCounts { received: volume(10), forwarded: volume(7), kernel: volume(1), dropped: volume(2), ..counts.frames };
+    (counts.io.rounds, counts.io.sleeps, counts.sends.calls, counts.neighbours.asked) = (1 << 60, 3, 5, 1);
+    (counts.conntrack.created, counts.conntrack.revived) = (2, 7);
+    counts.conntrack.evicted[EvictionRank::HalfOpen] = 5;
+    counts.sends.errors[SendError::Busy] = 1;
+    for reason in Reason::ALL {
+        let n = reason.index() as u64;
+        (counts.reasons.drop[*reason], counts.reasons.kernel[*reason], counts.reasons.handed[*reason]) = (n, 100 + n, 200 + n);
+    }
+    let worker = WorkerStatus { id: 0, alive: true, heartbeat_age_ns: 2_500_000, held_now: 0, counts, pools: vec![] };
     let edge = EdgeStatus {
         workers: vec![worker],
         ports: vec![],
         redirects: vec![],
-        redirects_xdp: XdpCounters { taken: 4, ..XdpCounters::default() },
-        frames: vec![],
+        redirects_xdp: XdpCounts { taken: 4, ..XdpCounts::default() },
+        pools: vec![],
         flows_live: 3,
         flows_capacity: 1_024,
         replies_announced: 1,
@@ -335,11 +323,8 @@ fn sample() -> Sample {
     let carried = Carried { connections: 5, forward: volume(6), reply: volume(4) };
     Sample {
         edge,
-        reasons: Reason::ALL.iter().map(|r| r.index() as u64).collect(),
-        flows: Flows { created: 2, revived: 7, evicted: [4, 5, 6], ..Flows::default() },
         events: [("sent", 3), ("failed", 0), ("repeated", 1), ("rate_limited", 0), ("queue_full", 0)],
         reconciled,
-        made_suppressed: 0,
         snat_ports: 4_536,
         snat_share_max: 4_082,
         workers_alive: 1,
@@ -375,7 +360,7 @@ fn the_metrics_server() {
         ("nomagic_snat_ports_largest_share", &[], 1.0),
         ("nomagic_worker_heartbeat_age_seconds", &[("worker", "0")], 0.0025),
         ("nomagic_worker_forwarded_bytes_total", &[("worker", "0")], 700.0),
-        ("nomagic_worker_send_errors_total", &[("worker", "0")], 1.0),
+        ("nomagic_worker_send_errors_total", &[("worker", "0"), ("error", "busy")], 1.0),
         ("nomagic_table_applied", &[("table", "routes")], 0.0),
         ("nomagic_xdp_frames_total", &[("port", "(redirect ports)"), ("outcome", "taken")], 4.0),
         ("nomagic_backends_without_series", &[], 0.0),
@@ -391,11 +376,14 @@ fn the_metrics_server() {
     let hostile = [("namespace", "n\\"), ("service", "s\"} 1\n"), ("port", ""), ("protocol", "UDP"), ("backend", "[fd00::1]:53")];
     assert_eq!(page.value("nomagic_backend_connections_total", &hostile), 5.0);
     assert_eq!(page.value("nomagic_backend_bytes_total", &[&hostile[..], &[("direction", "to_client")]].concat()), 400.0);
-    // Each reason is in one place, but for frames that wait, which are no loss.
-    for reason in Reason::ALL.iter().filter(|r| **r != Reason::NeighbourPending) {
+    // A reason has a series for each thing that may become of a frame, and no other.
+    for reason in Reason::ALL {
         let labels = [("reason", reason.label())];
-        let n = page.sum("nomagic_frames_dropped_total", &labels) + page.sum("nomagic_frames_left_to_kernel_total", &labels);
-        assert_eq!(n, reason.index() as f64, "{labels:?}");
+        let n = reason.index() as f64;
+        let left = if reason.dispositions().contains(&Disposition::Kernel) { 100.0 + n } else { 0.0 };
+        let sums =
+            ["dropped", "left_to_kernel", "lost_after_handover"].map(|what| page.sum(&format!("nomagic_frames_{what}_total"), &labels));
+        assert_eq!(sums, [n, left, 200.0 + n], "{labels:?}");
     }
 }
 

@@ -96,10 +96,10 @@ fn work(number: u16, published: &Published, table: Conntrack<'static>, filter: R
             let tuple = packet(&mut random, number);
             let Went::On(_, backend) = wire.send(&tables.0, &tuple, ACK) else { panic!("{tuple} does not go on") };
             let known = serves(&tables.1, table, &tuple);
-            let created = wire.counters.conntrack_created.get();
+            let created = wire.counters.conntrack.created.get();
             // By the tables in use this one stays: so it must be there until others are published.
             let again = wire.send(&tables.0, &tuple, ACK);
-            let opened = wire.counters.conntrack_created.get() - created;
+            let opened = wire.counters.conntrack.created.get() - created;
             if known.is_some() && published.current.lock().unwrap().0 == sequence {
                 assert_eq!(opened, 0, "{tuple} -> {backend} was ended by an older table: {again:?}");
             }

@@ -11,8 +11,9 @@ use nomagic::config::Config;
 use nomagic::manifests;
 use nomagic_core::services::Services;
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
-use nomagic_table::compile::{Compiler, Settings, TARGETS_MAX};
+use nomagic_table::compile::{Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
+use nomagic_table::settings::Settings;
 use serde_json::{Value, json};
 use watching::{Watched, server};
 

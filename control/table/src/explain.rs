@@ -227,7 +227,7 @@ impl<'e> Explainer<'e> {
         let node_port = self.names.node_ports.get(&(tuple.dport, tuple.proto, tuple.v6)).filter(|_| own || dst.is_loopback());
         let found = node_port.and_then(|(key, place)| self.index.service(key).and_then(|s| Some((s, s.ports.get(*place)?))));
         if let Some((service, port)) = found {
-            let mut answer = Answer::new(flow, Verdict::Pass).because(Reason::NodePortDisabled);
+            let mut answer = Answer::new(flow, Verdict::Pass).because(reason);
             answer.service = Some(service.key.to_string());
             answer.port = Some(port.port);
             answer.address = Some(AddressKind::NodePort.label());

@@ -1,63 +1,18 @@
 //! Counters: one writer each, read by anybody, never a locked instruction.
+//!
+//! [`list`](self) of all of them: `counters/list.rs`. The accounts are kept here: each frame counts once, by what became of it in the end.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+mod kinds;
+mod list;
 
-use crate::conntrack::EvictionRank;
+pub use kinds::{Count, CountBy, Counter, CounterBy, CounterInfo, Kind, Labels, Series, Traffic, Volume};
+pub use list::{
+    ConntrackCounters, ConntrackCounts, FrameCounters, FrameCounts, IoCounters, IoCounts, NeighbourCounters, NeighbourCounts, PathCounters,
+    PathCounts, ReasonCounters, ReasonCounts, SendCounters, SendCounts, SendError, SocketCounts, WorkerCounts, XdpCounts,
+};
+
+use crate::frame::Verdict;
 use crate::reason::Reason;
-
-/// A counter with one writing thread. Readers on other threads see it a little late, never torn.
-#[derive(Default, Debug)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds; only ever called by the owning worker.
-    #[inline]
-    pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
-    }
-
-    /// Takes back what was counted too early; only ever called by the owning worker.
-    #[inline]
-    pub fn sub(&self, n: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
-    }
-
-    /// The value.
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
-
-/// Packets and bytes.
-#[derive(Default, Debug)]
-pub struct Traffic {
-    /// Frames.
-    pub packets: Counter,
-    /// Bytes on the wire (link-layer header included, as interface counters have it).
-    pub bytes: Counter,
-}
-
-impl Traffic {
-    /// Counts one frame.
-    #[inline]
-    pub fn count(&self, bytes: usize) {
-        self.add(1, bytes as u64);
-    }
-
-    /// Counts several.
-    #[inline]
-    pub fn add(&self, packets: u64, bytes: u64) {
-        self.packets.add(packets);
-        self.bytes.add(bytes);
-    }
-}
-
-impl Traffic {
-    fn uncount(&self, bytes: usize) {
-        self.packets.sub(1);
-        self.bytes.sub(bytes as u64);
-    }
-}
 
 /// What one (Service port, backend) pair carried. Found by [`crate::services::Backend::stats`].
 #[derive(Default, Debug)]
@@ -71,47 +26,17 @@ pub struct TargetStats {
     pub reply: Traffic,
 }
 
-/// One worker's counters. The accounts close: `received = forwarded + kernel + dropped + (held - released)`.
+/// One worker's counters of the packet path.
 #[derive(Debug)]
 pub struct Counters {
-    /// Frames given to `process`; a frame that was held and is submitted again counts as released, not received.
-    pub received: Traffic,
-    /// Verdict forward.
-    pub forwarded: Traffic,
-    /// Verdict kernel, all reasons.
-    pub kernel: Traffic,
-    /// Verdict drop, all reasons.
-    pub dropped: Traffic,
-    /// Verdict hold; `held - released` frames are held now.
-    pub held: Traffic,
-    /// Held frames that were submitted again.
-    pub released: Traffic,
-    /// Frames made here (rejects, ICMP errors).
-    pub made: Traffic,
-    /// Rejects that could not be sent (rate limit or no spare frame); the client sees silence.
-    pub made_suppressed: Counter,
-    /// Checksums that had to be computed in full because the sender left them to its NIC.
-    pub checksum_completed: Counter,
-    /// Connection table: packets of known connections.
-    pub conntrack_hit: Counter,
-    /// Connection table: connections created.
-    pub conntrack_created: Counter,
-    /// Connection table: connections ended by the sweep.
-    pub conntrack_expired: Counter,
-    /// Connection table: connections replaced because their client opened a new one from the same port.
-    pub conntrack_replaced: Counter,
-    /// Connection table: connections met in their middle (of those created).
-    pub conntrack_picked_up: Counter,
-    /// Connection table: creations given up because another worker was creating the same connection.
-    pub conntrack_busy: Counter,
-    /// Connection table: connections that went on after an RST, which so was forged or late.
-    pub conntrack_revived: Counter,
-    /// Connection table: SYNs of known connections that changed nothing: sent again, or from a port that is used again too soon.
-    pub conntrack_syn_repeated: Counter,
-    /// Connection table: connections evicted to make room, by rank.
-    conntrack_evicted: [Counter; EvictionRank::COUNT],
-    /// Drops and passes by reason, see [`Reason::index`].
-    reasons: [Counter; Reason::COUNT],
+    /// What became of frames.
+    pub frames: FrameCounters,
+    /// What else the packet path did.
+    pub path: PathCounters,
+    /// What happened in the connection table.
+    pub conntrack: ConntrackCounters,
+    /// Why frames were not forwarded. The sums are those of `frames`: all of `drop` is `dropped`, all of `kernel` is `kernel`.
+    pub reasons: ReasonCounters,
     /// By (Service port, backend).
     targets: Box<[TargetStats]>,
 }
@@ -120,67 +45,89 @@ impl Counters {
     /// Counters with room for `targets_max` (Service port, backend) pairs; place 0 gathers those beyond.
     pub fn new(targets_max: usize) -> Counters {
         Counters {
-            received: Traffic::default(),
-            forwarded: Traffic::default(),
-            kernel: Traffic::default(),
-            dropped: Traffic::default(),
-            held: Traffic::default(),
-            released: Traffic::default(),
-            made: Traffic::default(),
-            made_suppressed: Counter::default(),
-            checksum_completed: Counter::default(),
-            conntrack_hit: Counter::default(),
-            conntrack_created: Counter::default(),
-            conntrack_expired: Counter::default(),
-            conntrack_replaced: Counter::default(),
-            conntrack_picked_up: Counter::default(),
-            conntrack_busy: Counter::default(),
-            conntrack_revived: Counter::default(),
-            conntrack_syn_repeated: Counter::default(),
-            conntrack_evicted: std::array::from_fn(|_| Counter::default()),
-            reasons: std::array::from_fn(|_| Counter::default()),
+            frames: FrameCounters::default(),
+            path: PathCounters::default(),
+            conntrack: ConntrackCounters::default(),
+            reasons: ReasonCounters::default(),
             targets: (0..targets_max.max(1)).map(|_| TargetStats::default()).collect(),
+        }
+    }
+
+    /// Counts a frame by its verdict. `resubmitted`: it was held before.
+    pub fn judged(&self, verdict: &Verdict, resubmitted: bool, bytes: usize) {
+        if resubmitted { &self.frames.released } else { &self.frames.received }.count(bytes);
+        match *verdict {
+            Verdict::Forward(..) => self.frames.forwarded.count(bytes),
+            Verdict::Kernel(reason) => {
+                self.frames.kernel.count(bytes);
+                self.reasons.kernel.of(reason).add(1);
+            }
+            Verdict::Drop(reason) => self.drop_frame(reason, bytes),
+            Verdict::Hold(_) => self.frames.held.count(bytes),
         }
     }
 
     /// A frame with the verdict forward could not be sent after all (ring full, port gone): it counts as dropped.
     pub fn forward_failed(&self, reason: Reason, bytes: usize) {
-        self.forwarded.uncount(bytes);
+        self.frames.forwarded.uncount(bytes);
         self.drop_frame(reason, bytes);
     }
 
-    /// A frame with the verdict kernel could not be handed over: it counts as dropped.
-    pub fn kernel_failed(&self, reason: Reason, bytes: usize) {
-        self.kernel.uncount(bytes);
+    /// A frame with the verdict kernel, for the reason `judged`, could not be handed over: it counts as dropped, for another reason.
+    pub fn kernel_failed(&self, judged: Reason, reason: Reason, bytes: usize) {
+        self.frames.kernel.uncount(bytes);
+        self.reasons.kernel.of(judged).sub(1);
         self.drop_frame(reason, bytes);
     }
 
     /// A held frame that is given up.
     pub fn held_failed(&self, reason: Reason, bytes: usize) {
-        self.released.count(bytes);
+        self.frames.released.count(bytes);
         self.drop_frame(reason, bytes);
     }
 
-    /// Counts a drop with its reason.
-    pub fn drop_frame(&self, reason: Reason, bytes: usize) {
-        self.dropped.count(bytes);
-        self.reason(reason).add(1);
-    }
-
-    /// Connections of this rank evicted to make room for others.
-    pub fn conntrack_evicted(&self, rank: EvictionRank) -> &Counter {
-        &self.conntrack_evicted[rank as usize]
-    }
-
-    /// The counter of a reason.
-    #[inline]
-    pub fn reason(&self, reason: Reason) -> &Counter {
-        &self.reasons[reason.index()]
+    fn drop_frame(&self, reason: Reason, bytes: usize) {
+        self.frames.dropped.count(bytes);
+        self.reasons.drop.of(reason).add(1);
     }
 
     /// The statistics of a pair; an unknown place is place 0.
     #[inline]
     pub fn target(&self, stats: u32) -> &TargetStats {
         self.targets.get(stats as usize).unwrap_or(&self.targets[0])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{NextHopId, PortId};
+
+    /// What must hold whatever happens to frames after their verdict.
+    fn accounts_close(c: &Counters) -> (u64, u64) {
+        let (frames, reasons) = (c.frames.read(), c.reasons.read());
+        assert_eq!(frames.kernel.packets, reasons.kernel.total(), "left to the kernel: {reasons:?}");
+        assert_eq!(frames.dropped.packets, reasons.drop.total(), "dropped: {reasons:?}");
+        let out = frames.forwarded.packets + frames.kernel.packets + frames.dropped.packets;
+        assert_eq!(frames.received.packets, out + frames.held.packets - frames.released.packets);
+        (frames.kernel.packets, frames.dropped.packets)
+    }
+
+    #[test]
+    fn a_frame_that_fails_after_its_verdict_counts_once_and_as_dropped() {
+        let c = Counters::new(1);
+        c.judged(&Verdict::Kernel(Reason::Icmp), false, 60);
+        c.judged(&Verdict::Kernel(Reason::NotOurs), false, 70);
+        assert_eq!(accounts_close(&c), (2, 0));
+        c.kernel_failed(Reason::NotOurs, Reason::TxFull, 70);
+        assert_eq!(accounts_close(&c), (1, 1));
+        let reasons = c.reasons.read();
+        assert_eq!((reasons.kernel[Reason::NotOurs], reasons.kernel[Reason::Icmp], reasons.drop[Reason::TxFull]), (0, 1, 1));
+        assert_eq!(c.frames.kernel.read(), Volume { packets: 1, bytes: 60 });
+
+        c.judged(&Verdict::Forward(PortId(1), NextHopId(1)), false, 80);
+        c.forward_failed(Reason::PortDown, 80);
+        assert_eq!((accounts_close(&c), c.frames.forwarded.read()), ((1, 2), Volume::default()));
+        assert_eq!(c.frames.dropped.read(), Volume { packets: 2, bytes: 150 });
     }
 }

@@ -113,19 +113,6 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
     tally.add_to(ctx.counters);
 }
 
-fn count(counters: &Counters, resubmitted: bool, bytes: usize, verdict: &Verdict) {
-    if resubmitted { &counters.released } else { &counters.received }.count(bytes);
-    match verdict {
-        Verdict::Forward(..) => counters.forwarded.count(bytes),
-        Verdict::Kernel(reason) => {
-            counters.kernel.count(bytes);
-            counters.reason(*reason).add(1);
-        }
-        Verdict::Drop(reason) => counters.drop_frame(*reason, bytes),
-        Verdict::Hold(_) => counters.held.count(bytes),
-    }
-}
-
 /// One frame that is not simply the next one of a connection in its stride: any case, from the beginning.
 #[inline(never)]
 fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Plain, u64)>, out: &mut Outputs<'f>) -> Verdict {
@@ -145,7 +132,7 @@ fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Pla
             Err(NotPacket::Later(piece)) => later_fragment(ctx, frame, &piece),
         },
     };
-    count(ctx.counters, resubmitted, bytes, &verdict);
+    ctx.counters.judged(&verdict, resubmitted, bytes);
     verdict
 }
 
@@ -154,11 +141,11 @@ fn general<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Pla
 fn judge<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
     match ctx.table.lookup(&packet.tuple, hash) {
         Some(hit) if expired(&hit, &ctx.worker.idle, ctx.now_ms) => {
-            end(ctx, &hit, &ctx.counters.conntrack_expired);
+            end(ctx, &hit, &ctx.counters.conntrack.expired);
             unknown(ctx, frame, packet, hash, out)
         }
         Some(hit) if reopens(&hit, packet) => {
-            end(ctx, &hit, &ctx.counters.conntrack_replaced);
+            end(ctx, &hit, &ctx.counters.conntrack.replaced);
             unknown(ctx, frame, packet, hash, out)
         }
         Some(hit) => known(ctx, frame, packet, &hit, out),
@@ -185,11 +172,11 @@ fn note(ctx: &Context<'_>, packet: &Packet, hit: &Hit) {
     if phase == hit.phase && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         // It does not prolong anything: a client that calls again and again from one port would never get another backend than the one that
         // does not answer (as in nf_conntrack_proto_tcp.c).
-        ctx.counters.conntrack_syn_repeated.add(1);
+        ctx.counters.conntrack.syn_repeated.add(1);
         return;
     }
     if hit.phase.kind() == PhaseKind::Closed && phase.kind() != PhaseKind::Closed {
-        ctx.counters.conntrack_revived.add(1);
+        ctx.counters.conntrack.revived.add(1);
     }
     ctx.table.touch(hit, phase, ctx.now_ms);
 }
@@ -199,7 +186,7 @@ fn note(ctx: &Context<'_>, packet: &Packet, hit: &Hit) {
 fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop, id: NextHopId) -> Verdict {
     let bytes = frame.total_len();
     if rewrite::rewrite(frame, packet, hit, hop) {
-        ctx.counters.checksum_completed.add(1);
+        ctx.counters.path.checksum_completed.add(1);
     }
     if let Some(id) = packet.fragment_id {
         ctx.table.remember_fragments(&packet.tuple, id, hit, ctx.now_ms);
@@ -244,7 +231,7 @@ fn from_internal(ctx: &Context<'_>, new: &Tuple) -> bool {
 }
 
 fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
-    counters.conntrack_hit.add(1);
+    counters.conntrack.hit.add(1);
     let target = counters.target(hit.stats);
     if hit.direction == Direction::Original { &target.forward } else { &target.reply }.count(bytes);
 }
@@ -283,16 +270,16 @@ fn unknown<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, ha
     }
     match open::open(ctx, packet, hash, backend, source, &onward) {
         Ok(hit) => {
-            ctx.counters.conntrack_created.add(1);
+            ctx.counters.conntrack.created.add(1);
             if hit.phase.kind() == PhaseKind::PickedUp {
-                ctx.counters.conntrack_picked_up.add(1);
+                ctx.counters.conntrack.mid_stream.add(1);
             }
             ctx.counters.target(hit.stats).flows.add(1);
             forward(ctx, frame, packet, &hit, &onward.hop, onward.id)
         }
         // Another worker has just created it: the loser uses the winner's.
         Err(Reason::ConntrackBusy) => {
-            ctx.counters.conntrack_busy.add(1);
+            ctx.counters.conntrack.busy.add(1);
             match ctx.table.lookup(&packet.tuple, hash) {
                 Some(hit) => known(ctx, frame, packet, &hit, out),
                 None => Verdict::Drop(Reason::ConntrackBusy),
@@ -347,7 +334,7 @@ fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason:
             };
             if built {
                 towards_sender(ctx, frame, &mut spare);
-                ctx.counters.made.count(spare.head_len());
+                ctx.counters.frames.made.count(spare.head_len());
                 out.made.push((spare, frame.port, NextHopId(0)));
             } else {
                 out.spare.push(spare);
@@ -355,7 +342,7 @@ fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason:
             built
         });
     if !sent {
-        ctx.counters.made_suppressed.add(1);
+        ctx.counters.path.made_suppressed.add(1);
     }
     Verdict::Drop(reason)
 }
@@ -385,7 +372,7 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
         return Verdict::Drop(reason);
     }
     if packet.is_some_and(|p| rewrite::complete(frame, p)) {
-        ctx.counters.checksum_completed.add(1);
+        ctx.counters.path.checksum_completed.add(1);
     }
     let Ok((_, l3)) = link_header(frame.head()) else { return Verdict::Drop(Reason::EthernetTruncated) };
     let mut src = [0; 6];

@@ -1,9 +1,20 @@
 //! Why a packet was not simply forwarded. Each value is a counter, a metric label and a word in `explain`.
 
-/// Defines the enum, its label and its sentence in one place.
+use crate::counters::Labels;
+
+/// What becomes of a frame that has a reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disposition {
+    /// Given back to the kernel.
+    Kernel,
+    /// Dropped, and perhaps rejected.
+    Drop,
+}
+
+/// Defines the enum, its label, its dispositions and its sentence in one place.
 macro_rules! reasons {
-    ($( $variant:ident = $label:literal, $text:literal; )*) => {
-        /// Why a frame was dropped, rejected, given to the kernel or held.
+    ($( $variant:ident = $label:literal, $( $disposition:ident )|+, $text:literal; )*) => {
+        /// Why a frame was dropped, rejected or given to the kernel.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
         #[repr(u8)]
         pub enum Reason { $( #[doc = $text] $variant, )* }
@@ -21,68 +32,70 @@ macro_rules! reasons {
             pub fn text(self) -> &'static str {
                 match self { $( Reason::$variant => $text, )* }
             }
+
+            /// What may become of a frame for this reason.
+            pub fn dispositions(self) -> &'static [Disposition] {
+                match self { $( Reason::$variant => &[ $( Disposition::$disposition, )+ ], )* }
+            }
         }
     };
 }
 
 reasons! {
     // Frames that cannot be read.
-    EthernetTruncated = "ethernet_truncated", "the frame ends inside its Ethernet header";
-    VlanTooDeep = "vlan_too_deep", "more than two VLAN tags";
-    Ipv4Malformed = "ipv4_malformed", "the IPv4 header contradicts itself or the frame's length";
-    Ipv6Malformed = "ipv6_malformed", "the IPv6 header or an extension header contradicts the frame's length";
-    Ipv6ExtensionChain = "ipv6_extension_chain", "more IPv6 extension headers than the limit";
-    TcpMalformed = "tcp_malformed", "the TCP header contradicts itself or the packet's length";
-    TcpFlags = "tcp_flags", "TCP flags, or an SCTP chunk, that no connection starts with";
-    UdpMalformed = "udp_malformed", "the UDP header contradicts the packet's length";
-    SctpMalformed = "sctp_malformed", "the SCTP header or its first chunk is cut short";
-    Martian = "martian", "a source address that no host may send from";
+    EthernetTruncated = "ethernet_truncated", Drop, "the frame ends inside its Ethernet header";
+    VlanTooDeep = "vlan_too_deep", Drop, "more than two VLAN tags";
+    Ipv4Malformed = "ipv4_malformed", Drop, "the IPv4 header contradicts itself or the frame's length";
+    Ipv6Malformed = "ipv6_malformed", Drop, "the IPv6 header or an extension header contradicts the frame's length";
+    Ipv6ExtensionChain = "ipv6_extension_chain", Drop, "more IPv6 extension headers than the limit";
+    TcpMalformed = "tcp_malformed", Drop, "the TCP header contradicts itself or the packet's length";
+    TcpFlags = "tcp_flags", Drop, "TCP flags, or an SCTP chunk, that no connection starts with";
+    UdpMalformed = "udp_malformed", Drop, "the UDP header contradicts the packet's length";
+    SctpMalformed = "sctp_malformed", Drop, "the SCTP header or its first chunk is cut short";
+    Martian = "martian", Drop, "a source address that no host may send from";
 
-    // Frames that are the kernel's.
-    NotIp = "not_ip", "neither IPv4 nor IPv6";
-    NotOurs = "not_ours", "no Service has this address, port and protocol";
-    NoFlow = "no_flow", "looks like a reply, but no connection is known for it";
-    Icmp = "icmp", "ICMP is left to the kernel";
-    Fragment = "fragment", "an IP fragment without its first one, or of a protocol whose checksum covers all of them: left to the kernel";
-    Ipv6Routing = "ipv6_routing", "an IPv6 routing header with segments left, left to the kernel";
-    OtherProtocol = "other_protocol", "a transport protocol that Services cannot name";
-    NodePortDisabled = "node_port_disabled", "node ports are not served on this address";
+    // Frames that are the kernel's. They are dropped where giving them back would lead them here again.
+    NotIp = "not_ip", Kernel | Drop, "neither IPv4 nor IPv6";
+    NotOurs = "not_ours", Kernel | Drop, "no Service has this address, port and protocol";
+    NoFlow = "no_flow", Kernel | Drop, "looks like a reply, but no connection is known for it";
+    Icmp = "icmp", Kernel | Drop, "ICMP is left to the kernel";
+    Fragment = "fragment", Kernel | Drop, "an IP fragment without its first one, or of a protocol whose checksum covers all of them: left to the kernel";
+    Ipv6Routing = "ipv6_routing", Kernel | Drop, "an IPv6 routing header with segments left, left to the kernel";
+    OtherProtocol = "other_protocol", Kernel | Drop, "a transport protocol that Services cannot name";
 
     // Decisions about Services.
-    NoEndpoints = "no_endpoints", "the Service has no usable endpoint";
-    NoLocalEndpoints = "no_local_endpoints", "the traffic policy is Local and this node has no endpoint";
-    SourceRange = "source_range", "the client is outside the Service's loadBalancerSourceRanges";
-    UnusedServicePort = "unused_service_port", "the cluster IP is a Service's, but not this port or protocol";
-    UnallocatedServiceAddress = "unallocated_service_address", "an address of the Service range that no Service has";
+    NoEndpoints = "no_endpoints", Drop, "the Service has no usable endpoint";
+    NoLocalEndpoints = "no_local_endpoints", Drop, "the traffic policy is Local and this node has no endpoint";
+    SourceRange = "source_range", Drop, "the client is outside the Service's loadBalancerSourceRanges";
+    UnusedServicePort = "unused_service_port", Drop, "the cluster IP is a Service's, but not this port or protocol";
+    UnallocatedServiceAddress = "unallocated_service_address", Drop, "an address of the Service range that no Service has";
 
     // Connections.
-    MidFlowSnat = "mid_flow_snat", "the middle of an unknown connection that would need a new source port";
-    SnatShare = "snat_share", "the client or the Service holds its share of the source ports towards this endpoint";
-    ConntrackFull = "conntrack_full", "the connection table is full";
-    ConntrackBusy = "conntrack_busy", "another worker was creating the same connection at this moment";
-    SnatPortsExhausted = "snat_ports_exhausted", "no free source port towards this backend";
-    SnatAddressMissing = "snat_address_missing", "no SNAT address of this family is configured";
-    ReplyKeyTaken = "reply_key_taken", "another connection already owns the way back from this backend";
-    ReplyFilterFull = "reply_filter_full", "no room to announce the replies of this connection to the XDP filter";
+    MidFlowSnat = "mid_flow_snat", Drop, "the middle of an unknown connection that would need a new source port";
+    SnatShare = "snat_share", Drop, "the client or the Service holds its share of the source ports towards this endpoint";
+    ConntrackFull = "conntrack_full", Drop, "the connection table is full";
+    ConntrackBusy = "conntrack_busy", Drop, "another worker was creating the same connection at this moment";
+    SnatPortsExhausted = "snat_ports_exhausted", Drop, "no free source port towards this backend";
+    SnatAddressMissing = "snat_address_missing", Drop, "no SNAT address of this family is configured";
+    ReplyKeyTaken = "reply_key_taken", Drop, "another connection already owns the way back from this backend";
+    ReplyFilterFull = "reply_filter_full", Drop, "no room to announce the replies of this connection to the XDP filter";
 
     // The way on.
-    TtlExceeded = "ttl_exceeded", "the TTL or hop limit ran out here";
-    TooBig = "too_big", "larger than the MTU of the way on";
-    NoRoute = "no_route", "the kernel's routes name no way to the destination";
-    Unreachable = "unreachable", "the kernel's routes say unreachable, prohibit or blackhole";
-    NextHopKernel = "next_hop_kernel", "the way on leads through an interface that is not nomagic's, or to this node itself";
-    NeighbourPending = "neighbour_pending", "waiting for the next hop's link-layer address";
-    NeighbourTimeout = "neighbour_timeout", "the next hop never answered";
-    HoldFull = "hold_full", "too many frames are waiting already";
-    NoHeadroom = "no_headroom", "no room before the frame for its new link-layer header";
-    PortDown = "port_down", "the port on the way on is down or not bound";
-    TxFull = "tx_full", "the transmit ring of the way on stayed full";
-    HandoverFull = "handover_full", "the worker that owns the port on the way on does not keep up";
-    WorkerGone = "worker_gone", "the worker that owns the port on the way on is dead or stuck";
-    FrameTooLong = "frame_too_long", "longer than a frame of the port on the way on can be";
-    NoInternalPort = "no_internal_port", "there is no way back to the kernel";
-    PoolEmpty = "pool_empty", "no free frame to build or copy into";
-    Shutdown = "shutdown", "the process ended while the frame was waiting";
+    TtlExceeded = "ttl_exceeded", Drop, "the TTL or hop limit ran out here";
+    TooBig = "too_big", Drop, "larger than the MTU of the way on";
+    NoRoute = "no_route", Drop, "the kernel's routes name no way to the destination";
+    Unreachable = "unreachable", Drop, "the kernel's routes say unreachable, prohibit or blackhole";
+    NextHopKernel = "next_hop_kernel", Drop, "the way on leads through an interface that is not nomagic's, or to this node itself";
+    NeighbourTimeout = "neighbour_timeout", Drop, "the next hop never answered";
+    HoldFull = "hold_full", Drop, "too many frames are waiting already";
+    PortDown = "port_down", Drop, "the port on the way on is down or not bound";
+    TxFull = "tx_full", Drop, "the transmit ring of the way on stayed full";
+    HandoverFull = "handover_full", Drop, "the worker that owns the port on the way on does not keep up";
+    WorkerGone = "worker_gone", Drop, "the worker that owns the port on the way on is dead or stuck";
+    FrameTooLong = "frame_too_long", Drop, "longer than a frame of the port on the way on can be";
+    NoInternalPort = "no_internal_port", Drop, "there is no way back to the kernel";
+    PoolEmpty = "pool_empty", Drop, "no free frame to build or copy into";
+    Shutdown = "shutdown", Drop, "the process ended while the frame was waiting";
 }
 
 impl Reason {
@@ -93,6 +106,41 @@ impl Reason {
     pub fn index(self) -> usize {
         self as usize
     }
+}
+
+/// Reasons for which a frame may be given back to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KernelReasons;
+
+/// Reasons for which a frame may be dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DropReasons;
+
+macro_rules! reason_labels {
+    ($( $labels:ident, $disposition:ident; )*) => {$(
+        impl Labels for $labels {
+            type Key = Reason;
+            const NAME: &'static str = "reason";
+            const ALL: &'static [Reason] = Reason::ALL;
+
+            fn index(reason: Reason) -> usize {
+                reason.index()
+            }
+
+            fn label(reason: Reason) -> &'static str {
+                reason.label()
+            }
+
+            fn holds(reason: Reason) -> bool {
+                reason.dispositions().contains(&Disposition::$disposition)
+            }
+        }
+    )*};
+}
+
+reason_labels! {
+    KernelReasons, Kernel;
+    DropReasons, Drop;
 }
 
 #[cfg(test)]

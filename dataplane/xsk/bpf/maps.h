@@ -43,7 +43,7 @@ struct settings {
 	__u64 grace_ns;
 };
 
-// The places of `stats`; the order is that of XdpCounters in src/status.rs.
+// The places of `stats`: nomagic_core::counters::XdpCounts lists them in the same order, which a test compares.
 enum stat {
 	PASS_NOT_OURS,
 	PASS_NOT_IP,

@@ -49,7 +49,7 @@ pub struct Group {
     _owner: Mutex<Option<Rings>>,
 }
 
-type Rings = (TxQueue, RxQueue, FillQueue, CompQueue);
+pub(crate) type Rings = (TxQueue, RxQueue, FillQueue, CompQueue);
 
 /// The groups of all ports, and the bound queues of each.
 #[derive(Default)]
@@ -150,7 +150,7 @@ impl Group {
     }
 }
 
-fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mode: BindFlags) -> Result<Rings, EdgeError> {
+pub(crate) fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mode: BindFlags) -> Result<Rings, EdgeError> {
     let invalid = |e: &dyn std::fmt::Display| EdgeError::Config(format!("socket on {name}: {e}"));
     let size = QueueSize::new(ring).map_err(|e| invalid(&e))?;
     let config = SocketConfig::builder()

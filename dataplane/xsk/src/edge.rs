@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 use nomagic_core::conntrack::{Conntrack, Recovered};
-use nomagic_core::counters::Counters;
+use nomagic_core::counters::SocketCounts;
+use nomagic_core::counters::{Counters, XdpCounts};
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::Routes;
@@ -30,7 +31,7 @@ use crate::published::Published;
 use crate::redirect::Redirects;
 use crate::region::Table;
 use crate::setup::{Handle, Readers, reply_seed, share_memory, start_workers};
-use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, XdpCounters, XskStatistics};
+use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, read_xdp, socket_counts};
 use crate::topology::Topology;
 
 /// The running dataplane.
@@ -295,20 +296,21 @@ impl Edge {
         self.topology.collect();
         let worker = |id: usize| WorkerStatus::read(id as u32, &self.workers[id].shared, self.heartbeat_age_ns(id));
         let workers: Vec<WorkerStatus> = (0..self.workers.len()).map(worker).collect();
-        let of_pool = |pool: usize| workers.iter().filter_map(move |w| w.frames.get(pool));
+        let of_pool = |pool: usize| workers.iter().filter_map(move |w| w.pools.get(pool));
         let sum = |pool| of_pool(pool).fold(FrameAccount::default(), |sum, account| sum.and(account));
-        let frames = (0..self.groups.len()).map(sum).collect();
+        let pools = (0..self.groups.len()).map(sum).collect();
         let mut ports = Vec::new();
         for (info, binding) in self.ports.iter().zip(&self.bindings) {
-            let sockets = binding.sockets.iter().map(|s| statistics(s).map(XskStatistics::from).unwrap_or_default()).collect();
-            ports.push(PortStatus { info: info.clone(), xdp: XdpCounters::read(&binding.stats)?, sockets });
+            let sockets =
+                binding.sockets.iter().map(|s| statistics(s).map_or_else(|_| SocketCounts::default(), |raw| socket_counts(&raw))).collect();
+            ports.push(PortStatus { info: info.clone(), xdp: read_xdp(&binding.stats)?, sockets });
         }
         Ok(EdgeStatus {
             workers,
             ports,
             redirects: self.redirects.as_ref().map(Redirects::status).unwrap_or_default(),
-            redirects_xdp: self.redirects.as_ref().map_or(Ok(XdpCounters::default()), Redirects::counters)?,
-            frames,
+            redirects_xdp: self.redirects.as_ref().map_or(Ok(XdpCounts::default()), Redirects::counters)?,
+            pools,
             flows_live: self.table.conntrack.live(),
             flows_capacity: self.table.conntrack.capacity(),
             replies_announced: self.replies.len() as u64,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crossbeam::channel::Sender;
-use nomagic_core::counters::Counter;
+use nomagic_core::counters::NeighbourCounters;
 use nomagic_core::frame::{PortId, Wanted};
 
 use crate::umem::Token;
@@ -97,15 +97,6 @@ pub struct Asker {
     asked_ms: HashMap<Wanted, u64>,
 }
 
-/// What became of the questions.
-#[derive(Default, Debug)]
-pub struct AskCounters {
-    /// Questions sent.
-    pub sent: Counter,
-    /// Questions not sent: too many, or control does not keep up.
-    pub suppressed: Counter,
-}
-
 impl Asker {
     /// Asks over this channel.
     pub fn new(channel: Sender<Wanted>) -> Asker {
@@ -113,7 +104,7 @@ impl Asker {
     }
 
     /// Asks for a neighbour unless it was asked for a moment ago.
-    pub fn ask(&mut self, wanted: Wanted, now_ms: u64, counters: &AskCounters) {
+    pub fn ask(&mut self, wanted: Wanted, now_ms: u64, counters: &NeighbourCounters) {
         let asked_ms = self.asked_ms.get(&wanted).copied();
         if asked_ms.is_some_and(|at| now_ms.saturating_sub(at) < ASK_AGAIN_MS) {
             return;
@@ -126,7 +117,7 @@ impl Asker {
             return counters.suppressed.add(1);
         }
         self.asked_ms.insert(wanted, now_ms);
-        counters.sent.add(1);
+        counters.asked.add(1);
     }
 }
 
@@ -164,7 +155,7 @@ mod tests {
     #[test]
     fn questions_are_few_and_bounded() {
         let (sender, receiver) = crossbeam::channel::bounded(2000);
-        let (mut asker, counters) = (Asker::new(sender), AskCounters::default());
+        let (mut asker, counters) = (Asker::new(sender), NeighbourCounters::default());
         let wanted = |i: u32| Wanted { port: PortId(0), addr: std::net::Ipv4Addr::from(i).into() };
         (0..100).for_each(|now_ms| asker.ask(wanted(1), now_ms, &counters));
         assert_eq!(receiver.len(), 1);
@@ -180,8 +171,8 @@ mod tests {
     #[test]
     fn control_that_does_not_listen_costs_nothing() {
         let (sender, _receiver) = crossbeam::channel::bounded(1);
-        let (mut asker, counters) = (Asker::new(sender), AskCounters::default());
+        let (mut asker, counters) = (Asker::new(sender), NeighbourCounters::default());
         (0..10u8).for_each(|i| asker.ask(Wanted { port: PortId(0), addr: [10, 0, 0, i].into() }, 0, &counters));
-        assert_eq!((counters.sent.get(), counters.suppressed.get()), (1, 9));
+        assert_eq!((counters.asked.get(), counters.suppressed.get()), (1, 9));
     }
 }

@@ -270,7 +270,7 @@ impl Io {
     fn flush_queue(&mut self, q: usize) {
         let queue = &mut self.queues[q];
         let pool = &mut self.pools[queue.pool];
-        let unsent = queue.flush(pool, &self.shared.kicks);
+        let unsent = queue.flush(pool, &self.shared.sends);
         let reason = if queue.down { Reason::PortDown } else { Reason::TxFull };
         for frame in unsent {
             self.failed(frame.origin, reason, frame.len);
@@ -282,11 +282,11 @@ impl Io {
         let Shared { counters, io, .. } = &*self.shared;
         match origin {
             Origin::Forward => counters.forward_failed(reason, len),
-            Origin::Kernel => counters.kernel_failed(reason, len),
+            Origin::Kernel(judged) => counters.kernel_failed(judged, reason, len),
             Origin::Made => io.made_failed.add(1),
             Origin::Handed => {
                 io.handed_failed.count(len);
-                counters.reason(reason).add(1);
+                counters.reasons.handed.of(reason).add(1);
             }
         }
     }
@@ -299,14 +299,14 @@ impl Io {
     /// Tells the kernel about frames to send.
     pub fn kick(&mut self) {
         for queue in &mut self.queues {
-            queue.kick(&mut self.pools[queue.pool], &self.shared.kicks);
+            queue.kick(&mut self.pools[queue.pool], &self.shared.sends);
         }
     }
 
     /// Looks whether ports that were down are back.
     pub fn probe(&mut self) {
         for queue in &mut self.queues {
-            queue.probe(&mut self.pools[queue.pool], &self.shared.kicks);
+            queue.probe(&mut self.pools[queue.pool], &self.shared.sends);
         }
     }
 
@@ -327,3 +327,6 @@ impl Io {
         account
     }
 }
+
+#[cfg(test)]
+mod tests;

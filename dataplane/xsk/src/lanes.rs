@@ -109,6 +109,7 @@ impl Peer {
 mod tests {
     use super::*;
     use crate::pool::tests::pool;
+    use nomagic_core::reason::Reason;
     use nomagic_sys::fds::{PollFd, PollFlags, poll};
     use std::time::Duration;
 
@@ -147,7 +148,7 @@ mod tests {
         assert!(there.alive(1_100) && !there.alive(1_101));
         beat.store(1_050, Ordering::Relaxed);
         assert!(there.alive(1_101));
-        let handed = Handed { token: pool.take().unwrap(), port: PortId(1), queue: 0, origin: Origin::Kernel };
+        let handed = Handed { token: pool.take().unwrap(), port: PortId(1), queue: 0, origin: Origin::Kernel(Reason::NotOurs) };
         there.hand_over(handed).unwrap();
         pool.give(there.take_back().unwrap().token);
         assert!(there.take_back().is_none() && pool.free() == pool.total());

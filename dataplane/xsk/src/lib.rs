@@ -46,9 +46,7 @@ pub use nomagic_sys::time::monotonic_ns;
 pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
-pub use status::{
-    Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, TransmitErrors, Volume, WorkerStatus, XdpCounters, XskStatistics,
-};
+pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
 
 const _: () = {
     const fn shared_between_threads<T: Send + Sync>() {}

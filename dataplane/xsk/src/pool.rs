@@ -227,7 +227,8 @@ pub(crate) mod tests {
         frames(id, 1, share).pool(0)
     }
 
-    fn frames(id: PoolId, workers: u32, share: u32) -> Arc<Frames> {
+    /// A UMEM.
+    pub fn frames(id: PoolId, workers: u32, share: u32) -> Arc<Frames> {
         let sizes = FrameSizes { share, frame: 2048, headroom: 0, ring: 64, huge_pages: false };
         Frames::new(id, workers, sizes).expect("needs root or CAP_NET_RAW")
     }

@@ -7,8 +7,9 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
-use nomagic_core::counters::Counter;
+use nomagic_core::counters::{SendCounters, SendError};
 use nomagic_core::frame::{BATCH_MAX, PortId};
+use nomagic_core::reason::Reason;
 use nomagic_sys::xdp_socket::{kick_rx, kick_tx};
 use rustix::io::Errno;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
@@ -28,8 +29,8 @@ const KICK_TRIES: u32 = 8;
 pub enum Origin {
     /// A forwarded frame.
     Forward,
-    /// A frame for the kernel.
-    Kernel,
+    /// A frame for the kernel, for this reason.
+    Kernel(Reason),
     /// A frame made here.
     Made,
     /// Another worker's frame.
@@ -45,23 +46,6 @@ pub struct Unsent {
     pub len: usize,
 }
 
-/// Why sendto() did not send everything at once.
-#[derive(Default, Debug)]
-pub struct KickCounters {
-    /// sendto() calls.
-    pub calls: Counter,
-    /// EAGAIN: more is left than one call sends.
-    pub again: Counter,
-    /// EBUSY: the driver's queue is in use.
-    pub busy: Counter,
-    /// ENOBUFS: no memory for packets.
-    pub no_buffers: Counter,
-    /// The port is down or gone.
-    pub down: Counter,
-    /// Anything else.
-    pub other: Counter,
-}
-
 /// A bound queue.
 pub struct Queue {
     /// Its port.
@@ -74,6 +58,8 @@ pub struct Queue {
     pub place: Place,
     /// The last sendto() said that the port is down or gone.
     pub down: bool,
+    #[cfg(test)]
+    told_instead: Option<std::net::UdpSocket>,
     tx: TxQueue,
     rx: RxQueue,
     fill: FillQueue,
@@ -116,6 +102,8 @@ impl Queue {
             pool,
             place,
             down: false,
+            #[cfg(test)]
+            told_instead: None,
             tx,
             rx,
             fill,
@@ -216,7 +204,7 @@ impl Queue {
 
     /// Puts what is staged onto the ring. When the ring is full the kernel is kicked and asked for completions a bounded
     /// number of times; what is left then is given up.
-    pub fn flush(&mut self, pool: &mut Pool, kicks: &KickCounters) -> ArrayVec<Unsent, STAGED_MAX> {
+    pub fn flush(&mut self, pool: &mut Pool, sends: &SendCounters) -> ArrayVec<Unsent, STAGED_MAX> {
         let mut unsent = ArrayVec::new();
         let mut tries = 0;
         while !self.staged.is_empty() && !self.down {
@@ -236,7 +224,7 @@ impl Queue {
             }
             tries += 1;
             self.kick_due = true;
-            self.kick(pool, kicks);
+            self.kick(pool, sends);
             self.complete(pool);
         }
         for (desc, origin) in self.staged.drain(..).zip(self.origins.drain(..)) {
@@ -247,7 +235,7 @@ impl Queue {
     }
 
     /// Tells the kernel to send, if it must be told.
-    pub fn kick(&mut self, pool: &mut Pool, kicks: &KickCounters) {
+    pub fn kick(&mut self, pool: &mut Pool, sends: &SendCounters) {
         if !self.kick_due {
             return;
         }
@@ -256,34 +244,48 @@ impl Queue {
             return;
         }
         for _ in 0..KICK_TRIES {
-            kicks.calls.add(1);
-            let Err(error) = kick_tx(self.fd()) else {
+            sends.calls.add(1);
+            let Err(error) = self.tell_kernel() else {
                 self.kick_due = false;
                 self.down = false;
                 return;
             };
             match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) => kicks.again.add(1),
-                Some(Errno::BUSY) => return kicks.busy.add(1),
-                Some(Errno::NOBUFS) => return kicks.no_buffers.add(1),
+                Some(Errno::AGAIN) => sends.again.add(1),
+                Some(Errno::BUSY) => return sends.errors.of(SendError::Busy).add(1),
+                Some(Errno::NOBUFS) => return sends.errors.of(SendError::NoBuffers).add(1),
                 Some(Errno::NETDOWN | Errno::NXIO | Errno::NODEV | Errno::BADF | Errno::INVAL) => {
-                    kicks.down.add(1);
+                    sends.errors.of(SendError::Down).add(1);
                     // What is on the ring is sent when the port is back; see `probe`.
                     self.kick_due = false;
                     self.down = true;
                     return;
                 }
-                _ => return kicks.other.add(1),
+                _ => return sends.errors.of(SendError::Other).add(1),
             }
             self.complete(pool);
         }
     }
 
+    fn tell_kernel(&self) -> std::io::Result<()> {
+        #[cfg(test)]
+        if let Some(socket) = &self.told_instead {
+            return kick_tx(socket);
+        }
+        kick_tx(self.fd())
+    }
+
+    /// From now on this socket is told to send in place of the queue's own.
+    #[cfg(test)]
+    pub(crate) fn tell_instead(&mut self, socket: std::net::UdpSocket) {
+        self.told_instead = Some(socket);
+    }
+
     /// Looks whether a port that was down is back.
-    pub fn probe(&mut self, pool: &mut Pool, kicks: &KickCounters) {
+    pub fn probe(&mut self, pool: &mut Pool, sends: &SendCounters) {
         if self.down {
             self.kick_due = true;
-            self.kick(pool, kicks);
+            self.kick(pool, sends);
         }
     }
 }

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Ebpf;
 use aya::maps::{MapData, MapError, PerCpuArray};
+use nomagic_core::counters::XdpCounts;
 
 use crate::config::{QUEUES_MAX, REDIRECTS_MAX};
 use crate::edge::Edge;
 use crate::error::EdgeError;
 use crate::link::Link;
 use crate::program::{self, Constants};
-use crate::status::{Condition, RedirectStatus, XdpCounters};
+use crate::status::{Condition, RedirectStatus, read_xdp};
 
 /// The redirect ports and what they share.
 pub(crate) struct Redirects {
@@ -42,8 +43,8 @@ impl Redirects {
     }
 
     /// What their program did on all of them.
-    pub fn counters(&self) -> Result<XdpCounters, EdgeError> {
-        self.loaded.as_ref().map_or(Ok(XdpCounters::default()), |loaded| XdpCounters::read(&loaded.stats))
+    pub fn counters(&self) -> Result<XdpCounts, EdgeError> {
+        self.loaded.as_ref().map_or(Ok(XdpCounts::default()), |loaded| read_xdp(&loaded.stats))
     }
 }
 

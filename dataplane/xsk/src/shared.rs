@@ -5,13 +5,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::channel::Sender;
-use nomagic_core::counters::{Counter, Counters, Traffic};
+use nomagic_core::counters::{Counters, IoCounters, NeighbourCounters, SendCounters};
 use nomagic_core::frame::PortId;
 use nomagic_sys::fds::Waker;
 
-use crate::hold::AskCounters;
 use crate::pool::FrameAccount;
-use crate::queue::{KickCounters, Queue};
+use crate::queue::Queue;
 use crate::umem::Token;
 
 /// What the edge tells a worker. Each is answered or acknowledged by a message on the channel it carries.
@@ -28,8 +27,8 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     pub counters: Counters,
     pub io: IoCounters,
-    pub kicks: KickCounters,
-    pub asks: AskCounters,
+    pub sends: SendCounters,
+    pub neighbours: NeighbourCounters,
     /// Where the frames are, by pool, as of the last housekeeping.
     pub accounts: Mutex<Vec<FrameAccount>>,
     /// Held frames.
@@ -41,33 +40,14 @@ pub(crate) struct Shared {
     pub alive: AtomicBool,
 }
 
-/// A worker's own work beside the packet path.
-#[derive(Default, Debug)]
-pub(crate) struct IoCounters {
-    /// Rounds of the loop.
-    pub rounds: Counter,
-    /// Sleeps.
-    pub sleeps: Counter,
-    /// Frames copied from one pool to another.
-    pub copied: Traffic,
-    /// Made frames (rejects) that could not be sent.
-    pub made_failed: Counter,
-    /// Frames handed over to the worker that owns the port they leave by.
-    pub handed_over: Traffic,
-    /// Frames taken over from other workers.
-    pub handed_in: Traffic,
-    /// Those of them that could not be sent after all; the reason is counted with the others.
-    pub handed_failed: Traffic,
-}
-
 impl Shared {
     /// With room for this many (Service port, backend) pairs.
     pub fn new(targets_max: usize) -> io::Result<Shared> {
         Ok(Shared {
             counters: Counters::new(targets_max),
             io: IoCounters::default(),
-            kicks: KickCounters::default(),
-            asks: AskCounters::default(),
+            sends: SendCounters::default(),
+            neighbours: NeighbourCounters::default(),
             accounts: Mutex::new(Vec::new()),
             held: AtomicU64::new(0),
             waker: Waker::new()?,

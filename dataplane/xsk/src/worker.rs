@@ -153,10 +153,10 @@ impl Worker {
     fn act(&mut self, packet: Packet, verdict: Verdict) {
         match verdict {
             Verdict::Forward(port, _) => self.io.send(packet, port, Origin::Forward),
-            Verdict::Kernel(_) => self.send_to_kernel(packet),
+            Verdict::Kernel(reason) => self.send_to_kernel(packet, reason),
             Verdict::Drop(_) => self.io.free(packet.token),
             Verdict::Hold(wanted) => {
-                self.asker.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.asks);
+                self.asker.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
                 if let Err(packet) = self.hold.keep(packet, self.io.now_ns) {
                     self.io.shared.counters.held_failed(Reason::HoldFull, packet.len);
                     self.io.free(packet.token);
@@ -180,11 +180,11 @@ impl Worker {
     }
 
     /// To the kernel's end of the internal pair; the packet path has addressed it.
-    fn send_to_kernel(&mut self, packet: Packet) {
+    fn send_to_kernel(&mut self, packet: Packet, reason: Reason) {
         match self.routes.table().internal {
-            Some(internal) => self.io.send(packet, internal.port, Origin::Kernel),
+            Some(internal) => self.io.send(packet, internal.port, Origin::Kernel(reason)),
             None => {
-                self.io.shared.counters.kernel_failed(Reason::NoInternalPort, packet.len);
+                self.io.shared.counters.kernel_failed(reason, Reason::NoInternalPort, packet.len);
                 self.io.free(packet.token);
             }
         }
@@ -337,3 +337,6 @@ fn view<'f>(pool: &'f Pool, place: usize, packet: &'f mut Packet) -> Frame<'f> {
     frame.resubmitted = packet.held_since_ns.is_some();
     frame
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@
 //! The number of series is bounded: by workers, ports and queues, whose numbers are; and by [`targets::TARGETS_SHOWN_MAX`] for pairs of
 //! a Service port and a backend.
 
+mod counts;
 pub mod exposition;
-pub mod flows;
 pub mod gateway;
 pub mod histogram;
 mod ports;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nomagic_core::counters::Counters;
-use nomagic_core::reason::Reason;
 use nomagic_xsk::Edge;
 
 use super::status;
@@ -15,7 +14,6 @@ use crate::config::Config;
 use crate::observe::events::{Event, Recorder};
 use crate::observe::health::Moment;
 use crate::observe::http::{Listeners, Scrape, Server, addresses};
-use crate::observe::metrics::flows::Flows;
 use crate::observe::metrics::gateway::Sample;
 use crate::observe::metrics::proxy::NoLocalEndpoints;
 use crate::observe::metrics::reconciler::Reconciled;
@@ -128,11 +126,8 @@ impl Http {
         let snat_ports = u64::from(status::source_ports(&services.snat));
         Ok(Sample {
             not_ready: status::not_ready(&status, alive),
-            reasons: Reason::ALL.iter().map(|&r| counters.iter().map(|c| c.reason(r).get()).sum()).collect(),
             reconciled,
-            flows: Flows::read(&counters),
             events: self.events.counts(),
-            made_suppressed: counters.iter().map(|c| c.made_suppressed.get()).sum(),
             snat_ports,
             snat_share_max: services.snat.holder_max().min(snat_ports),
             workers_alive: alive as u64,

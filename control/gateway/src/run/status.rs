@@ -5,12 +5,11 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use nomagic_core::conntrack::EvictionRank;
-use nomagic_core::counters::Counters;
+use nomagic_core::counters::{Counters, XdpCounts};
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{Action, Services, SnatRange};
-use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, PortInfo, PortStatus, Volume, WorkerStatus, XdpCounters};
-use serde_json::{Map, Value, json};
+use nomagic_xsk::{Condition, Edge, EdgeStatus, PortInfo, PortStatus, WorkerStatus};
+use serde_json::{Value, json};
 
 use crate::observe::metrics::reconciler::Reconciled;
 
@@ -53,15 +52,10 @@ pub fn waiting(missing: &str, api: Value, uptime_s: u64) -> Value {
 }
 
 /// The whole status.
-pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
+pub fn read(edge: &Edge, control: &Control<'_>) -> anyhow::Result<Value> {
     let status = edge.status()?;
     let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
-    let sum = |f: &dyn Fn(&WorkerStatus) -> Volume| {
-        let add = |a: Volume, b: Volume| Volume { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
-        volume(status.workers.iter().map(f).fold(Volume::default(), add))
-    };
     let count = |f: &dyn Fn(&Counters) -> u64| counters.iter().map(|c| f(c)).sum::<u64>();
-    let reasons: Map<String, Value> = Reason::ALL.iter().map(|&r| (r.label().to_owned(), json!(count(&|c| c.reason(r).get())))).collect();
     let (alive, all) = edge.workers_alive();
     let targets: Vec<Value> = targets(control.services)
         .into_iter()
@@ -84,47 +78,16 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
         "taken_over": edge.taken_over().map(|r| json!({
             "connections": r.connections, "not_whole": r.not_whole, "unwanted": r.unwanted, "detached": r.detached,
         })),
-        "hit": count(&|c| c.conntrack_hit.get()),
-        "created": count(&|c| c.conntrack_created.get()),
-        "expired": count(&|c| c.conntrack_expired.get()),
-        "replaced": count(&|c| c.conntrack_replaced.get()),
-        "picked_up": count(&|c| c.conntrack_picked_up.get()),
         "endpoint_gone": control.reconciled.ended.iter().sum::<u64>(),
         "walks": control.reconciled.walks,
-        "busy": count(&|c| c.conntrack_busy.get()),
-        "revived": count(&|c| c.conntrack_revived.get()),
-        "syn_repeated": count(&|c| c.conntrack_syn_repeated.get()),
-        "evicted": {
-            "over": count(&|c| c.conntrack_evicted(EvictionRank::Over).get()),
-            "half_open": count(&|c| c.conntrack_evicted(EvictionRank::HalfOpen).get()),
-            "answered": count(&|c| c.conntrack_evicted(EvictionRank::Answered).get()),
-        },
     });
     let not_ready = not_ready(&status, alive);
-    Ok(json!({
-        "ready": not_ready.is_empty(),
-        "not_ready": not_ready,
-        "uptime_s": control.uptime_s,
-        "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
-        "workers_alive": alive,
-        "workers_all": all,
-        "totals": {
-            "received": sum(&|w| w.received),
-            "forwarded": sum(&|w| w.forwarded),
-            "kernel": sum(&|w| w.kernel),
-            "dropped": sum(&|w| w.dropped),
-            "held": sum(&|w| w.held),
-            "released": sum(&|w| w.released),
+    let mut totals = serde_json::to_value(status.totals())?;
+    merge(&mut totals["conntrack"], conntrack);
+    merge(
+        &mut totals,
+        json!({
             "held_now": status.workers.iter().map(|w| w.held_now).sum::<u64>(),
-            "made": sum(&|w| w.made),
-            "made_suppressed": count(&|c| c.made_suppressed.get()),
-            "copied": sum(&|w| w.copied),
-            "handed_over": sum(&|w| w.handed_over),
-            "handed_in": sum(&|w| w.handed_in),
-            "handed_failed": sum(&|w| w.handed_failed),
-            "checksum_completed": count(&|c| c.checksum_completed.get()),
-            "reasons": reasons,
-            "conntrack": conntrack,
             "snat": {
                 "connections": status.source_ports,
                 "fullest_endpoint": status.source_ports_fullest,
@@ -132,13 +95,22 @@ pub fn read(edge: &Edge, control: &Control<'_>) -> Result<Value, EdgeError> {
                 "ports": source_ports(&control.services.snat),
                 "share_max": control.services.snat.holder_max().min(u64::from(source_ports(&control.services.snat))),
                 "refused": {
-                    "exhausted": count(&|c| c.reason(Reason::SnatPortsExhausted).get()),
-                    "share": count(&|c| c.reason(Reason::SnatShare).get()),
+                    "exhausted": count(&|c| c.reasons.read().drop[Reason::SnatPortsExhausted]),
+                    "share": count(&|c| c.reasons.read().drop[Reason::SnatShare]),
                 },
             },
             "replies": { "announced": status.replies_announced, "capacity": status.replies_capacity },
-        },
-        "pools": status.frames.iter().map(|f| json!({
+        }),
+    );
+    Ok(json!({
+        "ready": not_ready.is_empty(),
+        "not_ready": not_ready,
+        "uptime_s": control.uptime_s,
+        "workers": status.workers.iter().map(worker).collect::<Vec<_>>(),
+        "workers_alive": alive,
+        "workers_all": all,
+        "totals": totals,
+        "pools": status.pools.iter().map(|f| json!({
             "total": f.total, "free": f.free, "fill": f.fill, "tx": f.tx, "held": f.held, "in_hand": f.in_hand, "handed_over": f.away,
         })).collect::<Vec<_>>(),
         "ports": status.ports.iter().map(port).collect::<Vec<_>>(),
@@ -180,52 +152,30 @@ fn targets(services: &Services) -> BTreeSet<(String, String, u32)> {
     targets
 }
 
-fn volume(v: Volume) -> Value {
-    json!({ "packets": v.packets, "bytes": v.bytes })
+/// Adds the fields of one object to another.
+fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
 }
 
 fn worker(w: &WorkerStatus) -> Value {
-    json!({
-        "id": w.id,
-        "alive": w.alive,
-        "handed_over": volume(w.handed_over),
-        "handed_in": volume(w.handed_in),
-        "heartbeat_age_ns": w.heartbeat_age_ns,
-        "received": volume(w.received),
-        "forwarded": volume(w.forwarded),
-        "rounds": w.rounds,
-        "sleeps": w.sleeps,
-        "neighbours_asked": w.neighbours_asked,
-        "made_failed": w.made_failed,
-        "transmit": {
-            "calls": w.transmit.calls, "again": w.transmit.again, "busy": w.transmit.busy,
-            "no_buffers": w.transmit.no_buffers, "down": w.transmit.down, "other": w.transmit.other,
-        },
-    })
+    let mut worker = json!({ "id": w.id, "alive": w.alive, "heartbeat_age_ns": w.heartbeat_age_ns, "held_now": w.held_now });
+    merge(&mut worker, serde_json::to_value(&w.counts).unwrap_or_default());
+    worker
 }
 
 fn mode(native: bool) -> &'static str {
     if native { "native" } else { "generic" }
 }
 
-fn xdp(x: &XdpCounters) -> Value {
-    json!({
-        "received": x.received(), "taken": x.taken, "passed": x.passed(), "dropped": x.dropped(),
-        "pass_not_ours": x.pass_not_ours, "pass_not_ip": x.pass_not_ip, "pass_fragment": x.pass_fragment,
-        "pass_icmp": x.pass_icmp, "pass_other_protocol": x.pass_other_protocol, "pass_unreadable": x.pass_unreadable,
-        "pass_never_started": x.pass_never_started, "failed_open": x.failed_open,
-        "dropped_no_socket": x.dropped_no_socket, "dropped_stale": x.dropped_stale, "failed_closed": x.failed_closed,
-
-    })
+fn xdp(x: &XdpCounts) -> Value {
+    let mut xdp = json!({ "received": x.received(), "passed": x.passed(), "dropped": x.dropped() });
+    merge(&mut xdp, serde_json::to_value(x).unwrap_or_default());
+    xdp
 }
 
 fn port(p: &PortStatus) -> Value {
-    let sockets = p.sockets.iter().map(|s| {
-        json!({
-            "rx_dropped": s.rx_dropped, "rx_ring_full": s.rx_ring_full, "rx_fill_ring_empty": s.rx_fill_ring_empty,
-            "rx_invalid_descs": s.rx_invalid_descs, "tx_invalid_descs": s.tx_invalid_descs, "tx_ring_empty": s.tx_ring_empty,
-        })
-    });
     json!({
         "name": p.info.name,
         "ifindex": p.info.ifindex,
@@ -238,7 +188,7 @@ fn port(p: &PortStatus) -> Value {
         "zero_copy": p.info.zero_copy,
         "rss": rss(&p.info),
         "xdp": xdp(&p.xdp),
-        "sockets": sockets.collect::<Vec<_>>(),
+        "sockets": p.sockets,
     })
 }
 
@@ -313,16 +263,16 @@ pub fn page(status: &Value) -> String {
     let conntrack = |key: &str| n(&format!("/totals/conntrack/{key}"));
     let _ = writeln!(
         out,
-        "opened {} (in their middle {}), timed out {}, replaced {}, endpoint gone {}, went on after an RST {}, evicted: over {}, half-open {}, answered UDP {}\n",
+        "created {} ({} mid-stream), ended: idle {}, replaced by a new SYN {}, endpoint gone {}; survived a forged RST {}; evicted when full: closed {}, half-open {}, idle UDP {}\n",
         conntrack("created"),
-        conntrack("picked_up"),
+        conntrack("mid_stream"),
         conntrack("expired"),
         conntrack("replaced"),
         conntrack("endpoint_gone"),
         conntrack("revived"),
-        conntrack("evicted/over"),
+        conntrack("evicted/closed"),
         conntrack("evicted/half_open"),
-        conntrack("evicted/answered"),
+        conntrack("evicted/idle_udp"),
     );
     let _ = writeln!(out, "{:<12} {:>10} {:>10} {:>10} {:>10}  mode", "port", "received", "taken", "passed", "dropped");
     for p in list("ports") {
@@ -359,9 +309,11 @@ pub fn page(status: &Value) -> String {
     ] {
         let _ = writeln!(out, "  {label:<22} {:>10}", n(pointer));
     }
-    let met = Reason::ALL.iter().map(|r| (r, n(&format!("/totals/reasons/{}", r.label())))).filter(|(_, n)| *n > 0);
-    for (reason, n) in met {
-        let _ = writeln!(out, "    {:<20} {n:>10}  {}", reason.label(), reason.text());
+    for (what, disposition) in [("back to the kernel", "kernel"), ("dropped", "drop"), ("handed over, then dropped", "handed")] {
+        let of = |r: &Reason| n(&format!("/totals/reasons/{disposition}/{}", r.label()));
+        for (reason, n) in Reason::ALL.iter().map(|r| (r, of(r))).filter(|(_, n)| *n > 0) {
+            let _ = writeln!(out, "    {:<20} {n:>10}  {what}: {}", reason.label(), reason.text());
+        }
     }
     if !list("targets").is_empty() {
         let _ = writeln!(out, "\n{:<28} {:<28} {:>8} {:>12} {:>12}", "Service port", "backend", "flows", "to backend", "to client");

@@ -120,7 +120,10 @@ impl Gateway {
 
     /// Frames dropped or passed for this reason.
     pub fn reason(&self, label: &str) -> u64 {
-        self.number(&format!("/totals/reasons/{label}"))
+        let status = self.status();
+        let counted = ["kernel", "drop", "handed"].map(|disposition| status["totals"]["reasons"][disposition][label].as_u64());
+        assert!(counted.iter().any(Option::is_some), "no reason {label} in {status:#}");
+        counted.into_iter().flatten().sum()
     }
 
     /// Fresh HTTP connections from a namespace.

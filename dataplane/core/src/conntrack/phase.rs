@@ -98,19 +98,19 @@ impl PhaseKind {
 /// Which connections make room first when the table is full.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum EvictionRank {
-    /// Timed out, closed or closing.
-    Over,
+    /// Closed, closing or timed out.
+    Closed,
     /// Nothing agreed on yet.
     HalfOpen,
     /// UDP that was answered, but not lately.
-    Answered,
+    IdleUdp,
 }
 
 impl EvictionRank {
     /// All ranks.
-    pub const ALL: [EvictionRank; EvictionRank::COUNT] = [EvictionRank::Over, EvictionRank::HalfOpen, EvictionRank::Answered];
+    pub const ALL: [EvictionRank; EvictionRank::COUNT] = [EvictionRank::Closed, EvictionRank::HalfOpen, EvictionRank::IdleUdp];
     /// Number of ranks.
-    pub const COUNT: usize = EvictionRank::Answered as usize + 1;
+    pub const COUNT: usize = EvictionRank::IdleUdp as usize + 1;
 }
 
 /// Answered UDP that was idle for less than this makes no room, milliseconds: most questions have got their answer by then.
@@ -243,9 +243,9 @@ impl Phase {
     pub fn eviction_rank(self, idle_ms: u64) -> Option<EvictionRank> {
         use PhaseKind::*;
         match self.kind() {
-            LastAck | TimeWait | Closed => Some(EvictionRank::Over),
+            LastAck | TimeWait | Closed => Some(EvictionRank::Closed),
             SynSent | SynReceived | PickedUp | PickedUpReply | Unreplied => Some(EvictionRank::HalfOpen),
-            Replied | Stream if idle_ms >= ANSWERED_IDLE_MIN_MS => Some(EvictionRank::Answered),
+            Replied | Stream if idle_ms >= ANSWERED_IDLE_MIN_MS => Some(EvictionRank::IdleUdp),
             Replied | Stream | Established | FinWait | CloseWait => None,
         }
     }

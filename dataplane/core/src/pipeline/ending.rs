@@ -13,7 +13,7 @@ pub fn sweep(ctx: &mut Context<'_>, places: u32) {
         ctx.routes.generation,
         |hit| expired(hit, idle, now_ms),
         |flow| {
-            ctx.counters.conntrack_expired.add(1);
+            ctx.counters.conntrack.expired.add(1);
             withdraw(ctx.filter, &flow);
         },
     );

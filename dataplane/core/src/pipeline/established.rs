@@ -21,9 +21,9 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn add_to(&self, counters: &Counters) {
-        counters.received.add(self.packets, self.bytes);
-        counters.forwarded.add(self.packets, self.bytes);
-        counters.conntrack_hit.add(self.packets);
+        counters.frames.received.add(self.packets, self.bytes);
+        counters.frames.forwarded.add(self.packets, self.bytes);
+        counters.conntrack.hit.add(self.packets);
     }
 }
 

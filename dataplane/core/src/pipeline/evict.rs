@@ -39,9 +39,9 @@ pub(super) fn make_room(ctx: &mut Context<'_>, refused: Refused, newcomer: &Flow
 fn evict(ctx: &mut Context<'_>) -> bool {
     let ready = ctx.worker.evictor.chosen.take().and_then(|seen| ctx.table.again(&seen));
     // It is looked at again: meanwhile a handshake may have gone on. And of the higher ranks another sample may know a better one.
-    let ready = ready.and_then(|hit| Some((rank(ctx, &hit.glimpse())?, hit))).filter(|(rank, _)| *rank < EvictionRank::Answered);
+    let ready = ready.and_then(|hit| Some((rank(ctx, &hit.glimpse())?, hit))).filter(|(rank, _)| *rank < EvictionRank::IdleUdp);
     match ready {
-        Some((rank, hit)) => end(ctx, &hit, ctx.counters.conntrack_evicted(rank)),
+        Some((rank, hit)) => end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank)),
         None => {
             let Some(chosen) = choose(ctx) else { return false };
             end_chosen(ctx, chosen);
@@ -63,13 +63,13 @@ fn evict_neighbour(ctx: &mut Context<'_>, key: &Tuple) -> bool {
 fn end_chosen(ctx: &Context<'_>, (rank, seen): (EvictionRank, Glimpse)) {
     // Gone already: another worker has made room.
     if let Some(hit) = ctx.table.again(&seen) {
-        end(ctx, &hit, ctx.counters.conntrack_evicted(rank));
+        end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank));
     }
 }
 
 fn rank(ctx: &Context<'_>, seen: &Glimpse) -> Option<EvictionRank> {
     if silent(seen.phase, seen.seen_ms, &ctx.worker.idle, ctx.now_ms) {
-        return Some(EvictionRank::Over);
+        return Some(EvictionRank::Closed);
     }
     seen.phase.eviction_rank(ctx.now_ms.saturating_sub(seen.seen_ms))
 }
@@ -89,7 +89,7 @@ fn first_to_go(ctx: &Context<'_>, connections: impl Iterator<Item = Glimpse>, co
         if victim.is_none_or(|(lowest, oldest)| (rank, seen.seen_ms) < (lowest, oldest.seen_ms)) {
             victim = Some((rank, seen));
         }
-        compared += u32::from(rank < EvictionRank::Answered);
+        compared += u32::from(rank < EvictionRank::IdleUdp);
         if compared == compared_max {
             break;
         }

@@ -131,7 +131,7 @@ fn every_state_lasts_as_long_as_it_should() {
         assert_eq!(w.live(), 1, "{line}: too short");
         w.now_ms += 1;
         w.sweep_all();
-        assert_eq!((w.live(), w.announced(), w.counters.conntrack_expired.get()), (0, 0, 1), "{line}: too long");
+        assert_eq!((w.live(), w.announced(), w.counters.conntrack.expired.get()), (0, 0, 1), "{line}: too long");
     }
     let mut w = world();
     Talk::new(Proto::Sctp, "10.0.0.2:40000", DNAT)
@@ -154,8 +154,8 @@ fn a_clients_syn_replaces_only_what_is_over() {
             let over = matches!(before, Some(PhaseKind::TimeWait | PhaseKind::Closed));
             talk.say(&mut w, "syn");
             let c = &w.counters;
-            assert_eq!((c.conntrack_replaced.get(), c.conntrack_created.get()), (over.into(), 1 + u64::from(over)), "{line}");
-            assert_eq!(c.conntrack_syn_repeated.get(), u64::from(!over), "{line}");
+            assert_eq!((c.conntrack.replaced.get(), c.conntrack.created.get()), (over.into(), 1 + u64::from(over)), "{line}");
+            assert_eq!(c.conntrack.syn_repeated.get(), u64::from(!over), "{line}");
             assert_eq!(talk.kind(&mut w), if over { Some(PhaseKind::SynSent) } else { before }, "{line}");
             if !over {
                 assert_eq!(talk.seen, seen, "to the same backend");
@@ -168,7 +168,7 @@ fn a_clients_syn_replaces_only_what_is_over() {
         let mut w = world();
         tcp(40000, DNAT).say(&mut w, "syn <synack ack rst");
         w.run(CLIENTS, &spec("tcp", "10.0.0.2:40000", DNAT, flags).frame());
-        assert_eq!((w.counters.conntrack_replaced.get(), w.live()), (0, 1), "{flags:#x}");
+        assert_eq!((w.counters.conntrack.replaced.get(), w.live()), (0, 1), "{flags:#x}");
     }
 }
 
@@ -180,8 +180,8 @@ fn a_syn_sent_again_does_not_keep_a_dead_endpoint() {
         talk.say(&mut w, "syn");
         w.now_ms += 20_000 - PACE_MS;
     }
-    assert_eq!((w.counters.conntrack_created.get(), w.counters.conntrack_expired.get()), (2, 1), "a new one after two minutes");
-    assert_eq!(w.counters.conntrack_syn_repeated.get(), 5);
+    assert_eq!((w.counters.conntrack.created.get(), w.counters.conntrack.expired.get()), (2, 1), "a new one after two minutes");
+    assert_eq!(w.counters.conntrack.syn_repeated.get(), 5);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
             assert_eq!(talk.kind(&mut w), Some(PhaseKind::Closed));
             wait_s(&mut w, 9);
             talk.say(&mut w, goes_on);
-            assert_eq!(w.counters.conntrack_revived.get(), 1, "{goes_on}");
+            assert_eq!(w.counters.conntrack.revived.get(), 1, "{goes_on}");
             wait_s(&mut w, 299);
             talk.say(&mut w, goes_on);
             wait_s(&mut w, 299);
@@ -204,8 +204,8 @@ fn a_forged_reset_does_not_end_a_connection_that_goes_on() {
             wait_s(&mut w, 86_398);
             talk.say(&mut w, goes_on);
             let c = &w.counters;
-            assert_eq!((c.conntrack_created.get(), c.conntrack_expired.get(), c.conntrack_revived.get()), (1, 0, 1));
-            assert_eq!(c.dropped.packets.get(), 0);
+            assert_eq!((c.conntrack.created.get(), c.conntrack.expired.get(), c.conntrack.revived.get()), (1, 0, 1));
+            assert_eq!(c.frames.dropped.packets.get(), 0);
         }
     }
 }
@@ -218,7 +218,7 @@ fn a_real_reset_ends_it_in_ten_seconds_whatever_was_on_its_way() {
         talk.say(&mut w, "syn <synack ack");
         talk.say(&mut w, rst);
         talk.say(&mut w, on_its_way);
-        assert_eq!((talk.kind(&mut w), w.counters.conntrack_revived.get()), (Some(PhaseKind::Closed), 0), "{rst} {on_its_way}");
+        assert_eq!((talk.kind(&mut w), w.counters.conntrack.revived.get()), (Some(PhaseKind::Closed), 0), "{rst} {on_its_way}");
         wait_s(&mut w, 10);
         assert_eq!(talk.send(&mut w, "ack"), Verdict::Drop(Reason::MidFlowSnat));
         assert_eq!(w.live(), 0);
@@ -255,7 +255,7 @@ fn half_closed_connections_live_long() {
             w.sweep_all();
             talk.say(&mut w, "<ack ack");
         }
-        assert_eq!((talk.kind(&mut w), w.counters.conntrack_expired.get()), (Some(PhaseKind::CloseWait), 0));
+        assert_eq!((talk.kind(&mut w), w.counters.conntrack.expired.get()), (Some(PhaseKind::CloseWait), 0));
     }
 }
 
@@ -265,13 +265,13 @@ fn connections_met_in_their_middle_are_counted() {
     tcp(40000, DNAT).say(&mut w, "ack <ack ack");
     tcp(40001, DNAT).say(&mut w, "syn <synack ack");
     Talk::new(Proto::Udp, "10.0.0.2:40000", DNAT).say(&mut w, "udp <udp");
-    assert_eq!((w.counters.conntrack_picked_up.get(), w.counters.conntrack_created.get()), (1, 3));
+    assert_eq!((w.counters.conntrack.mid_stream.get(), w.counters.conntrack.created.get()), (1, 3));
     assert_eq!(tcp(40002, SNAT).send(&mut w, "ack"), Verdict::Drop(Reason::MidFlowSnat));
-    assert_eq!(w.counters.conntrack_picked_up.get(), 1);
+    assert_eq!(w.counters.conntrack.mid_stream.get(), 1);
 }
 
 fn evicted(w: &World) -> [u64; 3] {
-    [EvictionRank::Over, EvictionRank::HalfOpen, EvictionRank::Answered].map(|rank| w.counters.conntrack_evicted(rank).get())
+    [EvictionRank::Closed, EvictionRank::HalfOpen, EvictionRank::IdleUdp].map(|rank| w.counters.conntrack.evicted.of(rank).get())
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn a_full_table_makes_room_in_the_order_of_ranks() {
     // Until one has timed out that the sweep has not come by yet.
     wait_s(&mut w, 5);
     assert!(matches!(tcp(3_000, SNAT).send(&mut w, "syn"), Verdict::Forward(..)));
-    assert_eq!((evicted(&w), w.counters.reason(Reason::ConntrackFull).get()), ([3, 4, 2], 2));
+    assert_eq!((evicted(&w), w.counters.reasons.drop.of(Reason::ConntrackFull).get()), ([3, 4, 2], 2));
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_syn_flood_ends_no_connection_and_keeps_nobody_out() {
         connected.push(talk);
     }
     assert!(connected.iter().all(|talk| talk.kind(&mut w) == Some(PhaseKind::Established)));
-    let created = w.counters.conntrack_created.get();
+    let created = w.counters.conntrack.created.get();
     assert_eq!((w.live(), evicted(&w)), (u64::from(CAPACITY), [0, created - u64::from(CAPACITY), 0]));
-    assert_eq!(w.counters.dropped.packets.get(), 0);
+    assert_eq!(w.counters.frames.dropped.packets.get(), 0);
 }

@@ -254,8 +254,7 @@ proptest! {
                 Op::Routes => w.routes = routes(w.routes.generation + 1),
             }
         }
-        let c = &w.counters;
-        let (received, forwarded) = (c.received.packets.get(), c.forwarded.packets.get());
-        prop_assert_eq!(received, forwarded + c.kernel.packets.get() + c.dropped.packets.get());
+        let frames = w.reconciled();
+        prop_assert_eq!(frames.received.packets, frames.forwarded.packets + frames.kernel.packets + frames.dropped.packets);
     }
 }

@@ -42,7 +42,7 @@ fn dnat_there_and_back_for_both_families_and_protocols() {
         let seen = read(&back.bytes).unwrap();
         assert_eq!(seen.tuple, request.tuple().reversed(), "the client sees the Service answer");
         assert_eq!((seen.src_mac, seen.dst_mac), (PORT_MACS[0], mac_of(&request.src.ip().to_string())));
-        assert_eq!((w.counters.conntrack_created.get(), w.counters.conntrack_hit.get()), (1, 2));
+        assert_eq!((w.counters.conntrack.created.get(), w.counters.conntrack.hit.get()), (1, 2));
         assert_eq!((w.counters.target(1).forward.packets.get(), w.counters.target(1).reply.packets.get()), (1, 1));
     }
 }
@@ -86,7 +86,7 @@ fn a_senders_partial_checksum_is_completed() {
             make_partial(&mut frame, &request);
             let done = w.run(CLIENTS, &frame);
             assert_eq!(read(&done.bytes).unwrap().payload.len(), payload, "{request:?}");
-            assert_eq!(w.counters.checksum_completed.get(), 1);
+            assert_eq!(w.counters.path.checksum_completed.get(), 1);
         }
     }
 }
@@ -179,7 +179,7 @@ fn a_reject_is_answered_and_quotes_the_packet() {
     assert_eq!(done.made[0].len(), 14 + 1280, "not longer than the minimum MTU");
     let expected = icmp.icmp_type.calc_checksum(ip_octets("fd00:96::8"), ip_octets("fd00:a::2"), &done.made[0][62..]);
     assert_eq!(expected.unwrap(), icmp.checksum);
-    assert_eq!((w.counters.made.packets.get(), w.live()), (3, 0));
+    assert_eq!((w.counters.frames.made.packets.get(), w.live()), (3, 0));
 }
 
 fn ip_octets(s: &str) -> [u8; 16] {
@@ -197,8 +197,8 @@ fn no_answer_to_broadcasts_and_beyond_the_limits() {
     frame[0] = 2;
     let answered = (0..1_000).filter(|_| !w.run(CLIENTS, &frame).made.is_empty()).count();
     assert!((100..=300).contains(&answered), "{answered}: the rate limit");
-    assert_eq!(w.counters.made_suppressed.get(), 1_001 - answered as u64);
-    assert_eq!(w.counters.reason(Reason::NoEndpoints).get(), 1_001, "dropped all the same");
+    assert_eq!(w.counters.path.made_suppressed.get(), 1_001 - answered as u64);
+    assert_eq!(w.counters.reasons.drop.of(Reason::NoEndpoints).get(), 1_001, "dropped all the same");
 }
 
 #[test]
@@ -323,10 +323,10 @@ fn a_client_reuses_its_port_after_a_reset_but_not_before() {
     let request = spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN);
     w.run(CLIENTS, &request.frame());
     w.run(CLIENTS, &request.frame());
-    assert_eq!(w.counters.conntrack_created.get(), 1, "a repeated SYN");
+    assert_eq!(w.counters.conntrack.created.get(), 1, "a repeated SYN");
     w.run(CLIENTS, &Spec { flags: RST, ..request }.frame());
     w.run(CLIENTS, &request.frame());
-    assert_eq!((w.counters.conntrack_created.get(), w.counters.conntrack_replaced.get(), w.live()), (2, 1, 1));
+    assert_eq!((w.counters.conntrack.created.get(), w.counters.conntrack.replaced.get(), w.live()), (2, 1, 1));
     assert_eq!(w.announced(), 1);
 }
 
@@ -340,11 +340,11 @@ fn time_ends_connections_and_withdraws_their_announcements() {
     assert_eq!((w.live(), w.announced()), (2, 2));
     w.now_ms += 2_000;
     w.sweep_all();
-    assert_eq!((w.live(), w.announced(), w.counters.conntrack_expired.get()), (1, 1, 1));
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack.expired.get()), (1, 1, 1));
     w.now_ms += 120_000;
     w.run(CLIENTS, &spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN).frame());
     assert_eq!(
-        (w.live(), w.counters.conntrack_expired.get(), w.counters.conntrack_created.get()),
+        (w.live(), w.counters.conntrack.expired.get(), w.counters.conntrack.created.get()),
         (1, 2, 3),
         "not believed before the sweep comes"
     );

@@ -36,11 +36,11 @@ fn sctp_there_and_back_with_and_without_snat() {
         let mut damaged = sctp_frame("10.0.0.2:40000", service, 0, 8);
         damaged[51] ^= 0x10;
         assert!(!read_sctp(&w.run(CLIENTS, &damaged).bytes).2, "damage is not healed");
-        assert_eq!(w.counters.conntrack_created.get(), 1);
+        assert_eq!(w.counters.conntrack.created.get(), 1);
         // ABORT, then a new association from the same port.
         w.run(CLIENTS, &sctp_frame("10.0.0.2:40000", service, 6, 0));
         w.run(CLIENTS, &sctp_frame("10.0.0.2:40000", service, 1, 0));
-        assert_eq!(w.counters.conntrack_replaced.get(), 1);
+        assert_eq!(w.counters.conntrack.replaced.get(), 1);
     }
 }
 
@@ -141,7 +141,7 @@ fn fragments_in_order_follow_their_first_one_both_ways() {
         let late = fragments(&request.frame(), 1400, 77);
         w.now_ms += 7_000;
         assert_eq!(w.run(CLIENTS, &late[1]).verdict, Verdict::Kernel(Reason::Fragment));
-        assert_eq!(w.counters.conntrack_created.get(), 1);
+        assert_eq!(w.counters.conntrack.created.get(), 1);
     }
 }
 

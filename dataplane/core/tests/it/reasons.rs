@@ -1,22 +1,20 @@
 //! Every reason that the core gives has a packet that meets it.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
+use nomagic_core::routes::{Port, Routes};
 use nomagic_core::services::{Action, Frontend};
 use nomagic_core::tuple::Proto;
 use nomagic_core_fixtures::*;
 
-/// Reasons that belong to the edge and to the control plane, tested there.
-const ELSEWHERE: &[Reason] = &[
-    Reason::NodePortDisabled,
-    Reason::NeighbourPending,
+/// Reasons that only the edge gives: nomagic-xsk's tests meet them.
+const EDGE: &[Reason] = &[
     Reason::NeighbourTimeout,
     Reason::HoldFull,
-    Reason::NoHeadroom,
-    Reason::PortDown,
     Reason::HandoverFull,
     Reason::WorkerGone,
     Reason::TxFull,
@@ -24,6 +22,19 @@ const ELSEWHERE: &[Reason] = &[
     Reason::PoolEmpty,
     Reason::Shutdown,
 ];
+
+/// The sources of the edge's tests: files and directories called so.
+fn edge_tests(path: &Path, inside: bool, out: &mut String) {
+    for entry in std::fs::read_dir(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())) {
+        let path = entry.unwrap().path();
+        let inside = inside || path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
+        if path.is_dir() {
+            edge_tests(&path, inside, out);
+        } else if inside {
+            out.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
 
 fn edited(spec: Spec, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut frame = spec.frame();
@@ -153,14 +164,38 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
             other => panic!("{reason:?}: {other:?}"),
         };
         assert_eq!(verdict_reason, reason, "{:02x?}", frame);
-        assert_eq!(w.counters.reason(reason).get(), 1);
+        let (frames, reasons) = (w.reconciled(), w.counters.reasons.read());
+        let kernel = u64::from(matches!(done.verdict, Verdict::Kernel(_)));
+        assert_eq!((frames.kernel.packets, frames.dropped.packets), (kernel, 1 - kernel), "{reason:?}");
+        assert_eq!(if kernel == 1 { &reasons.kernel[reason] } else { &reasons.drop[reason] }, &1, "{reason:?}");
         assert_eq!((w.live(), w.announced()), (0, 0), "{reason:?} opens nothing");
         met.insert(reason);
     }
     met.extend(limits());
-    let missing: Vec<_> = Reason::ALL.iter().filter(|r| !met.contains(r) && !ELSEWHERE.contains(r)).collect();
+    let missing: Vec<_> = Reason::ALL.iter().filter(|r| !met.contains(r) && !EDGE.contains(r)).collect();
     assert!(missing.is_empty(), "no packet for {missing:?}");
-    assert!(ELSEWHERE.iter().all(|r| !met.contains(r)), "listed as tested elsewhere, but tested here");
+    let mut elsewhere = String::new();
+    edge_tests(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../xsk"), false, &mut elsewhere);
+    for reason in EDGE {
+        assert!(!met.contains(reason), "{reason:?} is met here");
+        assert!(elsewhere.contains(&format!("Reason::{reason:?}")), "no test of the edge names {reason:?}");
+    }
+}
+
+#[test]
+fn a_frame_that_would_loop_counts_as_dropped_and_not_as_left_to_the_kernel() {
+    let mut w = world();
+    // What the kernel sends to an address that it always routes here: returned to it, it would come again and again.
+    let loops = |f: &mut Vec<u8>| f[..6].copy_from_slice(&KERNEL_MAC);
+    let to_internal = spec("tcp", "10.0.0.2:40000", "169.254.78.78:22", SYN);
+    assert_eq!(w.run(INTERNAL, &edited(to_internal, loops)).verdict, Verdict::Drop(Reason::NotOurs));
+    let frames = w.reconciled();
+    assert_eq!((frames.kernel.packets, frames.dropped.packets), (0, 1));
+    // The same from elsewhere goes to the kernel.
+    assert_eq!(w.run(CLIENTS, &to_internal.frame()).verdict, Verdict::Kernel(Reason::NotOurs));
+    let (frames, reasons) = (w.reconciled(), w.counters.reasons.read());
+    assert_eq!((frames.kernel.packets, frames.dropped.packets), (1, 1));
+    assert_eq!((reasons.kernel[Reason::NotOurs], reasons.drop[Reason::NotOurs]), (1, 1));
 }
 
 /// The limits: a full table, a lost race, no ports left, a full filter, a way back that is taken, no way to the kernel.
@@ -169,7 +204,8 @@ fn limits() -> Vec<Reason> {
     let mut met = Vec::new();
     let mut meet = |w: &World, done: &Done, reason: Reason| {
         assert_eq!(done.verdict, Verdict::Drop(reason));
-        assert_eq!(w.counters.reason(reason).get(), 1);
+        w.reconciled();
+        assert_eq!(w.counters.reasons.drop.of(reason).get(), 1);
         met.push(reason);
     };
 
@@ -186,7 +222,7 @@ fn limits() -> Vec<Reason> {
     assert_eq!((w.live(), w.announced()), (4, 4));
     w.run(CLIENTS, &Spec { flags: RST, ..request(2) }.frame());
     assert!(matches!(w.run(CLIENTS, &request(9).frame()).verdict, Verdict::Forward(..)));
-    assert_eq!((w.live(), w.announced(), w.counters.conntrack_evicted(EvictionRank::Over).get()), (4, 4, 1));
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack.evicted.of(EvictionRank::Closed).get()), (4, 4, 1));
 
     // Another worker has half created the same connection.
     let mut w = World::new(services(), 4);
@@ -211,10 +247,10 @@ fn limits() -> Vec<Reason> {
     });
     let done = w.run(CLIENTS, &request(0).frame());
     meet(&w, &done, Reason::ConntrackBusy);
-    assert_eq!((w.live(), w.announced(), w.counters.conntrack_busy.get()), (0, 0, 1));
+    assert_eq!((w.live(), w.announced(), w.counters.conntrack.busy.get()), (0, 0, 1));
     w.with(|ctx| ctx.table.abort(pending.expect("room")));
     assert!(matches!(w.run(CLIENTS, &request(0).frame()).verdict, Verdict::Forward(..)));
-    assert_eq!((w.live(), w.counters.conntrack_busy.get()), (1, 1));
+    assert_eq!((w.live(), w.counters.conntrack.busy.get()), (1, 1));
 
     // Two source ports towards one backend.
     let mut s = services();
@@ -261,6 +297,14 @@ fn limits() -> Vec<Reason> {
     assert_eq!((first.src_addr(), first.sport), (ip("10.0.0.2"), 1024));
     assert_eq!(second.src_addr(), ip("10.0.0.2"), "only the port changes");
     assert_ne!(second.sport, first.sport);
+
+    // The backends' port is down.
+    let mut w = world();
+    let mac = |port: PortId| w.routes.port(port).expect("a port").mac;
+    let ports = [CLIENTS, PODS].map(|port| Port { mac: mac(port), mtu: 1500, up: port == CLIENTS }).into();
+    w.routes = Routes::build(2, ports, None, vec![route("192.168.0.0/16", on_link(PODS))], &[]).0;
+    let done = w.run(CLIENTS, &request(0).frame());
+    meet(&w, &done, Reason::PortDown);
 
     let mut w = world();
     w.routes.internal = None;

@@ -85,7 +85,7 @@ fn sequence_numbers_are_those_of_a_closed_port() {
             }
         }
     }
-    assert_eq!((w.counters.made.packets.get(), w.counters.made_suppressed.get(), w.live()), (20, 0, 0));
+    assert_eq!((w.counters.frames.made.packets.get(), w.counters.path.made_suppressed.get(), w.live()), (20, 0, 0));
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn nothing_answers_a_reset_or_a_broadcast() {
         broadcast[0] = 0xff;
         assert!(w.run(CLIENTS, &broadcast).made.is_empty());
     }
-    assert_eq!(w.counters.made_suppressed.get(), 8);
+    assert_eq!(w.counters.path.made_suppressed.get(), 8);
 }
 
 #[test]
@@ -166,5 +166,5 @@ fn resets_count_against_the_limit_of_all_rejects() {
         sent += w.run(CLIENTS, &reset).made.len() + w.run(CLIENTS, &icmp).made.len();
     }
     assert!((Limiter::BURST..=Limiter::BURST + 1).contains(&(sent as u64)), "{sent}");
-    assert_eq!(w.counters.made.packets.get() + w.counters.made_suppressed.get(), 1_000);
+    assert_eq!(w.counters.frames.made.packets.get() + w.counters.path.made_suppressed.get(), 1_000);
 }

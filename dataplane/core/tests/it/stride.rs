@@ -111,11 +111,12 @@ proptest! {
         let count = |w: &World| {
             let c = &w.counters;
             let targets = [&c.target(1).forward, &c.target(1).reply].map(|t| (t.packets.get(), t.bytes.get()));
-            let carried = (c.forwarded.packets.get(), c.forwarded.bytes.get(), c.dropped.packets.get(), c.kernel.packets.get());
-            (targets, carried, c.conntrack_hit.get(), c.conntrack_created.get(), c.checksum_completed.get())
+            let frames = w.reconciled();
+            let carried = (frames.forwarded, frames.dropped, frames.kernel);
+            (targets, carried, c.conntrack.read(), c.reasons.read(), c.path.checksum_completed.get())
         };
         prop_assert_eq!(count(&straight), count(&general));
-        prop_assert_eq!(straight.counters.received.packets.get(), general.counters.released.packets.get());
+        prop_assert_eq!(straight.counters.frames.received.packets.get(), general.counters.frames.released.packets.get());
         prop_assert_eq!(straight.live(), general.live());
     }
 

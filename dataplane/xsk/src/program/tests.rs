@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bench::*;
 use nomagic_core::capture::FilterRules;
+use nomagic_core::counters::XdpCounts;
 use nomagic_core::frame::{Frame, PortId};
 use nomagic_core::parse::{NotPacket, parse};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
@@ -86,6 +87,16 @@ fn the_filter_takes_what_the_rules_and_the_core_say() {
     let counters = bench.counters();
     assert_eq!((counters.taken, counters.passed(), counters.dropped()), (taken, passed, 0));
     assert!(counters.pass_fragment > 0 && counters.pass_unreadable > 0 && counters.pass_not_ip > 0 && counters.pass_not_ours > 0);
+}
+
+#[test]
+fn the_programs_places_are_the_lists_outcomes_in_order() {
+    let header = include_str!("../../bpf/maps.h");
+    let (_, after) = header.split_once("enum stat {").expect("the enum");
+    let (body, _) = after.split_once('}').expect("its end");
+    let places: Vec<String> = body.split(',').map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty()).collect();
+    let (last, places) = places.split_last().expect("places");
+    assert_eq!((places, last.as_str()), (&XdpCounts::OUTCOMES.map(str::to_owned)[..], "stat_count"));
 }
 
 #[test]

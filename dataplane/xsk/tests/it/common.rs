@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nomagic_core::capture::FilterRules;
+use nomagic_core::counters::WorkerCounts;
 use nomagic_core::frame::PortId;
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services};
@@ -291,16 +292,14 @@ pub fn settled(edge: &Edge) -> EdgeStatus {
     std::thread::sleep(Duration::from_millis(250));
     let status = edge.status().unwrap();
     for worker in &status.workers {
-        assert!(worker.frames.iter().all(|f| f.closes()), "{:?}", worker.frames);
-        assert!(worker.handed_in.packets >= worker.handed_failed.packets);
-        let now = worker.held.packets - worker.released.packets;
-        let sum = worker.forwarded.packets + worker.kernel.packets + worker.dropped.packets + now;
-        assert_eq!(worker.received.packets, sum, "the accounts close: {worker:?}");
-        assert_eq!(worker.held_now, now);
+        assert!(worker.pools.iter().all(|f| f.closes()), "{:?}", worker.pools);
+        assert!(worker.counts.io.handed_in.packets >= worker.counts.io.handed_failed.packets);
+        assert!(worker.counts.closes(), "the accounts close, and every frame that was not forwarded has one reason: {worker:?}");
+        assert_eq!(worker.held_now, worker.counts.frames.held.packets - worker.counts.frames.released.packets);
     }
     let taken: u64 = status.ports.iter().map(|p| p.xdp.taken).sum();
     let lost: u64 = status.ports.iter().flat_map(|p| &p.sockets).map(|s| s.rx_dropped + s.rx_ring_full).sum();
-    let received: u64 = status.workers.iter().map(|w| w.received.packets).sum();
+    let received: u64 = status.workers.iter().map(|w| w.counts.frames.received.packets).sum();
     assert!(received + lost <= taken, "received {received}, lost {lost}, taken {taken}");
     status
 }
@@ -359,13 +358,13 @@ impl Scene {
 /// The frames of all workers, once they have come to rest: every frame is somewhere, none is on its way.
 pub fn print_frames(what: &str, edge: &Edge) {
     let status = settled(edge);
-    for (pool, frames) in status.frames.iter().enumerate() {
+    for (pool, frames) in status.pools.iter().enumerate() {
         println!("{what}: pool {pool}: {frames:?}");
         assert!(frames.closes() && frames.away == 0, "{frames:?}");
     }
 }
 
 /// What all workers together count.
-pub fn total(status: &EdgeStatus, of: impl Fn(&nomagic_xsk::WorkerStatus) -> u64) -> u64 {
-    status.workers.iter().map(of).sum()
+pub fn total(status: &EdgeStatus, of: impl Fn(&WorkerCounts) -> u64) -> u64 {
+    status.workers.iter().map(|w| of(&w.counts)).sum()
 }

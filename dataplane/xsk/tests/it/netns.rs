@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::*;
 use nomagic_core::capture::FilterRules;
+use nomagic_core::counters::SendError;
 use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
@@ -33,8 +34,8 @@ fn a_service_is_carried_both_ways_and_every_frame_is_accounted_for() {
         }
         let status = settled(&edge);
         let worker = &status.workers[0];
-        assert!(worker.forwarded.packets > 4_000 && worker.kernel.packets == 0, "{worker:?}");
-        assert_eq!(worker.copied.packets, 0, "from port to port without a copy");
+        assert!(worker.counts.frames.forwarded.packets > 4_000 && worker.counts.frames.kernel.packets == 0, "{worker:?}");
+        assert_eq!(worker.counts.io.copied.packets, 0, "from port to port without a copy");
         assert_eq!(status.flows_live, 42);
         assert!(status.ports[..2].iter().all(|p| p.info.native && p.xdp.taken > 1_000));
         let (seen, received) = seen_and_received(&scene, &edge);
@@ -69,7 +70,7 @@ fn what_is_not_ours_never_notices_and_what_was_taken_wrongly_goes_back() {
     });
     assert!((0..10).all(|_| scene.ask(GATEWAY, 7777, SOON)), "the gateway's own address");
     assert!(scene.ask(POD, 8080, SOON), "routed by the kernel");
-    assert_eq!(settled(&edge).workers[0].received.packets, 0);
+    assert_eq!(settled(&edge).workers[0].counts.frames.received.packets, 0);
     // Now the filter takes it although the service table does not know it: up, and back through nm1 into nm0.
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
@@ -78,8 +79,8 @@ fn what_is_not_ours_never_notices_and_what_was_taken_wrongly_goes_back() {
     let back = (0..10).all(|_| scene.ask(GATEWAY, 7777, SOON));
     assert!(back, "through the internal port: {:?}", edge.status());
     let worker = &settled(&edge).workers[0];
-    assert_eq!((worker.received.packets, worker.kernel.packets, worker.copied.packets), (10, 10, 10));
-    assert_eq!(worker.reasons, [(Reason::NotOurs, 10)]);
+    assert_eq!((worker.counts.frames.received.packets, worker.counts.frames.kernel.packets, worker.counts.io.copied.packets), (10, 10, 10));
+    assert_eq!((worker.counts.reasons.kernel[Reason::NotOurs], worker.counts.reasons.drop.total()), (10, 0));
     assert!(scene.gateway.packets("nm0").0 - nm0 >= 10);
     edge.stop(true).unwrap();
 }
@@ -118,10 +119,10 @@ fn frames_wait_for_their_neighbour_within_limits() {
     });
     std::thread::sleep(SHORT);
     let worker = &settled(&edge).workers[0];
-    assert_eq!((worker.held_now, worker.reasons.iter().find(|r| r.0 == Reason::HoldFull)), (8, Some(&(Reason::HoldFull, 12))));
+    assert_eq!((worker.held_now, worker.counts.reasons.drop[Reason::HoldFull]), (8, 12));
     let gone = until("held frames time out", SOON, || settled(&edge).workers[0].held_now == 0);
     assert!(gone < Duration::from_millis(1_900), "{gone:?}");
-    assert!(settled(&edge).workers[0].reasons.contains(&(Reason::NeighbourTimeout, 8)));
+    assert_eq!(settled(&edge).workers[0].counts.reasons.drop[Reason::NeighbourTimeout], 8);
     assert!(edge.wanted().len() < 10, "questions are few");
     edge.stop(true).unwrap();
 }
@@ -245,7 +246,7 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     config.hold_frames_max = 16;
     let edge = scene.start(config, true);
     scene.serve(&edge);
-    let frames: u32 = settled(&edge).frames.iter().map(|f| f.total).sum();
+    let frames: u32 = settled(&edge).pools.iter().map(|f| f.total).sum();
     let flood = || {
         let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
         // Errors are the sender's own full queue.
@@ -254,14 +255,14 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     until("many times the pool's frames", Duration::from_secs(60), || {
         let senders = [scene.client.spawn(flood), scene.client.spawn(flood)];
         senders.into_iter().for_each(|s| assert!(s.join().unwrap() > 0));
-        edge.status().unwrap().workers[0].received.packets > 10 * u64::from(frames)
+        edge.status().unwrap().workers[0].counts.frames.received.packets > 10 * u64::from(frames)
     });
     let status = settled(&edge);
     let worker = &status.workers[0];
     let taken: u64 = status.ports.iter().map(|p| p.xdp.taken).sum();
     let lost: u64 = status.ports.iter().flat_map(|p| &p.sockets).map(|s| s.rx_dropped + s.rx_ring_full).sum();
-    assert_eq!(taken, worker.received.packets + lost, "what the filter took was received or lost by name");
-    println!("frames: {:?}", worker.frames);
+    assert_eq!(taken, worker.counts.frames.received.packets + lost, "what the filter took was received or lost by name");
+    println!("frames: {:?}", worker.pools);
     assert!(scene.ask(SERVICE, 80, SOON), "and it still works");
     edge.stop(true).unwrap();
 }
@@ -312,7 +313,7 @@ fn an_interface_that_goes_down_or_away_is_counted_and_survived() {
     assert!(!scene.ask(SERVICE, 80, SHORT));
     assert!(!scene.ask(SERVICE, 80, SHORT));
     let worker = settled(&edge).workers[0].clone();
-    assert!(worker.transmit.down > 0 && worker.reasons.iter().any(|r| r.0 == Reason::PortDown), "{worker:?}");
+    assert!(worker.counts.sends.errors[SendError::Down] > 0 && worker.counts.reasons.drop[Reason::PortDown] > 0, "{worker:?}");
     scene.gateway.ip("link set gp up");
     until("the port comes back by itself", Duration::from_secs(5), || scene.ask(SERVICE, 80, SHORT));
     // Gone for good.
@@ -322,7 +323,11 @@ fn an_interface_that_goes_down_or_away_is_counted_and_survived() {
     std::thread::sleep(Duration::from_secs(1));
     let after = settled(&edge).workers[0].clone();
     assert!(after.alive && after.heartbeat_age_ns < 500_000_000);
-    assert!(after.rounds - before.rounds < 1_000, "does not spin: {} rounds", after.rounds - before.rounds);
+    assert!(
+        after.counts.io.rounds - before.counts.io.rounds < 1_000,
+        "does not spin: {} rounds",
+        after.counts.io.rounds - before.counts.io.rounds
+    );
     edge.stop(true).unwrap();
 }
 

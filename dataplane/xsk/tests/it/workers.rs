@@ -24,15 +24,15 @@ fn point_1_queues_and_workers() {
     let owners: Vec<&[u16]> = edge.ports().iter().map(|p| &p.owners[..]).collect();
     assert_eq!(owners, [&[0, 1][..], &[1], &[0]], "two queues, one queue, the internal port");
     scene.serve(&edge);
-    let frames: u32 = edge.status().unwrap().frames.iter().map(|f| f.total).sum();
+    let frames: u32 = edge.status().unwrap().pools.iter().map(|f| f.total).sum();
     let rounds = 10 * frames as usize / 8 + 1;
     assert_eq!(scene.ping_pong(8, rounds), 8 * rounds, "ten times the pool's frames there and back, none lost");
     scene.transfer(SERVICE, 3_000_000);
     scene.transfer(SERVICE6, 300_000);
     let status = settled(&edge);
-    let (over, taken) = (total(&status, |w| w.handed_over.packets), total(&status, |w| w.handed_in.packets));
+    let (over, taken) = (total(&status, |w| w.io.handed_over.packets), total(&status, |w| w.io.handed_in.packets));
     assert!(over > 1_000 && over == taken, "handed over {over}, taken over {taken}");
-    assert!(status.workers.iter().all(|w| w.received.packets > 1_000), "both work");
+    assert!(status.workers.iter().all(|w| w.counts.frames.received.packets > 1_000), "both work");
     // What is given back to the kernel leaves by worker 0's queue of the internal port, whoever received it.
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
@@ -46,8 +46,8 @@ fn point_1_queues_and_workers() {
     });
     assert!((0..20).all(|_| scene.ask(GATEWAY, 7777, SOON)), "to the kernel and back");
     let kernel = settled(&edge);
-    assert_eq!((total(&kernel, |w| w.kernel.packets), total(&kernel, |w| w.copied.packets)), (20, 20));
-    assert_eq!(total(&kernel, |w| w.handed_failed.packets), 0);
+    assert_eq!((total(&kernel, |w| w.frames.kernel.packets), total(&kernel, |w| w.io.copied.packets)), (20, 20));
+    assert_eq!(total(&kernel, |w| w.io.handed_failed.packets), 0);
     print_frames("two workers, two queues to one", &edge);
     edge.stop(true).unwrap();
 }
@@ -65,11 +65,11 @@ fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
     let senders: Vec<_> = (0..4).map(|_| scene.client.spawn(flood)).collect();
     senders.into_iter().for_each(|s| assert!(s.join().unwrap() > 0));
     let status = settled(&edge);
-    let sent = total(&status, |w| w.forwarded.packets) - total(&status, |w| w.handed_failed.packets);
-    let failed = total(&status, |w| w.dropped.packets + w.handed_failed.packets);
-    let received = total(&status, |w| w.received.packets);
+    let sent = total(&status, |w| w.frames.forwarded.packets) - total(&status, |w| w.io.handed_failed.packets);
+    let failed = total(&status, |w| w.frames.dropped.packets + w.io.handed_failed.packets);
+    let received = total(&status, |w| w.frames.received.packets);
     assert_eq!(received, sent + failed, "every frame was sent or dropped by name");
-    let reasons = |reason| total(&status, |w| w.reasons.iter().filter(|(r, _)| *r == reason).map(|(_, n)| n).sum());
+    let reasons = |reason| total(&status, |w| w.reasons.drop[reason] + w.reasons.handed[reason]);
     let named: u64 = [Reason::HandoverFull, Reason::TxFull, Reason::PoolEmpty, Reason::WorkerGone].into_iter().map(reasons).sum();
     assert_eq!(failed, named, "{:?}", status.workers);
     print_frames("flooded", &edge);
@@ -87,14 +87,18 @@ fn point_2_groups_and_sizes() {
     scene.serve(&edge);
     scene.transfer(SERVICE, 1_000_000);
     let status = settled(&edge);
-    assert_eq!(status.frames.len(), 2, "the interfaces are one group, the internal port another");
-    assert_eq!(total(&status, |w| w.copied.packets), 0, "within a group without a copy");
+    assert_eq!(status.pools.len(), 2, "the interfaces are one group, the internal port another");
+    assert_eq!(total(&status, |w| w.io.copied.packets), 0, "within a group without a copy");
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
     edge.filter().add(&rules).unwrap();
     assert!(!scene.ask(GATEWAY, 7777, SHORT), "nobody listens there");
     let status = settled(&edge);
-    assert_eq!((total(&status, |w| w.copied.packets), total(&status, |w| w.kernel.packets)), (1, 1), "one copy into the other group");
+    assert_eq!(
+        (total(&status, |w| w.io.copied.packets), total(&status, |w| w.frames.kernel.packets)),
+        (1, 1),
+        "one copy into the other group"
+    );
     assert!(status.ports.iter().all(|p| p.sockets.iter().all(|s| s.rx_invalid_descs == 0 && s.tx_invalid_descs == 0)));
     print_frames("frames of 4096 bytes, 512 of them headroom", &edge);
     edge.stop(true).unwrap();
@@ -144,7 +148,7 @@ fn point_2_a_queue_count_that_does_not_fit_is_refused_by_name() {
 /// How often a reason was met.
 fn settled_reason(edge: &Edge, reason: Reason) -> u64 {
     let status = edge.status().unwrap();
-    total(&status, |w| w.reasons.iter().filter(|(r, _)| *r == reason).map(|(_, n)| n).sum())
+    total(&status, |w| w.reasons.drop[reason])
 }
 
 /// Threads that shall be stuck, by their number; 0: none.
@@ -225,9 +229,8 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
     until("the edge notices", SOON, || edge.workers_alive() == (1, 2));
     let status = edge.status().unwrap();
     assert!(status.workers[0].heartbeat_age_ns < 500_000_000 && status.workers[1].heartbeat_age_ns > 1_000_000_000);
-    assert!(status.workers[0].received.packets > before.workers[0].received.packets, "worker 0 goes on");
-    let gone = status.workers[0].reasons.iter().find(|r| r.0 == Reason::WorkerGone);
-    assert!(gone.is_some(), "{:?}", status.workers[0].reasons);
+    assert!(status.workers[0].counts.frames.received.packets > before.workers[0].counts.frames.received.packets, "worker 0 goes on");
+    assert!(status.workers[0].counts.reasons.drop[Reason::WorkerGone] > 0, "{:?}", status.workers[0].counts.reasons);
     let xdp = status.ports[0].xdp;
     assert!(xdp.dropped_stale > 0 && xdp.failed_open > 0, "{xdp:?}");
     // New tables are in force although one worker does not look.

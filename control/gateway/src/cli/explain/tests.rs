@@ -170,12 +170,12 @@ fn answers() {
         ),
         (
             "tcp 203.0.113.9:1 -> 192.168.1.2:30080",
-            r#"["pass","node_port_disabled","shop/web",80,"nodePort",null]"#,
+            r#"["pass","not_ours","shop/web",80,"nodePort",null]"#,
             &["nodePortAddresses allow: 192.168.0.2"],
         ),
         (
             "tcp 127.0.0.1:1 -> 127.0.0.1:30080",
-            r#"["pass","node_port_disabled","shop/web",80,"nodePort",null]"#,
+            r#"["pass","not_ours","shop/web",80,"nodePort",null]"#,
             &["loopback address", "localhostNodePorts has no effect"],
         ),
         ("tcp 203.0.113.9:1 -> 192.168.0.2:22", r#"["pass","not_ours",null,null,null,null]"#, &["for the node itself", "kernel goes on"]),

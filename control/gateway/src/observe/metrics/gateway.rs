@@ -1,30 +1,24 @@
 //! nomagic's own metrics: plain values of one moment, and their text.
 
-use nomagic_core::reason::Reason;
-use nomagic_xsk::{EdgeStatus, Volume, WorkerStatus};
+use nomagic_core::counters::{Series, WorkerCounts};
+use nomagic_xsk::{EdgeStatus, WorkerStatus};
 
+use super::Exposition;
+use super::counts::{self, Row};
 use super::exposition::Kind::{Counter, Gauge};
-use super::flows::Flows;
 use super::ports;
 use super::reconciler::Reconciled;
 use super::targets::Targets;
-use super::{Exposition, Row};
 
 /// The gateway at one moment.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// The edge.
     pub edge: EdgeStatus,
-    /// Frames by reason, sums over all workers, in the order of [`Reason::ALL`].
-    pub reasons: Vec<u64>,
-    /// What happened in the connection table.
-    pub flows: Flows,
     /// Events for the API server, by what became of them.
     pub events: [(&'static str, u64); 5],
     /// Connections ended because their endpoint is gone.
     pub reconciled: Reconciled,
-    /// Rejects that could not be sent.
-    pub made_suppressed: u64,
     /// Source ports towards one endpoint.
     pub snat_ports: u64,
     /// The most of them that one client or Service may hold.
@@ -39,17 +33,6 @@ pub struct Sample {
     pub problems: u64,
     /// What Services' backends carried.
     pub targets: Targets,
-}
-
-/// What becomes of frames with this reason.
-fn is_drop(reason: Reason) -> bool {
-    !is_kernel(reason) && reason != Reason::NeighbourPending
-}
-
-/// These leave a frame to the kernel, never drop it.
-fn is_kernel(reason: Reason) -> bool {
-    use Reason::{Fragment, Icmp, Ipv6Routing, NoFlow, NodePortDisabled, NotIp, NotOurs, OtherProtocol};
-    matches!(reason, NotIp | NotOurs | NoFlow | Icmp | Fragment | Ipv6Routing | OtherProtocol | NodePortDisabled)
 }
 
 impl Sample {
@@ -70,24 +53,15 @@ impl Sample {
     }
 
     fn write_frames(&self, out: &mut Exposition) {
-        let counts = || Reason::ALL.iter().copied().zip(self.reasons.iter().copied());
-        let name = "nomagic_frames_dropped_total";
-        out.begin(name, Counter, "Frames dropped or rejected, by reason; `nomagic status` has a sentence for each.");
-        for (reason, n) in counts().filter(|(r, _)| is_drop(*r)) {
-            out.sample(name, &[("reason", reason.label())], n);
-        }
-        let name = "nomagic_frames_left_to_kernel_total";
-        out.begin(name, Counter, "Frames given back to the kernel, by reason.");
-        for (reason, n) in counts().filter(|(r, _)| is_kernel(*r)) {
-            out.sample(name, &[("reason", reason.label())], n);
-        }
-        let help = "Rejects that could not be sent (rate limit or no spare frame).";
-        out.single("nomagic_rejects_suppressed_total", Counter, help, self.made_suppressed);
+        let totals = self.edge.totals();
+        counts::write(out, &[Row::new([], |f| totals.reasons.each(f))]);
+        counts::write(out, &[Row::new([], |f| totals.path.each(f))]);
+        counts::write(out, &[Row::new([], |f| totals.conntrack.each(f))]);
         let held = self.edge.workers.iter().map(|w| w.held_now).sum::<u64>();
         out.single("nomagic_frames_held", Gauge, "Frames that wait for a neighbour now.", held);
         let name = "nomagic_pool_frames";
         out.begin(name, Gauge, "Where the packet memory's frames are, by pool.");
-        for (pool, f) in self.edge.frames.iter().enumerate() {
+        for (pool, f) in self.edge.pools.iter().enumerate() {
             let places = [("free", f.free), ("fill", f.fill), ("tx", f.tx), ("held", f.held), ("in_hand", f.in_hand)];
             for (place, n) in places {
                 out.sample(name, &[("pool", &pool.to_string()), ("place", place)], n);
@@ -105,34 +79,19 @@ impl Sample {
         let age = |w: &WorkerStatus| w.heartbeat_age_ns as f64 / 1e9;
         each("nomagic_worker_alive", Gauge, "1 while the worker's thread runs.", &|w| f64::from(u8::from(w.alive)));
         each("nomagic_worker_heartbeat_age_seconds", Gauge, "Since the worker last showed that it is alive.", &age);
-        each("nomagic_worker_rounds_total", Counter, "Rounds of the worker's loop.", &|w| w.rounds as f64);
-        each("nomagic_worker_sleeps_total", Counter, "Times that the worker slept for want of frames.", &|w| w.sleeps as f64);
-        let volumes: [Row<WorkerStatus, Volume>; 7] = [
-            ("received", "given to the packet path", |w| w.received),
-            ("forwarded", "forwarded", |w| w.forwarded),
-            ("kernel", "given back to the kernel", |w| w.kernel),
-            ("dropped", "dropped", |w| w.dropped),
-            ("made", "made (rejects, ICMP errors)", |w| w.made),
-            ("copied", "copied between packet memories", |w| w.copied),
-            ("handed_over", "handed over to the worker that owns the way on", |w| w.handed_over),
-        ];
-        for (what, words, volume) in volumes {
-            let frames = |w: &WorkerStatus| volume(w).packets as f64;
-            let bytes = |w: &WorkerStatus| volume(w).bytes as f64;
-            each(&format!("nomagic_worker_{what}_frames_total"), Counter, &format!("Frames {words}."), &frames);
-            each(&format!("nomagic_worker_{what}_bytes_total"), Counter, &format!("Bytes of frames {words}."), &bytes);
-        }
-        let failed = |w: &WorkerStatus| (w.transmit.busy + w.transmit.no_buffers + w.transmit.down + w.transmit.other) as f64;
-        each("nomagic_worker_send_calls_total", Counter, "Calls of sendto().", &|w| w.transmit.calls as f64);
-        each("nomagic_worker_send_errors_total", Counter, "Calls of sendto() that failed; what is left is sent again.", &failed);
-        each("nomagic_worker_neighbours_asked_total", Counter, "Neighbours asked for.", &|w| w.neighbours_asked as f64);
+        let rows = |list: fn(&WorkerCounts, &mut dyn FnMut(Series, u64))| -> Vec<Row> {
+            self.edge.workers.iter().map(|w| Row::new([("worker", w.id.to_string())], |f| list(&w.counts, f))).collect()
+        };
+        counts::write(out, &rows(|c, f| c.frames.each(f)));
+        counts::write(out, &rows(|c, f| c.io.each(f)));
+        counts::write(out, &rows(|c, f| c.sends.each(f)));
+        counts::write(out, &rows(|c, f| c.neighbours.each(f)));
     }
 
     fn write_tables(&self, out: &mut Exposition) {
         let e = &self.edge;
         out.single("nomagic_flows", Gauge, "Connections known.", e.flows_live);
         out.single("nomagic_flows_capacity", Gauge, "Connections at the most.", e.flows_capacity);
-        self.flows.write(out);
         out.single("nomagic_announced_replies", Gauge, "Replies announced to the XDP filter.", e.replies_announced);
         out.single("nomagic_announced_replies_capacity", Gauge, "Announced replies at the most.", e.replies_capacity);
         out.single("nomagic_snat_connections", Gauge, "Connections with a source port of the gateway's.", e.source_ports);

@@ -1,9 +1,11 @@
 //! The ports' part of nomagic's own metrics: interfaces, their XDP programs, their sockets.
 
-use nomagic_xsk::{Condition, EdgeStatus, PortStatus, XdpCounters, XskStatistics};
+use nomagic_core::counters::SocketCounts;
+use nomagic_xsk::{Condition, EdgeStatus, PortStatus};
 
+use super::Exposition;
+use super::counts::{self, Row};
 use super::exposition::Kind::{Counter, Gauge};
-use super::{Exposition, Row};
 
 /// The name that stands for all redirect ports; longer than an interface's may be.
 const REDIRECTS: &str = "(redirect ports)";
@@ -24,43 +26,14 @@ pub(super) fn write(edge: &EdgeStatus, out: &mut Exposition) {
     let name = "nomagic_xdp_frames_total";
     out.begin(name, Counter, "Frames seen by the XDP program, by port and outcome; redirect ports are counted together.");
     for (port, xdp) in edge.ports.iter().map(|p| (p.info.name.as_str(), &p.xdp)).chain([(REDIRECTS, &edge.redirects_xdp)]) {
-        for (outcome, n) in outcomes(xdp) {
+        for (outcome, n) in xdp.iter() {
             out.sample(name, &[("port", port), ("outcome", outcome)], n);
         }
     }
 
-    let statistics: [Row<XskStatistics, u64>; 6] = [
-        ("rx_dropped", "Received frames lost for other reasons than the following.", |s| s.rx_dropped),
-        ("rx_ring_full", "Received frames lost because the receive ring was full.", |s| s.rx_ring_full),
-        ("rx_fill_ring_empty", "Times that the fill ring was found empty.", |s| s.rx_fill_ring_empty),
-        ("rx_invalid_descriptors", "Bad descriptors on the fill ring.", |s| s.rx_invalid_descs),
-        ("tx_invalid_descriptors", "Bad descriptors on the transmit ring.", |s| s.tx_invalid_descs),
-        ("tx_ring_empty", "Times that the transmit ring was found empty.", |s| s.tx_ring_empty),
-    ];
-    for (what, help, value) in statistics {
-        let name = format!("nomagic_xsk_{what}_total");
-        out.begin(&name, Counter, help);
-        for port in &edge.ports {
-            for (queue, socket) in port.sockets.iter().enumerate() {
-                out.sample(&name, &[("port", &port.info.name), ("queue", &queue.to_string())], value(socket));
-            }
-        }
-    }
-}
-
-fn outcomes(x: &XdpCounters) -> [(&'static str, u64); 12] {
-    [
-        ("taken", x.taken),
-        ("pass_not_ours", x.pass_not_ours),
-        ("pass_not_ip", x.pass_not_ip),
-        ("pass_fragment", x.pass_fragment),
-        ("pass_icmp", x.pass_icmp),
-        ("pass_other_protocol", x.pass_other_protocol),
-        ("pass_unreadable", x.pass_unreadable),
-        ("pass_never_started", x.pass_never_started),
-        ("failed_open", x.failed_open),
-        ("dropped_no_socket", x.dropped_no_socket),
-        ("dropped_stale", x.dropped_stale),
-        ("failed_closed", x.failed_closed),
-    ]
+    let sockets = edge.ports.iter().flat_map(|port| port.sockets.iter().enumerate().map(move |(queue, socket)| (port, queue, socket)));
+    let row = |(port, queue, socket): (&PortStatus, usize, &SocketCounts)| {
+        Row::new([("port", port.info.name.clone()), ("queue", queue.to_string())], |f| socket.each(f))
+    };
+    counts::write(out, &sockets.map(row).collect::<Vec<_>>());
 }

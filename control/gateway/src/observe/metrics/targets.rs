@@ -2,8 +2,7 @@
 
 use std::net::IpAddr;
 
-use nomagic_core::counters::{Counters, Traffic};
-use nomagic_xsk::Volume;
+use nomagic_core::counters::{Counters, Traffic, Volume};
 
 use super::exposition::Kind::{Counter, Gauge};
 use super::{Exposition, Row};

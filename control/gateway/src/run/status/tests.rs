@@ -4,17 +4,14 @@ use super::*;
 use nomagic_core::frame::PortId;
 use nomagic_core::rss::{Kinds, Rss};
 use nomagic_core::tuple::Proto;
+use nomagic_xsk::RssError;
 
 #[test]
 fn a_port_says_whether_the_queues_of_answers_are_told_beforehand() {
     let known = Rss::new(&[7; 40], &[0; 128], &[0], Kinds::default().with(Proto::Tcp, false)).unwrap();
     let rows = [
         (Ok(known.into()), "1 queue(s), RSS of 128 entries", json!({ "predicted": true, "entries": 128 })),
-        (
-            Err("the driver does not tell".to_owned()),
-            "1 queue(s), RSS unknown",
-            json!({ "predicted": false, "because": "the driver does not tell" }),
-        ),
+        (Err(RssError::NotTold), "1 queue(s), RSS unknown", json!({ "predicted": false, "because": "the driver does not tell" })),
     ];
     for (rss, words, object) in rows {
         let info = PortInfo {
@@ -31,7 +28,7 @@ fn a_port_says_whether_the_queues_of_answers_are_told_beforehand() {
             rebinds: 0,
             rss,
         };
-        let port = port(&PortStatus { info, xdp: XdpCounters::default(), sockets: Vec::new() });
+        let port = port(&PortStatus { info, xdp: XdpCounts::default(), sockets: Vec::new() });
         assert_eq!(port["rss"], object);
         let page = page(&json!({ "workers": [], "ports": [port] }));
         assert!(page.contains(words), "{page}");

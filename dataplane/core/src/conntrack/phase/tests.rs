@@ -185,16 +185,16 @@ fn udp_walks_and_bits() {
 
 #[test]
 fn what_makes_room_first() {
-    use EvictionRank::*;
+    use EvictionRank::{HalfOpen, IdleUdp};
     use PhaseKind::*;
-    assert!(Over < HalfOpen && HalfOpen < Answered);
+    assert!(EvictionRank::Closed < HalfOpen && HalfOpen < IdleUdp);
     for kind in PhaseKind::ALL {
         for bits in [0, SCTP, BY_CLIENT, BY_BACKEND | SCTP] {
             for idle_ms in [0, ANSWERED_IDLE_MIN_MS - 1, ANSWERED_IDLE_MIN_MS, u64::MAX] {
                 let rank = match kind {
-                    Closed | TimeWait | LastAck => Some(Over),
+                    Closed | TimeWait | LastAck => Some(EvictionRank::Closed),
                     SynSent | SynReceived | PickedUp | PickedUpReply | Unreplied => Some(HalfOpen),
-                    Replied | Stream => (idle_ms >= 5_000).then_some(Answered),
+                    Replied | Stream => (idle_ms >= 5_000).then_some(IdleUdp),
                     Established | FinWait | CloseWait => None,
                 };
                 assert_eq!(Phase(kind as u8 | bits).eviction_rank(idle_ms), rank, "{kind:?} {idle_ms}");

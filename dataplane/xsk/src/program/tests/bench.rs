@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use aya::Ebpf;
 use aya::maps::PerCpuArray;
 use aya::programs::{TestRun, TestRunOptions};
+use nomagic_core::counters::XdpCounts;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::tuple::{Proto, Tuple};
 use nomagic_sys::memory;
@@ -16,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use crate::config::EdgeConfig;
 use crate::filter::FilterMaps;
 use crate::program::{self, Constants};
-use crate::status::XdpCounters;
+use crate::status::read_xdp;
 
 pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
@@ -71,11 +72,11 @@ impl Bench {
         program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() }).unwrap().return_value
     }
 
-    pub fn counters(&self) -> XdpCounters {
+    pub fn counters(&self) -> XdpCounts {
         let Some(aya::maps::Map::PerCpuArray(data)) = self.ebpf.map("stats") else { panic!("no stats") };
         let fd = data.fd().as_fd().try_clone_to_owned().unwrap();
         let map = aya::maps::Map::PerCpuArray(aya::maps::MapData::from_fd(fd).unwrap());
-        XdpCounters::read(&PerCpuArray::try_from(map).unwrap()).unwrap()
+        read_xdp(&PerCpuArray::try_from(map).unwrap()).unwrap()
     }
 
     /// What the rules say about a packet.

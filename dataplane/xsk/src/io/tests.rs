@@ -1,0 +1,118 @@
+//! Frames that cannot be sent after their verdict: why, and that each counts once.
+
+use std::net::UdpSocket;
+use std::sync::atomic::AtomicU64;
+
+use nomagic_core::counters::SendError;
+use nomagic_core::frame::{NextHopId, Verdict};
+use xsk_rs::config::BindFlags;
+
+use super::*;
+use crate::bind::bind_socket;
+use crate::lanes::mesh;
+use crate::pool::tests::frames;
+
+/// Port 1 belongs to worker 1 and sends from pool 0, port 2 the same from pool 1; port 0 is not bound.
+fn io() -> Io {
+    let shared = || Arc::new(Shared::new(1).unwrap());
+    let lanes = mesh(2, 1, 8);
+    let beat: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1_000)));
+    let peer = Peer::new(lanes[0][1].clone(), lanes[1][0].clone(), shared(), beat, 100);
+    let pools = vec![frames(0, 1, 8).pool(0), frames(1, 1, 1).pool(0)];
+    let mut io = Io::new(0, shared(), pools, vec![None, Some(peer)]);
+    io.exits = vec![Exit::Closed, Exit::Peers { pool: 0, workers: vec![1] }, Exit::Peers { pool: 1, workers: vec![1] }];
+    io.now_ns = 1_000;
+    io
+}
+
+/// Sends a frame that was judged so; the reason that it was dropped for, if it was.
+fn send(io: &mut Io, port: u16, len: usize, origin: Origin) -> Option<Reason> {
+    let before = io.shared.counters.reasons.read();
+    let verdict = match origin {
+        Origin::Kernel(reason) => Verdict::Kernel(reason),
+        _ => Verdict::Forward(PortId(port), NextHopId(1)),
+    };
+    io.shared.counters.judged(&verdict, false, len);
+    let token = io.pools[0].take().unwrap();
+    // Its link-layer header has grown.
+    let start = io.pools[0].data_start(&token) - 8;
+    io.send(Packet { token, start, len, port: PortId(0), queue: 0, held_since_ns: None }, PortId(port), origin);
+
+    let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
+    assert_eq!(frames.kernel.packets, reasons.kernel.total(), "left to the kernel");
+    assert_eq!(frames.dropped.packets, reasons.drop.total(), "dropped");
+    assert_eq!(frames.received.packets, frames.forwarded.packets + frames.kernel.packets + frames.dropped.packets);
+    let mut dropped = reasons.drop.iter().zip(before.drop.iter()).filter(|((_, now), (_, before))| now > before);
+    dropped.next().map(|((reason, _), _)| reason)
+}
+
+#[test]
+fn what_cannot_be_sent_is_dropped_by_name() {
+    let mut io = io();
+    assert_eq!(send(&mut io, 0, 60, Origin::Forward), Some(Reason::PortDown), "not bound");
+    assert_eq!(send(&mut io, 7, 60, Origin::Forward), Some(Reason::PortDown), "no such port");
+    assert_eq!(send(&mut io, 2, 1_793, Origin::Forward), Some(Reason::FrameTooLong), "too long for the other memory");
+    assert_eq!(send(&mut io, 1, 1_793, Origin::Forward), Some(Reason::FrameTooLong), "too long for its own");
+    assert_eq!(send(&mut io, 2, 60, Origin::Forward), None, "copied and handed over");
+    assert_eq!(send(&mut io, 2, 60, Origin::Forward), Some(Reason::PoolEmpty), "the only frame of that memory is away");
+    assert_eq!(send(&mut io, 1, 60, Origin::Forward), Some(Reason::HandoverFull), "a lane of one");
+    io.now_ns = 1_101;
+    assert_eq!(send(&mut io, 1, 60, Origin::Forward), Some(Reason::WorkerGone), "no sign of life");
+    assert_eq!(io.shared.counters.frames.read().forwarded.packets, 1);
+    assert_eq!((io.pools[0].free(), io.pools[1].free()), (8, 0), "all others are free again");
+
+    // What lies on the dead worker's lane is taken back.
+    io.take_back();
+    assert_eq!((io.shared.counters.frames.read().forwarded.packets, io.pools[1].free()), (0, 1));
+    assert_eq!(io.shared.counters.reasons.drop.of(Reason::WorkerGone).get(), 2);
+}
+
+#[test]
+fn what_the_kernel_does_not_get_no_longer_counts_as_left_to_it() {
+    let mut io = io();
+    assert_eq!(send(&mut io, 0, 60, Origin::Kernel(Reason::NotOurs)), Some(Reason::PortDown));
+    assert_eq!(send(&mut io, 1, 60, Origin::Kernel(Reason::Icmp)), None);
+    let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
+    assert_eq!((frames.kernel.packets, frames.dropped.packets), (1, 1));
+    assert_eq!((reasons.kernel[Reason::NotOurs], reasons.kernel[Reason::Icmp], reasons.drop[Reason::NotOurs]), (0, 1, 0));
+    io.now_ns = 1_101;
+    io.take_back();
+    let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
+    assert_eq!((frames.kernel.packets, reasons.kernel.total(), reasons.drop[Reason::WorkerGone]), (0, 0, 1));
+}
+
+#[test]
+fn what_another_worker_handed_over_is_counted_apart() {
+    let io = io();
+    io.failed(Origin::Handed, Reason::TxFull, 60);
+    io.failed(Origin::Made, Reason::TxFull, 60);
+    let (reasons, work) = (io.shared.counters.reasons.read(), io.shared.io.read());
+    assert_eq!((reasons.handed[Reason::TxFull], reasons.drop.total()), (1, 0), "the other worker has counted it as forwarded");
+    assert_eq!((work.handed_failed.packets, work.handed_failed.bytes, work.made_failed), (1, 60, 1));
+}
+
+#[test]
+fn a_ring_that_stays_full_costs_named_frames_only() {
+    const RING: usize = 64;
+    let memory = frames(0, 1, 2 * RING as u32);
+    let (tx, rx, fill, comp) = bind_socket(&memory, "lo", 0, RING as u32, BindFlags::XDP_COPY).expect("needs root");
+    let mut queue = Queue::new(PortId(0), 0, 0, 1, RING as u32, (tx, rx), (fill, comp));
+    // Nothing leaves: this socket refuses to send without an address.
+    queue.tell_instead(UdpSocket::bind("127.0.0.1:0").unwrap());
+    let mut io = Io::new(0, Arc::new(Shared::new(1).unwrap()), vec![memory.pool(0)], vec![None]);
+    io.queues.push(queue);
+    io.exits = vec![Exit::Own { pool: 0, queues: vec![0] }];
+    for _ in 0..RING {
+        assert_eq!(send(&mut io, 0, 60, Origin::Forward), None);
+    }
+    io.flush();
+    assert_eq!(io.shared.counters.reasons.read().drop.total(), 0, "the ring has room for these");
+    assert_eq!(send(&mut io, 0, 60, Origin::Forward), None, "waits for the end of the batch");
+    assert_eq!(send(&mut io, 0, 60, Origin::Kernel(Reason::Icmp)), None);
+    io.flush();
+    let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
+    assert_eq!((reasons.drop[Reason::TxFull], reasons.drop.total(), reasons.kernel.total()), (2, 2, 0));
+    assert_eq!((frames.forwarded.packets, frames.kernel.packets, frames.dropped.packets), (RING as u64, 0, 2));
+    assert!(io.shared.sends.read().errors[SendError::Other] > 0);
+    assert!(io.account(0).closes() && io.pools[0].free() == RING as u32, "{:?}", io.account(0));
+}
