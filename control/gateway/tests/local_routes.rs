@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use nomagic::net::local::{Changes, Inputs, Limits, LocalRoutes, Plan};
 use nomagic::net::{Mirror, NetError, internal};
-use nomagic_bench::rig::Netns;
 use nomagic_core::tuple::Proto;
+use nomagic_testbed::rig::Netns;
 use nomagic_xsk::FilterRules;
 
 fn ip(text: &str) -> IpAddr {
