@@ -22,7 +22,7 @@ fn output(command: &mut Command) -> String {
 
 /// The program that does nothing but carry ordinary packets, optimised as for production.
 fn program() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     output(Command::new(cargo).current_dir(&root).args(["build", "--release", "--locked", "-p", "nomagic-core", "--example", "hot_path"]));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
