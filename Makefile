@@ -25,8 +25,8 @@ build: ## Build everything, optimised
 	$(CARGO) build --release --locked --workspace
 
 demo: ## A Service carried by AF_XDP, from nothing (needs root)
-	$(CARGO) build --release --locked -p nomagic -p nomagic-bench
-	@$(SUDO) target/release/nomagic-bench demo
+	$(CARGO) build --release --locked -p nomagic -p nomagic-testbed
+	@$(SUDO) target/release/nomagic-testbed demo
 
 test: ## What CI runs: format, lints, all tests (the ones with network namespaces need root)
 	$(CARGO) fmt --all --check

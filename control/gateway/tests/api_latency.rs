@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use api_gateway::start;
 use common::Gateway;
 use hdrhistogram::Histogram;
-use nomagic_bench::rig::{Netns, PODS};
 use nomagic_fake_apiserver::FakeApiServer;
+use nomagic_testbed::rig::{Netns, PODS};
 use serde_json::{Value, json};
 
 /// Where the pods receive.

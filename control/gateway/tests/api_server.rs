@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::rig::{PODS, Scene};
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
+use nomagic_testbed::rig::{PODS, Scene};
 use serde_json::{Value, json};
 
 const WEB: &str = "10.109.35.24:80";
@@ -75,7 +75,7 @@ fn services_come_and_change_and_stay_while_the_api_server_is_away() {
     api.compact();
     g.scene.gw.run(|| api.resume()).unwrap().unwrap();
     answered_by(&g, &[0, 1]);
-    let page = nomagic_bench::rig::run(NOMAGIC, &["status", "--state-dir", &g.state_dir().to_string_lossy()]).unwrap();
+    let page = nomagic_testbed::rig::run(NOMAGIC, &["status", "--state-dir", &g.state_dir().to_string_lossy()]).unwrap();
     assert!(page.contains(&format!("objects from {}", api.url())) && page.contains("EndpointSlice        2  connected"), "{page}");
     g.assert_accounts_close();
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use api_gateway::*;
 use common::{Gateway, wait_for};
-use nomagic_bench::rig::PODS;
 use nomagic_core::reason::Reason;
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Resource, Streaming};
+use nomagic_testbed::rig::PODS;
 use serde_json::{Value, json};
 
 /// The clients are in the "pod ranges" and keep their addresses; the pods as clients are not and take SNAT.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use common::*;
 use local_pod::LocalPod;
-use nomagic_bench::peers::{ClientOptions, PodOptions, http_load, start_pod};
-use nomagic_bench::rig::{Netns, PODS, Process, Scene};
+use nomagic_testbed::peers::{ClientOptions, PodOptions, http_load, start_pod};
+use nomagic_testbed::rig::{Netns, PODS, Process, Scene};
 
 /// A scene's gateway with a kube-proxy's configuration file, and the words to run it.
 struct DropIn {
@@ -52,13 +52,15 @@ fn a_kube_proxys_file_is_enough_to_carry_services() {
     let d = DropIn::new("dropin", config);
     let mut process = d.run(&["--manifests", &d.path("manifests.yaml")]);
     process.wait_for_line("nomagic is ready", START).expect("ready");
-    let pods: Vec<_> = d.scene.pods.iter().zip(nomagic_bench::rig::PODS).collect();
-    let _pods: Vec<_> =
-        pods.iter().map(|(ns, p)| nomagic_bench::peers::start_pod(ns, nomagic_bench::peers::PodOptions::new(p.name)).unwrap()).collect();
+    let pods: Vec<_> = d.scene.pods.iter().zip(nomagic_testbed::rig::PODS).collect();
+    let _pods: Vec<_> = pods
+        .iter()
+        .map(|(ns, p)| nomagic_testbed::peers::start_pod(ns, nomagic_testbed::peers::PodOptions::new(p.name)).unwrap())
+        .collect();
     for to in ["10.109.35.24:80", "[fd00:10:109::24]:80"] {
         let to = to.parse().unwrap();
-        let options = nomagic_bench::peers::ClientOptions::default();
-        let report = d.scene.client.block_on(move || nomagic_bench::peers::http_load(to, 20, options)).unwrap();
+        let options = nomagic_testbed::peers::ClientOptions::default();
+        let report = d.scene.client.block_on(move || nomagic_testbed::peers::http_load(to, 20, options)).unwrap();
         assert_eq!(report.answered(), 20, "{report:?}");
     }
     let said = process.output();

@@ -11,9 +11,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::peers::{PodOptions, start_pod};
-use nomagic_bench::rig::{Netns, PODS, Scene};
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
+use nomagic_testbed::peers::{PodOptions, start_pod};
+use nomagic_testbed::rig::{Netns, PODS, Scene};
 use plain_http::{Answer, get};
 use serde_json::{Value, json};
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::peers::{ClientOptions, http_load, udp_load, upload};
-use nomagic_bench::rig::{Netns, Scene, cable};
+use nomagic_testbed::peers::{ClientOptions, http_load, udp_load, upload};
+use nomagic_testbed::rig::{Netns, Scene, cable};
 
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";

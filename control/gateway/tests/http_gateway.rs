@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::rig::{Netns, PODS, Scene};
+use nomagic_testbed::rig::{Netns, PODS, Scene};
 use plain_http::{Answer, get};
 use serde_json::Value;
 

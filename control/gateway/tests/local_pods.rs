@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::*;
 use local_pod::LocalPod;
-use nomagic_bench::peers::{PodOptions, download, start_pod, upload};
-use nomagic_bench::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
+use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
+use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
 
 const LONG: Duration = Duration::from_secs(20);
 const V4: &str = "10.109.35.24:80";

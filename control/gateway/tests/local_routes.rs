@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use nomagic::net::local::{Changes, Inputs, Limits, LocalRoutes, Plan};
 use nomagic::net::{Mirror, NetError, internal};
-use nomagic_bench::rig::Netns;
 use nomagic_core::capture::FilterRules;
 use nomagic_core::tuple::Proto;
+use nomagic_testbed::rig::Netns;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use common::*;
 use local_pod::LocalPod;
-use nomagic_bench::peers::{PodOptions, download, start_pod, udp_echo, upload};
-use nomagic_bench::rig::{GATEWAY_V4, GATEWAY_V6, Netns, Scene};
 use nomagic_fake_apiserver::FakeApiServer;
+use nomagic_testbed::peers::{PodOptions, download, start_pod, udp_echo, upload};
+use nomagic_testbed::rig::{GATEWAY_V4, GATEWAY_V6, Netns, Scene};
 
 const LONG: Duration = Duration::from_secs(20);
 const OWN: &str = "localTraffic: {ownAddresses: true}\nclusterCIDRs: [192.168.0.0/16, 'fd00:192::/64', 172.31.0.0/16, 'fd00:31::/64']\nredirectInterfaces: ['cali*']\nworkers: 2\npackets: {ringSize: 512}";
@@ -45,7 +45,7 @@ fn web(endpoints: &[(&str, &str)]) -> String {
 }
 
 fn remote() -> Vec<(String, String)> {
-    nomagic_bench::rig::PODS.iter().map(|p| (p.v4.to_string(), p.v6.to_string())).collect()
+    nomagic_testbed::rig::PODS.iter().map(|p| (p.v4.to_string(), p.v6.to_string())).collect()
 }
 
 fn as_str(endpoints: &[(String, String)]) -> Vec<(&str, &str)> {

@@ -1,11 +1,11 @@
 //! The mirror, the neighbour questions, the internal port and the node's checks against a real kernel, each in namespaces of its own.
 
 use nomagic::net::{Asked, Limits, Mirror, NetError, internal, node};
-use nomagic_bench::rig::{Netns, cable};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{InternalPort, Way};
 use nomagic_core::tuple::Prefix;
+use nomagic_testbed::rig::{Netns, cable};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::rig::{Process, Scene, run};
+use nomagic_testbed::rig::{Process, Scene, run};
 use serde_json::Value;
 
 const TO: &str = "10.109.35.24:80";
@@ -92,9 +92,10 @@ impl Drop for Mount {
 fn the_daemon_sets_rights_are_enough_and_its_successor_goes_on() {
     let (dir, _mount) = prepare();
     let scene = Scene::new("pod").expect("a scene (needs root)");
-    let pods = scene.pods.iter().zip(nomagic_bench::rig::PODS);
-    let pods =
-        pods.map(|(ns, p)| nomagic_bench::peers::start_pod(ns, nomagic_bench::peers::PodOptions::new(p.name)).expect("a pod")).collect();
+    let pods = scene.pods.iter().zip(nomagic_testbed::rig::PODS);
+    let pods = pods
+        .map(|(ns, p)| nomagic_testbed::peers::start_pod(ns, nomagic_testbed::peers::PodOptions::new(p.name)).expect("a pod"))
+        .collect();
     let mut process = start(&scene, dir.path(), true);
     let ready = process.wait_for_line("nomagic is ready", START);
     let mut g = Gateway { process, pods, scene, dir };

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::peers::udp_echo;
-use nomagic_bench::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS};
+use nomagic_testbed::peers::udp_echo;
+use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const SCTP: i32 = 132;

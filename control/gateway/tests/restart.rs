@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::peers::blob;
-use nomagic_bench::rig::Netns;
+use nomagic_testbed::peers::blob;
+use nomagic_testbed::rig::Netns;
 use serde_json::Value;
 
 const V4: &str = "10.109.35.24:80";
@@ -178,7 +178,7 @@ fn statistics_go_on_under_their_names_and_lost_sources_end() {
     open.iter_mut().for_each(|(stream, pod)| assert_eq!(&ask(stream), pod));
     let status = g.status();
     for target in status["targets"].as_array().unwrap() {
-        let pod = |ip: &str| nomagic_bench::rig::PODS.iter().find(|p| ip == format!("{}:80", p.v4)).map_or("", |p| p.name);
+        let pod = |ip: &str| nomagic_testbed::rig::PODS.iter().find(|p| ip == format!("{}:80", p.v4)).map_or("", |p| p.name);
         let theirs = open.iter().filter(|(_, name)| name == pod(target["backend"].as_str().unwrap())).count() as u64;
         let nginx = target["service"] == "default/nginx:80/TCP";
         // A request and its confirmation each, at least.
@@ -214,11 +214,11 @@ fn what_is_no_table_is_set_aside_or_refused_and_cleanup_removes_both() {
     assert_eq!(g.http(&g.scene.client, V4, 10).failed(), 0);
     terminate(&mut g);
     // Somebody else could write to it.
-    nomagic_bench::rig::run("chmod", &["0666", &table.to_string_lossy()]).unwrap();
+    nomagic_testbed::rig::run("chmod", &["0666", &table.to_string_lossy()]).unwrap();
     let mut process = g.scene.gw.spawn(NOMAGIC, &["run", "--config", &g.config_path().to_string_lossy()]).unwrap();
     assert_eq!(process.wait(Duration::from_secs(20)).unwrap().code(), Some(1));
     process.wait_for_line("chmod 0600", Duration::from_secs(1)).unwrap();
-    nomagic_bench::rig::run("chmod", &["0600", &table.to_string_lossy()]).unwrap();
+    nomagic_testbed::rig::run("chmod", &["0600", &table.to_string_lossy()]).unwrap();
     assert!(table.exists() && aside.exists());
     let said = g.scene.gw.exec(NOMAGIC, &["cleanup", "--config", &g.config_path().to_string_lossy()]).unwrap();
     assert!(said.contains("the connection table") && !table.exists() && !aside.exists(), "{said}");

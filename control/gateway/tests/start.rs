@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use nomagic_bench::rig::{Netns, cable};
+use nomagic_testbed::rig::{Netns, cable};
 
 /// A gateway namespace with the interfaces of the configuration, and that configuration.
 fn scene(tag: &str, config_extra: &str) -> (Netns, Netns, tempfile::TempDir) {
@@ -54,7 +54,7 @@ fn an_interface_that_another_xdp_program_holds() {
     let (source, object) = (dir.path().join("other.c"), dir.path().join("other.o"));
     std::fs::write(&source, "__attribute__((section(\"xdp\"), used)) int other(void *ctx) { return 2; }\nchar _license[] __attribute__((section(\"license\"), used)) = \"GPL\";\n").unwrap();
     let (source, object) = (source.to_string_lossy(), object.to_string_lossy());
-    nomagic_bench::rig::run("clang", &["-O2", "-target", "bpf", "-c", &source, "-o", &object]).unwrap();
+    nomagic_testbed::rig::run("clang", &["-O2", "-target", "bpf", "-c", &source, "-o", &object]).unwrap();
     gw.exec("ip", &["link", "set", "dev", "pods0", "xdpdrv", "obj", &object, "sec", "xdp"]).unwrap();
     let (code, said) = run(&gw, &dir);
     assert_eq!(code, Some(1), "{said}");
@@ -70,7 +70,7 @@ fn no_privileges() {
     let path = dir.path().join("nomagic.yaml");
     std::fs::create_dir(dir.path().join("state")).unwrap();
     for p in [dir.path(), &dir.path().join("state")] {
-        nomagic_bench::rig::run("chmod", &["0777", &p.to_string_lossy()]).unwrap();
+        nomagic_testbed::rig::run("chmod", &["0777", &p.to_string_lossy()]).unwrap();
     }
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups", NOMAGIC];
     let (code, said) = fails(&gw, "setpriv", &[&user[..], &["run", "--config", &path.to_string_lossy()]].concat());

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nomagic_bench::rig::{Netns, PODS, Scene};
 use nomagic_fake_apiserver::FakeApiServer;
+use nomagic_testbed::rig::{Netns, PODS, Scene};
 use serde_json::{Value, json};
 
 use super::common::{Gateway, config, wait_for};

@@ -1,8 +1,8 @@
 //! A pod on the gateway node itself.
 #![allow(dead_code)]
 
-use nomagic_bench::peers::{PodOptions, PodThread, start_pod};
-use nomagic_bench::rig::{Netns, Scene, cable};
+use nomagic_testbed::peers::{PodOptions, PodThread, start_pod};
+use nomagic_testbed::rig::{Netns, Scene, cable};
 
 /// A pod on the gateway node: a veth, the host's end of which is routed to.
 pub struct LocalPod {

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nomagic_bench::peers::{ClientOptions, LoadReport, PodOptions, PodThread, http_load, start_pod, udp_load};
-use nomagic_bench::rig::{Netns, PODS, Process, Scene};
+use nomagic_testbed::peers::{ClientOptions, LoadReport, PodOptions, PodThread, http_load, start_pod, udp_load};
+use nomagic_testbed::rig::{Netns, PODS, Process, Scene};
 use serde_json::Value;
 
 pub const NOMAGIC: &str = env!("CARGO_BIN_EXE_nomagic");
@@ -67,7 +67,7 @@ impl Gateway {
     /// Replaces the manifests, tells nomagic with SIGHUP, and waits until it uses them.
     pub fn apply_and_tell(&mut self, manifests: &str) {
         let pid = self.process.pid();
-        self.apply_and(manifests, || drop(nomagic_bench::rig::run("kill", &["-HUP", &pid.to_string()]).expect("SIGHUP")));
+        self.apply_and(manifests, || drop(nomagic_testbed::rig::run("kill", &["-HUP", &pid.to_string()]).expect("SIGHUP")));
     }
 
     fn apply_and(&mut self, manifests: &str, then: impl FnOnce()) {

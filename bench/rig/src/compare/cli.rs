@@ -1,0 +1,240 @@
+//! The words of `nomagic-bench compare`.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::bed::{Bed, Judge, Strictness, Watched};
+use super::cost::costs;
+use super::figures::figures;
+use super::lane::{Ends, long_backlog};
+use super::manifest::manifest;
+use super::rates::Plan;
+use super::run::Run;
+use super::subject::{Cpus, Running, Setup, subject, thousands};
+use super::workload::QUEUE_FRAMES;
+use crate::report::text;
+use crate::results::{Napi, Results, Rig, RigKind, Subject, SubjectKind};
+use nomagic_testbed::demo::default_nomagic;
+use nomagic_testbed::rig::{Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
+
+const EXAMPLES: &str = "\
+Examples:
+  All of it, with a page to look at:
+    nomagic-bench compare --out results.json && nomagic-bench report results.json
+  A first look within two minutes, without the claim that it is exact:
+    nomagic-bench compare --rounds 3 --trial-ms 100
+  Only what carries packets, with other CPUs:
+    nomagic-bench compare --lb-cpu 3 --generator-cpu 2 --parts none
+
+Everything happens between network namespaces on this machine, over veth pairs, and is gone afterwards; net.core.netdev_max_backlog, which has no namespace, is
+8192 meanwhile and put back. Nothing measured there is a network card's figure.";
+
+/// What is measured beside the rates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Part {
+    /// Latency and CPU time at 10, 50 and 90 % of the zero-loss rate.
+    Load,
+    /// Rates when one frame in ten opens a flow.
+    NewFlows,
+    /// Connections a second of real sockets.
+    Connections,
+    /// Changes of the tables: what is lost, how long they take.
+    Churn,
+    /// Established flows under a SYN flood.
+    Flood,
+}
+
+/// `nomagic-bench compare`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct CompareArgs {
+    /// The nomagic program [default: beside this one]
+    #[arg(long)]
+    nomagic: Option<PathBuf>,
+    /// Where the results go
+    #[arg(long, default_value = "target/compare.json")]
+    out: PathBuf,
+    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in all of them, one rule set of each kind and routing in
+    /// every second, the others in every tenth
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Milliseconds of one trial of the rates
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    trial_ms: u64,
+    /// The load balancer's CPU
+    #[arg(long, default_value_t = 0)]
+    lb_cpu: u32,
+    /// The generator's CPU
+    #[arg(long, default_value_t = 1)]
+    generator_cpu: u32,
+    /// Flows of the traffic
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    flows: u32,
+    /// Subjects, such as nomagic-1, no-work, nftables-1000, iptables-10000, routing [default: all of them]
+    #[arg(long, value_delimiter = ',')]
+    subjects: Vec<String>,
+    /// What is measured beside the rates [default: everything]; `none` for nothing
+    #[arg(long, value_delimiter = ',')]
+    parts: Vec<String>,
+    /// Figures of `cargo bench --bench micro -- --json FILE`, for the costs by table size
+    #[arg(long)]
+    micro: Option<PathBuf>,
+    /// Measures although others use the CPUs: for trying the rig out, the figures mean nothing
+    #[arg(long)]
+    accept_noise: bool,
+}
+
+/// All subjects of a full comparison: those of which ratios are made come first, neighbours in a round.
+const SUBJECTS: [(SubjectKind, u32); 14] = [
+    (SubjectKind::Nomagic, 1),
+    (SubjectKind::NoWork, 1),
+    (SubjectKind::Nomagic, 10_000),
+    (SubjectKind::Nftables, 1),
+    (SubjectKind::Iptables, 1),
+    (SubjectKind::Routing, 0),
+    (SubjectKind::Nomagic, 100),
+    (SubjectKind::Nftables, 100),
+    (SubjectKind::Iptables, 100),
+    (SubjectKind::Nomagic, 1_000),
+    (SubjectKind::Nftables, 1_000),
+    (SubjectKind::Iptables, 1_000),
+    (SubjectKind::Nftables, 10_000),
+    (SubjectKind::Iptables, 10_000),
+];
+
+impl CompareArgs {
+    fn parts(&self) -> Result<Vec<Part>> {
+        match &self.parts[..] {
+            [] => Ok(Part::value_variants().to_vec()),
+            [none] if none == "none" => Ok(Vec::new()),
+            words => words.iter().map(|w| Part::from_str(w, false).map_err(|e| anyhow::anyhow!("--parts: {e}"))).collect(),
+        }
+    }
+
+    /// Runs the comparison, prints its table and writes the results.
+    pub fn run(&self) -> Result<()> {
+        require_root()?;
+        clean_on_signals()?;
+        let nomagic = self.nomagic.clone().unwrap_or_else(default_nomagic);
+        for program in [nomagic.clone(), nomagic.with_file_name("nomagic-fake-apiserver")] {
+            ensure!(program.exists(), "{} does not exist: build it (`make build`), or name nomagic with --nomagic", program.display());
+        }
+        ensure!(self.lb_cpu != self.generator_cpu, "--lb-cpu and --generator-cpu must differ");
+        let (parts, table_cost) = (self.parts()?, self.micro.as_deref().map(costs).transpose()?.unwrap_or_default());
+        remove_leftovers();
+        let (start, started) = (Instant::now(), SystemTime::now());
+        let say = |text: &str| eprintln!("[{:6.1} s] {text}", start.elapsed().as_secs_f32());
+        let cpus = Cpus { lb: self.lb_cpu, generator: self.generator_cpu };
+        let dir = std::env::temp_dir().join(format!("nm-compare-{}-0", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let _dir = undo_later(Undo::Directory(dir.clone()));
+        let bench = std::env::current_exe().context("cannot find this program's own file")?;
+        let _backlog = long_backlog()?;
+        let ends = Ends::new()?;
+        let setup = Setup { ends: &ends, cpus, nomagic: &nomagic, bench: &bench, dir: &dir };
+        let wanted: Vec<Subject> = SUBJECTS.into_iter().map(|(kind, services)| subject(kind, services)).collect();
+        if let Some(unknown) = self.subjects.iter().find(|id| wanted.iter().all(|s| s.id != **id)) {
+            bail!("--subjects {unknown}: there are {}", wanted.iter().map(|s| s.id.as_str()).collect::<Vec<_>>().join(", "));
+        }
+        let wanted: Vec<Subject> = wanted.into_iter().filter(|s| self.subjects.is_empty() || self.subjects.contains(&s.id)).collect();
+        say(&format!("starting {} subjects; the kernel takes most of a minute for the rules of 10,000 Services", wanted.len()));
+        // This thread, and what it starts, is on the generator's CPU.
+        pin(cpus.generator)?;
+        let running = start_all(&setup, wanted)?;
+        say("all of them are ready");
+        let strictness = if self.accept_noise { Strictness::Accept } else { Strictness::Refuse };
+        let mut judge = Judge::new(running.iter().flat_map(Running::pids), strictness);
+        let plan = Plan::new(Duration::from_millis(self.trial_ms), self.rounds);
+        let run = Run { setup: &setup, cpus, plan, flows: self.flows, parts, say: &say };
+        let mut subjects: Vec<Subject> = running.iter().map(|r| r.subject.clone()).collect();
+        subjects.push(subject(SubjectKind::Direct, 0));
+        let mut results = Results::new(rig(self, &plan, &Watched::default(), cpus), subjects);
+        ends.generator.run(|| -> Result<()> {
+            let mut beds = running.iter().map(|r| Bed::new(&ends, r, self.flows)).collect::<Result<Vec<_>>>()?;
+            run.all(&mut judge, &mut beds, &mut results)
+        })??;
+        results.manifest = manifest(started, start.elapsed(), "native XDP, copy (nomagic and the no-work loop)");
+        results.rig = rig(self, &plan, &judge.watched, cpus);
+        results.table_cost = table_cost;
+        results.figures = figures(&results);
+        if let Some(parent) = self.out.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        std::fs::write(&self.out, serde_json::to_string_pretty(&results)?)
+            .with_context(|| format!("cannot write {}", self.out.display()))?;
+        say("cleaning up");
+        drop((running, ends));
+        println!("{}\n\n{}", text::figures(&results), text::summary(&results));
+        println!("results: {} (`nomagic-bench report {0}` makes a page of them)", self.out.display());
+        Ok(())
+    }
+}
+
+/// Starts all subjects. Those whose rules take the kernel long come last: it holds up others meanwhile (RCU does not see that CPU pass by).
+fn start_all(setup: &Setup<'_>, wanted: Vec<Subject>) -> Result<Vec<Running>> {
+    let slow = |s: &Subject| s.kind == SubjectKind::Nftables && s.services >= 10_000;
+    let mut order: Vec<(usize, Subject)> = wanted.into_iter().enumerate().collect();
+    order.sort_by_key(|(n, s)| (slow(s), *n));
+    let mut all = order.into_iter().map(|(n, subject)| Ok((n, Running::start(setup, n, subject)?))).collect::<Result<Vec<_>>>()?;
+    all.sort_by_key(|(n, _)| *n);
+    Ok(all.into_iter().map(|(_, running)| running).collect())
+}
+
+/// The rig in words.
+fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
+    let napi = |interface: &str, cpu: u32, why: &str| Napi { interface: interface.into(), cpu, why: why.into() };
+    Rig {
+        kind: RigKind::Veth,
+        description: format!(
+            "BPF live frames into a veth pair, the subject in a network namespace between two veth pairs, a counting tc program at the far \
+                      end. 64-byte UDP frames over IPv4; DNAT only, no source NAT. Established flows all go to the first Service: the same frames for every \
+                      subject. With new flows, traffic goes to all Services in turn. All subjects are up all the time and take turns, trial by trial. {} frames may \
+                      wait for each: in the rings of AF_XDP (nomagic's `packets.ringSize`), in the kernel's backlog (net.core.netdev_max_backlog).",
+            thousands(QUEUE_FRAMES)
+        ),
+        lb_cpu: cpus.lb,
+        generator_cpu: cpus.generator,
+        napi: vec![
+            napi(
+                "cl0, towards the generator, of nomagic and the no-work loop",
+                cpus.generator,
+                "veth's NAPI runs where frames are put into the cable: it runs the XDP filter and copies frames to the AF_XDP socket. CPU time of softirqs \
+                 there is counted as the subject's",
+            ),
+            napi(
+                "cl0 of the kernel peers",
+                cpus.generator,
+                "the same NAPI (by GRO) makes socket buffers and hands them to the other CPU (receive packet steering). CPU time of softirqs there is \
+                 counted as the subject's",
+            ),
+            napi(
+                "cl0's packets in the kernel peers",
+                cpus.lb,
+                "the backlog that packets are steered to: conntrack, rules, routing and sending",
+            ),
+            napi(
+                "the sink's, of all subjects",
+                cpus.lb,
+                "frames come in where they were sent: counting and dropping them is on the subject's CPU, the same for all of them",
+            ),
+        ],
+        frame_bytes: 64,
+        flows: args.flows,
+        trial_s: plan.trial.as_secs_f64(),
+        rounds: plan.rounds,
+        steal_share_max: watched.steal_share_max,
+        foreign_share_max: watched.foreign_share_max,
+        trials_repeated: watched.repeated,
+        trials: watched.trials,
+    }
+}
+
+/// Keeps this thread and all that it starts on a CPU.
+fn pin(cpu: u32) -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    ensure!((cpu as usize) < rustix::thread::CpuSet::MAX_CPU, "CPU {cpu} does not exist");
+    set.set(cpu as usize);
+    rustix::thread::sched_setaffinity(None, &set).with_context(|| format!("cannot use CPU {cpu}"))
+}

@@ -1,0 +1,204 @@
+//! Connections of real sockets: connect, request, answer, close.
+//!
+//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject's CPU does nothing but the subject. The same
+//! without a load balancer says what clients and servers can do by themselves: a subject that reaches most of it was not what limited them.
+
+use anyhow::{Context, Result};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::lane::{Ends, GATEWAY, Lane, ROUTERS};
+use super::rates::GENERATOR_FACTOR;
+use super::workload::{ENDPOINTS_EACH, TCP_PORT, cluster_ip, endpoint};
+use crate::results::{ConnectionRow, Estimate, Outcome};
+use nomagic_testbed::rig::{Netns, cable};
+
+/// Connections at a time.
+const CONCURRENCY: usize = 64;
+/// How long one may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+const REQUEST: &[u8] = b"?";
+const ANSWER: &[u8] = b"!";
+
+/// The servers: on all endpoints of the first Service, until dropped.
+pub struct Servers {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<Result<Result<()>>>>,
+}
+
+impl Servers {
+    /// Gives the sink's namespace the endpoints' addresses and serves.
+    pub fn start(ends: &Ends) -> Result<Servers> {
+        for netns in [&ends.sink, &ends.generator] {
+            netns.sysctl("net.ipv4.conf.all.rp_filter", "0")?;
+            netns.sysctl("net.ipv4.conf.default.rp_filter", "0")?;
+        }
+        for n in 0..ENDPOINTS_EACH {
+            ends.sink.ip(&format!("addr add {}/32 dev lo", endpoint(0, n, 0)))?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let own = stop.clone();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = ends.sink.thread(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a tokio runtime")?;
+            runtime.block_on(async {
+                let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).await.context("cannot listen")?;
+                let _ = ready.send(());
+                while !own.load(Relaxed) {
+                    // A look at the flag now and then.
+                    if let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await {
+                        tokio::spawn(answer(stream));
+                    }
+                }
+                Ok(())
+            })
+        })?;
+        let servers = Servers { stop, thread: Some(thread) };
+        is_ready.recv().context("the servers did not start")?;
+        Ok(servers)
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Answers and closes first, so that the port that must wait (TIME_WAIT) is not the client's.
+async fn answer(mut stream: TcpStream) {
+    let mut request = [0; 16];
+    if matches!(stream.read(&mut request).await, Ok(n) if n > 0) && stream.write_all(ANSWER).await.is_ok() {
+        let _ = stream.shutdown().await;
+        // Until the client has closed too.
+        let _ = stream.read(&mut request).await;
+    }
+}
+
+async fn connection(to: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(to).await?;
+    stream.write_all(REQUEST).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    anyhow::ensure!(answer == ANSWER, "another answer");
+    Ok(())
+}
+
+/// Connections a second for a time, and how many failed. Call it on a thread in the generator's namespace.
+fn connect(to: SocketAddr, duration: Duration) -> Result<(f64, u64)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a tokio runtime")?;
+    let (done, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let start = Instant::now();
+    runtime.block_on(async {
+        let client = |done: Arc<AtomicU64>, failed: Arc<AtomicU64>| async move {
+            while start.elapsed() < duration {
+                match tokio::time::timeout(PATIENCE, connection(to)).await {
+                    Ok(Ok(())) => done.fetch_add(1, Relaxed),
+                    _ => failed.fetch_add(1, Relaxed),
+                };
+            }
+        };
+        let clients: Vec<_> = (0..CONCURRENCY).map(|_| tokio::spawn(client(done.clone(), failed.clone()))).collect();
+        for client in clients {
+            client.await.context("a client panicked")?;
+        }
+        anyhow::Ok(())
+    })?;
+    Ok((done.load(Relaxed) as f64 / start.elapsed().as_secs_f64(), failed.load(Relaxed)))
+}
+
+/// The client's address of a lane.
+fn client(n: usize) -> String {
+    format!("172.20.250.{}", n + 1)
+}
+
+/// A cable from the clients to the servers, without anything between.
+pub fn direct_cable(ends: &Ends, n: usize) -> Result<()> {
+    cable(&ends.generator, "direct0", &ends.sink, "direct1", 1)?;
+    let mac = |netns: &Netns, name: &str| netns.link_mac(name).map(|m| m.map(|b| format!("{b:02x}")).join(":"));
+    let (ours, theirs) = (mac(&ends.generator, "direct0")?, mac(&ends.sink, "direct1")?);
+    route(&ends.generator, "direct0", &client(n), &endpoint(0, 0, 0).to_string(), ROUTERS[1], &theirs)?;
+    route_back(&ends.sink, "direct1", &client(n), ROUTERS[0], &ours)
+}
+
+/// Lets the clients reach the first Service by a lane, and the servers answer by it.
+pub fn use_lane(ends: &Ends, n: usize, lane: &Lane) -> Result<()> {
+    let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
+    route(&ends.generator, &lane.generator, &client(n), &cluster_ip(0).to_string(), GATEWAY[0], &text(lane.gateway_mac))?;
+    route_back(&ends.sink, &lane.sink, &client(n), GATEWAY[1], &text(lane.gateway.link_mac("pods0")?))
+}
+
+fn route(netns: &Netns, interface: &str, from: &str, to: &str, via: &str, mac: &str) -> Result<()> {
+    netns.ip(&format!("addr replace {from}/32 dev {interface}"))?;
+    netns.ip(&format!("neigh replace {via} lladdr {mac} dev {interface} nud permanent"))?;
+    netns.ip(&format!("route replace {to}/32 via {via} dev {interface} onlink src {from}")).map(drop)
+}
+
+fn route_back(netns: &Netns, interface: &str, to: &str, via: &str, mac: &str) -> Result<()> {
+    netns.ip(&format!("neigh replace {via} lladdr {mac} dev {interface} nud permanent"))?;
+    netns.ip(&format!("route replace {to}/32 via {via} dev {interface} onlink")).map(drop)
+}
+
+/// What was seen, round by round.
+#[derive(Clone, Default, Debug)]
+pub struct Seen {
+    per_second: Vec<f64>,
+    failed: u64,
+}
+
+impl Seen {
+    /// One more round through a lane.
+    pub fn round(&mut self, ends: &Ends, n: usize, lane: &Lane, duration: Duration) -> Result<()> {
+        use_lane(ends, n, lane)?;
+        self.connect(SocketAddr::new(cluster_ip(0).into(), TCP_PORT), duration)
+    }
+
+    /// One more round without a load balancer.
+    pub fn direct(&mut self, duration: Duration) -> Result<()> {
+        self.connect(SocketAddr::new(endpoint(0, 0, 0).into(), TCP_PORT), duration)
+    }
+
+    fn connect(&mut self, to: SocketAddr, duration: Duration) -> Result<()> {
+        let (per_second, failed) = connect(to, duration)?;
+        self.per_second.push(per_second);
+        self.failed += failed;
+        Ok(())
+    }
+
+    /// The row: it counts when clients and servers by themselves manage [`GENERATOR_FACTOR`] times as many.
+    pub fn row(&self, subject: &str, direct: &Seen) -> ConnectionRow {
+        let seen_per_second = Estimate::of(&self.per_second).unwrap_or(Estimate::single(0.0));
+        let without = crate::results::median(&direct.per_second);
+        let factor = without / seen_per_second.median.max(1e-9);
+        let per_second = match () {
+            () if seen_per_second.median <= 0.0 => Outcome::NotMeasured("no connection came about".into()),
+            () if factor < GENERATOR_FACTOR => Outcome::NotMeasured(format!(
+                "clients and servers by themselves manage only {factor:.2} times as many ({without:.0} a second), less than {GENERATOR_FACTOR}"
+            )),
+            () => Outcome::Measured(seen_per_second),
+        };
+        ConnectionRow { subject: subject.into(), per_second, seen_per_second, failed: self.failed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_limit_is_not_measured() {
+        let seen = |v: &[f64]| Seen { per_second: v.to_vec(), failed: 0 };
+        let direct = seen(&[15_000.0, 15_100.0, 14_900.0]);
+        assert!(seen(&[10_000.0; 3]).row("x", &direct).per_second.value().is_some());
+        let close = seen(&[10_100.0; 3]).row("x", &direct);
+        assert!(matches!(&close.per_second, Outcome::NotMeasured(why) if why.contains("1.49 times as many (15000 a second)")), "{close:?}");
+        assert!(matches!(seen(&[0.0]).row("x", &direct).per_second, Outcome::NotMeasured(why) if why.contains("no connection")));
+    }
+}

@@ -1,0 +1,267 @@
+//! The subjects: each in a gateway of its own, all up at the same time. Without traffic none of them uses CPU time worth mentioning.
+
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::kernel_rules;
+use super::lane::{Ends, GATEWAY, Lane};
+use super::workload::{CLUSTER_CIDR, QUEUE_FRAMES, SERVICE_CIDR, service_object, slice_object};
+use crate::results::{Subject, SubjectKind};
+use nomagic_testbed::rig::{Guard, Process, TABLE_SUFFIX, TABLES, Undo, undo_later};
+
+/// Time for a subject to become ready.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where nomagic's API server listens, in the gateway.
+pub const API: &str = "127.0.0.1:8001";
+/// Versions that are left to each API server before the next one's begin.
+const VERSIONS_EACH: u64 = 1_000_000;
+/// Connections of nomagic's table: as many as the kernel's has by default on machines with more than 4 GiB (net.netfilter.nf_conntrack_max).
+pub const FLOWS_MAX: u32 = 262_144;
+
+/// Lines of a process's output that an error shows.
+const LINES_SHOWN: usize = 20;
+
+/// Which CPUs work for whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cpus {
+    /// The load balancer's.
+    pub lb: u32,
+    /// The generator's, and everything else's.
+    pub generator: u32,
+}
+
+/// A subject at work. Fields are dropped in order: the processes, what they pinned, the gateway.
+pub struct Running {
+    /// What it is.
+    pub subject: Subject,
+    /// Its process, of those that have one.
+    pub process: Mutex<Option<Process>>,
+    /// The API server that nomagic watches.
+    pub api: Mutex<Option<Process>>,
+    api_versions: AtomicU64,
+    _cleanup: Vec<Guard>,
+    /// Its gateway.
+    pub lane: Lane,
+    /// Its files.
+    pub dir: PathBuf,
+}
+
+/// What is needed to start any of them.
+pub struct Setup<'s> {
+    /// The ends of all lanes.
+    pub ends: &'s Ends,
+    /// CPUs.
+    pub cpus: Cpus,
+    /// The `nomagic` program.
+    pub nomagic: &'s Path,
+    /// The `nomagic-bench` program: this one.
+    pub bench: &'s Path,
+    /// A directory of this run.
+    pub dir: &'s Path,
+}
+
+/// A subject by kind and number of Services.
+pub fn subject(kind: SubjectKind, services: u32) -> Subject {
+    let many = |name: &str| format!("{name}, {} Service{}", thousands(services), if services == 1 { "" } else { "s" });
+    let (id, label) = match kind {
+        SubjectKind::Nomagic => (format!("nomagic-{services}"), many("nomagic")),
+        SubjectKind::NoWork => ("no-work".into(), "no-work AF_XDP loop".into()),
+        SubjectKind::Nftables => (format!("nftables-{services}"), many("nftables")),
+        SubjectKind::Iptables => (format!("iptables-{services}"), many("iptables")),
+        SubjectKind::Routing => ("routing".into(), "plain routing".into()),
+        SubjectKind::Direct => ("direct".into(), "no load balancer".into()),
+    };
+    Subject { id, label, kind, services }
+}
+
+/// `1,000` for 1000.
+pub fn thousands(n: u32) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+impl Running {
+    /// Lays lane `n` and starts the subject on it.
+    pub fn start(setup: &Setup<'_>, n: usize, subject: Subject) -> Result<Running> {
+        let lane = Lane::new(setup.ends, n)?;
+        let dir = setup.dir.join(format!("{n}-{}", subject.id));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let mut running = Running {
+            subject,
+            process: Mutex::new(None),
+            api: Mutex::new(None),
+            api_versions: AtomicU64::new(VERSIONS_EACH),
+            _cleanup: Vec::new(),
+            lane,
+            dir,
+        };
+        let services = running.subject.services;
+        let ready = match running.subject.kind {
+            SubjectKind::Nomagic => running.start_nomagic(setup, services),
+            SubjectKind::NoWork => running.start_no_work(setup, services),
+            SubjectKind::Nftables => running.kernel(setup, &["nft", "-f", "-"], &kernel_rules::nftables(services, 0)),
+            SubjectKind::Iptables => running.kernel(setup, &["iptables-restore"], &kernel_rules::iptables(services, 0)),
+            SubjectKind::Routing => running.kernel(setup, &[], ""),
+            SubjectKind::Direct => bail!("nothing to start"),
+        };
+        ready.with_context(|| format!("cannot start {}", running.subject.label))?;
+        Ok(running)
+    }
+
+    fn kernel(&mut self, setup: &Setup<'_>, command: &[&str], input: &str) -> Result<()> {
+        self.lane.steer_kernel(setup.cpus.lb)?;
+        if !command.is_empty() {
+            self.feed(command, input)?;
+        } else {
+            // What arrives for a Service is routed on as it is.
+            self.lane.gateway.ip(&format!("route add {SERVICE_CIDR} via {} dev pods0", super::lane::ROUTERS[1]))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a command in the gateway with this on its standard input.
+    pub fn feed(&self, command: &[&str], input: &str) -> Result<()> {
+        let mut child = Command::new("ip");
+        child.args(["netns", "exec", self.lane.gateway.name()]).args(command);
+        let title = command.join(" ");
+        let mut child = child
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run `{title}`: is it installed? (make setup)"))?;
+        // The child may end before it has read everything: what it says then is the better message.
+        let written = child.stdin.take().context("no standard input")?.write_all(input.as_bytes());
+        let out = child.wait_with_output().with_context(|| format!("cannot wait for `{title}`"))?;
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr);
+            bail!("`{title}` failed: {}", said.lines().take(5).collect::<Vec<_>>().join("\n"));
+        }
+        written.with_context(|| format!("cannot write to `{title}`"))
+    }
+
+    fn start_nomagic(&mut self, setup: &Setup<'_>, services: u32) -> Result<()> {
+        self.start_api(setup, services, 0)?;
+        let state = self.dir.join("state");
+        let config = format!(
+            "node: {{name: gw, ips: [{a}, {b}], primaryIPs: [{a}]}}\nclusterCIDRs: [{CLUSTER_CIDR}]\nserviceCIDRs: [{SERVICE_CIDR}]\n\
+             interfaces: [cl0, pods0]\nkubernetes: {{url: 'http://{API}'}}\nstateDir: {}\nworkers: {{count: 1, cpus: [{}]}}\n\
+             packets: {{ringSize: {QUEUE_FRAMES}}}\n\
+             conntrack: {{capacity: {FLOWS_MAX}, file: {}}}\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n",
+            state.display(),
+            setup.cpus.lb,
+            self.table_file().display(),
+            a = GATEWAY[0],
+            b = GATEWAY[1],
+        );
+        let file = self.config_file();
+        std::fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+        self.clean_up_later(setup, &state)?;
+        self.start_gateway(setup)
+    }
+
+    /// Ends nomagic and starts it again.
+    pub fn restart(&self, setup: &Setup<'_>) -> Result<()> {
+        if let Some(mut old) = lock(&self.process).take() {
+            old.terminate(READY_LIMIT)?;
+        }
+        self.start_gateway(setup)
+    }
+
+    fn start_gateway(&self, setup: &Setup<'_>) -> Result<()> {
+        let file = self.config_file();
+        *lock(&self.process) = Some(self.spawn(setup.nomagic, &["run", "--config", path(&file)?], "nomagic is ready")?);
+        Ok(())
+    }
+
+    /// The last lines that its process wrote.
+    pub fn said(&self) -> String {
+        let text = lock(&self.process).as_ref().map(Process::output).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+    }
+
+    /// Processes of this subject.
+    pub fn pids(&self) -> Vec<u32> {
+        [&self.process, &self.api].into_iter().filter_map(|p| lock(p).as_ref().map(Process::pid)).collect()
+    }
+
+    /// Starts the API server with all Services, or another one in its place.
+    pub fn start_api(&self, setup: &Setup<'_>, services: u32, generation: u32) -> Result<()> {
+        let yaml: String = (0..services).map(|n| service_object(n) + &slice_object(n, generation)).collect();
+        let file = self.dir.join(format!("services-{generation}.yaml"));
+        std::fs::write(&file, yaml).with_context(|| format!("cannot write {}", file.display()))?;
+        // The old one frees the port first. What nomagic knows of it is too old for the new one, so everything is listed anew.
+        drop(lock(&self.api).take());
+        let first = self.api_versions.fetch_add(VERSIONS_EACH, Relaxed).to_string();
+        let program = setup.nomagic.with_file_name("nomagic-fake-apiserver");
+        *lock(&self.api) = Some(self.spawn(&program, &["--listen", API, "--first-version", &first, path(&file)?], "listening")?);
+        Ok(())
+    }
+
+    fn start_no_work(&mut self, setup: &Setup<'_>, services: u32) -> Result<()> {
+        let (state, cpu) = (self.dir.join("state"), setup.cpus.lb.to_string());
+        self.clean_up_later(setup, &state)?;
+        let args = ["no-work", "--cpu", &cpu, "--services", &services.to_string(), "--state-dir", path(&state)?];
+        *lock(&self.process) = Some(self.spawn(setup.bench, &args, "the empty loop is ready")?);
+        Ok(())
+    }
+
+    fn spawn(&self, program: &Path, args: &[&str], ready: &str) -> Result<Process> {
+        let mut process = self.lane.gateway.spawn(path(program)?, args)?;
+        process.wait_for_line(ready, READY_LIMIT)?;
+        Ok(process)
+    }
+
+    /// What was pinned goes before the gateway does, and with a configuration file the table's file.
+    fn clean_up_later(&mut self, setup: &Setup<'_>, state: &Path) -> Result<()> {
+        let net = format!("--net={}", self.lane.gateway.path().display());
+        let (file, program) = (self.config_file(), path(setup.nomagic)?);
+        let which = if file.exists() { ["--config", path(&file)?] } else { ["--state-dir", path(state)?] };
+        let words = ["nsenter", &net, program, "cleanup"].into_iter().chain(which);
+        self._cleanup.push(undo_later(Undo::Command(words.map(str::to_owned).collect())));
+        Ok(())
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.join("nomagic.yaml")
+    }
+
+    /// In a tmpfs, as the connection table must be.
+    fn table_file(&self) -> PathBuf {
+        PathBuf::from(TABLES).join(self.lane.gateway.name().to_owned() + TABLE_SUFFIX)
+    }
+}
+
+fn lock(process: &Mutex<Option<Process>>) -> MutexGuard<'_, Option<Process>> {
+    process.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_have_names_for_people_and_for_rows() {
+        assert_eq!(subject(SubjectKind::Nftables, 10_000).label, "nftables, 10,000 Services");
+        assert_eq!(subject(SubjectKind::Nomagic, 1).label, "nomagic, 1 Service");
+        assert_eq!((thousands(999), thousands(1_234_567)), ("999".into(), "1,234,567".into()));
+    }
+}

@@ -1,0 +1,12 @@
+//! The benchmarks of nomagic.
+//!
+//! [`pktgen`] is the traffic generator with its sink, [`ndr`] searches the highest rate without loss, [`compare`] puts nomagic
+//! beside its peers, [`report`] shows the [`results`]; [`preflight`] says what is missing on a machine before one measures there.
+
+pub mod compare;
+pub mod format;
+pub mod ndr;
+pub mod pktgen;
+pub mod preflight;
+pub mod report;
+pub mod results;
