@@ -60,7 +60,7 @@ bench-micro: ## What a packet costs in memory, beside the floor and the alternat
 
 bench-scale: ## What many Services cost: compiling, one change, memory, and from an API server's event to the packet (two minutes once built)
 	$(CARGO) bench --locked -p nomagic-bench --bench scale
-	$(CARGO) test --release --locked -p nomagic --test api_latency -- --nocapture
+	$(CARGO) test --release --locked -p nomagic --test it api_latency -- --nocapture
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -1,0 +1,150 @@
+//! kube-proxy's behaviour cases (`tests/data/cases`, nftables column): each flow goes through manifests, index, compiler and `explain`.
+//!
+//! `cargo test -p nomagic --test cases -- --nocapture` prints how many flows ran.
+
+use crate::common::wire;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::common::replay::{FIRST_PACKETS, Table, cases, index, list, settings, strings, text};
+use nomagic_core::tuple::Proto;
+use nomagic_table::compile::endpoints::{self, candidates};
+use nomagic_table::explain::parse_flow;
+use nomagic_table::index::Index;
+use nomagic_table::objects::{Key, Port, addr::socket};
+use nomagic_table::settings::Node;
+use serde_json::{Value, json};
+
+/// Source ports tried for each flow, so that every backend turns up.
+const CONNECTIONS: u16 = 400;
+
+/// Each flow also as a frame through the packet path, from many source ports: the bytes and `explain` must agree.
+#[test]
+fn frames_meet_what_explain_says() {
+    let (mut flows, mut frames, mut wrong) = (0, 0, Vec::new());
+    for_each_step(|_, _, step, table| {
+        for flow in list(&step["flows"]) {
+            flows += 1;
+            for source_port in 40_000..40_010 {
+                let answer = table.explain(flow, source_port);
+                let tuple = parse_flow(text(&answer, "flow")).unwrap();
+                wrong.extend(wire::disagreement(&table.compiled.services, &tuple, &answer));
+                frames += 1;
+            }
+        }
+    });
+    println!("first packets on the wire: {flows} flows, {frames} frames went through the packet path, {} disagree", wrong.len());
+    assert!(wrong.is_empty(), "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(frames >= 4_200);
+}
+
+/// Runs `work` for each step of each first-packet case, with the case, the step's number, the step and its table.
+fn for_each_step(mut work: impl FnMut(&Value, usize, &Value, &Table)) {
+    for name in FIRST_PACKETS {
+        let file = cases(name);
+        for case in list(&file["cases"]) {
+            for (number, step) in list(&case["steps"]).iter().enumerate() {
+                let table = Table::new(&step["objects"], settings(&file["defaults"]["config"], case));
+                work(case, number, step, &table);
+            }
+        }
+    }
+}
+
+/// What differs from the expectation, if anything does.
+fn disagreement(table: &Table, flow: &Value) -> Option<String> {
+    let expected = if flow["expect"].is_null() { &flow["expectByMode"]["nftables"] } else { &flow["expect"] };
+    let answer = table.explain(flow, 40_000);
+    if answer["verdict"] != expected["verdict"] {
+        return Some(format!("verdict {} instead of {}", answer["verdict"], expected["verdict"]));
+    }
+    if expected["verdict"] != "forward" {
+        let silent =
+            answer["backends"] == json!([]) && answer["chosen"].is_null() && answer["snat"].is_null() && !answer["reason"].is_null();
+        return (!silent && expected["verdict"] != "local").then(|| format!("not a refusal: {answer}"));
+    }
+    let wanted = strings(&expected["backends"]);
+    if strings(&answer["backends"]) != wanted {
+        return Some(format!("backends {} instead of {}", answer["backends"], expected["backends"]));
+    }
+    let mut seen = BTreeSet::new();
+    let hairpin = strings(&expected["hairpin"]);
+    for source_port in 40_000..40_000 + CONNECTIONS {
+        let answer = table.explain(flow, source_port);
+        let chosen = text(&answer, "chosen").to_string();
+        let snat = expected["snat"] == true || hairpin.contains(&chosen);
+        let own = |a: &str| table.settings.node.ips.iter().any(|ip| ip.to_string() == a);
+        if answer["snat"].as_str().is_some_and(own) != snat {
+            return Some(format!("snat {} for {chosen}", answer["snat"]));
+        }
+        seen.insert(chosen);
+    }
+    (seen != wanted).then(|| format!("only {seen:?} turned up"))
+}
+
+#[test]
+fn kube_proxy_cases() {
+    let (mut ids, mut steps, mut flows, mut wrong) = (BTreeSet::new(), 0, 0, Vec::new());
+    for_each_step(|case, number, step, table| {
+        assert!(ids.insert(text(case, "id").to_owned()) || number > 0, "two cases are called {}", case["id"]);
+        steps += 1;
+        for flow in list(&step["flows"]) {
+            flows += 1;
+            if let Some(what) = disagreement(table, flow) {
+                wrong.push(format!("{} step {number} {}: {what}", text(case, "id"), text(flow, "id")));
+            }
+        }
+    });
+    let (cases, right) = (ids.len(), flows - wrong.len());
+    println!("first packets: {cases} cases, {steps} steps, {flows} flows ran, {right} agree with kube-proxy's nftables mode");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(flows >= 420, "only {flows} flows found");
+}
+
+#[test]
+fn endpoint_cases() {
+    let (file, mut ports) = (cases("kubeproxy-stateful.yaml"), 0);
+    for case in list(&file["endpointCases"]) {
+        let index = index(&case["objects"]);
+        let node = Node { name: text(&case["node"], "name").into(), ips: vec![], primary: vec![], zone: None };
+        for (name, expected) in case["expect"].as_object().unwrap() {
+            let found: BTreeMap<String, Value> = known_endpoints(&index, name, &node);
+            assert_eq!(serde_json::to_value(found).unwrap(), *expected, "{} {name}", case["id"]);
+            ports += 1;
+        }
+    }
+    println!("endpointCases: {} cases with {ports} Service ports ran", list(&file["endpointCases"]).len());
+    assert!(ports >= 3, "{ports}");
+}
+
+/// Endpoints of `namespace/service:port/protocol` with their conditions.
+fn known_endpoints(index: &Index, name: &str, node: &Node) -> BTreeMap<String, Value> {
+    let (service, port) = name.split_once(':').unwrap();
+    let (namespace, service) = service.split_once('/').unwrap();
+    let (port, proto) = port.split_once('/').unwrap();
+    assert_eq!(proto, "TCP");
+    let key = Key { namespace: namespace.into(), name: service.into() };
+    let port = Port { name: port.into(), proto: Proto::Tcp, port: 1, node_port: None, index: 0 };
+    let conditions = |c: &endpoints::Candidate<'_>| {
+        let e = c.endpoint;
+        json!({"local": c.local, "ready": e.ready, "serving": e.serving, "terminating": e.terminating})
+    };
+    candidates(index, &key, &port, false, node).iter().map(|c| (socket(c.endpoint.addr, c.port), conditions(c))).collect()
+}
+
+#[test]
+fn spread_cases() {
+    let file = cases("kubeproxy-stateful.yaml");
+    println!("spreadCases: {} cases run", list(&file["spreadCases"]).len());
+    assert!(!list(&file["spreadCases"]).is_empty());
+    for case in list(&file["spreadCases"]) {
+        let table = Table::new(&case["objects"], settings(&file["defaults"]["config"], case));
+        let mut connections: BTreeMap<String, u64> = BTreeMap::new();
+        for i in 0..case["connections"].as_u64().unwrap() {
+            let answer = table.explain(&case["connect"], 32_768 + i as u16);
+            *connections.entry(text(&answer, "chosen").into()).or_default() += 1;
+        }
+        let (low, high) = (case["eachBetween"][0].as_u64().unwrap(), case["eachBetween"][1].as_u64().unwrap());
+        println!("{}: {connections:?}", case["id"]);
+        assert!(connections.len() == 7 && connections.values().all(|n| (low..=high).contains(n)), "{connections:?}");
+    }
+}

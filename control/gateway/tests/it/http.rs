@@ -1,0 +1,396 @@
+//! The HTTP servers over real sockets on loopback: health, metrics, and kube-proxy's cases of `healthCheckNodePort`.
+
+use crate::common::prometheus;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::common::plain_http::{get, request};
+use nomagic::config::Config;
+use nomagic::manifests;
+use nomagic::observe::events::Recorder;
+use nomagic::observe::health::Moment;
+use nomagic::observe::http::{Listeners, Server, addresses};
+use nomagic::observe::metrics::gateway::Sample;
+use nomagic::observe::metrics::reconciler::Reconciled;
+use nomagic::observe::metrics::targets::{Carried, Target, Targets};
+use nomagic_core::conntrack::EvictionRank;
+use nomagic_core::counters::{FrameCounts, SendError, Volume, WorkerCounts, XdpCounts};
+use nomagic_core::reason::{Disposition, Reason};
+use nomagic_core::tuple::Proto;
+use nomagic_table::changes::Changes;
+use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
+use nomagic_table::index::Index;
+use nomagic_table::objects::Key;
+use nomagic_table::settings::Settings;
+use nomagic_xsk::{EdgeStatus, WorkerStatus};
+use serde_json::{Value, json};
+
+/// An address of this test's own: others test on this machine, too.
+fn own_address(last: u8) -> IpAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    [127, 64 | (high & 63), low.max(1), last].into()
+}
+
+/// A server; `extra`: configuration.
+fn server(last: u8, extra: &str) -> (Server, SocketAddr, SocketAddr) {
+    let ip = own_address(last);
+    let text = format!("healthzBindAddress: {ip}\nmetricsBindAddress: {ip}\n{extra}");
+    let config = Config::parse(&text, Path::new("nomagic.yaml")).unwrap();
+    let server = Server::start(Listeners::open(&config, &Recorder::off()).unwrap(), Recorder::off()).unwrap();
+    (server, SocketAddr::new(ip, 10_256), SocketAddr::new(ip, 10_249))
+}
+
+fn cases() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases/kubeproxy-stateful.yaml");
+    serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The defaults' configuration with a case's node.
+fn settings(file: &Value, case: &Value) -> Settings {
+    let mut config = file["defaults"]["config"].clone();
+    config["node"]["name"] = case["node"]["name"].clone();
+    Config::parse(&config.to_string(), Path::new("case")).unwrap().settings(&[])
+}
+
+fn compile(objects: &Value, settings: &Settings) -> Compiled {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("objects.yaml");
+    std::fs::write(&file, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).unwrap();
+    let loaded = manifests::load(&file, None).unwrap();
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    Compiler::new(TARGETS_MAX).compile(&Index::of(loaded.objects), settings)
+}
+
+fn refused(at: SocketAddr) -> bool {
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        if TcpStream::connect(at).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+#[test]
+fn health_check_cases() {
+    let (file, ip) = (cases(), own_address(1));
+    let (mut server, ..) = server(1, "");
+    let mut probes = 0;
+    for case in file["healthCheckCases"].as_array().unwrap() {
+        let settings = settings(&file, case);
+        for (number, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+            let names = compile(&step["objects"], &settings);
+            server.in_force(Moment::now(), names.no_local_endpoints);
+            server.follow_checks(&names.health_checks, &BTreeSet::from([ip]));
+            assert!(server.problems().is_empty(), "{:?}", server.problems());
+            if step["proxyHealthy"] == false {
+                let now = Moment::now();
+                let steady = now.steady.checked_sub(Duration::from_secs(61)).expect("a machine that runs for a minute");
+                server.queued(&Changes::default(), Moment { steady, ..now });
+            }
+            for probe in step["probes"].as_array().unwrap() {
+                let (at, expect) = (SocketAddr::new(ip, probe["port"].as_u64().unwrap() as u16), &probe["expect"]);
+                let place = format!("{} step {number} port {}", case["id"], at.port());
+                probes += 1;
+                if expect["status"] == "refused" {
+                    assert!(refused(at), "{place}");
+                    continue;
+                }
+                let answer = get(at, "/any/path").unwrap();
+                assert_eq!(json!(answer.status), expect["status"], "{place}");
+                assert_eq!(serde_json::from_str::<Value>(&answer.body).unwrap(), expect["body"], "{place}");
+                for (name, value) in expect["headers"].as_object().unwrap() {
+                    assert_eq!(json!(answer.headers[&name.to_ascii_lowercase()]), *value, "{place} {name}");
+                    assert!(answer.head.contains(&format!("{name}: ")), "{name} as kube-proxy writes it: {}", answer.head);
+                }
+            }
+        }
+    }
+    println!("healthCheckCases: {} cases with {probes} probes ran", file["healthCheckCases"].as_array().unwrap().len());
+    assert!(probes >= 9, "{probes}");
+}
+
+#[test]
+fn a_health_checks_body_to_the_letter() {
+    let ip = own_address(2);
+    let (mut server, ..) = server(2, "");
+    let check = nomagic_table::compile::HealthCheck { service: Key { namespace: "ns1".into(), name: "svc1".into() }, local_endpoints: 2 };
+    server.follow_checks(&[(30_000, check)].into(), &BTreeSet::from([ip]));
+    let answer = request(SocketAddr::new(ip, 30_000), "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let body = "{\n\t\"service\": {\n\t\t\"namespace\": \"ns1\",\n\t\t\"name\": \"svc1\"\n\t},\n\t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}";
+    assert_eq!((answer.status, answer.body.as_str()), (200, body));
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_problem_of_its_service_alone() {
+    let ip = own_address(3);
+    let (mut server, ..) = server(3, "");
+    let held = TcpListener::bind((ip, 30_007)).unwrap();
+    let check =
+        |name: &str| nomagic_table::compile::HealthCheck { service: Key { namespace: "n".into(), name: name.into() }, local_endpoints: 1 };
+    let wanted = [(30_006, check("a")), (30_007, check("b")), (30_008, check("c"))].into();
+    let all = BTreeSet::from([ip]);
+    server.follow_checks(&wanted, &all);
+    let [problem] = server.problems() else { panic!("{:?}", server.problems()) };
+    assert!(
+        problem.starts_with(&format!("Service n/b: spec.healthCheckNodePort: not answered on {ip}:30007: Address already in use")),
+        "{problem}"
+    );
+    assert_eq!([30_006, 30_008].map(|port| get(SocketAddr::new(ip, port), "/").unwrap().status), [200, 200]);
+    drop(held);
+    server.follow_checks(&wanted, &all);
+    assert!(server.problems().is_empty(), "{:?}", server.problems());
+    assert_eq!(get(SocketAddr::new(ip, 30_007), "/").unwrap().status, 200);
+    server.follow_checks(&[].into(), &all);
+    assert!([30_006, 30_007, 30_008].iter().all(|&port| refused(SocketAddr::new(ip, port))));
+}
+
+#[test]
+fn health_checks_listen_where_node_ports_answer() {
+    let settings = |text: &str| {
+        let node = "node: {ips: [10.0.0.1, 192.168.0.1, 'fd00::1'], primaryIPs: [10.0.0.1, 'fd00::1']}";
+        Config::parse(&format!("{node}\n{text}"), Path::new("c")).unwrap().settings(&[])
+    };
+    let listen = |text: &str| addresses(&settings(text)).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(listen(""), ["10.0.0.1", "fd00::1"]);
+    assert_eq!(listen("nodePortAddresses: []"), ["0.0.0.0", "::"]);
+    assert_eq!(listen("nodePortAddresses: [192.168.0.0/16]"), ["192.168.0.1", "::"]);
+    assert_eq!(listen("nodePortAddresses: ['fd00::/16', 10.0.0.0/8]"), ["10.0.0.1", "fd00::1"]);
+}
+
+#[test]
+fn both_families_unrestricted_are_two_sockets() {
+    let (mut server, ..) = server(4, "");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let check = nomagic_table::compile::HealthCheck { service: Key { namespace: "n".into(), name: "a".into() }, local_endpoints: 0 };
+    server.follow_checks(&[(free, check)].into(), &["0.0.0.0", "::"].map(|a| a.parse().unwrap()).into());
+    assert!(server.problems().is_empty(), "{:?}", server.problems());
+    assert_eq!(get(SocketAddr::from(([127, 0, 0, 1], free)), "/").unwrap().status, 503);
+    if let Ok(answer) = get(SocketAddr::new("::1".parse().unwrap(), free), "/") {
+        assert_eq!(answer.headers["x-load-balancing-endpoint-weight"], "0");
+    }
+}
+
+#[test]
+fn healthz_and_livez() {
+    let (server, health, metrics) = server(5, "");
+    let now = Moment::now();
+    server.in_force(now, Default::default());
+    let codes = || ["/healthz", "/livez"].map(|path| get(health, path).unwrap().status);
+    assert_eq!(codes(), [200, 200]);
+    server.set_node_eligible(false);
+    assert_eq!(codes(), [503, 200]);
+    server.set_node_eligible(true);
+    server.queued(&Changes::default(), Moment { steady: now.steady.checked_sub(Duration::from_secs(60)).unwrap(), ..now });
+    assert_eq!(codes(), [503, 503]);
+    server.in_force(Moment::now(), Default::default());
+    let answer = get(health, "/healthz").unwrap();
+    assert_eq!(
+        (answer.headers["content-type"].as_str(), answer.headers["x-content-type-options"].as_str()),
+        ("application/json", "nosniff")
+    );
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!((&body["healthy"], &body["nodeEligible"], body["lastUpdated"] == body["currentTime"]), (&json!(true), &json!(true), true));
+    assert_eq!(get(health, "/").unwrap().status, 404);
+    let slis = prometheus::parse(&get(metrics, "/metrics/slis").unwrap().body);
+    let total = |name, kind, status| slis.value("kubernetes_healthchecks_total", &[("name", name), ("type", kind), ("status", status)]);
+    assert_eq!([total("sync-ipv4", "healthz", "success"), total("sync-ipv6", "livez", "error")], [3.0, 1.0]);
+    assert_eq!([total("node-eligible", "healthz", "error"), slis.sum("kubernetes_healthcheck", &[("type", "healthz")])], [1.0, 3.0]);
+}
+
+#[test]
+fn clients_are_bounded_in_number_time_and_size() {
+    let (server, health, _) = server(6, "");
+    let start = Instant::now();
+    // More than may be served at a time, and none of them says anything.
+    let mut silent: Vec<TcpStream> = (0..80).map(|_| TcpStream::connect(health).unwrap()).collect();
+    silent[0].write_all(b"GET /healthz HT").unwrap();
+    let answer = get(health, "/healthz").unwrap();
+    assert_eq!(answer.status, 200);
+    let waited = start.elapsed();
+    assert!((Duration::from_secs(4)..Duration::from_secs(10)).contains(&waited), "until the silent ones were given up: {waited:?}");
+    silent[1].set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let _ = silent[1].read(&mut [0; 64]).map(|n| assert!(n < 64));
+    // A head without end.
+    let endless = format!("GET /healthz HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(100_000));
+    assert!(request(health, &endless).map_or(true, |answer| answer.status >= 400));
+    let headers: String = (0..200).map(|i| format!("H{i}: 1\r\n")).collect();
+    assert!(request(health, &format!("GET /healthz HTTP/1.1\r\n{headers}\r\n")).map_or(true, |answer| answer.status >= 400));
+    assert!(request(health, "\0\0\0 garbage\r\n\r\n").map_or(true, |answer| answer.status >= 400));
+    assert_eq!(get(health, "/livez").unwrap().status, 200);
+    drop(server);
+    assert!(refused(health), "the servers end");
+}
+
+#[test]
+fn an_address_that_is_taken() {
+    let ip = own_address(7);
+    let held = TcpListener::bind((ip, 10_256)).unwrap();
+    let text = format!("healthzBindAddress: {ip}\nmetricsBindAddress: ''\n");
+    let parse = |extra: &str| Config::parse(&format!("{text}{extra}"), Path::new("c")).unwrap();
+    let error = format!("{:#}", Listeners::open(&parse("bindAddressHardFail: true"), &Recorder::off()).unwrap_err());
+    assert!(
+        error.starts_with(&format!("healthzBindAddress: /healthz cannot be answered on {ip}:10256: Address already in use")),
+        "{error}"
+    );
+    let server = Server::start(Listeners::open(&parse(""), &Recorder::off()).unwrap(), Recorder::off()).unwrap();
+    drop(held);
+    let end = Instant::now() + Duration::from_secs(15);
+    while get(SocketAddr::new(ip, 10_256), "/livez").map_or(0, |a| a.status) != 200 {
+        assert!(Instant::now() < end, "listened on once it is free");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(refused(SocketAddr::new(ip, 10_249)), "off");
+    drop(server);
+}
+
+#[test]
+fn metric_cases() {
+    let (file, mut ran) = (cases(), 0);
+    let (mut server, _, metrics) = server(8, "");
+    for case in file["metricCases"].as_array().unwrap() {
+        let names = compile(&case["objects"], &settings(&file, case));
+        server.in_force(Moment::now(), names.no_local_endpoints);
+        let page = scrape(&mut server, metrics, sample());
+        for policy in ["internal", "external"] {
+            let labels = [("ip_family", "IPv4"), ("traffic_policy", policy)];
+            let value = page.value("kubeproxy_sync_proxy_rules_no_local_endpoints_total", &labels);
+            assert_eq!(json!(value as u64), case["expect"][policy], "{} {policy}", case["id"]);
+        }
+        ran += 1;
+    }
+    println!("metricCases: {ran} cases ran");
+    assert!(ran >= 3);
+}
+
+/// Asks for `/metrics` while the control loop, played here, answers with a sample.
+fn scrape(server: &mut Server, at: SocketAddr, sample: Sample) -> prometheus::Page {
+    let client = std::thread::spawn(move || get(at, "/metrics").unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(server.asked()).unwrap().send(sample).unwrap();
+    let answer = client.join().unwrap();
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/plain; version=0.0.4; charset=utf-8"));
+    prometheus::parse(&answer.body)
+}
+
+/// A gateway with a worker, and names that nobody would choose.
+fn sample() -> Sample {
+    let volume = |packets| Volume { packets, bytes: packets * 100 };
+    let mut counts = WorkerCounts::default();
+    counts.frames = FrameCounts { received: volume(10), forwarded: volume(7), kernel: volume(1), dropped: volume(2), ..counts.frames };
+    (counts.io.rounds, counts.io.sleeps, counts.sends.calls, counts.neighbours.asked) = (1 << 60, 3, 5, 1);
+    (counts.conntrack.created, counts.conntrack.revived) = (2, 7);
+    counts.conntrack.evicted[EvictionRank::HalfOpen] = 5;
+    counts.sends.errors[SendError::Busy] = 1;
+    for reason in Reason::ALL {
+        let n = reason.index() as u64;
+        (counts.reasons.drop[*reason], counts.reasons.kernel[*reason], counts.reasons.handed[*reason]) = (n, 100 + n, 200 + n);
+    }
+    let worker = WorkerStatus { id: 0, alive: true, heartbeat_age_ns: 2_500_000, held_now: 0, counts, pools: vec![] };
+    let edge = EdgeStatus {
+        workers: vec![worker],
+        ports: vec![],
+        redirects: vec![],
+        redirects_xdp: XdpCounts { taken: 4, ..XdpCounts::default() },
+        pools: vec![],
+        flows_live: 3,
+        flows_capacity: 1_024,
+        replies_announced: 1,
+        source_ports: 2,
+        source_ports_fullest: 2,
+        source_ports_largest: 1,
+        replies_capacity: 64,
+        services_generation: 9,
+        services_applied: true,
+        routes_generation: 1,
+        routes_applied: false,
+    };
+    let port = nomagic_table::compile::PortKey {
+        service: Key { namespace: "n\\".into(), name: "s\"} 1\n".into() },
+        port_name: String::new(),
+        proto: Proto::Udp,
+    };
+    let mut reconciled = Reconciled::default();
+    reconciled.add([7, 8], Some(Duration::from_micros(1_500)));
+    let carried = Carried { connections: 5, forward: volume(6), reply: volume(4) };
+    Sample {
+        edge,
+        events: [("sent", 3), ("failed", 0), ("repeated", 1), ("rate_limited", 0), ("queue_full", 0)],
+        reconciled,
+        snat_ports: 4_536,
+        snat_share_max: 4_082,
+        workers_alive: 1,
+        not_ready: vec!["not every worker uses the latest routes yet".into()],
+        service_ports: 1,
+        problems: 2,
+        targets: Targets {
+            shown: vec![Target { port, backend: "[fd00::1]:53".into(), carried }],
+            others: 0,
+            others_carried: Carried::default(),
+        },
+    }
+}
+
+#[test]
+fn the_metrics_server() {
+    let (mut server, health, metrics) = server(9, "");
+    server.in_force(Moment::now(), Default::default());
+    assert_eq!(["/healthz", "/livez", "/livez"].map(|path| get(health, path).unwrap().status), [200; 3]);
+    let answer = |path| get(metrics, path).unwrap();
+    assert_eq!((answer("/healthz").body.as_str(), answer("/proxyMode").body.as_str(), answer("/nothing").status), ("ok", "nftables", 404));
+
+    let page = scrape(&mut server, metrics, sample());
+    for (name, labels, value) in [
+        ("nomagic_ready", &[][..], 0.0),
+        ("nomagic_flows", &[], 3.0),
+        ("nomagic_flows_capacity", &[], 1_024.0),
+        ("nomagic_flows_evicted_total", &[("rank", "half_open")], 5.0),
+        ("nomagic_flows_revived_total", &[], 7.0),
+        ("nomagic_events_total", &[("outcome", "sent")], 3.0),
+        ("nomagic_snat_ports", &[], 4_536.0),
+        ("nomagic_snat_ports_fullest_endpoint", &[], 2.0),
+        ("nomagic_snat_ports_largest_share", &[], 1.0),
+        ("nomagic_worker_heartbeat_age_seconds", &[("worker", "0")], 0.0025),
+        ("nomagic_worker_forwarded_bytes_total", &[("worker", "0")], 700.0),
+        ("nomagic_worker_send_errors_total", &[("worker", "0"), ("error", "busy")], 1.0),
+        ("nomagic_table_applied", &[("table", "routes")], 0.0),
+        ("nomagic_xdp_frames_total", &[("port", "(redirect ports)"), ("outcome", "taken")], 4.0),
+        ("nomagic_backends_without_series", &[], 0.0),
+        ("kubeproxy_conntrack_reconciler_deleted_entries_total", &[("ip_family", "IPv6")], 8.0),
+        ("kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket", &[("ip_family", "IPv4"), ("le", "0.001")], 0.0),
+        ("kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket", &[("ip_family", "IPv4"), ("le", "0.002")], 1.0),
+        ("kubeproxy_proxy_healthz_total", &[("code", "200")], 1.0),
+        ("kubeproxy_proxy_livez_total", &[("code", "200")], 2.0),
+        ("kubeproxy_proxy_livez_total", &[("code", "503")], 0.0),
+    ] {
+        assert_eq!(page.value(name, labels), value, "{name}");
+    }
+    let hostile = [("namespace", "n\\"), ("service", "s\"} 1\n"), ("port", ""), ("protocol", "UDP"), ("backend", "[fd00::1]:53")];
+    assert_eq!(page.value("nomagic_backend_connections_total", &hostile), 5.0);
+    assert_eq!(page.value("nomagic_backend_bytes_total", &[&hostile[..], &[("direction", "to_client")]].concat()), 400.0);
+    // A reason has a series for each thing that may become of a frame, and no other.
+    for reason in Reason::ALL {
+        let labels = [("reason", reason.label())];
+        let n = reason.index() as f64;
+        let left = if reason.dispositions().contains(&Disposition::Kernel) { 100.0 + n } else { 0.0 };
+        let sums =
+            ["dropped", "left_to_kernel", "lost_after_handover"].map(|what| page.sum(&format!("nomagic_frames_{what}_total"), &labels));
+        assert_eq!(sums, [n, left, 200.0 + n], "{labels:?}");
+    }
+}
+
+#[test]
+fn a_control_loop_that_does_not_answer_is_no_reason_to_wait_for_ever() {
+    let (server, _, metrics) = server(10, "");
+    let start = Instant::now();
+    let clients: Vec<_> = (0..6).map(|_| std::thread::spawn(move || get(metrics, "/metrics").unwrap())).collect();
+    let answers: Vec<_> = clients.into_iter().map(|c| c.join().unwrap()).collect();
+    assert!(answers.iter().all(|a| a.status == 503), "{answers:?}");
+    assert_eq!(answers.iter().filter(|a| a.body.contains("too many")).count(), 2, "four may wait");
+    assert!(start.elapsed() < Duration::from_secs(9));
+    drop(server);
+}

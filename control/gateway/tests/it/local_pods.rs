@@ -1,0 +1,154 @@
+//! Pods on the gateway node itself, behind interfaces that come and go: clients, backends, both. Needs root.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::common::local_pod::LocalPod;
+use crate::common::*;
+use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
+use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
+
+const LONG: Duration = Duration::from_secs(20);
+const V4: &str = "10.109.35.24:80";
+const V6: &str = "[fd00:10:109::24]:80";
+const UDP: &str = "10.109.35.24:53";
+
+/// The scene's Service on these endpoints: `(IPv4, IPv6)`.
+fn service(endpoints: &[(&str, &str)]) -> String {
+    let mut text = manifests(&[Svc {
+        name: "nginx",
+        spec: "clusterIP: 10.109.35.24\nclusterIPs: [10.109.35.24, 'fd00:10:109::24']\nipFamilies: [IPv4, IPv6]",
+        status: "",
+        ports: &[("http", "TCP", 80, 0), ("echo", "UDP", 53, 0)],
+        pods: &[],
+    }]);
+    for (family, of) in [("IPv4", 0), ("IPv6", 1)] {
+        let addresses = endpoints.iter().map(|e| if of == 0 { e.0 } else { e.1 });
+        let list: Vec<String> = addresses.map(|a| format!("{{addresses: ['{a}'], conditions: {{ready: true}}}}")).collect();
+        text += &format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: e-{of}, namespace: default, labels: {{kubernetes.io/service-name: nginx}}}}\naddressType: {family}\nendpoints: [{}]\nports: [{{name: http, protocol: TCP, port: 80}}, {{name: echo, protocol: UDP, port: 53}}]\n",
+            list.join(", ")
+        );
+    }
+    text
+}
+
+fn remote() -> Vec<(String, String)> {
+    PODS.iter().map(|p| (p.v4.to_string(), p.v6.to_string())).collect()
+}
+
+fn as_str(endpoints: &[(String, String)]) -> Vec<(&str, &str)> {
+    endpoints.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect()
+}
+
+fn captured(g: &Gateway, interface: &str) -> bool {
+    let status = g.status();
+    let ports = status["redirect_ports"].as_array().cloned().unwrap_or_default();
+    ports.iter().any(|p| p["name"] == interface && p["condition"] == "bound")
+}
+
+/// TCP and UDP to the Service in both families: everything is answered. `seen`: the client addresses that the pods see.
+fn check(g: &Gateway, from: &Netns, seen: Option<[IpAddr; 2]>) {
+    for (to, family) in [(V4, 0), (V6, 1)] {
+        let report = g.http(from, to, 20);
+        assert_eq!((report.answered(), report.failed()), (20, 0), "{to}: {report:?}");
+        if let Some(seen) = seen {
+            assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&seen[family]], "{to}");
+        }
+    }
+    assert_eq!(g.udp(from, UDP, 20).failed(), 0);
+    let to: SocketAddr = V4.parse().unwrap();
+    let both = move || async move { (upload(to, 3_000_000, LONG).await, download(to, 3_000_000, LONG).await) };
+    let (up, down) = from.block_on(both).unwrap();
+    up.unwrap();
+    down.unwrap();
+}
+
+const EXTRA: &str = "redirectInterfaces: ['cali*']\nworkers: 2\npackets: {ringSize: 512}";
+
+#[test]
+fn point_4_a_local_pod_as_client_and_as_backend() {
+    let scene = Scene::new("local").expect("a scene (needs root)");
+    let (one, two) = (LocalPod::new(&scene, "cali", 1), LocalPod::new(&scene, "cali", 2));
+    let own = |pod: &LocalPod| [pod.v4.parse().unwrap(), pod.v6.parse().unwrap()];
+    let remote = remote();
+    let mut g = Gateway::start_in(scene, EXTRA, &service(&as_str(&remote)));
+    assert!(captured(&g, "cali1") && captured(&g, "cali2"));
+    // A local client, remote pods: they see the client itself.
+    check(&g, &one.ns, Some(own(&one)));
+    // A remote client, a local pod: it sees the client itself.
+    g.apply(&service(&[(&one.v4, &one.v6)]));
+    check(&g, &g.scene.client, Some([CLIENT_V4.into(), CLIENT_V6.into()]));
+    // Both local.
+    check(&g, &two.ns, Some(own(&two)));
+    // Hairpin: the pod itself, which sees the gateway.
+    check(&g, &one.ns, Some([GATEWAY_V4.into(), GATEWAY_V6.into()]));
+    assert_eq!(g.reason("next_hop_kernel"), 0);
+    g.print_frames();
+    // What is not the Service's never comes up: pod to pod, pod to client, client to pod.
+    let received = g.number("/totals/received/packets");
+    let direct = format!("{}:80", two.v4);
+    assert_eq!(g.http(&one.ns, &direct, 10).failed() + g.http(&g.scene.client, &direct, 10).failed(), 0);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(g.number("/totals/received/packets"), received, "pods' own traffic is untouched");
+    // A Service without endpoints refuses local pods at once, too.
+    g.apply(&service(&[]));
+    let report = g.http(&one.ns, V4, 2);
+    assert_eq!((report.answered(), report.failed()), (0, 2));
+    assert!(report.failures.keys().all(|f| f.contains("refused")), "{report:?}");
+    g.print_frames();
+}
+
+#[test]
+fn point_4_pods_come_and_go() {
+    let scene = Scene::new("coming").expect("a scene (needs root)");
+    let remote = remote();
+    let g = Gateway::start_in(scene, EXTRA, &service(&as_str(&remote)));
+    let pod = LocalPod::new(&g.scene, "cali", 3);
+    wait_for("the new pod's interface to be captured", LONG, || captured(&g, &pod.host_side));
+    check(&g, &pod.ns, None);
+    // Its interface is deleted and made again under its name.
+    g.scene.gw.ip("link delete cali3").unwrap();
+    wait_for("the interface to be forgotten", LONG, || !captured(&g, "cali3"));
+    LocalPod::cable(&g.scene, &pod.ns, &pod.host_side, &pod.v4, &pod.v6);
+    wait_for("the interface to be captured again", LONG, || captured(&g, "cali3"));
+    check(&g, &pod.ns, None);
+    g.print_frames();
+}
+
+#[test]
+fn point_4_backends_out_of_sight_answer_to_the_internal_port() {
+    let scene = Scene::new("hidden").expect("a scene (needs root)");
+    // An interface that no pattern names, and a server on the node's own network.
+    let hidden = LocalPod::new(&scene, "dark", 4);
+    let node = start_pod(&scene.gw, PodOptions::new("node")).unwrap();
+    let mut g = Gateway::start_in(scene, EXTRA, &service(&[(&hidden.v4, &hidden.v6)]));
+    assert!(!captured(&g, "dark4"));
+    let internal: [IpAddr; 2] = ["169.254.78.78".parse().unwrap(), "fd4e:6f6d:6167::78".parse().unwrap()];
+    check(&g, &g.scene.client, Some(internal));
+    g.apply(&service(&[("10.0.0.1", "fd00:a::1")]));
+    check(&g, &g.scene.client, Some(internal));
+    g.print_frames();
+    drop(node);
+}
+
+#[test]
+fn point_4_after_kill_9_local_pods_reach_the_kernel() {
+    let scene = Scene::new("lkill").expect("a scene (needs root)");
+    let pod = LocalPod::new(&scene, "cali", 5);
+    let remote = remote();
+    let mut g = Gateway::start_in(scene, EXTRA, &service(&as_str(&remote)));
+    check(&g, &pod.ns, None);
+    // A kernel proxy of sorts: the Service's address on the node, and a server there.
+    g.scene.gw.ip("addr add 10.109.35.24/32 dev lo").unwrap();
+    let server = start_pod(&g.scene.gw, PodOptions::new("kernel")).unwrap();
+    g.kill();
+    wait_for("the pod's frames to be passed", LONG, || g.http(&pod.ns, V4, 1).per_pod.contains_key("kernel"));
+    drop(server);
+    g.scene.gw.ip("addr del 10.109.35.24/32 dev lo").unwrap();
+    // A new process takes the pinned programs over.
+    g.restart();
+    assert!(captured(&g, "cali5"));
+    check(&g, &pod.ns, None);
+    g.print_frames();
+}
