@@ -43,8 +43,6 @@ pub use ethtool::{RssError, prepare_kernel_side};
 pub use filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
-pub use nomagic_sys::memory;
-pub use nomagic_sys::time::monotonic_ns;
 pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
