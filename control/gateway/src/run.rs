@@ -182,11 +182,13 @@ impl Gateway {
     /// What was compiled last comes into force, and those who watch hear of it.
     fn put_in_force(&mut self) -> Result<()> {
         self.surplus.opened(self.tables.opened());
-        self.follow_workers()?;
-        // What the workers know is now taken. Only ever after they know it.
-        self.edge.filter().add(self.tables.opened())?;
+        let applied = workers::wait(&mut self.edge)?;
+        self.workers_following = applied.workers();
+        self.reconciler.follow(self.tables.serving());
+        // What the workers know is now taken.
+        applied.widen_filter(self.tables.opened())?;
         if self.tables.in_force() {
-            self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
+            self.local.follow_filter(self.edge.filter_rules(), &self.mirror, self.tables.settings_in_force());
         }
         self.http.in_force(&self.tables);
         Ok(())
@@ -239,9 +241,9 @@ impl Gateway {
     fn look(&mut self) -> Result<()> {
         self.watch_workers()?;
         let unused = self.surplus.found();
-        if !unused.is_empty() {
-            self.edge.filter().remove(&unused)?;
-            self.local.follow_filter(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
+        if !unused.rules().is_empty() {
+            self.edge.narrow_filter(&unused)?;
+            self.local.follow_filter(self.edge.filter_rules(), &self.mirror, self.tables.settings_in_force());
         }
         self.follow_interfaces();
         if std::mem::take(&mut self.pods_stale) && self.tables.follow_pods(PodRanges::read(&self.config, &self.mirror)) {
@@ -261,7 +263,7 @@ impl Gateway {
             self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect();
         self.edge.redirect(&wanted);
         self.publish_routes();
-        self.local.follow_kernel(self.edge.filter().rules(), &self.mirror, self.tables.settings_in_force());
+        self.local.follow_kernel(self.edge.filter_rules(), &self.mirror, self.tables.settings_in_force());
     }
 
     fn publish_routes(&mut self) {
@@ -313,7 +315,7 @@ impl Gateway {
         for wanted in self.mirror.stale(&self.ports, STALE_MAX) {
             self.ask(wanted);
         }
-        self.surplus.look(&mut self.tables, self.edge.filter().rules(), self.edge.table());
+        self.surplus.look(&mut self.tables, self.edge.filter_rules(), self.edge.table());
         self.local.check();
         if self.http.behind() {
             // What failed is tried again; why was said when it did.

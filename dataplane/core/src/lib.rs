@@ -28,4 +28,5 @@ pub mod shared;
 mod sync;
 mod takeover;
 pub mod tuple;
+pub mod unused;
 pub mod wire;

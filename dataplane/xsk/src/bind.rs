@@ -13,12 +13,12 @@ use nomagic_core::frame::{BATCH_MAX, OUTPUT_MAX, PortId};
 use nomagic_sys::fds::close_on_exec;
 use nomagic_sys::xdp_socket::set_tx_budget;
 use rustix::io::Errno;
+use xsk_rs::Socket;
 use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
-use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
 
 use crate::config::{EdgeConfig, QUEUES_MAX};
 use crate::error::{EdgeError, os_error};
-use crate::queue::{Queue, socket_of};
+use crate::queue::{Queue, QueueParts, Rings, socket_of};
 use crate::umem::{FrameSizes, Frames, Place, PoolId};
 
 /// How long a queue may stay busy: a socket that was just closed lets go of it within 100 ms.
@@ -48,8 +48,6 @@ pub struct Group {
     /// A socket on an interface that stays. The kernel binds further sockets to a UMEM only while its first one is bound.
     _owner: Mutex<Option<Rings>>,
 }
-
-pub(crate) type Rings = (TxQueue, RxQueue, FillQueue, CompQueue);
 
 /// The groups of all ports, and the bound queues of each.
 #[derive(Default)]
@@ -138,9 +136,14 @@ impl Group {
     pub fn bind(&self, port: PortId, interface: &str, queues: Range<u32>) -> Result<Vec<Queue>, EdgeError> {
         let mode = if self.zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
         let bind = |queue| {
-            let (tx, rx, fill, comp) = bind_socket(&self.frames, interface, queue, self.ring_size, mode)?;
-            let pool = usize::from(self.frames.id());
-            let bound = Queue::new(port, queue, pool, place(port, queue), self.ring_size, (tx, rx), (fill, comp));
+            let bound = Queue::new(QueueParts {
+                port,
+                index: queue,
+                pool: usize::from(self.frames.id()),
+                place: place(port, queue),
+                ring_size: self.ring_size,
+                rings: bind_socket(&self.frames, interface, queue, self.ring_size, mode)?,
+            });
             if let Err(e) = set_tx_budget(bound.fd(), self.ring_size) {
                 tracing::debug!(interface, queue, "the kernel sends 32 frames a call: {e}");
             }
@@ -167,7 +170,7 @@ pub(crate) fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mo
             Ok((tx, rx, Some((fill, comp)))) => {
                 // libxdp leaves that out.
                 close_on_exec(socket_of(&tx)).map_err(|e| EdgeError::io(format!("socket on {name}"), e))?;
-                return Ok((tx, rx, fill, comp));
+                return Ok(Rings { tx, rx, fill, comp });
             }
             Ok((_, _, None)) => Errno::BUSY,
             Err(e) => os_error(&e).unwrap_or(Errno::IO),

@@ -1,23 +1,22 @@
 //! The edge as control sees it: start, publish, ask, stop.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
+use nomagic_core::capture::FilterRules;
 use nomagic_core::conntrack::{Conntrack, Recovered};
-use nomagic_core::counters::SocketCounts;
 use nomagic_core::counters::{Counters, XdpCounts};
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
-use nomagic_core::frame::{PortId, Wanted};
+use nomagic_core::frame::Wanted;
 use nomagic_core::routes::Routes;
 use nomagic_core::rss::Rss;
 use nomagic_core::services::Services;
+use nomagic_core::unused::Unused;
 use nomagic_sys::process::raise_memory_lock;
-use nomagic_sys::time::monotonic_ns;
-use nomagic_sys::xdp_socket::statistics;
 
-use crate::bind::{Group, Member, bind_ports};
+use crate::bind::bind_ports;
 use crate::config::EdgeConfig;
 use crate::error::EdgeError;
 use crate::filter::FilterMaps;
@@ -25,34 +24,58 @@ use crate::hold::WANTED_MAX;
 use crate::link::Link;
 use crate::pins::Pins;
 use crate::pool::FrameAccount;
-use crate::ports::{Binding, port_info, rx_queues};
+use crate::ports::{Binding, Ports, members};
 use crate::program::{self, Constants};
-use crate::published::Published;
 use crate::redirect::Redirects;
 use crate::region::Table;
-use crate::setup::{Handle, Readers, reply_seed, share_memory, start_workers};
-use crate::status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus, read_xdp, socket_counts};
-use crate::topology::Topology;
+use crate::setup::{reply_seed, share_memory};
+use crate::status::{EdgeStatus, PortInfo, RedirectStatus, WorkerStatus};
+use crate::tables::Tables;
+use crate::workers::Workers;
 
 /// The running dataplane.
 pub struct Edge {
-    pub(crate) pins: Pins,
-    pub(crate) ports: Vec<PortInfo>,
-    pub(crate) bindings: Vec<Binding>,
-    pub(crate) groups: Vec<Group>,
-    pub(crate) workers: Vec<Handle>,
-    pub(crate) topology: Published<Topology>,
+    pins: Pins,
+    ports: Ports,
     /// `None` without an internal port.
-    pub(crate) redirects: Option<Redirects>,
-    filter: Mutex<FilterMaps>,
-    services: Published<Services>,
-    routes: Published<Routes>,
+    redirects: Option<Redirects>,
+    workers: Workers,
+    tables: Tables,
+    filter: FilterMaps,
     wanted: Receiver<Wanted>,
     table: Table,
     replies: ReplyFilter<'static>,
     replies_capacity: u64,
-    heartbeats: &'static [AtomicU64],
-    grace_ns: u64,
+}
+
+/// Every worker that is alive uses all that has been published. Only now, and only until the next publication, may the XDP filter take more:
+/// what it takes before the workers know it would be refused or go astray.
+///
+/// ```compile_fail,E0499
+/// # use std::{sync::Arc, time::Duration};
+/// # use nomagic_core::{capture::FilterRules, services::Services};
+/// # fn f(edge: &mut nomagic_xsk::Edge, services: Arc<Services>, rules: &FilterRules) {
+/// let applied = edge.wait_applied(Duration::from_secs(1)).unwrap();
+/// edge.publish_services(services);
+/// applied.widen_filter(rules); // not known to the workers yet
+/// # }
+/// ```
+pub struct Applied<'e> {
+    filter: &'e mut FilterMaps,
+    workers: usize,
+}
+
+impl Applied<'_> {
+    /// How many workers that is.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// Lets the XDP filter take this too; rules that exist stay. Refused as a whole when a limit would be exceeded. An SNAT address has one range:
+    /// adding another replaces it.
+    pub fn widen_filter(self, rules: &FilterRules) -> Result<(), EdgeError> {
+        self.filter.add(rules)
+    }
 }
 
 impl Edge {
@@ -62,149 +85,60 @@ impl Edge {
     /// [`Link::query`] tells their addresses beforehand.
     pub fn start(config: EdgeConfig, services: Arc<Services>, routes: Arc<Routes>) -> Result<Edge, EdgeError> {
         config.validate()?;
-        let names: Vec<&str> =
-            config.interfaces.iter().map(String::as_str).chain(config.internal.as_ref().map(|pair| pair.edge_side.as_str())).collect();
-        let links = names.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
-        let existing = Pins::existing(&config.state_dir);
-        links.iter().try_for_each(|link| program::check_free(link, existing.as_ref()))?;
-        let member =
-            |(i, link): (usize, &Link)| Ok(Member { port: PortId(i as u16), name: link.name.clone(), queues: rx_queues(&link.name)? });
-        let members = links.iter().enumerate().map(member).collect::<Result<Vec<_>, EdgeError>>()?;
+        let links = free_links(&config)?;
+        let members = members(&links)?;
         let locked_bytes = raise_memory_lock();
         tracing::debug!(locked_bytes, "limit of locked memory");
 
         let pins = Pins::open(&config.state_dir)?;
         program::check_layout(&pins, config.reply_buckets)?;
         let table = Table::open(&config, &services)?;
-        // Its seed, not a new one: what an earlier process has announced with it goes on.
-        let seed = reply_seed(table.conntrack.seed());
-        let mut bindings = Vec::new();
-        for (i, link) in links.iter().enumerate() {
-            let constants = Constants {
-                reply_buckets: config.reply_buckets,
-                reply_seed: seed,
-                take_everything: i >= config.interfaces.len(),
-                redirect_to: 0,
-                internal: config.internal.as_ref().map_or([None; 2], |pair| pair.addresses),
-            };
-            bindings.push(Binding::load(link, constants, &pins)?);
-        }
+        let constants = Constants {
+            reply_buckets: config.reply_buckets,
+            // Of the table's seed, not a new one: what an earlier process has announced with it goes on.
+            reply_seed: reply_seed(table.conntrack.seed()),
+            take_everything: false,
+            redirect_to: 0,
+            internal: config.internal.as_ref().map_or([None; 2], |pair| pair.addresses),
+        };
+        let mut bindings = load_programs(&config, &links, constants, &pins)?;
         let first = &mut bindings[0].ebpf;
         program::write_settings(first, &config)?;
         let memory = share_memory(&config, first, &table)?;
         let filter = FilterMaps::open(first)?;
-
-        let redirects = config.internal.as_ref().map(|pair| {
-            let redirect_to = Link::query(&pair.kernel_side)?.ifindex;
-            let constants = Constants {
-                reply_buckets: config.reply_buckets,
-                reply_seed: seed,
-                take_everything: false,
-                redirect_to,
-                internal: pair.addresses,
-            };
-            Ok::<_, EdgeError>(Redirects::new(constants, config.interfaces.len()))
-        });
+        let redirects = open_redirects(&config, constants, &pins)?;
 
         let (outside, inside) = members.split_at(config.interfaces.len());
         let bound = bind_ports(&config, outside, inside)?;
         let (wanted_sender, wanted) = bounded(WANTED_MAX);
-        let workers = config.workers as usize;
-        let (services, service_readers) = Published::new(services, workers);
-        let (routes, route_readers) = Published::new(routes, workers);
-        let (topology, topology_readers) = Published::new(Arc::new(Topology::default()), workers);
-        let readers = service_readers.into_iter().zip(route_readers).zip(topology_readers);
-        let readers = readers.map(|((services, routes), topology)| Readers { services, routes, topology }).collect();
+        let (tables, topology, readers) = Tables::new(services, routes, config.workers as usize);
+        let workers = Workers::start(&config, &bound.groups, &memory, readers, &wanted_sender)?;
         let mut edge = Edge {
+            ports: Ports::new(pins.clone(), &links, bindings, bound.groups, topology),
             pins,
-            ports: links.iter().enumerate().map(|(i, link)| port_info(PortId(i as u16), link)).collect(),
-            bindings,
-            workers: start_workers(&config, &bound.groups, &memory, readers, &wanted_sender)?,
-            groups: bound.groups,
-            topology,
-            redirects: redirects.transpose()?,
-            filter: Mutex::new(filter),
-            services,
-            routes,
+            redirects,
+            workers,
+            tables,
+            filter,
             wanted,
             table,
             replies: memory.replies,
             replies_capacity: u64::from(config.reply_buckets) * BUCKET_SLOTS as u64,
-            heartbeats: memory.heartbeats,
-            grace_ns: config.grace.as_nanos() as u64,
         };
-        for (port, (group, queues)) in bound.ports.into_iter().enumerate() {
-            edge.bindings[port].group = group;
-            edge.install(port, queues)?;
-        }
-        edge.say_who_is_idle();
-        edge.attach(&links)?;
-        edge.forget_other_interfaces();
+        edge.ports.install_all(bound.ports, &edge.workers)?;
+        edge.ports.attach(&links)?;
+        edge.ports.forget_others();
         Ok(edge)
-    }
-
-    fn say_who_is_idle(&self) {
-        for worker in 0..self.workers.len() as u16 {
-            if !self.ports.iter().any(|p| p.owners.contains(&worker)) {
-                tracing::warn!("worker {worker} owns no queue: there are fewer queues than workers");
-            }
-        }
-    }
-
-    /// Attaches or replaces the programs; when one fails, those that were attached anew are detached again.
-    fn attach(&mut self, links: &[Link]) -> Result<(), EdgeError> {
-        let mut created: Vec<&Link> = Vec::new();
-        for (i, link) in links.iter().enumerate() {
-            match program::attach(&mut self.bindings[i].ebpf, link, &self.pins, &self.pins.link(&link.name)) {
-                Ok(attachment) => {
-                    self.ports[i].native = attachment.native;
-                    self.ports[i].condition = Condition::Bound;
-                    self.bindings[i].program_id = program::id(&mut self.bindings[i].ebpf)?;
-                    if attachment.created {
-                        created.push(link);
-                    }
-                    tracing::info!(
-                        interface = link.name,
-                        native = attachment.native,
-                        taken_over = !attachment.created,
-                        zero_copy = self.ports[i].zero_copy,
-                        queues = self.ports[i].queues,
-                        "XDP filter attached"
-                    );
-                }
-                Err(e) => {
-                    for link in created {
-                        if let Err(undo) = self.pins.remove_interface(&link.name) {
-                            tracing::warn!(interface = link.name, "{undo}");
-                        }
-                    }
-                    return Err(e);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Interfaces that an earlier configuration named are left to the kernel.
-    fn forget_other_interfaces(&self) {
-        for name in self.pins.interfaces() {
-            if !self.ports.iter().any(|p| p.name == name) {
-                match self.pins.remove_interface(&name) {
-                    Ok(()) => tracing::info!(interface = name, "no longer configured: XDP filter detached"),
-                    Err(e) => tracing::warn!(interface = name, "no longer configured, but its pins could not be removed: {e}"),
-                }
-            }
-        }
     }
 
     /// The ports: the interfaces in the order of the configuration, then the internal port.
     pub fn ports(&self) -> &[PortInfo] {
-        &self.ports
+        self.ports.infos()
     }
 
     /// How the ports spread what they receive over the workers, as far as that is known: for [`Routes::with_rss`].
     pub fn rss(&self) -> Vec<Option<Arc<Rss>>> {
-        self.ports.iter().map(|port| port.rss.clone().ok()).collect()
+        self.ports().iter().map(|port| port.rss.clone().ok()).collect()
     }
 
     /// The redirect ports.
@@ -212,56 +146,53 @@ impl Edge {
         self.redirects.as_ref().map(Redirects::status).unwrap_or_default()
     }
 
-    /// Puts a new service table in force. The ticket is for [`Edge::wait_services`].
-    pub fn publish_services(&self, services: Arc<Services>) -> u64 {
-        let ticket = self.services.publish(services);
-        self.wake();
-        ticket
+    /// Looks after the ports; to be called a few times a second, and when an interface has changed. What had to be done is logged and
+    /// shows in [`Edge::ports`]. Returns whether anything did.
+    pub fn tend(&mut self) -> bool {
+        self.ports.tend(&self.workers)
     }
 
-    /// Puts new routes in force; held frames are submitted again. The ticket is for [`Edge::wait_routes`].
-    pub fn publish_routes(&self, routes: Arc<Routes>) -> u64 {
-        let ticket = self.routes.publish(routes);
-        self.wake();
-        ticket
+    /// Makes exactly these interfaces redirect ports: attaches what is new, detaches what is gone. An interface that another program
+    /// holds, or that cannot be attached to, is left alone and reported. Returns whether anything has changed. Cheap when nothing did;
+    /// to be called when interfaces have come or gone, and now and then.
+    pub fn redirect(&mut self, names: &BTreeSet<String>) -> bool {
+        // The internal port is the last one, and has one queue.
+        let owner = self.ports.infos().last().and_then(|internal| internal.owners.first().copied());
+        self.redirects.as_mut().is_some_and(|redirects| redirects.follow(names, owner))
     }
 
-    /// Waits until every worker that is alive uses this service table or a later one. False when the time is up.
-    pub fn wait_services(&self, ticket: u64, timeout: Duration) -> bool {
-        self.services.wait(ticket, timeout, |w| self.live(w))
+    /// Gives the workers a new service table.
+    pub fn publish_services(&mut self, services: Arc<Services>) {
+        self.tables.services.publish(services);
+        self.workers.wake();
     }
 
-    /// Waits until every worker that is alive uses these routes or later ones. False when the time is up.
-    pub fn wait_routes(&self, ticket: u64, timeout: Duration) -> bool {
-        self.routes.wait(ticket, timeout, |w| self.live(w))
+    /// Gives the workers new routes; held frames are submitted again.
+    pub fn publish_routes(&mut self, routes: Arc<Routes>) {
+        self.tables.routes.publish(routes);
+        self.workers.wake();
     }
 
-    /// Waits until every worker that is alive uses all that has been published so far. False when the time is up.
-    pub fn wait_applied(&self, timeout: Duration) -> bool {
-        self.wait_services(self.services.sequence(), timeout) && self.wait_routes(self.routes.sequence(), timeout)
+    /// Waits until every worker that is alive uses all that has been published so far. `None` when the time is up.
+    pub fn wait_applied(&mut self, limit: Duration) -> Option<Applied<'_>> {
+        let applied = self.tables.wait(limit, |worker| self.workers.live(worker));
+        let workers = self.workers_alive().0;
+        applied.then_some(Applied { filter: &mut self.filter, workers })
     }
 
-    /// Whether a worker runs and has shown a sign of life within the grace period.
-    pub(crate) fn live(&self, worker: usize) -> bool {
-        self.workers[worker].shared.alive.load(Relaxed) && self.heartbeat_age_ns(worker) <= self.grace_ns
+    /// What the XDP filter takes now.
+    pub fn filter_rules(&self) -> &FilterRules {
+        self.filter.rules()
     }
 
-    fn heartbeat_age_ns(&self, worker: usize) -> u64 {
-        monotonic_ns().saturating_sub(self.heartbeats[worker].load(Relaxed))
-    }
-
-    pub(crate) fn wake(&self) {
-        self.workers.iter().for_each(|w| w.shared.waker.wake());
+    /// Lets the XDP filter take no more what no flow needs; rules that do not exist are passed over.
+    pub fn narrow_filter(&mut self, unused: &Unused) -> Result<(), EdgeError> {
+        self.filter.remove(unused.rules())
     }
 
     /// Neighbours that frames are waiting for. Each is repeated a few times a second while frames ask for it.
     pub fn wanted(&self) -> &Receiver<Wanted> {
         &self.wanted
-    }
-
-    /// What the XDP filter takes.
-    pub fn filter(&self) -> MutexGuard<'_, FilterMaps> {
-        self.filter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection table, for scans.
@@ -281,33 +212,29 @@ impl Edge {
 
     /// A worker's counters of the packet path.
     pub fn counters(&self, worker: usize) -> Option<&Counters> {
-        self.workers.get(worker).map(|w| &w.shared.counters)
+        self.workers.shared(worker).map(|shared| &shared.counters)
     }
 
     /// Workers that are alive, and all of them. One that is dead or stuck for longer than the grace period does not count.
     pub fn workers_alive(&self) -> (usize, usize) {
-        ((0..self.workers.len()).filter(|&w| self.live(w)).count(), self.workers.len())
+        (self.workers.all_live().count(), self.workers.len())
     }
 
     /// Everything that can be counted.
     pub fn status(&self) -> Result<EdgeStatus, EdgeError> {
-        self.services.collect();
-        self.routes.collect();
-        self.topology.collect();
-        let worker = |id: usize| WorkerStatus::read(id as u32, &self.workers[id].shared, self.heartbeat_age_ns(id));
-        let workers: Vec<WorkerStatus> = (0..self.workers.len()).map(worker).collect();
+        let Tables { services, routes } = &self.tables;
+        services.collect();
+        routes.collect();
+        let shown = (0..self.workers.len()).filter_map(|id| Some((id, self.workers.shared(id)?)));
+        let workers: Vec<WorkerStatus> =
+            shown.map(|(id, shared)| WorkerStatus::read(id as u32, shared, self.workers.heartbeat_age_ns(id))).collect();
         let of_pool = |pool: usize| workers.iter().filter_map(move |w| w.pools.get(pool));
         let sum = |pool| of_pool(pool).fold(FrameAccount::default(), |sum, account| sum.and(account));
-        let pools = (0..self.groups.len()).map(sum).collect();
-        let mut ports = Vec::new();
-        for (info, binding) in self.ports.iter().zip(&self.bindings) {
-            let sockets =
-                binding.sockets.iter().map(|s| statistics(s).map_or_else(|_| SocketCounts::default(), |raw| socket_counts(&raw))).collect();
-            ports.push(PortStatus { info: info.clone(), xdp: read_xdp(&binding.stats)?, sockets });
-        }
+        let pools = (0..self.ports.pools()).map(sum).collect();
+        let live = |worker: usize| self.workers.live(worker);
         Ok(EdgeStatus {
             workers,
-            ports,
+            ports: self.ports.status()?,
             redirects: self.redirects.as_ref().map(Redirects::status).unwrap_or_default(),
             redirects_xdp: self.redirects.as_ref().map_or(Ok(XdpCounts::default()), Redirects::counters)?,
             pools,
@@ -318,10 +245,10 @@ impl Edge {
             source_ports_fullest: self.table.conntrack.fullest_endpoint(),
             source_ports_largest: self.table.conntrack.largest_share(),
             replies_capacity: self.replies_capacity,
-            services_generation: self.services.current().generation,
-            services_applied: self.services.applied(|w| self.live(w)) == self.services.sequence(),
-            routes_generation: self.routes.current().generation,
-            routes_applied: self.routes.applied(|w| self.live(w)) == self.routes.sequence(),
+            services_generation: services.current().generation,
+            services_applied: services.applied(live) == services.sequence(),
+            routes_generation: routes.current().generation,
+            routes_applied: routes.applied(live) == routes.sequence(),
         })
     }
 
@@ -329,17 +256,13 @@ impl Edge {
     /// for the grace period and then does what `on_failure` says, until a new process takes over.
     pub fn stop(mut self, detach: bool) -> Result<(), EdgeError> {
         let detached = if detach { self.pins.remove_all() } else { Ok(()) };
-        self.join();
+        self.end();
         detached
     }
 
-    fn join(&mut self) {
-        self.workers.iter().for_each(|w| w.shared.stop.store(true, Relaxed));
-        self.wake();
-        let ended: Vec<bool> = self.workers.iter_mut().filter_map(|w| w.thread.take()).map(|thread| thread.join().is_ok()).collect();
-        if ended.contains(&false) {
-            tracing::error!("a worker had panicked");
-        } else if !ended.is_empty() {
+    /// What follows in the table is no worker's any more: the next process is told so.
+    fn end(&mut self) {
+        if self.workers.end() {
             self.table.conntrack.detach();
         }
     }
@@ -347,6 +270,29 @@ impl Edge {
 
 impl Drop for Edge {
     fn drop(&mut self) {
-        self.join();
+        self.end();
     }
+}
+
+/// The configured interfaces, then the internal port, none of which is somebody else's.
+fn free_links(config: &EdgeConfig) -> Result<Vec<Link>, EdgeError> {
+    let inside = config.internal.as_ref().map(|pair| pair.edge_side.as_str());
+    let names = config.interfaces.iter().map(String::as_str).chain(inside);
+    let links = names.map(Link::query).collect::<Result<Vec<_>, _>>()?;
+    let existing = Pins::existing(&config.state_dir);
+    links.iter().try_for_each(|link| program::check_free(link, existing.as_ref()))?;
+    Ok(links)
+}
+
+/// The program of each port. That of the internal port takes everything.
+fn load_programs(config: &EdgeConfig, links: &[Link], constants: Constants, pins: &Pins) -> Result<Vec<Binding>, EdgeError> {
+    let load = |(port, link)| Binding::load(link, Constants { take_everything: port >= config.interfaces.len(), ..constants }, pins);
+    links.iter().enumerate().map(load).collect()
+}
+
+/// Redirect ports lead to the kernel's end of the internal pair.
+fn open_redirects(config: &EdgeConfig, constants: Constants, pins: &Pins) -> Result<Option<Redirects>, EdgeError> {
+    let Some(pair) = &config.internal else { return Ok(None) };
+    let redirect_to = Link::query(&pair.kernel_side)?.ifindex;
+    Ok(Some(Redirects::new(pins.clone(), Constants { redirect_to, ..constants })))
 }

@@ -22,7 +22,7 @@ pub const SERVICE_CIDRS_MAX: usize = 1024;
 pub const SNAT_MAX: usize = 64;
 
 /// The filter's maps in the kernel, and what is in them.
-pub struct FilterMaps {
+pub(crate) struct FilterMaps {
     services: HashMap<MapData, [u8; 20], u32>,
     addresses: HashMap<MapData, [u8; 20], u32>,
     service_cidrs: LpmTrie<MapData, [u8; 20], u32>,
@@ -32,7 +32,7 @@ pub struct FilterMaps {
 
 impl FilterMaps {
     /// Takes the maps of a loaded program; what an earlier process left in them is known afterwards.
-    pub(crate) fn open(ebpf: &mut Ebpf) -> Result<FilterMaps, EdgeError> {
+    pub fn open(ebpf: &mut Ebpf) -> Result<FilterMaps, EdgeError> {
         let mut maps = FilterMaps {
             services: take_map(ebpf, "services")?.try_into().map_err(failed("services"))?,
             addresses: take_map(ebpf, "addresses")?.try_into().map_err(failed("addresses"))?,
@@ -47,13 +47,6 @@ impl FilterMaps {
     /// What the filter takes now.
     pub fn rules(&self) -> &FilterRules {
         &self.known
-    }
-
-    /// Makes the filter take exactly this: first adds what is missing, then removes what is too much.
-    pub fn apply(&mut self, wanted: &FilterRules) -> Result<(), EdgeError> {
-        let surplus = self.known.without(wanted);
-        self.add(wanted)?;
-        self.remove(&surplus)
     }
 
     /// Adds rules; those that exist stay. Refused as a whole when a limit would be exceeded.

@@ -1,6 +1,6 @@
 //! The edge of nomagic: how frames come in and go out.
 //!
-//! An XDP filter on each interface takes what is nomagic's and leaves the rest to the kernel ([`FilterMaps`]). Taken frames reach a
+//! An XDP filter on each interface takes what is nomagic's and leaves the rest to the kernel (`nomagic_core::capture`). Taken frames reach a
 //! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
 //! it all together: it is what the control plane starts, publishes tables to, and stops.
 //!
@@ -28,21 +28,21 @@ pub mod region;
 mod setup;
 mod shared;
 mod status;
+mod tables;
 mod topology;
 mod umem;
 mod worker;
+mod workers;
 
 pub use config::{
     EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX, WORKERS_MAX,
 };
-pub use edge::Edge;
+pub use edge::{Applied, Edge};
 pub use error::EdgeError;
 pub use ethtool::{RssError, prepare_kernel_side};
-pub use filter::{ADDRESSES_MAX, FilterMaps, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
+pub use filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
-pub use nomagic_sys::memory;
-pub use nomagic_sys::time::monotonic_ns;
 pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};

@@ -63,6 +63,12 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// A worker's share, all of it free.
+    pub(crate) fn of_worker(frames: &Arc<Frames>, worker: u32) -> Pool {
+        let (first, free) = frames.share_of(worker);
+        Pool::new(frames.clone(), first, free.to_vec())
+    }
+
     /// The frames from number `first` on, all of them free.
     pub(crate) fn new(frames: Arc<Frames>, first: usize, free: Vec<FrameDesc>) -> Pool {
         Pool { frames, first, free, strays: Vec::new(), away: 0 }
@@ -224,7 +230,7 @@ pub(crate) mod tests {
 
     /// The only worker's pool.
     pub fn pool(id: PoolId, share: u32) -> Pool {
-        frames(id, 1, share).pool(0)
+        Pool::of_worker(&frames(id, 1, share), 0)
     }
 
     /// A UMEM.
@@ -253,7 +259,7 @@ pub(crate) mod tests {
     #[test]
     fn a_frame_that_left_home_returns_there() {
         let frames = frames(0, 2, 4);
-        let (mut a, mut b) = (frames.pool(0), frames.pool(1));
+        let (mut a, mut b) = (Pool::of_worker(&frames, 0), Pool::of_worker(&frames, 1));
         let token = a.take().unwrap();
         a.hand_over(&token);
         b.take_over(&token);
@@ -275,7 +281,7 @@ pub(crate) mod tests {
     #[test]
     fn what_was_on_the_rings_of_a_closed_queue_is_found_again() {
         let frames = frames(0, 1, 8);
-        let mut pool = frames.pool(0);
+        let mut pool = Pool::of_worker(&frames, 0);
         let (on, off) = ([pool.take_desc().unwrap(), pool.take_desc().unwrap()], pool.take_desc().unwrap());
         pool.put(&on, 7);
         pool.put(&[off], 8);

@@ -46,6 +46,29 @@ pub struct Unsent {
     pub len: usize,
 }
 
+/// The rings of a socket.
+pub(crate) struct Rings {
+    pub tx: TxQueue,
+    pub rx: RxQueue,
+    pub fill: FillQueue,
+    pub comp: CompQueue,
+}
+
+/// What a queue is made of.
+pub(crate) struct QueueParts {
+    pub port: PortId,
+    /// Its number on the port.
+    pub index: u32,
+    /// The number of its pool.
+    pub pool: usize,
+    /// What its rings are called in the account of frames.
+    pub place: Place,
+    /// Entries of each ring.
+    pub ring_size: u32,
+    /// Those of a freshly bound socket.
+    pub rings: Rings,
+}
+
 /// A bound queue.
 pub struct Queue {
     /// Its port.
@@ -86,16 +109,9 @@ pub(crate) fn socket_of(tx: &TxQueue) -> BorrowedFd<'_> {
 }
 
 impl Queue {
-    /// Wraps the rings of a freshly bound socket.
-    pub(crate) fn new(
-        port: PortId,
-        index: u32,
-        pool: usize,
-        place: Place,
-        ring_size: u32,
-        (tx, rx): (TxQueue, RxQueue),
-        (fill, comp): (FillQueue, CompQueue),
-    ) -> Queue {
+    /// With empty rings.
+    pub(crate) fn new(QueueParts { port, index, pool, place, ring_size, rings }: QueueParts) -> Queue {
+        let Rings { tx, rx, fill, comp } = rings;
         Queue {
             port,
             index,

@@ -15,7 +15,6 @@ use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 use xsk_rs::{FrameDesc, Umem};
 
 use crate::error::{EdgeError, os_error};
-use crate::pool::Pool;
 
 /// Which UMEM a frame belongs to.
 pub type PoolId = u8;
@@ -114,10 +113,10 @@ impl Frames {
         Ok(Arc::new(Frames { id, umem, base, frame_size: sizes.frame as usize, share: sizes.share, descs: descs.into(), places }))
     }
 
-    /// A worker's share, all of it free.
-    pub fn pool(self: &Arc<Frames>, worker: u32) -> Pool {
+    /// A worker's share: the number of its first frame, and all of them.
+    pub(crate) fn share_of(&self, worker: u32) -> (usize, &[FrameDesc]) {
         let first = worker as usize * self.share as usize;
-        Pool::new(self.clone(), first, self.descs[first..first + self.share as usize].to_vec())
+        (first, &self.descs[first..first + self.share as usize])
     }
 
     /// Its number.

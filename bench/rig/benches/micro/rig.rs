@@ -17,7 +17,7 @@ use nomagic_core::routes::{Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::rss::{Kinds, Rss};
 use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services, SnatRange};
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, splitmix64};
-use nomagic_xsk::memory;
+use nomagic_sys::memory;
 
 /// Frames that rotate; their headers are written before the clock starts, a chunk at a time.
 pub const FRAMES: usize = 4_096;

@@ -13,7 +13,7 @@ use super::subject::Running;
 use super::trial::{Generator, Trial, Way};
 use super::workload::{ENDPOINTS_EACH, endpoint};
 use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow, median};
-use nomagic_xsk::monotonic_ns;
+use nomagic_sys::time::monotonic_ns;
 
 /// One place of a timeline.
 const INTERVAL: Duration = Duration::from_millis(10);

@@ -16,8 +16,12 @@ use signal_hook::iterator::Signals;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::workload::{QUEUE_FRAMES, UDP_PORT, cluster_ip};
+
+/// A worker that has just been started needs microseconds.
+const START_MAX: Duration = Duration::from_secs(5);
 
 /// `nomagic-bench no-work`.
 #[derive(Args, Clone, Debug)]
@@ -52,9 +56,10 @@ impl NoWorkArgs {
             ring_size: QUEUE_FRAMES,
             ..EdgeConfig::new(&self.state_dir, self.interfaces.clone())
         };
-        let edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;
+        let mut edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;
         let services = (0..self.services).map(|n| (IpAddr::V4(cluster_ip(n)), UDP_PORT, Proto::Udp)).collect();
-        edge.filter().apply(&FilterRules { services, ..FilterRules::default() })?;
+        let applied = edge.wait_applied(START_MAX).context("the worker does not take its tables")?;
+        applied.widen_filter(&FilterRules { services, ..FilterRules::default() })?;
         println!("the empty loop is ready");
         signals.forever().next();
         edge.stop(true)?;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::counter::{Counter, KINDS};
 use super::cpu::{Reading, Usage};
 use crate::pktgen::program::{LiveProgram, State};
+use nomagic_sys::time::monotonic_ns;
 use nomagic_testbed::rig::Netns;
-use nomagic_xsk::monotonic_ns;
 
 /// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
 const BEHIND_MAX_NS: u64 = 1_000_000;

@@ -1,7 +1,7 @@
 //! Ways to send frames.
 
 use anyhow::{Context, Result};
-use nomagic_xsk::monotonic_ns;
+use nomagic_sys::time::monotonic_ns;
 
 use super::stream::Source;
 use super::sys::PacketSocket;

@@ -1,7 +1,7 @@
 //! The live-frames backend: calls of [`LiveProgram`].
 
 use anyhow::Result;
-use nomagic_xsk::monotonic_ns;
+use nomagic_sys::time::monotonic_ns;
 
 use super::backend::{Backend, Sent};
 use super::profile::Profile;

@@ -1,7 +1,7 @@
 //! A run: the sink and the generator on threads of their own, progress, the result.
 
 use anyhow::{Context, Result, anyhow, ensure};
-use nomagic_xsk::monotonic_ns;
+use nomagic_sys::time::monotonic_ns;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -5,7 +5,7 @@ use aya::maps::{PerCpuArray, XskMap};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
-use nomagic_xsk::monotonic_ns;
+use nomagic_sys::time::monotonic_ns;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 

@@ -1,13 +1,11 @@
 //! Rules of the XDP filter that nothing needs any more. Whether a connection still does is found out on a thread of its own: the connection
 //! table may hold millions.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
 use std::thread::JoinHandle;
 
 use nomagic_core::capture::FilterRules;
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::tuple::{Proto, words_addr};
+use nomagic_core::unused::Unused;
 
 use super::tables::Tables;
 
@@ -19,7 +17,7 @@ pub struct Surplus {
 
 #[derive(Debug)]
 struct Search {
-    thread: JoinHandle<FilterRules>,
+    thread: JoinHandle<Unused>,
     /// Rules that were needed again while it ran: they may have connections that it has not seen.
     reopened: FilterRules,
 }
@@ -37,7 +35,7 @@ impl Surplus {
     }
 
     fn begin(&mut self, surplus: FilterRules, table: Conntrack<'static>) {
-        match std::thread::Builder::new().name("nm-surplus".into()).spawn(move || unused(surplus, table)) {
+        match std::thread::Builder::new().name("nm-surplus".into()).spawn(move || Unused::of(surplus, table)) {
             Ok(thread) => self.search = Some(Search { thread, reopened: FilterRules::default() }),
             Err(e) => tracing::warn!("rules of the XDP filter that are not needed stay for now: no thread: {e}"),
         }
@@ -51,11 +49,11 @@ impl Surplus {
     }
 
     /// What a finished search has found, and may go.
-    pub fn found(&mut self) -> FilterRules {
-        let Some(search) = self.search.take_if(|search| search.thread.is_finished()) else { return FilterRules::default() };
+    pub fn found(&mut self) -> Unused {
+        let Some(search) = self.search.take_if(|search| search.thread.is_finished()) else { return Unused::default() };
         let unused = search.thread.join().unwrap_or_else(|_| {
             tracing::error!("{PANICKED}; nothing is removed, and the search begins anew");
-            FilterRules::default()
+            Unused::default()
         });
         unused.without(&search.reopened)
     }
@@ -73,27 +71,11 @@ impl Drop for Surplus {
     }
 }
 
-/// Of these rules, those without a connection: one that lost its rule would go on past this dataplane.
-pub fn unused(mut rules: FilterRules, table: Conntrack<'_>) -> FilterRules {
-    let mut used: HashSet<(IpAddr, u16, Proto)> = HashSet::new();
-    let mut sources: HashSet<(IpAddr, u16)> = HashSet::new();
-    table.for_each(|_, flow| {
-        used.insert((words_addr(flow.service, flow.v6), flow.service_port, flow.proto));
-        if flow.source != flow.client {
-            sources.insert((words_addr(flow.source, flow.v6), flow.source_port));
-        }
-    });
-    let addresses: HashSet<IpAddr> = used.iter().map(|(addr, ..)| *addr).collect();
-    rules.services.retain(|service| !used.contains(service));
-    rules.addresses.retain(|addr| !addresses.contains(addr));
-    rules.service_cidrs.retain(|prefix| !addresses.iter().any(|a| prefix.contains(*a)));
-    rules.snat.retain(|(addr, first, last)| !sources.iter().any(|(a, port)| a == addr && (first..=last).contains(&port)));
-    rules
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nomagic_core::tuple::Proto;
+    use std::net::IpAddr;
     use std::sync::atomic::AtomicU64;
     use std::time::{Duration, Instant};
 
@@ -103,7 +85,7 @@ mod tests {
             assert!(Instant::now() < end, "a search of an empty table");
             std::thread::sleep(Duration::from_millis(1));
         }
-        surplus.found()
+        surplus.found().rules().clone()
     }
 
     /// Whenever a rule is opened while there is a search, the search does not close it, but the others.
@@ -127,7 +109,7 @@ mod tests {
         surplus.opened(&all);
         surplus.begin(all.clone(), table);
         assert_eq!(finish(&mut surplus), all);
-        assert!(surplus.found().is_empty(), "once");
+        assert!(surplus.found().rules().is_empty(), "once");
 
         surplus.begin(all.clone(), table);
         surplus.opened(&again);

@@ -200,10 +200,10 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surplus::unused;
     use super::*;
     use nomagic_core::conntrack::{Conntrack, Flow, Phase};
     use nomagic_core::tuple::{Prefix, Proto, addr_words};
+    use nomagic_core::unused::Unused;
     use std::sync::atomic::AtomicU64;
 
     fn manifest(port: u16) -> String {
@@ -290,9 +290,10 @@ mod tests {
         let pending = table.reserve(&mut flow, hash, phase, 0, std::iter::once(61_000)).unwrap();
         let hit = table.commit(pending).unwrap();
         assert_eq!(t.surplus(&known).len(), 1);
-        assert!(unused(t.surplus(&known), table).is_empty(), "a connection is alive");
+        assert!(Unused::of(t.surplus(&known), table).rules().is_empty(), "a connection is alive");
         assert!(table.end(&hit).is_some());
-        let gone = unused(t.surplus(&known), table);
+        let gone = Unused::of(t.surplus(&known), table);
+        let gone = gone.rules();
         assert_eq!((gone.services.len(), gone.addresses.len(), gone.snat.len()), (1, 0, 0));
         let new = t.opened().clone();
         assert_eq!((new.services.len(), new.addresses.len(), new.snat.len()), (1, 0, 0), "only what is new");

@@ -2,25 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use nomagic_xsk::{Applied, Edge};
 
 use super::Gateway;
 
 /// How long workers may take to use a new table; they need microseconds, a sleeping one a wake-up.
 const APPLY_MAX: Duration = Duration::from_secs(1);
 
-impl Gateway {
-    /// Waits until the workers use the latest tables. From then on they open no connection to an endpoint that is gone, and those that
-    /// there are can be ended.
-    pub(super) fn follow_workers(&mut self) -> Result<()> {
-        if !self.edge.wait_applied(APPLY_MAX) {
-            bail!("the workers did not take the new tables within {APPLY_MAX:?}; the XDP filter stays as it was");
-        }
-        self.workers_following = self.edge.workers_alive().0;
-        self.reconciler.follow(self.tables.serving());
-        Ok(())
-    }
+/// Waits until the workers use the latest tables. From then on they open no connection to an endpoint that is gone, and those that
+/// there are can be ended.
+pub(super) fn wait(edge: &mut Edge) -> Result<Applied<'_>> {
+    let applied = edge.wait_applied(APPLY_MAX);
+    applied.with_context(|| format!("the workers did not take the new tables within {APPLY_MAX:?}; the XDP filter stays as it was"))
+}
 
+impl Gateway {
     /// A worker that is gone takes only its own queues with it; when none is left, the process ends, for whoever supervises it.
     pub(super) fn watch_workers(&mut self) -> Result<()> {
         let (alive, all) = self.edge.workers_alive();
@@ -40,8 +37,12 @@ impl Gateway {
             // Nobody has waited for it when the latest tables came into force.
             self.reconciler.distrust();
             self.reconciler.hold();
-            if let Err(e) = self.follow_workers() {
-                tracing::error!("{e:#}");
+            match wait(&mut self.edge) {
+                Ok(applied) => {
+                    self.workers_following = applied.workers();
+                    self.reconciler.follow(self.tables.serving());
+                }
+                Err(e) => tracing::error!("{e:#}"),
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use super::*;
 use crate::bind::bind_socket;
 use crate::lanes::mesh;
 use crate::pool::tests::frames;
+use crate::queue::QueueParts;
 
 /// Port 1 belongs to worker 1 and sends from pool 0, port 2 the same from pool 1; port 0 is not bound.
 fn io() -> Io {
@@ -18,7 +19,7 @@ fn io() -> Io {
     let lanes = mesh(2, 1, 8);
     let beat: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1_000)));
     let peer = Peer::new(lanes[0][1].clone(), lanes[1][0].clone(), shared(), beat, 100);
-    let pools = vec![frames(0, 1, 8).pool(0), frames(1, 1, 1).pool(0)];
+    let pools = vec![Pool::of_worker(&frames(0, 1, 8), 0), Pool::of_worker(&frames(1, 1, 1), 0)];
     let mut io = Io::new(0, shared(), pools, vec![None, Some(peer)]);
     io.exits = vec![Exit::Closed, Exit::Peers { pool: 0, workers: vec![1] }, Exit::Peers { pool: 1, workers: vec![1] }];
     io.now_ns = 1_000;
@@ -95,11 +96,11 @@ fn what_another_worker_handed_over_is_counted_apart() {
 fn a_ring_that_stays_full_costs_named_frames_only() {
     const RING: usize = 64;
     let memory = frames(0, 1, 2 * RING as u32);
-    let (tx, rx, fill, comp) = bind_socket(&memory, "lo", 0, RING as u32, BindFlags::XDP_COPY).expect("needs root");
-    let mut queue = Queue::new(PortId(0), 0, 0, 1, RING as u32, (tx, rx), (fill, comp));
+    let rings = bind_socket(&memory, "lo", 0, RING as u32, BindFlags::XDP_COPY).expect("needs root");
+    let mut queue = Queue::new(QueueParts { port: PortId(0), index: 0, pool: 0, place: 1, ring_size: RING as u32, rings });
     // Nothing leaves: this socket refuses to send without an address.
     queue.tell_instead(UdpSocket::bind("127.0.0.1:0").unwrap());
-    let mut io = Io::new(0, Arc::new(Shared::new(1).unwrap()), vec![memory.pool(0)], vec![None]);
+    let mut io = Io::new(0, Arc::new(Shared::new(1).unwrap()), vec![Pool::of_worker(&memory, 0)], vec![None]);
     io.queues.push(queue);
     io.exits = vec![Exit::Own { pool: 0, queues: vec![0] }];
     for _ in 0..RING {

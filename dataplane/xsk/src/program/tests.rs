@@ -30,7 +30,7 @@ fn rules() -> FilterRules {
 #[test]
 fn the_filter_takes_what_the_rules_and_the_core_say() {
     let mut bench = Bench::new(false);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     let mut tuples = vec![
         tuple(Proto::Tcp, "192.168.0.5:1000", "10.109.35.24:80"),
         tuple(Proto::Udp, "192.168.0.5:1000", "10.109.35.24:80"),
@@ -102,7 +102,7 @@ fn the_programs_places_are_the_lists_outcomes_in_order() {
 #[test]
 fn later_fragments_follow_a_first_one_that_was_taken() {
     let mut bench = Bench::new(false);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     let v4 = |fragment| Dress { fragment, ..Dress::default() };
     let v6 = |fragment| Dress { extensions: &[0, 44], fragment, ..Dress::default() };
     let cases = [
@@ -127,7 +127,7 @@ fn later_fragments_follow_a_first_one_that_was_taken() {
 #[test]
 fn spoilt_frames_are_passed_or_agree_with_the_core() {
     let mut bench = Bench::new(false);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     let seeds = [
         frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.109.35.24:80"), DRESSES[2]),
         frame(&tuple(Proto::Udp, "[fd00::5]:1000", "[fd00:10::24]:53"), DRESSES[2]),
@@ -165,7 +165,7 @@ fn spoilt_frames_are_passed_or_agree_with_the_core() {
 #[test]
 fn heartbeats_decide() {
     let mut bench = Bench::new(false);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     let bytes = frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.109.35.24:80"), Dress::default());
     let other = frame(&tuple(Proto::Tcp, "192.168.0.5:1000", "10.9.35.24:80"), Dress::default());
     let aged = |bench: &mut Bench, age: Duration| {
@@ -205,7 +205,7 @@ fn the_internal_port_takes_all_but_group_addresses() {
 #[test]
 fn the_internal_port_gives_back_what_nobody_takes() {
     let mut bench = Bench::new(true);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     let to = |src: &str, dst: &str| frame(&tuple(Proto::Tcp, src, dst), Dress::default());
     let service = to("192.168.0.5:1000", "10.109.35.24:80");
     let aged = |bench: &mut Bench, age_ms: u64, bytes: &[u8]| {
@@ -238,12 +238,12 @@ fn the_internal_port_gives_back_what_nobody_takes() {
 #[test]
 fn rules_are_applied_as_differences_and_within_limits() {
     let mut bench = Bench::new(false);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     assert_eq!(bench.maps.rules(), &rules());
     let mut fewer = rules();
     fewer.addresses.clear();
     fewer.snat = [(ip("10.0.0.1"), 50_000, 50_999)].into();
-    bench.maps.apply(&fewer).unwrap();
+    bench.apply(&fewer);
     assert_eq!(bench.maps.rules(), &fewer);
     let reply = |port: u16| frame(&tuple(Proto::Tcp, "192.168.7.7:80", &format!("10.0.0.1:{port}")), Dress::default());
     assert_eq!((bench.run(&reply(40_000)), bench.run(&reply(50_000))), (PASS, REDIRECT));
@@ -260,7 +260,7 @@ fn rules_are_applied_as_differences_and_within_limits() {
 fn point_3_a_million_announced_replies() {
     const FLOWS: u32 = 1 << 20;
     let mut bench = Bench::with_buckets(FLOWS / 4, false);
-    bench.maps.apply(&rules()).unwrap();
+    bench.maps.add(&rules()).unwrap();
     let reply = |i: u32| {
         let client = std::net::Ipv4Addr::from(0x0a01_0000 | (i >> 12));
         let pod = std::net::Ipv4Addr::from(0xc0a8_0000 | (i % 251));

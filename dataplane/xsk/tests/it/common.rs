@@ -160,9 +160,9 @@ impl Scene {
 
     /// Starts an edge in the gateway, with routes (and neighbours, if asked for) and without Services.
     pub fn start(&self, config: EdgeConfig, neighbours: bool) -> Edge {
-        let edge = self.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).unwrap());
+        let mut edge = self.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).unwrap());
         edge.publish_routes(Arc::new(self.routes(&edge, 1, neighbours)));
-        assert!(edge.wait_applied(Duration::from_secs(5)));
+        assert!(edge.wait_applied(Duration::from_secs(5)).is_some());
         edge
     }
 
@@ -187,7 +187,7 @@ impl Scene {
     }
 
     /// Publishes the Service on both addresses, TCP and UDP, with the pod as its backend, and lets the filter take it.
-    pub fn serve(&self, edge: &Edge) {
+    pub fn serve(&self, edge: &mut Edge) {
         let mut rules = FilterRules::default();
         let mut entries = Vec::new();
         for (service, pod) in [(SERVICE, POD), (SERVICE6, POD6)] {
@@ -197,8 +197,7 @@ impl Scene {
             }
         }
         edge.publish_services(services(1, &entries));
-        assert!(edge.wait_applied(Duration::from_secs(5)));
-        edge.filter().apply(&rules).unwrap();
+        widen(edge, &rules);
     }
 
     /// UDP and TCP echo servers in the pod, on both families.
@@ -285,6 +284,11 @@ pub fn services(generation: u64, entries: &[(IpAddr, u16, Proto, IpAddr, u16)]) 
         table.add_frontend(*addr, *port, *proto, frontend).unwrap();
     }
     Arc::new(table)
+}
+
+/// Lets the filter take more, once the workers know what was published.
+pub fn widen(edge: &mut Edge, rules: &FilterRules) {
+    edge.wait_applied(Duration::from_secs(5)).expect("the workers are alive").widen_filter(rules).unwrap();
 }
 
 /// The status once the frames have come to rest, with the accounts checked.

@@ -207,7 +207,7 @@ fn what_does_not_fit_is_set_aside_and_the_latest_is_kept() {
     assert!(table.taken_over.is_some());
     drop(table);
     let file = OpenOptions::new().read(true).write(true).open(dir.table()).unwrap();
-    let words = nomagic_xsk::memory::file_words(std::os::fd::AsFd::as_fd(&file), Conntrack::words_needed(2_048)).unwrap();
+    let words = nomagic_sys::memory::file_words(std::os::fd::AsFd::as_fd(&file), Conntrack::words_needed(2_048)).unwrap();
     Conntrack::format(words, 2_048, 1, [1, 2]).unwrap().detach();
     assert!(open(&dir.table(), 2_048).unwrap().taken_over.is_none());
     // No table at all.

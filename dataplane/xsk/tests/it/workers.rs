@@ -20,10 +20,10 @@ const SHORT: Duration = Duration::from_millis(100);
 fn point_1_queues_and_workers() {
     let (scene, mut config) = Scene::two_workers();
     config.hold_frames_max = 16;
-    let edge = scene.start(config, true);
+    let mut edge = scene.start(config, true);
     let owners: Vec<&[u16]> = edge.ports().iter().map(|p| &p.owners[..]).collect();
     assert_eq!(owners, [&[0, 1][..], &[1], &[0]], "two queues, one queue, the internal port");
-    scene.serve(&edge);
+    scene.serve(&mut edge);
     let frames: u32 = edge.status().unwrap().pools.iter().map(|f| f.total).sum();
     let rounds = 10 * frames as usize / 8 + 1;
     assert_eq!(scene.ping_pong(8, rounds), 8 * rounds, "ten times the pool's frames there and back, none lost");
@@ -36,7 +36,7 @@ fn point_1_queues_and_workers() {
     // What is given back to the kernel leaves by worker 0's queue of the internal port, whoever received it.
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
-    edge.filter().add(&rules).unwrap();
+    widen(&mut edge, &rules);
     let socket = scene.gateway.run(|| std::net::UdpSocket::bind("10.1.0.1:7777").unwrap());
     std::thread::spawn(move || {
         let mut buffer = [0; 100];
@@ -55,8 +55,8 @@ fn point_1_queues_and_workers() {
 #[test]
 fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
     let (scene, config) = Scene::two_workers();
-    let edge = scene.start(config, true);
-    scene.serve(&edge);
+    let mut edge = scene.start(config, true);
+    scene.serve(&mut edge);
     let flood = || {
         let socket = std::net::UdpSocket::bind("10.1.0.2:0").unwrap();
         // Errors are the sender's own full queue.
@@ -83,15 +83,15 @@ fn point_2_groups_and_sizes() {
     scene.echo();
     let mut config = scene.config();
     (config.ring_size, config.frame_size, config.headroom) = (128, 4096, 256);
-    let edge = scene.start(config, true);
-    scene.serve(&edge);
+    let mut edge = scene.start(config, true);
+    scene.serve(&mut edge);
     scene.transfer(SERVICE, 1_000_000);
     let status = settled(&edge);
     assert_eq!(status.pools.len(), 2, "the interfaces are one group, the internal port another");
     assert_eq!(total(&status, |w| w.io.copied.packets), 0, "within a group without a copy");
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
-    edge.filter().add(&rules).unwrap();
+    widen(&mut edge, &rules);
     assert!(!scene.ask(GATEWAY, 7777, SHORT), "nobody listens there");
     let status = settled(&edge);
     assert_eq!(
@@ -124,9 +124,9 @@ fn point_2_huge_pages_are_used_or_missed_by_name() {
             assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
             assert!(before < 8, "{before} huge pages were free");
         }
-        Ok(edge) => {
+        Ok(mut edge) => {
             edge.publish_routes(Arc::new(scene.routes(&edge, 1, true)));
-            scene.serve(&edge);
+            scene.serve(&mut edge);
             assert!(free() < before && scene.ask(SERVICE, 80, SOON));
             print_frames("on huge pages", &edge);
             edge.stop(true).unwrap();
@@ -199,8 +199,8 @@ impl Drop for Stuck {
 #[test]
 fn point_7_a_stuck_workers_queues_fail_safe_alone() {
     let (scene, config) = Scene::two_workers();
-    let edge = scene.start(config, true);
-    scene.serve(&edge);
+    let mut edge = scene.start(config, true);
+    scene.serve(&mut edge);
     // The pod's port belongs to worker 1, the client's second queue too: its first queue and the internal port are worker 0's.
     assert_eq!(scene.ping_pong(8, 50), 400);
     let before = settled(&edge);
@@ -234,8 +234,9 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
     let xdp = status.ports[0].xdp;
     assert!(xdp.dropped_stale > 0 && xdp.failed_open > 0, "{xdp:?}");
     // New tables are in force although one worker does not look.
-    assert!(edge.wait_services(edge.publish_services(services(2, &[])), SOON));
-    scene.serve(&edge);
+    edge.publish_services(services(2, &[]));
+    assert!(edge.wait_applied(SOON).is_some());
+    scene.serve(&mut edge);
     // It was only asleep: everything is as before.
     drop((stuck, socket));
     scene.gateway.ip(&format!("addr del {SERVICE}/32 dev lo"));
@@ -254,7 +255,7 @@ fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
         assert_eq!(port.rss, Err(RssError::NotTold), "{}", port.name);
     }
     edge.publish_routes(Arc::new(scene.routes(&edge, 2, true).with_rss(edge.rss())));
-    scene.serve(&edge);
+    scene.serve(&mut edge);
     assert!((0..20).all(|_| scene.ask(SERVICE, 80, SOON)));
     // A port that is gone is not asked, one that came back is.
     scene.gateway.ip("link delete gc");

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use aya::Ebpf;
 use aya::maps::PerCpuArray;
 use aya::programs::{TestRun, TestRunOptions};
+use nomagic_core::capture::FilterRules;
 use nomagic_core::counters::XdpCounts;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::tuple::{Proto, Tuple};
@@ -65,6 +66,13 @@ impl Bench {
         let maps = FilterMaps::open(&mut ebpf).unwrap();
         let replies = ReplyFilter::new(words, SEED).unwrap();
         Bench { ebpf, maps, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }
+    }
+
+    /// Makes the filter take exactly this, as control does: first it is widened, then narrowed.
+    pub fn apply(&mut self, rules: &FilterRules) {
+        let surplus = self.maps.rules().without(rules);
+        self.maps.add(rules).unwrap();
+        self.maps.remove(&surplus).unwrap();
     }
 
     pub fn run(&mut self, frame: &[u8]) -> u32 {

@@ -150,19 +150,19 @@ impl Parity {
         assert!(self.bench.replies.insert(t));
         assert_eq!(self.action(frame), REDIRECT, "{t} is announced: {frame:x?}");
         assert!(self.bench.replies.remove(t));
-        self.bench.maps.apply(&service(t)).unwrap();
+        self.bench.apply(&service(t));
         assert_eq!(self.action(frame), REDIRECT, "{t} is to a Service: {frame:x?}");
         for other in neighbours(t) {
             assert!(self.bench.replies.insert(&other));
-            self.bench.maps.apply(&FilterRules::default()).unwrap();
+            self.bench.apply(&FilterRules::default());
             assert_eq!(self.action(frame), PASS, "{other} is announced, not {t}: {frame:x?}");
             assert!(self.bench.replies.remove(&other));
             if (other.dst, other.dport, other.proto) != (t.dst, t.dport, t.proto) {
-                self.bench.maps.apply(&service(&other)).unwrap();
+                self.bench.apply(&service(&other));
                 assert_eq!(self.action(frame), PASS, "the Service of {other}, not of {t}: {frame:x?}");
             }
         }
-        self.bench.maps.apply(&FilterRules::default()).unwrap();
+        self.bench.apply(&FilterRules::default());
         if let Some(id) = packet.fragment_id {
             // What it leaves for the later fragments.
             self.fragments().remove(&fragment_key(t.src, t.dst, id, t.proto)).expect("under the first fragment's identification");

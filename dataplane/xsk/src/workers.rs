@@ -1,0 +1,184 @@
+//! All workers, as control sees them: started, woken, told, asked whether they live, ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+use nomagic_core::frame::Wanted;
+use nomagic_core::pipeline::WorkerState;
+use nomagic_sys::capabilities::keep_nothing;
+use nomagic_sys::cpu::pin_to_cpu;
+use nomagic_sys::time::monotonic_ns;
+
+use crate::bind::Group;
+use crate::config::EdgeConfig;
+use crate::error::EdgeError;
+use crate::hold::{Asker, Hold};
+use crate::io::Io;
+use crate::lanes::{Peer, mesh};
+use crate::pool::Pool;
+use crate::setup::Memory;
+use crate::shared::{Command, Shared};
+use crate::tables::Readers;
+use crate::worker::Worker;
+
+/// Commands that wait for a worker at the most.
+const COMMANDS_MAX: usize = 256;
+/// How long a worker may take to answer: it looks once a round.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+struct Handle {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The workers; they end with it.
+pub(crate) struct Workers {
+    handles: Vec<Handle>,
+    heartbeats: &'static [AtomicU64],
+    grace_ns: u64,
+}
+
+impl Workers {
+    /// Starts all of them, without queues yet.
+    pub fn start(
+        config: &EdgeConfig,
+        groups: &[Group],
+        memory: &Memory,
+        readers: Vec<Readers>,
+        wanted: &Sender<Wanted>,
+    ) -> Result<Workers, EdgeError> {
+        let count = config.workers as usize;
+        let all_shared: Vec<Arc<Shared>> = (0..count)
+            .map(|_| Ok(Arc::new(Shared::new(config.targets_max).map_err(|e| EdgeError::io("creating an eventfd", e))?)))
+            .collect::<Result<_, EdgeError>>()?;
+        let frames_of_one: u32 = groups.iter().map(|g| g.frames.share()).sum();
+        let lanes = mesh(count, config.ring_size as usize, frames_of_one as usize);
+        // Those that run already end with it when another cannot be started.
+        let mut workers = Workers { handles: Vec::new(), heartbeats: memory.heartbeats, grace_ns: config.grace.as_nanos() as u64 };
+        for (id, readers) in readers.into_iter().enumerate() {
+            let peer = |other: usize| {
+                let (to, from) = (lanes[id][other].clone(), lanes[other][id].clone());
+                Peer::new(to, from, all_shared[other].clone(), &memory.heartbeats[other], config.fresh.as_nanos() as u64)
+            };
+            let peers = (0..count).map(|other| (other != id).then(|| peer(other))).collect();
+            let pools = groups.iter().map(|g| Pool::of_worker(&g.frames, id as u32)).collect();
+            let io = Io::new(id as u16, all_shared[id].clone(), pools, peers);
+            let (commands, receiver) = bounded(COMMANDS_MAX);
+            let worker = Worker {
+                io,
+                heartbeat: &memory.heartbeats[id],
+                commands: receiver,
+                services: readers.services,
+                routes: readers.routes,
+                topology: readers.topology,
+                table: memory.table,
+                sweep_flows: config.conntrack_capacity.div_ceil(config.workers),
+                filter: memory.replies,
+                state: WorkerState::with_timeouts(id as u16, config.timeouts),
+                hold: Hold::new(config.hold_frames_max.div_ceil(count), config.hold_max.as_nanos() as u64),
+                asker: Asker::new(wanted.clone()),
+                idle: config.idle,
+                path: config.path,
+                busy_ns: 0,
+                housekept_ns: 0,
+                probed_ns: 0,
+            };
+            let thread = Some(start_thread(id, worker, config.cpus.get(id).copied())?);
+            workers.handles.push(Handle { shared: all_shared[id].clone(), commands, thread });
+        }
+        Ok(workers)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// What a worker shows, if there is one of this number.
+    pub fn shared(&self, worker: usize) -> Option<&Shared> {
+        self.handles.get(worker).map(|h| &*h.shared)
+    }
+
+    /// Whether its thread runs, however busy it is.
+    pub fn runs(&self, worker: usize) -> bool {
+        self.handles[worker].shared.alive.load(Relaxed)
+    }
+
+    /// Whether it runs and has shown a sign of life within the grace period.
+    pub fn live(&self, worker: usize) -> bool {
+        self.runs(worker) && self.heartbeat_age_ns(worker) <= self.grace_ns
+    }
+
+    /// The numbers of those that are live.
+    pub fn all_live(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter(|&worker| self.live(worker))
+    }
+
+    pub fn heartbeat_age_ns(&self, worker: usize) -> u64 {
+        monotonic_ns().saturating_sub(self.heartbeats[worker].load(Relaxed))
+    }
+
+    /// Wakes those that sleep: there is something new to be seen.
+    pub fn wake(&self) {
+        self.handles.iter().for_each(|h| h.shared.waker.wake());
+    }
+
+    /// Gives a worker a command.
+    pub fn tell(&self, worker: usize, command: Command) -> Result<(), EdgeError> {
+        let handle = &self.handles[worker];
+        handle.commands.send_timeout(command, ANSWER_MAX).map_err(|_| silent(worker))?;
+        handle.shared.waker.wake();
+        Ok(())
+    }
+
+    /// Ends them and waits. Whether there were any, and all of them ended in order.
+    pub fn end(&mut self) -> bool {
+        self.handles.iter().for_each(|h| h.shared.stop.store(true, Relaxed));
+        self.wake();
+        let ended: Vec<bool> = self.handles.iter_mut().filter_map(|h| h.thread.take()).map(|thread| thread.join().is_ok()).collect();
+        if ended.contains(&false) {
+            tracing::error!("a worker had panicked");
+        }
+        !ended.is_empty() && !ended.contains(&false)
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+pub(crate) fn silent(worker: usize) -> EdgeError {
+    EdgeError::Workers { what: format!("worker {worker} does not answer") }
+}
+
+/// Starts the thread and waits until it runs where it should.
+fn start_thread(id: usize, worker: Worker, cpu: Option<usize>) -> Result<JoinHandle<()>, EdgeError> {
+    let (ready, started) = bounded(1);
+    let run = move || {
+        if let Some(cpu) = cpu
+            && let Err(source) = pin_to_cpu(cpu)
+        {
+            let _ = ready.send(Err(EdgeError::Cpu { cpu, source }));
+            return;
+        }
+        if let Err(e) = keep_nothing() {
+            tracing::warn!("worker {id} could not give up its capabilities: {e}");
+        }
+        worker.heartbeat.store(monotonic_ns(), Relaxed);
+        let _ = ready.send(Ok(()));
+        worker.run();
+    };
+    let spawned = std::thread::Builder::new().name(format!("nm-worker-{id}")).spawn(run);
+    let thread = spawned.map_err(|e| EdgeError::io("starting a worker thread", e))?;
+    match started.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(e)) => Err(e),
+        Err(_) => Err(EdgeError::io("starting a worker thread", std::io::Error::other("it ended at once"))),
+    }
+}
