@@ -22,6 +22,7 @@ use crate::config::EdgeConfig;
 use crate::error::EdgeError;
 use crate::filter::FilterMaps;
 use crate::hold::WANTED_MAX;
+use crate::limits::InterfaceName;
 use crate::link::Link;
 use crate::pins::Pins;
 use crate::pool::FrameAccount;
@@ -62,8 +63,12 @@ impl Edge {
     /// [`Link::query`] tells their addresses beforehand.
     pub fn start(config: EdgeConfig, services: Arc<Services>, routes: Arc<Routes>) -> Result<Edge, EdgeError> {
         config.validate()?;
-        let names: Vec<&str> =
-            config.interfaces.iter().map(String::as_str).chain(config.internal.as_ref().map(|pair| pair.edge_side.as_str())).collect();
+        let names: Vec<&str> = config
+            .interfaces
+            .iter()
+            .map(InterfaceName::as_str)
+            .chain(config.internal.as_ref().map(|pair| pair.edge_side.as_str()))
+            .collect();
         let links = names.iter().map(|name| Link::query(name)).collect::<Result<Vec<_>, _>>()?;
         let existing = Pins::existing(&config.state_dir);
         links.iter().try_for_each(|link| program::check_free(link, existing.as_ref()))?;
@@ -109,7 +114,7 @@ impl Edge {
         let (outside, inside) = members.split_at(config.interfaces.len());
         let bound = bind_ports(&config, outside, inside)?;
         let (wanted_sender, wanted) = bounded(WANTED_MAX);
-        let workers = config.workers as usize;
+        let workers = config.workers.get() as usize;
         let (services, service_readers) = Published::new(services, workers);
         let (routes, route_readers) = Published::new(routes, workers);
         let (topology, topology_readers) = Published::new(Arc::new(Topology::default()), workers);

@@ -16,6 +16,7 @@ mod filter;
 mod hold;
 mod io;
 mod lanes;
+mod limits;
 mod link;
 mod pins;
 mod pool;
@@ -32,13 +33,12 @@ mod topology;
 mod umem;
 mod worker;
 
-pub use config::{
-    EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX, WORKERS_MAX,
-};
+pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX};
 pub use edge::Edge;
 pub use error::EdgeError;
 pub use ethtool::{RssError, prepare_kernel_side};
 pub use filter::{ADDRESSES_MAX, FilterMaps, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
+pub use limits::{FrameSize, Headroom, InterfaceName, Limited, OutOfLimits, RingSize, WorkerCount};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
 pub use nomagic_sys::memory;

@@ -19,11 +19,12 @@ use nomagic_sys::memory;
 use nomagic_sys::time::monotonic_ns;
 
 use crate::bind::Group;
-use crate::config::{EdgeConfig, WORKERS_MAX};
+use crate::config::EdgeConfig;
 use crate::error::EdgeError;
 use crate::hold::{Asker, Hold};
 use crate::io::Io;
 use crate::lanes::{Peer, mesh};
+use crate::limits::WorkerCount;
 use crate::published::Reader;
 use crate::region::Table;
 use crate::shared::{Command, Shared};
@@ -70,7 +71,7 @@ pub(crate) fn share_memory(config: &EdgeConfig, ebpf: &mut Ebpf, table: &Table) 
         None => replies.clear(),
     }
     let fd = map_fd(ebpf, "heartbeats")?;
-    let heartbeats = memory::bpf_words64(fd.as_fd(), WORKERS_MAX as usize).map_err(|e| mapped("heartbeats", e))?;
+    let heartbeats = memory::bpf_words64(fd.as_fd(), WorkerCount::MAX as usize).map_err(|e| mapped("heartbeats", e))?;
     Ok(Memory { table: table.conntrack, replies, heartbeats })
 }
 
@@ -108,12 +109,12 @@ pub(crate) fn start_workers(
     readers: Vec<Readers>,
     wanted: &Sender<Wanted>,
 ) -> Result<Vec<Handle>, EdgeError> {
-    let workers = config.workers as usize;
+    let workers = config.workers.get() as usize;
     let all_shared: Vec<Arc<Shared>> = (0..workers)
         .map(|_| Ok(Arc::new(Shared::new(config.targets_max).map_err(|e| EdgeError::io("creating an eventfd", e))?)))
         .collect::<Result<_, EdgeError>>()?;
     let frames_of_one: u32 = groups.iter().map(|g| g.frames.share()).sum();
-    let lanes = mesh(workers, config.ring_size as usize, frames_of_one as usize);
+    let lanes = mesh(workers, config.ring_size.get() as usize, frames_of_one as usize);
     let mut handles = Vec::new();
     for (id, readers) in readers.into_iter().enumerate() {
         let peer = |other: usize| {
@@ -132,7 +133,7 @@ pub(crate) fn start_workers(
             routes: readers.routes,
             topology: readers.topology,
             table: memory.table,
-            sweep_flows: config.conntrack_capacity.div_ceil(config.workers),
+            sweep_flows: config.conntrack_capacity.div_ceil(config.workers.get()),
             filter: memory.replies,
             state: WorkerState::with_timeouts(id as u16, config.timeouts),
             hold: Hold::new(config.hold_frames_max.div_ceil(workers), config.hold_max.as_nanos() as u64),

@@ -10,7 +10,7 @@ use nomagic_core::pipeline::Context;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
 use nomagic_core::tuple::{HashSeed, Proto};
-use nomagic_xsk::{Edge, EdgeConfig};
+use nomagic_xsk::{Edge, EdgeConfig, InterfaceName, RingSize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ use super::workload::{QUEUE_FRAMES, UDP_PORT, cluster_ip};
 pub struct NoWorkArgs {
     /// The two interfaces, in the network namespace of the caller
     #[arg(long, num_args = 2, value_delimiter = ',', default_values = ["cl0", "pods0"])]
-    interfaces: Vec<String>,
+    interfaces: Vec<InterfaceName>,
     /// Services of the comparison whose frames are taken
     #[arg(long, default_value_t = 1)]
     services: u32,
@@ -49,7 +49,7 @@ impl NoWorkArgs {
         let config = EdgeConfig {
             cpus: vec![self.cpu],
             path: pass_on,
-            ring_size: QUEUE_FRAMES,
+            ring_size: RingSize::from_static(QUEUE_FRAMES),
             ..EdgeConfig::new(&self.state_dir, self.interfaces.clone())
         };
         let edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;
