@@ -128,6 +128,7 @@ fn cleanup(place: Place) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use nomagic_xsk::InterfaceName;
 
     fn run_args(words: &str) -> Result<run::Args, String> {
         match Cli::try_parse_from(["nomagic", "run"].into_iter().chain(words.split_whitespace())) {
@@ -141,7 +142,10 @@ mod tests {
     fn exactly_one_configuration_file() {
         Cli::command().debug_assert();
         let args = run_args("--kube-proxy-config a --interface eth0 --interface eth1 --manifests m --state-dir s").unwrap();
-        assert_eq!((args.interfaces, args.config.path()), (vec!["eth0".to_owned(), "eth1".into()], std::path::Path::new("a")));
+        assert_eq!(
+            (args.interfaces, args.config.path()),
+            (["eth0", "eth1"].map(InterfaceName::from_static).into(), std::path::Path::new("a"))
+        );
         assert!(run_args("").unwrap_err().contains("--config <FILE>|--kube-proxy-config <FILE>"));
         assert!(run_args("--config a --kube-proxy-config b").unwrap_err().contains("cannot be used with"));
         assert_eq!(run_args("--config a --node-name gw-1").unwrap().node_name.as_deref(), Some("gw-1"));

@@ -25,6 +25,7 @@ pub use detect_local::DetectLocal;
 use error::ConfigError;
 pub use kubernetes::Kubernetes;
 use nomagic_table::settings::NodePortAddresses;
+use nomagic_xsk::InterfaceName;
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
 pub use timeouts::TimeoutsConfig;
@@ -57,7 +58,7 @@ pub struct Config {
     pub node_port_addresses: NodePortAddresses,
     /// Network interfaces to take over, by name. `explain` needs none.
     #[serde(deserialize_with = "values::interfaces")]
-    pub interfaces: Vec<String>,
+    pub interfaces: Vec<InterfaceName>,
     /// Interfaces of this node that come and go (the host's ends of pods' cables, tunnels), by pattern: `*` is any text, `?` any character.
     /// Pods behind them reach Services, and Services them, over the kernel.
     #[serde(deserialize_with = "patterns::patterns")]

@@ -72,9 +72,6 @@ pub enum NetError {
         "routing table {0} has routes that are not nomagic's (not `proto 78`): it needs this table for itself, `ip route show table {0}`"
     )]
     TableTaken(u32),
-    /// A name that no interface can have.
-    #[error("`{0}` cannot be an interface's name: 1 to 15 bytes, no `/`, no blanks, not `.` or `..`")]
-    InterfaceName(String),
     /// The SNAT port range is not free to use.
     #[error("{0}")]
     SnatRange(#[from] node::SnatRangeError),

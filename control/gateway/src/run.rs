@@ -137,7 +137,7 @@ impl Gateway {
         }
         tables.compile();
 
-        let ports: Vec<String> = config.interfaces.iter().cloned().chain([pair.edge.name.clone()]).collect();
+        let ports: Vec<String> = config.interfaces.iter().map(ToString::to_string).chain([pair.edge.name.clone()]).collect();
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
         let routes = mirror.routes(1, &ports, &BTreeSet::new(), Some(internal));
         let edge = Edge::start(edge_config(&config, &names), tables.services(), Arc::new(routes))?;
@@ -154,8 +154,8 @@ impl Gateway {
             requests,
             http,
             started,
-            workers_alive: config.workers.count,
-            workers_following: config.workers.count,
+            workers_alive: config.workers.count.get() as usize,
+            workers_following: config.workers.count.get() as usize,
             routes_generation: 1,
             rss: ports.iter().map(|_| None).collect(),
             pods_stale: false,
@@ -163,7 +163,7 @@ impl Gateway {
             config,
             ports,
             internal,
-            kernel_side: names.kernel,
+            kernel_side: names.kernel.to_string(),
             mirror,
             tables,
             reconciler,

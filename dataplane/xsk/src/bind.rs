@@ -113,23 +113,28 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// Frames for each worker: a full fill ring and a full tx ring for each queue that it may own, as many on their way to other workers
 /// as a lane takes, a batch in hand, and what is held.
 fn share(config: &EdgeConfig, members: &[&Member]) -> u32 {
-    let queues: u32 = members.iter().map(|m| m.queues.div_ceil(config.workers)).sum();
-    let held = (config.hold_frames_max as u32).div_ceil(config.workers);
-    (queues * 2 + 1).saturating_mul(config.ring_size).saturating_add(2 * BATCH_MAX as u32 + OUTPUT_MAX as u32 + held)
+    let queues: u32 = members.iter().map(|m| m.queues.div_ceil(config.workers.get())).sum();
+    let held = (config.hold_frames_max as u32).div_ceil(config.workers.get());
+    (queues * 2 + 1).saturating_mul(config.ring_size.get()).saturating_add(2 * BATCH_MAX as u32 + OUTPUT_MAX as u32 + held)
 }
 
 impl Group {
     fn open(id: PoolId, config: &EdgeConfig, mode: BindFlags, owner: Option<&str>, members: &[&Member]) -> Result<Group, EdgeError> {
         let sizes = FrameSizes {
             share: share(config, members),
-            frame: config.frame_size,
-            headroom: config.headroom,
-            ring: config.ring_size,
+            frame: config.frame_size.get(),
+            headroom: config.headroom.get(),
+            ring: config.ring_size.get(),
             huge_pages: config.huge_pages,
         };
-        let frames = Frames::new(id, config.workers, sizes)?;
+        let frames = Frames::new(id, config.workers.get(), sizes)?;
         let owner = owner.map(|name| bind_socket(&frames, name, 0, OWNER_RING, mode)).transpose()?;
-        Ok(Group { frames, zero_copy: mode.contains(BindFlags::XDP_ZEROCOPY), ring_size: config.ring_size, _owner: Mutex::new(owner) })
+        Ok(Group {
+            frames,
+            zero_copy: mode.contains(BindFlags::XDP_ZEROCOPY),
+            ring_size: config.ring_size.get(),
+            _owner: Mutex::new(owner),
+        })
     }
 
     /// Binds queues of an interface.
@@ -189,6 +194,7 @@ pub(crate) fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mo
 mod tests {
     use super::*;
     use crate::config::PORTS_MAX;
+    use crate::limits::{InterfaceName, RingSize, WorkerCount};
     use std::collections::HashSet;
 
     #[test]
@@ -201,13 +207,13 @@ mod tests {
 
     #[test]
     fn shares_cover_the_rings() {
-        let mut config = EdgeConfig::new("/run/x", vec!["a".into(), "b".into()]);
-        config.ring_size = 64;
+        let mut config = EdgeConfig::new("/run/x", ["a", "b"].map(InterfaceName::from_static).into());
+        config.ring_size = RingSize::from_static(64);
         let member = |queues| Member { port: PortId(0), name: "a".into(), queues };
         let (one, four) = (member(1), member(4));
         let overhead = 2 * 64 + 16 + 1024;
         assert_eq!(share(&config, &[&one, &four]), (2 * 5 + 1) * 64 + overhead);
-        config.workers = 2;
+        config.workers = WorkerCount::from_static(2);
         assert_eq!(share(&config, &[&one, &four]), (2 * 3 + 1) * 64 + overhead - 512);
     }
 }

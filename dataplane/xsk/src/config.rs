@@ -10,13 +10,12 @@ use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, Verdict};
 use nomagic_core::pipeline::{Context, process};
 
 use crate::error::EdgeError;
+use crate::limits::{FrameSize, Headroom, InterfaceName, RingSize, WorkerCount};
 
 /// Queues of one interface at the most.
 pub const QUEUES_MAX: u32 = 256;
 /// Buckets of the reply filter at the most: 2 GiB, half as many as the largest connection table has connections.
 pub const REPLY_BUCKETS_MAX: u32 = 1 << 25;
-/// Workers at the most.
-pub const WORKERS_MAX: u32 = 64;
 /// Interfaces at the most, the internal port included.
 pub const PORTS_MAX: usize = 64;
 /// Redirect ports at the most.
@@ -50,9 +49,9 @@ pub enum OnFailure {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InternalPair {
     /// The kernel's end, usually `nm0`.
-    pub kernel_side: String,
+    pub kernel_side: InterfaceName,
     /// The dataplane's end, usually `nm1`.
-    pub edge_side: String,
+    pub edge_side: InterfaceName,
     /// Addresses that the kernel always routes into it, by family: they are not given back to the kernel when no worker is alive.
     pub addresses: [Option<IpAddr>; 2],
 }
@@ -63,19 +62,19 @@ pub struct EdgeConfig {
     /// Directory of the process's state; the pins live in a bpffs on `<state_dir>/bpf`.
     pub state_dir: PathBuf,
     /// The interfaces that carry Service traffic.
-    pub interfaces: Vec<String>,
+    pub interfaces: Vec<InterfaceName>,
     /// The way back to the kernel, if there is one.
     pub internal: Option<InternalPair>,
-    /// Entries of each ring, a power of two, 64 to 16384.
-    pub ring_size: u32,
-    /// Bytes of a frame's buffer: 2048 or 4096; 256 of them are headroom.
-    pub frame_size: u32,
-    /// Bytes of headroom beside those 256, a multiple of 64, at most 1024.
-    pub headroom: u32,
+    /// Entries of each ring.
+    pub ring_size: RingSize,
+    /// Bytes of a frame's buffer; 256 of them are headroom.
+    pub frame_size: FrameSize,
+    /// Bytes of headroom in addition to those 256.
+    pub headroom: Headroom,
     /// Frames lie on huge pages of 2 MiB, which must have been set aside.
     pub huge_pages: bool,
-    /// Worker threads, 1 to [`WORKERS_MAX`].
-    pub workers: u32,
+    /// Worker threads.
+    pub workers: WorkerCount,
     /// Connections at the most.
     pub conntrack_capacity: u32,
     /// The file of the connection table, which the next process goes on with; `None`: memory of this process alone.
@@ -112,16 +111,16 @@ pub struct EdgeConfig {
 
 impl EdgeConfig {
     /// The defaults for these interfaces.
-    pub fn new(state_dir: impl Into<PathBuf>, interfaces: Vec<String>) -> EdgeConfig {
+    pub fn new(state_dir: impl Into<PathBuf>, interfaces: Vec<InterfaceName>) -> EdgeConfig {
         EdgeConfig {
             state_dir: state_dir.into(),
             interfaces,
             internal: None,
-            ring_size: 2048,
-            frame_size: 2048,
-            headroom: 0,
+            ring_size: RingSize::from_static(2048),
+            frame_size: FrameSize::from_static(2048),
+            headroom: Headroom::from_static(0),
             huge_pages: false,
-            workers: 1,
+            workers: WorkerCount::from_static(1),
             conntrack_capacity: 1 << 18,
             conntrack_file: None,
             conntrack_huge_pages: false,
@@ -147,38 +146,18 @@ impl EdgeConfig {
         if self.interfaces.is_empty() {
             return bad("no interfaces: name at least one".into());
         }
-        let mut names: Vec<&str> = self.interfaces.iter().map(String::as_str).collect();
-        if let Some(pair) = &self.internal {
-            names.push(&pair.kernel_side);
-            names.push(&pair.edge_side);
-        }
+        let internal = self.internal.iter().flat_map(|pair| [&pair.kernel_side, &pair.edge_side]);
+        let names: Vec<&InterfaceName> = self.interfaces.iter().chain(internal).collect();
         if names.len() > PORTS_MAX {
             return bad(format!("{} interfaces: {PORTS_MAX} at the most", names.len()));
         }
-        for (i, name) in names.iter().enumerate() {
-            if name.is_empty() || name.len() > 15 || name.bytes().any(|b| b == b'/' || b == 0 || b.is_ascii_whitespace()) {
-                return bad(format!("`{name}` is no interface name"));
-            }
-            if names[..i].contains(name) {
-                return bad(format!("interface {name} is named twice"));
-            }
-        }
-        if !self.ring_size.is_power_of_two() || !(64..=16_384).contains(&self.ring_size) {
-            return bad(format!("ring size {}: a power of two from 64 to 16384", self.ring_size));
-        }
-        if ![2048, 4096].contains(&self.frame_size) {
-            return bad(format!("frame size {}: 2048 or 4096", self.frame_size));
-        }
-        if !self.headroom.is_multiple_of(64) || self.headroom > 1024 {
-            return bad(format!("headroom {}: a multiple of 64 up to 1024", self.headroom));
+        if let Some((_, name)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return bad(format!("interface {name} is named twice"));
         }
         if self.conntrack_huge_pages && self.conntrack_file.is_some() {
             return bad("conntrack: a table in a file lies on huge pages when the file is in a hugetlbfs; turn hugePages off".into());
         }
-        if self.workers == 0 || self.workers > WORKERS_MAX {
-            return bad(format!("{} workers: 1 to {WORKERS_MAX}", self.workers));
-        }
-        if self.cpus.len() > self.workers as usize {
+        if self.cpus.len() > self.workers.get() as usize {
             return bad(format!("{} CPUs for {} workers", self.cpus.len(), self.workers));
         }
         if !self.reply_buckets.is_power_of_two() || self.reply_buckets > REPLY_BUCKETS_MAX {
@@ -200,25 +179,22 @@ mod tests {
 
     #[test]
     fn limits_are_named() {
-        let good = || EdgeConfig::new("/run/x", vec!["eth0".into()]);
+        let eth0 = InterfaceName::from_static("eth0");
+        let good = || EdgeConfig::new("/run/x", vec![eth0.clone()]);
         assert!(good().validate().is_ok());
         type Spoil = fn(&mut EdgeConfig);
-        let bad: [(Spoil, &str); 14] = [
+        let bad: [(Spoil, &str); 7] = [
             (|c| c.interfaces.clear(), "no interfaces"),
-            (|c| c.interfaces.push("eth0".into()), "named twice"),
-            (|c| c.interfaces.push("a/b".into()), "no interface name"),
-            (|c| c.interfaces.push("sixteen-characters".into()), "no interface name"),
-            (|c| c.ring_size = 1000, "ring size"),
-            (|c| c.frame_size = 1500, "frame size"),
-            (|c| c.headroom = 100, "headroom"),
+            (|c| c.interfaces.push(c.interfaces[0].clone()), "eth0 is named twice"),
             (|c| (c.conntrack_huge_pages, c.conntrack_file) = (true, Some("/x".into())), "hugetlbfs"),
-            (|c| c.workers = 0, "workers"),
-            (|c| c.workers = 65, "workers"),
             (|c| c.cpus = vec![0, 1], "2 CPUs for 1 workers"),
             (|c| c.reply_buckets = 3, "reply buckets"),
             (|c| c.fresh = Duration::from_millis(1), "heartbeat"),
             (
-                |c| c.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "eth0".into(), addresses: [None; 2] }),
+                |c| {
+                    let (kernel_side, edge_side) = (InterfaceName::from_static("nm0"), c.interfaces[0].clone());
+                    c.internal = Some(InternalPair { kernel_side, edge_side, addresses: [None; 2] });
+                },
                 "named twice",
             ),
         ];

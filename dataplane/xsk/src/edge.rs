@@ -21,6 +21,7 @@ use crate::config::EdgeConfig;
 use crate::error::EdgeError;
 use crate::filter::FilterMaps;
 use crate::hold::WANTED_MAX;
+use crate::limits::InterfaceName;
 use crate::link::Link;
 use crate::pins::Pins;
 use crate::pool::FrameAccount;
@@ -111,7 +112,7 @@ impl Edge {
         let (outside, inside) = members.split_at(config.interfaces.len());
         let bound = bind_ports(&config, outside, inside)?;
         let (wanted_sender, wanted) = bounded(WANTED_MAX);
-        let (tables, topology, readers) = Tables::new(services, routes, config.workers as usize);
+        let (tables, topology, readers) = Tables::new(services, routes, config.workers.get() as usize);
         let workers = Workers::start(&config, &bound.groups, &memory, readers, &wanted_sender)?;
         let mut edge = Edge {
             ports: Ports::new(pins.clone(), &links, bindings, bound.groups, topology),
@@ -277,7 +278,7 @@ impl Drop for Edge {
 /// The configured interfaces, then the internal port, none of which is somebody else's.
 fn free_links(config: &EdgeConfig) -> Result<Vec<Link>, EdgeError> {
     let inside = config.internal.as_ref().map(|pair| pair.edge_side.as_str());
-    let names = config.interfaces.iter().map(String::as_str).chain(inside);
+    let names = config.interfaces.iter().map(InterfaceName::as_str).chain(inside);
     let links = names.map(Link::query).collect::<Result<Vec<_>, _>>()?;
     let existing = Pins::existing(&config.state_dir);
     links.iter().try_for_each(|link| program::check_free(link, existing.as_ref()))?;

@@ -16,6 +16,7 @@ mod filter;
 mod hold;
 mod io;
 mod lanes;
+mod limits;
 mod link;
 mod pins;
 mod pool;
@@ -34,13 +35,12 @@ mod umem;
 mod worker;
 mod workers;
 
-pub use config::{
-    EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX, WORKERS_MAX,
-};
+pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX};
 pub use edge::{Applied, Edge};
 pub use error::EdgeError;
 pub use ethtool::{RssError, prepare_kernel_side};
 pub use filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
+pub use limits::{FrameSize, Headroom, InterfaceName, Limited, OutOfLimits, RingSize, WorkerCount};
 pub use link::{Attached, Link};
 pub use nomagic_core::conntrack::Recovered;
 pub use pins::cleanup;

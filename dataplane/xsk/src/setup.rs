@@ -8,8 +8,9 @@ use nomagic_core::conntrack::Conntrack;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_sys::memory;
 
-use crate::config::{EdgeConfig, WORKERS_MAX};
+use crate::config::EdgeConfig;
 use crate::error::EdgeError;
+use crate::limits::WorkerCount;
 use crate::region::Table;
 
 /// What all workers read and write.
@@ -42,7 +43,7 @@ pub(crate) fn share_memory(config: &EdgeConfig, ebpf: &mut Ebpf, table: &Table) 
         None => replies.clear(),
     }
     let fd = map_fd(ebpf, "heartbeats")?;
-    let heartbeats = memory::bpf_words64(fd.as_fd(), WORKERS_MAX as usize).map_err(|e| mapped("heartbeats", e))?;
+    let heartbeats = memory::bpf_words64(fd.as_fd(), WorkerCount::MAX as usize).map_err(|e| mapped("heartbeats", e))?;
     Ok(Memory { table: table.conntrack, replies, heartbeats })
 }
 

@@ -51,12 +51,12 @@ impl Workers {
         readers: Vec<Readers>,
         wanted: &Sender<Wanted>,
     ) -> Result<Workers, EdgeError> {
-        let count = config.workers as usize;
+        let count = config.workers.get() as usize;
         let all_shared: Vec<Arc<Shared>> = (0..count)
             .map(|_| Ok(Arc::new(Shared::new(config.targets_max).map_err(|e| EdgeError::io("creating an eventfd", e))?)))
             .collect::<Result<_, EdgeError>>()?;
         let frames_of_one: u32 = groups.iter().map(|g| g.frames.share()).sum();
-        let lanes = mesh(count, config.ring_size as usize, frames_of_one as usize);
+        let lanes = mesh(count, config.ring_size.get() as usize, frames_of_one as usize);
         // Those that run already end with it when another cannot be started.
         let mut workers = Workers { handles: Vec::new(), heartbeats: memory.heartbeats, grace_ns: config.grace.as_nanos() as u64 };
         for (id, readers) in readers.into_iter().enumerate() {
@@ -76,7 +76,7 @@ impl Workers {
                 routes: readers.routes,
                 topology: readers.topology,
                 table: memory.table,
-                sweep_flows: config.conntrack_capacity.div_ceil(config.workers),
+                sweep_flows: config.conntrack_capacity.div_ceil(config.workers.get()),
                 filter: memory.replies,
                 state: WorkerState::with_timeouts(id as u16, config.timeouts),
                 hold: Hold::new(config.hold_frames_max.div_ceil(count), config.hold_max.as_nanos() as u64),

@@ -10,7 +10,7 @@ use nomagic_core::pipeline::Context;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
 use nomagic_core::tuple::{HashSeed, Proto};
-use nomagic_xsk::{Edge, EdgeConfig};
+use nomagic_xsk::{Edge, EdgeConfig, InterfaceName, RingSize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ const START_MAX: Duration = Duration::from_secs(5);
 pub struct NoWorkArgs {
     /// The two interfaces, in the network namespace of the caller
     #[arg(long, num_args = 2, value_delimiter = ',', default_values = ["cl0", "pods0"])]
-    interfaces: Vec<String>,
+    interfaces: Vec<InterfaceName>,
     /// Services of the comparison whose frames are taken
     #[arg(long, default_value_t = 1)]
     services: u32,
@@ -53,7 +53,7 @@ impl NoWorkArgs {
         let config = EdgeConfig {
             cpus: vec![self.cpu],
             path: pass_on,
-            ring_size: QUEUE_FRAMES,
+            ring_size: RingSize::from_static(QUEUE_FRAMES),
             ..EdgeConfig::new(&self.state_dir, self.interfaces.clone())
         };
         let mut edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;

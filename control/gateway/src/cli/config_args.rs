@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::config::error::ConfigError;
-use crate::config::values::{self, interface_name};
+use crate::config::values;
 use crate::kubeproxy::DropIn;
 
 /// The file, and what the command line says instead of it.
@@ -58,11 +58,6 @@ impl ConfigArgs {
         }
         Ok(Loaded { config, drop_in })
     }
-}
-
-/// An interface's name on the command line.
-pub fn parse_interface(text: &str) -> Result<String, String> {
-    interface_name(text).ok_or_else(|| "not the name of a network interface: 1 to 15 characters, neither blanks nor `/`, not `lo`".into())
 }
 
 /// A Node's name on the command line.

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nomagic_xsk::InterfaceName;
 
-use super::config_args::{ConfigArgs, Loaded, parse_interface, parse_node_name};
+use super::config_args::{ConfigArgs, Loaded, parse_node_name};
+use crate::config::values;
 use crate::run::{self, socket, status as pages};
 
 /// `nomagic run`
@@ -22,8 +24,8 @@ pub struct Args {
     pub config: ConfigArgs,
     /// A network interface to take over; may be repeated [default: the configuration's; with --kube-proxy-config: those of the node's
     /// addresses and of its routes to pods].
-    #[arg(long = "interface", value_name = "NAME", value_parser = parse_interface)]
-    pub interfaces: Vec<String>,
+    #[arg(long = "interface", value_name = "NAME", value_parser = values::parse_interface)]
+    pub interfaces: Vec<InterfaceName>,
     /// The Node object's name, for a pod that has it from the downward API [default: the configuration's, or the host name].
     #[arg(long, value_name = "NAME", value_parser = parse_node_name)]
     pub node_name: Option<String>,

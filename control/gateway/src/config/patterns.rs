@@ -1,5 +1,6 @@
 //! Patterns of interface names.
 
+use nomagic_xsk::InterfaceName;
 use serde::Deserializer;
 
 use super::values::{List, Text};
@@ -11,8 +12,7 @@ pub struct Pattern(String);
 impl Pattern {
     /// A pattern that some interface could match.
     pub fn parse(text: &str) -> Option<Pattern> {
-        let clean =
-            !text.is_empty() && text.len() <= 64 && !text.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0);
+        let clean = !text.is_empty() && text.len() <= 64 && InterfaceName::may_contain(text);
         clean.then(|| Pattern(text.to_owned()))
     }
 

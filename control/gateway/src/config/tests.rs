@@ -1,5 +1,7 @@
 //! What the configuration accepts, and what it says about what it does not.
 
+use nomagic_xsk::{FrameSize, Headroom, RingSize, WorkerCount};
+
 use super::*;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -12,7 +14,7 @@ fn an_empty_file_is_the_defaults() {
         assert_eq!(parse(text).unwrap(), Config::default(), "{text:?}");
     }
     let c = Config::default();
-    assert_eq!((c.snat.ports, c.grace_ms, c.workers.count), (PortRange { first: 61_000, last: 65_535 }, 2_000, 1));
+    assert_eq!((c.snat.ports, c.grace_ms, c.workers.count.get()), (PortRange { first: 61_000, last: 65_535 }, 2_000, 1));
     let listen = [c.healthz_bind_address, c.metrics_bind_address].map(|a| a.unwrap().to_string());
     assert_eq!((listen, c.bind_address_hard_fail), (["0.0.0.0:10256".into(), "127.0.0.1:10249".into()], false));
     assert_eq!((c.node_port_addresses, c.on_failure), (NodePortAddresses::Primary, OnFailure::Auto));
@@ -49,13 +51,21 @@ bindAddressHardFail: true
     .unwrap();
     assert_eq!((c.healthz_bind_address, c.metrics_bind_address), (Some("[::]:10256".parse().unwrap()), None));
     assert!(c.bind_address_hard_fail);
-    assert_eq!(c.workers, Workers { count: 2, cpus: vec![2, 3], idle: Idle::Spin });
+    assert_eq!(c.workers, Workers { count: WorkerCount::from_static(2), cpus: vec![2, 3], idle: Idle::Spin });
     assert_eq!((c.hash.seed, c.conntrack.capacity, c.grace_ms), (u64::MAX, 65_536, 500));
     assert_eq!((c.conntrack.file.as_deref(), c.conntrack.huge_pages), (Some(Path::new("/run/x/conntrack")), true));
     assert_eq!(c.redirect_interfaces, ["cali*", "veth?"].map(|p| Pattern::parse(p).unwrap()));
     assert_eq!(c.settings(&[]).tcp_reject, nomagic_core::services::TcpReject::Reset);
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
-    assert_eq!(c.packets, PacketsConfig { ring_size: 512, frame_size: 4096, headroom: 128, huge_pages: true });
+    assert_eq!(
+        c.packets,
+        PacketsConfig {
+            ring_size: RingSize::from_static(512),
+            frame_size: FrameSize::from_static(4096),
+            headroom: Headroom::from_static(128),
+            huge_pages: true
+        }
+    );
     let s = c.settings(&["9.9.9.9".parse().unwrap()]);
     assert_eq!((s.node.name.as_str(), s.node.zone.as_deref(), s.node.ips.len()), ("gw-1", Some("a"), 3));
     assert_eq!(s.snat.v6, Some("fd00::3".parse().unwrap()));
@@ -64,7 +74,7 @@ bindAddressHardFail: true
 
 #[test]
 fn short_forms() {
-    assert_eq!(parse("workers: 4").unwrap().workers, Workers { count: 4, ..Workers::default() });
+    assert_eq!(parse("workers: 4").unwrap().workers, Workers { count: WorkerCount::from_static(4), ..Workers::default() });
     assert_eq!(parse("nodePortAddresses: primary").unwrap().node_port_addresses, NodePortAddresses::Primary);
     assert_eq!(parse("nodePortAddresses: [primary]").unwrap().node_port_addresses, NodePortAddresses::Primary);
     assert_eq!(parse("nodePortAddresses: []").unwrap().node_port_addresses, NodePortAddresses::Cidrs(vec![]));
@@ -101,6 +111,7 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("workers: 0", "1:10", "workers", &["0", "1 to 64"]),
         ("workers: lots", "1:10", "workers", &["1 to 64"]),
         ("workers: {count: 65}", "1:18", "workers.count", &["65", "1 to 64"]),
+        ("workers: {count: -1}", "1:18", "workers.count", &["-1", "1 to 64"]),
         ("workers: {idle: doze}", "1:17", "workers.idle", &["doze", "spin or sleep"]),
         ("workers: {cpus: [1, 1]}", "", "workers.cpus", &["CPU 1 is listed twice"]),
         ("workers: {count: 2, cpus: [1]}", "", "workers", &["one a worker"]),
@@ -112,7 +123,8 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("snat: {ports: '62000-61000'}", "1:15", "snat.ports", &["62000-61000"]),
         ("reject: rst", "1:9", "reject", &["rst", "icmp or tcpReset"]),
         ("onFailure: explode", "1:12", "onFailure", &["explode", "pass, drop or auto"]),
-        ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "15 characters"]),
+        ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "1 to 15 bytes"]),
+        ("interfaces: [lo]", "1:14", "interfaces[0]", &["lo", "cannot be taken over"]),
         ("interfaces: [eth0, eth0]", "", "interfaces", &["eth0 is listed twice"]),
         ("nodePortAddresses: [primary, 10.0.0.0/8]", "", "nodePortAddresses", &["must stand alone"]),
         ("redirectInterfaces: ['cali*', 'a/b']", "1:31", "redirectInterfaces[1]", &["a/b", "cali*"]),
@@ -121,7 +133,7 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("packets: {frameSize: 3000}", "1:22", "packets.frameSize", &["3000", "2048 or 4096"]),
         ("packets: {headroom: 100}", "1:21", "packets.headroom", &["100", "multiple of 64"]),
         ("snat: {internalAddresses: [1.2.3.4, 1.2.3.5]}", "", "snat.internalAddresses", &["at most one address a family"]),
-        ("interfaces:\n- eth0\n- ''\n", "3:3", "interfaces[1]", &["15 characters"]),
+        ("interfaces:\n- eth0\n- ''\n", "3:3", "interfaces[1]", &["1 to 15 bytes"]),
         ("healthzBindAddress: localhost", "1:21", "healthzBindAddress", &["localhost", "0.0.0.0:10256"]),
         ("metricsBindAddress: 10249", "1:21", "metricsBindAddress", &["10249", "IP address"]),
         ("masqueradeAll: perhaps", "1:16", "masqueradeAll", &["bool"]),

@@ -1,6 +1,7 @@
 //! The configuration's leaves: each read straight into its final type, each with limits, each saying what it allows.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,15 +10,12 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpect
 
 use nomagic_table::objects::addr::{parse_cidr, parse_ip};
 use nomagic_table::settings::NodePortAddresses;
+use nomagic_xsk::{InterfaceName, Limited, WorkerCount};
 
 /// Entries of one list at the most.
 const LIST_MAX: usize = 1_024;
-/// Workers at the most.
-const WORKERS_MAX: u64 = 64;
 /// Highest CPU number.
 const CPU_MAX: u64 = 1_023;
-/// Longest interface name: the kernel's IFNAMSIZ without the final zero.
-const INTERFACE_NAME_MAX: usize = 15;
 
 /// What the XDP program does once the workers are gone for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -54,8 +52,8 @@ pub enum Idle {
 /// The dataplane's threads.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Workers {
-    /// How many, 1 to 64.
-    pub count: usize,
+    /// How many.
+    pub count: WorkerCount,
     /// The CPU of each, 0 to 1,023; empty: not pinned.
     pub cpus: Vec<u16>,
     /// What they do when there is nothing to do.
@@ -64,7 +62,7 @@ pub struct Workers {
 
 impl Default for Workers {
     fn default() -> Workers {
-        Workers { count: 1, cpus: Vec::new(), idle: Idle::default() }
+        Workers { count: WorkerCount::from_static(1), cpus: Vec::new(), idle: Idle::default() }
     }
 }
 
@@ -141,13 +139,36 @@ macro_rules! element {
 
 element!(Cidr, Prefix, "a CIDR such as 10.0.0.0/8 or fd00::/64", |t| { parse_cidr(t).or_else(|| parse_ip(t).map(Prefix::host)) });
 element!(Ip, IpAddr, "an IP address such as 192.168.0.2 or fd00::2", parse_ip);
-element!(Interface, String, "the name of a network interface: 1 to 15 characters, neither blanks nor `/`, not `lo`", interface_name);
 
-/// A name that a network interface to take over can have.
-pub(crate) fn interface_name(text: &str) -> Option<String> {
-    let fits = (1..=INTERFACE_NAME_MAX).contains(&text.len()) && !["lo", ".", ".."].contains(&text);
-    let plain = !text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
-    (fits && plain).then(|| text.into())
+struct Interface(InterfaceName);
+
+impl<'de> Deserialize<'de> for Interface {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Interface, D::Error> {
+        struct Name;
+
+        impl Visitor<'_> for Name {
+            type Value = Interface;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "the name of a network interface: {}", InterfaceName::RULE)
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Interface, E> {
+                parse_interface(text).map(Interface).map_err(E::custom)
+            }
+        }
+
+        d.deserialize_str(Name)
+    }
+}
+
+/// The name of a network interface to take over.
+pub(crate) fn parse_interface(text: &str) -> Result<InterfaceName, String> {
+    match InterfaceName::try_from(text) {
+        Ok(name) if name == "lo" => Err("interface `lo`: the loopback interface cannot be taken over".into()),
+        Ok(name) => Ok(name),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 struct Cpu(u16);
@@ -199,8 +220,8 @@ pub(super) fn ip_per_family<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<IpAdd
     d.deserialize_any(List { expected: "IP addresses, at most one a family", take })
 }
 
-pub(super) fn interfaces<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
-    let take = |Interface(name): Interface, before: &[String]| match before.contains(&name) {
+pub(super) fn interfaces<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<InterfaceName>, D::Error> {
+    let take = |Interface(name): Interface, before: &[InterfaceName]| match before.contains(&name) {
         true => Err(format!("interface {name} is listed twice")),
         false => Ok(name),
     };
@@ -252,14 +273,34 @@ pub(super) fn seed<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     d.deserialize_any(Whole { min: 0, max: u64::MAX })
 }
 
-/// A whole number between two limits of a certain form.
-pub(super) fn whole<'de, D: Deserializer<'de>>(d: D, min: u64, max: u64, form: &str, fits: fn(u32) -> bool) -> Result<u32, D::Error> {
-    let n = d.deserialize_any(Whole { min, max })? as u32;
-    if fits(n) { Ok(n) } else { Err(D::Error::invalid_value(Unexpected::Unsigned(u64::from(n)), &form)) }
+/// A number whose type knows its limits.
+struct Number<T>(PhantomData<T>);
+
+impl<T: Limited> Visitor<'_> for Number<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::RULE)
+    }
+
+    fn visit_u64<E: Error>(self, n: u64) -> Result<T, E> {
+        T::try_from(n).map_err(E::custom)
+    }
+
+    fn visit_i64<E: Error>(self, n: i64) -> Result<T, E> {
+        match u64::try_from(n) {
+            Ok(n) => self.visit_u64(n),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(n), &self)),
+        }
+    }
 }
 
-fn worker_count<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
-    d.deserialize_any(Whole { min: 1, max: WORKERS_MAX }).map(|n| Some(n as usize))
+pub(super) fn limited<'de, D: Deserializer<'de>, T: Limited>(d: D) -> Result<T, D::Error> {
+    d.deserialize_any(Number(PhantomData))
+}
+
+fn worker_count<'de, D: Deserializer<'de>>(d: D) -> Result<Option<WorkerCount>, D::Error> {
+    limited(d).map(Some)
 }
 
 impl<'de> Deserialize<'de> for PortRange {
@@ -346,7 +387,7 @@ impl<'de> Deserialize<'de> for Workers {
         #[serde(default, deny_unknown_fields)]
         struct Fields {
             #[serde(deserialize_with = "worker_count")]
-            count: Option<usize>,
+            count: Option<WorkerCount>,
             #[serde(deserialize_with = "cpus")]
             cpus: Vec<u16>,
             idle: Idle,
@@ -358,12 +399,11 @@ impl<'de> Deserialize<'de> for Workers {
             type Value = Workers;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a number from 1 to {WORKERS_MAX}, or a mapping with count, cpus and idle")
+                write!(f, "{}, or a mapping with count, cpus and idle", WorkerCount::RULE)
             }
 
             fn visit_u64<E: Error>(self, n: u64) -> Result<Workers, E> {
-                let count = Whole { min: 1, max: WORKERS_MAX }.visit_u64::<E>(n)? as usize;
-                Ok(Workers { count, ..Workers::default() })
+                Ok(Workers { count: WorkerCount::try_from(n).map_err(E::custom)?, ..Workers::default() })
             }
 
             fn visit_i64<E: Error>(self, n: i64) -> Result<Workers, E> {
@@ -373,9 +413,12 @@ impl<'de> Deserialize<'de> for Workers {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Workers, A::Error> {
                 let fields = Fields::deserialize(MapAccessDeserializer::new(map))?;
-                let count = fields.count.unwrap_or(fields.cpus.len().max(1));
-                if !fields.cpus.is_empty() && fields.cpus.len() != count {
-                    let listed = fields.cpus.len();
+                let listed = fields.cpus.len();
+                let count = match fields.count {
+                    Some(count) => count,
+                    None => WorkerCount::try_from(listed.max(1) as u64).map_err(A::Error::custom)?,
+                };
+                if listed > 0 && listed != count.get() as usize {
                     return Err(A::Error::custom(format!("count is {count}, but {listed} cpus are listed: one a worker, or none")));
                 }
                 Ok(Workers { count, cpus: fields.cpus, idle: fields.idle })

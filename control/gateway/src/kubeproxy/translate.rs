@@ -13,6 +13,7 @@ use crate::config::timeouts::is_idle_time;
 use crate::config::{DetectLocal, Pattern};
 use nomagic_table::objects::addr::{parse_cidr, parse_ip};
 use nomagic_table::settings::NodePortAddresses;
+use nomagic_xsk::InterfaceName;
 
 /// Port of `/healthz`.
 const HEALTHZ_PORT: u16 = 10_256;
@@ -22,8 +23,6 @@ const METRICS_PORT: u16 = 10_249;
 const SYNC_PERIOD_MS: u64 = 30_000;
 /// Longest name of a Node.
 const NODE_NAME_MAX: usize = 253;
-/// Longest name of an interface.
-const INTERFACE_NAME_MAX: usize = 15;
 /// Most entries of `nodePortAddresses`.
 const NODE_PORT_ADDRESSES_MAX: usize = 1_024;
 
@@ -138,9 +137,13 @@ fn interfaces(document: &Document, field: &str, rest: &str) -> Result<Pattern, C
     if text.is_empty() {
         return Err(document.fault("detectLocalMode", format!("{mode} needs {field}, the interfaces behind which local pods are")));
     }
-    let fits = text.len() <= INTERFACE_NAME_MAX && !text.contains(['*', '?']);
-    Some(text).filter(|_| fits).and_then(|text| Pattern::parse(&format!("{text}{rest}"))).ok_or_else(|| {
-        document.fault(field, format!("{} is no interface's name, nor the beginning of one: 1 to {INTERFACE_NAME_MAX} bytes", shown(text)))
+    let pattern = match InterfaceName::try_from(text) {
+        Ok(name) if !name.contains(['*', '?']) => Pattern::parse(&format!("{name}{rest}")),
+        _ => None,
+    };
+    pattern.ok_or_else(|| {
+        let rule = format!("{} and no wildcards", InterfaceName::RULE);
+        document.fault(field, format!("{} is no interface's name, nor the beginning of one: {rule}", shown(text)))
     })
 }
 

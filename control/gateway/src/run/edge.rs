@@ -40,7 +40,7 @@ pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
             config::Idle::Spin => Idle::Spin,
             config::Idle::Sleep => defaults.idle,
         },
-        workers: workers.count as u32,
+        workers: workers.count,
         cpus: workers.cpus.iter().map(|&cpu| usize::from(cpu)).collect(),
         fresh: defaults.fresh.min(grace),
         grace,

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use nomagic_xsk::InterfaceName;
 use tokio::sync::mpsc;
 
 use super::signals::{Asked, Signals};
@@ -31,7 +32,8 @@ pub fn complete_config(config: &mut Config, drop_in: &DropIn) -> Result<()> {
     if config.interfaces.is_empty() {
         let names = internal::Names::default();
         let own = config.settings(&present).node.ips;
-        config.interfaces = mirror.serving_interfaces(&own, &config.cluster_cidrs, &[&names.kernel, &names.edge]);
+        let found = mirror.serving_interfaces(&own, &config.cluster_cidrs, &[&names.kernel, &names.edge]);
+        config.interfaces = found.into_iter().map(InterfaceName::try_from).collect::<Result<_, _>>()?;
         tracing::info!("interfaces found by the node's addresses and its routes to pods: {}", config.interfaces.join(", "));
     }
     if config.interfaces.is_empty() {

@@ -6,6 +6,7 @@ use nomagic_core::reason::Reason;
 use nomagic_core::routes::{InternalPort, Way};
 use nomagic_core::tuple::Prefix;
 use nomagic_testbed::rig::{Netns, cable};
+use nomagic_xsk::InterfaceName;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -335,7 +336,7 @@ fn a_stranger_with_the_internal_ports_name_is_left_alone() {
     assert!(matches!(&error, NetError::InternalTaken { name, .. } if name == "nm0"), "{error}");
     assert!(error.to_string().contains("ip link del nm0"), "{error}");
     assert!(netns.run(|| internal::remove(&names)).unwrap().is_err());
-    let other = internal::Names { kernel: "x".into(), edge: "nm0".into() };
+    let other = internal::Names { kernel: InterfaceName::from_static("x"), edge: InterfaceName::from_static("nm0") };
     assert!(netns.run(|| internal::ensure(&other, 1500)).unwrap().is_err());
     assert!(netns.ip("link show nm0").is_ok());
 }

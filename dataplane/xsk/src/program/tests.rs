@@ -15,7 +15,9 @@ use nomagic_core::parse::{NotPacket, parse};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 use nomagic_sys::time::monotonic_ns;
 
-use crate::config::OnFailure;
+use crate::config::{OnFailure, QUEUES_MAX};
+use crate::filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
+use crate::limits::WorkerCount;
 use crate::program;
 
 fn rules() -> FilterRules {
@@ -233,6 +235,24 @@ fn the_internal_port_gives_back_what_nobody_takes() {
     bench.config.on_failure = OnFailure::Drop;
     program::write_settings(&mut bench.ebpf, &bench.config).unwrap();
     assert_eq!(aged(&mut bench, 2_050, &service), DROP);
+}
+
+/// bpf/maps.h says how large the maps are, and the limits must be the same.
+#[test]
+fn the_maps_have_the_sizes_of_the_limits() {
+    let mut bench = Bench::new(false);
+    let sizes = [
+        ("services", SERVICES_MAX),
+        ("addresses", ADDRESSES_MAX),
+        ("service_cidrs", SERVICE_CIDRS_MAX),
+        ("snat", SNAT_MAX),
+        ("heartbeats", WorkerCount::MAX as usize),
+        ("owners", QUEUES_MAX as usize),
+        ("xsks", QUEUES_MAX as usize),
+    ];
+    for (map, size) in sizes {
+        assert_eq!(bench.map_size(map), size, "{map}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use nomagic_core::frame::PortId;
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services};
 use nomagic_core::tuple::{HashSeed, Proto};
-use nomagic_xsk::{Edge, EdgeConfig, EdgeStatus, Idle, InternalPair, Link};
+use nomagic_xsk::{Edge, EdgeConfig, EdgeStatus, Idle, InterfaceName, InternalPair, Link, RingSize, WorkerCount};
 
 /// A network namespace that ends with its owner.
 pub struct Netns(String);
@@ -143,14 +143,15 @@ impl Scene {
         let scene = Scene::new();
         scene.client_queues(2);
         scene.echo();
-        let config = EdgeConfig { workers: 2, ring_size: 64, ..scene.config() };
+        let config = EdgeConfig { workers: WorkerCount::from_static(2), ring_size: RingSize::from_static(64), ..scene.config() };
         (scene, config)
     }
 
     pub fn config(&self) -> EdgeConfig {
-        let mut config = EdgeConfig::new(&self.state, vec!["gc".into(), "gp".into()]);
-        config.internal = Some(InternalPair { kernel_side: "nm0".into(), edge_side: "nm1".into(), addresses: [None; 2] });
-        config.ring_size = 512;
+        let mut config = EdgeConfig::new(&self.state, ["gc", "gp"].map(InterfaceName::from_static).into());
+        let [kernel_side, edge_side] = ["nm0", "nm1"].map(InterfaceName::from_static);
+        config.internal = Some(InternalPair { kernel_side, edge_side, addresses: [None; 2] });
+        config.ring_size = RingSize::from_static(512);
         config.conntrack_capacity = 4096;
         config.reply_buckets = 1024;
         config.targets_max = 16;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_sys::bpf::detach_pinned_link;
-use nomagic_xsk::{Condition, Edge};
+use nomagic_xsk::{Condition, Edge, RingSize, WorkerCount};
 
 const SOON: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(100);
@@ -72,7 +72,7 @@ fn transfers(scene: &Scene, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHand
 #[test]
 fn point_6_a_link_flaps_under_fifty_transfers() {
     let (scene, mut config) = Scene::two_workers();
-    config.ring_size = 512;
+    config.ring_size = RingSize::from_static(512);
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
     let stop = Arc::new(AtomicBool::new(false));
@@ -141,7 +141,7 @@ fn point_6_new_queues_are_bound() {
     sh(&format!("ip netns exec {} ethtool -L c0 rx 4 tx 1", scene.client.name()));
     scene.echo();
     let mut config = scene.config();
-    config.workers = 2;
+    config.workers = WorkerCount::from_static(2);
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
     assert_eq!((edge.ports()[0].queues, scene.ping_pong(4, 20)), (1, 80));

@@ -12,7 +12,7 @@ use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;
 use nomagic_sys::capabilities::keep_nothing;
-use nomagic_xsk::{Edge, EdgeConfig, EdgeError, Idle, Link, OnFailure};
+use nomagic_xsk::{Edge, EdgeConfig, EdgeError, Idle, InterfaceName, Link, OnFailure, RingSize};
 
 const SOON: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(100);
@@ -181,7 +181,7 @@ fn refusals_name_their_cause() {
         scene.gateway.run(start)
     };
     let mut config = scene.config();
-    config.interfaces.push("gx".into());
+    config.interfaces.push(InterfaceName::from_static("gx"));
     assert!(matches!(try_start(config), Err(EdgeError::NoInterface { interface }) if interface == "gx"));
     let mut config = scene.config();
     config.cpus = vec![1023];
@@ -242,7 +242,7 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     let scene = Scene::new();
     scene.echo();
     let mut config = scene.config();
-    config.ring_size = 64;
+    config.ring_size = RingSize::from_static(64);
     config.hold_frames_max = 16;
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
@@ -342,7 +342,7 @@ fn an_interface_that_was_made_again_gets_a_new_link() {
     scene.pod.ip("link set p0 up");
     let mut config = scene.config();
     // gc is no longer configured: it is given back to the kernel.
-    config.interfaces = vec!["gp".into()];
+    config.interfaces = vec![InterfaceName::from_static("gp")];
     config.internal = None;
     config.on_failure = OnFailure::Drop;
     let edge = scene.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).unwrap());

@@ -11,7 +11,7 @@ use nomagic_core::capture::FilterRules;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::tuple::Proto;
-use nomagic_xsk::{Edge, EdgeError, RssError};
+use nomagic_xsk::{Edge, EdgeError, FrameSize, Headroom, RingSize, RssError};
 
 const SOON: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
@@ -82,7 +82,8 @@ fn point_2_groups_and_sizes() {
     let scene = Scene::new();
     scene.echo();
     let mut config = scene.config();
-    (config.ring_size, config.frame_size, config.headroom) = (128, 4096, 256);
+    config.ring_size = RingSize::from_static(128);
+    (config.frame_size, config.headroom) = (FrameSize::from_static(4096), Headroom::from_static(256));
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
     scene.transfer(SERVICE, 1_000_000);
@@ -114,7 +115,7 @@ fn point_2_huge_pages_are_used_or_missed_by_name() {
     let scene = Scene::new();
     scene.echo();
     let mut config = scene.config();
-    config.ring_size = 64;
+    config.ring_size = RingSize::from_static(64);
     config.huge_pages = true;
     let before = free();
     let started = scene.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())));

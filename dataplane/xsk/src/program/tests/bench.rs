@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use aya::Ebpf;
-use aya::maps::PerCpuArray;
+use aya::maps::{MapInfo, PerCpuArray};
 use aya::programs::{TestRun, TestRunOptions};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::counters::XdpCounts;
@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::config::EdgeConfig;
 use crate::filter::FilterMaps;
+use crate::limits::InterfaceName;
 use crate::program::{self, Constants};
 use crate::status::read_xdp;
 
@@ -52,7 +53,7 @@ impl Bench {
             internal: INTERNAL.map(|a| a.parse().ok()),
         };
         let mut ebpf = program::load("test", constants, None).expect("loading needs root");
-        let config = EdgeConfig::new("/nowhere", vec!["test".into()]);
+        let config = EdgeConfig::new("/nowhere", vec![InterfaceName::from_static("test")]);
         program::write_settings(&mut ebpf, &config).unwrap();
         let fd = |ebpf: &Ebpf, name| match ebpf.map(name) {
             Some(aya::maps::Map::Array(data)) => data.fd().as_fd().try_clone_to_owned().unwrap(),
@@ -78,6 +79,13 @@ impl Bench {
     pub fn run(&mut self, frame: &[u8]) -> u32 {
         let program = program::program(&mut self.ebpf).unwrap();
         program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() }).unwrap().return_value
+    }
+
+    /// Entries of a map at the most.
+    pub fn map_size(&mut self, map: &str) -> usize {
+        let ids = program::program(&mut self.ebpf).unwrap().info().unwrap().map_ids().unwrap().expect("the kernel names them");
+        let mut infos = ids.into_iter().map(|id| MapInfo::from_id(id).unwrap());
+        infos.find(|info| info.name_as_str() == Some(map)).unwrap().max_entries() as usize
     }
 
     pub fn counters(&self) -> XdpCounts {
