@@ -23,7 +23,7 @@ pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;
 pub use flow::{Deltas, Flow};
-pub use lookup::Ahead;
+pub use lookup::Prefetched;
 pub use phase::{EvictionRank, Phase, PhaseKind};
 pub use recovery::{Expected, Recovered};
 pub use region::{CAPACITY_MAX, RegionError};
@@ -84,7 +84,7 @@ pub struct Hit {
 
 /// How a connection stands, and what is needed to find it again.
 #[derive(Clone, Copy, Debug)]
-pub struct Glimpse {
+pub struct FlowRef {
     slot: u32,
     state: u64,
     /// See [`Hit::phase`].
@@ -95,8 +95,8 @@ pub struct Glimpse {
 
 impl Hit {
     /// The same in short.
-    pub fn glimpse(&self) -> Glimpse {
-        Glimpse { slot: self.slot, state: self.state, phase: self.phase, seen_ms: self.seen_ms }
+    pub fn flow_ref(&self) -> FlowRef {
+        FlowRef { slot: self.slot, state: self.state, phase: self.phase, seen_ms: self.seen_ms }
     }
 
     /// The phase after this packet.
@@ -252,13 +252,13 @@ impl<'r> Conntrack<'r> {
 
     /// The live connections in `places` slots that lie evenly over the whole table: numbers `from` and following of the multiples of the
     /// golden ratio, whose fractions leave no large gap and come by everywhere. Only as many are looked at as are asked for.
-    pub fn sample(&self, from: u64, places: u32) -> impl Iterator<Item = Glimpse> {
+    pub fn sample(&self, from: u64, places: u32) -> impl Iterator<Item = FlowRef> {
         let range = self.region.high_water();
         let slot = move |place: u32| sampled(from.wrapping_add(u64::from(place)), range);
         (0..places).step_by(SAMPLE_FETCHED as usize).flat_map(move |first| {
             let part = first..places.min(first + SAMPLE_FETCHED);
             part.clone().for_each(|place| prefetch(&self.region.slot(slot(place)).0[0]));
-            part.filter_map(move |place| self.glimpse(slot(place)))
+            part.filter_map(move |place| self.flow_ref(slot(place)))
         })
     }
 
@@ -269,12 +269,12 @@ impl<'r> Conntrack<'r> {
     }
 
     /// A connection as it is now, unless it has ended.
-    pub fn again(&self, seen: &Glimpse) -> Option<Hit> {
+    pub fn revalidate(&self, seen: &FlowRef) -> Option<Hit> {
         self.live_at(seen.slot).filter(|now| now.state == seen.state)
     }
 
     /// Fetches the index lines that [`Conntrack::end`] will touch. The connection, for who withdraws its announcement then.
-    pub fn prefetch_end(&self, seen: &Glimpse) -> Option<Flow> {
+    pub fn prefetch_end(&self, seen: &FlowRef) -> Option<Flow> {
         let flow = self.flow_at(seen.slot, seen.state)?;
         self.prefetch_key(&flow.original());
         self.prefetch_key(&flow.reply());

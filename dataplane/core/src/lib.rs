@@ -3,28 +3,28 @@
 //! No clock, no threads, no sockets, no allocation per packet. Time, seeds, tables and memory are arguments, so the same code
 //! serves the dataplane, `explain`, the tests, the fuzzers and the benchmarks.
 
-pub mod answer;
 mod backend;
+mod bucket_scan;
 pub mod capture;
 pub mod checksum;
 pub mod conntrack;
 pub mod counters;
+pub mod cow_map;
+pub mod fast_parse;
 pub mod filter;
 pub mod frame;
 pub mod hash;
-pub mod lately;
 pub mod maglev;
 pub mod parse;
 pub mod pipeline;
-pub mod plain;
 pub mod prefetch;
 pub mod reason;
+pub mod reject;
 pub mod rewrite;
+pub mod route_cache;
 pub mod routes;
 pub mod rss;
-mod scan;
 pub mod services;
-pub mod shared;
 mod sync;
 mod takeover;
 pub mod tuple;

@@ -1,4 +1,4 @@
-//! Reading a frame's headers: checked once here, trusted afterwards. What nearly all frames are is read by `plain` first.
+//! Reading a frame's headers: checked once here, trusted afterwards. Plain frames are parsed by [`fast_parse`](crate::fast_parse) first.
 //!
 //! Everything the rewrite needs comes out as offsets into the first segment; an offset in a [`Packet`] is always inside it.
 //! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
@@ -50,7 +50,7 @@ pub struct Packet {
 
 /// A later fragment: it has addresses, but no ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Piece {
+pub struct LaterFragment {
     /// Addresses and protocol; the ports are 0.
     pub tuple: Tuple,
     /// The identification that it shares with the first fragment.
@@ -64,7 +64,7 @@ pub struct Piece {
 }
 
 impl Packet {
-    /// Whether its headers are where those of a [plain](crate::plain) frame are.
+    /// Whether its headers are where those of a [plain](crate::fast_parse) frame are.
     pub fn is_plain(&self) -> bool {
         let ip_header_len = if self.tuple.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
         let usual = usize::from(self.l3) == ethernet::HEADER_LEN && usize::from(self.l4 - self.l3) == ip_header_len;
@@ -86,7 +86,7 @@ pub enum NotPacket {
     /// Well-formed, but the kernel's business.
     Kernel(Reason),
     /// A later fragment: goes where its first one went.
-    Later(Piece),
+    Later(LaterFragment),
 }
 
 use NotPacket::{Kernel, Later, Malformed};
@@ -244,7 +244,7 @@ fn later(protocol: u8, ip: &Ip, id: u32) -> NotPacket {
         Some(proto @ (Proto::Tcp | Proto::Udp)) => {
             let tuple = Tuple { src: ip.src, dst: ip.dst, sport: 0, dport: 0, proto, v6: ip.v6 };
             let ip_len = (ip.l4 - ip.l3 + ip.l4_len) as u16;
-            Later(Piece { tuple, id, l3: ip.l3 as u16, ip_len, ttl: ip.ttl })
+            Later(LaterFragment { tuple, id, l3: ip.l3 as u16, ip_len, ttl: ip.ttl })
         }
         _ => Kernel(Reason::Fragment),
     }

@@ -1,7 +1,7 @@
-//! The hints the core gives to the processor.
+//! Prefetch hints for the processor.
 #![allow(unsafe_code)]
 
-/// Asks for the cache line at `place`, to be read soon. Does nothing where there is no such instruction.
+/// Prefetches the cache line at `place`. Does nothing where there is no such instruction.
 #[inline(always)]
 pub fn prefetch<T>(place: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]

@@ -4,9 +4,9 @@
 
 use crate::checksum::{Covered, Sum, addr_sum, apply, apply_both, is_fold_of, pseudo_sum};
 use crate::conntrack::Hit;
+use crate::fast_parse::{L3, L4_V4, L4_V6, PLAIN_MIN, PLAIN_V6_MIN};
 use crate::frame::Frame;
-use crate::parse::{Packet, Piece};
-use crate::plain::{L3, L4_V4, L4_V6, PLAIN_MIN, PLAIN_V6_MIN};
+use crate::parse::{LaterFragment, Packet};
 use crate::reason::Reason;
 use crate::routes::{Mac, NextHop};
 use crate::tuple::{AddrWords, Key, Proto, Tuple};
@@ -50,7 +50,7 @@ pub fn rewrite(frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop)
     completed
 }
 
-/// [`rewrite`] for a [plain](crate::plain) packet. False, and nothing changed, for one whose checksum must be computed in full, or that is
+/// [`rewrite`] for a [plain](crate::fast_parse) packet. False, and nothing changed, for one whose checksum must be computed in full, or that is
 /// one of the rare numbers where TCP and UDP differ.
 #[inline(always)]
 pub fn rewrite_plain<const V6: bool>(head: &mut [u8], covered: Covered, key: &Key, hit: &Hit, hop: &NextHop) -> bool {
@@ -86,9 +86,9 @@ pub fn rewrite_plain<const V6: bool>(head: &mut [u8], covered: Covered, key: &Ke
 }
 
 /// Rewrites a checked later fragment: addresses only.
-pub fn rewrite_piece(frame: &mut Frame<'_>, piece: &Piece, hit: &Hit, hop: &NextHop) {
-    network(frame.head_mut(), usize::from(piece.l3), &hit.new, hit.deltas.l3);
-    link(frame, piece.l3, hop.src_mac(), hop.dst_mac());
+pub fn rewrite_later_fragment(frame: &mut Frame<'_>, fragment: &LaterFragment, hit: &Hit, hop: &NextHop) {
+    network(frame.head_mut(), usize::from(fragment.l3), &hit.new, hit.deltas.l3);
+    link(frame, fragment.l3, hop.src_mac(), hop.dst_mac());
 }
 
 /// Addresses, TTL and the IPv4 header's checksum.

@@ -113,7 +113,7 @@ impl NextHop {
 
 /// Where packets to a destination go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum Resolution {
     /// Known down to the MAC address.
     Hop(NextHopId),
     /// The neighbour must be asked for first.
@@ -231,35 +231,35 @@ impl Routes {
     }
 
     /// The way to a destination. `hash` spreads flows over multipath routes.
-    pub fn resolve(&self, dst: IpAddr, hash: u64) -> Way {
+    pub fn resolve(&self, dst: IpAddr, hash: u64) -> Resolution {
         self.resolve_with(dst, || hash).0
     }
 
     /// As [`Routes::resolve`], and whether it is the way of all flows to that destination; `hash` is asked for only if it is not.
-    pub fn resolve_with(&self, dst: IpAddr, hash: impl FnOnce() -> u64) -> (Way, bool) {
-        let Some(kind) = self.lookup(dst) else { return (Way::Nowhere(Reason::NoRoute), true) };
+    pub fn resolve_with(&self, dst: IpAddr, hash: impl FnOnce() -> u64) -> (Resolution, bool) {
+        let Some(kind) = self.lookup(dst) else { return (Resolution::Nowhere(Reason::NoRoute), true) };
         let legs = match kind {
             RouteKind::Unicast(legs) => legs,
             // What answers on this node itself never comes in by an interface.
-            RouteKind::Local => return (Way::Kernel { captured: false }, true),
-            RouteKind::Unreachable => return (Way::Nowhere(Reason::Unreachable), true),
+            RouteKind::Local => return (Resolution::Kernel { captured: false }, true),
+            RouteKind::Unreachable => return (Resolution::Nowhere(Reason::Unreachable), true),
         };
         match &legs[..] {
-            [] => (Way::Nowhere(Reason::NoRoute), true),
+            [] => (Resolution::Nowhere(Reason::NoRoute), true),
             [leg] => (self.by_leg(leg, dst), true),
-            legs => (pick_leg(legs, hash()).map_or(Way::Nowhere(Reason::NoRoute), |leg| self.by_leg(leg, dst)), false),
+            legs => (pick_leg(legs, hash()).map_or(Resolution::Nowhere(Reason::NoRoute), |leg| self.by_leg(leg, dst)), false),
         }
     }
 
-    fn by_leg(&self, leg: &Leg, dst: IpAddr) -> Way {
-        let Some(port) = leg.port else { return Way::Kernel { captured: leg.captured } };
+    fn by_leg(&self, leg: &Leg, dst: IpAddr) -> Resolution {
+        let Some(port) = leg.port else { return Resolution::Kernel { captured: leg.captured } };
         if !self.port(port).is_some_and(|p| p.up) {
-            return Way::Nowhere(Reason::PortDown);
+            return Resolution::Nowhere(Reason::PortDown);
         }
         let addr = leg.gateway.unwrap_or(dst);
         match self.neighbours.get(&(port, addr)) {
-            Some(id) => Way::Hop(*id),
-            None => Way::Ask(Wanted { port, addr }),
+            Some(id) => Resolution::Hop(*id),
+            None => Resolution::Ask(Wanted { port, addr }),
         }
     }
 
@@ -322,19 +322,19 @@ mod tests {
         let (r, left_out) = Routes::build(1, ports(), None, routes, &neighbours);
         assert_eq!(left_out, 1, "a neighbour of a port that does not exist");
         let mac = |way| match way {
-            Way::Hop(id) => r.hop(id).map(|h| (h.port.0, h.dst_mac()[0])),
+            Resolution::Hop(id) => r.hop(id).map(|h| (h.port.0, h.dst_mac()[0])),
             _ => None,
         };
         assert_eq!(mac(r.resolve(ip("192.168.0.2"), 0)), Some((1, 2)));
         assert_eq!(mac(r.resolve(ip("8.8.8.8"), 0)), Some((0, 3)));
         assert_eq!(mac(r.resolve(ip("fd00::77"), 0)), Some((1, 4)));
-        assert_eq!(r.resolve(ip("192.168.0.3"), 0), Way::Ask(Wanted { port: PortId(1), addr: ip("192.168.0.3") }));
-        assert_eq!(r.resolve(ip("192.168.7.1"), 0), Way::Nowhere(Reason::Unreachable));
-        assert_eq!(r.resolve(ip("192.168.0.9"), 0), Way::Kernel { captured: false });
-        assert_eq!(r.resolve(ip("172.16.3.3"), 0), Way::Kernel { captured: false });
-        assert_eq!(r.resolve(ip("172.31.3.3"), 0), Way::Kernel { captured: true });
+        assert_eq!(r.resolve(ip("192.168.0.3"), 0), Resolution::Ask(Wanted { port: PortId(1), addr: ip("192.168.0.3") }));
+        assert_eq!(r.resolve(ip("192.168.7.1"), 0), Resolution::Nowhere(Reason::Unreachable));
+        assert_eq!(r.resolve(ip("192.168.0.9"), 0), Resolution::Kernel { captured: false });
+        assert_eq!(r.resolve(ip("172.16.3.3"), 0), Resolution::Kernel { captured: false });
+        assert_eq!(r.resolve(ip("172.31.3.3"), 0), Resolution::Kernel { captured: true });
         assert_eq!(r.kernel_hop(), None, "without an internal port");
-        assert_eq!(r.resolve(ip("fd01::1"), 0), Way::Nowhere(Reason::NoRoute));
+        assert_eq!(r.resolve(ip("fd01::1"), 0), Resolution::Nowhere(Reason::NoRoute));
         assert_eq!(r.hop(NextHopId(0)), None);
         assert_eq!(r.hop(NextHopId(999)), None);
     }
@@ -345,7 +345,7 @@ mod tests {
         down[0].up = false;
         let routes = vec![route("10.0.0.0/8", 0, RouteKind::Unicast(vec![leg(0, None)]))];
         let (r, _) = Routes::build(1, down, None, routes, &[]);
-        assert_eq!(r.resolve(ip("10.0.0.1"), 0), Way::Nowhere(Reason::PortDown));
+        assert_eq!(r.resolve(ip("10.0.0.1"), 0), Resolution::Nowhere(Reason::PortDown));
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::cow_map::CowMap;
 use crate::hash::WordSet;
 use crate::reason::Reason;
-use crate::shared::SharedMap;
 use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
 
 pub use crate::backend::Backend;
@@ -173,7 +173,7 @@ pub struct Services {
     /// How many Service ports there are.
     pub ports: usize,
     /// Addresses that belong to a cluster IP: their unused ports are rejected. By how many Services name them.
-    pub cluster_ips: SharedMap<IpAddr, u32>,
+    pub cluster_ips: CowMap<IpAddr, u32>,
     /// ServiceCIDRs: addresses in here that nobody has are dropped.
     pub service_cidrs: Vec<Prefix>,
     /// Pod ranges, but for those of one address, see [`Services::set_pods`].
@@ -184,7 +184,7 @@ pub struct Services {
     pub node_ips: WordSet<IpAddr>,
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
-    frontends: SharedMap<FrontendKey, Frontend>,
+    frontends: CowMap<FrontendKey, Frontend>,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
 }
@@ -253,13 +253,13 @@ impl Services {
             generation: 0,
             seed,
             ports: 0,
-            cluster_ips: SharedMap::default(),
+            cluster_ips: CowMap::default(),
             service_cidrs: Vec::new(),
             pod_cidrs: Vec::new(),
             pod_ips: WordSet::default(),
             node_ips: WordSet::default(),
             snat: SnatRange::default(),
-            frontends: SharedMap::default(),
+            frontends: CowMap::default(),
             tcp_reject: TcpReject::default(),
         }
     }

@@ -5,23 +5,23 @@ pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 pub use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-// "Publish first, look second" needs one order of all publications and looks that everybody agrees on. Sequentially consistent accesses give
-// it without a fence of its own (on x86 the publishing exchange is one already); loom knows that order from fences only.
+// "Publish first, look second" needs one total order of all publications and looks. Sequentially consistent accesses give it without a separate
+// fence (on x86 the publishing exchange is a full fence already); loom derives that order from fences only.
 
-/// How an entry is published that must be seen by whoever looks later.
+/// Ordering for publishing an entry that every later look must see.
 pub const PUBLISH: Ordering = if cfg!(loom) { Ordering::AcqRel } else { Ordering::SeqCst };
-/// How the entries of others are looked at after publishing one's own.
+/// Ordering for looking at other workers' entries after publishing.
 pub const LOOK: Ordering = if cfg!(loom) { Ordering::Acquire } else { Ordering::SeqCst };
 
-/// Between publishing and looking.
+/// Goes between publishing and looking.
 #[inline(always)]
 pub fn publish_fence() {
     #[cfg(loom)]
     fence(Ordering::SeqCst);
 }
 
-/// A relaxed store to a word of one's own that others may still compare and exchange, who must not succeed afterwards. They cannot, since nothing comes
-/// between what a compare-exchange reads and what it writes; loom only knows that of other such operations.
+/// Overwrites a word that this thread owns. A concurrent compare-exchange that still expects the old value fails afterwards. Under loom this must
+/// be a read-modify-write, because loom orders a compare-exchange only against other such operations.
 #[inline(always)]
 pub fn overwrite(word: &AtomicU64, value: u64) {
     #[cfg(loom)]

@@ -1,4 +1,4 @@
-//! What a new process makes of connections that an earlier one has left in the connection table.
+//! Taking over the flows that an earlier process left in the connection table.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use crate::services::{Action, Backend, Services, SnatRange};
 use crate::tuple::words_addr;
 
 impl Services {
-    /// Whether a connection can go on, and if so where its statistics are from now on (see [`Backend::stats`]; 0 when this table does not know its
-    /// Service or its backend any more). One whose source is no longer ours to give cannot: its answers would not come here.
+    /// The place of a flow's statistics from now on, see [`Backend::stats`]; 0 when its Service or backend is gone from this table. `None` when the
+    /// flow cannot continue: the gateway no longer has its source address and port, so answers would not arrive here.
     pub fn takes_over(&self, flow: &Flow) -> Option<u32> {
         if flow.replaces_source() && !self.snat.gives(words_addr(flow.source, flow.v6), flow.source_port) {
             return None;
@@ -29,7 +29,7 @@ impl Services {
 }
 
 impl SnatRange {
-    /// Whether connections are given this source address and port.
+    /// Whether flows may get this source address and port.
     fn gives(&self, addr: IpAddr, port: u16) -> bool {
         let v6 = addr.is_ipv6();
         [self.addr(v6), self.internal(v6)].contains(&Some(addr)) && (self.port_first..=self.port_last).contains(&port)

@@ -1,6 +1,6 @@
 //! Names for what is on the wire: where each header's fields are, their masks and flags, and the numbers of protocols.
 //!
-//! The parsers ([`parse`](mod@crate::parse), [`plain`](crate::plain)) and the writers ([`rewrite`](crate::rewrite), [`answer`](crate::answer))
+//! The parsers ([`parse`](mod@crate::parse), [`fast_parse`](crate::fast_parse)) and the writers ([`rewrite`](crate::rewrite), [`reject`](crate::reject))
 //! find every field by these names. The unit tests hold them against etherparse; the XDP filter, which reads the same headers in C
 //! (dataplane/xsk/bpf/parse.h), is held against [`parse`](crate::parse::parse) by the tests of nomagic-xsk.
 

@@ -4,10 +4,10 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use etherparse::SlicedPacket;
+use nomagic_core::fast_parse::Plain;
 use nomagic_core::frame::NextHopId;
 use nomagic_core::maglev::Maglev;
 use nomagic_core::parse::parse;
-use nomagic_core::plain::Plain;
 use nomagic_core::rewrite::rewrite_plain;
 use nomagic_core::services::Pool;
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, fast_range, splitmix64};

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use dashmap::DashMap;
-use nomagic_core::conntrack::{Ahead, Conntrack, Flow, Phase};
+use nomagic_core::conntrack::{Conntrack, Flow, Phase, Prefetched};
 use nomagic_core::frame::BATCH_MAX;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
@@ -204,19 +204,22 @@ impl Row for Find {
 }
 
 fn ours(table: Conntrack<'_>, batch: &[Tuple]) -> usize {
-    let mut ahead = [Ahead::default(); BATCH_MAX];
-    for (ahead, key) in ahead.iter_mut().zip(batch) {
-        *ahead = table.ahead(table.hash(key), key.v6);
+    let mut prefetched = [Prefetched::default(); BATCH_MAX];
+    for (prefetched, key) in prefetched.iter_mut().zip(batch) {
+        *prefetched = table.prefetch_index(table.hash(key), key.v6);
     }
     let mut second: ArrayVec<u8, BATCH_MAX> = ArrayVec::new();
-    for (i, ahead) in ahead.iter_mut().enumerate() {
-        if !table.ahead_flow(ahead) {
+    for (i, prefetched) in prefetched.iter_mut().enumerate() {
+        if !table.prefetch_flow(prefetched) {
             second.push(i as u8);
         }
     }
-    second.iter().for_each(|i| table.ahead_second(&mut ahead[usize::from(*i)]));
-    let hits = batch.iter().zip(ahead).filter(|(key, ahead)| {
-        table.lookup_ahead(ahead, &key.key(), key.v6).or_else(|| table.lookup(key, ahead.hash)).is_some_and(|hit| hit.new.sport > 0)
+    second.iter().for_each(|i| table.prefetch_second(&mut prefetched[usize::from(*i)]));
+    let hits = batch.iter().zip(prefetched).filter(|(key, prefetched)| {
+        table
+            .lookup_prefetched(prefetched, &key.key(), key.v6)
+            .or_else(|| table.lookup(key, prefetched.hash))
+            .is_some_and(|hit| hit.new.sport > 0)
     });
     hits.count()
 }

@@ -2,7 +2,7 @@
 
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
-use nomagic_core::routes::{Leg, RouteKind, Way};
+use nomagic_core::routes::{Leg, Resolution, RouteKind};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
@@ -98,12 +98,12 @@ fn add(state: &mut NetState, m: RouteMessage) -> Effect {
     state.apply(&Message::NewRoute(m), false)
 }
 
-fn way(state: &NetState, dst: &str) -> Way {
+fn way(state: &NetState, dst: &str) -> Resolution {
     state.inputs(&ports(), &BTreeSet::new()).build(1, None).0.resolve(ip(dst), 0)
 }
 
-fn ask(port: u16, addr: &str) -> Way {
-    Way::Ask(Wanted { port: PortId(port), addr: ip(addr) })
+fn ask(port: u16, addr: &str) -> Resolution {
+    Resolution::Ask(Wanted { port: PortId(port), addr: ip(addr) })
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn routes_of_every_kind_become_ways() {
         let mut m = route(&format!("10.{i}.0.0/16"), None, 1);
         m.header.kind = kind;
         add(&mut s, m);
-        assert_eq!(way(&s, &format!("10.{i}.1.1")), Way::Nowhere(Reason::Unreachable));
+        assert_eq!(way(&s, &format!("10.{i}.1.1")), Resolution::Nowhere(Reason::Unreachable));
     }
     let mut via = route("10.77.0.0/16", None, PODS0);
     via.attributes.push(RouteAttribute::Via(RouteVia::from(ip("fe80::7"))));
@@ -126,9 +126,9 @@ fn routes_of_every_kind_become_ways() {
     assert_eq!(way(&s, "192.168.1.1"), ask(1, "192.168.1.1"));
     assert_eq!(way(&s, "2001:db8::1"), ask(1, "fe80::1"));
     assert_eq!(way(&s, "10.77.1.1"), ask(1, "fe80::7"));
-    assert_eq!(way(&s, "172.16.0.1"), Way::Kernel { captured: false }, "an interface that is no port");
+    assert_eq!(way(&s, "172.16.0.1"), Resolution::Kernel { captured: false }, "an interface that is no port");
     for scoped in ["fe80::99", "ff02::1", "224.0.0.5"] {
-        assert_eq!(way(&s, scoped), Way::Kernel { captured: false }, "{scoped} means something on one link only");
+        assert_eq!(way(&s, scoped), Resolution::Kernel { captured: false }, "{scoped} means something on one link only");
     }
 }
 
@@ -178,9 +178,9 @@ fn the_local_table_wins_over_longer_prefixes_of_main() {
     let mut broadcast = local("10.9.255.255/32");
     broadcast.header.kind = RouteType::Broadcast;
     add(&mut s, broadcast);
-    assert_eq!(way(&s, "10.8.1.1"), Way::Kernel { captured: false });
+    assert_eq!(way(&s, "10.8.1.1"), Resolution::Kernel { captured: false });
     assert_eq!(way(&s, "10.9.1.1"), ask(0, "10.9.1.1"));
-    assert_eq!(way(&s, "10.9.255.255"), Way::Kernel { captured: false });
+    assert_eq!(way(&s, "10.9.255.255"), Resolution::Kernel { captured: false });
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn what_a_table_by_destination_cannot_say_is_left_out_and_counted() {
     let mut tunnel = route("10.12.0.0/16", None, CL0);
     tunnel.attributes.push(RouteAttribute::EncapType(RouteLwEnCapType::Mpls));
     add(&mut s, tunnel);
-    assert_eq!(way(&s, "10.12.0.1"), Way::Kernel { captured: false }, "only the kernel can put the tunnel's header on");
+    assert_eq!(way(&s, "10.12.0.1"), Resolution::Kernel { captured: false }, "only the kernel can put the tunnel's header on");
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn ambiguous_notifications_ask_for_the_tables() {
     assert_eq!(s.replace_routes(&[Message::NewRoute(b.clone())]), Effect::Changed);
     assert_eq!(s.apply(&Message::DelRoute(b.clone()), false), Effect::Changed);
     assert_eq!(s.apply(&Message::DelRoute(b), false), Effect::Nothing);
-    assert_eq!(way(&s, "10.9.0.1"), Way::Nowhere(Reason::NoRoute));
+    assert_eq!(way(&s, "10.9.0.1"), Resolution::Nowhere(Reason::NoRoute));
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn interfaces_come_and_go() {
     s.apply(&Message::NewNeighbour(neighbour(CL0, "10.9.0.1", 7, NeighbourState::Reachable)), false);
     assert_eq!(s.apply(&Message::NewLink(link(CL0, "cl0", up())), false), Effect::Nothing);
     assert_eq!(s.apply(&Message::NewLink(link(CL0, "cl0", LinkFlags::Up)), false), Effect::ReadRoutes, "no carrier");
-    assert_eq!(way(&s, "10.9.0.1"), Way::Nowhere(Reason::PortDown));
+    assert_eq!(way(&s, "10.9.0.1"), Resolution::Nowhere(Reason::PortDown));
     let mut bridge_port = link(CL0, "cl0", up());
     bridge_port.header.interface_family = AddressFamily::Bridge;
     assert_eq!(s.apply(&Message::DelLink(bridge_port), false), Effect::Nothing, "it left a bridge, no more");
@@ -261,7 +261,7 @@ fn daily_life_of_a_neighbour_is_no_change() {
     assert!(s.stale(&ports(), 0).is_empty());
     let (routes, left_out) = s.inputs(&ports(), &BTreeSet::new()).build(1, None);
     assert_eq!(left_out, 0);
-    let Way::Hop(hop) = routes.resolve(ip("10.9.0.1"), 0) else { panic!("not resolved") };
+    let Resolution::Hop(hop) = routes.resolve(ip("10.9.0.1"), 0) else { panic!("not resolved") };
     assert_eq!((routes.hop(hop).unwrap().dst_mac(), routes.hop(hop).unwrap().src_mac()), ([8; 6], [2, 0, 0, 0, 0, CL0 as u8]));
     let mut failed = |state| s.apply(&Message::NewNeighbour(neighbour(CL0, "10.9.0.1", 8, state)), false);
     assert_eq!(failed(NeighbourState::Failed), Effect::Changed);
@@ -297,7 +297,7 @@ fn every_table_has_its_limit() {
     }
     assert_eq!((s.left_out.routes, s.left_out.neighbours, s.left_out.links), (2, 3, 1));
     assert_eq!(s.inputs(&ports(), &BTreeSet::new()).neighbours.len(), 1);
-    assert_eq!(way(&s, "10.3.0.1"), Way::Nowhere(Reason::NoRoute));
+    assert_eq!(way(&s, "10.3.0.1"), Resolution::Nowhere(Reason::NoRoute));
     assert_eq!(s.apply(&Message::DelRoute(route("10.0.0.0/16", None, CL0)), false), Effect::ReadRoutes, "there is room again");
     let listing: Vec<_> = (1..4).map(|n| Message::NewRoute(route(&format!("10.{n}.0.0/16"), None, CL0))).collect();
     s.replace_routes(&listing);

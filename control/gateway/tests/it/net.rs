@@ -3,7 +3,7 @@
 use nomagic::net::{Asked, Limits, Mirror, NetError, internal, node};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
-use nomagic_core::routes::{InternalPort, Way};
+use nomagic_core::routes::{InternalPort, Resolution};
 use nomagic_core::tuple::Prefix;
 use nomagic_testbed::rig::{Netns, cable};
 use nomagic_xsk::InterfaceName;
@@ -49,7 +49,7 @@ fn ports() -> Vec<String> {
 }
 
 /// Waits until a destination goes this way.
-async fn until(mirror: &mut Mirror, dst: &str, want: impl Fn(&nomagic_core::routes::Routes, Way) -> bool) {
+async fn until(mirror: &mut Mirror, dst: &str, want: impl Fn(&nomagic_core::routes::Routes, Resolution) -> bool) {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
         let routes = mirror.routes(1, &ports(), &BTreeSet::new(), None);
@@ -63,18 +63,18 @@ async fn until(mirror: &mut Mirror, dst: &str, want: impl Fn(&nomagic_core::rout
     }
 }
 
-fn asks(port: u16, addr: &str) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
-    let want = Way::Ask(Wanted { port: PortId(port), addr: ip(addr) });
+fn asks(port: u16, addr: &str) -> impl Fn(&nomagic_core::routes::Routes, Resolution) -> bool {
+    let want = Resolution::Ask(Wanted { port: PortId(port), addr: ip(addr) });
     move |_, way| way == want
 }
 
-fn nowhere(reason: Reason) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
-    move |_, way| way == Way::Nowhere(reason)
+fn nowhere(reason: Reason) -> impl Fn(&nomagic_core::routes::Routes, Resolution) -> bool {
+    move |_, way| way == Resolution::Nowhere(reason)
 }
 
-fn hop(port: u16, mac: [u8; 6]) -> impl Fn(&nomagic_core::routes::Routes, Way) -> bool {
+fn hop(port: u16, mac: [u8; 6]) -> impl Fn(&nomagic_core::routes::Routes, Resolution) -> bool {
     move |routes, way| match way {
-        Way::Hop(id) => routes.hop(id).is_some_and(|h| (h.port, h.dst_mac()) == (PortId(port), mac)),
+        Resolution::Hop(id) => routes.hop(id).is_some_and(|h| (h.port, h.dst_mac()) == (PortId(port), mac)),
         _ => false,
     }
 }
@@ -89,8 +89,8 @@ fn the_mirror_follows_every_kind_of_route() {
             let mut mirror = Mirror::start(Limits::default()).unwrap();
             until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
             until(&mut mirror, "10.1.0.77", asks(0, "10.1.0.77")).await;
-            until(&mut mirror, "10.1.0.1", |_, way| way == Way::Kernel { captured: false }).await;
-            until(&mut mirror, "fd02::1", |_, way| way == Way::Kernel { captured: false }).await;
+            until(&mut mirror, "10.1.0.1", |_, way| way == Resolution::Kernel { captured: false }).await;
+            until(&mut mirror, "fd02::1", |_, way| way == Resolution::Kernel { captured: false }).await;
             until(&mut mirror, "9.9.9.9", nowhere(Reason::NoRoute)).await;
             steps("route replace 10.50.0.0/16 via 10.2.0.2");
             until(&mut mirror, "10.50.0.1", asks(1, "10.2.0.2")).await;
@@ -136,12 +136,12 @@ fn the_mirror_follows_multipath_and_its_single_legs() {
                 let family = if dst.contains(':') { "-6" } else { "-4" };
                 steps(&format!("{family} route add {prefix} nexthop via {} weight 3 nexthop via {}", via[0], via[1]));
                 let mut counts = [0u32; 2];
-                until(&mut mirror, dst, |_, way| matches!(way, Way::Ask(_))).await;
+                until(&mut mirror, dst, |_, way| matches!(way, Resolution::Ask(_))).await;
                 let routes = mirror.routes(1, &ports(), &BTreeSet::new(), None);
                 let mut hash = 1;
                 for _ in 0..4_000 {
                     match routes.resolve(ip(dst), nomagic_core::tuple::splitmix64(&mut hash)) {
-                        Way::Ask(w) if w.addr == ip(via[usize::from(w.port.0)]) => counts[usize::from(w.port.0)] += 1,
+                        Resolution::Ask(w) if w.addr == ip(via[usize::from(w.port.0)]) => counts[usize::from(w.port.0)] += 1,
                         other => panic!("{other:?}"),
                     }
                 }
@@ -275,7 +275,7 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
             let routes = mirror.routes(1, &ports(), &BTreeSet::new(), None);
             for n in 0..10_000u32 {
                 let dst = Ipv4Addr::new(10, (100 + n / 250) as u8, (n % 250) as u8, 1);
-                assert_eq!(routes.resolve(dst.into(), 0), Way::Ask(Wanted { port: PortId(0), addr: ip("10.1.0.2") }));
+                assert_eq!(routes.resolve(dst.into(), 0), Resolution::Ask(Wanted { port: PortId(0), addr: ip("10.1.0.2") }));
             }
             // Building the table anew for one change stays a matter of milliseconds.
             let start = Instant::now();

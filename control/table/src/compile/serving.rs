@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nomagic_core::conntrack::Flow;
+use nomagic_core::cow_map::CowMap;
 use nomagic_core::hash::WordMap;
-use nomagic_core::shared::SharedMap;
 use nomagic_core::tuple::{Proto, words_addr};
 
 use super::endpoints::candidates;
@@ -42,7 +42,7 @@ struct UdpService {
 /// The serving endpoints of all UDP Service ports. Cheap to clone; what did not change is shared with the state before.
 #[derive(Clone, Default, Debug)]
 pub struct Serving {
-    services: SharedMap<Key, Arc<UdpService>>,
+    services: CowMap<Key, Arc<UdpService>>,
 }
 
 impl Serving {

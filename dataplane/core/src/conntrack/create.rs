@@ -6,10 +6,10 @@
 
 use super::flow::{HOPS, Rewritten, STATE, TARGET, created_at, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
-use super::{Conntrack, Direction, Flow, Glimpse, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
+use super::{Conntrack, Direction, Flow, FlowRef, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
+use crate::bucket_scan::{BUCKET_ENTRIES, Places, entry_at, free, tagged};
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
-use crate::scan::{BUCKET_ENTRIES, Places, entry_at, free, tagged};
 use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
 use crate::tuple::Tuple;
 use arrayvec::ArrayVec;
@@ -148,10 +148,10 @@ impl<'r> Conntrack<'r> {
     }
 
     /// The live connections that fill the index where a key belongs.
-    pub fn neighbours(&self, key: &Tuple) -> impl Iterator<Item = Glimpse> {
+    pub fn neighbours(&self, key: &Tuple) -> impl Iterator<Item = FlowRef> {
         let home = self.region.home(self.hash(key));
         let entries = (0..2 * BUCKET_ENTRIES).map(move |place| self.place(&home, place).load(Ordering::Relaxed));
-        entries.filter(|entry| *entry != 0).filter_map(|entry| self.glimpse(entry_slot(entry)))
+        entries.filter(|entry| *entry != 0).filter_map(|entry| self.flow_ref(entry_slot(entry)))
     }
 
     /// Fetches the index lines of a key, to be reserved or cleared soon.

@@ -6,7 +6,7 @@
 use super::affinity::BEHIND_MAX_S;
 use super::region::{LIVE, STATE_MASK};
 use super::{Conntrack, Deltas, Direction, Flow, Hit};
-use crate::parse::Piece;
+use crate::parse::LaterFragment;
 use crate::sync::Ordering::Relaxed;
 use crate::tuple::{AddrWords, Proto, Tuple};
 
@@ -35,9 +35,9 @@ impl Conntrack<'_> {
     }
 
     /// The connection that a later fragment belongs to, if its first one was seen lately and the connection still lives.
-    pub fn lookup_fragment(&self, piece: &Piece, now_ms: u64) -> Option<Hit> {
-        let t = &piece.tuple;
-        let hash = self.fragment_hash(t.src, t.dst, t.proto, t.v6, piece.id);
+    pub fn lookup_fragment(&self, fragment: &LaterFragment, now_ms: u64) -> Option<Hit> {
+        let t = &fragment.tuple;
+        let hash = self.fragment_hash(t.src, t.dst, t.proto, t.v6, fragment.id);
         let [key, value] = self.region.fragment(hash);
         let (key, memory) = (key.load(Relaxed), value.load(Relaxed));
         // Another worker's clock may be ahead.

@@ -4,15 +4,15 @@
 
 use super::flow::{HOPS, Rewritten, SEEN, STATE, Slot, TARGET, phase_of};
 use super::region::{LIVE, STATE_MASK};
-use super::{Conntrack, Direction, Flow, Glimpse, Hit, entry_direction, entry_slot};
+use super::{Conntrack, Direction, Flow, FlowRef, Hit, entry_direction, entry_slot};
+use crate::bucket_scan::{BUCKET_ENTRIES, entry_at, tagged};
 use crate::prefetch::prefetch;
-use crate::scan::{BUCKET_ENTRIES, entry_at, tagged};
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{Key, Tuple};
 
 /// What is known of a key ahead of its look-up.
 #[derive(Clone, Copy, Default)]
-pub struct Ahead<'r> {
+pub struct Prefetched<'r> {
     /// The key's hash.
     pub hash: u64,
     bucket: Option<&'r [AtomicU64; BUCKET_ENTRIES]>,
@@ -24,55 +24,55 @@ pub struct Ahead<'r> {
 impl<'r> Conntrack<'r> {
     /// First step ahead of a look-up: fetches the index line. `v6` is what the key says.
     #[inline(always)]
-    pub fn ahead(&self, hash: u64, v6: bool) -> Ahead<'r> {
+    pub fn prefetch_index(&self, hash: u64, v6: bool) -> Prefetched<'r> {
         let bucket = self.region.bucket(self.region.home(hash).buckets[0]);
         prefetch(&bucket[0]);
-        Ahead { hash, bucket: Some(bucket), entry: 0, slot: None, v6 }
+        Prefetched { hash, bucket: Some(bucket), entry: 0, slot: None, v6 }
     }
 
     /// Second step: fetches the flow that the key's first bucket seems to name. False: it names none, and the second bucket is fetched; then
-    /// [`Conntrack::ahead_second`] is to be called, when that had its time.
+    /// [`Conntrack::prefetch_second`] is to be called, when that had its time.
     #[inline(always)]
-    pub fn ahead_flow(&self, ahead: &mut Ahead<'r>) -> bool {
-        let Some(bucket) = ahead.bucket else { return true };
-        let places = tagged(bucket, (ahead.hash >> 32) as u32);
+    pub fn prefetch_flow(&self, prefetched: &mut Prefetched<'r>) -> bool {
+        let Some(bucket) = prefetched.bucket else { return true };
+        let places = tagged(bucket, (prefetched.hash >> 32) as u32);
         let entry = entry_at(bucket, places.first());
         let found = !places.is_empty() & (entry as u32 != 0);
         if found {
-            self.fetch(ahead, entry);
+            self.fetch(prefetched, entry);
         } else {
-            prefetch(&self.region.bucket(self.region.home(ahead.hash).buckets[1])[0]);
+            prefetch(&self.region.bucket(self.region.home(prefetched.hash).buckets[1])[0]);
         }
         found
     }
 
-    /// As [`Conntrack::ahead_flow`], for the key's second bucket.
+    /// As [`Conntrack::prefetch_flow`], for the key's second bucket.
     #[inline(never)]
-    pub fn ahead_second(&self, ahead: &mut Ahead<'r>) {
-        let home = self.region.home(ahead.hash);
+    pub fn prefetch_second(&self, prefetched: &mut Prefetched<'r>) {
+        let home = self.region.home(prefetched.hash);
         let bucket = self.region.bucket(home.buckets[1]);
         let places = tagged(bucket, home.tag);
         let entry = entry_at(bucket, places.first());
         if !places.is_empty() && entry as u32 != 0 {
-            self.fetch(ahead, entry);
+            self.fetch(prefetched, entry);
         }
     }
 
     #[inline(always)]
-    fn fetch(&self, ahead: &mut Ahead<'r>, entry: u64) {
+    fn fetch(&self, prefetched: &mut Prefetched<'r>, entry: u64) {
         let slot = self.region.slot(entry_slot(entry));
         prefetch(&slot.0[0]);
-        if ahead.v6 {
+        if prefetched.v6 {
             prefetch(&slot.0[8]);
         }
-        (ahead.entry, ahead.slot) = (entry, Some(slot));
+        (prefetched.entry, prefetched.slot) = (entry, Some(slot));
     }
 
     /// The look-up of nearly every packet, after the steps ahead. A miss here may still be a connection: [`Conntrack::lookup`] looks everywhere.
     /// `v6` is what the key says.
     #[inline(always)]
-    pub fn lookup_ahead(&self, ahead: &Ahead<'r>, key: &Key, v6: bool) -> Option<Hit> {
-        read_live(ahead.entry, ahead.slot?, key, v6)
+    pub fn lookup_prefetched(&self, prefetched: &Prefetched<'r>, key: &Key, v6: bool) -> Option<Hit> {
+        read_live(prefetched.entry, prefetched.slot?, key, v6)
     }
 
     /// Finds the connection that a packet belongs to.
@@ -116,13 +116,13 @@ impl<'r> Conntrack<'r> {
     }
 
     /// How the live connection in a slot stands.
-    pub(super) fn glimpse(&self, index: u32) -> Option<Glimpse> {
+    pub(super) fn flow_ref(&self, index: u32) -> Option<FlowRef> {
         let slot = self.region.slot(index);
         let state = slot.0[STATE].load(Ordering::Acquire);
         if state & STATE_MASK != LIVE {
             return None;
         }
-        let seen = Glimpse { slot: index, state, phase: phase_of(slot.word(TARGET)), seen_ms: slot.word(SEEN) };
+        let seen = FlowRef { slot: index, state, phase: phase_of(slot.word(TARGET)), seen_ms: slot.word(SEEN) };
         fence(Ordering::Acquire);
         (slot.word(STATE) == state).then_some(seen)
     }

@@ -20,8 +20,8 @@
 use super::affinity::BUCKET_WORDS;
 use super::endpoints::ENDPOINT_WORDS;
 use super::flow::{FLOW_WORDS, KEYS, STATE, Slot};
+use crate::bucket_scan::BUCKET_ENTRIES;
 use crate::prefetch::prefetch;
-use crate::scan::BUCKET_ENTRIES;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 

@@ -172,13 +172,15 @@ fn a_stale_hit_cannot_change_the_slots_next_flow() {
     let words = region(1);
     let table = Conntrack::format(&words, 1, 1, [0, 0]).unwrap();
     let stale = create(&table, flow(1), 0).unwrap();
-    assert_eq!(table.again(&stale.glimpse()).map(|hit| hit.slot), Some(stale.slot));
+    assert_eq!(table.revalidate(&stale.flow_ref()).map(|hit| hit.slot), Some(stale.slot));
     assert!(table.end(&stale).is_some());
     let fresh = create(&table, Flow { stats: 1, ..flow(7) }, 0).unwrap();
     assert_eq!((stale.slot, stale.phase), (fresh.slot, fresh.phase), "the same slot, the same words");
     table.touch(&stale, stale.phase.after(Direction::Reply, crate::parse::tcp::RST), 10_000);
     table.cache_hop(&stale, 1, NextHopId(9));
-    assert!(table.end(&stale).is_none() && table.again(&stale.glimpse()).is_none() && table.prefetch_end(&stale.glimpse()).is_none());
+    assert!(
+        table.end(&stale).is_none() && table.revalidate(&stale.flow_ref()).is_none() && table.prefetch_end(&stale.flow_ref()).is_none()
+    );
     let now = find(&table, &flow(7).original()).unwrap();
     assert_eq!((now.phase, now.seen_ms, now.cached_hop(1)), (fresh.phase, 0, None));
 }
@@ -208,7 +210,7 @@ fn what_a_worker_whose_clock_is_ahead_has_just_noted_is_new() {
     let f = flow(0);
     let hit = create(&table, f, 100_000).unwrap();
     table.remember_fragments(&f.original(), 7, &hit, 100_000);
-    let piece = crate::parse::Piece { tuple: f.original(), id: 7, l3: 14, ip_len: 100, ttl: 64 };
+    let piece = crate::parse::LaterFragment { tuple: f.original(), id: 7, l3: 14, ip_len: 100, ttl: 64 };
     let found = [99_999, 100_000, 105_999, 106_000, 97_000].map(|now_ms| table.lookup_fragment(&piece, now_ms).is_some());
     assert_eq!(found, [true, true, true, false, false]);
     table.touch(&hit, hit.phase, 99_999);

@@ -1,11 +1,11 @@
-//! Ending connections: those that have timed out, and those that somebody asks to be ended.
+//! Ending flows: timed out, or on request.
 
 use super::Context;
 use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes, Phase};
 use crate::counters::Counter;
 use crate::filter::ReplyFilter;
 
-/// Looks at the next `places` of the connection table and ends what has timed out.
+/// Ends the timed-out flows among the next `places` slots of the connection table.
 pub fn sweep(ctx: &mut Context<'_>, places: u32) {
     let (now_ms, idle) = (ctx.now_ms, &ctx.worker.idle);
     ctx.table.sweep(
@@ -19,10 +19,10 @@ pub fn sweep(ctx: &mut Context<'_>, places: u32) {
     );
 }
 
-/// Ends a connection and withdraws its announcement, for any thread, while workers use the table. False when it had ended already.
+/// Ends a flow and withdraws its announcement. Any thread may call it while workers use the table. False when the flow had ended already.
 ///
-/// A connection is announced before it goes live and withdrawn after it was ended by the one thread that did: so each announcement is
-/// withdrawn once, and never one that a successor with the same answers has made, which has a place of its own in the filter.
+/// A flow is announced before it goes live, and withdrawn by the one thread that ended it. So each announcement is withdrawn once. A
+/// successor with the same reply tuple has an entry of its own in the filter.
 pub fn end_connection(table: Conntrack<'_>, filter: Option<ReplyFilter<'_>>, hit: &Hit) -> bool {
     let ended = table.end(hit);
     if let Some(flow) = &ended {
@@ -36,13 +36,13 @@ pub(super) fn expired(hit: &Hit, idle: &IdleTimes, now_ms: u64) -> bool {
     silent(hit.phase, hit.seen_ms, idle, now_ms)
 }
 
-/// Whether a connection that stands so and was last seen then has timed out.
+/// Whether a flow in `phase`, last seen at `seen_ms`, has timed out.
 #[inline(always)]
 pub(super) fn silent(phase: Phase, seen_ms: u64, idle: &IdleTimes, now_ms: u64) -> bool {
     now_ms.saturating_sub(seen_ms) >= idle.of(phase)
 }
 
-/// Ends a connection and counts it.
+/// Ends a flow and counts it.
 pub(super) fn end(ctx: &Context<'_>, hit: &Hit, counter: &Counter) {
     if end_connection(ctx.table, ctx.filter, hit) {
         counter.add(1);

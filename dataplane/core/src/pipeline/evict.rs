@@ -1,31 +1,31 @@
-//! Room in a full table.
+//! Eviction from a full table.
 //!
-//! What is ended lies far away in memory: the slots of a sample, four lines of the index, one of the reply filter. A flood of SYNs must not cost more than it
-//! has to, so each eviction prepares the next one, some packets ahead: it chooses who goes then, and asks for that memory.
+//! An eviction touches memory that no cache holds: the slots of a sample, four lines of the index, one of the reply filter. To stay cheap under a
+//! SYN flood, each eviction chooses the next victim and prefetches its memory, some packets ahead of use.
 
 use super::ending::silent;
 use super::{Context, end};
-use crate::conntrack::{Direction, EvictionRank, Flow, Glimpse, Refused};
+use crate::conntrack::{Direction, EvictionRank, Flow, FlowRef, Refused};
 use crate::tuple::Tuple;
 
-/// Places looked at for a connection to evict, at the most.
+/// Slots sampled for a victim.
 const EVICTION_PLACES: u32 = 64;
-/// Half-open or ended connections found there that are compared, at the most. One that is established before half of the table was replaced is the oldest
-/// of eight with a chance of 0.5^8.
+/// Half-open or closed flows of a sample that are compared. A handshake that completes before half of the table was replaced is the oldest of
+/// eight with a probability of 0.5^8.
 const EVICTION_COMPARED: u32 = 8;
 
-/// A worker's part of it.
+/// A worker's eviction state.
 #[derive(Default, Debug)]
 pub(super) struct Evictor {
-    /// Which sample of the table is looked at next.
+    /// Number of the next sample.
     from: u64,
-    /// Who goes next, unless it has changed by then.
-    chosen: Option<Glimpse>,
+    /// The next victim, unless it changes until then.
+    chosen: Option<FlowRef>,
 }
 
-/// Makes room for a connection that was refused, as far as that can help: by ending one of all, or of those that are in its way.
+/// Makes room for a refused flow: evicts one of all flows, or one of those that fill its index buckets.
 ///
-/// False when none of them may be ended. The newcomer is refused then, also without SNAT: nothing would lead its replies back.
+/// False when none of them may be evicted. The new flow is refused then, even without SNAT: its replies would not come back.
 pub(super) fn make_room(ctx: &mut Context<'_>, refused: Refused, newcomer: &Flow) -> bool {
     match refused {
         Refused::Full => evict(ctx),
@@ -35,11 +35,11 @@ pub(super) fn make_room(ctx: &mut Context<'_>, refused: Refused, newcomer: &Flow
     }
 }
 
-/// Ends one connection, of a sample the one with the lowest [`EvictionRank`] that was idle for longest.
+/// Evicts the flow of a sample with the lowest [`EvictionRank`]; of equals the one idle for longest.
 fn evict(ctx: &mut Context<'_>) -> bool {
-    let ready = ctx.worker.evictor.chosen.take().and_then(|seen| ctx.table.again(&seen));
-    // It is looked at again: meanwhile a handshake may have gone on. And of the higher ranks another sample may know a better one.
-    let ready = ready.and_then(|hit| Some((rank(ctx, &hit.glimpse())?, hit))).filter(|(rank, _)| *rank < EvictionRank::IdleUdp);
+    let ready = ctx.worker.evictor.chosen.take().and_then(|seen| ctx.table.revalidate(&seen));
+    // Ranked again, since a handshake may have completed meanwhile. For the higher ranks a fresh sample may have a better victim.
+    let ready = ready.and_then(|hit| Some((rank(ctx, &hit.flow_ref())?, hit))).filter(|(rank, _)| *rank < EvictionRank::IdleUdp);
     match ready {
         Some((rank, hit)) => end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank)),
         None => {
@@ -54,36 +54,36 @@ fn evict(ctx: &mut Context<'_>) -> bool {
     true
 }
 
-/// The same where both of a key's buckets in the index are full, which happens shortly before the table is: one of those in them.
+/// Evicts a flow from the two full index buckets of a key. Buckets fill up shortly before the table does.
 fn evict_neighbour(ctx: &mut Context<'_>, key: &Tuple) -> bool {
     let chosen = first_to_go(ctx, ctx.table.neighbours(key), u32::MAX);
     chosen.inspect(|chosen| end_chosen(ctx, *chosen)).is_some()
 }
 
-fn end_chosen(ctx: &Context<'_>, (rank, seen): (EvictionRank, Glimpse)) {
-    // Gone already: another worker has made room.
-    if let Some(hit) = ctx.table.again(&seen) {
+fn end_chosen(ctx: &Context<'_>, (rank, seen): (EvictionRank, FlowRef)) {
+    // `None`: another worker has evicted it.
+    if let Some(hit) = ctx.table.revalidate(&seen) {
         end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank));
     }
 }
 
-fn rank(ctx: &Context<'_>, seen: &Glimpse) -> Option<EvictionRank> {
+fn rank(ctx: &Context<'_>, seen: &FlowRef) -> Option<EvictionRank> {
     if silent(seen.phase, seen.seen_ms, &ctx.worker.idle, ctx.now_ms) {
         return Some(EvictionRank::Closed);
     }
     seen.phase.eviction_rank(ctx.now_ms.saturating_sub(seen.seen_ms))
 }
 
-/// The one of the next sample that goes first.
-fn choose(ctx: &mut Context<'_>) -> Option<(EvictionRank, Glimpse)> {
+/// Picks the victim from the next sample.
+fn choose(ctx: &mut Context<'_>) -> Option<(EvictionRank, FlowRef)> {
     let from = ctx.worker.evictor.from;
     ctx.worker.evictor.from = from.wrapping_add(u64::from(EVICTION_PLACES));
     first_to_go(ctx, ctx.table.sample(from, EVICTION_PLACES), EVICTION_COMPARED)
 }
 
-/// The one that goes first, of as many half-open or ended ones as are to be compared.
-fn first_to_go(ctx: &Context<'_>, connections: impl Iterator<Item = Glimpse>, compared_max: u32) -> Option<(EvictionRank, Glimpse)> {
-    let (mut victim, mut compared): (Option<(EvictionRank, Glimpse)>, u32) = (None, 0);
+/// Picks the victim among flows, of which at most `compared_max` half-open or closed ones are compared.
+fn first_to_go(ctx: &Context<'_>, connections: impl Iterator<Item = FlowRef>, compared_max: u32) -> Option<(EvictionRank, FlowRef)> {
+    let (mut victim, mut compared): (Option<(EvictionRank, FlowRef)>, u32) = (None, 0);
     for seen in connections {
         let Some(rank) = rank(ctx, &seen) else { continue };
         if victim.is_none_or(|(lowest, oldest)| (rank, seen.seen_ms) < (lowest, oldest.seen_ms)) {
@@ -97,8 +97,8 @@ fn first_to_go(ctx: &Context<'_>, connections: impl Iterator<Item = Glimpse>, co
     victim
 }
 
-/// Asks for the memory that its end will touch, and for the sample after that.
-fn prepare(ctx: &Context<'_>, next: &Glimpse) {
+/// Prefetches the memory that the victim's end will touch, and the next sample.
+fn prepare(ctx: &Context<'_>, next: &FlowRef) {
     if let (Some(flow), Some(filter)) = (ctx.table.prefetch_end(next), &ctx.filter)
         && flow.announced
     {

@@ -1,4 +1,4 @@
-//! New connections: who may open one, and from which address and port it goes on.
+//! New flows: which packets may open one, and with which source address and port.
 
 use super::evict::make_room;
 use super::source_ports::{SourcePorts, TRIED_FIRST};
@@ -10,15 +10,15 @@ use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
 use crate::tuple::{Proto, Tuple, addr_words};
 
-/// How often room is made for a connection: a slot, and a place in the index for each of its two keys.
+/// Evictions for one new flow: for a slot, and for an index entry of each of its two keys.
 const ROOM_TRIES: u32 = 3;
 
-/// The source address of a new connection towards its backend.
+/// The source address of a new flow towards its backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The client's own.
+    /// The client's.
     Client,
-    /// Another one.
+    /// An address of the gateway.
     Replaced([u64; 2]),
 }
 
@@ -34,8 +34,8 @@ impl Source {
     }
 }
 
-/// Which first packets may open a connection. The kernel's conntrack has the same rules (a connection met in its middle is picked up,
-/// a lone RST or FIN or SYN+ACK is invalid), except that one whose source port would have to be invented now is refused.
+/// Whether a packet may open a flow. The rules are those of the kernel's conntrack: mid-stream connections are picked up, a lone RST, FIN or
+/// SYN+ACK is invalid. In addition a mid-stream connection that needs SNAT is refused, since its earlier source port is unknown.
 pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
     if packet.tuple.proto == Proto::Udp {
         return Ok(());
@@ -48,10 +48,9 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
     }
 }
 
-/// Asks for the memory where the reply's key will most likely go, as soon as the backend is known: from there on it is some hundred steps until it
-/// is wanted.
+/// Prefetches the memory of the likely reply key as soon as the backend is known. Some hundred instructions pass before it is used.
 #[inline]
-pub(super) fn fetch_likely(ctx: &Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) {
+pub(super) fn prefetch_reply_key(ctx: &Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) {
     let Ok(source) = Source::choose(ctx, packet, snat, false) else { return };
     let (src, sport) = (addr_words(backend.addr).0, backend.port);
     let dport = SourcePorts::new(ctx, packet, hash, source).next().unwrap_or(packet.tuple.sport);
@@ -63,7 +62,7 @@ pub(super) fn fetch_likely(ctx: &Context<'_>, packet: &Packet, hash: u64, backen
     }
 }
 
-/// Creates the connection.
+/// Creates the flow.
 #[inline(always)]
 pub(super) fn open(
     ctx: &mut Context<'_>,
@@ -77,7 +76,7 @@ pub(super) fn open(
     let mut flow = Flow {
         proto: t.proto,
         v6: t.v6,
-        // Answers to replaced sources are known by their address and port; others must be announced.
+        // Captured by a rule when the source is replaced; otherwise the filter must learn the reply.
         announced: source == Source::Client && ctx.filter.is_some(),
         client: t.src,
         client_port: t.sport,
@@ -96,7 +95,7 @@ pub(super) fn open(
         && let Some(answers) = rss.answers(&flow.reply(), ctx.worker.number)
     {
         let mut ports = ports.leading(answers).chain(ports).peekable();
-        // Looked for once; most likely another one than `fetch_likely` has taken for likely.
+        // Most likely not the port that `prefetch_reply_key` guessed.
         if let Some(port) = ports.peek() {
             ctx.table.prefetch_key(&Flow { source_port: *port, ..flow }.reply());
         }
@@ -105,7 +104,7 @@ pub(super) fn open(
     create(ctx, hash, &mut flow, phase, ports, onward.id)
 }
 
-/// Creates the connection with the first of these source ports that is free.
+/// Creates the flow with the first free one of these source ports.
 #[inline(always)]
 fn create(
     ctx: &mut Context<'_>,
@@ -130,7 +129,7 @@ fn create(
     hit
 }
 
-/// Counts a source port for a connection, which it then has to find.
+/// Counts a source port for a flow before the search for one.
 #[inline(always)]
 fn take_share<'c>(ctx: &Context<'c>, flow: &Flow) -> Result<EndpointPorts<'c>, Reason> {
     ctx.table.take_share(flow, ctx.services.snat.holder_max()).map_err(|none| match none {
@@ -139,7 +138,7 @@ fn take_share<'c>(ctx: &Context<'c>, flow: &Flow) -> Result<EndpointPorts<'c>, R
     })
 }
 
-/// Reserves both keys of a connection, announces its reply and sets it live.
+/// Reserves both keys of a flow, announces its reply and sets it live.
 #[inline(always)]
 fn reserve(
     ctx: &mut Context<'_>,
@@ -174,7 +173,7 @@ fn reserve(
     })
 }
 
-/// Why a packet is dropped whose connection was refused.
+/// The drop reason for a refused flow.
 fn reason(refused: Refused, replaced: bool) -> Reason {
     match refused {
         Refused::Full | Refused::Crowded(_) => Reason::ConntrackFull,

@@ -1,4 +1,4 @@
-//! Which source ports a new connection tries, and in which order.
+//! The source ports that a new flow tries, in order.
 
 use std::ops::RangeInclusive;
 
@@ -8,22 +8,22 @@ use crate::parse::{Packet, tcp};
 use crate::rss::Answers;
 use crate::tuple::{Proto, fast_range};
 
-/// Ports tried before those that were given back last: a range nine tenths full has a free one among as many 29 times of 30.
+/// Ports tried before the recently released ones. In a range that is nine tenths full, one of these is free 29 times of 30.
 pub(super) const TRIED_FIRST: usize = 32;
-/// Other source ports tried when a client's own clashes, at the most.
+/// Other source ports tried when the client's own clashes.
 const CLIENT_TRIED_MAX: u32 = 16;
-/// Source ports looked at for preferred ones, at the most. With eight workers every eighth port is one, and none among this many is
-/// a matter of one connection in thousands; with sixteen, of one in sixty.
+/// Source ports checked for one whose answers arrive at this worker. With eight workers every eighth port is one, and one flow in thousands
+/// finds none among this many; with sixteen, one in sixty.
 const LOOKED_AT_MAX: u32 = 64;
-/// The golden section of 2^32: how far apart the ports lie that are looked at. Neighbours differ in few bits, and under many a hash key
-/// few bits reach few queues; steps of this kind change all bits.
+/// Distance between checked ports: the golden section of 2^32. Adjacent ports differ in few bits, which under many hash keys reach few queues;
+/// this step changes all bits.
 const FAR: u32 = 0x9e37_79b9;
 
 /// The source ports to try for a new connection, best first.
 ///
-/// They begin anywhere and go on in steps of any length, both by the connection's hash, so that connections that meet at one port part again: in an
-/// order that all share, taken ports would gather in runs, and whoever comes upon a run would have to pass all of it. Each port of the range comes by once: the
-/// steps are odd and go round in the next power of two, and what lies beyond the range is passed over.
+/// Start and step follow from the flow's hash, so two flows that collide at one port separate afterwards. In a shared order taken ports would form
+/// runs, and each search that meets a run would walk through all of it. Every port of the range comes once: steps are odd, modulo the next power of
+/// two, and numbers beyond the range are skipped.
 #[derive(Clone)]
 pub(super) struct SourcePorts {
     first: Option<u16>,
@@ -39,7 +39,7 @@ impl SourcePorts {
         let snat_range = &ctx.services.snat;
         let (first, base, last, tries) = match source {
             Source::Replaced(_) => (None, snat_range.port_first, snat_range.port_last, u32::MAX),
-            // The client's own port; in the middle of a connection only that one.
+            // The client's own port; mid-stream only that one.
             Source::Client if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), 1, 0, 0),
             Source::Client => (Some(packet.tuple.sport), 1_024, u16::MAX, CLIENT_TRIED_MAX),
         };
@@ -54,7 +54,7 @@ impl SourcePorts {
         SourcePorts { first, base, range, at, step: (hash >> 32) as u32 | 1, left: tries.min(range) }
     }
 
-    /// Of some ports from the worker's hint on, those whose answers come in at this worker.
+    /// Among some ports, starting at the worker's hint, those whose answers arrive at this worker.
     pub(super) fn leading<'r>(&self, answers: Answers<'r>) -> impl Iterator<Item = u16> + Clone + use<'r> {
         let SourcePorts { base, range, mut at, .. } = *self;
         let step = fast_range(FAR, range) | 1;

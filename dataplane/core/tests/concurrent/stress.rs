@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use nomagic_core::conntrack::{Conntrack, Deltas, Direction, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
 use nomagic_core::frame::NextHopId;
-use nomagic_core::parse::{Piece, tcp};
+use nomagic_core::parse::{LaterFragment, tcp};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
 /// Connections that clients can ask for; each is opened again and again, towards other backends.
@@ -189,7 +189,7 @@ impl Round<'_> {
             }
             self.table.touch(&hit, hit.phase.after(Direction::Reply, 0), r >> 32);
             self.table.cache_hop(&hit, ROUTES, hop(hit.stats, hit.direction));
-            let piece = Piece { tuple: Tuple { sport: 0, dport: 0, ..key }, id, l3: 14, ip_len: 100, ttl: 64 };
+            let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..key }, id, l3: 14, ip_len: 100, ttl: 64 };
             if let Some(hit) = self.table.lookup_fragment(&piece, 0) {
                 // Another's with the same addresses and identification may have come between; but it is that one's altogether.
                 check(&hit, None);

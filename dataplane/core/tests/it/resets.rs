@@ -1,9 +1,9 @@
 //! Rejected TCP connections that are answered by a reset (RFC 9293, 3.10.7.1): packets in, packets out, with etherparse as the judge.
 
 use etherparse::{NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
-use nomagic_core::answer::Limiter;
 use nomagic_core::frame::Verdict;
 use nomagic_core::reason::Reason;
+use nomagic_core::reject::Limiter;
 use nomagic_core::services::{Action, TcpReject};
 use nomagic_core::tuple::Proto;
 use nomagic_core_fixtures::*;

@@ -1,10 +1,10 @@
 //! The straight line for ordinary packets against the general way: whatever the first decides, the second would have decided the same.
 
 use arrayvec::ArrayVec;
+use nomagic_core::fast_parse::Plain;
 use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
 use nomagic_core::parse::{NotPacket, martian, parse};
 use nomagic_core::pipeline::process;
-use nomagic_core::plain::Plain;
 use nomagic_core::reason::Reason;
 use nomagic_core_fixtures::*;
 use proptest::prelude::*;

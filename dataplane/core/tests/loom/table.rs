@@ -11,7 +11,7 @@ use loom::sync::atomic::AtomicU64;
 use loom::thread;
 use nomagic_core::conntrack::{Conntrack, Direction, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
 use nomagic_core::frame::NextHopId;
-use nomagic_core::parse::Piece;
+use nomagic_core::parse::LaterFragment;
 use nomagic_core::tuple::{Proto, Tuple};
 
 /// Preemptions of a run at the most: most bugs need one or two.
@@ -391,7 +391,7 @@ fn a_later_fragment_goes_where_its_connection_goes_or_nowhere() {
         let reply = flow(1000, 1).reply();
         let first = create(&table, flow(1000, 1)).unwrap();
         table.remember_fragments(&reply, 5, &find(&table, &reply).unwrap(), 0);
-        let piece = Piece { tuple: Tuple { sport: 0, dport: 0, ..reply }, id: 5, l3: 14, ip_len: 100, ttl: 64 };
+        let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..reply }, id: 5, l3: 14, ip_len: 100, ttl: 64 };
         let writer = move |table: &Conntrack<'_>| {
             assert!(table.end(&first).is_some());
             create(table, flow(2000, 2)).unwrap();

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::HashMap;
-use nomagic_core::parse::{Packet, Piece, link_header};
+use nomagic_core::parse::{LaterFragment, Packet, link_header};
 use nomagic_core::reason::Reason;
 use nomagic_core::wire::{ethertype, ipv4, ipv6};
 use nomagic_core_fixtures::{fuzz_input, honest_frames};
@@ -171,8 +171,8 @@ impl Parity {
     }
 
     /// The filter takes the frame after a first fragment with exactly these addresses, identification and protocol.
-    fn check_piece(&mut self, frame: &[u8], piece: &Piece) {
-        let Piece { tuple: t, id, .. } = piece;
+    fn check_piece(&mut self, frame: &[u8], piece: &LaterFragment) {
+        let LaterFragment { tuple: t, id, .. } = piece;
         let others = neighbours(t).into_iter().filter(|other| (other.sport, other.dport) == (t.sport, t.dport));
         let keys = others.map(|o| fragment_key(o.src, o.dst, *id, o.proto)).chain([fragment_key(t.src, t.dst, id ^ 1, t.proto)]);
         for (key, action) in keys.map(|key| (key, PASS)).chain([(fragment_key(t.src, t.dst, *id, t.proto), REDIRECT)]) {

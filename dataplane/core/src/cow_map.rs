@@ -1,46 +1,46 @@
-//! A map whose copies share what they do not change: a table of 100,000 addresses in which one changes is copied in microseconds.
+//! A copy-on-write map: copies share unchanged parts. Changing one address in a copy of a table of 100,000 takes microseconds.
 //!
-//! The entries lie in parts of about [`PART_ENTRIES`], each behind an [`Arc`]. A copy copies the list of parts; a change copies the part that
-//! it is in, if another copy still uses it. A look-up is one step more than in a plain map.
+//! Entries lie in parts of about [`PART_ENTRIES`], each behind an [`Arc`]. A copy clones the list of parts; a change clones the part it touches,
+//! if another copy still uses that. A look-up takes one step more than in an ordinary map.
 
 use std::hash::{BuildHasher, BuildHasherDefault, Hash};
 use std::sync::Arc;
 
 use crate::hash::{WordHasher, WordMap};
 
-/// Entries of a part, on average, above which the map is laid out anew.
+/// Average entries a part above which the map grows.
 const PART_ENTRIES: usize = 64;
-/// There are this many times more parts then.
+/// Factor by which the number of parts grows.
 const GROWTH: usize = 8;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
-pub struct SharedMap<K, V> {
-    /// Their number is a power of two.
+pub struct CowMap<K, V> {
+    /// A power of two of them.
     parts: Vec<Arc<WordMap<K, V>>>,
     len: usize,
 }
 
-impl<K, V> Default for SharedMap<K, V> {
-    fn default() -> SharedMap<K, V> {
-        SharedMap { parts: vec![Arc::default()], len: 0 }
+impl<K, V> Default for CowMap<K, V> {
+    fn default() -> CowMap<K, V> {
+        CowMap { parts: vec![Arc::default()], len: 0 }
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Clone> SharedMap<K, V> {
+impl<K: Hash + Eq + Clone, V: Clone> CowMap<K, V> {
     /// The value of a key.
     #[inline]
     pub fn get(&self, key: &K) -> Option<&V> {
         self.parts[self.part(key)].get(key)
     }
 
-    /// Whether the key is there.
+    /// Whether the map has the key.
     #[inline]
     pub fn contains(&self, key: &K) -> bool {
         self.parts[self.part(key)].contains_key(key)
     }
 
-    /// Sets the value of a key; the one before comes back.
+    /// Sets the value of a key and returns the previous one.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         let part = self.part(&key);
         let before = Arc::make_mut(&mut self.parts[part]).insert(key, value);
@@ -51,7 +51,7 @@ impl<K: Hash + Eq + Clone, V: Clone> SharedMap<K, V> {
         before
     }
 
-    /// Takes a key out.
+    /// Removes a key and returns its value.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let part = self.part(key);
         if !self.parts[part].contains_key(key) {
@@ -66,11 +66,10 @@ impl<K: Hash + Eq + Clone, V: Clone> SharedMap<K, V> {
         self.parts.iter().flat_map(|part| part.iter())
     }
 
-    /// The keys whose values may differ from another copy's, in no order: `(key, here, there)`. What both share is passed over.
-    pub fn differences<'m>(&'m self, other: &'m SharedMap<K, V>) -> impl Iterator<Item = (&'m K, Option<&'m V>, Option<&'m V>)> {
+    /// The keys whose values may differ from another copy's, in no order: `(key, here, there)`. Shared parts are skipped.
+    pub fn differences<'m>(&'m self, other: &'m CowMap<K, V>) -> impl Iterator<Item = (&'m K, Option<&'m V>, Option<&'m V>)> {
         let same_parts = self.parts.len() == other.parts.len();
-        let own =
-            move |place: usize, a: &SharedMap<K, V>, b: &SharedMap<K, V>| !same_parts || !Arc::ptr_eq(&a.parts[place], &b.parts[place]);
+        let own = move |place: usize, a: &CowMap<K, V>, b: &CowMap<K, V>| !same_parts || !Arc::ptr_eq(&a.parts[place], &b.parts[place]);
         let here = (0..self.parts.len()).filter(move |place| own(*place, self, other)).flat_map(|place| self.parts[place].iter());
         let there = (0..other.parts.len()).filter(move |place| own(*place, other, self)).flat_map(|place| other.parts[place].iter());
         let here = here.map(|(key, value)| (key, Some(value), other.get(key)));
@@ -87,7 +86,7 @@ impl<K: Hash + Eq + Clone, V: Clone> SharedMap<K, V> {
         self.len == 0
     }
 
-    /// The upper bits: the lower ones choose the place within the part.
+    /// By the hash's upper bits; the lower ones choose the place within the part.
     #[inline]
     fn part(&self, key: &K) -> usize {
         let hash = BuildHasherDefault::<WordHasher>::default().hash_one(key);
@@ -96,7 +95,7 @@ impl<K: Hash + Eq + Clone, V: Clone> SharedMap<K, V> {
 
     fn grow(&mut self) {
         let wanted = self.parts.len() * GROWTH;
-        let mut grown = SharedMap { parts: (0..wanted).map(|_| Arc::default()).collect(), len: 0 };
+        let mut grown = CowMap { parts: (0..wanted).map(|_| Arc::default()).collect(), len: 0 };
         for (key, value) in self.iter() {
             let part = grown.part(key);
             Arc::make_mut(&mut grown.parts[part]).insert(key.clone(), value.clone());
@@ -112,12 +111,12 @@ mod tests {
     use crate::tuple::splitmix64;
     use std::collections::BTreeMap;
 
-    /// A crowd of copies, each changed for itself, beside plain maps.
+    /// Several copies, changed independently, compared with ordinary maps.
     #[test]
     fn copies_are_independent_and_like_plain_maps() {
         let mut random = 1;
         let mut next = |n: u64| splitmix64(&mut random) % n;
-        let mut copies: Vec<(SharedMap<u64, u64>, BTreeMap<u64, u64>)> = vec![Default::default()];
+        let mut copies: Vec<(CowMap<u64, u64>, BTreeMap<u64, u64>)> = vec![Default::default()];
         for step in 0..60_000 {
             let at = next(copies.len() as u64) as usize;
             if step % 10_000 == 0 {
@@ -142,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_change_copies_one_part() {
-        let mut map = SharedMap::default();
+        let mut map = CowMap::default();
         for key in 0..10_000u64 {
             map.insert(key, key);
         }
@@ -155,11 +154,11 @@ mod tests {
         assert_eq!((before.len(), map.len(), before.get(&7)), (10_000, 9_999, Some(&7)));
         map.remove(&8_888);
         assert_eq!(map.len(), 9_999);
-        let differ = |a: &SharedMap<u64, u64>, b: &SharedMap<u64, u64>| {
+        let differ = |a: &CowMap<u64, u64>, b: &CowMap<u64, u64>| {
             a.differences(b).map(|(k, x, y)| (*k, x.copied(), y.copied())).filter(|(_, x, y)| x != y).count()
         };
         // Also when one of them has more parts.
         assert_eq!((differ(&map, &before), differ(&before, &map), map.differences(&map).count()), (2, 2, 0));
-        assert_eq!((differ(&map, &SharedMap::default()), differ(&SharedMap::default(), &map)), (9_999, 9_999));
+        assert_eq!((differ(&map, &CowMap::default()), differ(&CowMap::default(), &map)), (9_999, 9_999));
     }
 }

@@ -1,9 +1,8 @@
-//! Reading what nearly every frame is, in a straight line: Ethernet without tags, IPv4 without options or IPv6 without extension headers,
-//! TCP or UDP, whole and in one segment.
+//! The parser for plain frames, which nearly all are: Ethernet without tags, IPv4 without options or IPv6 without extension headers, TCP or UDP,
+//! unfragmented and in one segment.
 //!
-//! What is said here [`parse`](crate::parse::parse) says too, except that no address is judged: whoever opens connections asks
-//! [`martian`](crate::parse::martian), and packets of connections that are open have addresses that somebody asked for. Whatever is not plain
-//! in this sense, or not sane, is read by `parse`.
+//! It agrees with [`parse`](crate::parse::parse), except that it accepts any address: the slow path calls [`martian`](crate::parse::martian), and
+//! the addresses of open flows have passed that. All other frames are left to `parse`.
 
 use crate::checksum::Covered;
 use crate::frame::Frame;
@@ -21,17 +20,17 @@ pub(crate) const L4_V6: usize = L3 + ipv6::HEADER_LEN;
 pub const PLAIN_MIN: usize = L4_V4 + udp::HEADER_LEN;
 /// The shortest plain frame over IPv6: UDP.
 pub(crate) const PLAIN_V6_MIN: usize = L4_V6 + udp::HEADER_LEN;
-/// EtherType and the first two bytes of the IP header: which of the two families a plain frame is of, in one comparison.
+/// EtherType and the first two bytes of the IP header: tells the two families of plain frames apart in one comparison.
 const KIND: Field<4> = Field::at(ethernet::field::TYPE.start());
 /// The upper three bytes of [`KIND`], for IPv4.
 const IPV4_WITHOUT_OPTIONS: u32 = ((ethertype::IPV4 as u32) << 8) | ipv4::WITHOUT_OPTIONS as u32;
 
-/// What is kept of a plain frame's headers between the steps of a batch.
+/// The header fields of a plain frame that the passes over a batch share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plain {
     /// Ports, protocol and family, see [`Tuple::meta`](crate::tuple::Tuple::meta).
     pub meta: u64,
-    /// Source and destination address of IPv4; those of IPv6 stay in the frame.
+    /// Source and destination address of IPv4. IPv6 addresses stay in the frame.
     addrs: u64,
     l4_len: u16,
     covered_len: u16,
@@ -85,7 +84,7 @@ impl Plain {
         Plain::transport(data, l4, L4_V6, l4_len, NEXT_HEADER.after(L3).u8(start), 0, true)
     }
 
-    /// The transport header, which `start` begins; its `l4_len` bytes are in `data` for certain, and at least eight.
+    /// Reads the transport header, which begins with `start`. The caller has checked that `data` holds its `l4_len` bytes, at least eight.
     #[inline(always)]
     fn transport(
         data: &[u8],
@@ -118,8 +117,7 @@ impl Plain {
         Some(Plain { meta, addrs, l4_len: l4_len as u16, covered_len: covered as u16, tcp_flags, v6 })
     }
 
-    /// The key of the packet. `data` are the bytes of the frame that it was read from; `V6` is [`Plain::v6`], said at a time when the compiler
-    /// hears it.
+    /// The key of the packet. `data` are the bytes of its frame; `V6` is [`Plain::v6`] as a const generic, so each family gets its own code.
     #[inline(always)]
     pub fn key<const V6: bool>(&self, data: &[u8]) -> Key {
         let addrs = match data.first_chunk::<L4_V6>() {
@@ -151,7 +149,7 @@ impl Plain {
         usize::from(self.l4_len) + if V6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN }
     }
 
-    /// The packet as [`parse`](crate::parse::parse) would say it.
+    /// The packet as [`parse`](crate::parse::parse) returns it.
     pub fn packet(&self, data: &[u8]) -> Packet {
         let key = if self.v6 { self.key::<true>(data) } else { self.key::<false>(data) };
         let mut tuple = meta_parts(key.meta);

@@ -1,18 +1,17 @@
-//! What nearly every packet is: the next one of a connection in its stride. No branch in here goes two ways often, nothing is allocated,
-//! no instruction is locked, and usually nothing but the frame and the counters is written.
+//! The fast path: the next packet of an established flow, which is nearly every packet. No branch here often goes both ways, nothing is
+//! allocated, no instruction is locked, and usually only the frame and the counters are written.
 //!
-//! Every answer it gives is the one that the general way would have given; whatever is not plain and simple is left to that,
-//! unchanged.
+//! Its answers are those of the slow path. It declines every frame that is not plain, and leaves that unchanged.
 
 use super::Context;
-use crate::conntrack::{Ahead, Direction};
+use crate::conntrack::{Direction, Prefetched};
 use crate::counters::Counters;
+use crate::fast_parse::Plain;
 use crate::frame::{Frame, NextHopId, PortId};
 use crate::parse::tcp;
-use crate::plain::Plain;
 use crate::rewrite;
 
-/// The batch's part of the counters, added up first. All were known connections and went on.
+/// Counts of one batch, added to the counters once. All these packets hit known flows and were forwarded.
 #[derive(Default)]
 pub(super) struct Tally {
     packets: u64,
@@ -27,15 +26,15 @@ impl Tally {
     }
 }
 
-/// Where an ordinary packet of a known connection goes on; `None`, and nothing changed: the general way decides.
+/// The port and next hop of an ordinary packet of a known flow. `None`: nothing has changed, and the slow path decides.
 ///
-/// `V6` says what the packet says, at a time when the compiler hears it: so both families get a straight line of their own.
+/// `V6` repeats the packet's address family as a const generic, so each family gets its own branch-free copy.
 #[inline(always)]
-pub(super) fn established<const V6: bool>(
+pub(super) fn fast_path<const V6: bool>(
     ctx: &mut Context<'_>,
     frame: &mut Frame<'_>,
     plain: &Plain,
-    ahead: &Ahead<'_>,
+    prefetched: &Prefetched<'_>,
     tally: &mut Tally,
 ) -> Option<(PortId, NextHopId)> {
     if (plain.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0) | frame.resubmitted {
@@ -43,7 +42,7 @@ pub(super) fn established<const V6: bool>(
     }
     let head = frame.head_mut();
     let key = plain.key::<V6>(head);
-    let hit = ctx.table.lookup_ahead(ahead, &key, V6)?;
+    let hit = ctx.table.lookup_prefetched(prefetched, &key, V6)?;
     if ctx.now_ms.wrapping_sub(hit.seen_ms) >= ctx.worker.idle.settled(hit.phase, hit.direction) {
         return None;
     }

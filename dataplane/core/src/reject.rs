@@ -1,6 +1,6 @@
-//! Frames that are made here: ICMP errors and resets to the sender of a packet that cannot go on.
+//! Rejects: ICMP errors and resets to the sender of a packet that is not forwarded.
 //!
-//! Built off the hit path with etherparse. Sources: RFC 792, RFC 4443 (ICMPv6), RFC 1122 3.2.2 (when not to send), RFC 1812 4.3.2.3 and
+//! Built on the slow path with etherparse. Sources: RFC 792, RFC 4443 (ICMPv6), RFC 1122 3.2.2 (when not to send), RFC 1812 4.3.2.3 and
 //! RFC 4443 2.4 (how much to quote), RFC 9293 3.10.7.1 (resets).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,17 +13,17 @@ use crate::frame::Frame;
 use crate::parse::Packet;
 use crate::wire::{ethernet, icmp, icmpv6, ipv4, ipv6, tcp};
 
-/// Bytes of an IPv4 packet with an ICMP error at the most (RFC 1812).
+/// Longest IPv4 packet with an ICMP error, bytes (RFC 1812).
 const V4_LEN_MAX: usize = 576;
-/// Bytes of an IPv6 packet with an ICMPv6 error at the most (the minimum MTU).
+/// Longest IPv6 packet with an ICMPv6 error, bytes (the minimum MTU).
 const V6_LEN_MAX: usize = 1_280;
-/// Hop limit of what is made here.
+/// TTL and hop limit of rejects.
 const TTL: u8 = 64;
 
-/// What is wrong.
+/// An ICMP error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
-    /// Nobody serves this port (kube-proxy's REJECT): ICMP 3/3, ICMPv6 1/4.
+    /// Port unreachable (kube-proxy's REJECT): ICMP 3/3, ICMPv6 1/4.
     PortUnreachable,
     /// ICMP 11/0, ICMPv6 3/0.
     TimeExceeded,
@@ -31,8 +31,8 @@ pub enum Error {
     TooBig(u32),
 }
 
-/// Builds the answer to `packet` (still unchanged in `frame`) into `spare`, as a frame back to where it came from.
-/// False, with `spare` unchanged in size, when no answer may be sent or it does not fit.
+/// Builds an error about `packet` (still unchanged in `frame`) into `spare`, addressed to the packet's sender.
+/// False, with `spare` unchanged in size, when no error may be sent or it does not fit.
 pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spare: &mut Frame<'_>) -> bool {
     let l3 = usize::from(packet.l3);
     let received = frame.head();
@@ -52,11 +52,11 @@ pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spa
     send_back(frame, l3, &message[..len], spare)
 }
 
-/// Builds the reset that a host without such a port would answer a TCP segment with. Otherwise as [`build`]; a reset is never answered.
+/// Builds the reset that a host sends for a closed port. Like [`build`]; a reset is never answered.
 pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) -> bool {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     let received = frame.head();
-    // Nor is a link-layer broadcast or multicast. The packet was read before: its header is here.
+    // Nor is a link-layer broadcast or multicast. `parse` has checked that the header is in the first segment.
     let Some((segment, _)) = received.get(l4..).and_then(|l4| TcpHeader::from_slice(l4).ok()) else { return false };
     if is_group(received) || segment.rst {
         return false;
@@ -80,7 +80,7 @@ pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) ->
     len > 0 && send_back(frame, l3, &message[..len], spare)
 }
 
-/// A frame with this IP packet back to where another one came from. False when it does not fit.
+/// Builds a frame with this IP packet for the sender of another frame. False when it does not fit.
 fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>) -> bool {
     let received = frame.head();
     let start = crate::frame::HEADROOM_MIN.min(spare.capacity());
@@ -89,7 +89,7 @@ fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>)
         return false;
     }
     let out = spare.head_mut();
-    // Back the way it came: addresses swapped, VLAN tags kept.
+    // MAC addresses swapped, VLAN tags kept.
     out[..l3].copy_from_slice(&received[..l3]);
     ethernet::field::DESTINATION.write(out, ethernet::field::SOURCE.read(received));
     ethernet::field::SOURCE.write(out, ethernet::field::DESTINATION.read(received));
@@ -98,12 +98,12 @@ fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>)
     true
 }
 
-/// Whether a frame is addressed to a group: broadcast or multicast.
+/// Whether a frame's destination is a broadcast or multicast address.
 fn is_group(frame: &[u8]) -> bool {
     frame[0] & ethernet::GROUP != 0
 }
 
-/// An IPv4 packet without the DF bit would have been fragmented by a router; nomagic does not fragment and stays silent.
+/// A router would fragment an IPv4 packet without the DF bit. nomagic does not fragment, and sends no error for these.
 fn error_needs_df(error: Error) -> bool {
     matches!(error, Error::TooBig(_))
 }
@@ -146,7 +146,7 @@ fn reset_v6(mut reset: TcpHeader, from: Ipv6Addr, to: Ipv6Addr, out: &mut [u8]) 
     join(out, &[&header_v6(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
 }
 
-/// Before this many bytes, which are far from the largest packet.
+/// An IPv4 header for a payload of this many bytes, which is far below the largest packet.
 fn header_v4(payload_len: usize, protocol: IpNumber, source: Ipv4Addr, destination: Ipv4Addr) -> [u8; ipv4::HEADER_LEN] {
     let mut ip = Ipv4Header {
         total_len: (ipv4::HEADER_LEN + payload_len) as u16,
@@ -185,7 +185,7 @@ fn join(out: &mut [u8], parts: &[&[u8]]) -> usize {
     at
 }
 
-/// How many errors may be sent: a token bucket.
+/// Limits the rate of rejects: a token bucket.
 #[derive(Debug)]
 pub struct Limiter {
     tokens: u64,
@@ -193,12 +193,12 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Errors a second that a worker sends at the most (the kernel's icmp_msgs_per_sec).
+    /// Rejects a second and worker (the kernel's icmp_msgs_per_sec).
     pub const PER_SECOND: u64 = 1_000;
-    /// Errors in a burst at the most.
+    /// Rejects in a burst.
     pub const BURST: u64 = 200;
 
-    /// Takes a token, if there is one.
+    /// Takes a token. False when none is left.
     pub fn take(&mut self, now_ms: u64) -> bool {
         let earned = now_ms.saturating_sub(self.refilled_ms).saturating_mul(Limiter::PER_SECOND) / 1_000;
         if earned > 0 {

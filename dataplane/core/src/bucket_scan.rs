@@ -1,7 +1,7 @@
-//! Looking through the entries of an index bucket: which bear a tag, which are free.
+//! Searches the entries of an index bucket for a tag, or for a free entry.
 //!
-//! On x86_64 four vector instructions look at all eight at once; every such processor has them (SSE2). What they read while others write is a
-//! hint, except for this: each half of an entry is read whole, as any aligned four bytes are, so a tag that was published before is seen.
+//! On x86_64 four vector loads (SSE2, which every such processor has) read all eight entries at once. A concurrent write makes the result a hint,
+//! with one guarantee: each half of an entry is read whole, as any aligned four bytes are, so a tag published earlier is found.
 #![allow(unsafe_code)]
 
 use crate::sync::{AtomicU64, Ordering};
@@ -17,28 +17,28 @@ pub struct Places(u32);
 const BITS: u32 = 2;
 
 impl Places {
-    /// No place.
+    /// The empty set.
     pub const NONE: Places = Places(0);
 
-    /// How many there are.
+    /// Number of places.
     #[inline(always)]
     pub fn len(self) -> u32 {
         self.0.count_ones()
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     #[inline(always)]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The first one. Some place when there are none.
+    /// The first place; an arbitrary one when the set is empty.
     #[inline(always)]
     pub fn first(self) -> usize {
         (self.0.trailing_zeros() / BITS) as usize % BUCKET_ENTRIES
     }
 
-    /// All but this one.
+    /// The set without this place.
     #[inline(always)]
     pub fn without(self, place: usize) -> Places {
         Places(self.0 & !(0b11 << (BITS * place as u32)))
@@ -57,25 +57,25 @@ impl Iterator for Places {
     }
 }
 
-/// The places whose entries bear this tag. (Tag 0 is also that of empty ones.)
+/// The places of entries with this tag. (Free entries have tag 0 too.)
 #[inline(always)]
 pub fn tagged(bucket: &[AtomicU64; BUCKET_ENTRIES], tag: u32) -> Places {
     Places(equal_halves(bucket, tag) & 0xaaaa)
 }
 
-/// The places that are free.
+/// The free places.
 #[inline(always)]
 pub fn free(bucket: &[AtomicU64; BUCKET_ENTRIES]) -> Places {
     Places(equal_halves(bucket, 0) & 0x5555)
 }
 
-/// Two bits for each entry: whether its lower, and its upper half equals `n`.
+/// Two bits for each entry: its lower half equals `n`, its upper half equals `n`.
 #[cfg(all(target_arch = "x86_64", not(miri), not(loom)))]
 #[inline(always)]
 fn equal_halves(bucket: &[AtomicU64; BUCKET_ENTRIES], n: u32) -> u32 {
     let equal: u32;
-    // SAFETY: reads the 64 bytes of the bucket, which is borrowed, and nothing else; loads of any alignment. Other threads may write the
-    // entries meanwhile, as atomics: the loads are those of the processor, for which that is no error.
+    // SAFETY: the loads read the 64 bytes of the borrowed bucket and nothing else, at any alignment. Other threads may write the entries
+    // as atomics meanwhile: these are the processor's own loads, for which concurrent stores are defined.
     unsafe {
         std::arch::asm!(
             "movd {n}, {n32:e}",

@@ -1,47 +1,47 @@
-//! Where destinations went lately: what the routes said of them, so that a new connection to a backend that others go to need not ask again.
+//! A worker's cache of resolved destinations, so that a new flow to a recently used backend needs no route look-up.
 //!
-//! A worker's own, direct-mapped: a newer destination takes an older one's place. Only answers that hold for every connection to a destination are
-//! kept, none of a route with several ways.
+//! Direct-mapped: a newer destination replaces an older one. Only answers that hold for every flow to a destination are kept, so none of a
+//! multipath route.
 
 use crate::frame::NextHopId;
-use crate::routes::{Routes, Way};
+use crate::routes::{Resolution, Routes};
 use crate::tuple::{AddrWords, words_addr};
 
-/// Destinations remembered at the most.
+/// Entries.
 const DESTINATIONS: usize = 256;
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// See the module.
+/// See the [module](self).
 #[derive(Debug)]
-pub struct Lately(Box<[Entry; DESTINATIONS]>);
+pub struct RouteCache(Box<[Entry; DESTINATIONS]>);
 
 #[derive(Clone, Copy, Default, Debug)]
 struct Entry {
     dst: AddrWords,
     /// Route generation << 1 | family.
     when: u64,
-    /// 0: nothing is remembered.
+    /// 0: the entry is empty.
     hop: NextHopId,
 }
 
-impl Default for Lately {
-    fn default() -> Lately {
-        Lately(Box::new([Entry::default(); DESTINATIONS]))
+impl Default for RouteCache {
+    fn default() -> RouteCache {
+        RouteCache(Box::new([Entry::default(); DESTINATIONS]))
     }
 }
 
-impl Lately {
-    /// As [`Routes::resolve`]; `hash` is asked for only when it matters.
+impl RouteCache {
+    /// Like [`Routes::resolve`]; `hash` is called only when the answer depends on it.
     #[inline]
-    pub fn resolve(&mut self, routes: &Routes, dst: AddrWords, v6: bool, hash: impl FnOnce() -> u64) -> Way {
+    pub fn resolve(&mut self, routes: &Routes, dst: AddrWords, v6: bool, hash: impl FnOnce() -> u64) -> Resolution {
         let mixed = (dst[0] ^ dst[1]).wrapping_mul(SPREAD);
         let entry = &mut self.0[(mixed >> 56) as usize % DESTINATIONS];
         let when = (routes.generation << 1) | u64::from(v6);
         if entry.hop.0 != 0 && entry.when == when && entry.dst == dst {
-            return Way::Hop(entry.hop);
+            return Resolution::Hop(entry.hop);
         }
         let (way, for_all) = routes.resolve_with(words_addr(dst, v6), hash);
-        if let (Way::Hop(hop), true) = (way, for_all) {
+        if let (Resolution::Hop(hop), true) = (way, for_all) {
             *entry = Entry { dst, when, hop };
         }
         way
@@ -71,16 +71,16 @@ mod tests {
     }
 
     #[test]
-    fn says_what_the_routes_say_now() {
-        let mut lately = Lately::default();
+    fn answers_as_the_routes_do_now() {
+        let mut cache = RouteCache::default();
         for generation in 1..4 {
             let routes = routes(generation);
-            // The last one is the first one's number in the other family.
+            // The last address has the same words as the first, in the other family.
             for addr in ["10.0.0.1", "10.9.0.1", "10.0.0.1", "10.3.3.3", "::a00:1"] {
                 for hash in [0, u64::from(u32::MAX)] {
                     let (dst, v6) = addr_words(addr.parse().unwrap());
                     let expected = routes.resolve(addr.parse().unwrap(), hash);
-                    assert_eq!(lately.resolve(&routes, dst, v6, || hash), expected, "{addr}, generation {generation}, hash {hash}");
+                    assert_eq!(cache.resolve(&routes, dst, v6, || hash), expected, "{addr}, generation {generation}, hash {hash}");
                 }
             }
         }
@@ -88,12 +88,12 @@ mod tests {
 
     #[test]
     fn asks_once_for_a_destination_with_one_way() {
-        let (routes, mut lately) = (routes(1), Lately::default());
+        let (routes, mut cache) = (routes(1), RouteCache::default());
         let (dst, v6) = addr_words("10.0.0.1".parse().unwrap());
-        lately.resolve(&routes, dst, v6, || 0);
-        assert_eq!(lately.0.iter().filter(|e| e.hop.0 != 0).count(), 1);
+        cache.resolve(&routes, dst, v6, || 0);
+        assert_eq!(cache.0.iter().filter(|e| e.hop.0 != 0).count(), 1);
         let (dst, v6) = addr_words("10.9.0.1".parse().unwrap());
-        lately.resolve(&routes, dst, v6, || 0);
-        assert_eq!(lately.0.iter().filter(|e| e.hop.0 != 0).count(), 1, "two ways are not kept");
+        cache.resolve(&routes, dst, v6, || 0);
+        assert_eq!(cache.0.iter().filter(|e| e.hop.0 != 0).count(), 1, "two ways are not kept");
     }
 }
