@@ -18,16 +18,17 @@ mod region;
 mod shares;
 mod timeouts;
 
-pub use affinity::Sticky;
+pub use affinity::{Affinity, Sticky};
 pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;
 pub use flow::{Deltas, Flow};
+pub use fragments::Fragments;
 pub use lookup::Prefetched;
 pub use phase::{EvictionRank, Phase, PhaseKind};
-pub use recovery::{Expected, Recovered};
+pub use recovery::{Expected, Recovered, recover};
 pub use region::{CAPACITY_MAX, RegionError};
-pub use shares::NoPort;
+pub use shares::{NoPort, SnatPorts};
 pub use timeouts::{IdleTimes, Timeouts};
 
 use std::ops::Range;
@@ -138,7 +139,7 @@ impl<'r> Conntrack<'r> {
         Region::format_zeroed(words, capacity, seed, boot_id).map(|region| Conntrack { region })
     }
 
-    /// One more view of a table that this process uses; the header is checked. For what another process has left see [`Conntrack::recover`].
+    /// One more view of a table that this process uses; the header is checked. For what another process has left see [`recover`].
     pub fn attach(words: &'r [AtomicU64]) -> Result<Conntrack<'r>, RegionError> {
         Region::attach(words).map(|region| Conntrack { region })
     }
@@ -224,7 +225,7 @@ impl<'r> Conntrack<'r> {
         self.clear_key(&flow.original(), Direction::Original, hit.slot);
         self.clear_key(&flow.reply(), Direction::Reply, hit.slot);
         if flow.replaces_source() {
-            self.give_share(&flow);
+            self.snat_ports().give_back(&flow);
         }
         self.region.header(W_LIVE).fetch_sub(1, Ordering::Relaxed);
         self.region.free(hit.slot);
@@ -300,6 +301,26 @@ impl<'r> Conntrack<'r> {
     /// Slots that were ever used: whatever is live now is below this one.
     pub fn slots_used(&self) -> u32 {
         self.region.high_water()
+    }
+
+    /// Session affinity: the endpoints that clients were last sent to.
+    pub fn affinity(&self) -> Affinity<'r> {
+        Affinity { region: self.region }
+    }
+
+    /// The connections of fragmented packets.
+    pub fn fragments(&self) -> Fragments<'r> {
+        Fragments { table: *self }
+    }
+
+    /// The source ports of connections whose client address is replaced: who holds how many, towards which endpoint.
+    pub fn snat_ports(&self) -> SnatPorts<'r> {
+        SnatPorts { region: self.region }
+    }
+
+    /// Notes that the table is left in order: no thread of this process uses it any more.
+    pub fn detach(&self) {
+        self.region.end_use();
     }
 
     /// Visits the live connections of some slots, a part of [`Conntrack::for_each`]; slots beyond the table are passed over.

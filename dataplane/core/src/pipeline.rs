@@ -189,7 +189,7 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
         ctx.counters.path.checksum_completed.add(1);
     }
     if let Some(id) = packet.fragment_id {
-        ctx.table.remember_fragments(&packet.tuple, id, hit, ctx.now_ms);
+        ctx.table.fragments().remember(&packet.tuple, id, hit, ctx.now_ms);
     }
     count_hit(ctx.counters, hit, bytes);
     Verdict::Forward(hop.port, id)
@@ -197,7 +197,7 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
 
 /// Sends a later fragment where the first one went. Without a known first fragment the kernel gets it.
 fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, fragment: &LaterFragment) -> Verdict {
-    let Some(hit) = ctx.table.lookup_fragment(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
+    let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
     let (hop, id) = match next_hop(ctx, &hit) {
         Ok(way) => way,
         Err(verdict) => return verdict,
@@ -243,7 +243,7 @@ fn admit_new<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, 
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
     let decision = services.decide_with(tuple, |affinity, pool, chosen| {
         let sticky = Sticky { id: affinity.id, client: tuple.src, v6: tuple.v6, timeout_s: affinity.timeout_s };
-        pool.by_identity(table.stick(&sticky, now_ms, |identity| pool.by_identity(identity).is_some(), chosen.identity()))
+        pool.by_identity(table.affinity().stick(&sticky, now_ms, |identity| pool.by_identity(identity).is_some(), chosen.identity()))
     });
     let (backend, snat) = match decision {
         Decision::Pass(reason) => return to_kernel(ctx, frame, Some(packet), reason),

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nomagic_core::conntrack::{Conntrack, Expected, Flow, Recovered};
+use nomagic_core::conntrack::{Conntrack, Expected, Flow, Recovered, recover};
 use nomagic_core::services::Services;
 use nomagic_sys::memory;
 use nomagic_sys::process::effective_user;
@@ -59,7 +59,7 @@ impl Table {
     }
 
     /// The table in a file: the one that is there, if it is of this boot and for as many connections, or a new one with this seed. `judge` says what
-    /// becomes of each connection, see [`Conntrack::recover`].
+    /// becomes of each connection, see [`recover`].
     pub fn in_file(path: &Path, capacity: u32, seed: u64, judge: impl FnMut(&Flow) -> Option<u32>) -> Result<Table, EdgeError> {
         let words = Conntrack::words_needed(capacity);
         let mut file = RegionFile::open(path)?;
@@ -162,7 +162,7 @@ impl RegionFile {
         }
         let memory = memory::file_words(self.file.as_fd(), words).map_err(|e| format!("it cannot be mapped: {e}"))?;
         let expected = Expected { capacity, boot_id: boot_id() };
-        let (table, recovered) = Conntrack::recover(memory, expected, start_ns / 1_000_000, judge).map_err(|e| e.to_string())?;
+        let (table, recovered) = recover(memory, expected, start_ns / 1_000_000, judge).map_err(|e| e.to_string())?;
         tracing::info!(
             "took over {} connections from the process before, which {}; {} were not whole, {} cannot go on with this configuration ({} ms)",
             recovered.connections,

@@ -75,13 +75,13 @@ impl Gateway {
             announced += usize::from(flow.announced);
             replaced += u64::from(flow.replaces_source());
         });
-        assert_eq!((self.wire.filter.unwrap().len(), self.wire.table.source_ports()), (announced, replaced));
+        assert_eq!((self.wire.filter.unwrap().len(), self.wire.table.snat_ports().in_use()), (announced, replaced));
     }
 
     fn insert(&self, mut flow: Flow) -> Hit {
         let table = self.wire.table;
         if flow.replaces_source() {
-            assert!(table.take_share(&flow, u64::MAX).is_ok());
+            assert!(table.snat_ports().take(&flow, u64::MAX).is_ok());
         }
         let (hash, port, phase) = (table.hash(&flow.original()), flow.source_port, Phase::first(flow.proto, SYN));
         let pending = table.reserve(&mut flow, hash, phase, 1, std::iter::once(port)).unwrap();

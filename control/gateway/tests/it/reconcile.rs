@@ -205,5 +205,14 @@ fn what_workers_open_by_the_newest_table_stays_and_nothing_else_does() {
 
     // Whatever is left ends once, and nothing stays behind.
     table.for_each(|hit, _| assert!(end_connection(table, Some(filter), hit) && !end_connection(table, Some(filter), hit)));
-    assert_eq!((table.live(), filter.len(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0, 0));
+    assert_eq!(
+        (
+            table.live(),
+            filter.len(),
+            table.snat_ports().in_use(),
+            table.snat_ports().largest_share(),
+            table.snat_ports().fullest_endpoint()
+        ),
+        (0, 0, 0, 0, 0)
+    );
 }

@@ -5,7 +5,7 @@
 //! has just gone to another key reads an endpoint that does not exist. An entry whose time is over is a free one; when a bucket is full, the one that
 //! was used longest ago goes.
 
-use super::Conntrack;
+use super::region::Region;
 use crate::sync::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -39,7 +39,13 @@ pub struct Sticky {
     pub timeout_s: u32,
 }
 
-impl Conntrack<'_> {
+/// The clients' endpoints: see [`Conntrack::affinity`](super::Conntrack::affinity).
+#[derive(Clone, Copy)]
+pub struct Affinity<'r> {
+    pub(super) region: Region<'r>,
+}
+
+impl Affinity<'_> {
     /// The endpoint for a client's new connection, by its identity: the remembered one if it is `usable` and its time is not over, else
     /// `chosen`, which is remembered from now on. Of two workers that choose for one client at once, the second takes the first one's.
     pub fn stick(&self, sticky: &Sticky, now_ms: u64, usable: impl Fn(u64) -> bool, chosen: u64) -> u64 {

@@ -13,8 +13,9 @@
 //! any, only not counted. Nothing depends on a line being right but what it costs to find a port, and that is why a line can be changed word by word:
 //! whether a port is free is decided by the index alone.
 
+use super::Flow;
 use super::region::Region;
-use super::{Conntrack, Flow};
+use super::shares::SnatPorts;
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 use crate::tuple::fast_range;
 
@@ -65,7 +66,7 @@ struct Place {
     first: usize,
 }
 
-impl<'r> Conntrack<'r> {
+impl<'r> SnatPorts<'r> {
     /// The most source ports in use towards one endpoint.
     pub fn fullest_endpoint(&self) -> u64 {
         self.region.endpoints().iter().map(|line| line[IN_USE].load(Relaxed) & COUNT_MASK).max().unwrap_or(0)
@@ -98,7 +99,7 @@ impl<'r> Conntrack<'r> {
         Some(EndpointPorts { line: None, given_back: 0 })
     }
 
-    /// Takes back what [`Conntrack::take_port`] counted. `was_taken`: the connection had its port, and others may have it now.
+    /// Takes back what [`SnatPorts::take_port`] counted. `was_taken`: the connection had its port, and others may have it now.
     pub(super) fn give_port(&self, flow: &Flow, was_taken: bool) {
         let Some(line) = self.line(&self.place_of(flow)) else { return };
         let _ = line[IN_USE].fetch_update(Relaxed, Relaxed, |in_use| (in_use & COUNT_MASK > 0).then(|| in_use - 1));

@@ -21,24 +21,30 @@ const GENERATION_MASK: u64 = (1 << 20) - 1;
 const SECOND_AT: u32 = 48;
 const SECOND_MASK: u64 = 0xffff;
 
-impl Conntrack<'_> {
+/// What is remembered of fragmented packets: see [`Conntrack::fragments`].
+#[derive(Clone, Copy)]
+pub struct Fragments<'r> {
+    pub(super) table: Conntrack<'r>,
+}
+
+impl Fragments<'_> {
     /// Remembers that the packet with these addresses and identification belongs to a connection.
-    pub fn remember_fragments(&self, first: &Tuple, id: u32, hit: &Hit, now_ms: u64) {
-        let hash = self.fragment_hash(first.src, first.dst, first.proto, first.v6, id);
+    pub fn remember(&self, first: &Tuple, id: u32, hit: &Hit, now_ms: u64) {
+        let hash = self.hash(first.src, first.dst, first.proto, first.v6, id);
         let generation = (hit.state >> 32) & GENERATION_MASK;
         let second = (now_ms / 1_000) & SECOND_MASK;
         let direction = u64::from(hit.direction == Direction::Reply);
         let memory = u64::from(hit.slot) | (direction << DIRECTION_AT) | (generation << GENERATION_AT) | (second << SECOND_AT);
-        let [key, value] = self.region.fragment(hash);
+        let [key, value] = self.table.region.fragment(hash);
         value.store(memory, Relaxed);
         key.store(hash ^ memory, Relaxed);
     }
 
     /// The connection that a later fragment belongs to, if its first one was seen lately and the connection still lives.
-    pub fn lookup_fragment(&self, fragment: &LaterFragment, now_ms: u64) -> Option<Hit> {
+    pub fn lookup(&self, fragment: &LaterFragment, now_ms: u64) -> Option<Hit> {
         let t = &fragment.tuple;
-        let hash = self.fragment_hash(t.src, t.dst, t.proto, t.v6, fragment.id);
-        let [key, value] = self.region.fragment(hash);
+        let hash = self.hash(t.src, t.dst, t.proto, t.v6, fragment.id);
+        let [key, value] = self.table.region.fragment(hash);
         let (key, memory) = (key.load(Relaxed), value.load(Relaxed));
         // Another worker's clock may be ahead.
         let age_s = (now_ms / 1_000 + BEHIND_MAX_S).wrapping_sub(memory >> SECOND_AT) & SECOND_MASK;
@@ -46,16 +52,16 @@ impl Conntrack<'_> {
             return None;
         }
         let slot = memory as u32 & ((1 << DIRECTION_AT) - 1);
-        if slot >= self.region.capacity {
+        if slot >= self.table.region.capacity {
             return None;
         }
-        let state = self.region.slot(slot).word(super::flow::STATE);
+        let state = self.table.region.slot(slot).word(super::flow::STATE);
         let same_life = state & STATE_MASK == LIVE && (state >> 32) & GENERATION_MASK == (memory >> GENERATION_AT) & GENERATION_MASK;
         if !same_life {
             return None;
         }
-        let original = self.live_at(slot).filter(|hit| hit.state == state)?;
-        let flow = self.flow(&original)?;
+        let original = self.table.live_at(slot).filter(|hit| hit.state == state)?;
+        let flow = self.table.flow(&original)?;
         let reply = memory & (1 << DIRECTION_AT) != 0;
         let arrives = if reply { flow.reply() } else { flow.original() };
         // The hash could lie; addresses do not.
@@ -65,9 +71,9 @@ impl Conntrack<'_> {
         Some(if reply { turned(&original, &flow) } else { original })
     }
 
-    fn fragment_hash(&self, src: AddrWords, dst: AddrWords, proto: Proto, v6: bool, id: u32) -> u64 {
+    fn hash(&self, src: AddrWords, dst: AddrWords, proto: Proto, v6: bool, id: u32) -> u64 {
         let last = (u64::from(id) << 16) | (u64::from(proto as u8) << 8) | u64::from(v6);
-        self.region.seed.hash_words(&[src[0], src[1], dst[0], dst[1], last])
+        self.table.region.seed.hash_words(&[src[0], src[1], dst[0], dst[1], last])
     }
 }
 

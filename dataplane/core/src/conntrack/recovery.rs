@@ -51,73 +51,73 @@ enum Fate {
     Unwanted,
 }
 
-impl<'r> Conntrack<'r> {
-    /// Takes over the table in a region that nobody else uses. `judge` says for each connection where its statistics are from now on
-    /// (see [`crate::services::Backend::stats`]), or `None` to end it; replies that were announced are still to be announced, or
-    /// withdrawn, by the caller. `now_ms`: what was seen later than that was not.
-    ///
-    /// # Errors
-    /// When there is no such table in the region. Nothing has been changed then.
-    pub fn recover(
-        words: &'r [AtomicU64],
-        expected: Expected,
-        now_ms: u64,
-        mut judge: impl FnMut(&Flow) -> Option<u32>,
-    ) -> Result<(Conntrack<'r>, Recovered), RegionError> {
-        let region = Region::attach(words)?;
-        if region.capacity != expected.capacity {
-            return Err(RegionError::OtherCapacity { found: region.capacity, wanted: expected.capacity });
-        }
-        if region.boot_id() != expected.boot_id {
-            return Err(RegionError::OtherBoot);
-        }
-        let table = Conntrack { region };
-        let mut recovered = Recovered { detached: region.begin_use(), ..Recovered::default() };
-        region.forget_what_follows_from_flows();
-        // From the last slot on: the first live one says how many have been used, and the free list will begin with the lowest.
-        for slot in (0..region.capacity).rev() {
-            if let Some(ahead) = slot.checked_sub(AHEAD) {
-                table.fetch_places(ahead);
-            }
-            let fate = table.revive(slot, now_ms, &mut judge);
-            let count = match fate {
-                Fate::Free => None,
-                Fate::GoesOn => Some(&mut recovered.connections),
-                Fate::NotWhole => Some(&mut recovered.not_whole),
-                Fate::Unwanted => Some(&mut recovered.unwanted),
-            };
-            count.into_iter().for_each(|n| *n += 1);
-            if matches!(fate, Fate::NotWhole | Fate::Unwanted) {
-                region.retire(slot);
-            }
-            match (fate, recovered.connections) {
-                (Fate::GoesOn, 1) => region.set_high_water(slot + 1),
-                (Fate::GoesOn, _) | (_, 0) => {}
-                _ => region.link(slot),
-            }
-        }
-        region.header(W_LIVE).store(u64::from(recovered.connections), Relaxed);
-        Ok((table, recovered))
+/// Takes over the table in a region that nobody else uses. `judge` says for each connection where its statistics are from now on
+/// (see [`crate::services::Backend::stats`]), or `None` to end it; replies that were announced are still to be announced, or
+/// withdrawn, by the caller. `now_ms`: what was seen later than that was not.
+///
+/// # Errors
+/// When there is no such table in the region. Nothing has been changed then.
+pub fn recover<'r>(
+    words: &'r [AtomicU64],
+    expected: Expected,
+    now_ms: u64,
+    mut judge: impl FnMut(&Flow) -> Option<u32>,
+) -> Result<(Conntrack<'r>, Recovered), RegionError> {
+    let region = Region::attach(words)?;
+    if region.capacity != expected.capacity {
+        return Err(RegionError::OtherCapacity { found: region.capacity, wanted: expected.capacity });
     }
-
-    /// Notes that the table is left in order: no thread of this process uses it any more.
-    pub fn detach(&self) {
-        self.region.end_use();
+    if region.boot_id() != expected.boot_id {
+        return Err(RegionError::OtherBoot);
     }
+    let table = Recovery { table: Conntrack { region } };
+    let mut recovered = Recovered { detached: region.begin_use(), ..Recovered::default() };
+    region.forget_what_follows_from_flows();
+    // From the last slot on: the first live one says how many have been used, and the free list will begin with the lowest.
+    for slot in (0..region.capacity).rev() {
+        if let Some(ahead) = slot.checked_sub(AHEAD) {
+            table.fetch_places(ahead);
+        }
+        let fate = table.revive(slot, now_ms, &mut judge);
+        let count = match fate {
+            Fate::Free => None,
+            Fate::GoesOn => Some(&mut recovered.connections),
+            Fate::NotWhole => Some(&mut recovered.not_whole),
+            Fate::Unwanted => Some(&mut recovered.unwanted),
+        };
+        count.into_iter().for_each(|n| *n += 1);
+        if matches!(fate, Fate::NotWhole | Fate::Unwanted) {
+            region.retire(slot);
+        }
+        match (fate, recovered.connections) {
+            (Fate::GoesOn, 1) => region.set_high_water(slot + 1),
+            (Fate::GoesOn, _) | (_, 0) => {}
+            _ => region.link(slot),
+        }
+    }
+    region.header(W_LIVE).store(u64::from(recovered.connections), Relaxed);
+    Ok((table.table, recovered))
+}
 
+/// A table whose index is being made again.
+struct Recovery<'r> {
+    table: Conntrack<'r>,
+}
+
+impl Recovery<'_> {
     /// Fetches the index lines that a slot's flow will go to.
     fn fetch_places(&self, slot: u32) {
-        let words = self.region.slot(slot);
+        let words = self.table.region.slot(slot);
         if words.word(STATE) & STATE_MASK == LIVE {
             let flow = words.read();
-            self.prefetch_key(&flow.reply());
-            self.prefetch_key(&flow.original());
+            self.table.prefetch_key(&flow.reply());
+            self.table.prefetch_key(&flow.original());
         }
     }
 
     /// Puts a slot's flow back in its places, if it is a whole one.
     fn revive(&self, slot: u32, now_ms: u64, judge: &mut impl FnMut(&Flow) -> Option<u32>) -> Fate {
-        let words = self.region.slot(slot);
+        let words = self.table.region.slot(slot);
         let state = words.word(STATE);
         match state & STATE_MASK {
             FREE => return Fate::Free,
@@ -137,36 +137,36 @@ impl<'r> Conntrack<'r> {
             return Fate::NotWhole;
         }
         if !self.put(&flow.original(), Direction::Original, slot) {
-            self.clear_key(&flow.reply(), Direction::Reply, slot);
+            self.table.clear_key(&flow.reply(), Direction::Reply, slot);
             return Fate::NotWhole;
         }
         if flow.replaces_source() {
             // There is no limit, so it is counted.
-            let _ = self.take_share(&flow, u64::MAX);
+            let _ = self.table.snat_ports().take(&flow, u64::MAX);
         }
         Fate::GoesOn
     }
 
     /// Enters a key in the index. False when another flow has it already, or there is no room.
     fn put(&self, key: &Tuple, direction: Direction, slot: u32) -> bool {
-        let hash = self.hash(key);
-        match self.reserve_key(key, hash, direction, slot) {
+        let hash = self.table.hash(key);
+        match self.table.reserve_key(key, hash, direction, slot) {
             Key::Reserved => true,
             // In this order they do not find room by themselves, but in another one all of them had some.
-            Key::NoRoom => self.make_room(hash) && matches!(self.reserve_key(key, hash, direction, slot), Key::Reserved),
+            Key::NoRoom => self.make_room(hash) && matches!(self.table.reserve_key(key, hash, direction, slot), Key::Reserved),
             Key::Live | Key::Busy => false,
         }
     }
 
     /// Moves one entry out of the full buckets of a key, into the other bucket of its own key.
     fn make_room(&self, hash: u64) -> bool {
-        self.region.home(hash).buckets.into_iter().any(|bucket| {
-            self.region.bucket(bucket).iter().any(|place| {
+        self.table.region.home(hash).buckets.into_iter().any(|bucket| {
+            self.table.region.bucket(bucket).iter().any(|place| {
                 let entry = place.load(Relaxed);
-                let flow = self.region.slot(entry_slot(entry)).read();
+                let flow = self.table.region.slot(entry_slot(entry)).read();
                 let key = if entry_direction(entry) == Direction::Reply { flow.reply() } else { flow.original() };
-                let others = self.region.home(self.hash(&key)).buckets.into_iter().filter(|other| *other != bucket);
-                let free = others.flat_map(|other| self.region.bucket(other)).find(|free| free.load(Relaxed) == 0);
+                let others = self.table.region.home(self.table.hash(&key)).buckets.into_iter().filter(|other| *other != bucket);
+                let free = others.flat_map(|other| self.table.region.bucket(other)).find(|free| free.load(Relaxed) == 0);
                 free.is_some_and(|free| {
                     free.store(entry, Relaxed);
                     place.store(0, Relaxed);

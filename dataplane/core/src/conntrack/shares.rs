@@ -3,8 +3,8 @@
 //! A counter for each (endpoint, client) and (endpoint, Service address), in a table of counters found by hash. Two holders that share a counter
 //! are taken for one: with a limit of thousands of ports and few holders of many that costs nobody a port.
 
-use super::region::W_SNAT;
-use super::{Conntrack, EndpointPorts, Flow};
+use super::region::{Region, W_SNAT};
+use super::{EndpointPorts, Flow};
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Why a connection gets no source port.
@@ -16,12 +16,18 @@ pub enum NoPort {
     Exhausted,
 }
 
-impl<'r> Conntrack<'r> {
+/// The source ports of the gateway's: see [`Conntrack::snat_ports`](super::Conntrack::snat_ports).
+#[derive(Clone, Copy)]
+pub struct SnatPorts<'r> {
+    pub(super) region: Region<'r>,
+}
+
+impl<'r> SnatPorts<'r> {
     /// Counts a source port for a connection's client, Service and endpoint.
     ///
     /// # Errors
     /// When the client or the Service holds `most` already, or it is known that all are taken. Nothing is counted then.
-    pub fn take_share(&self, flow: &Flow, most: u64) -> Result<EndpointPorts<'r>, NoPort> {
+    pub fn take(&self, flow: &Flow, most: u64) -> Result<EndpointPorts<'r>, NoPort> {
         let holders = self.holders(flow);
         for (i, holder) in holders.iter().enumerate() {
             if holder.fetch_add(1, Relaxed) >= most {
@@ -37,25 +43,25 @@ impl<'r> Conntrack<'r> {
         Ok(ports)
     }
 
-    /// Takes back what [`Conntrack::take_share`] counted, when the connection ends or never began.
-    pub fn give_share(&self, flow: &Flow) {
-        self.give(flow, true);
+    /// Takes back what [`SnatPorts::take`] counted, when the connection ends or never began.
+    pub fn give_back(&self, flow: &Flow) {
+        self.uncount(flow, true);
     }
 
     /// The same for a connection that has found all ports taken: until one is given back the next ones are refused at once.
-    pub fn give_share_of_none(&self, flow: &Flow, ports: EndpointPorts<'_>) {
-        self.give(flow, false);
+    pub fn give_back_unfound(&self, flow: &Flow, ports: EndpointPorts<'_>) {
+        self.uncount(flow, false);
         ports.none_left();
     }
 
-    fn give(&self, flow: &Flow, was_taken: bool) {
+    fn uncount(&self, flow: &Flow, was_taken: bool) {
         self.holders(flow).into_iter().for_each(give);
         give(self.region.header(W_SNAT));
         self.give_port(flow, was_taken);
     }
 
     /// Connections with a source port of ours.
-    pub fn source_ports(&self) -> u64 {
+    pub fn in_use(&self) -> u64 {
         self.region.header(W_SNAT).load(Relaxed)
     }
 

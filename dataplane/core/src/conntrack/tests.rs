@@ -203,15 +203,15 @@ fn what_a_worker_whose_clock_is_ahead_has_just_noted_is_new() {
     let words = region(4);
     let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
     let sticky = Sticky { id: 1, client: [0, 5], v6: false, timeout_s: 100 };
-    assert_eq!(table.stick(&sticky, 100_000, |_| true, 1), 1);
-    assert_eq!(table.stick(&sticky, 99_999, |_| true, 2), 1, "another second, and not a long time ago");
-    assert_eq!(table.stick(&sticky, 250_000, |_| true, 3), 3, "over");
+    assert_eq!(table.affinity().stick(&sticky, 100_000, |_| true, 1), 1);
+    assert_eq!(table.affinity().stick(&sticky, 99_999, |_| true, 2), 1, "another second, and not a long time ago");
+    assert_eq!(table.affinity().stick(&sticky, 250_000, |_| true, 3), 3, "over");
 
     let f = flow(0);
     let hit = create(&table, f, 100_000).unwrap();
-    table.remember_fragments(&f.original(), 7, &hit, 100_000);
+    table.fragments().remember(&f.original(), 7, &hit, 100_000);
     let piece = crate::parse::LaterFragment { tuple: f.original(), id: 7, l3: 14, ip_len: 100, ttl: 64 };
-    let found = [99_999, 100_000, 105_999, 106_000, 97_000].map(|now_ms| table.lookup_fragment(&piece, now_ms).is_some());
+    let found = [99_999, 100_000, 105_999, 106_000, 97_000].map(|now_ms| table.fragments().lookup(&piece, now_ms).is_some());
     assert_eq!(found, [true, true, true, false, false]);
     table.touch(&hit, hit.phase, 99_999);
     assert!(find(&table, &f.original()).is_some_and(|hit| hit.seen_ms >= 99_999));

@@ -122,8 +122,8 @@ fn create(
     let hit = reserve(ctx, hash, flow, phase, ports, hop);
     if let (Err(reason), Some(endpoint)) = (&hit, endpoint) {
         match reason {
-            Reason::SnatPortsExhausted => ctx.table.give_share_of_none(flow, endpoint),
-            _ => ctx.table.give_share(flow),
+            Reason::SnatPortsExhausted => ctx.table.snat_ports().give_back_unfound(flow, endpoint),
+            _ => ctx.table.snat_ports().give_back(flow),
         }
     }
     hit
@@ -132,7 +132,7 @@ fn create(
 /// Counts a source port for a flow before the search for one.
 #[inline(always)]
 fn take_share<'c>(ctx: &Context<'c>, flow: &Flow) -> Result<EndpointPorts<'c>, Reason> {
-    ctx.table.take_share(flow, ctx.services.snat.holder_max()).map_err(|none| match none {
+    ctx.table.snat_ports().take(flow, ctx.services.snat.holder_max()).map_err(|none| match none {
         NoPort::Share => Reason::SnatShare,
         NoPort::Exhausted => Reason::SnatPortsExhausted,
     })

@@ -149,7 +149,7 @@ impl Thread<'_> {
         let mut flow = flow(group, original, Held { value, port: 0 });
         let (hash, phase) = (self.table.hash(&flow.original()), Phase::first(flow.proto, 2));
         let ports = (FIRST_PORT..).take(usize::from(GROUPS[group].ports)).inspect(|_| self.breathe());
-        assert!(self.table.take_share(&flow, u64::MAX).is_ok());
+        assert!(self.table.snat_ports().take(&flow, u64::MAX).is_ok());
         let call = self.now();
         let reserved = self.table.reserve(&mut flow, hash, phase, 0, ports);
         let done = reserved.and_then(|pending| {
@@ -172,7 +172,7 @@ impl Thread<'_> {
         self.record(group, call, did);
         match done {
             Ok(Some(hit)) => self.old.set(Some(hit)),
-            _ => self.table.give_share(&flow),
+            _ => self.table.snat_ports().give_back(&flow),
         }
     }
 
@@ -297,7 +297,7 @@ fn history(seed: u64) -> Vec<Record> {
     records.sort_by_key(|r| r.call);
     let mut live = 0;
     table.for_each(|_, _| live += 1);
-    assert_eq!((table.live(), table.source_ports()), (live, live), "the counts of history {seed}");
+    assert_eq!((table.live(), table.snat_ports().in_use()), (live, live), "the counts of history {seed}");
     records
 }
 

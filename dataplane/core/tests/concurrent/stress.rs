@@ -76,11 +76,11 @@ fn region(capacity: u32) -> Vec<AtomicU64> {
 fn create(table: &Conntrack<'_>, f: &mut Flow, ports: impl Iterator<Item = u16>) -> Result<Hit, Refused> {
     let (hash, phase) = (table.hash(&f.original()), Phase::first(f.proto, tcp::SYN));
     if f.replaces_source() {
-        assert!(table.take_share(f, u64::MAX).is_ok());
+        assert!(table.snat_ports().take(f, u64::MAX).is_ok());
     }
     let done = table.reserve(f, hash, phase, 0, ports).and_then(|pending| table.commit(pending));
     if done.is_err() && f.replaces_source() {
-        table.give_share(f);
+        table.snat_ports().give_back(f);
     }
     done
 }
@@ -183,14 +183,14 @@ impl Round<'_> {
                 assert_eq!(whole, flow(hit.stats));
             }
             let id = (r >> 16) as u32 % 4;
-            self.table.remember_fragments(&key, id, &hit, 0);
+            self.table.fragments().remember(&key, id, &hit, 0);
             if r & 0x100 == 0 {
                 std::thread::yield_now();
             }
             self.table.touch(&hit, hit.phase.after(Direction::Reply, 0), r >> 32);
             self.table.cache_hop(&hit, ROUTES, hop(hit.stats, hit.direction));
             let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..key }, id, l3: 14, ip_len: 100, ttl: 64 };
-            if let Some(hit) = self.table.lookup_fragment(&piece, 0) {
+            if let Some(hit) = self.table.fragments().lookup(&piece, 0) {
                 // Another's with the same addresses and identification may have come between; but it is that one's altogether.
                 check(&hit, None);
             }
@@ -227,7 +227,10 @@ fn who_reads_while_places_are_reused_reads_whole_connections() {
         let count = |of: &[AtomicU8]| of.iter().map(|n| u64::from(n.load(SeqCst))).sum::<u64>();
         assert_eq!(count(&shared.opened), count(&shared.ended), "each ended once");
         assert!(live <= u64::from(KEYS));
-        assert_eq!((table.live(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0));
+        assert_eq!(
+            (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint()),
+            (0, 0, 0, 0)
+        );
         // No place was lost.
         (0..CAPACITY)
             .for_each(|n| assert!(create(&table, &mut Flow { client_port: n as u16, ..flow(n) }, std::iter::once(n as u16)).is_ok()));
@@ -278,7 +281,10 @@ fn a_source_port_belongs_to_one_connection_at_a_time() {
     });
     let (got, refused) = (got.into_inner(), refused.into_inner());
     assert!(got > TIMES && (refused > 10 || cfg!(miri)), "{got} got one, {refused} did not");
-    assert_eq!((table.live(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0));
+    assert_eq!(
+        (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint()),
+        (0, 0, 0, 0)
+    );
 }
 
 /// Two workers open a client's first two connections at once, in a table that is full of other clients.
@@ -302,7 +308,7 @@ fn two_workers_that_choose_for_one_client_choose_the_same_endpoint() {
                 std::hint::spin_loop();
             }
             let sticky = Sticky { id: 1, client: [0, client], v6: false, timeout_s: 3_600 };
-            let endpoint = table.stick(&sticky, 1_000 * client, |identity| identity == 1 || identity == 2, u64::from(me) + 1);
+            let endpoint = table.affinity().stick(&sticky, 1_000 * client, |identity| identity == 1 || identity == 2, u64::from(me) + 1);
             chosen[me as usize][client as usize].store(endpoint as u32, SeqCst);
         }
     });

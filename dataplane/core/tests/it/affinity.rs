@@ -76,7 +76,7 @@ fn workers_that_choose_for_one_client_at_once_agree() {
                 let (start, sticky) = (&start, &sticky);
                 scope.spawn(move || {
                     start.wait();
-                    table.stick(sticky, 1_000, |identity| identity == 11 || identity == 22, chosen)
+                    table.affinity().stick(sticky, 1_000, |identity| identity == 11 || identity == 22, chosen)
                 })
             };
             [choose(11), choose(22)].map(|t| t.join().unwrap()).into()
@@ -91,7 +91,7 @@ fn a_full_bucket_forgets_the_client_that_was_away_longest() {
     // One bucket of four.
     let table = Conntrack::format(&words, 16, 1, [0, 0]).unwrap();
     let ask = |client: u64, now_s: u64, chosen| {
-        table.stick(&Sticky { id: 1, client: [0, client], v6: false, timeout_s: 1_000 }, now_s * 1_000, |i| i < 100, chosen)
+        table.affinity().stick(&Sticky { id: 1, client: [0, client], v6: false, timeout_s: 1_000 }, now_s * 1_000, |i| i < 100, chosen)
     };
     for client in 1..=4 {
         assert_eq!(ask(client, client, client), client);
@@ -118,11 +118,12 @@ fn nobody_takes_the_last_source_ports() {
     assert_eq!(open(&mut w, "10.0.0.2:2000", "10.96.0.2:80"), Verdict::Drop(Reason::SnatShare), "the client's share");
     assert_eq!(open(&mut w, "10.0.0.3:2000", "10.96.0.2:80"), Verdict::Drop(Reason::SnatShare), "the Service's share");
     assert!(matches!(open(&mut w, "10.0.0.3:2000", "10.96.0.3:80"), Verdict::Forward(..)), "another client of another Service");
-    let ports = w.with(|ctx| (ctx.table.source_ports(), ctx.table.largest_share(), ctx.table.fullest_endpoint()));
+    let ports =
+        w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().largest_share(), ctx.table.snat_ports().fullest_endpoint()));
     assert_eq!(ports, (61, 60, 61));
     // What ends gives its port back.
     w.now_ms += 200_000;
     w.sweep_all();
-    assert_eq!(w.with(|ctx| (ctx.table.source_ports(), ctx.table.largest_share())), (0, 0));
+    assert_eq!(w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().largest_share())), (0, 0));
     assert!(matches!(open(&mut w, "10.0.0.2:2000", "10.96.0.2:80"), Verdict::Forward(..)));
 }

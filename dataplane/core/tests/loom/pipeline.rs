@@ -156,7 +156,7 @@ fn a_connection_that_is_ended_from_outside_ends_once_and_whole() {
             assert!((1..=2).contains(&ended), "{ended}");
             let live = table.live();
             assert!(live + ended <= 2 && live <= 1, "{live} live, {ended} ended");
-            assert_eq!((filter.len() as u64, table.source_ports()), if snat { (0, live) } else { (live, 0) });
+            assert_eq!((filter.len() as u64, table.snat_ports().in_use()), if snat { (0, live) } else { (live, 0) });
             if live == 1 {
                 // It is whole: found by both keys.
                 let hit = table.lookup(&packet.tuple(), table.hash(&packet.tuple())).unwrap();

@@ -390,17 +390,17 @@ fn a_later_fragment_goes_where_its_connection_goes_or_nowhere() {
         let table = view(&words);
         let reply = flow(1000, 1).reply();
         let first = create(&table, flow(1000, 1)).unwrap();
-        table.remember_fragments(&reply, 5, &find(&table, &reply).unwrap(), 0);
+        table.fragments().remember(&reply, 5, &find(&table, &reply).unwrap(), 0);
         let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..reply }, id: 5, l3: 14, ip_len: 100, ttl: 64 };
         let writer = move |table: &Conntrack<'_>| {
             assert!(table.end(&first).is_some());
             create(table, flow(2000, 2)).unwrap();
         };
-        let (hit, ()) = race(&words, move |table| table.lookup_fragment(&piece, 0), writer);
+        let (hit, ()) = race(&words, move |table| table.fragments().lookup(&piece, 0), writer);
         if let Some(hit) = hit {
             assert_eq!((hit.stats, hit.new), (1, flow(1000, 1).original().reversed()), "another's");
         }
-        assert!(table.lookup_fragment(&piece, 0).is_none());
+        assert!(table.fragments().lookup(&piece, 0).is_none());
     });
 }
 
@@ -410,7 +410,7 @@ fn two_workers_remember_one_endpoint_for_a_client() {
     const LONG_AFTER_MS: u64 = 8_000_000_000;
     fn stick(table: &Conntrack<'_>, client: u64, chosen: u64, now_ms: u64) -> u64 {
         let sticky = Sticky { id: 1, client: [0, client], v6: false, timeout_s: 100 };
-        table.stick(&sticky, now_ms, |identity| (1..9).contains(&identity), chosen)
+        table.affinity().stick(&sticky, now_ms, |identity| (1..9).contains(&identity), chosen)
     }
     for client in 0..4 {
         model(move || {

@@ -75,7 +75,7 @@ fn flow(i: u32) -> Flow {
 fn create(table: &Conntrack<'_>, mut flow: Flow) -> Result<Hit, Refused> {
     let (hash, port) = (table.hash(&flow.original()), std::iter::once(flow.source_port));
     if flow.replaces_source() {
-        assert!(table.take_share(&flow, u64::MAX).is_ok());
+        assert!(table.snat_ports().take(&flow, u64::MAX).is_ok());
     }
     let pending = table.reserve(&mut flow, hash, Phase::first(Proto::Tcp, tcp::SYN), 1, port)?;
     table.commit(pending)
@@ -180,7 +180,7 @@ fn a_table_left_in_order_goes_on_and_its_seed_with_it() {
     let next = Table::in_file(&dir.table(), 4_096, 2, |flow| (flow.stats < 60).then_some(7)).unwrap();
     let recovered = next.taken_over.unwrap();
     assert_eq!((recovered.detached, recovered.connections, recovered.not_whole, recovered.unwanted), (true, 60, 0, 40));
-    assert_eq!((next.conntrack.seed(), next.conntrack.source_ports()), (1, 20));
+    assert_eq!((next.conntrack.seed(), next.conntrack.snat_ports().in_use()), (1, 20));
     assert!((0..60).all(|i| find(&next.conntrack, &flow(i).reply()).is_some_and(|hit| hit.stats == 7)));
     assert_eq!(fs::metadata(dir.table()).unwrap().permissions().mode() & 0o777, 0o600);
 }

@@ -15,8 +15,8 @@ fn expected(capacity: u32) -> Expected {
     Expected { capacity, boot_id: BOOT }
 }
 
-fn recover(words: &[AtomicU64], capacity: u32, now_ms: u64) -> (Conntrack<'_>, Recovered) {
-    Conntrack::recover(words, expected(capacity), now_ms, |flow| Some(flow.stats)).unwrap()
+fn recover_all(words: &[AtomicU64], capacity: u32, now_ms: u64) -> (Conntrack<'_>, Recovered) {
+    recover(words, expected(capacity), now_ms, |flow| Some(flow.stats)).unwrap()
 }
 
 /// Flow `i` with another source: half of them towards one Service, half towards another.
@@ -48,7 +48,10 @@ fn assert_sound(table: &Conntrack<'_>, now_ms: u64) {
     assert!(strangers.iter().all(|f| find(table, &f.reply()).is_some()));
     assert!(flows.iter().all(|(_, f)| find(table, &f.original()).is_some()));
     table.for_each(|hit, _| assert!(table.end(hit).is_some()));
-    assert_eq!((table.live(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (0, 0, 0, 0));
+    assert_eq!(
+        (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint()),
+        (0, 0, 0, 0)
+    );
     let buckets = table.region.header(3).load(Ordering::Relaxed) as u32;
     let entries = (0..buckets).flat_map(|b| table.region.bucket(b)).filter(|entry| entry.load(Ordering::Relaxed) != 0).count();
     assert_eq!(entries, 0, "entries that name nobody");
@@ -73,13 +76,13 @@ fn a_table_that_was_left_in_order_goes_on_as_it_was() {
         let hit = create(&table, f, 1_000 + u64::from(i)).unwrap();
         table.touch(&hit, hit.phase.after(Direction::Reply, tcp::SYN | tcp::ACK), 2_000);
         table.cache_hop(&hit, 1, NextHopId(3));
-        assert!(!f.replaces_source() || table.take_share(&f, 100).is_ok());
+        assert!(!f.replaces_source() || table.snat_ports().take(&f, 100).is_ok());
     }
     let mut before = Vec::new();
     table.for_each(|hit, f| before.push((*hit, *f)));
-    let shares = (table.source_ports(), table.largest_share(), table.fullest_endpoint());
+    let shares = (table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint());
     table.detach();
-    let (table, recovered) = Conntrack::recover(&words, expected(64), 5_000, |f| Some(f.stats + 100)).unwrap();
+    let (table, recovered) = recover(&words, expected(64), 5_000, |f| Some(f.stats + 100)).unwrap();
     assert_eq!(recovered, Recovered { detached: true, connections: 40, not_whole: 0, unwanted: 0 });
     for (hit, f) in before {
         let now = find(&table, &f.original()).unwrap();
@@ -89,9 +92,12 @@ fn a_table_that_was_left_in_order_goes_on_as_it_was() {
         assert_eq!((now.stats, table.flow(&now).unwrap().stats), (f.stats + 100, f.stats + 100), "statistics are named anew");
         assert!(find(&table, &f.reply()).unwrap().cached_hop(1).is_none() && now.cached_hop(1).is_none());
     }
-    assert_eq!((table.seed(), table.source_ports(), table.largest_share(), table.fullest_endpoint()), (5, shares.0, shares.1, shares.2));
+    assert_eq!(
+        (table.seed(), table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint()),
+        (5, shares.0, shares.1, shares.2)
+    );
     assert!(shares.0 == 20 && shares.1 > 4 && shares.2 > 4, "{shares:?}");
-    let (table, again) = recover(&words, 64, 5_000);
+    let (table, again) = recover_all(&words, 64, 5_000);
     assert_eq!(again, Recovered { detached: false, connections: 40, not_whole: 0, unwanted: 0 });
     assert_sound(&table, 5_000);
 }
@@ -100,10 +106,10 @@ fn a_table_that_was_left_in_order_goes_on_as_it_was() {
 fn unwanted_connections_end() {
     let words = region(64);
     let table = Conntrack::format(&words, 64, 5, BOOT).unwrap();
-    (0..64).for_each(|i| assert!(create(&table, snat(i), 0).is_ok() && table.take_share(&snat(i), 100).is_ok()));
-    let (table, recovered) = Conntrack::recover(&words, expected(64), 0, |f| (f.client_port % 4 == 0).then_some(0)).unwrap();
+    (0..64).for_each(|i| assert!(create(&table, snat(i), 0).is_ok() && table.snat_ports().take(&snat(i), 100).is_ok()));
+    let (table, recovered) = recover(&words, expected(64), 0, |f| (f.client_port % 4 == 0).then_some(0)).unwrap();
     assert_eq!((recovered.connections, recovered.unwanted, recovered.not_whole), (16, 48, 0));
-    assert_eq!((table.live(), table.source_ports()), (16, 16));
+    assert_eq!((table.live(), table.snat_ports().in_use()), (16, 16));
     assert_sound(&table, 0);
 }
 
@@ -148,11 +154,11 @@ fn half_made_and_half_ended_connections_are_cleared_away() {
     table.region.slot(slot).0[3].fetch_xor(0x40, Ordering::Relaxed);
     // Counted but not live; off the free list but not pending; retired but not on it.
     table.region.header(W_LIVE).fetch_add(1, Ordering::Relaxed);
-    assert!(table.take_share(&snat(21), 100).is_ok());
+    assert!(table.snat_ports().take(&snat(21), 100).is_ok());
     let (popped, freed) = (table.region.allocate().unwrap(), table.region.allocate().unwrap());
     set(popped, FREE);
     table.region.retire(freed);
-    let (table, recovered) = recover(&words, 32, 0);
+    let (table, recovered) = recover_all(&words, 32, 0);
     assert_eq!(recovered, Recovered { detached: false, connections: 8, not_whole: 13, unwanted: 0 });
     assert!(kept.iter().all(|f| find(&table, &f.original()).is_some() && find(&table, &f.reply()).is_some()));
     assert!((8..21).all(|i| find(&table, &flow(i).original()).is_none() && find(&table, &flow(i).reply()).is_none()));
@@ -166,7 +172,7 @@ fn a_full_table_loses_nothing() {
         let words = region(256);
         let table = Conntrack::format(&words, 256, seed, BOOT).unwrap();
         let flows = fill(&table, 0);
-        let (table, recovered) = recover(&words, 256, 0);
+        let (table, recovered) = recover_all(&words, 256, 0);
         assert_eq!((recovered.connections, recovered.not_whole), (256, 0), "seed {seed}");
         assert!(flows.iter().all(|f| find(&table, &f.original()).is_some() && find(&table, &f.reply()).is_some()), "seed {seed}");
     }
@@ -181,11 +187,11 @@ fn what_is_not_the_expected_table_is_refused_and_left_as_it_is() {
         Conntrack::format(&words, 16, 5, BOOT).unwrap().detach();
         words[word].store(value, Ordering::Relaxed);
         let before: Vec<u64> = words.iter().map(|w| w.load(Ordering::Relaxed)).collect();
-        assert_eq!(Conntrack::recover(&words, expected(16), 0, |_| Some(0)).err(), Some(error), "word {word}");
+        assert_eq!(recover(&words, expected(16), 0, |_| Some(0)).err(), Some(error), "word {word}");
         assert!(words.iter().zip(before).all(|(w, b)| w.load(Ordering::Relaxed) == b));
     }
     Conntrack::format(&words, 16, 5, BOOT).unwrap().detach();
-    let refused = |words: &[AtomicU64], expected| Conntrack::recover(words, expected, 0, |_| Some(0)).err();
+    let refused = |words: &[AtomicU64], expected| recover(words, expected, 0, |_| Some(0)).err();
     assert_eq!(refused(&words, expected(17)), Some(RegionError::OtherCapacity { found: 16, wanted: 17 }));
     assert_eq!(refused(&words, Expected { boot_id: [7, 9], ..expected(16) }), Some(RegionError::OtherBoot));
     assert_eq!(refused(&words[..200], expected(16)), Some(RegionError::TooSmall));
@@ -198,11 +204,11 @@ fn clients_keep_their_endpoints_and_nobody_was_seen_in_the_future() {
     let words = region(64);
     let table = Conntrack::format(&words, 64, 5, BOOT).unwrap();
     let sticky = Sticky { id: 3, client: [0, 9], v6: false, timeout_s: 100 };
-    assert_eq!(table.stick(&sticky, 1_000, |_| true, 77), 77);
+    assert_eq!(table.affinity().stick(&sticky, 1_000, |_| true, 77), 77);
     let hit = create(&table, flow(1), 1_000).unwrap();
     table.region.slot(hit.slot).0[SEEN].store(u64::MAX, Ordering::Relaxed);
-    let (table, _) = recover(&words, 64, 2_000);
-    assert_eq!(table.stick(&sticky, 3_000, |_| true, 78), 77);
+    let (table, _) = recover_all(&words, 64, 2_000);
+    assert_eq!(table.affinity().stick(&sticky, 3_000, |_| true, 78), 77);
     assert_eq!(find(&table, &flow(1).original()).unwrap().seen_ms, 2_000);
 }
 
@@ -230,7 +236,7 @@ fn a_copy_taken_while_workers_create_and_end() {
         let _stop = StopAtEnd(&stop);
         for _ in 0..200 {
             let copy: Vec<AtomicU64> = words.iter().map(|w| AtomicU64::new(w.load(Ordering::Relaxed))).collect();
-            let (copy, recovered) = recover(&copy, 512, 0);
+            let (copy, recovered) = recover_all(&copy, 512, 0);
             assert!(recovered.connections >= 200);
             assert!((0..200).all(|i| find(&copy, &flow(i).original()).is_some() && find(&copy, &flow(i).reply()).is_some()));
             assert_sound(&copy, 0);
@@ -259,7 +265,7 @@ proptest! {
             let f = if i % 3 == 0 { snat(i) } else { flow(i) };
             // A table as small as this and nearly full has no room in the index for some.
             let created = create(&table, f, u64::from(i)).is_ok();
-            prop_assert!(!created || !f.replaces_source() || table.take_share(&f, u64::MAX).is_ok());
+            prop_assert!(!created || !f.replaces_source() || table.snat_ports().take(&f, u64::MAX).is_ok());
         }
         let flows = table.live() as u32;
         let mut random = seed;
@@ -285,7 +291,7 @@ proptest! {
         if high_water {
             words[16].store(u64::MAX, Ordering::Relaxed);
         }
-        let (table, recovered) = recover(&words, 64, 1_000);
+        let (table, recovered) = recover_all(&words, 64, 1_000);
         prop_assert!(damage > 0 || recovered.connections == flows, "{recovered:?} of {flows}");
         prop_assert!(recovered.connections + recovered.not_whole <= 64);
         assert_sound(&table, 1_000);

@@ -1,14 +1,12 @@
 //! Source ports towards one endpoint: as long as one is free a newcomer gets one, and when none is that is what it is told.
 
-mod common;
-
-use common::*;
 use nomagic_core::conntrack::{Flow, Phase};
 use nomagic_core::frame::Verdict;
 use nomagic_core::parse::tcp;
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::reason::Reason;
 use nomagic_core::tuple::{Proto, Tuple, addr_words};
+use nomagic_core_fixtures::*;
 
 const FIRST: u16 = 61_000;
 const LAST: u16 = 65_535;
@@ -45,7 +43,7 @@ fn take(w: &mut World, ports: impl Iterator<Item = u16>) {
     w.with(|ctx| {
         for port in ports {
             let mut flow = holder(port);
-            assert!(ctx.table.take_share(&flow, u64::MAX).is_ok());
+            assert!(ctx.table.snat_ports().take(&flow, u64::MAX).is_ok());
             let (hash, phase) = (ctx.table.hash(&flow.original()), Phase::first(flow.proto, tcp::SYN));
             let pending = ctx.table.reserve(&mut flow, hash, phase, ctx.now_ms, std::iter::once(port));
             ctx.table.commit(pending.expect("a free port")).expect("nobody else");
@@ -108,7 +106,7 @@ fn the_only_free_port_is_found() {
 fn exhausted_is_said_when_all_are_taken_and_until_one_is_given_back() {
     let mut w = world();
     take(&mut w, FIRST..=LAST);
-    assert_eq!(w.with(|ctx| (ctx.table.source_ports(), ctx.table.fullest_endpoint())), (4_536, 4_536));
+    assert_eq!(w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().fullest_endpoint())), (4_536, 4_536));
     let mut next = 0;
     for freed in [62_345, FIRST, LAST] {
         for worker in [0, 1, 0] {
@@ -116,7 +114,11 @@ fn exhausted_is_said_when_all_are_taken_and_until_one_is_given_back() {
             assert_eq!(newcomer(&mut w, next), Err(Reason::SnatPortsExhausted));
             next += 1;
         }
-        assert_eq!(w.with(|ctx| (ctx.table.source_ports(), ctx.table.fullest_endpoint())), (4_536, 4_536), "refusals count nowhere");
+        assert_eq!(
+            w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().fullest_endpoint())),
+            (4_536, 4_536),
+            "refusals count nowhere"
+        );
         give_back(&mut w, freed);
         assert_eq!(newcomer(&mut w, next), Ok(freed));
         next += 1;
@@ -127,7 +129,7 @@ fn exhausted_is_said_when_all_are_taken_and_until_one_is_given_back() {
     again.sort_unstable();
     assert_eq!(again, (61_100..61_200).collect::<Vec<_>>());
     assert_eq!(newcomer(&mut w, next + 100), Err(Reason::SnatPortsExhausted));
-    assert_eq!(w.counters.reason(Reason::SnatPortsExhausted).get(), 10);
+    assert_eq!(w.counters.reasons.read().drop[Reason::SnatPortsExhausted], 10);
 }
 
 #[test]
@@ -138,7 +140,7 @@ fn what_ends_by_itself_gives_its_port_back() {
     w.now_ms += 120_000;
     w.sweep_all();
     assert!(newcomer(&mut w, 0).is_ok());
-    assert_eq!(w.with(|ctx| (ctx.table.source_ports(), ctx.table.fullest_endpoint())), (1, 1));
+    assert_eq!(w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().fullest_endpoint())), (1, 1));
 }
 
 #[test]
