@@ -10,4 +10,5 @@ pub mod net;
 pub mod observe;
 pub mod reconcile;
 pub mod run;
+pub mod status;
 pub mod watch;

@@ -11,7 +11,6 @@ mod signals;
 pub mod socket;
 mod source;
 mod startup;
-pub mod status;
 mod surplus;
 mod tables;
 mod workers;
@@ -21,6 +20,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nomagic_api::Status;
+use nomagic_api::socket::{Request, Response};
+use nomagic_core::counters::Counters;
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::InternalPort;
 use nomagic_core::rss::Rss;
@@ -33,6 +35,7 @@ use crate::kubeproxy::DropIn;
 use crate::net::local::LocalRoutes;
 use crate::net::{Asked, Limits, Mirror, internal, node};
 use crate::reconcile::Reconciler;
+use crate::status::{self, TargetReader};
 use edge::{edge_config, forward_wanted};
 use local::LocalTraffic;
 use pods::PodRanges;
@@ -88,7 +91,9 @@ struct Gateway {
     surplus: Surplus,
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
-    requests: mpsc::Receiver<(String, Answer)>,
+    requests: mpsc::Receiver<(Request, Answer)>,
+    /// What backends carried, as shown before.
+    targets: TargetReader,
     http: Http,
     /// When they were last counted.
     workers_alive: usize,
@@ -152,6 +157,7 @@ impl Gateway {
         )?;
         let mut gateway = Gateway {
             requests,
+            targets: TargetReader::default(),
             http,
             started,
             workers_alive: config.workers.count.get() as usize,
@@ -219,7 +225,10 @@ impl Gateway {
                     self.follow_interfaces();
                 }
                 Some(wanted) = self.wanted.recv() => self.ask(wanted),
-                Some(scrape) = self.http.asked() => self.http.answer(scrape, &self.edge, &self.tables, self.reconciler.done()),
+                Some(scrape) = self.http.asked() => {
+                    let status = self.status();
+                    self.http.answer(scrape, status, self.reconciler.done());
+                }
                 Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
                 changed = self.tables.changed() => if changed? {
                     self.tables.compile();
@@ -326,27 +335,28 @@ impl Gateway {
         Ok(())
     }
 
-    fn answer(&self, request: &str) -> String {
+    fn answer(&mut self, request: &Request) -> Result<Response, String> {
         match request {
-            "status" => self.status().unwrap_or_else(|e| serde_json::json!({ "error": e.to_string() })).to_string(),
-            other => serde_json::json!({ "error": format!("unknown request `{other}`; known: status") }).to_string(),
+            Request::Status {} => self.status().map(|status| Response::Status(Box::new(status))).map_err(|e| format!("{e:#}")),
         }
     }
 
-    fn status(&self) -> Result<serde_json::Value> {
+    fn status(&mut self) -> Result<Status> {
         let services = self.tables.services();
         let mut own = self.local.problems();
         own.extend(self.reconciler.problem().map(str::to_owned));
-        let problems = [self.tables.problems(), self.http.problems(), &own].concat();
+        let (tables, edge) = (&self.tables, &self.edge);
+        let counters: Vec<&Counters> = (0..edge.workers_alive().1).filter_map(|worker| edge.counters(worker)).collect();
         let control = status::Control {
             services: &services,
             reconciled: &self.reconciler.done(),
-            problems: &problems,
-            api: self.tables.source_status(),
+            problems: [tables.problems(), self.http.problems(), &own].concat(),
+            api: tables.source_status(),
             uptime_s: self.started.elapsed().as_secs(),
             table_file: self.config.conntrack.file.as_deref(),
+            targets: self.targets.read(tables.targets(), |key| tables.port_number(key), &counters),
         };
-        status::read(&self.edge, &control)
+        Ok(status::collect(edge, control)?)
     }
 
     fn stop(self) -> Result<()> {

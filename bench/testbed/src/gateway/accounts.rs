@@ -8,7 +8,7 @@
 //! ```
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use nomagic_api::Status;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -66,37 +66,32 @@ impl Reading {
         }
     }
 
-    fn parse(status: &Value, client: LinkCounters, fabric: LinkCounters) -> Result<Reading> {
-        let number = |value: &Value, pointer: &str| {
-            value.pointer(pointer).and_then(Value::as_u64).with_context(|| format!("`nomagic status` names no {pointer}"))
-        };
-        let ports = status["ports"].as_array().context("`nomagic status` names no /ports")?;
-        let port = |name: &str| ports.iter().find(|p| p["name"] == name).with_context(|| format!("`nomagic status` names no port {name}"));
+    fn parse(status: &Status, client: LinkCounters, fabric: LinkCounters) -> Result<Reading> {
         let side = |name: &str, peer| -> Result<PortReading> {
-            let xdp = &port(name)?["xdp"];
-            Ok(PortReading { peer, taken: number(xdp, "/taken")?, passed: number(xdp, "/passed")?, dropped: number(xdp, "/dropped")? })
+            let xdp = &status.port(name).with_context(|| format!("`nomagic status` names no port {name}"))?.xdp;
+            Ok(PortReading { peer, taken: xdp.counts.taken, passed: xdp.passed, dropped: xdp.dropped })
         };
         let (client_side, pods_side) = (side("cl0", client)?, side("pods0", fabric)?);
-        let sockets = ports.iter().filter_map(|p| p["sockets"].as_array()).flatten();
-        let lost = sockets.map(|s| Ok(number(s, "/rx_dropped")? + number(s, "/rx_ring_full")?)).sum::<Result<u64>>()?;
-        let taken = ports.iter().map(|p| number(p, "/xdp/taken")).sum::<Result<u64>>()?;
-        let reasons = status.pointer("/totals/reasons").and_then(Value::as_object).context("`nomagic status` names no /totals/reasons")?;
-        let of = |disposition: &str| reasons.get(disposition).and_then(Value::as_object).into_iter().flatten();
-        let all = ["kernel", "drop", "handed"].into_iter().flat_map(|d| of(d).map(move |(reason, n)| (d, reason, n)));
-        let named = all.filter_map(|(d, reason, n)| Some((format!("{reason} ({d})"), n.as_u64()?)));
+        let (totals, counts) = (&status.totals, &status.totals.counts);
+        let mut reasons = BTreeMap::new();
+        counts.reasons.each(|series, n| {
+            let reason = series.label.map_or("", |(_, reason)| reason);
+            reasons.insert(format!("{reason} ({})", series.info.key), n);
+        });
+        let taken: u64 = status.ports.iter().map(|p| p.xdp.counts.taken).sum();
         Ok(Reading {
             client_side,
             pods_side,
             from_kernel: taken - client_side.taken - pods_side.taken,
-            lost,
-            received: number(status, "/totals/received/packets")?,
-            forwarded: number(status, "/totals/forwarded/packets")?,
-            kernel: number(status, "/totals/kernel/packets")?,
-            dropped: number(status, "/totals/dropped/packets")?,
-            held_now: number(status, "/totals/held_now")?,
-            made: number(status, "/totals/made/packets")?,
-            created: number(status, "/totals/conntrack/created")?,
-            reasons: named.collect(),
+            lost: status.ports.iter().flat_map(|p| &p.sockets).map(|s| s.rx_dropped + s.rx_ring_full).sum(),
+            received: counts.frames.received.packets,
+            forwarded: counts.frames.forwarded.packets,
+            kernel: counts.frames.kernel.packets,
+            dropped: counts.frames.dropped.packets,
+            held_now: totals.held_now,
+            made: counts.frames.made.packets,
+            created: counts.conntrack.created,
+            reasons,
         })
     }
 
@@ -207,18 +202,35 @@ impl fmt::Display for Accounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use nomagic_api::{Port, Rss, XdpMode};
+    use nomagic_core::counters::{SocketCounts, Volume, XdpCounts};
+    use nomagic_core::reason::Reason;
 
-    fn status(taken: u64, forwarded: u64) -> Value {
-        let port = |name: &str, taken: u64, passed: u64| json!({ "name": name, "xdp": { "taken": taken, "passed": passed, "dropped": 0 }, "sockets": [{ "rx_dropped": 0, "rx_ring_full": 1 }] });
-        let packets = |n: u64| json!({ "packets": n, "bytes": 0 });
-        json!({
-            "ports": [port("cl0", taken, 5), port("pods0", 20, 7), port("nm1", 1, 0)],
-            "totals": {
-                "received": packets(taken + 18), "forwarded": packets(forwarded), "kernel": packets(3), "dropped": packets(1), "held_now": 2,
-                "made": packets(1), "reasons": { "drop": { "no_route": 1 }, "kernel": { "icmp": 0 } }, "conntrack": { "created": 9 },
-            },
-        })
+    fn status(taken: u64, forwarded: u64) -> Status {
+        let port = |name: &str, taken, pass_not_ours| Port {
+            name: name.into(),
+            ifindex: 2,
+            mtu: 1_500,
+            queues: 1,
+            owners: vec![0],
+            bound: true,
+            condition: "bound".into(),
+            rebinds: 0,
+            xdp_mode: XdpMode::Native,
+            zero_copy: false,
+            rss: Rss::Unknown { because: "a test".into() },
+            xdp: XdpCounts { taken, pass_not_ours, ..XdpCounts::default() }.into(),
+            sockets: vec![SocketCounts { rx_ring_full: 1, ..SocketCounts::default() }],
+        };
+        let mut status = Status { ports: vec![port("cl0", taken, 5), port("pods0", 20, 7), port("nm1", 1, 0)], ..Status::default() };
+        status.totals.held_now = 2;
+        let counts = &mut status.totals.counts;
+        let packets = |packets| Volume { packets, bytes: 0 };
+        counts.frames.received = packets(taken + 18);
+        counts.frames.forwarded = packets(forwarded);
+        (counts.frames.kernel, counts.frames.dropped, counts.frames.made) = (packets(3), packets(1), packets(1));
+        (counts.reasons.drop[Reason::NoRoute], counts.conntrack.created) = (1, 9);
+        status
     }
 
     fn link(tx_packets: u64, rx_packets: u64) -> LinkCounters {
@@ -258,12 +270,8 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_lacks_something_is_an_error_that_names_it() {
-        let mut broken = status(1, 1);
-        broken["totals"]["made"] = Value::Null;
-        let error = Reading::parse(&broken, link(0, 0), link(0, 0)).unwrap_err().to_string();
-        assert!(error.contains("/totals/made/packets"), "{error}");
-        let error = Reading::parse(&json!({ "ports": [] }), link(0, 0), link(0, 0)).unwrap_err().to_string();
+    fn a_status_that_lacks_a_port_is_an_error_that_names_it() {
+        let error = Reading::parse(&Status::default(), link(0, 0), link(0, 0)).unwrap_err().to_string();
         assert!(error.contains("no port cl0"), "{error}");
     }
 }

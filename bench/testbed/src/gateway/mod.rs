@@ -7,7 +7,7 @@ pub use accounts::{Accounts, Reading};
 pub use files::{ECHO_V4, ECHO_V6, NGINX_V4, NGINX_V6, scene_config, scene_manifests, write_files};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use nomagic_api::Status;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,9 +41,9 @@ impl Gateway {
     }
 
     /// `nomagic status --format json`.
-    pub fn status(&self) -> Result<Value> {
+    pub fn status(&self) -> Result<Status> {
         let text = run(path(&self.program)?, &["status", "--state-dir", path(&self.state_dir)?, "--format", "json"])?;
-        serde_json::from_str(&text).context("`nomagic status --format json` did not write JSON")
+        serde_json::from_str(&text).context("`nomagic status --format json` did not write a status of this version")
     }
 
     /// `nomagic explain` of one flow, in words.

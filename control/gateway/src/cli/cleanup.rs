@@ -13,7 +13,7 @@ use crate::run::socket;
 /// # Errors
 /// When a nomagic runs with this state directory, or the kernel refuses.
 pub fn cleanup(state_dir: &Path, table_file: &Path) -> Result<Vec<&'static str>> {
-    if socket::ask(state_dir, "status").is_ok() {
+    if socket::somebody_listens(state_dir) {
         bail!("a nomagic runs with the state directory {}: end it first (SIGTERM)", state_dir.display());
     }
     let mut removed = Vec::new();

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nomagic_api::socket::{Request, Response};
 use nomagic_xsk::InterfaceName;
 
 use super::config_args::{ConfigArgs, Loaded, parse_node_name};
 use crate::config::values;
-use crate::run::{self, socket, status as pages};
+use crate::run::{self, socket};
+use crate::status::page::page;
 
 /// `nomagic run`
 #[derive(Clone, Debug, clap::Args)]
@@ -63,12 +65,11 @@ pub fn run_gateway(args: &Args) -> Result<()> {
     run::run(config, drop_in.as_ref(), args.node_name.as_deref())
 }
 
-/// The status of the process that runs with this state directory: JSON, or a page.
+/// The status of the process that runs with this state directory: one line of JSON, or a page.
 pub fn status(state_dir: &Path, json: bool) -> Result<String> {
-    let answer = socket::ask(state_dir, "status")?;
+    let Response::Status(status) = socket::ask(state_dir, &Request::Status {})?;
     if json {
-        return Ok(answer);
+        return serde_json::to_string(&status).context("the status cannot be written as JSON");
     }
-    let value = serde_json::from_str(&answer).context("the answer is not JSON: is the other process of another version?")?;
-    Ok(pages::page(&value))
+    Ok(page(&status))
 }

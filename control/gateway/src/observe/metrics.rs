@@ -1,8 +1,8 @@
 //! What `/metrics` says: Prometheus' text format, written by hand (one small file), so that no library decides about threads and locks.
 //!
 //! [`proxy`] has what kube-proxy has under kube-proxy's names; [`gateway`] is nomagic's own. Both are pure: plain values in, text out.
-//! The number of series is bounded: by workers, ports and queues, whose numbers are; and by [`targets::TARGETS_SHOWN_MAX`] for pairs of
-//! a Service port and a backend.
+//! The number of series is bounded: by workers, ports and queues, whose numbers are; and by [`crate::status::TARGETS_SHOWN_MAX`] for
+//! pairs of a Service port and a backend.
 
 mod counts;
 pub mod exposition;
@@ -13,7 +13,7 @@ pub mod process;
 pub mod proxy;
 pub mod reconciler;
 pub mod slis;
-pub mod targets;
+mod targets;
 
 pub use exposition::{CONTENT_TYPE, Exposition};
 

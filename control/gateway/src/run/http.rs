@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use nomagic_core::counters::Counters;
-use nomagic_xsk::Edge;
+use nomagic_api::Status;
 
-use super::status;
 use super::tables::Tables;
 use crate::config::Config;
 use crate::observe::events::{Event, Recorder};
@@ -17,7 +15,6 @@ use crate::observe::http::{Listeners, Scrape, Server, addresses};
 use crate::observe::metrics::gateway::Sample;
 use crate::observe::metrics::proxy::NoLocalEndpoints;
 use crate::observe::metrics::reconciler::Reconciled;
-use crate::observe::metrics::targets::Targets;
 use nomagic_table::changes::Changes;
 use nomagic_table::compile::{Compiled, HealthCheck};
 
@@ -49,8 +46,6 @@ impl News {
 pub struct Http {
     server: Server,
     events: Recorder,
-    /// See [`Targets::read`].
-    place_max: u32,
 }
 
 impl Http {
@@ -63,7 +58,7 @@ impl Http {
         // What cannot be listened on ends the process: the event is sent before.
         let listeners = Listeners::open(config, &events).inspect_err(|_| events.flush(LAST_WORDS_MAX))?;
         let server = Server::start(listeners, events.clone())?;
-        Ok(Http { server, events, place_max: 0 })
+        Ok(Http { server, events })
     }
 
     /// Services are carried from now on.
@@ -110,31 +105,11 @@ impl Http {
     }
 
     /// Answers a question for metrics.
-    pub fn answer(&mut self, scrape: Scrape, edge: &Edge, tables: &Tables, reconciled: Reconciled) {
-        match self.sample(edge, tables, reconciled) {
+    pub fn answer(&self, scrape: Scrape, status: Result<Status>, reconciled: Reconciled) {
+        match status {
             // The asker may have gone.
-            Ok(sample) => drop(scrape.send(sample)),
-            Err(e) => tracing::warn!("/metrics: {e}"),
+            Ok(status) => drop(scrape.send(Sample { status, events: self.events.counts(), reconciled })),
+            Err(e) => tracing::warn!("/metrics: {e:#}"),
         }
-    }
-
-    fn sample(&mut self, edge: &Edge, tables: &Tables, reconciled: Reconciled) -> Result<Sample> {
-        let status = edge.status()?;
-        let counters: Vec<&Counters> = (0..status.workers.len()).filter_map(|i| edge.counters(i)).collect();
-        let services = tables.services();
-        let alive = edge.workers_alive().0;
-        let snat_ports = u64::from(status::source_ports(&services.snat));
-        Ok(Sample {
-            not_ready: status::not_ready(&status, alive),
-            reconciled,
-            events: self.events.counts(),
-            snat_ports,
-            snat_share_max: services.snat.holder_max().min(snat_ports),
-            workers_alive: alive as u64,
-            service_ports: services.ports as u64,
-            problems: (tables.problems().len() + self.problems().len()) as u64,
-            targets: Targets::read(tables.targets(), &counters, &mut self.place_max),
-            edge: status,
-        })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
-use serde_json::Value;
+use nomagic_api::ApiWatch;
 
 use crate::config::Config;
 use crate::manifests::{self, Fingerprint, Loaded};
@@ -88,11 +88,11 @@ impl Source {
         }
     }
 
-    /// How the watch of an API server fares; null for files.
-    pub fn status(&self, index: &Index) -> Value {
+    /// How the watch of an API server fares; none for files.
+    pub fn status(&self, index: &Index) -> Option<ApiWatch> {
         match self {
-            Source::Manifests(_) => Value::Null,
-            Source::Api(feed) => feed.status(index),
+            Source::Manifests(_) => None,
+            Source::Api(feed) => Some(feed.status(index)),
         }
     }
 }

@@ -4,16 +4,17 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use nomagic_api::socket::{Request, Response};
 use nomagic_xsk::InterfaceName;
 use tokio::sync::mpsc;
 
 use super::signals::{Asked, Signals};
 use super::socket::Answer;
-use super::status;
 use super::tables::Tables;
 use crate::config::Config;
 use crate::kubeproxy::DropIn;
 use crate::net::{Limits, Mirror, internal};
+use crate::status;
 
 /// Signs of a kernel proxy: a command that lists rules, and what kube-proxy's rules are called in it.
 const KERNEL_PROXIES: [(&str, &[&str], &str, &str); 4] = [
@@ -45,7 +46,7 @@ pub fn complete_config(config: &mut Config, drop_in: &DropIn) -> Result<()> {
 /// Waits until enough objects are known to program a table; requests for the status are answered meanwhile. False: asked to end.
 pub async fn wait_for_objects(
     tables: &mut Tables,
-    requests: &mut mpsc::Receiver<(String, Answer)>,
+    requests: &mut mpsc::Receiver<(Request, Answer)>,
     signals: &mut Signals,
     started: Instant,
 ) -> Result<bool> {
@@ -55,9 +56,9 @@ pub async fn wait_for_objects(
     while !tables.complete() {
         tokio::select! {
             changed = tables.changed() => drop(changed?),
-            Some((_, answer)) = requests.recv() => {
-                let status = status::waiting(&tables.missing(), tables.source_status(), started.elapsed().as_secs());
-                answer.send(status.to_string());
+            Some((Request::Status {}, answer)) = requests.recv() => {
+                let status = status::waiting(tables.missing(), tables.source_status(), started.elapsed().as_secs());
+                answer.send(Ok(Response::Status(Box::new(status))));
             }
             asked = signals.next() => if asked == Asked::ToEnd {
                 return Ok(false);

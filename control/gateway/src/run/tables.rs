@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use nomagic_api::ApiWatch;
 use nomagic_core::capture::FilterRules;
 use nomagic_core::services::{Services, SnatRange};
-use serde_json::Value;
 
 use super::http::News;
 use super::pods::PodRanges;
@@ -137,8 +137,8 @@ impl Tables {
         }
     }
 
-    /// How the watch of an API server fares; null without one.
-    pub fn source_status(&self) -> Value {
+    /// How the watch of an API server fares; none without one.
+    pub fn source_status(&self) -> Option<ApiWatch> {
         self.source.status(&self.index)
     }
 
@@ -170,6 +170,12 @@ impl Tables {
     /// The pairs of a Service port and a backend that have counters: `(place, Service port, address, port)`.
     pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
         self.compiler.targets()
+    }
+
+    /// The number of a Service port, unless it has gone meanwhile.
+    pub fn port_number(&self, key: &PortKey) -> Option<u16> {
+        let ports = &self.index.service(&key.service)?.ports;
+        ports.iter().find(|p| p.name == key.port_name && p.proto == key.proto).map(|p| p.port)
     }
 
     /// What is wrong with the objects in force, and with what else the table follows from.

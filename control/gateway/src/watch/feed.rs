@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use nomagic_api::{ApiWatch, KindWatch, WatchState};
 use tokio::sync::mpsc;
 
 use super::Message;
@@ -107,22 +107,25 @@ impl Feed {
     }
 
     /// For `nomagic status`.
-    pub fn status(&self, index: &Index) -> Value {
-        let kinds = self.courses().map(|(kind, c)| {
-            json!({
-                "kind": kind.to_string(),
-                "state": if c.connected { "connected" } else if c.faults > 0 { "away" } else { "connecting" },
-                "for_s": c.since.elapsed().as_secs(),
-                "listed": c.listed,
-                "objects": index.count(kind),
-                "heard_s_ago": c.heard.map(|h| h.elapsed().as_secs()),
-                "lists": c.lists,
-                "events": c.events,
-                "faults": c.faults,
-                "error": c.error,
-            })
+    pub fn status(&self, index: &Index) -> ApiWatch {
+        let state = |c: &Course| match (c.connected, c.faults) {
+            (true, _) => WatchState::Connected,
+            (false, 0) => WatchState::Connecting,
+            (false, _) => WatchState::Away,
+        };
+        let kinds = self.courses().map(|(kind, c)| KindWatch {
+            kind: kind.to_string(),
+            state: state(c),
+            for_s: c.since.elapsed().as_secs(),
+            listed: c.listed,
+            objects: index.count(kind),
+            heard_s_ago: c.heard.map(|h| h.elapsed().as_secs()),
+            lists: c.lists,
+            events: c.events,
+            faults: c.faults,
+            error: c.error.clone(),
         });
-        json!({ "server": self.server, "kinds": kinds.collect::<Vec<_>>() })
+        ApiWatch { server: self.server.clone(), kinds: kinds.collect() }
     }
 
     fn take(&mut self, message: Message, index: &mut Index) -> bool {
@@ -222,6 +225,7 @@ fn one_too_many(object: &Object, max: usize) -> Unread {
 mod tests {
     use super::*;
     use nomagic_table::objects::{Key, read};
+    use serde_json::json;
 
     fn feed() -> (mpsc::Sender<Message>, Feed) {
         let (sender, messages) = mpsc::channel(8);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::common::*;
+use nomagic_api::WatchState;
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
 use nomagic_testbed::rig::{PODS, Scene};
 use serde_json::{Value, json};
@@ -34,8 +35,8 @@ fn answered_by(g: &Gateway, pods: &[usize]) {
     let wanted: BTreeSet<String> = pods.iter().map(|&i| format!("{}:80", PODS[i].v4)).collect();
     wait_for(&format!("{wanted:?} to be the endpoints"), Duration::from_secs(10), || {
         let status = g.status();
-        let targets = status["targets"].as_array().unwrap().iter().map(|t| t["backend"].as_str().unwrap());
-        targets.filter(|t| t.starts_with("192.168.") && t.ends_with(":80")).map(str::to_owned).collect::<BTreeSet<_>>() == wanted
+        let targets = status.targets.into_iter().map(|t| t.backend);
+        targets.filter(|t| t.starts_with("192.168.") && t.ends_with(":80")).collect::<BTreeSet<_>>() == wanted
     });
     let report = g.http(&g.scene.client, WEB, 40);
     assert_eq!((report.answered(), report.failed()), (40, 0), "{report:?}");
@@ -46,13 +47,13 @@ fn answered_by(g: &Gateway, pods: &[usize]) {
 fn services_come_and_change_and_stay_while_the_api_server_is_away() {
     let (mut g, mut api) = waiting("api");
     let status = g.status();
-    assert_eq!(status["ready"], false);
-    assert!(status["not_ready"][0].as_str().unwrap().contains("not listed yet"), "{status:#}");
+    assert!(!status.ready && status.workers.is_empty(), "{status:#?}");
+    assert!(status.not_ready[0].contains("not listed yet"), "{status:#?}");
     assert!(!g.scene.gw.ip("-d link show cl0").unwrap().contains("xdp"), "nothing is programmed before the lists");
 
     api.set_silent(false);
     g.wait_until_ready();
-    assert_eq!(g.status()["ready"], true);
+    assert!(g.status().ready);
     wait_for("the event of the start", START, || api.events().iter().any(|e| e["reason"] == "Starting" && e["regarding"]["name"] == "gw"));
     api.put_yaml(&nginx(&[0])).unwrap();
     answered_by(&g, &[0]);
@@ -60,12 +61,12 @@ fn services_come_and_change_and_stay_while_the_api_server_is_away() {
     answered_by(&g, &[1, 2]);
 
     api.stop();
-    let watch = |g: &Gateway| g.status()["api"]["kinds"][0].clone();
+    let watch = |g: &Gateway| g.status().api.expect("a watch").kinds.remove(0);
     wait_for("the watch to notice", Duration::from_secs(10), || {
         let services = watch(&g);
-        services["state"] == "away" && services["error"].as_str().unwrap().contains("Connection refused")
+        services.state == WatchState::Away && services.error.unwrap().contains("Connection refused")
     });
-    assert_eq!(g.status()["ready"], true, "what was known stays in force");
+    assert!(g.status().ready, "what was known stays in force");
     answered_by(&g, &[1, 2]);
 
     api.put_yaml(&nginx(&[0, 1])).unwrap();
@@ -126,8 +127,7 @@ fn bad_objects_are_named_and_counted_and_the_others_go_on() {
     api.set_silent(false);
     g.wait_until_ready();
     answered_by(&g, &[0, 1]);
-    let status = g.status();
-    let problems: Vec<&str> = status["services"]["problems"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    let problems = g.status().services.problems;
     let log = g.process.output();
     for word in words {
         assert!(problems.iter().any(|p| p.contains(word)), "{word}: {problems:#?}");
@@ -146,7 +146,7 @@ fn bad_objects_are_named_and_counted_and_the_others_go_on() {
     ] {
         assert!(api.delete(resource, namespace, name));
     }
-    wait_for("all problems to be gone", Duration::from_secs(10), || g.status()["services"]["problems"] == json!([]));
+    wait_for("all problems to be gone", Duration::from_secs(10), || g.status().services.problems.is_empty());
     answered_by(&g, &[0, 1]);
 }
 

@@ -53,7 +53,7 @@ fn through_the_api(objects: &[Value], expected: &[String]) {
     bad.iter().for_each(|o| assert!(api.put(o.clone()).is_ok()));
     let told = |w: &Watched| words(w.feed.problems().chain(&compile(&w.index).problems));
     // What is no problem is an event all the same.
-    let heard = |w: &Watched| w.number("Service", "events") + w.number("EndpointSlice", "events");
+    let heard = |w: &Watched| w.of("Service").events + w.of("EndpointSlice").events;
     watched.until(&format!("the warnings {expected:#?}"), |w| heard(w) >= bad.len() as u64 && told(w) == expected);
     good_is_served(&compile(&watched.index));
     let listed = Watched::listed(&api);

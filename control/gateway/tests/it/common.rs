@@ -18,9 +18,11 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use nomagic_api::{Pool, Status};
+use nomagic_core::counters::WorkerCounts;
+use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{ClientOptions, LoadReport, PodOptions, PodThread, http_load, start_pod, udp_load};
 use nomagic_testbed::rig::{Netns, PODS, Process, Scene};
-use serde_json::Value;
 
 pub const NOMAGIC: &str = env!("CARGO_BIN_EXE_nomagic");
 pub const START: Duration = Duration::from_secs(20);
@@ -111,23 +113,22 @@ impl Gateway {
     }
 
     fn apply_and(&mut self, manifests: &str, then: impl FnOnce()) {
-        let before = self.status()["services"]["generation"].as_u64().expect("a generation");
+        let generation = |g: &Gateway| g.status().services.table.generation;
+        let before = generation(self);
         // Written aside and renamed, as any careful writer does.
         let aside = self.dir.path().join(".manifests.new");
         std::fs::write(&aside, manifests).expect("manifests");
         std::fs::rename(aside, self.dir.path().join("manifests.yaml")).expect("manifests");
         then();
-        wait_for("the new manifests to be in force", Duration::from_secs(5), || {
-            self.status()["services"]["generation"].as_u64() > Some(before)
-        });
+        wait_for("the new manifests to be in force", Duration::from_secs(5), || generation(self) > before);
     }
 
     /// `nomagic status --format json`.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> Status {
         self.try_status().unwrap_or_else(|e| panic!("{e}"))
     }
 
-    fn try_status(&self) -> Result<Value, String> {
+    fn try_status(&self) -> Result<Status, String> {
         let out = Command::new(NOMAGIC).args(["status", "--format", "json", "--state-dir"]).arg(self.state_dir()).output();
         let out = out.map_err(|e| e.to_string())?;
         if !out.status.success() {
@@ -138,32 +139,34 @@ impl Gateway {
 
     /// What the gateway has counted, for assertions that fail: every reason that was met, and how full its tables are.
     pub fn account(&self) -> String {
-        let totals = match self.try_status() {
-            Ok(status) => status["totals"].clone(),
+        let status = match self.try_status() {
+            Ok(status) => status,
             Err(e) => return format!("no status of the gateway: {e}"),
         };
+        let counts = &status.totals.counts;
         let mut out = String::from("the gateway counted:");
-        for (label, n) in totals["reasons"].as_object().into_iter().flatten().filter(|(_, n)| **n != 0) {
-            out += &format!("\n  {label} {n}");
-        }
-        for part in ["conntrack", "snat", "replies", "received", "forwarded", "kernel", "dropped", "held_now", "made_suppressed"] {
-            out += &format!("\n  {part}: {}", totals[part]);
-        }
-        out
+        counts.reasons.each(|series, n| {
+            if n > 0 {
+                out += &format!("\n  {} {} {n}", series.info.key, series.label.map_or("", |(_, reason)| reason));
+            }
+        });
+        out + &format!("\n  {:?}\n  {:?}\n  {:?}", status.conntrack, status.snat, status.replies)
+            + &format!("\n  {:?}\n  {:?}\n  {:?}", counts.frames, counts.path, counts.conntrack)
     }
 
-    /// A number in the status, by a JSON pointer.
-    pub fn number(&self, pointer: &str) -> u64 {
-        let status = self.status();
-        status.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("no number at {pointer} in {status:#}"))
+    /// A number in the status.
+    pub fn number<N>(&self, of: impl Fn(&Status) -> N) -> N {
+        of(&self.status())
+    }
+
+    /// Something that all workers count.
+    pub fn count(&self, of: impl Fn(&WorkerCounts) -> u64) -> u64 {
+        of(&self.status().totals.counts)
     }
 
     /// Frames dropped or passed for this reason.
-    pub fn reason(&self, label: &str) -> u64 {
-        let status = self.status();
-        let counted = ["kernel", "drop", "handed"].map(|disposition| status["totals"]["reasons"][disposition][label].as_u64());
-        assert!(counted.iter().any(Option::is_some), "no reason {label} in {status:#}");
-        counted.into_iter().flatten().sum()
+    pub fn reason(&self, reason: Reason) -> u64 {
+        self.count(|c| c.reasons.kernel[reason] + c.reasons.drop[reason] + c.reasons.handed[reason])
     }
 
     /// Fresh HTTP connections from a namespace.
@@ -181,26 +184,19 @@ impl Gateway {
     /// Every frame that came up is accounted for, and every frame of the packet memory is somewhere.
     pub fn assert_accounts_close(&self) {
         let status = self.status();
-        let n = |p: &str| status.pointer(p).and_then(Value::as_u64).unwrap_or_else(|| panic!("{p} in {status:#}"));
-        let sum = n("/totals/forwarded/packets") + n("/totals/kernel/packets") + n("/totals/dropped/packets") + n("/totals/held_now");
-        assert_eq!(n("/totals/received/packets"), sum, "{status:#}");
-        for pool in status["pools"].as_array().expect("pools") {
-            let part = |k: &str| pool[k].as_u64().expect("a number");
-            assert_eq!(
-                part("total"),
-                part("free") + part("fill") + part("tx") + part("held") + part("in_hand") + part("handed_over"),
-                "{pool}"
-            );
-        }
+        let (totals, frames) = (&status.totals, &status.totals.counts.frames);
+        assert!(totals.counts.closes(), "{totals:#?}");
+        assert_eq!(totals.held_now, frames.held.packets - frames.released.packets, "{totals:#?}");
+        assert!(status.pools.iter().all(Pool::closes), "{:#?}", status.pools);
     }
 
     /// Waits until the frames have come to rest and prints where they are: every one is somewhere, none on its way.
     pub fn print_frames(&self) {
         std::thread::sleep(Duration::from_millis(250));
         self.assert_accounts_close();
-        for pool in self.status()["pools"].as_array().expect("pools") {
-            println!("frames: {pool}");
-            assert_eq!(pool["handed_over"], 0, "{pool}");
+        for pool in self.status().pools {
+            println!("frames: {pool:?}");
+            assert_eq!(pool.handed_over, 0, "{pool:?}");
         }
     }
 

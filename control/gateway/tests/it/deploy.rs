@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use nomagic::config::Config;
 use nomagic::observe::events::{Event, Recorder};
 use nomagic::observe::http::{Listeners, Server};
+use nomagic_api::WatchState;
 use nomagic_fake_apiserver::{FakeApiServer, Streaming};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -262,8 +263,9 @@ fn the_role_is_what_is_asked_for() {
         server.set_streaming(streaming);
         server.put(watching::service("web")).unwrap();
         let mut watched = watching::Watched::listed(&server);
-        watched
-            .until("the watches", |w| ["Service", "EndpointSlice", "Node", "ServiceCIDR"].iter().all(|k| w.of(k, "state") == "connected"));
+        watched.until("the watches", |w| {
+            ["Service", "EndpointSlice", "Node", "ServiceCIDR"].iter().all(|k| w.of(k).state == WatchState::Connected)
+        });
         let recorder = Recorder::start(watching::by_url(&server), "gw".into()).unwrap();
         recorder.record(Event::starting("gw"));
         until("the event", || server.events().len() == 1);

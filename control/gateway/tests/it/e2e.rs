@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::common::*;
+use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{download, upload};
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, POD_GATEWAY_V4, POD_GATEWAY_V6};
 
@@ -20,10 +21,9 @@ fn dnat_keeps_the_clients_address_and_uses_every_pod() {
         assert_eq!(report.per_pod.len(), 3, "{report:?}");
         assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&client], "DNAT only");
     }
-    assert!(g.number("/totals/conntrack/created") >= 120);
-    for unusual in ["mid_stream", "busy", "revived", "syn_repeated", "evicted/closed", "evicted/half_open", "evicted/idle_udp"] {
-        assert_eq!(g.number(&format!("/totals/conntrack/{unusual}")), 0, "{unusual}");
-    }
+    assert!(g.count(|c| c.conntrack.created) >= 120);
+    let c = g.status().totals.counts.conntrack;
+    assert_eq!((c.mid_stream, c.busy, c.revived, c.syn_repeated, c.evicted.total()), (0, 0, 0, 0, 0), "{c:?}");
     g.assert_accounts_close();
 }
 
@@ -66,7 +66,7 @@ fn bodies_of_3_mb_pass_byte_for_byte_in_both_directions() {
             down.unwrap();
         }
         // 3 MB each way are more than 2,000 full frames each way.
-        assert!(g.number("/totals/forwarded/packets") > 8_000);
+        assert!(g.count(|c| c.frames.forwarded.packets) > 8_000);
         g.assert_accounts_close();
     }
 }
@@ -129,7 +129,7 @@ fn a_service_without_endpoints_refuses_at_once() {
             assert!(took < Duration::from_secs(1), "{extra} {took:?}");
         }
         assert_eq!(unreachables(&g), if by_icmp { [1, 1] } else { [0, 0] }, "{extra}");
-        assert!(g.reason("no_endpoints") >= 2 && g.number("/totals/made/packets") >= 2);
+        assert!(g.reason(Reason::NoEndpoints) >= 2 && g.count(|c| c.frames.made.packets) >= 2);
     }
 }
 
@@ -172,7 +172,7 @@ fn point_3_the_gateways_own_traffic_and_the_pods_own_traffic_are_untouched() {
     let g = Gateway::start("own", "", &nginx(&[0, 1, 2]));
     // A connection of ours first, so that the reply filter is not empty.
     g.http(&g.scene.client, V4, 5);
-    let before = g.number("/totals/received/packets");
+    let before = g.count(|c| c.frames.received.packets);
     let listener = g.scene.gw.run(|| std::net::TcpListener::bind("[::]:8022").unwrap()).unwrap();
     let server = std::thread::spawn(move || {
         for _ in 0..4 {
@@ -194,7 +194,7 @@ fn point_3_the_gateways_own_traffic_and_the_pods_own_traffic_are_untouched() {
     // A pod's port 80, asked directly: the same backend, the same client, not through the Service.
     let report = g.http(&g.scene.client, "192.168.235.129:80", 20);
     assert_eq!((report.answered(), report.failed()), (20, 0), "{report:?}");
-    assert_eq!(g.number("/totals/received/packets"), before, "none of it came up");
+    assert_eq!(g.count(|c| c.frames.received.packets), before, "none of it came up");
 }
 
 #[test]
@@ -228,8 +228,8 @@ fn what_was_taken_but_is_not_ours_goes_back_to_the_kernel() {
         .unwrap();
     assert_eq!(echoed, 10);
     echo.join().unwrap();
-    assert!(g.reason("no_flow") >= 10);
-    assert!(g.number("/totals/kernel/packets") >= 10);
+    assert!(g.reason(Reason::NoFlow) >= 10);
+    assert!(g.count(|c| c.frames.kernel.packets) >= 10);
     g.assert_accounts_close();
 }
 

@@ -57,15 +57,15 @@ fn a_udp_client_follows_its_replaced_pod_and_tcp_stays() {
         for (stream, pod) in &mut open {
             assert_eq!((pod.as_str(), ask(stream).as_str()), ("nginx-1", "nginx-1"), "TCP stays");
         }
-        assert_eq!(g.number("/totals/conntrack/endpoint_gone"), 2);
+        assert_eq!(g.number(|s| s.conntrack.endpoint_gone), 2);
         // Two UDP connections and two of TCP are left, and nothing of the two that went.
-        let live = g.number("/totals/conntrack/live");
+        let live = g.number(|s| s.conntrack.live);
         assert_eq!(live, 4);
-        let (announced, source_ports) = (g.number("/totals/replies/announced"), g.number("/totals/snat/connections"));
+        let (announced, source_ports) = g.number(|s| (s.replies.announced, s.snat.connections));
         assert_eq!((announced, source_ports), if snat { (0, live) } else { (live, 0) });
         // The last endpoint goes: the connection stays where it is, whatever that is worth.
         g.apply(&nginx(&[]));
-        assert_eq!(g.number("/totals/conntrack/endpoint_gone"), 2);
+        assert_eq!(g.number(|s| s.conntrack.endpoint_gone), 2);
         g.assert_accounts_close();
     }
 }

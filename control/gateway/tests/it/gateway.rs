@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::common::*;
+use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{ClientOptions, http_load, udp_load, upload};
 use nomagic_testbed::rig::{Netns, Scene, cable};
 
@@ -44,7 +45,7 @@ fn serves(g: &Gateway) {
 }
 
 fn condition(g: &Gateway, port: usize) -> String {
-    g.status()["ports"][port]["condition"].as_str().unwrap_or_default().to_owned()
+    g.status().ports[port].condition.clone()
 }
 
 #[test]
@@ -80,11 +81,11 @@ fn point_1_two_workers_share_the_work() {
     serves(&g);
     assert_eq!(g.udp(&g.scene.client, UDP, 200).failed(), 0);
     let status = g.status();
-    assert_eq!(status["ports"][0]["owners"], serde_json::json!([0, 1]));
-    assert!((0..2).all(|w| status["workers"][w]["received"]["packets"].as_u64() > Some(50)), "{:#}", status["workers"]);
-    assert!(g.number("/totals/handed_over/packets") > 50);
-    assert_eq!(g.number("/totals/handed_over/packets"), g.number("/totals/handed_in/packets"));
-    assert_eq!((status["ready"].as_bool(), g.number("/totals/handed_failed/packets")), (Some(true), 0));
+    assert_eq!(status.ports[0].owners, [0, 1]);
+    assert!(status.workers.len() == 2 && status.workers.iter().all(|w| w.counts.frames.received.packets > 50), "{:#?}", status.workers);
+    assert!(g.count(|c| c.io.handed_over.packets) > 50);
+    assert_eq!(g.count(|c| c.io.handed_over.packets), g.count(|c| c.io.handed_in.packets));
+    assert_eq!((status.ready, g.count(|c| c.io.handed_failed.packets)), (true, 0));
     g.print_frames();
 }
 
@@ -113,7 +114,7 @@ fn point_5_routes_change_under_load() {
             .unwrap()
     };
     let ip = |words: &str| g.scene.gw.ip(words).unwrap();
-    let generation = || g.number("/routes/generation");
+    let generation = || g.number(|s| s.routes.generation);
     // Ways that are as good: longer prefixes, better metrics, two legs. Nothing is lost over them.
     for round in 0..10 {
         let before = generation();
@@ -130,14 +131,18 @@ fn point_5_routes_change_under_load() {
         assert_eq!(lost.load(Relaxed), 0, "round {round}");
     }
     // A way that ends: established flows follow at once, by name, and are back when the way is.
-    let unreachable = g.reason("unreachable");
+    let unreachable = g.reason(Reason::Unreachable);
     ip("route add blackhole 192.168.235.129/32");
-    wait_for("established flows meet the blackhole", LONG, || g.reason("unreachable") > unreachable);
+    wait_for("established flows meet the blackhole", LONG, || g.reason(Reason::Unreachable) > unreachable);
     ip("route del blackhole 192.168.235.129/32");
     stop.store(true, Relaxed);
     load.join().unwrap().unwrap();
     serves(&g);
-    println!("{} requests over 20 changes of routes, none lost; then a blackhole: {} frames", asked.load(Relaxed), g.reason("unreachable"));
+    println!(
+        "{} requests over 20 changes of routes, none lost; then a blackhole: {} frames",
+        asked.load(Relaxed),
+        g.reason(Reason::Unreachable)
+    );
     g.print_frames();
 }
 
@@ -161,7 +166,7 @@ fn point_6_links_flap_and_interfaces_are_made_again() {
                 .unwrap()
         })
         .collect();
-    wait_for("fifty connections", LONG, || g.number("/totals/conntrack/live") >= 50);
+    wait_for("fifty connections", LONG, || g.number(|s| s.conntrack.live) >= 50);
     for flap in 0..2 {
         assert!(done.load(Relaxed) < 50, "flap {flap} comes while they run");
         g.scene.gw.ip("link set pods0 down").unwrap();
@@ -179,15 +184,15 @@ fn point_6_links_flap_and_interfaces_are_made_again() {
     // Deleted: reported. Made again: bound again, without a restart.
     g.scene.gw.ip("link delete pods0").unwrap();
     wait_for("the loss to be noticed", LONG, || condition(&g, 1) == "missing");
-    assert_eq!((condition(&g, 0).as_str(), g.status()["ready"].as_bool()), ("bound", Some(false)));
+    assert_eq!((condition(&g, 0).as_str(), g.status().ready), ("bound", false));
     assert!(g.process.output().contains("the port is missing"));
     cable(&g.scene.gw, "pods0", &g.scene.fabric, "gw0", 2).unwrap();
     g.scene.fabric.ip("link set gw0 master br0").unwrap();
     g.scene.gw.ip("addr add 192.168.0.1/16 dev pods0").unwrap();
     g.scene.gw.ip("addr add fd00:192::1/64 dev pods0 nodad").unwrap();
     wait_for("the port to be bound again", LONG, || condition(&g, 1) == "bound");
-    wait_for("readiness", LONG, || g.status()["ready"] == true);
-    assert_eq!(g.status()["ports"][1]["owners"], serde_json::json!([0, 1]), "with both of its new queues");
+    wait_for("readiness", LONG, || g.status().ready);
+    assert_eq!(g.status().ports[1].owners, [0, 1], "with both of its new queues");
     serves(&g);
     g.print_frames();
 }
@@ -218,8 +223,8 @@ fn point_7_capabilities_are_given_up_after_set_up() {
     // New queues, for which a program is loaded and sockets are bound, take no more than what was kept.
     set(&g.scene.gw, "cl0", "rx", "4").unwrap();
     set(&g.scene.client, "eth0", "tx", "4").unwrap();
-    wait_for("the new queues to be bound", LONG, || g.number("/ports/0/queues") == 4);
+    wait_for("the new queues to be bound", LONG, || g.number(|s| s.ports[0].queues) == 4);
     serves(&g);
-    assert_eq!((condition(&g, 0).as_str(), g.status()["ready"].as_bool()), ("bound", Some(true)));
+    assert_eq!((condition(&g, 0).as_str(), g.status().ready), ("bound", true));
     g.print_frames();
 }

@@ -15,17 +15,15 @@ use nomagic::observe::health::Moment;
 use nomagic::observe::http::{Listeners, Server, addresses};
 use nomagic::observe::metrics::gateway::Sample;
 use nomagic::observe::metrics::reconciler::Reconciled;
-use nomagic::observe::metrics::targets::{Carried, Target, Targets};
+use nomagic_api::{Carried, Conntrack, Replies, Services, Snat, Status, Table, Target, Totals, Worker};
 use nomagic_core::conntrack::EvictionRank;
 use nomagic_core::counters::{FrameCounts, SendError, Volume, WorkerCounts, XdpCounts};
 use nomagic_core::reason::{Disposition, Reason};
-use nomagic_core::tuple::Proto;
 use nomagic_table::changes::Changes;
 use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
 use nomagic_table::objects::Key;
 use nomagic_table::settings::Settings;
-use nomagic_xsk::{EdgeStatus, WorkerStatus};
 use serde_json::{Value, json};
 
 /// An address of this test's own: others test on this machine, too.
@@ -290,49 +288,34 @@ fn sample() -> Sample {
         let n = reason.index() as u64;
         (counts.reasons.drop[*reason], counts.reasons.kernel[*reason], counts.reasons.handed[*reason]) = (n, 100 + n, 200 + n);
     }
-    let worker = WorkerStatus { id: 0, alive: true, heartbeat_age_ns: 2_500_000, held_now: 0, counts, pools: vec![] };
-    let edge = EdgeStatus {
-        workers: vec![worker],
-        ports: vec![],
-        redirects: vec![],
-        redirects_xdp: XdpCounts { taken: 4, ..XdpCounts::default() },
-        pools: vec![],
-        flows_live: 3,
-        flows_capacity: 1_024,
-        replies_announced: 1,
-        source_ports: 2,
-        source_ports_fullest: 2,
-        source_ports_largest: 1,
-        replies_capacity: 64,
-        services_generation: 9,
-        services_applied: true,
-        routes_generation: 1,
-        routes_applied: false,
-    };
-    let port = nomagic_table::compile::PortKey {
-        service: Key { namespace: "n\\".into(), name: "s\"} 1\n".into() },
-        port_name: String::new(),
-        proto: Proto::Udp,
+    let table = |generation, applied| Table { generation, applied };
+    let status = Status {
+        ready: false,
+        not_ready: vec!["not every worker uses the latest routes yet".into()],
+        workers_alive: 1,
+        totals: Totals { held_now: 0, counts: counts.clone() },
+        workers: vec![Worker { id: 0, alive: true, heartbeat_age_ns: 2_500_000, held_now: 0, counts }],
+        conntrack: Conntrack { live: 3, capacity: 1_024, ..Conntrack::default() },
+        snat: Snat { connections: 2, fullest_endpoint: 2, largest_share: 1, ports: 4_536, share_max: 4_082 },
+        replies: Replies { announced: 1, capacity: 64 },
+        redirect_xdp: XdpCounts { taken: 4, ..XdpCounts::default() }.into(),
+        services: Services { table: table(9, true), ports: 1, addresses: 1, problems: vec!["one".into(), "two".into()] },
+        routes: table(1, false),
+        targets: vec![Target {
+            namespace: "n\\".into(),
+            service: "s\"} 1\n".into(),
+            port_name: String::new(),
+            port: Some(53),
+            protocol: "UDP".into(),
+            backend: "[fd00::1]:53".into(),
+            carried: Carried { flows: 5, to_backend: volume(6), to_client: volume(4) },
+        }],
+        ..Status::default()
     };
     let mut reconciled = Reconciled::default();
     reconciled.add([7, 8], Some(Duration::from_micros(1_500)));
-    let carried = Carried { connections: 5, forward: volume(6), reply: volume(4) };
-    Sample {
-        edge,
-        events: [("sent", 3), ("failed", 0), ("repeated", 1), ("rate_limited", 0), ("queue_full", 0)],
-        reconciled,
-        snat_ports: 4_536,
-        snat_share_max: 4_082,
-        workers_alive: 1,
-        not_ready: vec!["not every worker uses the latest routes yet".into()],
-        service_ports: 1,
-        problems: 2,
-        targets: Targets {
-            shown: vec![Target { port, backend: "[fd00::1]:53".into(), carried }],
-            others: 0,
-            others_carried: Carried::default(),
-        },
-    }
+    let events = [("sent", 3), ("failed", 0), ("repeated", 1), ("rate_limited", 0), ("queue_full", 0)];
+    Sample { status, events, reconciled }
 }
 
 #[test]

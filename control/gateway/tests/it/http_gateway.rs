@@ -81,9 +81,8 @@ fn health_metrics_and_health_checks_of_a_running_gateway() {
         println!("$ curl http://{at}\n{}\n{}", answer.head, answer.body);
     }
     assert_eq!(status_of(&g.scene.gw, "192.168.0.1:31999"), None, "not one of the node ports' addresses");
-    let problems = g.status()["services"]["problems"].clone();
-    let named = problems.as_array().unwrap().iter().filter(|p| p.as_str().unwrap().contains("default/taken")).count();
-    assert_eq!(named, 1, "{problems}");
+    let problems = g.status().services.problems;
+    assert_eq!(problems.iter().filter(|p| p.contains("default/taken")).count(), 1, "{problems:?}");
     assert_eq!(status_of(&g.scene.client, "[fd00:a::1]:31998"), Some(200), "the other address of the same Service");
     drop(held);
     wait_for("the port to be answered once it is free", LONG, || status_of(&g.scene.client, "10.0.0.1:31998") == Some(200));
@@ -91,14 +90,14 @@ fn health_metrics_and_health_checks_of_a_running_gateway() {
     // Connections and rejects, counted once and the same everywhere.
     assert_eq!(g.http(&g.scene.client, TO, 20).answered(), 20);
     assert_eq!(g.http(&g.scene.client, "10.109.35.24:81", 3).failed(), 3);
-    let (page, status) = (metrics(&g), g.status());
+    let (page, frames) = (metrics(&g), g.status().totals.counts.frames);
     let pair = [("namespace", "default"), ("service", "nginx"), ("port", "http"), ("protocol", "TCP")];
     assert_eq!(page.sum("nomagic_backend_connections_total", &pair), 20.0);
     assert_eq!(page.value("nomagic_ready", &[]), 1.0);
-    let dropped = status["totals"]["dropped"]["packets"].as_u64().unwrap();
+    let dropped = frames.dropped.packets;
     assert!(dropped >= 3);
     assert_eq!(page.sum("nomagic_frames_dropped_total", &[]), dropped as f64, "each drop has its reason");
-    assert_eq!(page.sum("nomagic_frames_left_to_kernel_total", &[]), status["totals"]["kernel"]["packets"].as_u64().unwrap() as f64);
+    assert_eq!(page.sum("nomagic_frames_left_to_kernel_total", &[]), frames.kernel.packets as f64);
     assert_eq!(page.sum("nomagic_worker_dropped_frames_total", &[]), dropped as f64);
     assert!(page.sum("nomagic_xdp_frames_total", &[("port", "cl0"), ("outcome", "taken")]) >= 40.0);
     assert_eq!(page.sum("nomagic_xsk_rx_ring_full_total", &[]), 0.0);

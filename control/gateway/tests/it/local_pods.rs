@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::common::local_pod::LocalPod;
 use crate::common::*;
+use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
 
@@ -42,9 +43,7 @@ fn as_str(endpoints: &[(String, String)]) -> Vec<(&str, &str)> {
 }
 
 fn captured(g: &Gateway, interface: &str) -> bool {
-    let status = g.status();
-    let ports = status["redirect_ports"].as_array().cloned().unwrap_or_default();
-    ports.iter().any(|p| p["name"] == interface && p["condition"] == "bound")
+    g.status().redirect_ports.iter().any(|p| p.name == interface && p.bound)
 }
 
 /// TCP and UDP to the Service in both families: everything is answered. `seen`: the client addresses that the pods see.
@@ -83,14 +82,14 @@ fn point_4_a_local_pod_as_client_and_as_backend() {
     check(&g, &two.ns, Some(own(&two)));
     // Hairpin: the pod itself, which sees the gateway.
     check(&g, &one.ns, Some([GATEWAY_V4.into(), GATEWAY_V6.into()]));
-    assert_eq!(g.reason("next_hop_kernel"), 0);
+    assert_eq!(g.reason(Reason::NextHopKernel), 0);
     g.print_frames();
     // What is not the Service's never comes up: pod to pod, pod to client, client to pod.
-    let received = g.number("/totals/received/packets");
+    let received = g.count(|c| c.frames.received.packets);
     let direct = format!("{}:80", two.v4);
     assert_eq!(g.http(&one.ns, &direct, 10).failed() + g.http(&g.scene.client, &direct, 10).failed(), 0);
     std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(g.number("/totals/received/packets"), received, "pods' own traffic is untouched");
+    assert_eq!(g.count(|c| c.frames.received.packets), received, "pods' own traffic is untouched");
     // A Service without endpoints refuses local pods at once, too.
     g.apply(&service(&[]));
     let report = g.http(&one.ns, V4, 2);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::common::local_pod::LocalPod;
 use crate::common::*;
+use nomagic_core::reason::Reason;
 use nomagic_fake_apiserver::FakeApiServer;
 use nomagic_testbed::peers::{PodOptions, download, start_pod, udp_echo, upload};
 use nomagic_testbed::rig::{GATEWAY_V4, GATEWAY_V6, Netns, Scene};
@@ -158,7 +159,7 @@ fn backends_on_the_node_itself() {
     assert_eq!(report.per_pod.get("node"), Some(&4), "{report:?}");
     // Local pods go on as clients.
     assert_eq!(g.http(&pod.ns, "10.109.35.30:80", 5).failed(), 0);
-    assert_eq!(g.reason("next_hop_kernel"), 0);
+    assert_eq!(g.reason(Reason::NextHopKernel), 0);
     g.print_frames();
     drop(node);
 }

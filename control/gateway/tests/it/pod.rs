@@ -99,7 +99,7 @@ fn the_daemon_sets_rights_are_enough_and_its_successor_goes_on() {
     ready.expect("ready");
     assert!(!g.process.output().contains("capabilities"), "{}", g.process.output());
     assert_eq!(g.http(&g.scene.client, TO, 20).answered(), 20);
-    assert_eq!(g.status()["ready"], true);
+    assert!(g.status().ready);
     assert_eq!(g.scene.gw.sysctl_get("net.ipv4.conf.nm0.accept_local").unwrap().trim(), "1", "written by way of the host's files");
 
     // The pod is exchanged: the pins and the connection table are the node's, and a connection goes on.

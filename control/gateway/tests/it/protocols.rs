@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::common::*;
+use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::udp_echo;
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -34,7 +35,7 @@ fn point_8_udp_requests_and_replies_of_2_kb() {
             let failed: Vec<_> = echoes.unwrap().into_iter().filter_map(Result::err).collect();
             assert!(failed.is_empty(), "{tag} {to}: {failed:?}");
         }
-        assert_eq!(g.reason("fragment"), 0);
+        assert_eq!(g.reason(Reason::Fragment), 0);
         g.assert_accounts_close();
     }
 }
@@ -109,7 +110,7 @@ fn point_8_sctp_packets_keep_a_right_crc32c() {
             assert_eq!(read_sctp(&packet), Some((PORT, CLIENT_PORT, 2)), "back from {from}");
             assert_eq!(from, service);
         }
-        assert_eq!(g.number("/totals/conntrack/created"), 2);
+        assert_eq!(g.count(|c| c.conntrack.created), 2);
         g.print_frames();
     }
 }

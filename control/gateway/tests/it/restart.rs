@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::common::*;
+use nomagic_api::TakenOver;
+use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::blob;
 use nomagic_testbed::rig::Netns;
-use serde_json::Value;
 
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";
@@ -94,8 +95,8 @@ fn forwarded_by_kernel(ns: &Netns) -> u64 {
     ns.run(count).unwrap()
 }
 
-fn taken_over(g: &Gateway) -> Value {
-    g.status()["totals"]["conntrack"]["taken_over"].clone()
+fn taken_over(g: &Gateway) -> Option<TakenOver> {
+    g.status().conntrack.taken_over
 }
 
 /// Ends the process by SIGKILL in the middle of transfers and starts the next one: no connection notices but by the silence.
@@ -119,18 +120,18 @@ fn goes_on_after_kill_9(tag: &str, extra: &str, snat: bool) {
     assert!(downloads.iter().all(|d| !d.is_finished()), "it was killed in the middle");
     let streamed = stream.received.load(Relaxed);
     wait_for("the stream to go on", Duration::from_secs(5), || stream.received.load(Relaxed) > streamed + 100);
-    let found = taken_over(&g);
-    assert!(found["connections"].as_u64() >= Some(23) && found["unwanted"] == 0 && found["detached"] == false, "{found}");
+    let found = taken_over(&g).expect("a table");
+    assert!(found.connections >= 23 && found.unwanted == 0 && !found.detached, "{found:?}");
     for (stream, pod) in &mut idle {
         assert_eq!(&ask(stream), pod);
     }
     for download in downloads {
         download.join().unwrap().expect("every byte comes");
     }
-    assert_eq!(g.number("/totals/conntrack/created"), 0, "nothing was picked up: all were known");
-    assert_eq!(g.reason("mid_flow_snat"), 0);
-    assert_eq!(g.number("/totals/snat/connections") > 0, snat);
-    assert_eq!(g.number("/totals/replies/announced") > 0, !snat);
+    assert_eq!(g.count(|c| c.conntrack.created), 0, "nothing was picked up: all were known");
+    assert_eq!(g.reason(Reason::MidFlowSnat), 0);
+    assert_eq!(g.number(|s| s.snat.connections) > 0, snat);
+    assert_eq!(g.number(|s| s.replies.announced) > 0, !snat);
     assert_eq!(forwarded_by_kernel(&g.scene.gw), past, "not one packet got past nomagic");
     assert!(g.process.output().contains("took over"), "{}", g.process.output());
     // What is new fits in beside it.
@@ -171,26 +172,25 @@ fn statistics_go_on_under_their_names_and_lost_sources_end() {
     let first = manifests(&[Svc { name: "aaa", spec, status: "", ports: &[("http", "TCP", 80, 0)], pods: &[2, 1, 0] }]);
     std::fs::write(g.dir.path().join("manifests.yaml"), format!("{first}{}", nginx(&[0, 1, 2]))).unwrap();
     g.restart();
-    let found = taken_over(&g);
-    assert_eq!((&found["connections"], &found["not_whole"], &found["detached"]), (&12.into(), &0.into(), &true.into()), "{found}");
+    let found = taken_over(&g).expect("a table");
+    assert_eq!((found.connections, found.not_whole, found.detached), (12, 0, true), "{found:?}");
     open.iter_mut().for_each(|(stream, pod)| assert_eq!(&ask(stream), pod));
-    let status = g.status();
-    for target in status["targets"].as_array().unwrap() {
+    for target in g.status().targets {
         let pod = |ip: &str| nomagic_testbed::rig::PODS.iter().find(|p| ip == format!("{}:80", p.v4)).map_or("", |p| p.name);
-        let theirs = open.iter().filter(|(_, name)| name == pod(target["backend"].as_str().unwrap())).count() as u64;
-        let nginx = target["service"] == "default/nginx:80/TCP";
+        let theirs = open.iter().filter(|(_, name)| name == pod(&target.backend)).count() as u64;
+        let nginx = target.service_port() == "default/nginx:80/TCP";
         // A request and its confirmation each, at least.
-        let to_backend = target["packets_to_backend"].as_u64().unwrap();
-        assert!(if nginx { to_backend >= theirs && (theirs > 0 || to_backend == 0) } else { to_backend == 0 }, "{target}");
+        let to_backend = target.carried.to_backend.packets;
+        assert!(if nginx { to_backend >= theirs && (theirs > 0 || to_backend == 0) } else { to_backend == 0 }, "{target:?}");
     }
     // The source ports are others now: connections from the old ones could not be told from strangers'.
     terminate(&mut g);
     configure(&g, "masqueradeAll: true\nsnat: {ports: 62000-62999}");
     g.restart();
-    let found = taken_over(&g);
-    let stayed = found["connections"].as_u64().unwrap();
-    assert_eq!(stayed + found["unwanted"].as_u64().unwrap(), 12, "{found}");
-    assert!(stayed < 12 && g.number("/totals/snat/connections") == stayed, "{found}");
+    let found = taken_over(&g).expect("a table");
+    let stayed = found.connections;
+    assert_eq!(stayed + found.unwanted, 12, "{found:?}");
+    assert!(stayed < 12 && g.number(|s| s.snat.connections) == u64::from(stayed), "{found:?}");
     let report = g.http(&g.scene.client, V4, 20);
     assert_eq!((report.answered(), report.failed()), (20, 0), "{report:?}");
 }
@@ -200,13 +200,13 @@ fn what_is_no_table_is_set_aside_or_refused_and_cleanup_removes_both() {
     let mut g = Gateway::start("keep-f", KEPT, &nginx(&[0, 1, 2]));
     let table = g.state_dir().join("conntrack");
     let aside = g.state_dir().join("conntrack.set-aside");
-    assert_eq!((taken_over(&g), &g.status()["totals"]["conntrack"]["file"]), (Value::Null, &table.to_string_lossy().into()));
+    assert_eq!((taken_over(&g), g.status().conntrack.file), (None, Some(table.clone())));
     terminate(&mut g);
     let mut bytes = std::fs::read(&table).unwrap();
     bytes[..64].fill(0x5a);
     std::fs::write(&table, bytes).unwrap();
     g.restart();
-    assert_eq!(taken_over(&g), Value::Null);
+    assert_eq!(taken_over(&g), None);
     let said = g.process.output();
     assert!(said.contains("it is no connection table") && said.contains("conntrack.set-aside"), "{said}");
     assert_eq!(g.http(&g.scene.client, V4, 10).failed(), 0);

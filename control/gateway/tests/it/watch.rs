@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::common::watching::*;
 use nomagic::config::{Config, Kubernetes};
+use nomagic_api::WatchState;
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Identity, Resource, Streaming};
 use serde_json::json;
 
@@ -37,7 +38,7 @@ fn lists_then_follows_with_the_contracts_selectors() {
     labelled["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
     s.put(labelled).unwrap();
     w.until("a Service given to another proxy", |w| w.services() == ["s2"]);
-    assert_eq!((w.of("Service", "state"), w.number("Service", "lists")), (json!("connected"), 1));
+    assert_eq!((w.of("Service").state, w.of("Service").lists), (WatchState::Connected, 1));
     let requests = s.take_requests();
     assert!(
         requests.iter().any(|r| r.contains("fieldSelector=spec.clusterIP%21%3DNone") && r.contains("service-proxy-name")),
@@ -94,7 +95,7 @@ fn pages_that_are_compacted_away_are_asked_for_in_one_piece() {
     s.set_slow(None);
     let whole = asked(&s, "").into_iter().filter(|r| !r.contains("watch") && !r.contains("limit")).count();
     assert_eq!(whole, 1);
-    assert!(w.number("Service", "faults") >= 1 && w.number("Service", "lists") == 1);
+    assert!(w.of("Service").faults >= 1 && w.of("Service").lists == 1);
 }
 
 #[test]
@@ -102,15 +103,15 @@ fn a_broken_connection_resumes_without_a_list() {
     let s = filled(2);
     let mut w = Watched::listed(&s);
     for how in [End::Cut, End::Orderly] {
-        let faults = w.number("Service", "faults");
+        let faults = w.of("Service").faults;
         s.take_requests();
         s.end_watches(how);
         if how == End::Cut {
-            w.until("the fault", |w| w.number("Service", "faults") > faults);
+            w.until("the fault", |w| w.of("Service").faults > faults);
         }
         s.put(service(&format!("after-{how:?}").to_lowercase())).unwrap();
         w.until("an event after the break", |w| w.services().contains(&format!("after-{how:?}").to_lowercase()));
-        assert_eq!((w.of("Service", "state"), w.number("Service", "lists")), (json!("connected"), 1));
+        assert_eq!((w.of("Service").state, w.of("Service").lists), (WatchState::Connected, 1));
         assert!(asked(&s, "").iter().all(|r| r.contains("watch=true") && !r.contains("sendInitialEvents")));
     }
 }
@@ -122,7 +123,7 @@ fn a_version_that_is_gone_means_a_new_list_that_replaces_everything() {
         s.set_gone(gone);
         let mut w = Watched::listed(&s);
         s.stop();
-        w.until("the fault", |w| w.of("Service", "state") == "away");
+        w.until("the fault", |w| w.of("Service").state == WatchState::Away);
         assert!(w.error("Service").contains("refused") || w.error("Service").contains("broke"), "{}", w.error("Service"));
         assert!(s.delete(Resource::Services, "default", "s1"));
         s.put(service("new")).unwrap();
@@ -130,7 +131,7 @@ fn a_version_that_is_gone_means_a_new_list_that_replaces_everything() {
         assert_eq!(w.services().len(), 3, "known objects stay");
         s.resume().unwrap();
         w.until("the new list", |w| w.services() == ["new", "s0", "s2"]);
-        assert_eq!(w.number("Service", "lists"), 2, "{gone:?}");
+        assert_eq!(w.of("Service").lists, 2, "{gone:?}");
     }
 }
 
@@ -140,7 +141,7 @@ fn a_server_restored_from_an_older_state_is_listed_anew() {
     let mut w = Watched::listed(&s);
     let addr = s.url().strip_prefix("http://").unwrap().parse().unwrap();
     drop(s);
-    w.until("the fault", |w| w.of("Service", "state") == "away");
+    w.until("the fault", |w| w.of("Service").state == WatchState::Away);
     let restored = FakeApiServer::start(addr, None).unwrap();
     restored.put(service("old")).unwrap();
     w.until("the older state", |w| w.services() == ["old"]);
@@ -159,7 +160,7 @@ fn garbage_in_the_stream_means_a_new_list() {
         "\u{fffd}",
     ]) {
         s.send_garbage(line);
-        w.until(line, |w| w.number("Service", "lists") == n);
+        w.until(line, |w| w.of("Service").lists == n);
     }
     s.put(service("s1")).unwrap();
     w.until("life afterwards", |w| w.services() == ["s0", "s1"]);
@@ -170,14 +171,14 @@ fn a_silent_server_is_noticed_and_a_quiet_one_is_not() {
     let s = filled(1);
     let mut w = Watched::listed(&s);
     w.for_a_while(Duration::from_millis(2_000));
-    assert_eq!((w.number("Service", "faults"), w.of("Service", "state")), (0, json!("connected")), "bookmarks are signs of life");
+    assert_eq!((w.of("Service").faults, w.of("Service").state), (0, WatchState::Connected), "bookmarks are signs of life");
     s.set_silent(true);
-    w.until("silence to be noticed", |w| w.of("Service", "state") == "away");
+    w.until("silence to be noticed", |w| w.of("Service").state == WatchState::Away);
     assert!(w.error("Service").contains("nothing was heard"), "{}", w.error("Service"));
     assert_eq!(w.services(), ["s0"]);
     s.set_silent(false);
-    w.until("the server to be back", |w| w.of("Service", "state") == "connected");
-    assert_eq!(w.number("Service", "lists"), 1);
+    w.until("the server to be back", |w| w.of("Service").state == WatchState::Connected);
+    assert_eq!(w.of("Service").lists, 1);
 }
 
 #[test]
@@ -185,7 +186,7 @@ fn a_slow_server_is_waited_for() {
     let s = filled(5);
     s.set_slow(Some(Duration::from_millis(20)));
     let w = Watched::listed(&s);
-    assert_eq!((w.services().len(), w.number("Service", "faults")), (5, 0));
+    assert_eq!((w.services().len(), w.of("Service").faults), (5, 0));
 }
 
 #[test]
@@ -233,7 +234,7 @@ fn one_bad_object_spoils_nothing_else() {
     assert_eq!(w.services(), ["s0", "s1"], "what could be read before stays");
     s.compact();
     s.send_garbage("x");
-    w.until("a new list", |w| w.number("Service", "lists") == 2);
+    w.until("a new list", |w| w.of("Service").lists == 2);
     assert_eq!(w.services(), ["s0", "s1"], "also over a new list");
     s.put(service("bad")).unwrap();
     assert!(s.delete(Resource::Services, "default", "s0"));
@@ -325,7 +326,7 @@ fn a_rotated_token_is_read_again_and_costs_no_list() {
     std::fs::write(&token, "second").unwrap();
     s.put(service("s1")).unwrap();
     w.until("the new token", |w| w.services() == ["s0", "s1"]);
-    assert_eq!(w.number("Service", "lists"), 1);
+    assert_eq!(w.of("Service").lists, 1);
 }
 
 #[test]

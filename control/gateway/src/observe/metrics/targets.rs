@@ -1,104 +1,25 @@
-//! What each pair of a Service port and a backend carried, with a bound on the number of series.
+//! What each pair of a Service port and a backend carried; see [`crate::status::TARGETS_SHOWN_MAX`] for the bound on their number.
 
-use std::net::IpAddr;
-
-use nomagic_core::counters::{Counters, Traffic, Volume};
+use nomagic_api::{Beyond, Carried, Status};
 
 use super::exposition::Kind::{Counter, Gauge};
 use super::{Exposition, Row};
-use nomagic_table::compile::PortKey;
-use nomagic_table::objects::addr;
 
-/// Pairs with series of their own at the most, those that came first; each has five. All others count together under [`OTHERS`].
-pub const TARGETS_SHOWN_MAX: u32 = 10_000;
-/// The name under which the other pairs count; no Service can be called so.
+/// The name under which pairs beyond the limit count; no Service can be called so.
 pub const OTHERS: &str = "_others";
 
-/// What one pair, or several, carried: the sum over all workers.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Carried {
-    /// Connections opened.
-    pub connections: u64,
-    /// Client to backend.
-    pub forward: Volume,
-    /// Backend to client.
-    pub reply: Volume,
-}
-
-impl Carried {
-    /// Adds what one place of the workers' counters holds.
-    fn add(&mut self, counters: &[&Counters], place: u32) {
-        let add = |to: &mut Volume, t: &Traffic| {
-            to.packets += t.packets.get();
-            to.bytes += t.bytes.get();
-        };
-        for target in counters.iter().map(|c| c.target(place)) {
-            self.connections += target.flows.get();
-            add(&mut self.forward, &target.forward);
-            add(&mut self.reply, &target.reply);
+/// The pairs' part of nomagic's own metrics.
+pub(super) fn write(status: &Status, out: &mut Exposition) {
+    let beyond = &status.targets_beyond;
+    let help = "Pairs of a Service port and a backend without series of their own: they count under the Service _others.";
+    out.single("nomagic_backends_without_series", Gauge, help, beyond.targets);
+    for (name, help, values) in metrics() {
+        out.begin(name, Counter, help);
+        for t in &status.targets {
+            write_values(out, name, [&t.namespace, &t.service, &t.port_name, &t.protocol, &t.backend], values(&t.carried));
         }
-    }
-}
-
-/// A pair of a Service port and a backend.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Target {
-    /// The Service port.
-    pub port: PortKey,
-    /// The backend's `address:port`.
-    pub backend: String,
-    /// What it carried.
-    pub carried: Carried,
-}
-
-/// All pairs at one moment.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Targets {
-    /// At most [`TARGETS_SHOWN_MAX`].
-    pub shown: Vec<Target>,
-    /// How many pairs there are beyond those.
-    pub others: u64,
-    /// What those carried, and those before them in the same places.
-    pub others_carried: Carried,
-}
-
-impl Targets {
-    /// Reads the counters of these pairs, `(place, Service port, address, port)`. Pairs in the first places are shown: places are given
-    /// away in order, so those are the ones that came first, and a pair keeps its series for as long as it lives. `place_max`: the highest
-    /// place ever seen, to be kept from one time to the next, so that the others' counters never go back.
-    pub fn read<'p>(pairs: impl Iterator<Item = (u32, &'p PortKey, IpAddr, u16)>, counters: &[&Counters], place_max: &mut u32) -> Targets {
-        let mut targets = Targets::default();
-        for (place, port, ip, number) in pairs {
-            *place_max = (*place_max).max(place);
-            if !(1..=TARGETS_SHOWN_MAX).contains(&place) {
-                targets.others += 1;
-                continue;
-            }
-            let mut carried = Carried::default();
-            carried.add(counters, place);
-            targets.shown.push(Target { port: port.clone(), backend: addr::socket(ip, number), carried });
-        }
-        // Place 0 gathers what had no place at all.
-        let beyond = TARGETS_SHOWN_MAX + 1..=*place_max;
-        std::iter::once(0).chain(beyond).for_each(|place| targets.others_carried.add(counters, place));
-        targets
-    }
-
-    /// As text.
-    pub(super) fn write(&self, out: &mut Exposition) {
-        let help = "Pairs of a Service port and a backend without series of their own: they count under the Service _others.";
-        out.single("nomagic_backends_without_series", Gauge, help, self.others);
-        let some = self.others > 0 || self.others_carried != Carried::default();
-        for (name, help, values) in metrics() {
-            out.begin(name, Counter, help);
-            for t in &self.shown {
-                let service = &t.port.service;
-                let pair = [&service.namespace, &service.name, &t.port.port_name, t.port.proto.name(), &t.backend];
-                write_values(out, name, pair, values(&t.carried));
-            }
-            if some {
-                write_values(out, name, [OTHERS; 5], values(&self.others_carried));
-            }
+        if *beyond != Beyond::default() {
+            write_values(out, name, [OTHERS; 5], values(&beyond.carried));
         }
     }
 }
@@ -116,12 +37,12 @@ type Values = Vec<(Option<&'static str>, u64)>;
 
 fn metrics() -> [Row<Carried, Values>; 3] {
     [
-        ("nomagic_backend_connections_total", "Connections opened, by Service port and backend.", |c| vec![(None, c.connections)]),
+        ("nomagic_backend_connections_total", "Connections opened, by Service port and backend.", |c| vec![(None, c.flows)]),
         ("nomagic_backend_frames_total", "Frames carried, by Service port and backend.", |c| {
-            vec![(Some("to_backend"), c.forward.packets), (Some("to_client"), c.reply.packets)]
+            vec![(Some("to_backend"), c.to_backend.packets), (Some("to_client"), c.to_client.packets)]
         }),
         ("nomagic_backend_bytes_total", "Bytes of frames carried, by Service port and backend.", |c| {
-            vec![(Some("to_backend"), c.forward.bytes), (Some("to_client"), c.reply.bytes)]
+            vec![(Some("to_backend"), c.to_backend.bytes), (Some("to_client"), c.to_client.bytes)]
         }),
     ]
 }
@@ -129,37 +50,41 @@ fn metrics() -> [Row<Carried, Values>; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nomagic_core::tuple::Proto;
-    use nomagic_table::objects::Key;
+    use nomagic_api::Target;
+    use nomagic_core::counters::Volume;
 
     #[test]
-    fn the_number_of_series_is_bounded_and_nothing_is_lost() {
-        let counters = [Counters::new(20_000), Counters::new(20_000)];
-        let counters: Vec<&Counters> = counters.iter().collect();
-        for place in [0, 1, TARGETS_SHOWN_MAX, TARGETS_SHOWN_MAX + 1, 12_000] {
-            counters[0].target(place).flows.add(1);
-            counters[1].target(place).forward.add(2, 100);
-        }
-        let port = PortKey { service: Key { namespace: "n".into(), name: "s".into() }, port_name: "http".into(), proto: Proto::Tcp };
-        let ip = |place: u32| IpAddr::from((0x0a00_0000 + place).to_be_bytes());
-        let mut place_max = 0;
-        let read = |places: std::ops::RangeInclusive<u32>, place_max: &mut u32| {
-            Targets::read(places.map(|place| (place, &port, ip(place), 80)), &counters, place_max)
+    fn pairs_have_series_and_those_beyond_the_limit_one_together() {
+        let target = |backend: &str, flows| Target {
+            namespace: "n".into(),
+            service: "s".into(),
+            port_name: "http".into(),
+            port: Some(80),
+            protocol: "TCP".into(),
+            backend: backend.into(),
+            carried: Carried { flows, to_backend: Volume { packets: 2, bytes: 100 }, ..Carried::default() },
         };
-        let all = read(0..=12_000, &mut place_max);
-        assert_eq!((all.shown.len(), all.others, place_max), (10_000, 2_001, 12_000));
-        assert_eq!((all.others_carried.connections, all.others_carried.forward), (3, Volume { packets: 6, bytes: 300 }));
-        // Fewer pairs: what was counted for those that went stays.
-        let few = read(1..=2, &mut place_max);
-        assert_eq!((few.shown.len(), few.others, few.others_carried), (2, 0, all.others_carried));
-
-        let mut out = Exposition::default();
-        all.write(&mut out);
-        let text = out.finish();
-        assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), 1 + 5 * 10_001);
-        let first = "{namespace=\"n\",service=\"s\",port=\"http\",protocol=\"TCP\",backend=\"10.0.0.1:80\"";
-        assert!(text.contains(&format!("nomagic_backend_connections_total{first}}} 1\n")));
-        assert!(text.contains(&format!("nomagic_backend_bytes_total{first},direction=\"to_backend\"}} 100\n")));
-        assert!(text.contains("service=\"_others\",port=\"_others\",protocol=\"_others\",backend=\"_others\"} 3\n"));
+        let mut status = Status { targets: vec![target("10.0.0.1:80", 1), target("10.0.0.2:80", 4)], ..Status::default() };
+        let text = |status: &Status| {
+            let mut out = Exposition::default();
+            write(status, &mut out);
+            out.finish()
+        };
+        assert!(!text(&status).contains(OTHERS));
+        status.targets_beyond = Beyond { targets: 7, carried: Carried { flows: 3, ..Carried::default() } };
+        let text = text(&status);
+        assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), 1 + 5 * 3);
+        let pair = "{namespace=\"n\",service=\"s\",port=\"http\",protocol=\"TCP\",backend=\"10.0.0.1:80\"";
+        for line in [
+            "nomagic_backends_without_series 7".to_owned(),
+            format!("nomagic_backend_connections_total{pair}}} 1"),
+            format!("nomagic_backend_bytes_total{pair},direction=\"to_backend\"}} 100"),
+            format!(
+                "nomagic_backend_connections_total{{namespace=\"{0}\",service=\"{0}\",port=\"{0}\",protocol=\"{0}\",backend=\"{0}\"}} 3",
+                OTHERS
+            ),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");
+        }
     }
 }

@@ -189,8 +189,8 @@ impl Load {
 /// The endpoints (IPv4, port 80) that a Service's port has in the table in force.
 pub fn in_force(g: &Gateway, service: &str) -> BTreeSet<String> {
     let status = g.status();
-    let of_service = status["targets"].as_array().unwrap().iter().filter(|t| t["service"] == format!("default/{service}:80/TCP"));
-    of_service.map(|t| t["backend"].as_str().unwrap().to_owned()).filter(|b| b.starts_with("192.168.")).collect()
+    let of_service = status.targets.into_iter().filter(|t| t.service_port() == format!("default/{service}:80/TCP"));
+    of_service.map(|t| t.backend).filter(|b| b.starts_with("192.168.")).collect()
 }
 
 /// Waits until exactly these pods are a Service's endpoints.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nomagic::config::Kubernetes;
 use nomagic::watch::{self, Feed, Patience, Target};
+use nomagic_api::{ApiWatch, KindWatch};
 use nomagic_fake_apiserver::FakeApiServer;
 use nomagic_table::index::Index;
 use nomagic_table::objects::Key;
@@ -61,7 +62,7 @@ impl Watched {
     pub fn until(&mut self, what: &str, mut holds: impl FnMut(&Watched) -> bool) {
         let end = Instant::now() + SOON;
         while !holds(self) {
-            assert!(Instant::now() < end, "waited {SOON:?} for {what}: {:#}", self.status());
+            assert!(Instant::now() < end, "waited {SOON:?} for {what}: {:#?}", self.status());
             self.step(Duration::from_millis(50));
         }
     }
@@ -82,24 +83,19 @@ impl Watched {
         }
     }
 
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> ApiWatch {
         self.feed.status(&self.index)
     }
 
-    /// A field of one kind's status.
-    pub fn of(&self, kind: &str, field: &str) -> Value {
+    /// How the watch of one kind fares.
+    pub fn of(&self, kind: &str) -> KindWatch {
         let status = self.status();
-        let kinds = status["kinds"].as_array().unwrap();
-        kinds.iter().find(|k| k["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in {status}"))[field].clone()
-    }
-
-    pub fn number(&self, kind: &str, field: &str) -> u64 {
-        self.of(kind, field).as_u64().unwrap()
+        status.kinds.iter().find(|k| k.kind == kind).unwrap_or_else(|| panic!("no {kind} in {status:?}")).clone()
     }
 
     /// Why a kind is away.
     pub fn error(&self, kind: &str) -> String {
-        self.of(kind, "error").as_str().unwrap_or_default().to_owned()
+        self.of(kind).error.unwrap_or_default()
     }
 
     /// The names of the Services that are known.

@@ -1,0 +1,156 @@
+//! The control socket: a client sends a line with a request and gets a line with the answer, both one JSON object.
+//!
+//! ```text
+//! {"version":1,"request":{"status":{}}}
+//! {"version":1,"response":{"status":{"schema":1,"ready":true,...}}}
+//! {"version":1,"error":"unknown request `flows`; known: status"}
+//! ```
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Status;
+
+/// The version that this program speaks.
+pub const VERSION: u32 = 1;
+/// Bytes of a request at the most, with the end of its line.
+pub const REQUEST_MAX: u64 = 4_096;
+/// Bytes of an answer at the most.
+pub const ANSWER_MAX: u64 = 256 << 20;
+
+/// What a client may ask for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// The gateway's [`Status`].
+    Status {},
+}
+
+/// The names of all requests.
+const KNOWN: [&str; 1] = ["status"];
+
+/// What a gateway answers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+}
+
+#[derive(Deserialize)]
+struct Call {
+    version: u32,
+    request: Value,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Reply {
+    version: u32,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Response(Response),
+    Error(String),
+}
+
+impl Request {
+    /// The line to send, with its end.
+    pub fn line(&self) -> String {
+        format!("{}\n", serde_json::json!({ "version": VERSION, "request": self }))
+    }
+
+    /// Reads a client's line. `Err` is the answer to give instead, in words.
+    pub fn parse(line: &str) -> Result<Request, String> {
+        let call: Call = serde_json::from_str(line)
+            .map_err(|e| format!("not a request ({e}); one is a line like {}", Request::Status {}.line().trim_end()))?;
+        if call.version != VERSION {
+            return Err(format!("request of version {}; this gateway speaks version {VERSION}", call.version));
+        }
+        let name = match &call.request {
+            Value::Object(fields) if fields.len() == 1 => fields.keys().next().cloned(),
+            _ => None,
+        };
+        let Some(name) = name else { return Err("`request` must be an object with one field, named as the request is".into()) };
+        if !KNOWN.contains(&name.as_str()) {
+            return Err(format!("unknown request `{name}`; known: {}", KNOWN.join(", ")));
+        }
+        serde_json::from_value(call.request).map_err(|e| format!("request `{name}`: {e}"))
+    }
+}
+
+/// The line that answers a request, with its end.
+pub fn reply(outcome: Result<Response, String>) -> String {
+    let outcome = match outcome {
+        Ok(response) => Outcome::Response(response),
+        Err(error) => Outcome::Error(error),
+    };
+    let line = serde_json::to_string(&Reply { version: VERSION, outcome });
+    // No map here has keys that are not text, so that nothing can fail.
+    line.unwrap_or_else(|e| format!("{{\"version\":{VERSION},\"error\":\"the answer cannot be written: {e}\"}}")) + "\n"
+}
+
+/// Reads a gateway's line. `Err` says why there is no answer.
+pub fn parse_reply(line: &str) -> Result<Response, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let foreign = |e: serde_json::Error| format!("the answer cannot be read ({e}): is the other process of another version?");
+    let Version { version } = serde_json::from_str(line).map_err(foreign)?;
+    if version != VERSION {
+        return Err(format!("the answer is of version {version}, this program speaks version {VERSION}"));
+    }
+    match serde_json::from_str::<Reply>(line).map_err(foreign)?.outcome {
+        Outcome::Response(response) => Ok(response),
+        Outcome::Error(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_answers_are_lines_that_come_back_as_they_were() {
+        assert_eq!(Request::Status {}.line(), "{\"request\":{\"status\":{}},\"version\":1}\n");
+        assert_eq!(Request::parse(&Request::Status {}.line()), Ok(Request::Status {}));
+        let status = Response::Status(Box::new(Status { uptime_s: 9, ..Status::default() }));
+        let line = reply(Ok(status.clone()));
+        assert!(line.starts_with("{\"version\":1,\"response\":{\"status\":{\"schema\":1,"), "{line}");
+        assert_eq!((line.matches('\n').count(), parse_reply(&line)), (1, Ok(status)));
+        let line = reply(Err("no \"such\"\nthing".into()));
+        assert_eq!((line.matches('\n').count(), parse_reply(&line)), (1, Err("no \"such\"\nthing".into())));
+    }
+
+    #[test]
+    fn every_known_request_can_be_made() {
+        for name in KNOWN {
+            assert!(Request::parse(&format!(r#"{{"version":1,"request":{{"{name}":{{}}}}}}"#)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_answered_in_words() {
+        for (line, words) in [
+            ("status", "not a request"),
+            ("", "not a request"),
+            ("{}", "missing field `version`"),
+            (r#"{"version":2,"request":{"status":{}}}"#, "this gateway speaks version 1"),
+            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `flows`; known: status"),
+            (r#"{"version":1,"request":"status"}"#, "an object with one field"),
+            (r#"{"version":1,"request":{"status":{},"flows":{}}}"#, "an object with one field"),
+            (r#"{"version":1,"request":{"status":7}}"#, "request `status`: "),
+        ] {
+            let error = Request::parse(line).unwrap_err();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+        for (line, words) in [("status", "of another version"), (r#"{"version":3,"response":{}}"#, "of version 3")] {
+            let error = parse_reply(line).unwrap_err();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+}
