@@ -20,7 +20,7 @@ fn api_config(dir: &std::path::Path, api: &FakeApiServer) -> String {
 fn waiting(tag: &str) -> (Gateway, FakeApiServer) {
     let scene = Scene::new(tag).expect("a scene (needs root)");
     let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
-    api.set_bookmark_every(Duration::from_secs(1));
+    api.set_bookmark_interval(Duration::from_secs(1));
     api.set_silent(true);
     let dir = tempfile::tempdir().unwrap();
     let config = api_config(dir.path(), &api);
