@@ -49,8 +49,9 @@ fn is_micro_time(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn invalid_events_are_rejected() {

@@ -29,12 +29,11 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 pub use faults::{End, Gone, Streaming};
+use listener::Connections;
 pub use resources::Resource;
+use state::SharedState;
 pub use store::{HISTORY_MAX, OBJECT_BYTES_MAX, OBJECTS_MAX};
 pub use tls::Identity;
-
-use listener::Connections;
-use state::SharedState;
 
 /// A running server. Dropping it stops the server.
 pub struct FakeApiServer {

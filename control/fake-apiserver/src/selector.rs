@@ -77,8 +77,9 @@ fn requirements(text: &str) -> Result<Vec<(String, Operator)>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn objects_are_selected() {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use nomagic_table::index::Index;
+use nomagic_table::objects::{Kind, Object, Unread};
+use nomagic_table::problem::{Origin, Problem};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Message;
-use nomagic_table::index::Index;
-use nomagic_table::objects::{Kind, Object, Unread};
-use nomagic_table::problem::{Origin, Problem};
 
 /// Messages taken in one go, so that a flood of them becomes few tables and the loop still turns.
 const TAKEN_MAX: usize = 4_096;
@@ -220,8 +220,9 @@ fn one_too_many(object: &Object, max: usize) -> Unread {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use nomagic_table::objects::{Key, read};
+
+    use super::*;
 
     fn feed() -> (mpsc::Sender<Message>, Feed) {
         let (sender, messages) = mpsc::channel(8);

@@ -1,13 +1,14 @@
 //! A gateway that learns its objects from an API server, in network namespaces, with real traffic.
 
-use crate::common::plain_http;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
 use nomagic_testbed::rig::{PODS, Scene};
 use serde_json::{Value, json};
+
+use crate::common::plain_http;
+use crate::common::*;
 
 const WEB: &str = "10.109.35.24:80";
 

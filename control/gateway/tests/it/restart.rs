@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_testbed::peers::blob;
 use nomagic_testbed::rig::Netns;
 use serde_json::Value;
+
+use crate::common::*;
 
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";

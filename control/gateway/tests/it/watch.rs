@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use crate::common::watching::*;
 use nomagic::config::{Config, Kubernetes};
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Identity, Resource, Streaming};
 use serde_json::json;
+
+use crate::common::watching::*;
 
 /// Requests for Services that contain a text.
 fn asked(server: &FakeApiServer, part: &str) -> Vec<String> {
