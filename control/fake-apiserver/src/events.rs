@@ -1,19 +1,19 @@
-//! What the real server demands of a new Event of events.k8s.io/v1 (`pkg/apis/core/validation/events.go`).
+//! Validation of new `events.k8s.io/v1` Events, as in the real server (`pkg/apis/core/validation/events.go`).
 
 use serde_json::Value;
 
-/// Fields that must be there, and their bytes at the most.
-const NEEDED: [(&str, usize); 5] =
+/// Required fields and their maximum length, bytes.
+const REQUIRED: [(&str, usize); 5] =
     [("reportingController", 253), ("reportingInstance", 128), ("action", 128), ("reason", 128), ("type", 7)];
-/// Fields that a new Event must not have.
-const OLD: [&str; 4] = ["deprecatedSource", "deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedCount"];
-/// Bytes of a note at the most.
+/// Fields that a new Event must not set.
+const DEPRECATED: [&str; 4] = ["deprecatedSource", "deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedCount"];
+/// Maximum length of a note, bytes.
 const NOTE_MAX: usize = 1_024;
 
-/// Whether an Event may be created in a namespace.
+/// Validates an Event that is created in a namespace.
 pub(crate) fn validate(event: &Value, namespace: Option<&str>) -> Result<(), String> {
     let text = |field: &str| event[field].as_str().unwrap_or_default();
-    for (field, bytes_max) in NEEDED {
+    for (field, bytes_max) in REQUIRED {
         if !(1..=bytes_max).contains(&text(field).len()) {
             return Err(format!("{field}: Invalid value: must have 1 to {bytes_max} characters"));
         }
@@ -22,9 +22,9 @@ pub(crate) fn validate(event: &Value, namespace: Option<&str>) -> Result<(), Str
         return Err(format!("type: Invalid value: {:?}", text("type")));
     }
     if !is_micro_time(text("eventTime")) {
-        return Err(format!("eventTime: Invalid value: {:?} is no time with microseconds", text("eventTime")));
+        return Err(format!("eventTime: Invalid value: {:?} is not a timestamp with microseconds", text("eventTime")));
     }
-    if let Some(field) = OLD.iter().find(|field| !event[**field].is_null()) {
+    if let Some(field) = DEPRECATED.iter().find(|field| !event[**field].is_null()) {
         return Err(format!("{field}: Invalid value: needs to be unset"));
     }
     if text("note").len() > NOTE_MAX {
@@ -49,11 +49,12 @@ fn is_micro_time(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
 
+    use super::*;
+
     #[test]
-    fn what_is_refused() {
+    fn invalid_events_are_rejected() {
         let good = json!({
             "metadata": {"name": "a.1", "namespace": "default"}, "regarding": {"kind": "Node", "name": "a"},
             "eventTime": "2026-01-02T03:04:05.678901Z", "reportingController": "c", "reportingInstance": "i",

@@ -1,74 +1,74 @@
-//! What goes wrong on demand.
+//! Faults on demand.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::resources::Resource;
 
-/// Answers ordered in advance at the most.
-const ANSWERS_MAX: usize = 10_000;
+/// Maximum number of queued failures.
+const FAILURES_MAX: usize = 10_000;
 
-/// What `sendInitialEvents=true` is answered with.
+/// How `sendInitialEvents=true` is handled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Streaming {
-    /// The initial events and the bookmark that ends them.
+    /// Initial events, then the bookmark that ends them.
     #[default]
     Served,
-    /// HTTP 422: a server that does not know it.
+    /// HTTP 422: a server without this feature.
     Invalid,
     /// HTTP 200, and an ERROR event with code 500 in the stream.
     ErrorInStream,
 }
 
-/// How a version that is too old is answered.
+/// How a request for a compacted version fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Gone {
-    /// HTTP 200, and an ERROR event with code 410 in the stream: the real server's way.
+    /// HTTP 200, and an ERROR event with code 410 in the stream, like the real server.
     #[default]
     InStream,
     /// HTTP 410.
     Status,
 }
 
-/// How running watches end.
+/// How open watches end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// As after their time: the last chunk is sent.
+    /// As after their timeout: the last chunk is sent.
     Orderly,
-    /// In the middle: the connection is closed.
+    /// The connection is closed without a last chunk.
     Cut,
 }
 
-/// The faults in force.
+/// The active faults.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
-    /// The next requests get these HTTP statuses.
-    answers: VecDeque<u16>,
-    /// Nothing is answered, and nothing more is sent on what runs.
+    /// HTTP statuses for the next requests.
+    failures: VecDeque<u16>,
+    /// Sends no responses and no watch events.
     pub(crate) silent: bool,
-    /// A few bytes at a time, with this pause between them.
+    /// Sends small chunks with this pause between them.
     pub(crate) slow: Option<Duration>,
     pub(crate) streaming: Streaming,
     pub(crate) gone: Gone,
-    /// Kinds that this server does not know.
+    /// Kinds that get 404.
     pub(crate) unknown: Vec<Resource>,
-    /// Kinds that clients may not ask for (403).
+    /// Kinds that get 403.
     pub(crate) forbidden: Vec<Resource>,
-    /// Grows each time that all watches are ended.
+    /// Incremented each time all watches are ended.
     pub(crate) epoch: u64,
     pub(crate) end: Option<End>,
-    /// A line for every running watch, and how many there have been.
+    /// A line to send to every open watch, and the number of such lines so far.
     pub(crate) garbage: (u64, String),
 }
 
 impl Faults {
-    pub(crate) fn order(&mut self, count: usize, status: u16) {
-        let room = ANSWERS_MAX.saturating_sub(self.answers.len());
-        self.answers.extend(std::iter::repeat_n(status, count.min(room)));
+    pub(crate) fn queue_failures(&mut self, count: usize, status: u16) {
+        let room = FAILURES_MAX.saturating_sub(self.failures.len());
+        self.failures.extend(std::iter::repeat_n(status, count.min(room)));
     }
 
-    pub(crate) fn next_answer(&mut self) -> Option<u16> {
-        self.answers.pop_front()
+    pub(crate) fn next_failure(&mut self) -> Option<u16> {
+        self.failures.pop_front()
     }
 }
 
@@ -77,11 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_come_in_order_and_are_limited() {
+    fn failures_are_served_in_order_and_limited() {
         let mut faults = Faults::default();
-        faults.order(1, 500);
-        faults.order(usize::MAX, 429);
-        assert_eq!(faults.answers.len(), ANSWERS_MAX);
-        assert_eq!((faults.next_answer(), faults.next_answer()), (Some(500), Some(429)));
+        faults.queue_failures(1, 500);
+        faults.queue_failures(usize::MAX, 429);
+        assert_eq!(faults.failures.len(), FAILURES_MAX);
+        assert_eq!((faults.next_failure(), faults.next_failure()), (Some(500), Some(429)));
     }
 }

@@ -1,19 +1,20 @@
-//! A small Kubernetes API server for tests: Services, EndpointSlices, Nodes, ServiceCIDRs and Events with list and watch as the real server has
-//! them (selectors, pages, bookmarks, streaming lists, compaction), and every fault that a client has to live with, on demand.
+//! A small Kubernetes API server for tests. It serves Services, EndpointSlices, Nodes, ServiceCIDRs and Events with list and watch like the
+//! real server (selectors, pages, bookmarks, streaming lists, compaction), and produces on demand every fault that a client must handle.
 //!
-//! It runs on a thread of its own and is steered through its handle. What it lacks: admission, validation (but of Events), other kinds, protobuf. It does
-//! not make up creation times: what is put is what is served.
+//! It runs on its own thread and is controlled through [`FakeApiServer`]. Not implemented: admission, validation (except of Events), other
+//! kinds, protobuf, creation timestamps (objects are served as they were put).
 #![forbid(unsafe_code)]
 
-mod answer;
 mod events;
 mod faults;
 mod list;
 mod listener;
 mod query;
 mod resources;
+mod response;
 mod selector;
 mod server;
+mod state;
 mod store;
 mod tls;
 mod watch;
@@ -28,16 +29,15 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 pub use faults::{End, Gone, Streaming};
+use listener::Connections;
 pub use resources::Resource;
+use state::SharedState;
 pub use store::{HISTORY_MAX, OBJECT_BYTES_MAX, OBJECTS_MAX};
 pub use tls::Identity;
 
-use listener::Connections;
-use server::Shared;
-
-/// A running server. Ends when dropped.
+/// A running server. Dropping it stops the server.
 pub struct FakeApiServer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     addr: SocketAddr,
     identity: Option<Identity>,
     running: Option<Running>,
@@ -49,9 +49,9 @@ struct Running {
 }
 
 impl FakeApiServer {
-    /// Starts on an address (port 0: any free one) of the calling thread's network namespace. With an identity it speaks TLS only.
+    /// Starts a server on an address (port 0: any free port) in the calling thread's network namespace. With an identity it accepts TLS only.
     pub fn start(addr: SocketAddr, identity: Option<Identity>) -> Result<FakeApiServer> {
-        let mut server = FakeApiServer { shared: Shared::new(), addr, identity, running: None };
+        let mut server = FakeApiServer { shared: SharedState::new(), addr, identity, running: None };
         server.resume()?;
         Ok(server)
     }
@@ -62,7 +62,7 @@ impl FakeApiServer {
         format!("{scheme}://{}", self.addr)
     }
 
-    /// Ends all connections and refuses new ones. The objects stay.
+    /// Closes all connections and refuses new ones. Keeps the objects.
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             let _ = running.stop.send(());
@@ -92,12 +92,12 @@ impl FakeApiServer {
         Ok(())
     }
 
-    /// Creates or replaces an object; returns its version.
+    /// Creates or replaces an object. Returns its resource version.
     pub fn put(&self, object: Value) -> Result<u64> {
         self.shared.change(|s| s.store.put(object)).map_err(|e| anyhow!(e))
     }
 
-    /// Creates or replaces all objects of a YAML text: documents, and `List`s of them.
+    /// Creates or replaces all objects of a YAML stream, including those in `List` objects.
     pub fn put_yaml(&self, text: &str) -> Result<()> {
         for document in format!("\n{text}").split("\n---") {
             let value: Value = serde_saphyr::from_str(document).context("not YAML")?;
@@ -110,79 +110,79 @@ impl FakeApiServer {
         Ok(())
     }
 
-    /// Deletes an object; `namespace` is "" for those that have none. False: it was not there.
+    /// Deletes an object; `namespace` is "" for cluster-scoped kinds. False: no such object.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> bool {
         self.shared.change(|s| s.store.delete(&(resource, namespace.into(), name.into()))).is_some()
     }
 
-    /// The version of the last change.
+    /// The resource version of the last change.
     pub fn version(&self) -> u64 {
         self.shared.state().store.version()
     }
 
-    /// Forgets all history: older versions are 410 Gone from now on.
+    /// Discards the history: requests for older versions get 410 Gone from now on.
     pub fn compact(&self) {
         self.shared.change(|s| s.store.compact());
     }
 
-    /// Versions go on from here, if they are not there already; older ones are 410 Gone.
+    /// Raises the resource version to at least this one; older versions get 410 Gone.
     pub fn begin_at(&self, version: u64) {
         self.shared.change(|s| s.store.begin_at(version));
     }
 
-    /// How often clients get bookmarks; 60 s unless set. Watches that run take it over with their next bookmark.
-    pub fn set_bookmark_every(&self, every: Duration) {
-        self.shared.change(|s| s.bookmark_every = every);
+    /// Sets the interval between bookmarks (default 60 s). Open watches use it after their next bookmark.
+    pub fn set_bookmark_interval(&self, interval: Duration) {
+        self.shared.change(|s| s.bookmark_interval = interval);
     }
 
-    /// Accepts only this bearer token from now on; `None`: everybody. Watches that run go on, as on the real server.
+    /// Requires this bearer token from now on; `None`: no token is required. Open watches continue, as on the real server.
     pub fn set_token(&self, token: Option<&str>) {
         self.shared.change(|s| s.token = token.map(str::to_owned));
     }
 
-    /// The next `count` requests are answered with this HTTP status.
+    /// Fails the next `count` requests with this HTTP status.
     pub fn fail_next(&self, count: usize, status: u16) {
-        self.shared.change(|s| s.faults.order(count, status));
+        self.shared.change(|s| s.faults.queue_failures(count, status));
     }
 
-    /// Answers nothing and sends nothing, without closing anything, until it is switched off.
+    /// While true, sends no responses and no watch events, and keeps all connections open.
     pub fn set_silent(&self, silent: bool) {
         self.shared.change(|s| s.faults.silent = silent);
     }
 
-    /// Sends 64 bytes at a time with this pause before each.
+    /// Sends bodies in chunks of 64 bytes with this pause before each chunk.
     pub fn set_slow(&self, pause: Option<Duration>) {
         self.shared.change(|s| s.faults.slow = pause);
     }
 
-    /// How streaming lists are answered.
+    /// Sets how requests for streaming lists are handled.
     pub fn set_streaming(&self, streaming: Streaming) {
         self.shared.change(|s| s.faults.streaming = streaming);
     }
 
-    /// How versions that are too old are answered.
+    /// Sets how requests for compacted versions fail.
     pub fn set_gone(&self, gone: Gone) {
         self.shared.change(|s| s.faults.gone = gone);
     }
 
-    /// Answers 404 for these kinds, as a server does that is too old for them.
+    /// Responds with 404 for these kinds, like a server that is too old for them.
     pub fn set_unknown(&self, kinds: &[Resource]) {
         self.shared.change(|s| s.faults.unknown = kinds.to_vec());
     }
 
-    /// Answers 403 for these kinds, as RBAC does.
+    /// Responds with 403 for these kinds, like a server whose RBAC rules forbid them.
     pub fn set_forbidden(&self, kinds: &[Resource]) {
         self.shared.change(|s| s.faults.forbidden = kinds.to_vec());
     }
 
-    /// The Events that clients have created, in the order of their names.
+    /// The Events that clients have created, sorted by name.
     pub fn events(&self) -> Vec<Value> {
         let state = self.shared.state();
         let events = state.store.at(Resource::Events, state.store.version()).unwrap_or_default();
         events.into_values().map(|event| (*event).clone()).collect()
     }
 
-    /// Ends all watches that run.
+    /// Ends all open watches.
     pub fn end_watches(&self, how: End) {
         self.shared.change(|s| {
             s.faults.epoch += 1;
@@ -190,12 +190,12 @@ impl FakeApiServer {
         });
     }
 
-    /// Sends a line of any text to all watches that run.
+    /// Sends an arbitrary line to all open watches.
     pub fn send_garbage(&self, line: &str) {
         self.shared.change(|s| s.faults.garbage = (s.faults.garbage.0 + 1, line.to_owned()));
     }
 
-    /// The last requests (10,000 at the most): `GET /api/v1/services?limit=500`. Forgets them.
+    /// Takes the request log (at most the latest 10,000), such as `GET /api/v1/services?limit=500`.
     pub fn take_requests(&self) -> Vec<String> {
         self.shared.change(|s| s.requests.drain(..).collect())
     }
@@ -207,9 +207,9 @@ impl Drop for FakeApiServer {
     }
 }
 
-async fn serve(listener: TcpListener, identity: Option<Identity>, shared: Arc<Shared>) -> Result<()> {
+async fn serve(listener: TcpListener, identity: Option<Identity>, shared: Arc<SharedState>) -> Result<()> {
     let connections = Connections::accept(tokio::net::TcpListener::from_std(listener)?, identity)?;
-    let router = axum::Router::new().fallback(server::answer).with_state(shared);
+    let router = axum::Router::new().fallback(server::handle).with_state(shared);
     axum::serve(connections, router).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Connections, with TLS or without. A client that dawdles over its handshake keeps nobody else waiting.
+//! Accepts connections, with or without TLS. Handshakes run concurrently, so a slow client does not block others.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,31 +11,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::tls::Identity;
 
-/// Connections at the most; others wait.
+/// Maximum number of connections; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 1_000;
-/// How long a handshake may take.
+/// Time limit of a handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
-/// A connection, whatever it is made of.
+/// A connection, with or without TLS.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// Connections whose handshake is done.
+/// Connections with a finished handshake.
 pub(crate) struct Connections {
     ready: mpsc::Receiver<(Box<dyn Stream>, SocketAddr)>,
     local: SocketAddr,
 }
 
 impl Connections {
-    /// Starts to accept, on tasks of the runtime at hand.
+    /// Starts to accept connections on tasks of the current runtime.
     pub(crate) fn accept(listener: TcpListener, identity: Option<Identity>) -> io::Result<Connections> {
         let local = listener.local_addr()?;
         let (sender, ready) = mpsc::channel(16);
         tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-            while let Ok(place) = places.clone().acquire_owned().await {
+            let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            while let Ok(permit) = permits.clone().acquire_owned().await {
                 match listener.accept().await {
-                    Ok((stream, peer)) => drop(tokio::spawn(handshake(stream, peer, identity.clone(), sender.clone(), place))),
+                    Ok((stream, peer)) => drop(tokio::spawn(handshake(stream, peer, identity.clone(), sender.clone(), permit))),
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             }
@@ -49,14 +49,14 @@ async fn handshake(
     peer: SocketAddr,
     identity: Option<Identity>,
     ready: mpsc::Sender<(Box<dyn Stream>, SocketAddr)>,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) {
-    // Lines of a watch are small and must not wait for each other.
+    // Watch events are small; without this, Nagle's algorithm would delay them.
     let _ = stream.set_nodelay(true);
     let stream: Box<dyn Stream> = match identity {
-        None => Box::new(Counted { stream, _place: place }),
+        None => Box::new(Counted { stream, _permit: permit }),
         Some(identity) => match tokio::time::timeout(HANDSHAKE_MAX, identity.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => Box::new(Counted { stream, _place: place }),
+            Ok(Ok(stream)) => Box::new(Counted { stream, _permit: permit }),
             _ => return,
         },
     };
@@ -79,10 +79,10 @@ impl axum::serve::Listener for Connections {
     }
 }
 
-/// A stream that takes a place among the connections.
+/// A stream that holds a connection permit.
 struct Counted<S> {
     stream: S,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {

@@ -1,4 +1,4 @@
-//! `nomagic-fake-apiserver`: the fake API server to play with.
+//! `nomagic-fake-apiserver`: the fake API server as a program, for experiments.
 //!
 //! ```text
 //! nomagic-fake-apiserver --listen 127.0.0.1:8001 deploy/example/manifests/*.yaml
@@ -14,24 +14,24 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use nomagic_fake_apiserver::FakeApiServer;
 
-/// Serves Services, EndpointSlices, Nodes, ServiceCIDRs and Events as a Kubernetes API server does: GET (list, watch), POST, PUT, DELETE with JSON.
+/// Serve Services, EndpointSlices, Nodes, ServiceCIDRs and Events like a Kubernetes API server: GET (list, watch), POST, PUT, DELETE with JSON.
 #[derive(Parser)]
 struct Args {
-    /// Where to listen, without TLS.
+    /// Address to listen on, without TLS.
     #[arg(long, default_value = "127.0.0.1:8001")]
     listen: SocketAddr,
-    /// Versions begin here, and older ones are 410 Gone: for a server that stands in for one before it.
+    /// First resource version; older ones get 410 Gone. For a server that replaces an earlier one.
     #[arg(long)]
     first_version: Option<u64>,
-    /// YAML files with objects to begin with.
+    /// YAML files with the initial objects.
     files: Vec<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let server = FakeApiServer::start(args.listen, None)?;
-    // Nobody may see a part of the objects as if it were all of them.
-    server.set_token(Some("until the objects are there"));
+    // No client may see a part of the initial objects as the complete list.
+    server.set_token(Some("until all objects are loaded"));
     if let Some(version) = args.first_version {
         server.begin_at(version);
     }

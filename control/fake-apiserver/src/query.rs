@@ -10,7 +10,7 @@ impl Query {
         Query(pairs.map(|p| p.split_once('=').unwrap_or((p, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
     }
 
-    /// A value; "" when it is not there.
+    /// The value of a parameter; "" when absent.
     pub(crate) fn text(&self, name: &str) -> &str {
         self.0.iter().find(|(k, _)| k == name).map_or("", |(_, v)| v)
     }
@@ -24,7 +24,7 @@ impl Query {
     }
 }
 
-/// `%XX` and `+`. What is no such sequence stays as it is.
+/// Decodes `%XX` and `+`; invalid sequences stay unchanged.
 fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());

@@ -1,4 +1,4 @@
-//! The kinds of objects that are served, and their paths.
+//! The served kinds of objects and their URL paths.
 
 /// A kind of objects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -16,7 +16,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Resource; 5] =
         [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs, Resource::Events];
 
@@ -41,7 +41,7 @@ impl Resource {
         }
     }
 
-    /// The name in paths.
+    /// The name in URL paths.
     pub fn plural(self) -> &'static str {
         match self {
             Resource::Services => "services",
@@ -52,7 +52,7 @@ impl Resource {
         }
     }
 
-    /// Whether its objects live in namespaces.
+    /// Whether the kind is namespaced.
     pub fn namespaced(self) -> bool {
         matches!(self, Resource::Services | Resource::EndpointSlices | Resource::Events)
     }
@@ -63,20 +63,19 @@ impl Resource {
     }
 }
 
-/// What a path names.
+/// A parsed URL path: a collection or an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Place {
-    /// The kind.
+pub struct ResourcePath {
     pub resource: Resource,
-    /// One namespace; `None`: all.
+    /// The namespace; `None`: all namespaces, or a cluster-scoped kind.
     pub namespace: Option<String>,
-    /// One object; `None`: the collection.
+    /// The object's name; `None`: the collection.
     pub name: Option<String>,
 }
 
-impl Place {
-    /// Reads `/api/v1/services`, `/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/web-1` and the like.
-    pub fn parse(path: &str) -> Option<Place> {
+impl ResourcePath {
+    /// Parses `/api/v1/services`, `/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/web-1` and the like.
+    pub fn parse(path: &str) -> Option<ResourcePath> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let (version, rest) = match parts.as_slice() {
             ["api", "v1", rest @ ..] => ("v1".to_owned(), rest),
@@ -95,7 +94,7 @@ impl Place {
         let resource = Resource::ALL.into_iter().find(|r| r.version() == version && r.plural() == *plural)?;
         let whole = resource.namespaced() || namespace.is_none();
         let named = name.is_none() || namespace.is_some() == resource.namespaced();
-        (whole && named).then_some(Place { resource, namespace, name })
+        (whole && named).then_some(ResourcePath { resource, namespace, name })
     }
 }
 
@@ -105,19 +104,19 @@ mod tests {
 
     #[test]
     fn paths() {
-        let place = |path: &str| Place::parse(path).map(|p| (p.resource, p.namespace, p.name));
+        let parsed = |path: &str| ResourcePath::parse(path).map(|p| (p.resource, p.namespace, p.name));
         let text = |t: &str| Some(t.to_owned());
-        assert_eq!(place("/api/v1/services"), Some((Resource::Services, None, None)));
+        assert_eq!(parsed("/api/v1/services"), Some((Resource::Services, None, None)));
         assert_eq!(
-            place("/apis/discovery.k8s.io/v1/namespaces/n/endpointslices/web-1"),
+            parsed("/apis/discovery.k8s.io/v1/namespaces/n/endpointslices/web-1"),
             Some((Resource::EndpointSlices, text("n"), text("web-1")))
         );
-        assert_eq!(place("/api/v1/nodes/gw"), Some((Resource::Nodes, None, text("gw"))));
-        assert_eq!(place("/apis/networking.k8s.io/v1/servicecidrs"), Some((Resource::ServiceCidrs, None, None)));
+        assert_eq!(parsed("/api/v1/nodes/gw"), Some((Resource::Nodes, None, text("gw"))));
+        assert_eq!(parsed("/apis/networking.k8s.io/v1/servicecidrs"), Some((Resource::ServiceCidrs, None, None)));
         for none in
             ["/", "/api/v1/pods", "/apis/v1/services", "/api/v1/services/web", "/api/v1/namespaces/n/nodes", "/api/v2/services", "/version"]
         {
-            assert_eq!(place(none), None, "{none}");
+            assert_eq!(parsed(none), None, "{none}");
         }
     }
 }

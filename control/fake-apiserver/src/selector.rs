@@ -2,71 +2,72 @@
 
 use serde_json::Value;
 
-/// Requirements of a selector at the most.
+/// Maximum number of requirements in a selector.
 const REQUIREMENTS_MAX: usize = 32;
-/// Fields that can be selected by.
+/// Supported fields.
 const FIELDS: [&str; 4] = ["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type"];
 
+/// The operator of a requirement, with its value.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Wanted {
-    Present,
-    Absent,
-    Equal(String),
-    NotEqual(String),
+enum Operator {
+    Exists,
+    DoesNotExist,
+    Equals(String),
+    NotEquals(String),
 }
 
-/// Which objects are wanted.
+/// A label selector and a field selector.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Selector {
-    labels: Vec<(String, Wanted)>,
-    fields: Vec<(String, Wanted)>,
+    labels: Vec<(String, Operator)>,
+    fields: Vec<(String, Operator)>,
 }
 
 impl Selector {
-    /// Reads `labelSelector` and `fieldSelector`. `Err`: what is wrong with them.
+    /// Parses `labelSelector` and `fieldSelector`. `Err`: why they are invalid.
     pub fn parse(labels: &str, fields: &str) -> Result<Selector, String> {
         let selector = Selector { labels: requirements(labels)?, fields: requirements(fields)? };
-        for (field, wanted) in &selector.fields {
-            if !FIELDS.contains(&field.as_str()) || matches!(wanted, Wanted::Present | Wanted::Absent) {
+        for (field, operator) in &selector.fields {
+            if !FIELDS.contains(&field.as_str()) || matches!(operator, Operator::Exists | Operator::DoesNotExist) {
                 return Err(format!("field label not supported: {field}"));
             }
         }
         Ok(selector)
     }
 
-    /// Whether an object is wanted.
+    /// Whether an object satisfies all requirements.
     pub fn matches(&self, object: &Value) -> bool {
         let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str).map(str::to_owned);
-        // A field that is not there counts as empty.
+        // An absent field has the value "".
         let field = |path: &str| Some(path.split('.').fold(object, |v, step| &v[step]).as_str().unwrap_or("").to_owned());
-        let holds = |value: Option<String>, wanted: &Wanted| match wanted {
-            Wanted::Present => value.is_some(),
-            Wanted::Absent => value.is_none(),
-            Wanted::Equal(text) => value.as_ref() == Some(text),
-            Wanted::NotEqual(text) => value.as_ref() != Some(text),
+        let holds = |value: Option<String>, operator: &Operator| match operator {
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::Equals(text) => value.as_ref() == Some(text),
+            Operator::NotEquals(text) => value.as_ref() != Some(text),
         };
-        self.labels.iter().all(|(key, wanted)| holds(label(key), wanted))
-            && self.fields.iter().all(|(path, wanted)| holds(field(path), wanted))
+        self.labels.iter().all(|(key, operator)| holds(label(key), operator))
+            && self.fields.iter().all(|(path, operator)| holds(field(path), operator))
     }
 }
 
-fn requirements(text: &str) -> Result<Vec<(String, Wanted)>, String> {
+fn requirements(text: &str) -> Result<Vec<(String, Operator)>, String> {
     let mut list = Vec::new();
     for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        let (key, wanted) = if let Some((key, value)) = part.split_once("!=") {
-            (key, Wanted::NotEqual(value.trim().into()))
+        let (key, operator) = if let Some((key, value)) = part.split_once("!=") {
+            (key, Operator::NotEquals(value.trim().into()))
         } else if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
-            (key, Wanted::Equal(value.trim().into()))
+            (key, Operator::Equals(value.trim().into()))
         } else if let Some(key) = part.strip_prefix('!') {
-            (key, Wanted::Absent)
+            (key, Operator::DoesNotExist)
         } else {
-            (part, Wanted::Present)
+            (part, Operator::Exists)
         };
         let key = key.trim();
         if key.is_empty() || key.contains([' ', '(', ')', '!']) {
             return Err(format!("unable to parse requirement: {part:?}"));
         }
-        list.push((key.to_owned(), wanted));
+        list.push((key.to_owned(), operator));
     }
     if list.len() > REQUIREMENTS_MAX {
         return Err(format!("{} requirements, {REQUIREMENTS_MAX} are allowed", list.len()));
@@ -76,11 +77,12 @@ fn requirements(text: &str) -> Result<Vec<(String, Wanted)>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
 
+    use super::*;
+
     #[test]
-    fn what_matches() {
+    fn objects_are_selected() {
         let object = json!({"metadata": {"name": "web", "labels": {"app": "x", "empty": ""}}, "spec": {"clusterIP": "None"}});
         let table = [
             ("", "", true),
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read() {
+    fn invalid_selectors_are_rejected() {
         for (labels, fields) in [("a in (b)", ""), ("=x", ""), ("!", ""), ("", "spec.ports=1"), ("", "metadata.name")] {
             assert!(Selector::parse(labels, fields).is_err(), "{labels:?} {fields:?}");
         }

@@ -1,4 +1,4 @@
-//! The objects with their history: what etcd and the watch cache are to the real server.
+//! The objects and their history, in place of the real server's etcd and watch cache.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -7,26 +7,25 @@ use serde_json::{Value, json};
 
 use crate::resources::Resource;
 
-/// Objects at the most.
+/// Maximum number of objects.
 pub const OBJECTS_MAX: usize = 50_000;
-/// Bytes of an object at the most: about etcd's own limit.
+/// Maximum size of an object, bytes: about etcd's limit.
 pub const OBJECT_BYTES_MAX: usize = 3 << 20;
-/// Changes that are remembered at the most; older ones are compacted.
+/// Maximum number of changes in the history; older ones are compacted.
 pub const HISTORY_MAX: usize = 20_000;
 
-/// An object's place: kind, namespace ("" when it has none), name.
-pub type Key = (Resource, String, String);
+/// Kind, namespace ("" for cluster-scoped kinds) and name.
+pub type ObjectKey = (Resource, String, String);
 
 /// One change of one object.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// The store's version afterwards.
+    /// The resource version after the change.
     pub version: u64,
-    /// Which object.
-    pub key: Key,
-    /// What it was; `None`: it is new.
+    pub key: ObjectKey,
+    /// The object before the change; `None`: it was created.
     pub old: Option<Arc<Value>>,
-    /// What it is; `None`: it is gone.
+    /// The object after the change; `None`: it was deleted.
     pub new: Option<Arc<Value>>,
 }
 
@@ -35,29 +34,29 @@ pub struct Change {
 pub struct Store {
     version: u64,
     compacted: u64,
-    objects: BTreeMap<Key, Arc<Value>>,
+    objects: BTreeMap<ObjectKey, Arc<Value>>,
     history: VecDeque<Change>,
 }
 
 impl Default for Store {
     fn default() -> Store {
-        // As in a cluster that has been there before: version 1 is long gone.
+        // Like a cluster that is not new: version 1 is compacted.
         Store { version: 100, compacted: 100, objects: BTreeMap::new(), history: VecDeque::new() }
     }
 }
 
 impl Store {
-    /// The version of the last change.
+    /// The resource version of the last change.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Changes up to this version are forgotten.
+    /// Changes up to this version are compacted.
     pub fn compacted(&self) -> u64 {
         self.compacted
     }
 
-    /// Creates or replaces an object. `Err`: what is wrong with it.
+    /// Creates or replaces an object. `Err`: why it is invalid.
     pub fn put(&mut self, mut object: Value) -> Result<u64, String> {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let (api, kind, name) = (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
@@ -81,35 +80,34 @@ impl Store {
         if resource.namespaced() {
             object["metadata"]["namespace"] = json!(key.1);
         }
-        fill_in(resource, &mut object);
+        set_defaults(resource, &mut object);
         let version = self.version + 1;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let new = Arc::new(object);
         let old = self.objects.insert(key.clone(), new.clone());
-        self.note(Change { version, key, old, new: Some(new) });
+        self.record(Change { version, key, old, new: Some(new) });
         Ok(version)
     }
 
-    /// Deletes an object. `None`: it was not there.
-    pub fn delete(&mut self, key: &Key) -> Option<u64> {
+    /// Deletes an object. `None`: no such object.
+    pub fn delete(&mut self, key: &ObjectKey) -> Option<u64> {
         let old = self.objects.remove(key)?;
         let version = self.version + 1;
-        self.note(Change { version, key: key.clone(), old: Some(old), new: None });
+        self.record(Change { version, key: key.clone(), old: Some(old), new: None });
         Some(version)
     }
 
-    /// One object.
-    pub fn get(&self, key: &Key) -> Option<&Arc<Value>> {
+    pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Value>> {
         self.objects.get(key)
     }
 
-    /// The objects of a kind as they were at a version, by namespace and name. `None`: that is compacted, or has not happened yet.
-    pub fn at(&self, resource: Resource, version: u64) -> Option<BTreeMap<Key, Arc<Value>>> {
+    /// The objects of a kind at a version, by namespace and name. `None`: the version is compacted or in the future.
+    pub fn at(&self, resource: Resource, version: u64) -> Option<BTreeMap<ObjectKey, Arc<Value>>> {
         if version < self.compacted || version > self.version {
             return None;
         }
         let of_kind = self.objects.iter().filter(|(key, _)| key.0 == resource);
-        let mut objects: BTreeMap<Key, Arc<Value>> = of_kind.map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut objects: BTreeMap<ObjectKey, Arc<Value>> = of_kind.map(|(k, v)| (k.clone(), v.clone())).collect();
         for change in self.history.iter().rev().take_while(|c| c.version > version).filter(|c| c.key.0 == resource) {
             match &change.old {
                 Some(old) => objects.insert(change.key.clone(), old.clone()),
@@ -119,7 +117,7 @@ impl Store {
         Some(objects)
     }
 
-    /// The changes after a version, at most `max`. `None`: some of them are compacted.
+    /// The first `max` changes after a version. `None`: some of them are compacted.
     pub fn after(&self, version: u64, max: usize) -> Option<impl Iterator<Item = &Change>> {
         if version < self.compacted {
             return None;
@@ -128,19 +126,19 @@ impl Store {
         Some(self.history.range(first..).take(max))
     }
 
-    /// Versions go on from here, if they are not there already; nobody can ask for older ones.
+    /// Raises the version to at least this one and compacts everything older.
     pub fn begin_at(&mut self, version: u64) {
         self.version = self.version.max(version);
         self.compact();
     }
 
-    /// Forgets all changes up to now.
+    /// Discards the history.
     pub fn compact(&mut self) {
         self.history.clear();
         self.compacted = self.version;
     }
 
-    fn note(&mut self, change: Change) {
+    fn record(&mut self, change: Change) {
         self.version = change.version;
         self.history.push_back(change);
         if self.history.len() > HISTORY_MAX
@@ -151,8 +149,8 @@ impl Store {
     }
 }
 
-/// The defaults of the real server that decide what a proxy sees.
-fn fill_in(resource: Resource, object: &mut Value) {
+/// Sets those of the real server's defaults that a proxy depends on.
+fn set_defaults(resource: Resource, object: &mut Value) {
     if resource != Resource::EndpointSlices {
         return;
     }
@@ -174,12 +172,12 @@ mod tests {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {}})
     }
 
-    fn key(name: &str) -> Key {
+    fn key(name: &str) -> ObjectKey {
         (Resource::Services, "default".into(), name.into())
     }
 
     #[test]
-    fn the_past_is_known_until_it_is_compacted() {
+    fn history_is_kept_until_compaction() {
         let mut store = Store::default();
         let first = store.put(service("a")).unwrap();
         store.put(service("b")).unwrap();
@@ -198,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn invalid_and_excess_objects_are_rejected() {
         let mut store = Store::default();
         for (object, word) in [
             (json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}), "Pod"),
@@ -211,11 +209,11 @@ mod tests {
         assert_eq!(store.delete(&key("a")), None);
         (0..OBJECTS_MAX).for_each(|i| assert!(store.put(service(&format!("s{i}"))).is_ok()));
         assert!(store.put(service("one more")).unwrap_err().contains("objects are allowed"));
-        assert!(store.put(service("s0")).is_ok(), "one that is there can be replaced");
+        assert!(store.put(service("s0")).is_ok(), "an existing object can be replaced");
     }
 
     #[test]
-    fn a_long_history_loses_its_beginning() {
+    fn the_oldest_changes_are_compacted() {
         let mut store = Store::default();
         let start = store.version();
         (0..=HISTORY_MAX).for_each(|_| assert!(store.put(service("a")).is_ok()));

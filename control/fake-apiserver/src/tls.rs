@@ -1,4 +1,4 @@
-//! Certificates of our own making.
+//! TLS with generated certificates.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// A server's identity and the CA that vouches for it.
+/// A server certificate and the CA that signed it.
 #[derive(Clone)]
 pub struct Identity {
     /// The CA's certificate, for clients.
@@ -17,15 +17,15 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// A new CA and a certificate of it for these names and addresses.
+    /// Generates a CA and a certificate for these names and addresses.
     pub fn new(names: &[&str]) -> Result<Identity> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "fake-apiserver CA");
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?).context("cannot make a CA")?;
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?).context("cannot generate a CA")?;
         let key = KeyPair::generate()?;
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let certificate = CertificateParams::new(names)?.signed_by(&key, &ca).context("cannot make a certificate")?;
+        let certificate = CertificateParams::new(names)?.signed_by(&key, &ca).context("cannot generate a certificate")?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)

@@ -1,4 +1,4 @@
-//! Watches: a stream of changes as lines of JSON.
+//! Watches: streams of changes, one JSON object per line.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,55 +11,61 @@ use futures::stream;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::answer::{Chunk, failure, status, streamed};
 use crate::faults::{End, Gone, Streaming};
 use crate::query::Query;
-use crate::resources::Place;
+use crate::resources::ResourcePath;
+use crate::response::{Chunk, failure, status, streaming_response};
 use crate::selector::Selector;
-use crate::server::{Shared, State};
+use crate::state::{ServerState, SharedState};
 use crate::store::Change;
 
-/// How long a watch lasts when the client names no `timeoutSeconds`.
-const LASTS: Duration = Duration::from_secs(1_800);
-/// Events prepared in one go.
+/// Timeout of a watch without `timeoutSeconds`, and the maximum.
+const TIMEOUT_MAX: Duration = Duration::from_secs(1_800);
+/// Maximum number of changes read at a time.
 const BATCH_MAX: usize = 256;
 
-/// Answers `GET` of a collection with `watch=true`.
-pub(crate) fn answer(shared: &Arc<Shared>, place: &Place, query: &Query) -> Response<Body> {
+/// Handles `GET` of a collection with `watch=true`.
+pub(crate) fn handle(shared: &Arc<SharedState>, path: &ResourcePath, query: &Query) -> Response<Body> {
     let selector = match Selector::parse(query.text("labelSelector"), query.text("fieldSelector")) {
         Ok(selector) => selector,
         Err(message) => return failure(shared, 400, &message),
     };
     let watcher = {
         let state = shared.state();
-        Watcher::start(&state, shared.clone(), place.clone(), query, selector)
+        Watcher::start(&state, shared.clone(), path.clone(), query, selector)
     };
     match watcher {
         Err((code, message)) => failure(shared, code, &message),
-        Ok(watcher) => streamed(shared, 200, stream::unfold(Some(watcher), |watcher| async move { watcher?.next().await })),
+        Ok(watcher) => streaming_response(shared, 200, stream::unfold(Some(watcher), |watcher| async move { watcher?.next().await })),
     }
 }
 
-/// One running watch.
+/// One open watch.
 struct Watcher {
-    shared: Arc<Shared>,
-    place: Place,
+    shared: Arc<SharedState>,
+    path: ResourcePath,
     selector: Selector,
-    /// Everything up to this version has been sent.
+    /// Changes up to this version have been sent.
     position: u64,
     /// Lines to send.
-    waiting: VecDeque<Bytes>,
-    /// No more lines after these.
-    last: bool,
+    queued: VecDeque<Bytes>,
+    /// The watch ends after the queued lines.
+    ending: bool,
     bookmarks: bool,
     next_bookmark: Instant,
-    ends: Instant,
+    deadline: Instant,
     epoch: u64,
     garbage_seen: u64,
 }
 
 impl Watcher {
-    fn start(state: &State, shared: Arc<Shared>, place: Place, query: &Query, selector: Selector) -> Result<Watcher, (u16, String)> {
+    fn start(
+        state: &ServerState,
+        shared: Arc<SharedState>,
+        path: ResourcePath,
+        query: &Query,
+        selector: Selector,
+    ) -> Result<Watcher, (u16, String)> {
         let (store, faults) = (&state.store, &state.faults);
         let text = query.text("resourceVersion");
         let from = match text {
@@ -81,27 +87,27 @@ impl Watcher {
         if too_old && faults.gone == Gone::Status {
             return Err((410, too_old_text(from.unwrap_or(0), store.compacted())));
         }
-        let lasts = query.number("timeoutSeconds").map_or(LASTS, Duration::from_secs);
+        let timeout = query.number("timeoutSeconds").map_or(TIMEOUT_MAX, Duration::from_secs);
         let now = Instant::now();
         let mut watcher = Watcher {
             selector,
             position: from.filter(|_| !streaming).unwrap_or(store.version()),
-            waiting: VecDeque::new(),
-            last: false,
+            queued: VecDeque::new(),
+            ending: false,
             bookmarks: query.flag("allowWatchBookmarks"),
-            next_bookmark: now + state.bookmark_every,
-            ends: now + lasts.min(LASTS),
+            next_bookmark: now + state.bookmark_interval,
+            deadline: now + timeout.min(TIMEOUT_MAX),
             epoch: faults.epoch,
             garbage_seen: faults.garbage.0,
             shared,
-            place,
+            path,
         };
         if streaming && faults.streaming == Streaming::ErrorInStream {
-            watcher.finish(&status(500, "InternalError", "Internal error occurred: streaming lists are not possible here"));
+            watcher.finish(&status(500, "InternalError", "Internal error occurred: streaming lists are not supported here"));
         } else if streaming || from.is_none() {
-            let objects = store.at(watcher.place.resource, store.version()).unwrap_or_default();
-            let wanted: Vec<_> = objects.iter().filter(|(key, o)| watcher.wants(&key.1, o)).map(|(_, o)| o.clone()).collect();
-            wanted.iter().for_each(|o| watcher.push("ADDED", o));
+            let objects = store.at(watcher.path.resource, store.version()).unwrap_or_default();
+            let selected: Vec<_> = objects.iter().filter(|(key, o)| watcher.selects(&key.1, o)).map(|(_, o)| o.clone()).collect();
+            selected.iter().for_each(|o| watcher.push("ADDED", o));
             if streaming && watcher.bookmarks {
                 watcher.push("BOOKMARK", &watcher.bookmark(true));
             }
@@ -109,11 +115,11 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// The next line, when there is one. Ends with the watch.
+    /// Waits for the next line. `None`: the watch has ended.
     async fn next(mut self) -> Option<(Chunk, Option<Watcher>)> {
         let shared = self.shared.clone();
         loop {
-            let mut ticks = shared.ticks();
+            let mut changes = shared.subscribe();
             {
                 let state = shared.state();
                 if state.faults.epoch != self.epoch {
@@ -122,42 +128,42 @@ impl Watcher {
                 }
                 if self.garbage_seen != state.faults.garbage.0 {
                     self.garbage_seen = state.faults.garbage.0;
-                    self.waiting.push_back(Bytes::from(format!("{}\n", state.faults.garbage.1)));
+                    self.queued.push_back(Bytes::from(format!("{}\n", state.faults.garbage.1)));
                 }
-                if self.waiting.is_empty() && !self.last {
-                    self.prepare(&state);
+                if self.queued.is_empty() && !self.ending {
+                    self.queue_changes(&state);
                 }
             }
-            if let Some(line) = self.waiting.pop_front() {
+            if let Some(line) = self.queued.pop_front() {
                 return Some((Ok(line), Some(self)));
             }
             let now = Instant::now();
-            if self.last || now >= self.ends {
+            if self.ending || now >= self.deadline {
                 return None;
             }
             if self.bookmarks && now >= self.next_bookmark {
-                self.next_bookmark = now + shared.state().bookmark_every;
+                self.next_bookmark = now + shared.state().bookmark_interval;
                 self.push("BOOKMARK", &self.bookmark(false));
                 continue;
             }
-            let wake = if self.bookmarks { self.ends.min(self.next_bookmark) } else { self.ends };
+            let wake = if self.bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
             tokio::select! {
-                _ = ticks.changed() => {}
+                _ = changes.changed() => {}
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
     }
 
-    /// Lines for the changes that came since.
-    fn prepare(&mut self, state: &State) {
+    /// Queues lines for the changes since `position`.
+    fn queue_changes(&mut self, state: &ServerState) {
         let Some(changes) = state.store.after(self.position, BATCH_MAX) else {
             return self.finish(&status(410, "Expired", &too_old_text(self.position, state.store.compacted())));
         };
         let changes: Vec<Change> = changes.cloned().collect();
         for change in &changes {
             self.position = change.version;
-            if change.key.0 == self.place.resource {
-                self.tell(change);
+            if change.key.0 == self.path.resource {
+                self.push_change(change);
             }
         }
         if changes.len() < BATCH_MAX {
@@ -165,16 +171,16 @@ impl Watcher {
         }
     }
 
-    /// An object that no longer is what the selectors want is as good as deleted, and the other way round.
-    fn tell(&mut self, change: &Change) {
+    /// Queues one change. An object that stops matching the selectors is DELETED for the client, one that starts matching is ADDED.
+    fn push_change(&mut self, change: &Change) {
         let namespace = &change.key.1;
-        let wanted = |object: &Option<Arc<Value>>| object.clone().filter(|o| self.wants(namespace, o));
-        match (wanted(&change.old), wanted(&change.new)) {
+        let selected = |object: &Option<Arc<Value>>| object.clone().filter(|o| self.selects(namespace, o));
+        match (selected(&change.old), selected(&change.new)) {
             (None, None) => {}
             (None, Some(new)) => self.push("ADDED", &new),
             (Some(_), Some(new)) => self.push("MODIFIED", &new),
             (Some(old), None) => {
-                // What it was last, with the version of the change.
+                // The last state, with the version of the deletion.
                 let mut object = (*old).clone();
                 object["metadata"]["resourceVersion"] = json!(change.version.to_string());
                 self.push("DELETED", &object);
@@ -182,18 +188,18 @@ impl Watcher {
         }
     }
 
-    fn wants(&self, namespace: &str, object: &Value) -> bool {
-        self.place.namespace.as_ref().is_none_or(|n| n == namespace) && self.selector.matches(object)
+    fn selects(&self, namespace: &str, object: &Value) -> bool {
+        self.path.namespace.as_ref().is_none_or(|n| n == namespace) && self.selector.matches(object)
     }
 
     fn push(&mut self, kind: &str, object: &Value) {
-        self.waiting.push_back(Bytes::from(format!("{}\n", json!({"type": kind, "object": object}))));
+        self.queued.push_back(Bytes::from(format!("{}\n", json!({"type": kind, "object": object}))));
     }
 
-    /// An ERROR event, and the end.
+    /// Queues an ERROR event and ends the watch.
     fn finish(&mut self, status: &Value) {
         self.push("ERROR", status);
-        self.last = true;
+        self.ending = true;
     }
 
     fn bookmark(&self, ends_initial: bool) -> Value {
@@ -201,10 +207,10 @@ impl Watcher {
         if ends_initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        json!({"kind": self.place.resource.kind(), "apiVersion": self.place.resource.version(), "metadata": metadata})
+        json!({"kind": self.path.resource.kind(), "apiVersion": self.path.resource.version(), "metadata": metadata})
     }
 }
 
-fn too_old_text(wanted: u64, compacted: u64) -> String {
-    format!("too old resource version: {wanted} ({compacted})")
+fn too_old_text(requested: u64, compacted: u64) -> String {
+    format!("too old resource version: {requested} ({compacted})")
 }

@@ -1,4 +1,4 @@
-//! The protocol as clients see it on the wire, one rule a test.
+//! The protocol on the wire, one rule per test.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Resource, Streaming};
 use serde_json::{Value, json};
 
-/// How long an expected answer may take.
+/// Time limit for an expected response.
 const SOON: Duration = Duration::from_secs(10);
 
 fn server() -> FakeApiServer {
@@ -18,7 +18,7 @@ fn service(name: &str, labels: &Value, cluster_ip: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "labels": labels}, "spec": {"clusterIP": cluster_ip}})
 }
 
-/// Sends a request and reads the head: `(status, the rest)`. HTTP/1.0, so that bodies end with their connection.
+/// Sends a request and reads the head: `(status, body reader)`. HTTP/1.0, so that bodies end with their connection.
 fn request(server: &FakeApiServer, method: &str, path: &str, headers: &str, body: &str) -> (u16, BufReader<TcpStream>) {
     let mut stream = TcpStream::connect(server.url().strip_prefix("http://").unwrap()).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -38,7 +38,7 @@ fn get(server: &FakeApiServer, path: &str) -> (u16, Value) {
     (status, serde_json::from_str(&text).unwrap())
 }
 
-/// A watch that runs.
+/// An open watch.
 struct Watch(BufReader<TcpStream>);
 
 impl Watch {
@@ -126,7 +126,7 @@ fn versions_of_lists() {
 }
 
 #[test]
-fn a_watch_tells_what_the_selectors_see() {
+fn a_watch_reports_what_the_selectors_match() {
     let s = server();
     s.put(service("old", &json!({}), "10.0.0.1")).unwrap();
     let mut w = Watch::start(&s, &format!("resourceVersion={}&labelSelector=%21hidden", s.version()));
@@ -143,9 +143,9 @@ fn a_watch_tells_what_the_selectors_see() {
 }
 
 #[test]
-fn bookmarks_come_to_those_who_ask_for_them() {
+fn bookmarks_are_sent_on_request() {
     let s = server();
-    s.set_bookmark_every(Duration::from_millis(20));
+    s.set_bookmark_interval(Duration::from_millis(20));
     let mut with = Watch::start(&s, &format!("allowWatchBookmarks=true&resourceVersion={}", s.version()));
     let mut without = Watch::start(&s, &format!("timeoutSeconds=1&resourceVersion={}", s.version()));
     s.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})).unwrap();
@@ -177,7 +177,7 @@ fn streaming_lists_and_servers_without_them() {
 }
 
 #[test]
-fn versions_that_are_too_old_are_gone() {
+fn compacted_versions_get_410() {
     let s = server();
     let old = s.put(service("a", &json!({}), "")).unwrap();
     let mut running = Watch::start(&s, &format!("resourceVersion={old}"));
@@ -193,7 +193,7 @@ fn versions_that_are_too_old_are_gone() {
 }
 
 #[test]
-fn answers_on_order_and_tokens() {
+fn queued_failures_and_tokens() {
     let s = server();
     s.fail_next(1, 500);
     s.fail_next(1, 429);
@@ -206,7 +206,7 @@ fn answers_on_order_and_tokens() {
 }
 
 #[test]
-fn watches_end_and_are_cut_and_hear_nonsense() {
+fn watches_end_are_cut_and_receive_garbage() {
     let s = server();
     let mut w = Watch::start(&s, "");
     s.send_garbage("{\"type\": nonsense");
@@ -219,7 +219,7 @@ fn watches_end_and_are_cut_and_hear_nonsense() {
 }
 
 #[test]
-fn silence_slowness_and_a_server_that_is_gone() {
+fn silent_slow_and_stopped_servers() {
     let mut s = server();
     s.put(service("a", &json!({}), "10.0.0.1")).unwrap();
     s.set_silent(true);

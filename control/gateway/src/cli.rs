@@ -126,9 +126,10 @@ fn cleanup(place: Place) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::CommandFactory;
     use nomagic_xsk::InterfaceName;
+
+    use super::*;
 
     fn run_args(words: &str) -> Result<run::Args, String> {
         match Cli::try_parse_from(["nomagic", "run"].into_iter().chain(words.split_whitespace())) {

@@ -19,12 +19,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use nomagic_core::tuple::Prefix;
+use nomagic_table::settings::NodePortAddresses;
 use serde::Deserialize;
 
 pub use detect_local::DetectLocal;
 use error::ConfigError;
 pub use kubernetes::Kubernetes;
-use nomagic_table::settings::NodePortAddresses;
 use nomagic_xsk::InterfaceName;
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;

@@ -15,11 +15,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use nomagic_core::tuple::Prefix;
+use nomagic_table::objects::addr;
+use nomagic_table::settings::NodePortAddresses;
 
 use crate::config::error::ConfigError;
 use crate::config::{Config, DetectLocal, Kubernetes, LocalTrafficConfig, read_text};
-use nomagic_table::objects::addr;
-use nomagic_table::settings::NodePortAddresses;
 
 /// What a kube-proxy's configuration file asks of nomagic.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -18,9 +18,9 @@ use std::time::Instant;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::pipeline::end_connection;
+use nomagic_table::compile::serving::{Rule, Serving};
 
 use crate::observe::metrics::reconciler::Reconciled;
-use nomagic_table::compile::serving::{Rule, Serving};
 
 /// Places of the table between two looks at whether there is something new: a fraction of a millisecond.
 const PIECE: u32 = 4_096;
@@ -206,16 +206,18 @@ impl Walk {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::IpAddr;
+    use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
+
     use nomagic_core::conntrack::{Flow, Phase};
     use nomagic_core::tuple::{Proto, addr_words};
     use nomagic_table::index::Index;
     use nomagic_table::objects::{Kind, read};
     use nomagic_table::problem::Origin;
     use serde_json::json;
-    use std::net::IpAddr;
-    use std::sync::atomic::AtomicU32;
-    use std::time::Duration;
+
+    use super::*;
 
     /// The endpoints of a DNS Service that has one left, 10.1.0.1.
     fn one_endpoint() -> Serving {

@@ -21,11 +21,11 @@ mod query;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nomagic_table::objects::{Key, Kind, Object, Unread};
 use tokio::sync::mpsc;
 
 use crate::config::Kubernetes;
 pub use feed::Feed;
-use nomagic_table::objects::{Key, Kind, Object, Unread};
 
 /// Messages on their way to the control loop at the most. When it does not keep up, the watches wait.
 const MESSAGES_MAX: usize = 1_024;

@@ -58,10 +58,11 @@ fn same_slice(a: &Slice, b: &Slice) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::objects::{Kind, Object};
     use crate::problem::Origin;
-    use std::collections::BTreeSet;
 
     fn service(name: &str, ip: &str, line: u32) -> Object {
         let yaml = format!("metadata: {{name: {name}, namespace: n}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}");

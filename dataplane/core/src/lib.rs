@@ -2,6 +2,7 @@
 //!
 //! No clock, no threads, no sockets, no allocation per packet. Time, seeds, tables and memory are arguments, so the same code
 //! serves the dataplane, `explain`, the tests, the fuzzers and the benchmarks.
+#![warn(missing_docs)]
 
 mod backend;
 mod bucket_scan;

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use nomagic_core::services::{SnatRange, TcpReject};
 use nomagic_core::tuple::HashSeed;
-
-use super::{Config, DetectLocal, Reject};
 use nomagic_table::index::Index;
 use nomagic_table::objects::{ZONE_LABEL, addr};
 use nomagic_table::settings::{Node, Settings};
+
+use super::{Config, DetectLocal, Reject};
 
 impl Config {
     /// The settings without any objects. `discovered` are the kernel's addresses of this node, used when `node.ips` is empty.
@@ -84,11 +84,13 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
     use nomagic_table::objects::{Kind, read};
     use nomagic_table::problem::Origin;
     use serde_json::json;
-    use std::path::Path;
+
+    use super::*;
 
     fn config(text: &str) -> Config {
         Config::parse(text, Path::new("nomagic.yaml")).unwrap()

@@ -2,7 +2,6 @@
 
 use crate::config::timeouts::duration_ms;
 use crate::config::tree::Tree;
-
 use Kind::{Anything, Duration, Flag, Gates, Interval, Number, Text, Texts, Whole};
 use Meaning::{Nothing, Taken, TakenByMode, TakenIn};
 use Mode::{Iptables, Ipvs, Nftables};

@@ -1,11 +1,12 @@
 //! What kube-proxy's files become, what is said about the rest, and that no file brings anything down.
 
-use super::*;
 use fields::{FIELDS, Field, Kind, Meaning, Mode};
 use nomagic_table::index::Index;
 use nomagic_table::objects::{Kind as ObjectKind, read};
 use nomagic_table::problem::Origin;
 use proptest::prelude::*;
+
+use super::*;
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 const EXAMPLE: &str = include_str!("../../../../deploy/example/kube-proxy.yaml");

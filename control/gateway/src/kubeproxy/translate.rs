@@ -4,6 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nomagic_core::tuple::Prefix;
+use nomagic_table::objects::addr::{parse_cidr, parse_ip};
+use nomagic_table::settings::NodePortAddresses;
 
 use super::document::{Document, shown};
 use super::fields::Mode;
@@ -11,8 +13,6 @@ use super::{DropIn, IdleTimes};
 use crate::config::error::ConfigError;
 use crate::config::timeouts::is_idle_time;
 use crate::config::{DetectLocal, Pattern};
-use nomagic_table::objects::addr::{parse_cidr, parse_ip};
-use nomagic_table::settings::NodePortAddresses;
 use nomagic_xsk::InterfaceName;
 
 /// Port of `/healthz`.

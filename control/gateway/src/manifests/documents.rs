@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nomagic_table::objects::{self, Kind};
+use nomagic_table::problem::{Origin, Problem};
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::Content;
-use nomagic_table::objects::{self, Kind};
-use nomagic_table::problem::{Origin, Problem};
 
 /// Documents in a file at the most.
 const DOCUMENTS_MAX: usize = 100_000;

@@ -1,7 +1,8 @@
 //! Directories, documents, faults and what stays in force.
 
-use super::*;
 use std::fs;
+
+use super::*;
 
 const GOOD: &str = "
 apiVersion: v1

@@ -1,5 +1,7 @@
 //! Netlink messages read into the few facts that matter here.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use nomagic_core::routes::Mac;
 use nomagic_core::tuple::Prefix;
 use rtnetlink::packet_route::AddressFamily;
@@ -9,7 +11,6 @@ use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, N
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
 };
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An interface.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,5 +1,9 @@
 //! Reading the kernel's tables once and following them.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
 use nomagic_core::frame::Wanted;
 use nomagic_core::routes::{InternalPort, Routes};
 use nomagic_core::tuple::Prefix;
@@ -9,9 +13,6 @@ use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use super::NetError;
 use super::ask::{Asked, Asker};

@@ -1,14 +1,15 @@
 //! Netlink sockets: one for requests and dumps, one that listens to the kernel's notifications.
 
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::{AsyncSocket, Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
-use std::future::poll_fn;
-use std::io::{self, ErrorKind};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
 
 use super::NetError;
 
@@ -227,8 +228,9 @@ fn poll_datagram(socket: &TokioSocket, buf: &mut Vec<u8>, cx: &mut Context<'_>) 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use rtnetlink::packet_route::link::LinkMessage;
+
+    use super::*;
 
     fn bytes(index: u32) -> Vec<u8> {
         let mut link = LinkMessage::default();

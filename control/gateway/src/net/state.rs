@@ -4,11 +4,12 @@
 //! what went away silently with an interface) [`Effect::ReadRoutes`] asks for the route tables to be read again instead of
 //! guessing.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
 use nomagic_core::routes::{Mac, NEXT_HOPS_MAX};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::route::RouteMessage;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 
 use super::decode::{self, Action, KernelNeighbour, Link, OwnAddress, RouteKey, Skipped};
 

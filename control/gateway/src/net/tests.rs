@@ -1,5 +1,8 @@
 //! The tables on hand-made messages.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{Leg, Resolution, RouteKind};
@@ -11,8 +14,6 @@ use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, N
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteLwEnCapType, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
 };
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use super::node::usable;
 use super::state::{Effect, Limits, NetState};

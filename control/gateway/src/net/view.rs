@@ -1,10 +1,11 @@
 //! From the kernel's tables to the dataplane's: which of the mirrored routes and neighbours concern the given ports.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::tuple::{Prefix, mask_addr};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::decode::{Action, KernelLeg, Link, Table};
 use super::state::NetState;

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Result;
+use nomagic_table::objects::Key;
 use tokio::sync::mpsc;
 
 use crate::config::Kubernetes;
-use nomagic_table::objects::Key;
 pub use queue::Pace;
 
 /// Events that wait to be sent at the most.

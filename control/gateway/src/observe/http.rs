@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nomagic_table::changes::Changes;
+use nomagic_table::compile::HealthCheck;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -22,9 +24,6 @@ use crate::observe::health::{FAMILIES, Health, Moment};
 use crate::observe::metrics::gateway::Sample;
 use crate::observe::metrics::proxy::{NoLocalEndpoints, ProxyMetrics};
 use crate::observe::metrics::slis::Slis;
-use nomagic_table::changes::Changes;
-use nomagic_table::compile::HealthCheck;
-
 pub use checks::addresses;
 
 /// Connections to the health server, and to the metrics server, at a time.

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use nomagic_api::{ApiWatch, KindWatch, WatchState};
-use tokio::sync::mpsc;
-
-use super::Message;
 use nomagic_table::index::Index;
 use nomagic_table::objects::{Kind, Object, Unread};
 use nomagic_table::problem::{Origin, Problem};
+use tokio::sync::mpsc;
+
+use super::Message;
 
 /// Messages taken in one go, so that a flood of them becomes few tables and the loop still turns.
 const TAKEN_MAX: usize = 4_096;
@@ -223,9 +223,10 @@ fn one_too_many(object: &Object, max: usize) -> Unread {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use nomagic_table::objects::{Key, read};
     use serde_json::json;
+
+    use super::*;
 
     fn feed() -> (mpsc::Sender<Message>, Feed) {
         let (sender, messages) = mpsc::channel(8);

@@ -15,6 +15,8 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use kube::Client;
+use nomagic_table::objects::{self, Kind, Object, Unread};
+use nomagic_table::problem::{Origin, shown};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -25,8 +27,6 @@ use super::fault::Fault;
 use super::lines::Lines;
 use super::query::Query;
 use super::{Message, Target};
-use nomagic_table::objects::{self, Kind, Object, Unread};
-use nomagic_table::problem::{Origin, shown};
 
 /// Bytes of a page at the most: 500 objects of half a megabyte each.
 const PAGE_BYTES_MAX: usize = 256 << 20;

@@ -3,10 +3,10 @@
 use http::Request;
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request as Path;
+use nomagic_table::objects::Kind;
 
 use super::backoff::chance;
 use super::fault::Fault;
-use nomagic_table::objects::Kind;
 
 /// How long one watch may last, seconds: between these two by chance, so that not all gateways come back at once.
 const LASTS_S: (u32, u32) = (200, 290);

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 
-use crate::common::replay::{cases, index, list, settings, text};
-use crate::common::wire::{SYN, Went, Wire};
 use nomagic_core::conntrack::Conntrack;
 use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
 use nomagic_table::explain::parse_flow;
 use serde_json::Value;
+
+use crate::common::replay::{cases, index, list, settings, text};
+use crate::common::wire::{SYN, Went, Wire};
 
 /// The endpoints that a new connection to an address may meet at all.
 fn usable(compiled: &Compiled, to: SocketAddr) -> BTreeSet<SocketAddr> {

@@ -6,7 +6,6 @@
 //! between lie the event on the watch, reading, compiling, publishing to the workers, and up to one interval of the client, who sends
 //! a datagram from a new source every 0.2 ms. All of it happens on one machine, with one clock.
 
-use crate::common::api_gateway;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
@@ -14,12 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::common::Gateway;
-use crate::common::api_gateway::start;
 use hdrhistogram::Histogram;
 use nomagic_fake_apiserver::FakeApiServer;
 use nomagic_testbed::rig::{Netns, PODS};
 use serde_json::{Value, json};
+
+use crate::common::Gateway;
+use crate::common::api_gateway;
+use crate::common::api_gateway::start;
 
 /// Where the pods receive.
 const PORT: u16 = 7_000;

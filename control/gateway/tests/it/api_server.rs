@@ -1,14 +1,15 @@
 //! A gateway that learns its objects from an API server, in network namespaces, with real traffic.
 
-use crate::common::plain_http;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_api::WatchState;
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
 use nomagic_testbed::rig::{PODS, Scene};
 use serde_json::{Value, json};
+
+use crate::common::plain_http;
+use crate::common::*;
 
 const WEB: &str = "10.109.35.24:80";
 
@@ -21,7 +22,7 @@ fn api_config(dir: &std::path::Path, api: &FakeApiServer) -> String {
 fn waiting(tag: &str) -> (Gateway, FakeApiServer) {
     let scene = Scene::new(tag).expect("a scene (needs root)");
     let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
-    api.set_bookmark_every(Duration::from_secs(1));
+    api.set_bookmark_interval(Duration::from_secs(1));
     api.set_silent(true);
     let dir = tempfile::tempdir().unwrap();
     let config = api_config(dir.path(), &api);

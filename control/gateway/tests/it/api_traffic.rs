@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::common::api_gateway::*;
-use crate::common::{Gateway, wait_for};
 use nomagic_core::reason::Reason;
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Resource, Streaming};
 use nomagic_testbed::rig::PODS;
 use serde_json::{Value, json};
+
+use crate::common::api_gateway::*;
+use crate::common::{Gateway, wait_for};
 
 /// The clients are in the "pod ranges" and keep their addresses; the pods as clients are not and take SNAT.
 const CONFIG: &str = "clusterCIDRs: [10.0.0.0/24, 'fd00:a::/64']\nnodePortAddresses: []";

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use crate::common::watching::{Watched, server, service, slice};
 use nomagic::config::Config;
 use nomagic::manifests;
 use nomagic_core::services::Decision;
@@ -13,6 +12,8 @@ use nomagic_table::index::Index;
 use nomagic_table::objects::{Kind, Object, read};
 use nomagic_table::problem::{Origin, Problem};
 use serde_json::{Value, json};
+
+use crate::common::watching::{Watched, server, service, slice};
 
 fn compile(index: &Index) -> Compiled {
     let config = Config::parse("node: {name: gw, ips: [192.168.0.2]}", Path::new("c")).unwrap();

@@ -2,10 +2,8 @@
 //!
 //! `cargo test -p nomagic --test cases -- --nocapture` prints how many flows ran.
 
-use crate::common::wire;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::replay::{FIRST_PACKETS, Table, cases, index, list, settings, strings, text};
 use nomagic_core::tuple::Proto;
 use nomagic_table::compile::endpoints::{self, candidates};
 use nomagic_table::explain::parse_flow;
@@ -13,6 +11,9 @@ use nomagic_table::index::Index;
 use nomagic_table::objects::{Key, Port, addr::socket};
 use nomagic_table::settings::Node;
 use serde_json::{Value, json};
+
+use crate::common::replay::{FIRST_PACKETS, Table, cases, index, list, settings, strings, text};
+use crate::common::wire;
 
 /// Source ports tried for each flow, so that every backend turns up.
 const CONNECTIONS: u16 = 400;

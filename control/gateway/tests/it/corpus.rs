@@ -1,7 +1,8 @@
 //! The fuzzers' corpus of what people write, replayed.
 
-use crate::common::text;
 use std::path::Path;
+
+use crate::common::text;
 
 #[test]
 fn the_corpus_is_replayed() {

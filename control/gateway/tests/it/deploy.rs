@@ -1,12 +1,10 @@
 //! What is in `deploy/` for a cluster, checked against Kubernetes' own types, and against what nomagic really reads, serves and asks for.
 
-use crate::common::{kustomize, plain_http, watching};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::common::kustomize::Applied;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, PodSpec};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -18,6 +16,9 @@ use nomagic_api::WatchState;
 use nomagic_fake_apiserver::{FakeApiServer, Streaming};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::common::kustomize::Applied;
+use crate::common::{kustomize, plain_http, watching};
 
 fn dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name)

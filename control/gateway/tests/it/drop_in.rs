@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::common::local_pod::LocalPod;
-use crate::common::*;
 use nomagic_testbed::peers::{ClientOptions, PodOptions, http_load, start_pod};
 use nomagic_testbed::rig::{Netns, PODS, Process, Scene};
+
+use crate::common::local_pod::LocalPod;
+use crate::common::*;
 
 /// A scene's gateway with a kube-proxy's configuration file, and the words to run it.
 struct DropIn {

@@ -1,16 +1,17 @@
 //! nomagic in a kube-proxy's place, from its file to its HTTP: an API server that the file's kubeconfig names, and health, metrics and health
 //! checks in kube-proxy's words. Needs root.
 
-use crate::common::prometheus;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::common::plain_http::{Answer, get};
-use crate::common::*;
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
 use nomagic_testbed::peers::{PodOptions, start_pod};
 use nomagic_testbed::rig::{Netns, PODS, Scene};
 use serde_json::{Value, json};
+
+use crate::common::plain_http::{Answer, get};
+use crate::common::prometheus;
+use crate::common::*;
 
 const LONG: Duration = Duration::from_secs(20);
 

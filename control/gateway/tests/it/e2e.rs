@@ -4,10 +4,11 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{download, upload};
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, POD_GATEWAY_V4, POD_GATEWAY_V6};
+
+use crate::common::*;
 
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";

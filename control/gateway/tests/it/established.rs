@@ -8,8 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
-use crate::common::replay::*;
-use crate::common::wire::{ACK, SYN, Went, Wire};
 use nomagic::reconcile::Reconciler;
 use nomagic_core::conntrack::{Conntrack, Flow, Hit, Phase};
 use nomagic_core::filter::ReplyFilter;
@@ -21,6 +19,9 @@ use nomagic_table::index::Index;
 use nomagic_table::objects::Key;
 use nomagic_table::settings::Settings;
 use serde_json::Value;
+
+use crate::common::replay::*;
+use crate::common::wire::{ACK, SYN, Went, Wire};
 
 /// A gateway in memory that applies objects as `run` does.
 struct Gateway {

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::common::watching::{SOON, by_url, server};
 use nomagic::config::Config;
 use nomagic::observe::events::{Event, Pace, QUEUE_MAX, Recorder};
 use nomagic::observe::http::{Listeners, Server};
@@ -15,6 +14,8 @@ use nomagic_fake_apiserver::{FakeApiServer, Resource};
 use nomagic_table::compile::HealthCheck;
 use nomagic_table::objects::Key;
 use serde_json::Value;
+
+use crate::common::watching::{SOON, by_url, server};
 
 /// What all tests of this file have logged.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{ClientOptions, http_load, udp_load, upload};
 use nomagic_testbed::rig::{Netns, Scene, cable};
+
+use crate::common::*;
 
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";

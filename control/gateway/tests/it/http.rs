@@ -1,13 +1,11 @@
 //! The HTTP servers over real sockets on loopback: health, metrics, and kube-proxy's cases of `healthCheckNodePort`.
 
-use crate::common::prometheus;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::common::plain_http::{get, request};
 use nomagic::config::Config;
 use nomagic::manifests;
 use nomagic::observe::events::Recorder;
@@ -25,6 +23,9 @@ use nomagic_table::index::Index;
 use nomagic_table::objects::Key;
 use nomagic_table::settings::Settings;
 use serde_json::{Value, json};
+
+use crate::common::plain_http::{get, request};
+use crate::common::prometheus;
 
 /// An address of this test's own: others test on this machine, too.
 fn own_address(last: u8) -> IpAddr {

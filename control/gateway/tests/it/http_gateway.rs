@@ -1,13 +1,14 @@
 //! A real gateway's HTTP: health, metrics and health checks, asked over TCP from outside and from the node. Needs root.
 
-use crate::common::prometheus;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use crate::common::plain_http::{Answer, get};
-use crate::common::*;
 use nomagic_testbed::rig::{Netns, PODS, Scene};
 use serde_json::Value;
+
+use crate::common::plain_http::{Answer, get};
+use crate::common::prometheus;
+use crate::common::*;
 
 const TO: &str = "10.109.35.24:80";
 const LONG: Duration = Duration::from_secs(20);

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::common::local_pod::LocalPod;
-use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
+
+use crate::common::local_pod::LocalPod;
+use crate::common::*;
 
 const LONG: Duration = Duration::from_secs(20);
 const V4: &str = "10.109.35.24:80";

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::common::local_pod::LocalPod;
-use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_fake_apiserver::FakeApiServer;
 use nomagic_testbed::peers::{PodOptions, download, start_pod, udp_echo, upload};
 use nomagic_testbed::rig::{GATEWAY_V4, GATEWAY_V6, Netns, Scene};
+
+use crate::common::local_pod::LocalPod;
+use crate::common::*;
 
 const LONG: Duration = Duration::from_secs(20);
 const OWN: &str = "localTraffic: {ownAddresses: true}\nclusterCIDRs: [192.168.0.0/16, 'fd00:192::/64', 172.31.0.0/16, 'fd00:31::/64']\nredirectInterfaces: ['cali*']\nworkers: 2\npackets: {ringSize: 512}";

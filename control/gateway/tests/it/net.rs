@@ -1,5 +1,9 @@
 //! The mirror, the neighbour questions, the internal port and the node's checks against a real kernel, each in namespaces of its own.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
 use nomagic::net::{Asked, Limits, Mirror, NetError, internal, node};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
@@ -7,9 +11,6 @@ use nomagic_core::routes::{InternalPort, Resolution};
 use nomagic_core::tuple::Prefix;
 use nomagic_testbed::rig::{Netns, cable};
 use nomagic_xsk::InterfaceName;
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
 
 /// Addresses that the kernel sends into the internal pair.
 const ROUTED: [IpAddr; 2] =

@@ -1,13 +1,14 @@
 //! nomagic as the DaemonSet of `deploy/base` runs it: a root that cannot be written, `/proc/sys` as containers have it, the pod's mounts
 //! and its capabilities and no others. A container by hand (overlay, bind mounts, setpriv), no runtime. Needs root.
 
-use crate::common::kustomize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_testbed::rig::{Process, Scene, run};
 use serde_json::Value;
+
+use crate::common::kustomize;
+use crate::common::*;
 
 const TO: &str = "10.109.35.24:80";
 

@@ -4,11 +4,12 @@ use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::udp_echo;
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::common::*;
 
 const SCTP: i32 = 132;
 const PORT: u16 = 3868;

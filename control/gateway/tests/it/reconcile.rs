@@ -1,13 +1,10 @@
 //! Workers that open connections while endpoints come and go, and the thread that ends connections goes over the same table.
 
-use crate::common::replay;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::common::Turn;
-use crate::common::wire::{ACK, SYN, Went, Wire};
 use nomagic::config::Config;
 use nomagic::reconcile::Reconciler;
 use nomagic_core::conntrack::{Conntrack, Flow, Phase};
@@ -19,6 +16,10 @@ use nomagic_table::compile::serving::Serving;
 use nomagic_table::compile::{Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
 use serde_json::json;
+
+use crate::common::Turn;
+use crate::common::replay;
+use crate::common::wire::{ACK, SYN, Went, Wire};
 
 const CAPACITY: u32 = 1 << 16;
 /// TCP connections that are only there for a walk to take its time.

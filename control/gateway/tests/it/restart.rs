@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_api::TakenOver;
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::blob;
 use nomagic_testbed::rig::Netns;
+
+use crate::common::*;
 
 const V4: &str = "10.109.35.24:80";
 const V6: &str = "[fd00:10:109::24]:80";

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::common::*;
 use nomagic_testbed::rig::{Netns, cable};
+
+use crate::common::*;
 
 /// A gateway namespace with the interfaces of the configuration, and that configuration.
 fn scene(tag: &str, config_extra: &str) -> (Netns, Netns, tempfile::TempDir) {

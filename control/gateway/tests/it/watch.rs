@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::common::watching::*;
 use nomagic::config::{Config, Kubernetes};
 use nomagic_api::WatchState;
 use nomagic_fake_apiserver::{End, FakeApiServer, Gone, Identity, Resource, Streaming};
 use serde_json::json;
+
+use crate::common::watching::*;
 
 /// Requests for Services that contain a text.
 fn asked(server: &FakeApiServer, part: &str) -> Vec<String> {
@@ -204,7 +205,7 @@ fn refusals_are_told_and_asked_again_with_pauses() {
 #[test]
 fn a_server_that_ends_every_watch_at_once_is_not_flooded() {
     let s = filled(1);
-    s.set_bookmark_every(Duration::from_secs(60));
+    s.set_bookmark_interval(Duration::from_secs(60));
     let mut w = Watched::listed(&s);
     s.take_requests();
     let end = std::time::Instant::now() + Duration::from_secs(2);
@@ -279,7 +280,7 @@ fn with_tls(dir: &std::path::Path, names: &[&str]) -> (FakeApiServer, std::path:
     let ca = dir.join("ca.pem");
     std::fs::write(&ca, &identity.ca_pem).unwrap();
     let server = FakeApiServer::start("127.0.0.1:0".parse().unwrap(), Some(identity)).unwrap();
-    server.set_bookmark_every(Duration::from_millis(100));
+    server.set_bookmark_interval(Duration::from_millis(100));
     server.put(service("s0")).unwrap();
     (server, ca)
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::common::watching::{Watched, server};
 use nomagic::config::Config;
 use nomagic::manifests;
 use nomagic_core::services::Services;
@@ -13,6 +12,8 @@ use nomagic_table::compile::{Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
 use nomagic_table::settings::Settings;
 use serde_json::{Value, json};
+
+use crate::common::watching::{Watched, server};
 
 /// Everything in a table but its generation, as text.
 fn table(index: &Index, config: &Config) -> String {

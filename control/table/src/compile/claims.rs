@@ -96,8 +96,9 @@ impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::hash::RandomState;
+
+    use super::*;
 
     fn rank(node_port: bool, created_s: i64, name: &str) -> Rank {
         let key = Key { namespace: "n".into(), name: name.into() };

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use crate::index::Index;
 use crate::objects::{Endpoint, Key, Port};
-
 use crate::settings::Node;
 
 /// An endpoint of a Service port.

@@ -1,13 +1,15 @@
 //! A table that followed every change is the one that is compiled from nothing, whatever the changes were.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use nomagic_core::services::Action;
+use nomagic_core::tuple::{Proto, splitmix64};
+
 use super::tests::settings;
 use super::*;
 use crate::objects::{Kind, Object, Service, Slice};
 use crate::problem::Origin;
-use nomagic_core::services::Action;
-use nomagic_core::tuple::{Proto, splitmix64};
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 /// Random numbers below a limit.
 struct Dice(u64);

@@ -1,13 +1,14 @@
 //! The rules one by one; all of them together are tried by `tests/cases.rs`.
 
+use nomagic_core::services::{Action, ClientClass, Decision, SnatCause, SnatRange, TcpReject};
+use nomagic_core::tuple::{Proto, Tuple};
+
 use super::*;
 use crate::compile::endpoints::Class;
 use crate::objects::Service;
 use crate::objects::{Object, Slice};
 use crate::problem::Origin;
 use crate::settings::{Node, NodePortAddresses};
-use nomagic_core::services::{Action, ClientClass, Decision, SnatCause, SnatRange, TcpReject};
-use nomagic_core::tuple::{Proto, Tuple};
 
 /// A node with addresses of all kinds; node ports answer on its primary ones.
 pub(super) fn settings() -> Settings {

@@ -61,9 +61,10 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use nomagic_table::objects::Key;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn as_the_server_wants_it() {

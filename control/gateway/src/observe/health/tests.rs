@@ -1,9 +1,10 @@
 //! The proxy's health, step by step on a clock of its own.
 
-use super::*;
 use k8s_openapi::api::core::v1 as k8s;
 use nomagic_table::objects::node_eligible;
 use serde_json::{Value, json};
+
+use super::*;
 
 /// A clock that tests move.
 struct Clock(Moment);

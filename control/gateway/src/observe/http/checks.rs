@@ -11,6 +11,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use nomagic_table::compile::HealthCheck;
+use nomagic_table::problem::{Origin, Problem};
+use nomagic_table::settings::NodePortAddresses;
+use nomagic_table::settings::Settings;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -18,10 +22,6 @@ use tokio::task::AbortHandle;
 use super::{JSON, NOSNIFF, Shared, listen};
 use crate::observe::events::{Event, Recorder};
 use crate::observe::health::Moment;
-use nomagic_table::compile::HealthCheck;
-use nomagic_table::problem::{Origin, Problem};
-use nomagic_table::settings::NodePortAddresses;
-use nomagic_table::settings::Settings;
 
 /// Connections of all these servers at a time.
 const CONNECTIONS_MAX: usize = 256;

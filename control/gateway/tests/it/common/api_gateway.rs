@@ -21,7 +21,7 @@ pub const IN_FORCE: Duration = Duration::from_secs(30);
 pub fn start(tag: &str, extra: &str, prepare: impl FnOnce(&FakeApiServer)) -> (Gateway, FakeApiServer) {
     let scene = Scene::new(tag).expect("a scene (needs root)");
     let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
-    api.set_bookmark_every(Duration::from_secs(1));
+    api.set_bookmark_interval(Duration::from_secs(1));
     prepare(&api);
     let dir = tempfile::tempdir().unwrap();
     let kubeconfig = json!({

@@ -24,7 +24,7 @@ pub struct Watched {
 /// A server without TLS whose bookmarks come often.
 pub fn server() -> FakeApiServer {
     let server = FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None).unwrap();
-    server.set_bookmark_every(Duration::from_millis(100));
+    server.set_bookmark_interval(Duration::from_millis(100));
     server
 }
 

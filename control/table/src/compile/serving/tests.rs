@@ -1,9 +1,10 @@
 //! The rule and its occasions one by one; kube-proxy's own cases are `tests/established.rs`'.
 
+use nomagic_core::tuple::addr_words;
+
 use super::*;
 use crate::objects::Object;
 use crate::problem::Origin;
-use nomagic_core::tuple::addr_words;
 
 const DNS: &str = "{clusterIP: 10.96.0.1, externalIPs: [203.0.113.7], ports: [{name: dns, protocol: UDP, port: 53, nodePort: 30053}, {name: web, port: 80}]}";
 

@@ -1,4 +1,4 @@
-//! HTTP answers: objects, Statuses, and bodies that come at the speed that is asked for.
+//! HTTP responses: objects, `Status` objects, and bodies that are paused or slowed down on demand.
 
 use std::io;
 use std::sync::Arc;
@@ -8,21 +8,21 @@ use axum::http::{Response, StatusCode, header};
 use futures::stream::{self, Stream, StreamExt};
 use serde_json::{Value, json};
 
-use crate::server::Shared;
+use crate::state::SharedState;
 
-/// Bytes sent at a time while the server is slow.
+/// Chunk size while the server is slow, bytes.
 const SLOW_BYTES: usize = 64;
 
-/// A chunk of a body, or the reason why the connection is cut.
+/// A chunk of a body, or the error that closes the connection.
 pub(crate) type Chunk = io::Result<Bytes>;
 
-/// A `Status` object as the real server makes it.
+/// A `Status` object like the real server's.
 pub(crate) fn status(code: u16, reason: &str, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code})
 }
 
-/// A failure.
-pub(crate) fn failure(shared: &Arc<Shared>, code: u16, message: &str) -> Response<Body> {
+/// An error response with a `Status` object.
+pub(crate) fn failure(shared: &Arc<SharedState>, code: u16, message: &str) -> Response<Body> {
     let reason = match code {
         400 => "BadRequest",
         401 => "Unauthorized",
@@ -35,16 +35,16 @@ pub(crate) fn failure(shared: &Arc<Shared>, code: u16, message: &str) -> Respons
         504 => "Timeout",
         _ => "InternalError",
     };
-    with(shared, code, &status(code, reason, message))
+    json_response(shared, code, &status(code, reason, message))
 }
 
-/// A JSON answer.
-pub(crate) fn with(shared: &Arc<Shared>, code: u16, value: &Value) -> Response<Body> {
-    streamed(shared, code, stream::iter([Ok(Bytes::from(format!("{value}\n")))]))
+/// A response with a JSON body.
+pub(crate) fn json_response(shared: &Arc<SharedState>, code: u16, value: &Value) -> Response<Body> {
+    streaming_response(shared, code, stream::iter([Ok(Bytes::from(format!("{value}\n")))]))
 }
 
-/// An answer whose body comes bit by bit.
-pub(crate) fn streamed(shared: &Arc<Shared>, code: u16, body: impl Stream<Item = Chunk> + Send + 'static) -> Response<Body> {
+/// A response whose body is a stream.
+pub(crate) fn streaming_response(shared: &Arc<SharedState>, code: u16, body: impl Stream<Item = Chunk> + Send + 'static) -> Response<Body> {
     let body = Body::from_stream(paced(shared.clone(), body.boxed()));
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -52,8 +52,8 @@ pub(crate) fn streamed(shared: &Arc<Shared>, code: u16, body: impl Stream<Item =
     response
 }
 
-/// The same bytes; silence and slowness are obeyed on the way.
-fn paced(shared: Arc<Shared>, body: stream::BoxStream<'static, Chunk>) -> impl Stream<Item = Chunk> {
+/// Passes the bytes on, with the pauses that `silent` and `slow` demand.
+fn paced(shared: Arc<SharedState>, body: stream::BoxStream<'static, Chunk>) -> impl Stream<Item = Chunk> {
     stream::unfold((shared, body, Bytes::new()), |(shared, mut body, mut rest)| async move {
         if rest.is_empty() {
             match body.next().await? {
@@ -63,13 +63,13 @@ fn paced(shared: Arc<Shared>, body: stream::BoxStream<'static, Chunk>) -> impl S
         }
         shared.wait_while_silent().await;
         let slow = shared.state().faults.slow;
-        let part = match slow {
+        let chunk = match slow {
             Some(pause) => {
                 tokio::time::sleep(pause).await;
                 rest.split_to(rest.len().min(SLOW_BYTES))
             }
             None => std::mem::take(&mut rest),
         };
-        Some((Ok(part), (shared, body, rest)))
+        Some((Ok(chunk), (shared, body, rest)))
     })
 }
