@@ -1,5 +1,6 @@
 //! What the configuration means for the edge, and how the edge's questions reach the control loop.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -7,12 +8,19 @@ use nomagic_core::frame::Wanted;
 use nomagic_xsk::{Edge, EdgeConfig, Idle, InternalPair, OnFailure, REPLY_BUCKETS_MAX};
 use tokio::sync::mpsc;
 
-use super::startup;
 use crate::config::{self, Config};
 use crate::net::internal;
 
 /// Questions about neighbours on their way to the control thread.
 const WANTED_QUEUE: usize = 1_024;
+
+/// Signs of a kernel proxy: a command that lists rules, and what kube-proxy's rules are called in it.
+const KERNEL_PROXIES: [(&str, &[&str], &str, &str); 4] = [
+    ("nft", &["list", "tables"], "kube-proxy", "kube-proxy's nftables table found"),
+    ("iptables-save", &["-t", "nat"], "KUBE-SERVICES", "kube-proxy's iptables chains found"),
+    ("ip6tables-save", &["-t", "nat"], "KUBE-SERVICES", "kube-proxy's ip6tables chains found"),
+    ("ip", &["-br", "link", "show", "kube-ipvs0"], "kube-ipvs0", "kube-proxy's IPVS interface found"),
+];
 
 /// The edge's configuration.
 pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
@@ -55,7 +63,7 @@ fn on_failure(configured: config::OnFailure) -> OnFailure {
         config::OnFailure::Pass => OnFailure::Pass,
         config::OnFailure::Drop => OnFailure::Drop,
         config::OnFailure::Auto => {
-            let (found, choice) = match startup::find_kernel_proxy() {
+            let (found, choice) = match find_kernel_proxy() {
                 Some(rules) => (rules, OnFailure::Pass),
                 None => ("no kernel proxy found".into(), OnFailure::Drop),
             };
@@ -63,6 +71,16 @@ fn on_failure(configured: config::OnFailure) -> OnFailure {
             choice
         }
     }
+}
+
+/// The first sign of a kernel proxy (kube-proxy in iptables, nftables or IPVS mode), in words: with one, passing frames to the kernel
+/// when nomagic fails is better than dropping them. Tools that are not installed find nothing.
+fn find_kernel_proxy() -> Option<String> {
+    KERNEL_PROXIES.iter().find_map(|(program, args, sign, words)| {
+        let output = Command::new(program).args(*args).output().ok()?;
+        let seen = output.status.success() && String::from_utf8_lossy(&output.stdout).contains(sign);
+        seen.then(|| (*words).to_owned())
+    })
 }
 
 /// Brings the workers' questions into the control loop, on a thread that ends with the edge.

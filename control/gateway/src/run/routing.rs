@@ -1,0 +1,89 @@
+//! The kernel's routes and neighbours, on their way to the workers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::Result;
+use nomagic_core::frame::{PortId, Wanted};
+use nomagic_core::routes::{InternalPort, Routes};
+use nomagic_core::rss::Rss;
+use nomagic_xsk::{Condition, Edge};
+
+use crate::config::{Config, Pattern};
+use crate::net::internal::Pair;
+use crate::net::{Asked, Mirror};
+
+/// Neighbours kept alive in one go.
+const STALE_MAX: usize = 256;
+
+/// The mirror of the kernel's routing state, and what of it the workers use.
+pub struct Routing {
+    pub mirror: Mirror,
+    /// Interface names in the order of their [`PortId`]s; the last one is the edge's end of the internal pair.
+    ports: Vec<String>,
+    internal: InternalPort,
+    /// The kernel's end of the internal pair.
+    kernel_side: String,
+    generation: u64,
+    /// How the ports spread received frames over the workers, as the published routes have it.
+    rss: Vec<Option<Arc<Rss>>>,
+}
+
+impl Routing {
+    pub fn new(config: &Config, mirror: Mirror, pair: &Pair) -> Routing {
+        let ports: Vec<String> = config.interfaces.iter().map(ToString::to_string).chain([pair.edge.name.clone()]).collect();
+        let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
+        let rss = ports.iter().map(|_| None).collect();
+        Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation: 1, rss }
+    }
+
+    /// The routes that the edge starts with: redirect ports are attached later.
+    pub fn first(&mut self) -> Routes {
+        self.mirror.routes(self.generation, &self.ports, &BTreeSet::new(), Some(self.internal))
+    }
+
+    /// The interfaces that these patterns name, without the gateway's own.
+    pub fn redirect_interfaces(&self, patterns: &[Pattern]) -> BTreeSet<String> {
+        let own = |name: &str| name == "lo" || name == self.kernel_side || self.ports.iter().any(|p| p == name);
+        let fits = |name: &str| !own(name) && patterns.iter().any(|p| p.matches(name));
+        self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()
+    }
+
+    /// Publishes the routes when they, the captured interfaces or the ports' RSS have changed.
+    pub fn publish(&mut self, edge: &mut Edge) {
+        let generation = self.generation + 1;
+        let captured = edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
+        let (rss, internal) = (edge.rss(), Some(self.internal));
+        let routes = if rss == self.rss {
+            self.mirror.routes_if_changed(generation, &self.ports, &captured, internal)
+        } else {
+            Some(self.mirror.routes(generation, &self.ports, &captured, internal))
+        };
+        if let Some(routes) = routes {
+            self.generation = generation;
+            edge.publish_routes(Arc::new(routes.with_rss(rss.iter().cloned())));
+            self.rss = rss;
+        }
+    }
+
+    /// Has the kernel resolve a neighbour.
+    pub fn resolve(&mut self, wanted: &Wanted) {
+        match self.mirror.ask(&self.ports, wanted) {
+            Ok(Asked::Resolving | Asked::Lately) => {}
+            Ok(Asked::Limited | Asked::NoPort) => tracing::debug!("neighbour {} not resolved: over the limit, or no port", wanted.addr),
+            Err(e) => tracing::warn!("neighbour {}: {e}", wanted.addr),
+        }
+    }
+
+    /// Resolves the neighbours again that the kernel has not heard from for a while.
+    pub fn keep_neighbours_alive(&mut self) {
+        for wanted in self.mirror.stale(&self.ports, STALE_MAX) {
+            self.resolve(&wanted);
+        }
+    }
+
+    /// Waits for the kernel's next change.
+    pub async fn changed(&mut self) -> Result<()> {
+        Ok(self.mirror.changed().await?)
+    }
+}
