@@ -1,9 +1,10 @@
 //! How a result is written: for people or for scripts.
 
+use std::fmt::Display;
+
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
-use std::fmt::Display;
 
 /// The two ways.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

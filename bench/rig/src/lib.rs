@@ -3,6 +3,8 @@
 //! [`pktgen`] is the traffic generator with its sink, [`ndr`] searches the highest rate without loss, [`compare`] puts nomagic
 //! beside its peers, [`report`] shows the [`results`]; [`preflight`] says what is missing on a machine before one measures there.
 
+#![allow(missing_docs, reason = "nobody outside of this workspace uses it")]
+
 pub mod compare;
 pub mod format;
 pub mod ndr;
@@ -10,3 +12,4 @@ pub mod pktgen;
 pub mod preflight;
 pub mod report;
 pub mod results;
+pub mod xdp_features;

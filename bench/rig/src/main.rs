@@ -1,5 +1,7 @@
 //! nomagic's benchmarks: the traffic generator, the comparison with its peers, the report.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use nomagic_bench::compare::cli::CompareArgs;
@@ -7,8 +9,9 @@ use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::ndr::NdrArgs;
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::preflight::PreflightArgs;
+use nomagic_bench::preflight::host::ThisHost;
 use nomagic_bench::report::ReportArgs;
-use std::process::ExitCode;
+use nomagic_bench::xdp_features::xdp_features;
 
 #[derive(Parser)]
 #[command(about = "nomagic's benchmarks: the traffic generator, the comparison with its peers, the report", version)]
@@ -50,7 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::Compare(args) => args.run(),
         Command::NoWork(args) => args.run(),
         // The report names what is missing.
-        Command::Preflight(args) => std::process::exit(i32::from(!args.run()?)),
+        Command::Preflight(args) => std::process::exit(i32::from(!args.run(&ThisHost { xdp_features })?)),
         Command::Report(args) => args.run(),
     }
 }

@@ -1,28 +1,26 @@
 //! `make demo`: a Service carried by AF_XDP, from one command.
 
-use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
+
+use crate::columns;
 use crate::gateway::{Accounts, ECHO_V4, ECHO_V6, Gateway, NGINX_V4, NGINX_V6, Reading, write_files};
 use crate::peers::{ClientOptions, LoadReport, http_load, udp_load};
 use crate::rig::{CLIENT_V4, Guard, PODS, Process, Scene, Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
 /// Time for a pod to listen.
 const POD_LIMIT: Duration = Duration::from_secs(10);
-/// Datagrams a family.
 const DATAGRAMS: u32 = 30;
 
-/// What to run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DemoOptions {
     /// The `nomagic` program.
     pub nomagic: PathBuf,
-    /// HTTP connections over IPv4.
     pub connections_v4: u32,
-    /// HTTP connections over IPv6.
     pub connections_v6: u32,
 }
 
@@ -125,19 +123,22 @@ fn traffic(scene: &Scene, gateway: &Gateway, options: &DemoOptions, steps: &Step
 }
 
 /// A table of answers: pods down, kinds of traffic across.
-fn per_pod(columns: &[(&str, &LoadReport)]) -> String {
-    let mut out = format!("{:<24}", "Connections per pod");
-    columns.iter().for_each(|(title, _)| out += &format!("{title:>12}"));
-    for pod in columns.iter().flat_map(|(_, r)| r.per_pod.keys()).collect::<BTreeSet<_>>() {
-        out += &format!("\n  {pod:<22}");
-        columns.iter().for_each(|(_, r)| out += &format!("{:>12}", r.per_pod.get(pod).copied().unwrap_or(0)));
+fn per_pod(reports: &[(&str, &LoadReport)]) -> String {
+    type Count<'c> = &'c dyn Fn(&LoadReport) -> u32;
+    let row = |title: String, count: Count<'_>| -> Vec<String> {
+        std::iter::once(title).chain(reports.iter().map(|(_, report)| count(report).to_string())).collect()
+    };
+    let head = std::iter::once("Connections per pod").chain(reports.iter().map(|c| c.0));
+    let mut rows = vec![head.map(str::to_owned).collect()];
+    for pod in reports.iter().flat_map(|(_, r)| r.per_pod.keys()).collect::<BTreeSet<_>>() {
+        rows.push(row(format!("  {pod}"), &|r| r.per_pod.get(pod).copied().unwrap_or(0)));
     }
-    for (title, number) in [("answered", LoadReport::answered as fn(&LoadReport) -> u32), ("failed", LoadReport::failed)] {
-        out += &format!("\n  {title:<22}");
-        columns.iter().for_each(|(_, r)| out += &format!("{:>12}", number(r)));
-    }
-    let seen: BTreeSet<String> = columns.iter().flat_map(|(_, r)| r.clients_seen.keys()).map(IpAddr::to_string).collect();
-    out + &format!("\n  The pods saw their clients as {}.", seen.into_iter().collect::<Vec<_>>().join(" and "))
+    rows.push(row("  answered".into(), &LoadReport::answered));
+    rows.push(row("  failed".into(), &LoadReport::failed));
+    let numbers: Vec<usize> = (1..=reports.len()).collect();
+    let out = columns::columns(rows, &numbers);
+    let seen: BTreeSet<String> = reports.iter().flat_map(|(_, r)| r.clients_seen.keys()).map(IpAddr::to_string).collect();
+    out + &format!("  The pods saw their clients as {}.", seen.into_iter().collect::<Vec<_>>().join(" and "))
 }
 
 /// Where `nomagic` is when nothing else is said: beside this program.

@@ -1,14 +1,15 @@
 //! Network namespaces with pods and clients, and the demo of nomagic between them.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use nomagic_testbed::demo::{DemoOptions, default_nomagic, demo};
 use nomagic_testbed::peers::{ClientOptions, LoadReport, PodOptions, download, http_load, serve_pod, start_pod, udp_load, upload};
 use nomagic_testbed::rig::{PODS, Scene, clean_on_signals, remove_leftovers};
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
 
 #[derive(Parser)]
 #[command(about = "Network namespaces with pods and clients, and the demo of nomagic between them", version)]

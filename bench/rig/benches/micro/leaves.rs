@@ -15,10 +15,8 @@ use nomagic_core::tuple::{HashSeed, Proto, Tuple, fast_range, splitmix64};
 use super::rig::{FRAMES, Filled, Rig, backends, eight_workers};
 use super::rows::Row;
 
-/// Reading headers.
 pub struct Parse {
     pub filled: Filled,
-    /// By etherparse instead.
     pub etherparse: bool,
 }
 
@@ -72,7 +70,6 @@ impl Row for Rewrite {
     }
 }
 
-/// Choosing a backend.
 pub struct Pick {
     pool: Pool,
 }

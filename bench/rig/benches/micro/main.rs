@@ -159,7 +159,6 @@ fn known_flows(run: &mut Run, rig: &mut Rig) {
     }
 }
 
-/// Connections that come and go.
 fn new_flows(run: &mut Run, rig: &mut Rig) {
     let turnover = |expire| -> Box<dyn Row> { Box::new(Turnover { filled: Filled::empty(Kind::Dnat, 1 << 16), expire }) };
     let reject = Known { filled: Rc::new(Filled::empty(Kind::Reject, 1_000)), draw: Draw::Uniform, reply: false };
@@ -226,7 +225,6 @@ fn leaves(run: &mut Run, rig: &mut Rig) {
     run.add(Line::new("the floor itself, 128 kB", "ns", floor, None, None));
 }
 
-/// Two workers on one table.
 fn workers(run: &mut Run, rig: &mut Rig) {
     let group = "two workers on one table, 64 k flows";
     if !run.wants(group, "") {

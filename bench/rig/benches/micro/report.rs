@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-/// One line of the table.
 #[derive(Serialize)]
 pub struct Line {
     pub name: String,
@@ -22,23 +21,18 @@ pub struct Line {
     /// Connections in the table, where that is what the row is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flows: Option<u64>,
-    /// The rounds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<f64>,
-    /// The floor's rounds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub floors: Vec<f64>,
 }
 
-/// A figure to reach.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
-    /// At the most this.
     Most(f64),
     /// At the most this, and at the most so many times the floor.
     MostAndFloors(f64, f64),
-    /// At the least this.
     Least(f64),
 }
 
@@ -79,7 +73,6 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What machine this was.
 #[derive(Serialize)]
 pub struct Machine {
     pub cpu: String,

@@ -30,7 +30,6 @@ const V4_REJECTED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
 const V6_SERVICE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1);
 const BACKENDS: u8 = 100;
 
-/// What packets are for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Dnat,
@@ -252,7 +251,6 @@ fn services(kind: Kind) -> Services {
     s
 }
 
-/// Backends of one Service.
 pub fn backends(v6: bool, n: u8) -> Vec<Backend> {
     (0..n).map(|i| Backend { addr: backend(v6, i), port: 8080, weight: 1, stats: u32::from(i) }).collect()
 }

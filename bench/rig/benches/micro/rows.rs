@@ -17,7 +17,6 @@ use super::rig::{FRAMES, Filled, HEADER, Kind, Rig, eight_workers, run};
 
 /// Something measured in rounds: nanoseconds for each of many.
 pub trait Row {
-    /// One round.
     fn round(&mut self, rig: &mut Rig) -> f64;
 
     /// The floor of the same footprint, in the same round.
@@ -26,7 +25,6 @@ pub trait Row {
     }
 }
 
-/// How keys are drawn.
 #[derive(Clone)]
 pub enum Draw {
     Uniform,
@@ -148,7 +146,6 @@ fn empty(filled: &Filled) {
     Conntrack::format(filled.words, filled.table.capacity(), 5, [0, 0]).expect("room for the table");
 }
 
-/// Which table is asked.
 pub enum Lookup {
     Ours,
     /// `Mutex<HashMap>`, as one would begin.
@@ -167,11 +164,9 @@ impl Lookup {
     }
 }
 
-/// Look-ups alone, in batches.
 pub struct Find {
     pub filled: Rc<Filled>,
     pub draw: Draw,
-    /// Keys that are not there.
     pub miss: bool,
     pub table: Lookup,
 }

@@ -73,7 +73,6 @@ fn object(kind: Kind, value: Value) -> Object {
     read(kind, value, &Origin::default()).expect("an object that can be read")
 }
 
-/// What the control loop has.
 struct Control {
     index: Index,
     compiler: Compiler,
@@ -99,7 +98,6 @@ impl Control {
     }
 }
 
-/// CPU time of this thread.
 fn cpu() -> Duration {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(t.tv_sec as u64, t.tv_nsec as u32)

@@ -1,9 +1,10 @@
 //! Changes of the tables, told to each subject in its own way: objects of an API server to nomagic, rules to the kernel.
 
-use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 
 use super::kernel_rules;
 use super::subject::{API, Running, Setup};
@@ -59,7 +60,7 @@ fn put(running: &Running, service: u32, generation: u32) -> Result<()> {
          Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    let answer = running.lane.gateway.run(|| -> Result<String> {
+    let answer = running.topology.gateway.run(|| -> Result<String> {
         let mut stream = TcpStream::connect(API).context("cannot reach the API server")?;
         stream.set_read_timeout(Some(ANSWER_LIMIT)).context("a time limit")?;
         stream.write_all((head + &body).as_bytes()).context("cannot write to the API server")?;

@@ -1,25 +1,25 @@
 //! What is lost while tables change, how long a change takes to reach packets, and what a SYN flood does to flows that are known.
 
-use anyhow::{Context, Result, ensure};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::bed::{Judge, Mix, generator};
+use anyhow::{Context, Result, ensure};
+use nomagic_sys::time::monotonic_ns;
+
 use super::change::{change_one, how};
 use super::counter::Counter;
 use super::rates::{Plan, rate_now};
 use super::subject::Running;
-use super::trial::{Generator, Trial, Way};
+use super::test_bed::{Mix, generator};
+use super::trial::{Generator, Path, Trial};
+use super::trial_runner::TrialRunner;
 use super::workload::{ENDPOINTS_EACH, endpoint};
 use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow, median};
-use nomagic_sys::time::monotonic_ns;
 
-/// One place of a timeline.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Places of a timeline at the most.
 const INTERVALS_MAX: usize = 6_000;
-/// Traffic before the first event.
 const BEFORE: Duration = Duration::from_millis(300);
 /// One trial of many during which something happens, and how long that may take.
 const PIECE: Duration = Duration::from_millis(500);
@@ -36,24 +36,22 @@ const MEET_PPS: u64 = 40_000;
 
 /// A trial during which something happens.
 pub struct Disturbed {
-    /// The trial.
     pub trial: Trial,
     /// Frames that arrived in each [`INTERVAL`]; the generator's pauses are left out.
     pub timeline: Vec<u64>,
-    /// Where in it events began.
     pub event_at: Vec<u32>,
 }
 
 /// Sends at a rate for a time; meanwhile `event` runs on a thread of its own, which calls its argument at each event.
 pub fn disturbed(
-    judge: &mut Judge,
-    way: &mut Way<'_>,
+    runner: &mut TrialRunner,
+    path: &mut Path<'_>,
     pps: u64,
     duration: Duration,
     event: impl FnOnce(&dyn Fn()) -> Result<()> + Send,
 ) -> Result<Disturbed> {
     let (ended, began) = (&AtomicBool::new(false), Mutex::new(Vec::new()));
-    let counter = way.counter;
+    let counter = path.counter;
     let (trial, samples, outcome) = std::thread::scope(|scope| {
         let sampler = scope.spawn(move || sample(counter, ended));
         let changer = scope.spawn(|| {
@@ -61,7 +59,7 @@ pub fn disturbed(
             event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(monotonic_ns()))
         });
         // Whoever changes tables uses CPU time too: such a trial is not refused for it.
-        let trial = until_done(judge, way, pps, duration, &|| changer.is_finished());
+        let trial = until_done(runner, path, pps, duration, &|| changer.is_finished());
         let outcome = changer.join();
         ended.store(true, Relaxed);
         (trial, sampler.join(), outcome)
@@ -84,11 +82,11 @@ fn timeline(samples: &[(u64, u64)], sending: &[(u64, u64)], events: &[u64]) -> (
 }
 
 /// Trials of [`PIECE`] for a time, and until something is done. Together they are one.
-fn until_done(judge: &mut Judge, way: &mut Way<'_>, pps: u64, duration: Duration, done: &dyn Fn() -> bool) -> Result<Trial> {
+fn until_done(runner: &mut TrialRunner, path: &mut Path<'_>, pps: u64, duration: Duration, done: &dyn Fn() -> bool) -> Result<Trial> {
     let start = Instant::now();
-    let mut all = judge.disturbed(way, pps, PIECE)?;
+    let mut all = runner.disturbed(path, pps, PIECE)?;
     while start.elapsed() < duration || (!done() && start.elapsed() < EVENT_LIMIT) {
-        let piece = judge.disturbed(way, pps, PIECE)?;
+        let piece = runner.disturbed(path, pps, PIECE)?;
         all.entered += piece.entered;
         all.elapsed_s += piece.elapsed_s;
         all.sending.extend(piece.sending);
@@ -130,7 +128,7 @@ pub fn churn_row(subject: &str, event: &str, trials: &[Disturbed]) -> ChurnRow {
 }
 
 /// From telling a subject that a Service has other endpoints until the first packet goes to one of them.
-pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, changes: u32) -> Result<ProgrammingRow> {
+pub fn programming(runner: &mut TrialRunner, running: &Running, counter: &mut Counter, changes: u32) -> Result<ProgrammingRow> {
     let mut values = Vec::new();
     for n in 0..changes.min(running.subject.services) {
         // Not the first: its port 80 would make it two ports.
@@ -146,8 +144,8 @@ pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, 
             });
             let end = Instant::now() + CHANGE_LIMIT;
             while counter.first_ns()?.is_none() && Instant::now() < end {
-                judge.disturbed(
-                    &mut Way { generator: &mut generator, counter, gateway: &running.lane.gateway },
+                runner.disturbed(
+                    &mut Path { generator: &mut generator, counter, gateway: &running.topology.gateway },
                     LOOK_PPS,
                     Duration::from_millis(100),
                 )?;
@@ -175,7 +173,7 @@ pub fn programming(judge: &mut Judge, running: &Running, counter: &mut Counter, 
 
 /// Established flows at half of the zero-loss rate, and half as many SYNs beside them.
 pub fn flood(
-    judge: &mut Judge,
+    runner: &mut TrialRunner,
     running: &Running,
     established: &mut Generator,
     counter: &mut Counter,
@@ -186,9 +184,9 @@ pub fn flood(
     const MIX: Mix = Mix::Flood { established: 2, syns: 1 };
     // Both directions first, as real flows have them: tables give up one-sided flows before others.
     counter.watch(true, None)?;
-    let gateway = &running.lane.gateway;
-    let met = judge.trial(
-        &mut Way { generator: established, counter, gateway },
+    let gateway = &running.topology.gateway;
+    let met = runner.trial(
+        &mut Path { generator: established, counter, gateway },
         Some(MEET_PPS),
         Duration::from_secs_f64(f64::from(flows) * 2.0 / MEET_PPS as f64),
     );
@@ -202,9 +200,9 @@ pub fn flood(
     let mut mixed = generator(running, flows, MIX)?;
     let (mut goodputs, mut offered, mut syns) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..FLOODS {
-        let rate_pps = rate_now(judge, &mut Way { generator: established, counter, gateway }, plan, known_pps)?;
+        let rate_pps = rate_now(runner, &mut Path { generator: established, counter, gateway }, plan, known_pps)?;
         let pps = Some((rate_pps * 0.75).max(1.0) as u64);
-        let trial = judge.trial(&mut Way { generator: &mut mixed, counter, gateway }, pps, FLOOD)?;
+        let trial = runner.trial(&mut Path { generator: &mut mixed, counter, gateway }, pps, FLOOD)?;
         let known = trial.entered as f64 * 2.0 / 3.0;
         goodputs.push((trial.arrived[0] as f64 / known.max(1.0)).min(1.0));
         offered.push(known / trial.elapsed_s);

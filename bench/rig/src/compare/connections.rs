@@ -3,23 +3,22 @@
 //! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject's CPU does nothing but the subject. The same
 //! without a load balancer says what clients and servers can do by themselves: a subject that reaches most of it was not what limited them.
 
-use anyhow::{Context, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nomagic_testbed::rig::{Netns, cable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::lane::{Ends, GATEWAY, Lane, ROUTERS};
 use super::rates::GENERATOR_FACTOR;
+use super::topology::{Ends, GATEWAY, ROUTERS, Topology};
 use super::workload::{ENDPOINTS_EACH, TCP_PORT, cluster_ip, endpoint};
 use crate::results::{ConnectionRow, Estimate, Outcome};
-use nomagic_testbed::rig::{Netns, cable};
 
-/// Connections at a time.
 const CONCURRENCY: usize = 64;
-/// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST: &[u8] = b"?";
 const ANSWER: &[u8] = b"!";
@@ -114,7 +113,7 @@ fn connect(to: SocketAddr, duration: Duration) -> Result<(f64, u64)> {
     Ok((done.load(Relaxed) as f64 / start.elapsed().as_secs_f64(), failed.load(Relaxed)))
 }
 
-/// The client's address of a lane.
+/// The client's address of a topology.
 fn client(n: usize) -> String {
     format!("172.20.250.{}", n + 1)
 }
@@ -128,11 +127,11 @@ pub fn direct_cable(ends: &Ends, n: usize) -> Result<()> {
     route_back(&ends.sink, "direct1", &client(n), ROUTERS[0], &ours)
 }
 
-/// Lets the clients reach the first Service by a lane, and the servers answer by it.
-pub fn use_lane(ends: &Ends, n: usize, lane: &Lane) -> Result<()> {
+/// Lets the clients reach the first Service by a topology, and the servers answer by it.
+pub fn use_lane(ends: &Ends, n: usize, topology: &Topology) -> Result<()> {
     let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
-    route(&ends.generator, &lane.generator, &client(n), &cluster_ip(0).to_string(), GATEWAY[0], &text(lane.gateway_mac))?;
-    route_back(&ends.sink, &lane.sink, &client(n), GATEWAY[1], &text(lane.gateway.link_mac("pods0")?))
+    route(&ends.generator, &topology.generator, &client(n), &cluster_ip(0).to_string(), GATEWAY[0], &text(topology.gateway_mac))?;
+    route_back(&ends.sink, &topology.sink, &client(n), GATEWAY[1], &text(topology.gateway.link_mac("pods0")?))
 }
 
 fn route(netns: &Netns, interface: &str, from: &str, to: &str, via: &str, mac: &str) -> Result<()> {
@@ -154,9 +153,9 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// One more round through a lane.
-    pub fn round(&mut self, ends: &Ends, n: usize, lane: &Lane, duration: Duration) -> Result<()> {
-        use_lane(ends, n, lane)?;
+    /// One more round through a topology.
+    pub fn round(&mut self, ends: &Ends, n: usize, topology: &Topology, duration: Duration) -> Result<()> {
+        use_lane(ends, n, topology)?;
         self.connect(SocketAddr::new(cluster_ip(0).into(), TCP_PORT), duration)
     }
 

@@ -1,14 +1,15 @@
 //! The counter at the far end: frames, and their latency, counted by a tc program where they come in.
 
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType, tc};
 use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
-use std::net::Ipv4Addr;
-use std::ops::RangeInclusive;
 
-use super::lane::Ends;
+use super::topology::Ends;
 
 /// Kinds of traffic that are told apart, by the lowest bit of the run: `RUNS` of bpf/count.c.
 pub const KINDS: usize = 2;
@@ -49,7 +50,6 @@ impl Counter {
         })?
     }
 
-    /// What has arrived so far.
     pub fn read(&self) -> Result<Counted> {
         let map = PerCpuArray::<_, [u8; COUNTS_LEN]>::try_from(self.ebpf.map("counted").context("the object has no map counted")?)?;
         let mut counted = [(0, 0); KINDS];

@@ -1,9 +1,10 @@
 //! Who uses the CPUs: from /proc/stat and /proc/PID/stat.
 
-use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Instant;
+
+use anyhow::{Context, Result};
 
 /// Times of one CPU in clock ticks of 10 ms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -14,9 +15,7 @@ pub struct CpuTicks {
     pub system: u64,
     /// Idle or waiting for a disk.
     pub idle: u64,
-    /// In hardware and software interrupts.
     pub interrupts: u64,
-    /// Taken by the hypervisor.
     pub steal: u64,
 }
 
@@ -58,7 +57,6 @@ impl ProcessTicks {
     }
 }
 
-/// All times at one moment.
 #[derive(Clone, Debug)]
 pub struct Reading {
     at: Instant,

@@ -1,6 +1,11 @@
 //! `nomagic-bench no-work`: nomagic's own edge (XDP filter, rings, batches) with an empty packet path. What comes in on one interface goes out
 //! of the other one as it is. The most that this edge can do: what nomagic reaches of it is the price of its packet path.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use arrayvec::ArrayVec;
 use clap::Args;
@@ -13,10 +18,6 @@ use nomagic_core::tuple::{HashSeed, Proto};
 use nomagic_xsk::{Edge, EdgeConfig, InterfaceName, RingSize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::net::IpAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 use super::workload::{QUEUE_FRAMES, UDP_PORT, cluster_ip};
 
@@ -47,7 +48,6 @@ fn pass_on<'f>(_: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut Arr
 }
 
 impl NoWorkArgs {
-    /// Runs until a signal comes.
     pub fn run(&self) -> Result<()> {
         let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch signals")?;
         let config = EdgeConfig {

@@ -1,15 +1,15 @@
-//! One trial: frames at a rate for a time through a lane, and how many arrived.
+//! One trial: frames at a rate for a time through a topology, and how many arrived.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use std::collections::HashSet;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use nomagic_sys::time::monotonic_ns;
+use nomagic_testbed::rig::Netns;
 
 use super::counter::{Counter, KINDS};
 use super::cpu::{Reading, Usage};
 use crate::pktgen::program::{LiveProgram, State};
-use nomagic_sys::time::monotonic_ns;
-use nomagic_testbed::rig::Netns;
 
 /// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
 const BEHIND_MAX_NS: u64 = 1_000_000;
@@ -23,7 +23,6 @@ const CALLS_MAX: u32 = 8;
 /// How long frames may be on their way after the last one was sent.
 const QUIET: Duration = Duration::from_millis(25);
 
-/// What came of a trial.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trial {
     /// Frames a second that were asked for.
@@ -31,13 +30,11 @@ pub struct Trial {
     /// Frames that reached the subject's interface, of all kinds. What the generator's cable did not take (its queue has 256 places, and who empties it shares
     /// the generator's CPU) never came to the subject.
     pub entered: u64,
-    /// Frames that arrived, by kind.
     pub arrived: [u64; KINDS],
     /// Seconds from the first frame to the last.
     pub elapsed_s: f64,
     /// When the generator was sending, in nanoseconds of CLOCK_MONOTONIC: it pauses between its calls.
     pub sending: Vec<(u64, u64)>,
-    /// Who used the CPUs meanwhile.
     pub usage: Usage,
 }
 
@@ -52,7 +49,6 @@ impl Trial {
         self.entered.saturating_sub(self.arrived.iter().sum())
     }
 
-    /// Their share.
     pub fn loss_share(&self) -> f64 {
         self.lost() as f64 / self.entered.max(1) as f64
     }
@@ -66,7 +62,7 @@ struct Sent {
     sending: Vec<(u64, u64)>,
 }
 
-/// The generator of a lane: lives on a thread in the generator's namespace, on the generator's CPU.
+/// The generator of a topology: lives on a thread in the generator's namespace, on the generator's CPU.
 pub struct Generator {
     program: LiveProgram,
     run_ns: f64,
@@ -103,21 +99,19 @@ impl Generator {
     }
 }
 
-/// A lane with its two ends.
-pub struct Way<'w> {
-    /// What sends.
+/// The path of a trial: generator, gateway, counter.
+pub struct Path<'w> {
     pub generator: &'w mut Generator,
     /// What counts at the far end.
     pub counter: &'w Counter,
-    /// The subject's gateway.
     pub gateway: &'w Netns,
 }
 
 /// One trial. `own` are the processes of the rig.
-pub fn trial(way: &mut Way<'_>, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
-    let Way { generator, counter, gateway } = way;
+pub fn trial(path: &mut Path<'_>, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
+    let Path { generator, counter, gateway } = path;
     ensure!(!duration.is_zero(), "a trial of no time");
-    let proc = Path::new("/proc");
+    let proc = std::path::Path::new("/proc");
     let (before, entered_before) = (counter.read()?, entered(gateway)?);
     let cpu_before = Reading::take(proc)?;
     let Sent { frames: sent, elapsed_s, sending } = generator.send(pps, duration)?;

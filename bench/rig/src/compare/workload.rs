@@ -3,26 +3,22 @@
 //! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service also has 80/TCP. Clients and
 //! endpoints are pods, so nobody's source is replaced (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
 
-use serde_json::json;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
+use serde_json::json;
+
 use crate::pktgen::profile::{Choice, Prefix, Profile, Protocol, Size};
 
-/// All pods: clients and endpoints.
 pub const CLUSTER_CIDR: &str = "172.16.0.0/12";
-/// Clients.
 pub const CLIENTS: &str = "172.20.0.0/16";
-/// Endpoints.
 pub const ENDPOINTS: &str = "172.24.0.0/13";
-/// Cluster IPs.
 pub const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// The Services' UDP port, and that of their endpoints.
 pub const UDP_PORT: u16 = 5300;
 /// The first Service's TCP port, and that of its endpoints.
 pub const TCP_PORT: u16 = 80;
-/// Endpoints of a Service.
 pub const ENDPOINTS_EACH: u32 = 3;
 /// Services at the most.
 pub const SERVICES_MAX: u32 = 10_000;
@@ -47,7 +43,6 @@ pub fn ports(service: u32) -> impl Iterator<Item = (&'static str, u16, &'static 
     std::iter::once(("udp", UDP_PORT, "UDP")).chain(tcp)
 }
 
-/// The name of a Service.
 pub fn name(service: u32) -> String {
     format!("svc-{service}")
 }
@@ -65,7 +60,6 @@ pub fn service_object(service: u32) -> String {
     )
 }
 
-/// Its EndpointSlice.
 pub fn slice_object(service: u32, generation: u32) -> String {
     let name = name(service);
     let ports: Vec<String> =
@@ -117,7 +111,6 @@ pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Pro
     }
 }
 
-/// One flow to one Service.
 pub fn profile_of(service: u32) -> Profile {
     let target = SocketAddr::new(IpAddr::V4(cluster_ip(service)), UDP_PORT);
     Profile { targets: vec![target], ..profile(1, 1, Protocol::Udp, Size::Min) }

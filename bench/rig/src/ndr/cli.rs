@@ -1,17 +1,18 @@
 //! The words of `nomagic-bench ndr`.
 
-use anyhow::{Context, Result, ensure};
-use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use nomagic_testbed::rig::remove_leftovers;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::measure::{Task, measure};
 use super::search::Method;
 use crate::pktgen::PktgenArgs;
 use crate::pktgen::interface::Place;
-use nomagic_testbed::rig::remove_leftovers;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +59,6 @@ pub struct NdrArgs {
 }
 
 impl NdrArgs {
-    /// What they mean.
     pub fn task(&self) -> Result<Task> {
         let options = self.pktgen.options()?;
         ensure!(options.rate.is_none() && options.count.is_none(), "ndr finds the rate: give no --rate and no --count");
@@ -81,7 +81,6 @@ impl NdrArgs {
         })
     }
 
-    /// Searches and prints the result.
     pub fn run(&self) -> Result<()> {
         let task = self.task()?;
         let stop = Arc::new(AtomicBool::new(false));

@@ -1,35 +1,33 @@
 //! Trials by [`pktgen`](crate::pktgen), repeated searches, and the baseline that shows that the generator is not the limit.
 
-use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use anyhow::{Context, Result, ensure};
+use nomagic_testbed::rig::{Netns, cable};
+use serde::Serialize;
+
 use super::search::{Method, RATE_MIN, Shot, search};
 use crate::pktgen::interface::Place;
 use crate::pktgen::{Options, run};
 use crate::results::{Estimate, Outcome};
-use nomagic_testbed::rig::{Netns, cable};
 
 /// The baseline must carry so many times what the device does.
 pub const FACTOR: f64 = 1.5;
 /// Share of the wanted rate from which on it was offered.
 const OFFERED: f64 = 0.97;
 
-/// What to search.
 #[derive(Clone, Debug)]
 pub struct Task {
     /// The traffic and its two ends; rate, duration and count are the search's.
     pub options: Options,
-    /// One trial.
     pub trial: Duration,
     /// How often the search is repeated.
     pub repeat: u32,
     /// Shares of loss that are allowed, each a search of its own.
     pub goals: Vec<f64>,
-    /// The search.
     pub method: Method,
     /// The two ends of a cable without a device; `None`: a veth pair that is made for it.
     pub baseline: Option<(Place, Place)>,
@@ -43,11 +41,9 @@ pub struct GoalRate {
     pub loss_max: f64,
     /// Frames a second.
     pub pps: Outcome<Estimate>,
-    /// Of each repetition.
     pub repetitions: Vec<u64>,
 }
 
-/// What came of it.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NdrReport {
@@ -57,17 +53,13 @@ pub struct NdrReport {
     pub rx: String,
     /// Seconds of a trial.
     pub trial_s: f64,
-    /// The rates.
     pub goals: Vec<GoalRate>,
     /// What the same generator and sink carry without loss over a cable, frames a second.
     pub baseline_pps: u64,
-    /// Which cable.
     pub baseline: String,
-    /// Trials in all.
     pub trials: u32,
 }
 
-/// One path's searches.
 struct Path<'t> {
     task: &'t Task,
     options: Options,

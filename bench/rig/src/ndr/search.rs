@@ -12,7 +12,6 @@ use anyhow::{Result, ensure};
 /// The lowest rate that is tried, in frames a second.
 pub const RATE_MIN: u64 = 1_000;
 
-/// What a trial has shown.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Shot {
     /// Share of the frames that were lost.
@@ -21,7 +20,6 @@ pub struct Shot {
     pub offered: bool,
 }
 
-/// How to search.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Method {
     /// The bracket is narrow enough when its ends differ by this share.
@@ -36,7 +34,6 @@ pub struct Method {
     pub rates_max: u32,
 }
 
-/// What a search has found.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Found {
     /// The highest rate that held, frames a second; 0 when none did.
@@ -45,11 +42,9 @@ pub struct Found {
     pub above_pps: u64,
     /// The generator could not send more: the result is a lower bound.
     pub generator_limited: bool,
-    /// Trials that it took.
     pub trials: u32,
 }
 
-/// What became of a rate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Rate {
     Holds,
@@ -63,7 +58,6 @@ pub struct Search {
     method: Method,
     loss_max: f64,
     ceiling: u64,
-    /// The bracket.
     low: u64,
     high: u64,
     limited: bool,
@@ -153,7 +147,6 @@ impl Search {
         }
     }
 
-    /// What it has found.
     pub fn found(&self) -> Found {
         let generator_limited = self.limited || self.low >= self.ceiling;
         Found { pps: self.low, above_pps: self.high, generator_limited, trials: self.trials }

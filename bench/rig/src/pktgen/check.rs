@@ -9,14 +9,12 @@ use super::template::{ETH_LEN, fold};
 pub const WINDOW: u32 = 64;
 /// The longest latency that is told apart, in nanoseconds.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
-/// Significant digits of the latency.
 const LATENCY_DIGITS: u8 = 3;
 
 /// Counts of a run's frames at the sink. Every frame is in `received`, and in exactly one of `in_order`, `reordered`, `duplicated`,
 /// `too_late`, `corrupt`, `foreign`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct SinkCounts {
-    /// All frames.
     pub received: u64,
     /// Bytes of them, without FCS.
     pub bytes: u64,
@@ -24,13 +22,11 @@ pub struct SinkCounts {
     pub in_order: u64,
     /// Overtaken by later frames of its flow (RFC 4737), seen for the first time.
     pub reordered: u64,
-    /// Seen before.
     pub duplicated: u64,
     /// More than [`WINDOW`] frames of its flow behind: reordered or duplicated, nobody knows.
     pub too_late: u64,
     /// A checksum or a length is wrong, or the flow does not exist.
     pub corrupt: u64,
-    /// Of another run.
     pub foreign: u64,
 }
 
@@ -49,7 +45,6 @@ struct Seen {
     window: u64,
 }
 
-/// Checks frames and counts.
 #[derive(Clone, Debug)]
 pub struct Checker {
     run: u16,
@@ -85,7 +80,6 @@ impl Checker {
         self.latency_ns.saturating_record(now_ns.saturating_sub(payload.sent_ns).max(1));
     }
 
-    /// The counts so far.
     pub fn counts(&self) -> SinkCounts {
         self.counts
     }
@@ -163,5 +157,4 @@ fn sum(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "check_tests.rs"]
 mod tests;

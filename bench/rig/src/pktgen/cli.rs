@@ -1,17 +1,19 @@
 //! The words of `nomagic-bench pktgen`.
 
-use anyhow::{Context, Result, ensure};
-use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
 use super::interface::Place;
+use super::options::{BackendKind, Options};
 use super::profile::{Choice, NewFlows, Prefix, Profile, Protocol, Size};
-use super::run::{BackendKind, Options, run};
+use super::run::run;
 use crate::format::Format;
 
 const EXAMPLES: &str = "\
@@ -88,16 +90,12 @@ pub struct PktgenArgs {
     /// Allows interfaces outside of the namespaces of `ip netns`: the host's own
     #[arg(long)]
     allow_host_interface: bool,
-    /// Directory of the kernel's pktgen
-    #[arg(long, default_value = "/proc/net/pktgen")]
-    kernel_pktgen: PathBuf,
     /// How the result is written
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
 impl PktgenArgs {
-    /// What they mean.
     pub fn options(&self) -> Result<Options> {
         ensure!(
             self.duration.is_finite() && self.duration > 0.0 && self.duration < 1e6,
@@ -130,16 +128,13 @@ impl PktgenArgs {
             count_only: self.count_only,
             dst_mac: self.dst_mac.as_deref().map(mac).transpose()?,
             allow_host: self.allow_host_interface,
-            kernel_dir: self.kernel_pktgen.clone(),
         })
     }
 
-    /// How the result is written.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Runs and prints the result.
     pub fn run(&self) -> Result<()> {
         let options = self.options()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -202,7 +197,6 @@ mod tests {
             ("--tx a --rx b --new-flows-per-second 5 --rate 4", "at most as many"),
             ("--tx a --rx b --pcap x --size 64", "cannot be used with"),
             ("--tx a --rx b --pcap x --backend live", "--pcap"),
-            ("--tx a --rx b --backend kernel", "--count or --rate"),
             ("--tx a --dst-mac 02:00:00:00:00", "--dst-mac"),
             ("--tx a --dst-mac 2:0:0:0:0:1", "--dst-mac"),
         ] {

@@ -1,19 +1,18 @@
 //! Interfaces by name and namespace, and the consent that the host's own need.
 
-use anyhow::{Context, Result, bail, ensure};
-use nomagic_xsk::Link;
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::{Context, Result, bail, ensure};
 use nomagic_testbed::rig::{enter_netns, run};
+use nomagic_xsk::Link;
 
 /// An interface as the command line names it: `NAME`, or `NAME@NAMESPACE` for one in a namespace of `ip netns`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The interface.
     pub name: String,
     /// The namespace; `None` for this process's own.
     pub netns: Option<String>,

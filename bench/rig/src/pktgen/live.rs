@@ -19,7 +19,6 @@ const CALL_NS: u64 = 500_000_000;
 /// What is caught up with: more than the pause between two calls.
 const BEHIND_MAX_NS: u64 = 200_000_000;
 
-/// A generator of live frames.
 pub struct LiveFrames {
     program: LiveProgram,
     sent: Sent,

@@ -12,12 +12,9 @@
 pub const PAYLOAD_LEN: usize = 18;
 /// Its first two bytes: `nm`.
 pub const PAYLOAD_MAGIC: u16 = 0x6e6d;
-/// Bits of the flow number.
 pub const FLOW_BITS: u32 = 20;
-/// The largest run number.
 pub const RUN_MAX: u16 = 0xfff;
 
-/// The header's fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Payload {
     /// The run, up to [`RUN_MAX`].

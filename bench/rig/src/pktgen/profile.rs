@@ -1,8 +1,9 @@
 //! What traffic to send: addresses, flows, sizes, protocol.
 
-use anyhow::{Context, Result, bail, ensure};
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
 
 use super::payload::{FLOW_BITS, PAYLOAD_LEN};
 
@@ -44,7 +45,6 @@ impl Protocol {
 pub enum Size {
     /// The smallest that holds the headers, at least 64.
     Min,
-    /// One size.
     Fixed(u32),
     /// The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes; the small ones as large as the headers need.
     Imix,
@@ -65,9 +65,7 @@ impl FromStr for Size {
 /// How the flow of each frame is chosen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Choice {
-    /// One after the other.
     RoundRobin,
-    /// All alike, at random.
     Uniform,
     /// At random, the n-th flow 1/n^s as often as the first.
     Zipf(f64),
@@ -90,9 +88,7 @@ impl FromStr for Choice {
 /// A range of source addresses, as `ADDRESS/LENGTH`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Prefix {
-    /// Any address in it.
     pub address: IpAddr,
-    /// Its length in bits.
     pub len: u8,
 }
 
@@ -125,7 +121,6 @@ impl Prefix {
         }
     }
 
-    /// The n-th of these addresses.
     pub fn host(&self, n: u64) -> IpAddr {
         let free = self.bits() - u32::from(self.len);
         let offset = if free < 2 { n } else { n + 1 };
@@ -139,26 +134,20 @@ impl Prefix {
 /// A part of the frames that open new flows: `frames` frames carry `new` of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NewFlows {
-    /// New flows.
     pub new: u64,
-    /// In so many frames.
     pub frames: u64,
 }
 
-/// What to send.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Profile {
     /// Destinations; flows take them in turn. All of one family.
     pub targets: Vec<SocketAddr>,
     /// Source addresses; each with ports from [`FIRST_PORT`] on.
     pub sources: Prefix,
-    /// Flows at a time.
     pub flows: u32,
     /// Which flow each frame is of.
     pub choice: Choice,
-    /// How large frames are.
     pub size: Size,
-    /// The protocol.
     pub protocol: Protocol,
     /// Flows that end and give their place to new ones, from other sources.
     pub new_flows: Option<NewFlows>,
@@ -167,7 +156,6 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Checks every field.
     pub fn check(&self) -> Result<()> {
         let n = self.targets.len();
         ensure!((1..=TARGETS_MAX).contains(&n), "--to: {n} destinations; give 1 to {TARGETS_MAX}");
@@ -201,7 +189,6 @@ impl Profile {
         Ok(())
     }
 
-    /// Different sources that there are.
     pub fn tuples(&self) -> u64 {
         self.sources.hosts() * u64::from(u16::MAX - FIRST_PORT + 1)
     }
@@ -232,5 +219,4 @@ impl Profile {
 }
 
 #[cfg(test)]
-#[path = "profile_tests.rs"]
 pub(super) mod tests;

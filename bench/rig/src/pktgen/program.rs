@@ -31,10 +31,8 @@ const INTERVAL_UNITS: u64 = 1_000_000_000 << 10;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.o"));
 
-/// A part of the frames.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'p> {
-    /// What they are.
     pub profile: &'p Profile,
     /// So many of them in as many frames as all weights together.
     pub weight: u32,
@@ -205,7 +203,6 @@ fn stream(part: &Part<'_>, macs: Macs) -> Stream {
     Stream::new(&Profile { protocol, ..profile.clone() }, macs, part.run)
 }
 
-/// Steps of the cycle.
 fn cycle(parts: &[Part<'_>]) -> usize {
     match parts {
         // So that every flow gets as many frames, of all sizes of an IMIX.

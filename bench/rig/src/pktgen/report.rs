@@ -1,12 +1,15 @@
 //! What a run has shown, as text and as JSON.
 
-use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
+use hdrhistogram::{Counter, Histogram};
+use nomagic_testbed::columns::columns;
+use serde::{Deserialize, Serialize};
+
 use super::backend::Sent;
 use super::check::SinkCounts;
-use super::run::Options;
+use super::options::Options;
 use super::sink::SinkResult;
 
 /// Bytes that a frame takes on the wire beside its buffer: preamble, FCS and the gap to the next one.
@@ -16,34 +19,24 @@ const RATE_REACHED: f64 = 0.995;
 
 /// All that a report is made of.
 pub struct Outcome<'o> {
-    /// What was asked for.
     pub options: &'o Options,
-    /// The backend, in words.
     pub backend: String,
-    /// What it sent.
     pub sent: Sent,
     /// From the first frame to the last.
     pub elapsed: Duration,
     /// Frames that the pacer gave up because the generator was late.
     pub forgone: u64,
-    /// Ended by a signal.
     pub stopped: bool,
-    /// What the sink found.
     pub sink: Option<SinkResult>,
 }
 
-/// The result of a run.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Report {
-    /// Where frames went out.
     pub tx: String,
-    /// Where they were expected.
     pub rx: Option<String>,
-    /// How they were sent.
     pub backend: String,
     /// Seconds from the first frame to the last.
     pub elapsed_s: f64,
-    /// Frames handed to the interface.
     pub sent: u64,
     /// The same a second.
     pub sent_pps: f64,
@@ -51,17 +44,12 @@ pub struct Report {
     pub sent_bps: f64,
     /// The rate that was asked for, in frames a second.
     pub wanted_pps: Option<u64>,
-    /// Flows opened.
     pub flows_opened: u64,
-    /// What set the rate.
     pub limited_by: String,
-    /// Ended by a signal.
     pub stopped: bool,
-    /// The sink's side.
     pub sink: Option<SinkReport>,
 }
 
-/// What arrived.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct SinkReport {
     /// Frames that arrived at the interface.
@@ -96,8 +84,24 @@ pub struct Latency {
     pub max: f64,
 }
 
+impl Latency {
+    /// Of nanoseconds.
+    pub fn of<T: Counter>(ns: &Histogram<T>) -> Latency {
+        let at = |quantile| ns.value_at_quantile(quantile) as f64 / 1e3;
+        Latency {
+            min: ns.min() as f64 / 1e3,
+            mean: ns.mean() / 1e3,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            p99_99: at(0.9999),
+            max: ns.max() as f64 / 1e3,
+        }
+    }
+}
+
 impl Report {
-    /// Draws the conclusions.
     pub fn new(o: &Outcome<'_>) -> Report {
         let elapsed_s = o.elapsed.as_secs_f64().max(1e-9);
         let sink = o.sink.as_ref().map(|s| SinkReport::new(s, o.sent.frames));
@@ -119,7 +123,6 @@ impl Report {
     }
 }
 
-/// What set the rate.
 fn limit(o: &Outcome<'_>, sent_pps: f64) -> String {
     match o.options.rate {
         Some(wanted) if sent_pps >= wanted as f64 * RATE_REACHED => "the rate that was asked for".into(),
@@ -137,19 +140,7 @@ impl SinkReport {
         // What is not of this run did not come instead of a frame of it.
         let extra = checks.map_or(0, |c| c.duplicated + c.foreign);
         let lost = sent.saturating_sub(sink.arrived.saturating_sub(extra));
-        let latency_us = sink.checked.as_ref().filter(|c| !c.latency_ns.is_empty()).map(|c| {
-            let at = |quantile| c.latency_ns.value_at_quantile(quantile) as f64 / 1e3;
-            Latency {
-                min: c.latency_ns.min() as f64 / 1e3,
-                mean: c.latency_ns.mean() / 1e3,
-                p50: at(0.5),
-                p90: at(0.9),
-                p99: at(0.99),
-                p99_9: at(0.999),
-                p99_99: at(0.9999),
-                max: c.latency_ns.max() as f64 / 1e3,
-            }
-        });
+        let latency_us = sink.checked.as_ref().filter(|c| !c.latency_ns.is_empty()).map(|c| Latency::of(&c.latency_ns));
         SinkReport {
             arrived: sink.arrived,
             lost,
@@ -165,41 +156,39 @@ impl SinkReport {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} -> {}, {}", self.tx, self.rx.as_deref().unwrap_or("(no sink)"), self.backend)?;
+        let row = |name: &str, number: &dyn fmt::Display, remark: String| vec![name.to_owned(), number.to_string(), remark];
         let early = if self.stopped { ", stopped by a signal" } else { "" };
-        writeln!(f, "sent              {:>14}   in {:.2} s{early}", self.sent, self.elapsed_s)?;
-        writeln!(f, "  frames/s        {:>14.0}   {:.3} Gbit/s on a wire", self.sent_pps, self.sent_bps / 1e9)?;
-        writeln!(f, "  flows opened    {:>14}", self.flows_opened)?;
+        let mut rows = vec![
+            row("sent", &self.sent, format!("in {:.2} s{early}", self.elapsed_s)),
+            row("  frames/s", &format!("{:.0}", self.sent_pps), format!("{:.3} Gbit/s on a wire", self.sent_bps / 1e9)),
+            row("  flows opened", &self.flows_opened, String::new()),
+        ];
         if let Some(s) = &self.sink {
-            writeln!(f, "arrived           {:>14}   {}", s.arrived, if s.native_xdp { "native XDP" } else { "generic XDP" })?;
-            writeln!(f, "  lost            {:>14}   {:.4} %", s.lost, s.lost_share * 100.0)?;
-            writeln!(f, "  lost at sink    {:>14}", s.lost_at_sink)?;
-            if let Some(c) = &s.checks {
-                let rows = [
-                    ("in order", c.in_order),
-                    ("reordered", c.reordered),
-                    ("duplicated", c.duplicated),
-                    ("too late", c.too_late),
-                    ("corrupt", c.corrupt),
-                    ("of other runs", c.foreign),
-                ];
-                for (name, n) in rows {
-                    writeln!(f, "  {name:<15} {n:>14}")?;
-                }
-            }
-            if let Some(flows) = s.flows_seen {
-                writeln!(f, "  flows seen      {flows:>14}")?;
-            }
-            if let Some(l) = &s.latency_us {
-                let Latency { min, mean, p50, p90, p99, p99_9, p99_99, max } = l;
-                writeln!(f, "latency, us         min {min:.1}  mean {mean:.1}  p50 {p50:.1}  p90 {p90:.1}")?;
-                writeln!(f, "                    p99 {p99:.1}  p99.9 {p99_9:.1}  p99.99 {p99_99:.1}  max {max:.1}")?;
-            }
+            rows.push(row("arrived", &s.arrived, if s.native_xdp { "native XDP" } else { "generic XDP" }.into()));
+            rows.push(row("  lost", &s.lost, format!("{:.4} %", s.lost_share * 100.0)));
+            rows.push(row("  lost at sink", &s.lost_at_sink, String::new()));
+            let checks = s.checks.iter().flat_map(|c| {
+                [
+                    ("  in order", c.in_order),
+                    ("  reordered", c.reordered),
+                    ("  duplicated", c.duplicated),
+                    ("  too late", c.too_late),
+                    ("  corrupt", c.corrupt),
+                    ("  of other runs", c.foreign),
+                ]
+            });
+            let flows = s.flows_seen.map(|n| ("  flows seen", n));
+            rows.extend(checks.chain(flows).map(|(name, n)| row(name, &n, String::new())));
+        }
+        writeln!(f, "{} -> {}, {}", self.tx, self.rx.as_deref().unwrap_or("(no sink)"), self.backend)?;
+        f.write_str(&columns(rows, &[1]))?;
+        if let Some(Latency { min, mean, p50, p90, p99, p99_9, p99_99, max }) = self.sink.as_ref().and_then(|s| s.latency_us) {
+            writeln!(f, "latency, us       min {min:.1}  mean {mean:.1}  p50 {p50:.1}  p90 {p90:.1}")?;
+            writeln!(f, "                  p99 {p99:.1}  p99.9 {p99_9:.1}  p99.99 {p99_99:.1}  max {max:.1}")?;
         }
         write!(f, "limited by {}", self.limited_by)
     }
 }
 
 #[cfg(test)]
-#[path = "report_tests.rs"]
 mod tests;

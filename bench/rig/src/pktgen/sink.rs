@@ -1,13 +1,14 @@
 //! The receiving end: an XDP program that takes the generator's frames, and AF_XDP sockets that check them.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use aya::maps::{PerCpuArray, XskMap};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
 use nomagic_sys::time::monotonic_ns;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use super::check::{Checker, SinkCounts};
 use super::interface::Interface;
@@ -29,7 +30,6 @@ pub enum SinkMode {
     Check {
         /// The run whose frames they are.
         run: u16,
-        /// Its flows.
         flows: u32,
     },
     /// Counts frames in the XDP program and drops them there: for rates that sockets cannot follow.
@@ -42,13 +42,10 @@ pub enum SinkMode {
 /// What other threads tell a sink, and see of it.
 #[derive(Debug, Default)]
 pub struct SinkControl {
-    /// Ends it.
     pub stop: AtomicBool,
-    /// Frames received so far.
     pub received: AtomicU64,
 }
 
-/// What a sink found.
 #[derive(Clone, Debug)]
 pub struct SinkResult {
     /// Frames that the XDP program took.
@@ -63,10 +60,8 @@ pub struct SinkResult {
     pub native: bool,
 }
 
-/// The outcome of the checks.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// Counts.
     pub counts: SinkCounts,
     /// Flows of which a frame arrived.
     pub flows_seen: u64,
@@ -114,7 +109,6 @@ impl Sink {
         Ok(Sink { ebpf, sockets, checker, native })
     }
 
-    /// Receives until it is stopped.
     pub fn run(mut self, control: &SinkControl) -> Result<SinkResult> {
         while !control.stop.load(Relaxed) {
             let received = match &self.checker {
@@ -134,7 +128,6 @@ impl Sink {
         self.result()
     }
 
-    /// One look at every socket.
     fn look(&mut self) -> Result<usize> {
         let Some(checker) = &mut self.checker else { return Ok(0) };
         let mut n = 0;

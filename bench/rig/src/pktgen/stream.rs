@@ -28,13 +28,11 @@ pub struct Step {
     pub tuple: u64,
     /// The frame's number within its place.
     pub sequence: u32,
-    /// It opens a flow.
     pub first: bool,
     /// Bytes without FCS.
     pub len: usize,
 }
 
-/// A profile at work.
 #[derive(Clone, Debug)]
 pub struct Stream {
     profile: Profile,
@@ -53,7 +51,6 @@ pub struct Stream {
     opened: u64,
 }
 
-/// A flow at work.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     tuple: u64,
@@ -88,7 +85,6 @@ impl Stream {
         Ends { src, dst: p.targets[(tuple % p.targets.len() as u64) as usize] }
     }
 
-    /// The headers of a flow.
     pub fn template(&self, flow: u32, tuple: u64) -> Template {
         Template::new(&self.macs, &self.ends(tuple), self.profile.protocol, self.run, flow)
     }
@@ -103,7 +99,6 @@ impl Stream {
         Template::new(&self.macs, &Ends { src: SocketAddr::new(zeroed, 0), dst }, self.profile.protocol, self.run, flow)
     }
 
-    /// What the next frame is.
     pub fn step(&mut self) -> Step {
         let (flow, renew) = self.choose();
         let place = &mut self.places[flow as usize];
@@ -160,5 +155,4 @@ impl Source for Stream {
 }
 
 #[cfg(test)]
-#[path = "stream_tests.rs"]
 mod tests;

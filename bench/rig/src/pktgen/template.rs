@@ -9,28 +9,22 @@ use super::profile::Protocol;
 
 /// Bytes of a template: the longest headers (IPv6, TCP) with the payload header, in 8-byte words.
 pub const TEMPLATE_LEN: usize = 96;
-/// Ethernet's header.
 pub const ETH_LEN: usize = 14;
 
 const TTL: u8 = 64;
 const TCP_SYN: u16 = 0x5002;
 const TCP_PSH_ACK: u16 = 0x5018;
 
-/// Addresses of the link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Macs {
-    /// The sender's.
     pub src: [u8; 6],
-    /// The receiver's, or the gateway's.
     pub dst: [u8; 6],
 }
 
 /// The two ends of a flow, both of one family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ends {
-    /// The sender.
     pub src: SocketAddr,
-    /// The receiver.
     pub dst: SocketAddr,
 }
 
@@ -152,5 +146,4 @@ impl Template {
 }
 
 #[cfg(test)]
-#[path = "template_tests.rs"]
 mod tests;

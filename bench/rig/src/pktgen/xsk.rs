@@ -1,13 +1,14 @@
 //! One AF_XDP socket with a UMEM of its own, for one direction: the only place that touches rings.
 #![allow(unsafe_code)]
 
-use anyhow::{Context, Result, anyhow};
-use nomagic_sys::fds::close_on_exec;
-use nomagic_sys::xdp_socket::{kick_tx, set_tx_budget};
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nomagic_sys::fds::close_on_exec;
+use nomagic_sys::xdp_socket::{kick_tx, set_tx_budget};
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
@@ -15,7 +16,6 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 const RING: u32 = 8192;
 /// Bytes of a frame; 1,792 of them are data behind XDP's headroom.
 const FRAME: u32 = 2048;
-/// Frames that are handled together.
 pub const BATCH: usize = 64;
 /// A socket that was just closed keeps its queue for up to 100 ms, and for longer where the kernel is busy.
 const BUSY_MAX: Duration = Duration::from_secs(2);
@@ -23,7 +23,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// sendto() calls for one batch: 32 frames each without a raised budget.
 const KICKS_MAX: u32 = 256;
 
-/// A bound socket.
 pub struct Xsk {
     umem: Umem,
     tx: TxQueue,

@@ -1,12 +1,13 @@
 //! The words of `nomagic-bench report`.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use std::path::{Path, PathBuf};
 
 use super::against::{Change, Comparison};
 use super::sections::{IDS, sections};
-use super::{page, style, summary, text};
+use super::{draw, page, summary, text};
 use crate::results::Results;
 
 const EXAMPLES: &str = "\
@@ -62,7 +63,6 @@ enum Format {
 }
 
 impl ReportArgs {
-    /// Reads, writes and compares.
     pub fn run(&self) -> Result<()> {
         let results = Results::read(&self.results)?;
         if let Some(id) = &self.plot {
@@ -111,7 +111,7 @@ impl ReportArgs {
         let section = sections(results).into_iter().find(|s| s.id == id).with_context(|| format!("there is no plot {id}"))?;
         ensure!(!section.plots.is_empty(), "{}: nothing to plot: {}", self.results.display(), section.lead);
         let out = self.out.clone().unwrap_or_else(|| format!("{id}.svg").into());
-        write(&out, &style::standalone(&section.plots))?;
+        write(&out, &draw::file(&section.plots)?)?;
         println!("the plot: {}", out.display());
         Ok(())
     }

@@ -15,11 +15,9 @@ pub enum Quantity {
     Us,
     /// Milliseconds.
     Ms,
-    /// One thing over another.
     Ratio,
     /// 0 to 1, shown in percent.
     Share,
-    /// A number of things.
     Count,
 }
 
@@ -98,7 +96,6 @@ fn fixed(value: f64, decimals: usize) -> String {
     if text.starts_with('-') && text.trim_start_matches(['-', '0', '.']).is_empty() { text[1..].into() } else { text }
 }
 
-/// With three significant digits.
 pub fn significant(value: f64) -> String {
     fixed(value, decimals(value))
 }

@@ -1,17 +1,17 @@
 //! A run for terminals.
 
+use std::fmt::Write;
+
 use super::against::{Change, Comparison};
 use super::sections::sections;
 use super::table::{Cell, Mark, Table};
 use crate::results::{Results, RigKind, Verdict};
-use std::fmt::Write;
 
 /// What was wanted and what was found, with aligned columns.
 pub fn figures(results: &Results) -> String {
     if results.figures.is_empty() { "No figures were wanted.\n".into() } else { figures_table(results).text() }
 }
 
-/// The same as a table.
 pub fn figures_table(results: &Results) -> Table {
     let rows = results
         .figures
@@ -35,7 +35,6 @@ pub fn caveat(results: &Results) -> Option<&'static str> {
         .then_some("All traffic went over veth pairs on one machine: nothing here is a network card's figure.")
 }
 
-/// All results, section by section.
 pub fn summary(results: &Results) -> String {
     let mut out = String::new();
     if let Some(caveat) = caveat(results) {
@@ -52,7 +51,6 @@ pub fn summary(results: &Results) -> String {
     out
 }
 
-/// Two runs beside each other.
 pub fn comparison(c: &Comparison) -> String {
     let mut out = String::new();
     if !c.differences.is_empty() {
@@ -85,46 +83,4 @@ pub fn comparison(c: &Comparison) -> String {
 /// Without what would move a terminal's cursor.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::fixture::{hostile, results};
-
-    #[test]
-    fn figures_are_aligned_and_say_why_when_they_are_missing() {
-        let text = figures(&results());
-        let lines: Vec<&str> = text.lines().collect();
-        let at = |line: &str, word: &str| line.find(word).map(|byte| line[..byte].chars().count());
-        let column = at(lines[0], "outcome").unwrap();
-        for (line, word) in [(lines[1], "✓ reached"), (lines[2], "✗ not reached"), (lines[3], "– not measured")] {
-            assert_eq!(at(line, word), Some(column), "{text}");
-        }
-        assert!(lines[3].contains("not measured: no NIC"), "{text}");
-        let mut none = results();
-        none.figures.clear();
-        assert_eq!(figures(&none), "No figures were wanted.\n");
-    }
-
-    #[test]
-    fn a_terminal_gets_no_control_characters() {
-        let (new, old) = (hostile(), results());
-        for text in [figures(&new), summary(&new), comparison(&Comparison::new(&new, &old)), comparison(&Comparison::new(&old, &new))] {
-            assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn every_section_is_in_the_summary_also_without_results() {
-        let mut r = results();
-        assert!(summary(&r).contains("nothing here is a network card's figure"));
-        for part in ["620 kpps", "p99.99", "connections in the table", "blocked", "goodput"] {
-            assert!(summary(&r).contains(part), "{part}:\n{}", summary(&r));
-        }
-        r.latencies.clear();
-        r.rig.kind = RigKind::Nic;
-        assert!(summary(&r).contains("Latency: Not in these results: latencies."), "{}", summary(&r));
-        assert!(!summary(&r).contains("network card's"));
-    }
 }

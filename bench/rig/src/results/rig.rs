@@ -10,29 +10,20 @@ pub struct Manifest {
     pub started: String,
     /// Seconds that it took.
     pub duration_s: u64,
-    /// The command line.
     pub command: String,
-    /// Version of the program.
     pub version: String,
     /// The commit that it was built from, if known.
     pub commit: Option<String>,
-    /// Files differed from that commit.
     pub dirty: bool,
-    /// CPU model.
     pub cpu: String,
-    /// CPUs online.
     pub cpus: u32,
-    /// Main memory in bytes.
     pub memory_bytes: u64,
     /// The hypervisor's vendor; `None` on bare metal.
     pub hypervisor: Option<String>,
     /// `uname -r`.
     pub kernel: String,
-    /// The kernel's command line.
     pub kernel_command_line: String,
-    /// The interfaces' driver.
     pub driver: String,
-    /// Queues of an interface.
     pub queues: u32,
     /// XDP and AF_XDP mode, such as "native XDP, copy".
     pub mode: String,
@@ -46,27 +37,21 @@ pub struct Manifest {
 pub enum RigKind {
     /// veth pairs on one machine. Nothing measured there is a NIC's.
     Veth,
-    /// Network cards between machines.
     Nic,
 }
 
-/// How traffic went.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rig {
-    /// veth or NIC.
     pub kind: RigKind,
     /// The way of a frame, a sentence or two.
     pub description: String,
     /// The CPU of the subject: all that a load balancer does but the receiving interface's NAPI, see `napi`.
     pub lb_cpu: u32,
-    /// The CPU of the generator.
     pub generator_cpu: u32,
-    /// Where each interface's NAPI ran.
     pub napi: Vec<Napi>,
     /// Frame size in bytes, with FCS.
     pub frame_bytes: u32,
-    /// Flows of the traffic.
     pub flows: u32,
     /// Seconds of one trial of the rates.
     pub trial_s: f64,
@@ -78,17 +63,14 @@ pub struct Rig {
     pub foreign_share_max: f64,
     /// Trials that were thrown away and repeated, because steal or foreign CPU was over the limit.
     pub trials_repeated: u32,
-    /// Trials in all.
     pub trials: u32,
 }
 
-/// Where an interface's NAPI ran.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Napi {
     /// Which interface, and of which subjects when not all.
     pub interface: String,
-    /// The CPU.
     pub cpu: u32,
     /// Why there, and whose work it is.
     pub why: String,

@@ -8,21 +8,16 @@ use super::{Estimate, Latency, Outcome};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Traffic {
-    /// Flows that are known already.
     Established,
     /// A part of the frames open new flows.
     NewFlows,
 }
 
-/// Rates of a subject.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RateRow {
-    /// Of which subject.
     pub subject: String,
-    /// With which traffic.
     pub traffic: Traffic,
-    /// The highest rate without loss.
     pub zero_loss: Outcome<Estimate>,
     /// The highest rate with at most 0.5 % lost.
     pub half_percent: Outcome<Estimate>,
@@ -38,13 +33,9 @@ pub struct RateRow {
 pub struct RatioRow {
     /// The subject whose rate is divided.
     pub subject: String,
-    /// By whose rate.
     pub over: String,
-    /// With which traffic.
     pub traffic: Traffic,
-    /// Median of the rounds' ratios.
     pub ratio: Outcome<Estimate>,
-    /// The ratio of each round.
     pub rounds: Vec<f64>,
 }
 
@@ -52,7 +43,6 @@ pub struct RatioRow {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LatencyRow {
-    /// Of which subject.
     pub subject: String,
     /// Percent of its zero-loss rate.
     pub load_percent: u32,
@@ -66,11 +56,9 @@ pub struct LatencyRow {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CpuRow {
-    /// Of which subject.
     pub subject: String,
     /// Frames a second meanwhile.
     pub offered_pps: f64,
-    /// What a packet cost.
     pub per_packet: Outcome<CpuTime>,
 }
 
@@ -94,13 +82,11 @@ pub struct CpuTime {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionRow {
-    /// Through which subject.
     pub subject: String,
     /// Connections a second.
     pub per_second: Outcome<Estimate>,
     /// What clients and servers managed, whether it counts or not.
     pub seen_per_second: Estimate,
-    /// Connections that failed.
     pub failed: u64,
 }
 
@@ -108,15 +94,12 @@ pub struct ConnectionRow {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChurnRow {
-    /// Of which subject.
     pub subject: String,
     /// What changed, such as "10,000 Services reloaded".
     pub event: String,
     /// Frames a second meanwhile.
     pub offered_pps: f64,
-    /// Events.
     pub events: u32,
-    /// Frames lost.
     pub lost: u64,
     /// Lost frames over offered load: how long an event stops traffic, in milliseconds.
     pub blocked_ms: Outcome<Estimate>,
@@ -132,7 +115,6 @@ pub struct ChurnRow {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FloodRow {
-    /// Of which subject.
     pub subject: String,
     /// Frames a second of the established flows.
     pub offered_pps: f64,
@@ -146,7 +128,6 @@ pub struct FloodRow {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgrammingRow {
-    /// Of which subject.
     pub subject: String,
     /// How the change is told to it, such as "nft -f with the changed chain".
     pub how: String,
@@ -160,7 +141,6 @@ pub struct ProgrammingRow {
 pub struct CostRow {
     /// What was measured, such as "nomagic, established" or "memory floor".
     pub name: String,
-    /// Connections in the table.
     pub flows: u64,
     /// Nanoseconds a packet.
     pub ns: Outcome<Estimate>,

@@ -1,17 +1,15 @@
 //! Medians with their intervals.
 
-use serde::{Deserialize, Serialize};
 use std::fmt;
+
+use serde::{Deserialize, Serialize};
 
 /// A median and an interval that holds the true median with a confidence of at least 95 %, as far as the number of values allows.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Estimate {
-    /// The median.
     pub median: f64,
-    /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
     pub high: f64,
     /// Values that it is made of.
     pub n: u32,
@@ -33,7 +31,6 @@ impl Estimate {
         Some(Estimate { median: middle(&sorted), low: sorted[k], high: sorted[n - 1 - k], n: n as u32 })
     }
 
-    /// One value, as it is.
     pub fn single(value: f64) -> Estimate {
         Estimate { median: value, low: value, high: value, n: 1 }
     }

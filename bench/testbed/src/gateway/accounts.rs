@@ -7,13 +7,15 @@
 //! received by the peers   = forwarded + made + what the gateway's kernel sends itself (ARP, ND, its own traffic)
 //! ```
 
-use anyhow::{Context, Result, bail};
-use nomagic_api::Status;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
+use nomagic_api::Status;
+
 use super::Gateway;
+use crate::columns::columns;
 use crate::rig::{LinkCounters, Scene};
 
 /// How long the network may take to become quiet.
@@ -42,7 +44,6 @@ pub struct Reading {
     dropped: u64,
     held_now: u64,
     made: u64,
-    /// Connections created.
     created: u64,
     reasons: BTreeMap<String, u64>,
 }
@@ -95,18 +96,15 @@ impl Reading {
         })
     }
 
-    /// Connections created up to now.
     pub fn created(&self) -> u64 {
         self.created
     }
 }
 
-/// What happened between two readings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Accounts(Reading);
 
 impl Accounts {
-    /// The difference of two readings.
     pub fn between(earlier: &Reading, later: &Reading) -> Accounts {
         let side = |a: &PortReading, b: &PortReading| PortReading {
             peer: b.peer.since(&a.peer),
@@ -134,7 +132,6 @@ impl Accounts {
         })
     }
 
-    /// Frames that nomagic forwarded.
     pub fn forwarded(&self) -> u64 {
         self.0.forwarded
     }
@@ -175,27 +172,28 @@ impl Accounts {
 impl fmt::Display for Accounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let r = &self.0;
-        writeln!(f, "{:<44} {:>12} {:>12}", "Frames", "client side", "pods' side")?;
-        let mut row = |title: &str, value: fn(&PortReading) -> u64| {
-            writeln!(f, "{title:<44} {:>12} {:>12}", value(&r.client_side), value(&r.pods_side))
+        let sides = |title: &str, value: fn(&PortReading) -> u64| {
+            vec![title.to_owned(), value(&r.client_side).to_string(), value(&r.pods_side).to_string()]
         };
-        row("sent to the gateway (the peer's interface)", |p| p.peer.tx_packets)?;
-        row("  taken by nomagic (XDP)", |p| p.taken)?;
-        row("  passed to the gateway's kernel (XDP)", |p| p.passed)?;
-        row("  dropped (XDP)", |p| p.dropped)?;
-        row("received from the gateway (the peer's)", |p| p.peer.rx_packets)?;
-        writeln!(f)?;
-        let mut row = |title: &str, value: u64| writeln!(f, "{title:<44} {value:>12}");
-        row("received by nomagic's workers", r.received)?;
-        row("  forwarded", r.forwarded)?;
-        row("  back to the kernel", r.kernel)?;
-        row("  dropped", r.dropped)?;
-        row("  held now", r.held_now)?;
-        for (reason, n) in &r.reasons {
-            row(&format!("    reason {reason}"), *n)?;
-        }
-        row("made by nomagic (rejects)", r.made)?;
-        row("sent by the gateway's kernel (ARP, ND, ...)", self.kernel_sent().unwrap_or(0))
+        let all = |title: &str, value: u64| vec![title.to_owned(), value.to_string()];
+        let mut rows = vec![
+            ["Frames", "client side", "pods' side"].map(str::to_owned).to_vec(),
+            sides("sent to the gateway (the peer's interface)", |p| p.peer.tx_packets),
+            sides("  taken by nomagic (XDP)", |p| p.taken),
+            sides("  passed to the gateway's kernel (XDP)", |p| p.passed),
+            sides("  dropped (XDP)", |p| p.dropped),
+            sides("received from the gateway (the peer's)", |p| p.peer.rx_packets),
+            Vec::new(),
+            all("received by nomagic's workers", r.received),
+            all("  forwarded", r.forwarded),
+            all("  back to the kernel", r.kernel),
+            all("  dropped", r.dropped),
+            all("  held now", r.held_now),
+        ];
+        rows.extend(r.reasons.iter().map(|(reason, n)| all(&format!("    reason {reason}"), *n)));
+        rows.push(all("made by nomagic (rejects)", r.made));
+        rows.push(all("sent by the gateway's kernel (ARP, ND, ...)", self.kernel_sent().unwrap_or(0)));
+        f.write_str(&columns(rows, &[1, 2]))
     }
 }
 

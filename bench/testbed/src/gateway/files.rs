@@ -1,19 +1,18 @@
 //! The scene as ordinary Kubernetes YAML, and nomagic's configuration for it.
 
-use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 use crate::rig::{GATEWAY_V4, GATEWAY_V6, POD_GATEWAY_V4, POD_GATEWAY_V6, PODS};
 
 /// The cluster IP of the Service `nginx`.
 pub const NGINX_V4: Ipv4Addr = Ipv4Addr::new(10, 109, 35, 24);
-/// Its IPv6 cluster IP.
 pub const NGINX_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x109, 0, 0, 0, 0, 0x24);
 /// The cluster IP of the Service `echo`.
 pub const ECHO_V4: Ipv4Addr = Ipv4Addr::new(10, 109, 35, 53);
-/// Its IPv6 cluster IP.
 pub const ECHO_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x109, 0, 0, 0, 0, 0x53);
 
 /// The configuration for the scene's gateway. Lines can be added to it; `detachOnExit` is on, so that a namespace can be used again.

@@ -1,11 +1,12 @@
 //! Clients: every request is a connection of its own, every wait has an end.
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -17,7 +18,6 @@ use super::blob::blob;
 /// Bytes of an answer at the most.
 const ANSWER_MAX: u64 = 65 << 20;
 
-/// Limits of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClientOptions {
     /// Requests in flight at the most.
@@ -32,27 +32,21 @@ impl Default for ClientOptions {
     }
 }
 
-/// An answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HttpAnswer {
-    /// HTTP status.
     pub status: u16,
-    /// The body.
     pub body: Vec<u8>,
 }
 
 impl HttpAnswer {
-    /// The body read as JSON.
     pub fn json(&self) -> Result<Value> {
         serde_json::from_slice(&self.body)
             .with_context(|| format!("status {}, no JSON: {}", self.status, String::from_utf8_lossy(&self.body)))
     }
 }
 
-/// What became of many requests.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LoadReport {
-    /// Answers by pod.
     pub per_pod: BTreeMap<String, u32>,
     /// The client addresses that the pods saw, with how often.
     pub clients_seen: BTreeMap<IpAddr, u32>,
@@ -61,12 +55,10 @@ pub struct LoadReport {
 }
 
 impl LoadReport {
-    /// Requests that were answered.
     pub fn answered(&self) -> u32 {
         self.per_pod.values().sum()
     }
 
-    /// Requests that failed.
     pub fn failed(&self) -> u32 {
         self.failures.values().sum()
     }

@@ -1,14 +1,14 @@
 //! What must be undone, last made first: on drop, on a signal, or at the next start.
 
-use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
 use super::{run, sys};
 
-/// One thing to undo.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Undo {
     /// End this process: SIGTERM, and SIGKILL after 2 s.
@@ -26,7 +26,6 @@ pub enum Undo {
 /// Things made and not undone yet, oldest first.
 static MADE: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
 
-/// Undoes one thing when dropped.
 #[derive(Debug)]
 pub struct Guard(u64);
 
@@ -166,7 +165,6 @@ pub fn remove_leftovers() -> usize {
     removed
 }
 
-/// Says what went wrong.
 fn said(result: Result<()>) -> bool {
     result.inspect_err(|e| eprintln!("clean-up: {e:#}")).is_ok()
 }

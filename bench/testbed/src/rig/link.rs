@@ -5,20 +5,15 @@ use anyhow::{Context, Result};
 use super::netns::Netns;
 use super::run;
 
-/// An interface's own counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LinkCounters {
-    /// Frames received.
     pub rx_packets: u64,
     /// Bytes received.
     pub rx_bytes: u64,
-    /// Frames dropped on receipt.
     pub rx_dropped: u64,
-    /// Frames sent.
     pub tx_packets: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Frames dropped on sending.
     pub tx_dropped: u64,
 }
 
@@ -48,7 +43,6 @@ pub fn cable(a: &Netns, a_name: &str, b: &Netns, b_name: &str, queues: u32) -> R
 }
 
 impl Netns {
-    /// The counters of an interface.
     pub fn link_counters(&self, interface: &str) -> Result<LinkCounters> {
         let text = self.ip(&format!("-s -j link show dev {interface}"))?;
         let value: serde_json::Value = serde_json::from_str(&text).context("`ip -j` did not write JSON")?;

@@ -1,12 +1,13 @@
 //! One network namespace.
 
-use anyhow::{Context, Result, anyhow};
 use std::fs::File;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow};
 
 use super::cleanup::{Guard, Undo, undo_later};
 use super::{finish, require_root, run, sys};
@@ -104,7 +105,6 @@ impl Netns {
         })?
     }
 
-    /// The namespace's file, opened.
     pub(super) fn open(&self) -> Result<File> {
         let path = self.path();
         File::open(&path).with_context(|| format!("cannot open {}", path.display()))

@@ -1,12 +1,13 @@
 //! A process inside a namespace, with its output at hand.
 
-use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
 
 use super::cleanup::{Guard, Undo, undo_later};
 use super::netns::Netns;
@@ -28,7 +29,6 @@ pub struct Process {
 struct Output {
     lines: Mutex<VecDeque<String>>,
     grown: Condvar,
-    /// Streams that are still open.
     open: AtomicU32,
 }
 
@@ -79,7 +79,6 @@ fn collect(stream: Option<impl Read + Send + 'static>, output: &Arc<Output>) -> 
 }
 
 impl Process {
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -112,7 +111,6 @@ impl Process {
         }
     }
 
-    /// Whether it still runs.
     pub fn running(&mut self) -> bool {
         self.wait(Duration::ZERO).is_err()
     }
@@ -122,7 +120,6 @@ impl Process {
         sys::signal(self.pid(), signal).with_context(|| format!("cannot signal `{}`", self.title))
     }
 
-    /// Waits for its end.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + limit;
         loop {

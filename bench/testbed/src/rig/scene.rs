@@ -10,15 +10,14 @@
 //! Clients and pods have their default routes through the gateway. All ends keep their default offloads (partial checksums, TSO):
 //! that is how real pods send. IPv6 runs without duplicate address detection, so addresses work at once.
 
-use anyhow::Result;
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
 
 use super::link::cable;
 use super::netns::Netns;
 
-/// The client's IPv4 address.
 pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-/// The client's IPv6 address.
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 2);
 /// The gateway's IPv4 address on the client's side.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -29,18 +28,14 @@ pub const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 /// The gateway's IPv6 address on the pods' side.
 pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 0, 1);
 
-/// A pod's name and addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PodAddr {
     /// Its name, as its server tells it.
     pub name: &'static str,
-    /// IPv4 address.
     pub v4: Ipv4Addr,
-    /// IPv6 address.
     pub v6: Ipv6Addr,
 }
 
-/// The pods of the scene.
 pub const PODS: [PodAddr; 3] = [
     PodAddr { name: "nginx-1", v4: Ipv4Addr::new(192, 168, 235, 129), v6: Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 1, 1) },
     PodAddr { name: "nginx-2", v4: Ipv4Addr::new(192, 168, 189, 65), v6: Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 1, 2) },
@@ -56,7 +51,6 @@ pub struct Scene {
     pub pods: Vec<Netns>,
     /// The bridge that connects the pods to the gateway's `pods0`.
     pub fabric: Netns,
-    /// The gateway, where nomagic runs.
     pub gw: Netns,
 }
 

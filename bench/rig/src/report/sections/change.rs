@@ -1,11 +1,8 @@
 //! What happens while something changes: churn, SYN floods, how soon a change is followed.
 
 use super::{NONE, Section, bar, interval, rows_of, style, text};
-use crate::report::line::{Line, LinePlot, Point};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Plot, Style};
-use crate::report::row::{Marks, RowPlot};
-use crate::report::scale::Kind;
+use crate::report::plot::{Axis, Kind, Line, LinePlot, Marks, Plot, Point, RowPlot, Style};
 use crate::report::table::{Cell, Table};
 use crate::results::{ChurnRow, Estimate, Results};
 
@@ -85,7 +82,7 @@ fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
             .collect(),
         event: r.event.clone(),
         include: vec![1.0],
-        height: 110.0,
+        height: 110,
     }
 }
 

@@ -1,11 +1,8 @@
 //! What a packet costs in CPU time and in memory, and connections a second.
 
 use super::{NONE, Section, bar, interval, nothing, rows_of, style, text};
-use crate::report::line::{Line, LinePlot, Point};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Plot, Style};
-use crate::report::row::{Marks, Row, RowPlot};
-use crate::report::scale::Kind;
+use crate::report::plot::{Axis, Kind, Line, LinePlot, Marks, Plot, Point, Row, RowPlot, Style};
 use crate::report::table::{Cell, Table};
 use crate::results::{CpuTime, Outcome, Results};
 
@@ -19,7 +16,6 @@ pub fn parts(t: &CpuTime) -> [(&'static str, f64); 4] {
     ]
 }
 
-/// CPU time a packet.
 pub fn cpu(results: &Results) -> Section {
     let lead = "CPU time of one packet, by where it was spent. A worker that polls is busy also without packets: its time is what a packet takes of \
                 the core at this rate. The dashed part is the receiving interface's NAPI, which works for the subject on the generator's core.";
@@ -140,7 +136,7 @@ pub fn table_cost(results: &Results) -> Section {
             events: Vec::new(),
             event: String::new(),
             include: Vec::new(),
-            height: 220.0,
+            height: 220,
         }));
     }
     section.tables.push(table);

@@ -1,10 +1,8 @@
 //! Latency by percentile and load.
 
 use super::{Section, style, text};
-use crate::report::line::{Line, LinePlot, Point};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Plot};
-use crate::report::scale::Kind;
+use crate::report::plot::{Axis, Kind, Line, LinePlot, Plot, Point};
 use crate::report::table::{Cell, Table};
 use crate::results::{Latency, Results};
 
@@ -57,7 +55,7 @@ pub fn latency(results: &Results) -> Section {
                 events: Vec::new(),
                 event: String::new(),
                 include: extremes.clone(),
-                height: 190.0,
+                height: 190,
             }));
         }
     }

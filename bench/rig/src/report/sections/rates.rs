@@ -1,11 +1,8 @@
 //! Rates, and one over another.
 
 use super::{Section, interval, nothing, style, text};
-use crate::report::line::{Level, Line, LinePlot, Point};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Plot, Style};
-use crate::report::row::{Marks, Row, RowPlot};
-use crate::report::scale::Kind;
+use crate::report::plot::{Axis, Kind, Level, Line, LinePlot, Marks, Plot, Point, Row, RowPlot, Style};
 use crate::report::table::{Cell, Table};
 use crate::results::{RateRow, Results, Subject, SubjectKind, Traffic};
 
@@ -57,7 +54,7 @@ pub fn rates(results: &Results) -> Section {
             events: Vec::new(),
             event: String::new(),
             include: vec![highest],
-            height: 230.0,
+            height: 230,
         };
         for &of_kind in &KINDS {
             let looks_up = matches!(of_kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
@@ -105,7 +102,6 @@ fn table(results: &Results, of: Traffic) -> Table {
     }
 }
 
-/// One subject's rate over another's.
 pub fn ratios(results: &Results) -> Section {
     let lead = "Zero-loss rate of one subject over another's in the same round: small dots are rounds, the mark is their median, the whisker its interval.";
     let mut section = Section::new("ratios", "Ratios", lead);
