@@ -1,4 +1,4 @@
-//! Costs in memory by table size, as `cargo bench --bench micro -- --json FILE` has written them.
+//! Costs in memory by table size, from the output of `cargo bench --bench micro -- --json FILE`.
 
 use std::path::Path;
 
