@@ -1,11 +1,11 @@
-//! How a result is written: for people or for scripts.
+//! Output formats of a result.
+
+use std::fmt::Display;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
-use std::fmt::Display;
 
-/// The two ways.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Format {
     /// Text for a terminal.
@@ -15,7 +15,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Prints a result to standard output.
+    /// Prints a result on standard output.
     pub fn print<T: Display + Serialize>(self, result: &T) -> Result<()> {
         match self {
             Format::Text => println!("{}", result.to_string().trim_end()),

@@ -1,5 +1,7 @@
 //! nomagic's benchmarks: the traffic generator, the comparison with its peers, the report.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use nomagic_bench::compare::cli::CompareArgs;
@@ -7,8 +9,9 @@ use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::ndr::NdrArgs;
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::preflight::PreflightArgs;
+use nomagic_bench::preflight::host::ThisHost;
 use nomagic_bench::report::ReportArgs;
-use std::process::ExitCode;
+use nomagic_bench::xdp_features::xdp_features;
 
 #[derive(Parser)]
 #[command(about = "nomagic's benchmarks: the traffic generator, the comparison with its peers, the report", version)]
@@ -19,17 +22,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Generates traffic and checks what arrives: rate, loss, order, latency
+    /// Generate traffic and check the frames that arrive: rate, loss, order, latency
     Pktgen(Box<PktgenArgs>),
-    /// Searches the highest rate without loss, and with 0.5 % of it
+    /// Search the highest rate without loss, and with 0.5 % loss
     Ndr(Box<NdrArgs>),
-    /// nomagic beside its peers: rates, latency, CPU time, churn, floods
+    /// Compare nomagic with its peers: rates, latency, CPU time, churn, floods
     Compare(CompareArgs),
-    /// nomagic's AF_XDP code with an empty packet path, the peer of the comparison
+    /// Run nomagic's AF_XDP code with an empty packet path, a peer of the comparison
     NoWork(NoWorkArgs),
-    /// Says what is missing on this machine before one measures there; changes nothing
+    /// Check whether this machine is ready for nomagic; changes nothing
     Preflight(PreflightArgs),
-    /// Shows the results of a comparison: as a page, as text, as JSON, beside another run's
+    /// Show the results of a comparison as a page, text or JSON, or compare two runs
     Report(ReportArgs),
 }
 
@@ -49,8 +52,8 @@ fn run(command: Command) -> Result<()> {
         Command::Ndr(args) => args.run(),
         Command::Compare(args) => args.run(),
         Command::NoWork(args) => args.run(),
-        // The report names what is missing.
-        Command::Preflight(args) => std::process::exit(i32::from(!args.run()?)),
+        // The report has named the missing facts already.
+        Command::Preflight(args) => std::process::exit(i32::from(!args.run(&ThisHost { xdp_features })?)),
         Command::Report(args) => args.run(),
     }
 }

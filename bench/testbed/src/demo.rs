@@ -1,32 +1,30 @@
-//! `make demo`: a Service carried by AF_XDP, from one command.
+//! `make demo`: a Service over AF_XDP, with one command.
 
-use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
+
+use crate::columns;
 use crate::gateway::{Accounts, ECHO_V4, ECHO_V6, Gateway, NGINX_V4, NGINX_V6, Reading, write_files};
 use crate::peers::{ClientOptions, LoadReport, http_load, udp_load};
 use crate::rig::{CLIENT_V4, Guard, PODS, Process, Scene, Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
-/// Time for a pod to listen.
+/// Time limit for a pod to listen.
 const POD_LIMIT: Duration = Duration::from_secs(10);
-/// Datagrams a family.
 const DATAGRAMS: u32 = 30;
 
-/// What to run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DemoOptions {
     /// The `nomagic` program.
     pub nomagic: PathBuf,
-    /// HTTP connections over IPv4.
     pub connections_v4: u32,
-    /// HTTP connections over IPv6.
     pub connections_v6: u32,
 }
 
-/// Runs the demo. Everything it made is gone afterwards, also after a signal.
+/// Runs the demo. It removes everything it created, even after a signal.
 pub fn demo(options: &DemoOptions) -> Result<()> {
     require_root()?;
     clean_on_signals()?;
@@ -48,7 +46,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     let gateway = Gateway::start(&scene.gw, &options.nomagic, &config, &state_dir)?;
     let outcome = traffic(&scene, &gateway, options, &steps);
     if outcome.is_err() {
-        // The reason is most likely in here.
+        // Its log most likely has the reason.
         eprintln!("nomagic wrote:\n{}", { gateway }.process().output());
         return outcome.map(drop);
     }
@@ -87,7 +85,7 @@ fn start_pods(scene: &Scene) -> Result<Vec<Process>> {
     Ok(pods)
 }
 
-/// Sends all traffic and checks it. Returns the last line.
+/// Sends all traffic and checks it. Returns the closing line.
 fn traffic(scene: &Scene, gateway: &Gateway, options: &DemoOptions, steps: &Steps) -> Result<String> {
     let before = Reading::take(scene, gateway)?;
     let http = |to: IpAddr, n: u32| scene.client.block_on(|| http_load(SocketAddr::new(to, 80), n, ClientOptions::default()));
@@ -124,23 +122,26 @@ fn traffic(scene: &Scene, gateway: &Gateway, options: &DemoOptions, steps: &Step
     Ok(format!("{carried} of {wanted} HTTP connections were carried over AF_XDP."))
 }
 
-/// A table of answers: pods down, kinds of traffic across.
-fn per_pod(columns: &[(&str, &LoadReport)]) -> String {
-    let mut out = format!("{:<24}", "Connections per pod");
-    columns.iter().for_each(|(title, _)| out += &format!("{title:>12}"));
-    for pod in columns.iter().flat_map(|(_, r)| r.per_pod.keys()).collect::<BTreeSet<_>>() {
-        out += &format!("\n  {pod:<22}");
-        columns.iter().for_each(|(_, r)| out += &format!("{:>12}", r.per_pod.get(pod).copied().unwrap_or(0)));
+/// A table of answers: a row for each pod, a column for each kind of traffic.
+fn per_pod(reports: &[(&str, &LoadReport)]) -> String {
+    type Count<'c> = &'c dyn Fn(&LoadReport) -> u32;
+    let row = |title: String, count: Count<'_>| -> Vec<String> {
+        std::iter::once(title).chain(reports.iter().map(|(_, report)| count(report).to_string())).collect()
+    };
+    let head = std::iter::once("Connections per pod").chain(reports.iter().map(|c| c.0));
+    let mut rows = vec![head.map(str::to_owned).collect()];
+    for pod in reports.iter().flat_map(|(_, r)| r.per_pod.keys()).collect::<BTreeSet<_>>() {
+        rows.push(row(format!("  {pod}"), &|r| r.per_pod.get(pod).copied().unwrap_or(0)));
     }
-    for (title, number) in [("answered", LoadReport::answered as fn(&LoadReport) -> u32), ("failed", LoadReport::failed)] {
-        out += &format!("\n  {title:<22}");
-        columns.iter().for_each(|(_, r)| out += &format!("{:>12}", number(r)));
-    }
-    let seen: BTreeSet<String> = columns.iter().flat_map(|(_, r)| r.clients_seen.keys()).map(IpAddr::to_string).collect();
-    out + &format!("\n  The pods saw their clients as {}.", seen.into_iter().collect::<Vec<_>>().join(" and "))
+    rows.push(row("  answered".into(), &LoadReport::answered));
+    rows.push(row("  failed".into(), &LoadReport::failed));
+    let numbers: Vec<usize> = (1..=reports.len()).collect();
+    let out = columns::columns(rows, &numbers);
+    let seen: BTreeSet<String> = reports.iter().flat_map(|(_, r)| r.clients_seen.keys()).map(IpAddr::to_string).collect();
+    out + &format!("  The pods saw their clients as {}.", seen.into_iter().collect::<Vec<_>>().join(" and "))
 }
 
-/// Where `nomagic` is when nothing else is said: beside this program.
+/// The default path of `nomagic`: next to this program.
 pub fn default_nomagic() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.parent().unwrap_or(Path::new(".")).join("nomagic")

@@ -1,44 +1,38 @@
-//! Rows with what they should reach, for people and as JSON.
+//! Rows with their targets, as text and as JSON. Rows are printed as they are measured.
 
 use serde::Serialize;
 
-/// One line of the table.
 #[derive(Serialize)]
 pub struct Line {
     pub name: String,
-    /// What `value` counts: `ns`, `ratio`, `percent`, `ms`.
+    /// The unit of `value`: `ns`, `ratio`, `percent`, `ms`.
     pub unit: &'static str,
     pub value: f64,
-    /// Nanoseconds of the floor of the same footprint, in the same rounds.
+    /// The floor with the same footprint, in the same rounds, in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub floor_ns: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_floor: Option<f64>,
-    /// What it should be: at the most, or at the least for ratios that should be high.
+    /// An upper limit, or a lower one for ratios.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wanted: Option<Wanted>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached: Option<bool>,
-    /// Connections in the table, where that is what the row is about.
+    /// Connections in the table, if the row depends on them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flows: Option<u64>,
-    /// The rounds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<f64>,
-    /// The floor's rounds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub floors: Vec<f64>,
 }
 
-/// A figure to reach.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
-    /// At the most this.
     Most(f64),
-    /// At the most this, and at the most so many times the floor.
+    /// At most this, and at most so many times the floor.
     MostAndFloors(f64, f64),
-    /// At the least this.
     Least(f64),
 }
 
@@ -79,7 +73,6 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What machine this was.
 #[derive(Serialize)]
 pub struct Machine {
     pub cpu: String,

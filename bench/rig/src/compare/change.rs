@@ -1,9 +1,10 @@
-//! Changes of the tables, told to each subject in its own way: objects of an API server to nomagic, rules to the kernel.
+//! Changes of a subject's tables: objects of an API server for nomagic, rules for the kernel.
 
-use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 
 use super::kernel_rules;
 use super::subject::{API, Running, Setup};
@@ -13,7 +14,7 @@ use crate::results::SubjectKind;
 /// How long the API server may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// How one change is told, in words.
+/// How one change reaches the subject.
 pub fn how(kind: SubjectKind) -> &'static str {
     match kind {
         SubjectKind::Nomagic => "an EndpointSlice is put to the API server that it watches",
@@ -25,7 +26,7 @@ pub fn how(kind: SubjectKind) -> &'static str {
     }
 }
 
-/// Gives one Service the endpoints of a generation. Returns when it has been told, which may be before packets follow.
+/// Gives one Service the endpoints of a generation. Returns when the subject has the change; packets may follow it later.
 pub fn change_one(running: &Running, service: u32, generation: u32) -> Result<()> {
     match running.subject.kind {
         SubjectKind::Nomagic => put(running, service, generation),
@@ -35,8 +36,8 @@ pub fn change_one(running: &Running, service: u32, generation: u32) -> Result<()
     }
 }
 
-/// Gives all Services the endpoints of a generation, as after a restart of whoever makes the rules: the API server is another one with another list, or
-/// the rules are made anew in one transaction.
+/// Gives all Services the endpoints of a generation, as after a restart of the control plane: another API server with another list, or a transaction that
+/// replaces all rules.
 pub fn reload(running: &Running, setup: &Setup<'_>, generation: u32) -> Result<()> {
     let services = running.subject.services;
     match running.subject.kind {
@@ -59,7 +60,7 @@ fn put(running: &Running, service: u32, generation: u32) -> Result<()> {
          Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    let answer = running.lane.gateway.run(|| -> Result<String> {
+    let answer = running.topology.gateway.run(|| -> Result<String> {
         let mut stream = TcpStream::connect(API).context("cannot reach the API server")?;
         stream.set_read_timeout(Some(ANSWER_LIMIT)).context("a time limit")?;
         stream.write_all((head + &body).as_bytes()).context("cannot write to the API server")?;

@@ -1,50 +1,38 @@
-//! The words of `nomagic-bench compare`.
+//! The command line of `nomagic-bench compare`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use nomagic_testbed::demo::default_nomagic;
+use nomagic_testbed::rig::{Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
-use super::bed::{Bed, Judge, Strictness, Watched};
 use super::cost::costs;
 use super::figures::figures;
-use super::lane::{Ends, long_backlog};
 use super::manifest::manifest;
+use super::policy::{Part, Policy, SUBJECTS};
 use super::rates::Plan;
 use super::run::Run;
 use super::subject::{Cpus, Running, Setup, subject, thousands};
+use super::test_bed::TestBed;
+use super::topology::{Ends, long_backlog};
+use super::trial_runner::{Strictness, TrialRunner, Watched};
 use super::workload::QUEUE_FRAMES;
 use crate::report::text;
 use crate::results::{Napi, Results, Rig, RigKind, Subject, SubjectKind};
-use nomagic_testbed::demo::default_nomagic;
-use nomagic_testbed::rig::{Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
 const EXAMPLES: &str = "\
 Examples:
   All of it, with a page to look at:
     nomagic-bench compare --out results.json && nomagic-bench report results.json
-  A first look within two minutes, without the claim that it is exact:
+  A first, inexact look within two minutes:
     nomagic-bench compare --rounds 3 --trial-ms 100
-  Only what carries packets, with other CPUs:
+  Rates only, on other CPUs:
     nomagic-bench compare --lb-cpu 3 --generator-cpu 2 --parts none
 
-Everything happens between network namespaces on this machine, over veth pairs, and is gone afterwards; net.core.netdev_max_backlog, which has no namespace, is
-8192 meanwhile and put back. Nothing measured there is a network card's figure.";
-
-/// What is measured beside the rates.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Part {
-    /// Latency and CPU time at 10, 50 and 90 % of the zero-loss rate.
-    Load,
-    /// Rates when one frame in ten opens a flow.
-    NewFlows,
-    /// Connections a second of real sockets.
-    Connections,
-    /// Changes of the tables: what is lost, how long they take.
-    Churn,
-    /// Established flows under a SYN flood.
-    Flood,
-}
+Everything happens between network namespaces of this machine, over veth pairs, and is removed afterwards. net.core.netdev_max_backlog, which has no
+namespace, is 8192 during the run and restored afterwards. No result is a network card's figure.";
 
 /// `nomagic-bench compare`.
 #[derive(Args, Clone, Debug)]
@@ -53,10 +41,10 @@ pub struct CompareArgs {
     /// The nomagic program [default: beside this one]
     #[arg(long)]
     nomagic: Option<PathBuf>,
-    /// Where the results go
+    /// File for the results
     #[arg(long, default_value = "target/compare.json")]
     out: PathBuf,
-    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in all of them, one rule set of each kind and routing in
+    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in every round, one rule set of each kind and routing in
     /// every second, the others in every tenth
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -75,34 +63,16 @@ pub struct CompareArgs {
     /// Subjects, such as nomagic-1, no-work, nftables-1000, iptables-10000, routing [default: all of them]
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
-    /// What is measured beside the rates [default: everything]; `none` for nothing
+    /// What to measure besides the rates [default: everything]; `none` for nothing
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
-    /// Figures of `cargo bench --bench micro -- --json FILE`, for the costs by table size
+    /// Results of `cargo bench --bench micro -- --json FILE`, for the costs by table size
     #[arg(long)]
     micro: Option<PathBuf>,
-    /// Measures although others use the CPUs: for trying the rig out, the figures mean nothing
+    /// Measure even on a busy machine. For testing the rig only; the results are meaningless
     #[arg(long)]
     accept_noise: bool,
 }
-
-/// All subjects of a full comparison: those of which ratios are made come first, neighbours in a round.
-const SUBJECTS: [(SubjectKind, u32); 14] = [
-    (SubjectKind::Nomagic, 1),
-    (SubjectKind::NoWork, 1),
-    (SubjectKind::Nomagic, 10_000),
-    (SubjectKind::Nftables, 1),
-    (SubjectKind::Iptables, 1),
-    (SubjectKind::Routing, 0),
-    (SubjectKind::Nomagic, 100),
-    (SubjectKind::Nftables, 100),
-    (SubjectKind::Iptables, 100),
-    (SubjectKind::Nomagic, 1_000),
-    (SubjectKind::Nftables, 1_000),
-    (SubjectKind::Iptables, 1_000),
-    (SubjectKind::Nftables, 10_000),
-    (SubjectKind::Iptables, 10_000),
-];
 
 impl CompareArgs {
     fn parts(&self) -> Result<Vec<Part>> {
@@ -113,17 +83,45 @@ impl CompareArgs {
         }
     }
 
-    /// Runs the comparison, prints its table and writes the results.
-    pub fn run(&self) -> Result<()> {
-        require_root()?;
-        clean_on_signals()?;
+    fn policies(&self) -> Result<Vec<Policy>> {
+        let id = |p: &Policy| subject(p.kind, p.services).id;
+        if let Some(unknown) = self.subjects.iter().find(|name| SUBJECTS.iter().all(|p| id(p) != **name)) {
+            bail!("--subjects {unknown}: choose from {}", SUBJECTS.iter().map(id).collect::<Vec<_>>().join(", "));
+        }
+        Ok(SUBJECTS.into_iter().filter(|p| self.subjects.is_empty() || self.subjects.contains(&id(p))).collect())
+    }
+
+    /// The `nomagic` program; its API server for tests is beside it.
+    fn nomagic(&self) -> Result<PathBuf> {
         let nomagic = self.nomagic.clone().unwrap_or_else(default_nomagic);
         for program in [nomagic.clone(), nomagic.with_file_name("nomagic-fake-apiserver")] {
             ensure!(program.exists(), "{} does not exist: build it (`make build`), or name nomagic with --nomagic", program.display());
         }
+        Ok(nomagic)
+    }
+
+    /// Runs the comparison, prints its table and writes the results.
+    pub fn run(&self) -> Result<()> {
+        require_root()?;
+        clean_on_signals()?;
+        let (nomagic, parts, policies) = (self.nomagic()?, self.parts()?, self.policies()?);
         ensure!(self.lb_cpu != self.generator_cpu, "--lb-cpu and --generator-cpu must differ");
-        let (parts, table_cost) = (self.parts()?, self.micro.as_deref().map(costs).transpose()?.unwrap_or_default());
+        let table_cost = self.micro.as_deref().map(costs).transpose()?.unwrap_or_default();
         remove_leftovers();
+        let results = Results { table_cost, ..self.measure(&nomagic, parts, policies)? };
+        let results = Results { figures: figures(&results), ..results };
+        if let Some(parent) = self.out.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        std::fs::write(&self.out, serde_json::to_string_pretty(&results)?)
+            .with_context(|| format!("cannot write {}", self.out.display()))?;
+        println!("{}\n\n{}", text::figures(&results), text::summary(&results));
+        println!("results: {} (`nomagic-bench report {0}` makes a page of them)", self.out.display());
+        Ok(())
+    }
+
+    /// Starts all subjects, measures, and removes everything again.
+    fn measure(&self, nomagic: &Path, parts: Vec<Part>, policies: Vec<Policy>) -> Result<Results> {
         let (start, started) = (Instant::now(), SystemTime::now());
         let say = |text: &str| eprintln!("[{:6.1} s] {text}", start.elapsed().as_secs_f32());
         let cpus = Cpus { lb: self.lb_cpu, generator: self.generator_cpu };
@@ -133,56 +131,41 @@ impl CompareArgs {
         let bench = std::env::current_exe().context("cannot find this program's own file")?;
         let _backlog = long_backlog()?;
         let ends = Ends::new()?;
-        let setup = Setup { ends: &ends, cpus, nomagic: &nomagic, bench: &bench, dir: &dir };
-        let wanted: Vec<Subject> = SUBJECTS.into_iter().map(|(kind, services)| subject(kind, services)).collect();
-        if let Some(unknown) = self.subjects.iter().find(|id| wanted.iter().all(|s| s.id != **id)) {
-            bail!("--subjects {unknown}: there are {}", wanted.iter().map(|s| s.id.as_str()).collect::<Vec<_>>().join(", "));
-        }
-        let wanted: Vec<Subject> = wanted.into_iter().filter(|s| self.subjects.is_empty() || self.subjects.contains(&s.id)).collect();
-        say(&format!("starting {} subjects; the kernel takes most of a minute for the rules of 10,000 Services", wanted.len()));
-        // This thread, and what it starts, is on the generator's CPU.
+        let setup = Setup { ends: &ends, cpus, nomagic, bench: &bench, dir: &dir };
+        say(&format!("starting {} subjects; the kernel needs most of a minute for the rules of 10,000 Services", policies.len()));
+        // This thread and all processes it starts run on the generator's CPU.
         pin(cpus.generator)?;
-        let running = start_all(&setup, wanted)?;
+        let running = start_all(&setup, policies)?;
         say("all of them are ready");
         let strictness = if self.accept_noise { Strictness::Accept } else { Strictness::Refuse };
-        let mut judge = Judge::new(running.iter().flat_map(Running::pids), strictness);
+        let mut runner = TrialRunner::new(running.iter().flat_map(Running::pids), strictness);
         let plan = Plan::new(Duration::from_millis(self.trial_ms), self.rounds);
         let run = Run { setup: &setup, cpus, plan, flows: self.flows, parts, say: &say };
         let mut subjects: Vec<Subject> = running.iter().map(|r| r.subject.clone()).collect();
         subjects.push(subject(SubjectKind::Direct, 0));
         let mut results = Results::new(rig(self, &plan, &Watched::default(), cpus), subjects);
         ends.generator.run(|| -> Result<()> {
-            let mut beds = running.iter().map(|r| Bed::new(&ends, r, self.flows)).collect::<Result<Vec<_>>>()?;
-            run.all(&mut judge, &mut beds, &mut results)
+            let mut beds = running.iter().map(|r| TestBed::new(&ends, r, self.flows)).collect::<Result<Vec<_>>>()?;
+            run.all(&mut runner, &mut beds, &mut results)
         })??;
         results.manifest = manifest(started, start.elapsed(), "native XDP, copy (nomagic and the no-work loop)");
-        results.rig = rig(self, &plan, &judge.watched, cpus);
-        results.table_cost = table_cost;
-        results.figures = figures(&results);
-        if let Some(parent) = self.out.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        }
-        std::fs::write(&self.out, serde_json::to_string_pretty(&results)?)
-            .with_context(|| format!("cannot write {}", self.out.display()))?;
+        results.rig = rig(self, &plan, &runner.watched, cpus);
         say("cleaning up");
         drop((running, ends));
-        println!("{}\n\n{}", text::figures(&results), text::summary(&results));
-        println!("results: {} (`nomagic-bench report {0}` makes a page of them)", self.out.display());
-        Ok(())
+        Ok(results)
     }
 }
 
-/// Starts all subjects. Those whose rules take the kernel long come last: it holds up others meanwhile (RCU does not see that CPU pass by).
-fn start_all(setup: &Setup<'_>, wanted: Vec<Subject>) -> Result<Vec<Running>> {
-    let slow = |s: &Subject| s.kind == SubjectKind::Nftables && s.services >= 10_000;
-    let mut order: Vec<(usize, Subject)> = wanted.into_iter().enumerate().collect();
-    order.sort_by_key(|(n, s)| (slow(s), *n));
-    let mut all = order.into_iter().map(|(n, subject)| Ok((n, Running::start(setup, n, subject)?))).collect::<Result<Vec<_>>>()?;
+/// Starts all subjects. The kernel takes long for large rule sets and holds up RCU meanwhile, which delays the others: those come last.
+fn start_all(setup: &Setup<'_>, policies: Vec<Policy>) -> Result<Vec<Running>> {
+    let slow = |p: &Policy| p.kind == SubjectKind::Nftables && p.services >= 10_000;
+    let mut order: Vec<(usize, Policy)> = policies.into_iter().enumerate().collect();
+    order.sort_by_key(|(n, p)| (slow(p), *n));
+    let mut all = order.into_iter().map(|(n, policy)| Ok((n, Running::start(setup, n, policy)?))).collect::<Result<Vec<_>>>()?;
     all.sort_by_key(|(n, _)| *n);
     Ok(all.into_iter().map(|(_, running)| running).collect())
 }
 
-/// The rig in words.
 fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
     let napi = |interface: &str, cpu: u32, why: &str| Napi { interface: interface.into(), cpu, why: why.into() };
     Rig {
@@ -231,7 +214,7 @@ fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
     }
 }
 
-/// Keeps this thread and all that it starts on a CPU.
+/// Pins this thread and the processes that it starts to a CPU.
 fn pin(cpu: u32) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     ensure!((cpu as usize) < rustix::thread::CpuSet::MAX_CPU, "CPU {cpu} does not exist");

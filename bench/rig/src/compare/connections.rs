@@ -1,25 +1,24 @@
 //! Connections of real sockets: connect, request, answer, close.
 //!
-//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject's CPU does nothing but the subject. The same
-//! without a load balancer says what clients and servers can do by themselves: a subject that reaches most of it was not what limited them.
+//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject has its CPU to itself. A run without a load
+//! balancer shows what clients and servers manage alone: a subject that gets close to it was not the bottleneck.
 
-use anyhow::{Context, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nomagic_testbed::rig::{Netns, cable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::lane::{Ends, GATEWAY, Lane, ROUTERS};
 use super::rates::GENERATOR_FACTOR;
+use super::topology::{Ends, GATEWAY, ROUTERS, Topology};
 use super::workload::{ENDPOINTS_EACH, TCP_PORT, cluster_ip, endpoint};
 use crate::results::{ConnectionRow, Estimate, Outcome};
-use nomagic_testbed::rig::{Netns, cable};
 
-/// Connections at a time.
 const CONCURRENCY: usize = 64;
-/// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST: &[u8] = b"?";
 const ANSWER: &[u8] = b"!";
@@ -49,7 +48,7 @@ impl Servers {
                 let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).await.context("cannot listen")?;
                 let _ = ready.send(());
                 while !own.load(Relaxed) {
-                    // A look at the flag now and then.
+                    // Wakes up to look at the flag.
                     if let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await {
                         tokio::spawn(answer(stream));
                     }
@@ -72,12 +71,12 @@ impl Drop for Servers {
     }
 }
 
-/// Answers and closes first, so that the port that must wait (TIME_WAIT) is not the client's.
+/// Answers and closes first, so that TIME_WAIT is on the server's side.
 async fn answer(mut stream: TcpStream) {
     let mut request = [0; 16];
     if matches!(stream.read(&mut request).await, Ok(n) if n > 0) && stream.write_all(ANSWER).await.is_ok() {
         let _ = stream.shutdown().await;
-        // Until the client has closed too.
+        // Wait until the client has closed too.
         let _ = stream.read(&mut request).await;
     }
 }
@@ -87,7 +86,7 @@ async fn connection(to: SocketAddr) -> Result<()> {
     stream.write_all(REQUEST).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
-    anyhow::ensure!(answer == ANSWER, "another answer");
+    anyhow::ensure!(answer == ANSWER, "unexpected answer");
     Ok(())
 }
 
@@ -114,7 +113,7 @@ fn connect(to: SocketAddr, duration: Duration) -> Result<(f64, u64)> {
     Ok((done.load(Relaxed) as f64 / start.elapsed().as_secs_f64(), failed.load(Relaxed)))
 }
 
-/// The client's address of a lane.
+/// The client's address of a topology.
 fn client(n: usize) -> String {
     format!("172.20.250.{}", n + 1)
 }
@@ -128,11 +127,11 @@ pub fn direct_cable(ends: &Ends, n: usize) -> Result<()> {
     route_back(&ends.sink, "direct1", &client(n), ROUTERS[0], &ours)
 }
 
-/// Lets the clients reach the first Service by a lane, and the servers answer by it.
-pub fn use_lane(ends: &Ends, n: usize, lane: &Lane) -> Result<()> {
+/// Routes the clients to the first Service through a topology, and the servers back.
+pub fn use_lane(ends: &Ends, n: usize, topology: &Topology) -> Result<()> {
     let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
-    route(&ends.generator, &lane.generator, &client(n), &cluster_ip(0).to_string(), GATEWAY[0], &text(lane.gateway_mac))?;
-    route_back(&ends.sink, &lane.sink, &client(n), GATEWAY[1], &text(lane.gateway.link_mac("pods0")?))
+    route(&ends.generator, &topology.generator, &client(n), &cluster_ip(0).to_string(), GATEWAY[0], &text(topology.gateway_mac))?;
+    route_back(&ends.sink, &topology.sink, &client(n), GATEWAY[1], &text(topology.gateway.link_mac("pods0")?))
 }
 
 fn route(netns: &Netns, interface: &str, from: &str, to: &str, via: &str, mac: &str) -> Result<()> {
@@ -146,7 +145,7 @@ fn route_back(netns: &Netns, interface: &str, to: &str, via: &str, mac: &str) ->
     netns.ip(&format!("route replace {to}/32 via {via} dev {interface} onlink")).map(drop)
 }
 
-/// What was seen, round by round.
+/// Connections a second of each round.
 #[derive(Clone, Default, Debug)]
 pub struct Seen {
     per_second: Vec<f64>,
@@ -154,9 +153,9 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// One more round through a lane.
-    pub fn round(&mut self, ends: &Ends, n: usize, lane: &Lane, duration: Duration) -> Result<()> {
-        use_lane(ends, n, lane)?;
+    /// One more round through a topology.
+    pub fn round(&mut self, ends: &Ends, n: usize, topology: &Topology, duration: Duration) -> Result<()> {
+        use_lane(ends, n, topology)?;
         self.connect(SocketAddr::new(cluster_ip(0).into(), TCP_PORT), duration)
     }
 
@@ -172,15 +171,15 @@ impl Seen {
         Ok(())
     }
 
-    /// The row: it counts when clients and servers by themselves manage [`GENERATOR_FACTOR`] times as many.
+    /// The row of the results. A value counts if clients and servers alone manage [`GENERATOR_FACTOR`] times as many.
     pub fn row(&self, subject: &str, direct: &Seen) -> ConnectionRow {
         let seen_per_second = Estimate::of(&self.per_second).unwrap_or(Estimate::single(0.0));
         let without = crate::results::median(&direct.per_second);
         let factor = without / seen_per_second.median.max(1e-9);
         let per_second = match () {
-            () if seen_per_second.median <= 0.0 => Outcome::NotMeasured("no connection came about".into()),
+            () if seen_per_second.median <= 0.0 => Outcome::NotMeasured("no connection succeeded".into()),
             () if factor < GENERATOR_FACTOR => Outcome::NotMeasured(format!(
-                "clients and servers by themselves manage only {factor:.2} times as many ({without:.0} a second), less than {GENERATOR_FACTOR}"
+                "clients and servers alone manage only {factor:.2} times as many ({without:.0} a second), less than {GENERATOR_FACTOR}"
             )),
             () => Outcome::Measured(seen_per_second),
         };

@@ -1,8 +1,9 @@
-//! Costs in memory by table size, as `cargo bench --bench micro -- --json FILE` has written them.
+//! Costs in memory by table size, from the output of `cargo bench --bench micro -- --json FILE`.
+
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use std::path::Path;
 
 use crate::results::{CostRow, Estimate, Outcome};
 

@@ -1,9 +1,9 @@
-//! Wanted against found.
+//! Targets, and whether they were reached.
 
 use crate::results::{Estimate, Figure, Outcome, Results, Traffic, Verdict};
 
 /// A figure to reach, and where it is in the results.
-struct Wanted {
+struct Target {
     name: &'static str,
     least: f64,
     found: Outcome<Estimate>,
@@ -17,11 +17,11 @@ pub fn figures(results: &Results) -> Vec<Figure> {
     };
     let goodput = results.flood.iter().find(|r| r.subject == "nomagic-1").map(|r| r.goodput.clone());
     let mut table: Vec<Figure> = [
-        Wanted { name: "zero-loss rate, nomagic / no-work AF_XDP loop", least: 0.95, found: ratio("nomagic-1", "no-work") },
-        Wanted { name: "zero-loss rate, nomagic / nftables (1 Service)", least: 1.3, found: ratio("nomagic-1", "nftables-1") },
-        Wanted { name: "zero-loss rate, nomagic / iptables (1 Service)", least: 1.8, found: ratio("nomagic-1", "iptables-1") },
-        Wanted { name: "zero-loss rate, nomagic with 10,000 Services / with 1", least: 0.98, found: ratio("nomagic-10000", "nomagic-1") },
-        Wanted {
+        Target { name: "zero-loss rate, nomagic / no-work AF_XDP loop", least: 0.95, found: ratio("nomagic-1", "no-work") },
+        Target { name: "zero-loss rate, nomagic / nftables (1 Service)", least: 1.3, found: ratio("nomagic-1", "nftables-1") },
+        Target { name: "zero-loss rate, nomagic / iptables (1 Service)", least: 1.8, found: ratio("nomagic-1", "iptables-1") },
+        Target { name: "zero-loss rate, nomagic with 10,000 Services / with 1", least: 0.98, found: ratio("nomagic-10000", "nomagic-1") },
+        Target {
             name: "established goodput under a SYN flood, at half the zero-loss rate",
             least: 0.99,
             found: goodput.unwrap_or_else(|| Outcome::NotMeasured("not part of this run".into())),
@@ -44,7 +44,7 @@ pub fn figures(results: &Results) -> Vec<Figure> {
     table
 }
 
-/// What the reload of all Services is called in the results.
+/// The name of the reload in the results.
 pub const RELOAD: &str = "10,000 Services reloaded";
 
 fn at_least(name: &str, least: f64, found: &Outcome<Estimate>) -> Figure {

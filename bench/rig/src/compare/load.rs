@@ -1,25 +1,27 @@
-//! Latency and CPU time under a part of the load that a subject can carry.
+//! Latency and CPU time at a share of a subject's zero-loss rate.
 
-use anyhow::Result;
 use std::time::Duration;
 
-use super::bed::{Bed, Judge};
+use anyhow::Result;
+
 use super::counter::histogram;
 use super::cpu::{CpuTicks, TICKS_PER_SECOND};
 use super::subject::Cpus;
+use super::test_bed::TestBed;
 use super::trial::Trial;
+use super::trial_runner::TrialRunner;
 use crate::pktgen::report::Latency;
 use crate::results::{CpuRow, CpuTime, LatencyRow, Outcome};
 
 /// Percent of the zero-loss rate.
 pub const LOADS: [u32; 3] = [10, 50, 90];
-/// The load at which CPU time is stated.
+/// The load, in percent, at which CPU time is measured.
 const CPU_LOAD: u32 = 90;
 
 /// Latency at each load, and CPU time at the highest, of a subject whose zero-loss rate is `rate_pps`.
 pub fn under_load(
-    judge: &mut Judge,
-    bed: &mut Bed<'_>,
+    runner: &mut TrialRunner,
+    bed: &mut TestBed<'_>,
     rate_pps: f64,
     duration: Duration,
     cpus: Cpus,
@@ -30,23 +32,11 @@ pub fn under_load(
     for load_percent in LOADS {
         let pps = (rate_pps * f64::from(load_percent) / 100.0) as u64;
         let before = bed.counter.latencies()?;
-        let trial = judge.trial(&mut bed.way(), Some(pps.max(1)), duration)?;
+        let trial = runner.trial(&mut bed.path(), Some(pps.max(1)), duration)?;
         let counted = histogram(&before, &bed.counter.latencies()?);
         let latency_us = match counted.len() {
             0 => Outcome::NotMeasured("no frame arrived".into()),
-            _ => {
-                let at = |quantile| counted.value_at_quantile(quantile) as f64 / 1e3;
-                Outcome::Measured(Latency {
-                    min: counted.min() as f64 / 1e3,
-                    mean: counted.mean() / 1e3,
-                    p50: at(0.5),
-                    p90: at(0.9),
-                    p99: at(0.99),
-                    p99_9: at(0.999),
-                    p99_99: at(0.9999),
-                    max: counted.max() as f64 / 1e3,
-                })
-            }
+            _ => Outcome::Measured(Latency::of(&counted)),
         };
         rows.push(LatencyRow { subject: subject.clone(), load_percent, offered_pps: trial.offered_pps(), latency_us });
         if load_percent == CPU_LOAD {
@@ -57,13 +47,12 @@ pub fn under_load(
     Ok((rows, cpu))
 }
 
-/// CPU time over packets.
 fn per_packet(trial: &Trial, cpus: Cpus) -> Outcome<CpuTime> {
     let of = |cpu: u32| trial.usage.cpus.get(cpu as usize).copied();
     let (Some(lb), Some(generator)) = (of(cpus.lb), of(cpus.generator)) else {
         return Outcome::NotMeasured("/proc/stat does not name both CPUs".into());
     };
-    // The readings enclose the trial with its preparation: CPU time belongs to the frames, whenever it was used.
+    // The readings include the preparation of the trial; all of that CPU time is charged to its frames.
     let ns = |ticks: u64| ticks as f64 / TICKS_PER_SECOND * 1e9 / trial.entered.max(1) as f64;
     let CpuTicks { user, system, idle, interrupts, steal } = lb;
     let busy = user + system + interrupts;

@@ -1,58 +1,52 @@
-//! Zero-loss and 0.5 %-loss rates of all subjects, in rounds in which they take turns trial by trial: what makes the machine slower for a while makes it
-//! slower for all of them.
+//! Zero-loss and 0.5 %-loss rates of all subjects. In a round they take turns trial by trial, so that a slow phase of the machine affects all of them.
 
-use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::bed::{Bed, Judge};
-use super::trial::Way;
+use anyhow::{Context, Result};
+
+use super::test_bed::TestBed;
+use super::trial::Path;
+use super::trial_runner::TrialRunner;
 use crate::ndr::search::{Method, Search, search};
 use crate::results::{Estimate, Outcome, RateRow, RatioRow, Subject, Traffic, median};
 
-/// The generator must be able to send so many times what a subject can carry, in its presence.
+/// The generator must be able to send so many times a subject's rate while that subject works.
 pub const GENERATOR_FACTOR: f64 = 1.5;
-/// The rate at which flows become known before anything is measured.
+/// The rate at which flows are established before a measurement.
 const WARM_UP_PPS: u64 = 100_000;
-/// Where the first search begins.
 const START_PPS: u64 = 500_000;
-/// Precision of a rate that only says how much load is put on.
+/// Precision of a rate that only sets a load.
 const PRECISION_NOW: f64 = 0.04;
-/// The 0.5 % of the second goal.
+/// The loss of the second goal.
 pub const HALF_PERCENT: f64 = 0.005;
 
-/// How rates are measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// One trial.
     pub trial: Duration,
-    /// Rounds.
     pub rounds: u32,
     /// The search's first bracket and precision.
     pub method: Method,
 }
 
 impl Plan {
-    /// For trials of this length and so many rounds.
     pub fn new(trial: Duration, rounds: u32) -> Plan {
         Plan { trial, rounds, method: Method { precision: 0.01, tries: 3, step: 1.04, hopeless: 0.02, rates_max: 24 } }
     }
 }
 
-/// What the rounds have found about one subject.
+/// The rates of one subject, by round.
 #[derive(Clone, Default, Debug)]
-pub struct Found {
-    /// Zero-loss rate by round.
+pub struct RateSearch {
     pub zero_loss: BTreeMap<u32, f64>,
-    /// 0.5 %-loss rate by round.
     pub half_percent: BTreeMap<u32, f64>,
-    /// Frames a second that the generator can send at this subject, by round.
+    /// Frames a second that the generator managed while this subject worked, by round.
     pub generator: BTreeMap<u32, f64>,
     /// A search ended because the generator could not send more.
     pub limited: bool,
 }
 
-impl Found {
+impl RateSearch {
     /// The median of the zero-loss rates so far.
     pub fn rate(&self) -> Option<f64> {
         let values: Vec<f64> = self.zero_loss.values().copied().collect();
@@ -64,7 +58,7 @@ impl Found {
         (!values.is_empty()).then(|| median(&values))
     }
 
-    /// Why the rates do not count, if they do not.
+    /// Why the rates do not count, if so.
     pub fn doubt(&self) -> Option<String> {
         let (Some(rate), Some(generator)) = (self.rate(), self.generator_pps()) else { return Some("it took part in no round".into()) };
         if rate <= 0.0 {
@@ -77,11 +71,10 @@ impl Found {
         self.limited.then(|| "the generator could not send faster in some round".into())
     }
 
-    /// The row of the results.
     pub fn row(&self, subject: &str, traffic: Traffic) -> RateRow {
         let outcome = |values: &BTreeMap<u32, f64>| match (self.doubt(), Estimate::of(&values.values().copied().collect::<Vec<_>>())) {
             (Some(why), _) => Outcome::NotMeasured(why),
-            (None, None) => Outcome::NotMeasured("it was not searched for with this traffic".into()),
+            (None, None) => Outcome::NotMeasured("not searched with this traffic".into()),
             (None, Some(estimate)) => Outcome::Measured(estimate),
         };
         RateRow {
@@ -94,8 +87,8 @@ impl Found {
         }
     }
 
-    /// One's rate over another's: the median of the ratios of those rounds in which both took part.
-    pub fn over(&self, other: &Found, names: (&str, &str), traffic: Traffic) -> RatioRow {
+    /// This rate over another subject's: the median of the ratios of the rounds in which both took part.
+    pub fn over(&self, other: &RateSearch, names: (&str, &str), traffic: Traffic) -> RatioRow {
         let of_round = |(round, rate): (&u32, &f64)| other.zero_loss.get(round).filter(|o| **o > 0.0).map(|o| rate / o);
         let rounds: Vec<f64> = self.zero_loss.iter().filter_map(of_round).collect();
         let doubt = self.doubt().map(|why| format!("{}: {why}", names.0)).or(other.doubt().map(|why| format!("{}: {why}", names.1)));
@@ -112,22 +105,22 @@ impl Found {
 struct Turn {
     generator_pps: f64,
     zero: Search,
-    /// The 0.5 % rate is searched too, once the first search is over.
+    /// Search the 0.5 % rate after the zero-loss rate.
     both: bool,
     half: Option<Search>,
 }
 
 impl Turn {
-    /// Flows that were forgotten since the last round become known again; then the most that the generator can send.
-    fn begin(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, found: &Found, both: bool) -> Result<Turn> {
-        judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
-        let generator_pps = judge.trial(way, None, plan.trial)?.offered_pps();
+    /// Establishes flows that timed out since the last round, then measures the generator's highest rate.
+    fn begin(runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, found: &RateSearch, both: bool) -> Result<Turn> {
+        runner.trial(path, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
+        let generator_pps = runner.trial(path, None, plan.trial)?.offered_pps();
         let start = found.zero_loss.last_key_value().map_or(START_PPS as f64, |(_, rate)| *rate) as u64;
         Ok(Turn { generator_pps, zero: Search::new(&plan.method, 0.0, start, generator_pps as u64)?, both, half: None })
     }
 
-    /// One trial. False once there is none left.
-    fn step(&mut self, judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, found: &Found) -> Result<bool> {
+    /// Makes one trial. False when all searches are over.
+    fn step(&mut self, runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, found: &RateSearch) -> Result<bool> {
         let zero_over = self.zero.rate().is_none();
         if zero_over && self.both && self.half.is_none() {
             let start = found.half_percent.last_key_value().map_or(self.zero.found().pps as f64 * 1.02, |(_, rate)| *rate) as u64;
@@ -135,12 +128,11 @@ impl Turn {
         }
         let search = if zero_over { self.half.as_mut() } else { Some(&mut self.zero) };
         let Some((search, pps)) = search.and_then(|search| search.rate().map(|pps| (search, pps))) else { return Ok(false) };
-        search.heard(judge.shoot(way, pps, plan.trial)?);
+        search.record(runner.shoot(path, pps, plan.trial)?);
         Ok(true)
     }
 
-    /// What it was good for.
-    fn end(self, round: u32, found: &mut Found) {
+    fn end(self, round: u32, found: &mut RateSearch) {
         let zero = self.zero.found();
         found.generator.insert(round, self.generator_pps);
         found.zero_loss.insert(round, zero.pps as f64);
@@ -151,77 +143,63 @@ impl Turn {
     }
 }
 
-/// About the zero-loss rate of this moment, for what is measured at a part of it right away: a shared machine is not always as quick as in the median of
-/// the rounds. `known_pps` is where the search begins.
-pub fn rate_now(judge: &mut Judge, way: &mut Way<'_>, plan: &Plan, known_pps: f64) -> Result<f64> {
-    judge.trial(way, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
-    let ceiling = judge.trial(way, None, plan.trial)?.offered_pps() as u64;
+/// The approximate zero-loss rate of this moment, for a measurement at a share of it: a shared machine is not always as fast as in the median of the
+/// rounds. The search begins at `known_pps`.
+pub fn rate_now(runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, known_pps: f64) -> Result<f64> {
+    runner.trial(path, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
+    let ceiling = runner.trial(path, None, plan.trial)?.offered_pps() as u64;
     let method = Method { precision: PRECISION_NOW, ..plan.method };
-    let found = search(&method, 0.0, known_pps as u64, ceiling, |pps| judge.shoot(way, pps, plan.trial))?;
+    let found = search(&method, 0.0, known_pps as u64, ceiling, |pps| runner.shoot(path, pps, plan.trial))?;
     Ok(found.pps as f64)
 }
 
-/// One that takes part in a round: its way, what earlier rounds have found, and whether its 0.5 % rate is searched too.
+/// A participant of a round.
 pub struct Entrant<'e, 'w> {
-    /// Who it is.
     pub subject: &'e Subject,
-    /// Its lane.
-    pub way: Way<'w>,
-    /// What is known of it.
-    pub found: &'e mut Found,
-    /// The 0.5 % rate too.
+    pub path: Path<'w>,
+    pub found: &'e mut RateSearch,
     pub both: bool,
 }
 
-/// One round: each makes one trial after the other, until all searches are over.
-pub fn round(judge: &mut Judge, plan: &Plan, number: u32, entrants: &mut [Entrant<'_, '_>]) -> Result<()> {
+/// One round: the entrants take turns, one trial each, until all searches are over.
+pub fn round(runner: &mut TrialRunner, plan: &Plan, number: u32, entrants: &mut [Entrant<'_, '_>]) -> Result<()> {
     let mut turns = Vec::with_capacity(entrants.len());
     for e in entrants.iter_mut() {
-        turns.push(Turn::begin(judge, &mut e.way, plan, e.found, e.both).with_context(|| e.subject.label.clone())?);
+        turns.push(Turn::begin(runner, &mut e.path, plan, e.found, e.both).with_context(|| e.subject.label.clone())?);
     }
     let mut going = vec![true; turns.len()];
     while going.contains(&true) {
         for ((e, turn), going) in entrants.iter_mut().zip(&mut turns).zip(&mut going).filter(|(_, going)| **going) {
-            *going = turn.step(judge, &mut e.way, plan, e.found).with_context(|| e.subject.label.clone())?;
+            *going = turn.step(runner, &mut e.path, plan, e.found).with_context(|| e.subject.label.clone())?;
         }
     }
     turns.into_iter().zip(entrants).for_each(|(turn, e)| turn.end(number, e.found));
     Ok(())
 }
 
-/// In which rounds a subject takes part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Schedule {
-    /// In every so many rounds.
-    pub every: u32,
-    /// The 0.5 % rate is searched in every so many rounds.
-    pub half_percent_every: u32,
-}
-
 /// All rounds with established flows. `say` tells progress.
 pub fn rounds(
-    judge: &mut Judge,
-    beds: &mut [Bed<'_>],
+    runner: &mut TrialRunner,
+    beds: &mut [TestBed<'_>],
     plan: &Plan,
-    schedule: impl Fn(&str) -> Schedule,
     mut say: impl FnMut(&str),
-) -> Result<BTreeMap<String, Found>> {
-    let mut founds = vec![Found::default(); beds.len()];
+) -> Result<BTreeMap<String, RateSearch>> {
+    let mut founds = vec![RateSearch::default(); beds.len()];
     for number in 0..plan.rounds {
         let mut entrants = Vec::new();
         for (bed, found) in beds.iter_mut().zip(&mut founds) {
-            let Bed { running, counter, generator } = bed;
-            let schedule = schedule(&running.subject.id);
-            if number % schedule.every == 0 {
-                let way = Way { generator, counter, gateway: &running.lane.gateway };
-                entrants.push(Entrant { subject: &running.subject, way, found, both: number % schedule.half_percent_every == 0 });
+            let TestBed { running, counter, generator } = bed;
+            let policy = running.policy;
+            if number % policy.every == 0 {
+                let path = Path { generator, counter, gateway: &running.topology.gateway };
+                entrants.push(Entrant { subject: &running.subject, path, found, both: number % policy.half_percent_every == 0 });
             }
         }
-        // There and back, so that nobody always comes after the same neighbour.
+        // Reverse every second round, so that no subject always follows the same neighbour.
         if number % 2 == 1 {
             entrants.reverse();
         }
-        round(judge, plan, number, &mut entrants)?;
+        round(runner, plan, number, &mut entrants)?;
         let rates =
             entrants.iter().map(|e| format!(" {} {:.0}k", e.subject.id, e.found.zero_loss.get(&number).copied().unwrap_or(0.0) / 1e3));
         say(&format!("round {} of {}:{}", number + 1, plan.rounds, rates.collect::<String>()));
@@ -233,9 +211,9 @@ pub fn rounds(
 mod tests {
     use super::*;
 
-    fn found(rates: &[f64], generator: f64) -> Found {
+    fn found(rates: &[f64], generator: f64) -> RateSearch {
         let by_round = |values: Vec<f64>| (0..).zip(values).collect();
-        Found { zero_loss: by_round(rates.to_vec()), generator: by_round(vec![generator; rates.len()]), ..Found::default() }
+        RateSearch { zero_loss: by_round(rates.to_vec()), generator: by_round(vec![generator; rates.len()]), ..RateSearch::default() }
     }
 
     #[test]
@@ -259,7 +237,7 @@ mod tests {
         };
         assert!(why(weak.row("a", Traffic::Established).zero_loss).contains("1.49 times"));
         assert!(why(strong.over(&weak, ("a", "b"), Traffic::Established).ratio).starts_with("b: the generator"));
-        assert!(why(Found::default().row("a", Traffic::Established).zero_loss).contains("no round"));
+        assert!(why(RateSearch::default().row("a", Traffic::Established).zero_loss).contains("no round"));
         assert!(why(found(&[0.0], 100.0).row("a", Traffic::Established).zero_loss).contains("every rate"));
     }
 }

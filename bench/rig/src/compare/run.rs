@@ -1,140 +1,74 @@
-//! The order of a comparison: rates in rounds, then everything that is a part of those rates.
+//! The order of a comparison: rates in rounds, then all measurements at a share of those rates.
 
-use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::bed::{Bed, Judge, Mix, generator};
-use super::churn::{churn_row, disturbed, flood, programming};
+use anyhow::{Context, Result};
+
+use super::churn::{flood, programming};
 use super::connections::{Seen, Servers, direct_cable};
-use super::counter::Counter;
+use super::events;
 use super::load::under_load;
-use super::rates::{Entrant, Found, Plan, Schedule, rate_now, round, rounds};
-use super::subject::{Cpus, Setup, thousands};
-use super::trial::Way;
-use super::workload::{ENDPOINTS_EACH, endpoint};
-use super::{change, cli::Part};
-use crate::results::{ChurnRow, ConnectionRow, Results, SubjectKind, Traffic};
+use super::policy::{Part, Policy, RATIOS};
+use super::rates::{Entrant, Plan, RateSearch, rate_now, round, rounds};
+use super::subject::{Cpus, Setup};
+use super::test_bed::{Mix, TestBed, generator};
+use super::trial::Path;
+use super::trial_runner::TrialRunner;
+use crate::results::{ConnectionRow, Results, Traffic};
 
 /// One frame in so many opens a flow in the traffic with new flows.
 pub const NEW_FLOWS_EVERY: u32 = 10;
-/// Rounds of that traffic.
 const NEW_FLOW_ROUNDS: u32 = 2;
-/// Rounds of real connections.
 const CONNECTION_ROUNDS: usize = 3;
-/// Changes of which the way to the packets is timed: of nomagic, and of those who need seconds for one.
-const CHANGES: [u32; 2] = [10, 3];
+/// The length of a trial of load and of a round of connections.
+const TRIAL: Duration = Duration::from_millis(1000);
 
-/// Reloads, an even number, so that all is as it was afterwards.
-const RELOADS: u32 = 2;
-/// How long a reload may take to reach packets: clients of an API server that goes away again and again wait longer each time.
-const RELOAD_LIMIT: Duration = Duration::from_secs(50);
-
-/// Waits until the first frame that the counter looks for has come.
-fn seen(counter: &Counter) -> Result<()> {
-    let end = Instant::now() + RELOAD_LIMIT;
-    while counter.first_ns()?.is_none() {
-        ensure!(Instant::now() < end, "after a reload no packet followed the new table within {} s", RELOAD_LIMIT.as_secs());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-/// What a run needs beside its subjects.
+/// What a run needs besides its subjects.
 pub struct Run<'r> {
-    /// Ends, CPUs, programs.
     pub setup: &'r Setup<'r>,
-    /// Which CPUs.
     pub cpus: Cpus,
-    /// How rates are measured.
     pub plan: Plan,
-    /// Flows of the traffic.
     pub flows: u32,
-    /// What is measured beside rates.
     pub parts: Vec<Part>,
-    /// Progress.
     pub say: &'r (dyn Fn(&str) + Sync),
 }
 
-/// Ratios that are made: subject over subject.
-const RATIOS: [(&str, &str); 6] = [
-    ("nomagic-1", "no-work"),
-    ("nomagic-1", "nftables-1"),
-    ("nomagic-1", "iptables-1"),
-    ("nomagic-1", "routing"),
-    ("nomagic-10000", "nomagic-1"),
-    ("nomagic-10000", "nftables-10000"),
-];
-
-/// Rounds in which a subject takes part: every one when a ratio is wanted that is near 1, every second one for the other ratios, and few without any.
-fn schedule(id: &str) -> Schedule {
-    let (every, half_percent_every) = match id {
-        "nomagic-1" | "no-work" | "nomagic-10000" => (1, 10),
-        "nftables-1" | "iptables-1" | "routing" => (2, 10),
-        _ => (10, u32::MAX),
-    };
-    Schedule { every, half_percent_every }
-}
-
-/// Subjects whose load, connections and floods are looked at.
-fn of_interest(id: &str) -> bool {
-    matches!(id, "nomagic-1" | "no-work" | "nftables-1" | "iptables-1" | "routing" | "nomagic-10000")
-}
-
 impl Run<'_> {
-    fn wants(&self, part: Part) -> bool {
-        self.parts.contains(&part)
-    }
-
-    /// Measures everything into `rows`. On a thread in the generator's namespace.
-    pub fn all(&self, judge: &mut Judge, beds: &mut [Bed<'_>], rows: &mut Results) -> Result<()> {
-        let found = rounds(judge, beds, &self.plan, schedule, self.say)?;
+    /// Measures everything into `rows`. Call it on a thread in the generator's namespace.
+    pub fn all(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], rows: &mut Results) -> Result<()> {
+        let found = rounds(runner, beds, &self.plan, self.say)?;
         self.rate_rows(rows, &found, Traffic::Established);
-        let rate = |id: &str| found.get(id).and_then(Found::rate).unwrap_or(0.0);
-        for bed in beds.iter_mut().filter(|b| self.wants(Part::Load) && of_interest(&b.running.subject.id)) {
-            (self.say)(&format!("latency and CPU time: {}", bed.running.subject.label));
-            let known_pps = rate(&bed.running.subject.id);
-            let pps = rate_now(judge, &mut bed.way(), &self.plan, known_pps)?;
-            let (latencies, cpu) = under_load(judge, bed, pps, Duration::from_millis(1000), self.cpus)?;
-            rows.latencies.extend(latencies);
-            rows.cpu.push(cpu);
-        }
-        if self.wants(Part::NewFlows) {
-            self.new_flows(judge, beds, rows)?;
-        }
-        if self.wants(Part::Connections) {
-            rows.connections = self.connections(beds)?;
-        }
-        if self.wants(Part::Churn) {
-            for bed in beds.iter_mut() {
-                rows.churn.extend(self.churn(judge, bed, rate(&bed.running.subject.id))?);
-            }
-            for bed in beds.iter_mut().filter(|b| b.running.subject.services >= 1_000) {
-                (self.say)(&format!("programming latency: {}", bed.running.subject.label));
-                rows.programming.push(programming(
-                    judge,
-                    bed.running,
-                    &mut bed.counter,
-                    CHANGES[usize::from(bed.running.subject.kind != SubjectKind::Nomagic)],
-                )?);
-            }
-        }
-        if self.wants(Part::Flood) {
-            // The last one: full connection tables stay full for a while.
-            for bed in beds.iter_mut() {
-                let subject = &bed.running.subject;
-                if subject.services != 1 || subject.kind == SubjectKind::NoWork {
-                    continue;
-                }
-                (self.say)(&format!("SYN flood: {}", subject.label));
-                let Bed { running, counter, generator } = bed;
-                rows.flood.push(flood(judge, running, generator, counter, &self.plan, rate(&running.subject.id), self.flows)?);
+        let rates: BTreeMap<String, f64> = found.into_iter().map(|(id, f)| (id, f.rate().unwrap_or(0.0))).collect();
+        type Measure<'r> = fn(&Run<'r>, &mut TrialRunner, &mut [TestBed<'_>], &BTreeMap<String, f64>, &mut Results) -> Result<()>;
+        // Floods are the last: full connection tables stay full for a while.
+        let parts: [(Part, Measure<'_>); 5] = [
+            (Part::Load, Run::load),
+            (Part::NewFlows, Run::new_flows),
+            (Part::Connections, Run::connections),
+            (Part::Churn, Run::churn),
+            (Part::Flood, Run::floods),
+        ];
+        for (part, measure) in parts {
+            if self.parts.contains(&part) {
+                measure(self, runner, beds, &rates, rows)?;
             }
         }
         Ok(())
     }
 
-    fn rate_rows(&self, rows: &mut Results, found: &BTreeMap<String, Found>, traffic: Traffic) {
+    /// The subjects of a measurement, each announced as its turn comes.
+    fn of<'b, 'r>(
+        &self,
+        beds: &'b mut [TestBed<'r>],
+        what: &'static str,
+        takes_part: impl Fn(&Policy) -> bool + 'b,
+    ) -> impl Iterator<Item = &'b mut TestBed<'r>> {
+        let beds = beds.iter_mut().filter(move |b| takes_part(&b.running.policy));
+        beds.inspect(move |b| (self.say)(&format!("{what}: {}", b.running.subject.label)))
+    }
+
+    fn rate_rows(&self, rows: &mut Results, found: &BTreeMap<String, RateSearch>, traffic: Traffic) {
         rows.rates.extend(found.iter().map(|(id, f)| f.row(id, traffic)));
         for (subject, over) in RATIOS {
             if let (Some(a), Some(b)) = (found.get(subject), found.get(over)) {
@@ -143,117 +77,75 @@ impl Run<'_> {
         }
     }
 
-    /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services counts, for caches and for those who search rules.
-    fn new_flows(&self, judge: &mut Judge, beds: &[Bed<'_>], rows: &mut Results) -> Result<()> {
-        let mut lanes = Vec::new();
-        for Bed { running, counter, .. } in beds.iter() {
-            let subject = &running.subject;
-            let by_rules = matches!(subject.kind, SubjectKind::Nomagic | SubjectKind::Nftables | SubjectKind::Iptables);
-            if by_rules && matches!(subject.services, 1 | 10_000) {
-                lanes.push((*running, counter, generator(running, self.flows, Mix::NewFlows(NEW_FLOWS_EVERY))?, Found::default()));
-            }
+    fn load(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], rates: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
+        for bed in self.of(beds, "latency and CPU time", |p| p.load) {
+            let known_pps = rates[&bed.running.subject.id];
+            let pps = rate_now(runner, &mut bed.path(), &self.plan, known_pps)?;
+            let (latencies, cpu) = under_load(runner, bed, pps, TRIAL, self.cpus)?;
+            rows.latencies.extend(latencies);
+            rows.cpu.push(cpu);
+        }
+        Ok(())
+    }
+
+    /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services matters, for caches and for linear rule sets.
+    fn new_flows(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], _: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
+        let mut searches = Vec::new();
+        for TestBed { running, counter, .. } in beds.iter().filter(|b| b.running.policy.new_flows) {
+            searches.push((*running, counter, generator(running, self.flows, Mix::NewFlows(NEW_FLOWS_EVERY))?, RateSearch::default()));
         }
         for number in 0..NEW_FLOW_ROUNDS {
             (self.say)(&format!("one frame in {NEW_FLOWS_EVERY} opens a flow: round {} of {NEW_FLOW_ROUNDS}", number + 1));
             let mut entrants: Vec<Entrant<'_, '_>> = Vec::new();
-            for (running, counter, generator, found) in &mut lanes {
-                let way = Way { generator, counter, gateway: &running.lane.gateway };
-                entrants.push(Entrant { subject: &running.subject, way, found, both: false });
+            for (running, counter, generator, found) in &mut searches {
+                let path = Path { generator, counter, gateway: &running.topology.gateway };
+                entrants.push(Entrant { subject: &running.subject, path, found, both: false });
             }
-            round(judge, &self.plan, number, &mut entrants)?;
+            round(runner, &self.plan, number, &mut entrants)?;
         }
-        let found = lanes.into_iter().map(|(running, .., found)| (running.subject.id.clone(), found)).collect();
+        let found = searches.into_iter().map(|(running, .., found)| (running.subject.id.clone(), found)).collect();
         self.rate_rows(rows, &found, Traffic::NewFlows);
         Ok(())
     }
 
-    fn connections(&self, beds: &[Bed<'_>]) -> Result<Vec<ConnectionRow>> {
+    fn connections(&self, _: &mut TrialRunner, beds: &mut [TestBed<'_>], _: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
         let ends = self.setup.ends;
         let servers = Servers::start(ends)?;
         direct_cable(ends, beds.len())?;
-        let time = Duration::from_millis(1000);
         let mut direct = Seen::default();
-        let lanes = || {
-            beds.iter().enumerate().filter(|(_, b)| {
-                let s = &b.running.subject;
-                s.services == 1 && s.kind != SubjectKind::NoWork
-            })
-        };
         let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
         for round in 0..CONNECTION_ROUNDS {
             (self.say)(&format!("connections of real sockets: round {} of {CONNECTION_ROUNDS}", round + 1));
-            direct.direct(time)?;
-            for (n, bed) in lanes() {
+            direct.direct(TRIAL)?;
+            for (n, bed) in beds.iter().enumerate().filter(|(_, b)| b.running.policy.connections) {
                 let seen = seen.entry(bed.running.subject.id.clone()).or_default();
-                seen.round(ends, n, &bed.running.lane, time).with_context(|| bed.running.subject.label.clone())?;
+                seen.round(ends, n, &bed.running.topology, TRIAL).with_context(|| bed.running.subject.label.clone())?;
             }
         }
         drop(servers);
-        let mut rows: Vec<ConnectionRow> = seen.iter().map(|(id, s)| s.row(id, &direct)).collect();
-        rows.push(direct.row("direct", &direct));
-        Ok(rows)
+        let of_subjects: Vec<ConnectionRow> = seen.iter().map(|(id, s)| s.row(id, &direct)).collect();
+        rows.connections.extend(of_subjects);
+        rows.connections.push(direct.row("direct", &direct));
+        Ok(())
     }
 
-    /// What a subject's changes cost those who send through it, at half of its zero-loss rate.
-    fn churn(&self, judge: &mut Judge, bed: &mut Bed<'_>, known_pps: f64) -> Result<Vec<ChurnRow>> {
-        let Bed { running, counter, generator } = bed;
-        let gateway = &running.lane.gateway;
-        let subject = &running.subject;
-        let nomagic = subject.kind == SubjectKind::Nomagic;
-        let changes = match subject.kind {
-            SubjectKind::Nomagic => matches!(subject.services, 1 | 1_000 | 10_000),
-            SubjectKind::Nftables | SubjectKind::Iptables => subject.services == 1_000,
-            _ => false,
-        };
-        let mut rows = Vec::new();
-        if !changes || known_pps <= 0.0 {
-            return Ok(rows);
+    /// Loss while tables change, and the time until packets follow a change.
+    fn churn(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], rates: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
+        let has_rate = |id: &str| rates[id] > 0.0;
+        for bed in self.of(beds, "changes under load", |p| !p.events.is_empty()).filter(|b| has_rate(&b.running.subject.id)) {
+            let (events, known_pps) = (bed.running.policy.events, rates[&bed.running.subject.id]);
+            rows.churn.extend(events::measure(runner, bed, events, self.setup, &self.plan, known_pps)?);
         }
-        (self.say)(&format!("changes under load: {}", subject.label));
-        let rate_pps = rate_now(judge, &mut Way { generator, counter, gateway }, &self.plan, known_pps)?;
-        let pps = (rate_pps / 2.0).max(1.0) as u64;
-        if subject.services == 1_000 {
-            let one_by_one = |told: &dyn Fn()| {
-                for n in 0..10 {
-                    told();
-                    change::change_one(running, 20 + n, 1)?;
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                Ok(())
-            };
-            let trial = disturbed(judge, &mut Way { generator, counter, gateway }, pps, Duration::from_millis(2500), one_by_one)?;
-            rows.push(churn_row(&subject.id, "one Service's endpoints replaced", &[trial]));
+        for bed in self.of(beds, "programming latency", |p| p.changes > 0) {
+            rows.programming.push(programming(runner, bed.running, &mut bed.counter, bed.running.policy.changes)?);
         }
-        // Rules of 10,000 Services keep the kernel busy for a minute: it is asked for 1,000.
-        if subject.services == 1_000 || (subject.services == 10_000 && nomagic) {
-            let mut trials = Vec::new();
-            for n in 0..RELOADS {
-                let generation = (n + 1) % 2;
-                let new = endpoint(0, 0, generation)..=endpoint(0, ENDPOINTS_EACH - 1, generation);
-                counter.watch(false, nomagic.then_some(new))?;
-                let reload = |told: &dyn Fn()| {
-                    told();
-                    change::reload(running, self.setup, generation)?;
-                    // Flows of endpoints that are gone go to new ones: then the new table is in force. Flows that the kernel knows stay where they are.
-                    if nomagic { seen(counter).with_context(|| format!("{} wrote:\n{}", subject.label, running.said())) } else { Ok(()) }
-                };
-                trials.push(disturbed(judge, &mut Way { generator, counter, gateway }, pps, Duration::from_secs(3), reload)?);
-                running.pids().into_iter().for_each(|pid| judge.also_own(pid));
-            }
-            counter.watch(false, None)?;
-            rows.push(churn_row(&subject.id, &format!("{} Services reloaded", thousands(subject.services)), &trials));
-        } else if subject.services == 1 && nomagic {
-            let mut trials = Vec::new();
-            for _ in 0..3 {
-                let restart = |told: &dyn Fn()| {
-                    told();
-                    running.restart(self.setup)
-                };
-                trials.push(disturbed(judge, &mut Way { generator, counter, gateway }, pps, Duration::from_millis(2500), restart)?);
-                running.pids().into_iter().for_each(|pid| judge.also_own(pid));
-            }
-            rows.push(churn_row(&subject.id, "the process restarted", &trials));
+        Ok(())
+    }
+
+    fn floods(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], rates: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
+        for TestBed { running, counter, generator } in self.of(beds, "SYN flood", |p| p.flood) {
+            rows.flood.push(flood(runner, running, generator, counter, &self.plan, rates[&running.subject.id], self.flows)?);
         }
-        Ok(rows)
+        Ok(())
     }
 }

@@ -1,6 +1,5 @@
-//! The subjects: each in a gateway of its own, all up at the same time. Without traffic none of them uses CPU time worth mentioning.
+//! The subjects: each in its own gateway, all running at the same time. An idle subject uses hardly any CPU time.
 
-use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,61 +7,57 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::{Context, Result, bail};
+use nomagic_testbed::rig::{Guard, Process, TABLE_SUFFIX, TABLES, Undo, undo_later};
+
 use super::kernel_rules;
-use super::lane::{Ends, GATEWAY, Lane};
+use super::policy::Policy;
+use super::topology::{Ends, GATEWAY, Topology};
 use super::workload::{CLUSTER_CIDR, QUEUE_FRAMES, SERVICE_CIDR, service_object, slice_object};
 use crate::results::{Subject, SubjectKind};
-use nomagic_testbed::rig::{Guard, Process, TABLE_SUFFIX, TABLES, Undo, undo_later};
 
 /// Time for a subject to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where nomagic's API server listens, in the gateway.
+/// The address of nomagic's API server in the gateway.
 pub const API: &str = "127.0.0.1:8001";
-/// Versions that are left to each API server before the next one's begin.
+/// Resource versions of each API server; the next one's begin after them.
 const VERSIONS_EACH: u64 = 1_000_000;
-/// Connections of nomagic's table: as many as the kernel's has by default on machines with more than 4 GiB (net.netfilter.nf_conntrack_max).
+/// Capacity of nomagic's connection table: the kernel's default on machines with more than 4 GiB (net.netfilter.nf_conntrack_max).
 pub const FLOWS_MAX: u32 = 262_144;
 
-/// Lines of a process's output that an error shows.
+/// Lines of a process's output in an error message.
 const LINES_SHOWN: usize = 20;
 
-/// Which CPUs work for whom.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cpus {
-    /// The load balancer's.
     pub lb: u32,
-    /// The generator's, and everything else's.
     pub generator: u32,
 }
 
-/// A subject at work. Fields are dropped in order: the processes, what they pinned, the gateway.
+/// A running subject. Fields are dropped in order: the processes, their pins, the gateway.
 pub struct Running {
-    /// What it is.
     pub subject: Subject,
-    /// Its process, of those that have one.
+    pub policy: Policy,
+    /// `None` for the kernel's rules.
     pub process: Mutex<Option<Process>>,
     /// The API server that nomagic watches.
     pub api: Mutex<Option<Process>>,
     api_versions: AtomicU64,
     _cleanup: Vec<Guard>,
-    /// Its gateway.
-    pub lane: Lane,
-    /// Its files.
+    pub topology: Topology,
     pub dir: PathBuf,
 }
 
 /// What is needed to start any of them.
 pub struct Setup<'s> {
-    /// The ends of all lanes.
+    /// The ends that all topologies share.
     pub ends: &'s Ends,
-    /// CPUs.
     pub cpus: Cpus,
     /// The `nomagic` program.
     pub nomagic: &'s Path,
     /// The `nomagic-bench` program: this one.
     pub bench: &'s Path,
-    /// A directory of this run.
     pub dir: &'s Path,
 }
 
@@ -94,18 +89,20 @@ pub fn thousands(n: u32) -> String {
 }
 
 impl Running {
-    /// Lays lane `n` and starts the subject on it.
-    pub fn start(setup: &Setup<'_>, n: usize, subject: Subject) -> Result<Running> {
-        let lane = Lane::new(setup.ends, n)?;
+    /// Lays out topology `n` and starts the subject in it.
+    pub fn start(setup: &Setup<'_>, n: usize, policy: Policy) -> Result<Running> {
+        let subject = subject(policy.kind, policy.services);
+        let topology = Topology::new(setup.ends, n)?;
         let dir = setup.dir.join(format!("{n}-{}", subject.id));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let mut running = Running {
             subject,
+            policy,
             process: Mutex::new(None),
             api: Mutex::new(None),
             api_versions: AtomicU64::new(VERSIONS_EACH),
             _cleanup: Vec::new(),
-            lane,
+            topology,
             dir,
         };
         let services = running.subject.services;
@@ -122,20 +119,20 @@ impl Running {
     }
 
     fn kernel(&mut self, setup: &Setup<'_>, command: &[&str], input: &str) -> Result<()> {
-        self.lane.steer_kernel(setup.cpus.lb)?;
+        self.topology.steer_kernel(setup.cpus.lb)?;
         if !command.is_empty() {
             self.feed(command, input)?;
         } else {
-            // What arrives for a Service is routed on as it is.
-            self.lane.gateway.ip(&format!("route add {SERVICE_CIDR} via {} dev pods0", super::lane::ROUTERS[1]))?;
+            // Frames to a Service are routed on unchanged.
+            self.topology.gateway.ip(&format!("route add {SERVICE_CIDR} via {} dev pods0", super::topology::ROUTERS[1]))?;
         }
         Ok(())
     }
 
-    /// Runs a command in the gateway with this on its standard input.
+    /// Runs a command in the gateway with `input` on its standard input.
     pub fn feed(&self, command: &[&str], input: &str) -> Result<()> {
         let mut child = Command::new("ip");
-        child.args(["netns", "exec", self.lane.gateway.name()]).args(command);
+        child.args(["netns", "exec", self.topology.gateway.name()]).args(command);
         let title = command.join(" ");
         let mut child = child
             .stdin(Stdio::piped())
@@ -143,7 +140,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot run `{title}`: is it installed? (make setup)"))?;
-        // The child may end before it has read everything: what it says then is the better message.
+        // The child may end before it has read everything; its own message is the better error.
         let written = child.stdin.take().context("no standard input")?.write_all(input.as_bytes());
         let out = child.wait_with_output().with_context(|| format!("cannot wait for `{title}`"))?;
         if !out.status.success() {
@@ -173,7 +170,7 @@ impl Running {
         self.start_gateway(setup)
     }
 
-    /// Ends nomagic and starts it again.
+    /// Stops nomagic and starts it again.
     pub fn restart(&self, setup: &Setup<'_>) -> Result<()> {
         if let Some(mut old) = lock(&self.process).take() {
             old.terminate(READY_LIMIT)?;
@@ -188,23 +185,22 @@ impl Running {
     }
 
     /// The last lines that its process wrote.
-    pub fn said(&self) -> String {
+    pub fn output(&self) -> String {
         let text = lock(&self.process).as_ref().map(Process::output).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
     }
 
-    /// Processes of this subject.
     pub fn pids(&self) -> Vec<u32> {
         [&self.process, &self.api].into_iter().filter_map(|p| lock(p).as_ref().map(Process::pid)).collect()
     }
 
-    /// Starts the API server with all Services, or another one in its place.
+    /// Starts the API server with all Services, or replaces it.
     pub fn start_api(&self, setup: &Setup<'_>, services: u32, generation: u32) -> Result<()> {
         let yaml: String = (0..services).map(|n| service_object(n) + &slice_object(n, generation)).collect();
         let file = self.dir.join(format!("services-{generation}.yaml"));
         std::fs::write(&file, yaml).with_context(|| format!("cannot write {}", file.display()))?;
-        // The old one frees the port first. What nomagic knows of it is too old for the new one, so everything is listed anew.
+        // The old server must free the port first. Its versions are too old for the new one, so nomagic lists everything again.
         drop(lock(&self.api).take());
         let first = self.api_versions.fetch_add(VERSIONS_EACH, Relaxed).to_string();
         let program = setup.nomagic.with_file_name("nomagic-fake-apiserver");
@@ -221,14 +217,14 @@ impl Running {
     }
 
     fn spawn(&self, program: &Path, args: &[&str], ready: &str) -> Result<Process> {
-        let mut process = self.lane.gateway.spawn(path(program)?, args)?;
+        let mut process = self.topology.gateway.spawn(path(program)?, args)?;
         process.wait_for_line(ready, READY_LIMIT)?;
         Ok(process)
     }
 
-    /// What was pinned goes before the gateway does, and with a configuration file the table's file.
+    /// Registers the removal of pins, and with a configuration file of the connection table's file, before the gateway is deleted.
     fn clean_up_later(&mut self, setup: &Setup<'_>, state: &Path) -> Result<()> {
-        let net = format!("--net={}", self.lane.gateway.path().display());
+        let net = format!("--net={}", self.topology.gateway.path().display());
         let (file, program) = (self.config_file(), path(setup.nomagic)?);
         let which = if file.exists() { ["--config", path(&file)?] } else { ["--state-dir", path(state)?] };
         let words = ["nsenter", &net, program, "cleanup"].into_iter().chain(which);
@@ -240,9 +236,9 @@ impl Running {
         self.dir.join("nomagic.yaml")
     }
 
-    /// In a tmpfs, as the connection table must be.
+    /// The connection table's file, on a tmpfs.
     fn table_file(&self) -> PathBuf {
-        PathBuf::from(TABLES).join(self.lane.gateway.name().to_owned() + TABLE_SUFFIX)
+        PathBuf::from(TABLES).join(self.topology.gateway.name().to_owned() + TABLE_SUFFIX)
     }
 }
 

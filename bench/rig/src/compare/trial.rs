@@ -1,43 +1,40 @@
-//! One trial: frames at a rate for a time through a lane, and how many arrived.
+//! One trial: frames at a rate for a time through a gateway, and the number that arrived.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use std::collections::HashSet;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use nomagic_sys::time::monotonic_ns;
+use nomagic_testbed::rig::Netns;
 
 use super::counter::{Counter, KINDS};
 use super::cpu::{Reading, Usage};
 use crate::pktgen::program::{LiveProgram, State};
-use nomagic_sys::time::monotonic_ns;
-use nomagic_testbed::rig::Netns;
 
-/// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
+/// A delayed generator catches up with at most one millisecond of frames, as the other generators do.
 const BEHIND_MAX_NS: u64 = 1_000_000;
-/// Nanoseconds of one run of the program, before it was timed.
+/// Nanoseconds of one run of the program, until it has been measured.
 const RUN_NS_FIRST: f64 = 200.0;
-/// Runs of one call at the most.
+/// The most runs of one call.
 const RUNS_MAX: f64 = (1u64 << 31) as f64;
-/// Share of the wanted time from which on a trial is long enough; else one more call is made, so many at the most.
+/// A trial is long enough from this share of the requested time on; otherwise one more call is made, up to this many.
 const LONG_ENOUGH: f64 = 0.7;
 const CALLS_MAX: u32 = 8;
-/// How long frames may be on their way after the last one was sent.
+/// Frames may arrive so long after the last one was sent.
 const QUIET: Duration = Duration::from_millis(25);
 
-/// What came of a trial.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trial {
-    /// Frames a second that were asked for.
+    /// The requested rate, in frames a second.
     pub wanted_pps: u64,
-    /// Frames that reached the subject's interface, of all kinds. What the generator's cable did not take (its queue has 256 places, and who empties it shares
-    /// the generator's CPU) never came to the subject.
+    /// Frames of all kinds that reached the subject's interface. Frames that the generator's cable dropped are not included: its queue has 256 places, and
+    /// is emptied on the generator's CPU.
     pub entered: u64,
-    /// Frames that arrived, by kind.
     pub arrived: [u64; KINDS],
     /// Seconds from the first frame to the last.
     pub elapsed_s: f64,
     /// When the generator was sending, in nanoseconds of CLOCK_MONOTONIC: it pauses between its calls.
     pub sending: Vec<(u64, u64)>,
-    /// Who used the CPUs meanwhile.
     pub usage: Usage,
 }
 
@@ -47,18 +44,17 @@ impl Trial {
         self.entered as f64 / self.elapsed_s.max(1e-9)
     }
 
-    /// Frames of all kinds that reached the subject and did not arrive.
+    /// Frames of all kinds that reached the subject and did not arrive at the counter.
     pub fn lost(&self) -> u64 {
         self.entered.saturating_sub(self.arrived.iter().sum())
     }
 
-    /// Their share.
     pub fn loss_share(&self) -> f64 {
         self.lost() as f64 / self.entered.max(1) as f64
     }
 }
 
-/// What a generator has sent: frames, in so many seconds, and when.
+/// Frames that a generator has sent, in how many seconds, and when.
 #[derive(Default)]
 struct Sent {
     frames: u64,
@@ -66,19 +62,19 @@ struct Sent {
     sending: Vec<(u64, u64)>,
 }
 
-/// The generator of a lane: lives on a thread in the generator's namespace, on the generator's CPU.
+/// The generator of a topology, on a thread in the generator's namespace and on the generator's CPU.
 pub struct Generator {
     program: LiveProgram,
     run_ns: f64,
 }
 
 impl Generator {
-    /// With a program that was loaded on the calling thread.
+    /// The program must have been loaded on the calling thread.
     pub fn new(program: LiveProgram) -> Generator {
         Generator { program, run_ns: RUN_NS_FIRST }
     }
 
-    /// Sends at a rate (`None`: as quick as possible) for a time.
+    /// Sends for a time at a rate, or as fast as possible.
     fn send(&mut self, pps: Option<u64>, duration: Duration) -> Result<Sent> {
         let Sent { mut frames, mut elapsed_s, mut sending } = Sent::default();
         for _ in 0..CALLS_MAX {
@@ -103,21 +99,19 @@ impl Generator {
     }
 }
 
-/// A lane with its two ends.
-pub struct Way<'w> {
-    /// What sends.
+/// The path of a trial: generator, gateway, counter.
+pub struct Path<'w> {
     pub generator: &'w mut Generator,
-    /// What counts at the far end.
+    /// At the far end.
     pub counter: &'w Counter,
-    /// The subject's gateway.
     pub gateway: &'w Netns,
 }
 
 /// One trial. `own` are the processes of the rig.
-pub fn trial(way: &mut Way<'_>, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
-    let Way { generator, counter, gateway } = way;
-    ensure!(!duration.is_zero(), "a trial of no time");
-    let proc = Path::new("/proc");
+pub fn trial(path: &mut Path<'_>, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
+    let Path { generator, counter, gateway } = path;
+    ensure!(!duration.is_zero(), "a trial must have a duration");
+    let proc = std::path::Path::new("/proc");
     let (before, entered_before) = (counter.read()?, entered(gateway)?);
     let cpu_before = Reading::take(proc)?;
     let Sent { frames: sent, elapsed_s, sending } = generator.send(pps, duration)?;
@@ -135,7 +129,7 @@ fn entered(gateway: &Netns) -> Result<u64> {
     row.and_then(|r| r.split_whitespace().nth(1)?.parse().ok()).context("/proc/net/dev names no cl0")
 }
 
-/// What arrived since `before`, once all did or nothing more comes.
+/// Frames that arrived since `before`, when all have or no more arrive.
 fn drained(counter: &Counter, before: &[(u64, u64); KINDS], sent: u64) -> Result<[u64; KINDS]> {
     let (mut last, mut since) = ([0; KINDS], Instant::now());
     loop {

@@ -1,33 +1,29 @@
 //! The Services of a comparison, and the traffic to them: the same for every subject.
 //!
 //! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service also has 80/TCP. Clients and
-//! endpoints are pods, so nobody's source is replaced (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
+//! endpoints are pods, so there is no source NAT (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
 
-use serde_json::json;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
+use serde_json::json;
+
 use crate::pktgen::profile::{Choice, Prefix, Profile, Protocol, Size};
 
-/// All pods: clients and endpoints.
 pub const CLUSTER_CIDR: &str = "172.16.0.0/12";
-/// Clients.
 pub const CLIENTS: &str = "172.20.0.0/16";
-/// Endpoints.
 pub const ENDPOINTS: &str = "172.24.0.0/13";
-/// Cluster IPs.
 pub const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// The Services' UDP port, and that of their endpoints.
 pub const UDP_PORT: u16 = 5300;
 /// The first Service's TCP port, and that of its endpoints.
 pub const TCP_PORT: u16 = 80;
-/// Endpoints of a Service.
 pub const ENDPOINTS_EACH: u32 = 3;
-/// Services at the most.
+/// The most Services of a subject.
 pub const SERVICES_MAX: u32 = 10_000;
-/// Frames that may wait for a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. Others on the host take a virtual
-/// machine's CPU away for some milliseconds again and again: shorter queues would measure that.
+/// The queue of a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. A host often takes a virtual machine's CPU away
+/// for some milliseconds; shorter queues would measure that.
 pub const QUEUE_FRAMES: u32 = 8_192;
 
 /// The cluster IP of a Service.
@@ -35,7 +31,7 @@ pub fn cluster_ip(service: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + service)
 }
 
-/// An endpoint of a Service. Endpoints of generation 1 replace those of 0 in a change.
+/// An endpoint of a Service. A change replaces endpoints of generation 0 by those of generation 1.
 pub fn endpoint(service: u32, n: u32, generation: u32) -> Ipv4Addr {
     let of_generation = generation * SERVICES_MAX * ENDPOINTS_EACH;
     Ipv4Addr::from_bits(Ipv4Addr::new(172, 24, 0, 1).to_bits() + of_generation + service * ENDPOINTS_EACH + n)
@@ -47,7 +43,6 @@ pub fn ports(service: u32) -> impl Iterator<Item = (&'static str, u16, &'static 
     std::iter::once(("udp", UDP_PORT, "UDP")).chain(tcp)
 }
 
-/// The name of a Service.
 pub fn name(service: u32) -> String {
     format!("svc-{service}")
 }
@@ -65,7 +60,6 @@ pub fn service_object(service: u32) -> String {
     )
 }
 
-/// Its EndpointSlice.
 pub fn slice_object(service: u32, generation: u32) -> String {
     let name = name(service);
     let ports: Vec<String> =
@@ -101,7 +95,7 @@ pub fn slice_json(service: u32, generation: u32) -> serde_json::Value {
     })
 }
 
-/// Flows to the first `services` Services, as many to each as can be, from client pods.
+/// Flows from client pods to the first `services` Services, spread evenly.
 pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Profile {
     let port = if protocol == Protocol::Udp { UDP_PORT } else { TCP_PORT };
     Profile {
@@ -117,7 +111,6 @@ pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Pro
     }
 }
 
-/// One flow to one Service.
 pub fn profile_of(service: u32) -> Profile {
     let target = SocketAddr::new(IpAddr::V4(cluster_ip(service)), UDP_PORT);
     Profile { targets: vec![target], ..profile(1, 1, Protocol::Udp, Size::Min) }

@@ -4,46 +4,42 @@ use anyhow::{Context, Result};
 use nomagic_sys::time::monotonic_ns;
 
 use super::stream::Source;
-use super::sys::PacketSocket;
 use super::xsk::{BATCH, Xsk};
 
-/// What a backend has sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sent {
-    /// Frames handed to the interface.
     pub frames: u64,
     /// Bytes of them, without FCS.
     pub bytes: u64,
-    /// Flows opened by them.
     pub flows_opened: u64,
-    /// Times that the interface took fewer frames than there were.
+    /// How often the interface accepted fewer frames than offered.
     pub blocked: u64,
-    /// Frames that a backend which keeps the rate by itself did not make in time.
+    /// Frames that a backend with its own pacing was too late for.
     pub forgone: u64,
-    /// When the last frame was made (CLOCK_MONOTONIC), where that is known better than by the end of the call; else 0.
+    /// When the last frame was made (CLOCK_MONOTONIC), if the backend knows it; otherwise 0.
     pub last_ns: u64,
 }
 
-/// Sends the frames of a source. Made and used by one thread, inside the interface's namespace.
+/// Sends the frames of a source. Belongs to one thread in the interface's namespace.
 pub trait Backend {
-    /// Its name, with what limits it.
+    /// Its name, and its limits.
     fn describe(&self) -> String;
 
-    /// Frames that one call sends at the most.
+    /// The most frames of one call.
     fn burst_max(&self) -> u32;
 
-    /// Sends up to `frames` frames, and may stop at `until_ns`. Returns how many; fewer when the interface takes no more now.
+    /// Sends up to `frames` frames, and may stop at `until_ns`. Returns the number sent, which is lower when the interface is full.
     fn send(&mut self, frames: u32, until_ns: u64) -> Result<u32>;
 
-    /// All that was sent so far.
+    /// Totals so far.
     fn sent(&self) -> Sent;
 
-    /// Called again and again after the last frame until it says that all have left.
+    /// Called repeatedly after the last frame, until it returns true: all frames have left.
     fn finished(&mut self) -> Result<bool> {
         Ok(true)
     }
 
-    /// It keeps the rate by itself: [`Backend::send`] gets all frames at once.
+    /// Whether it keeps the rate itself: then [`Backend::send`] gets all frames at once.
     fn paces_itself(&self) -> bool {
         false
     }
@@ -57,7 +53,6 @@ pub struct AfXdp {
 }
 
 impl AfXdp {
-    /// Binds to an interface.
     pub fn open(interface: &str, source: Box<dyn Source>) -> Result<AfXdp> {
         Ok(AfXdp { xsk: Xsk::bind(interface, 0)?, source, sent: Sent::default() })
     }
@@ -94,51 +89,5 @@ impl Backend for AfXdp {
     fn finished(&mut self) -> Result<bool> {
         self.xsk.kick().context("AF_XDP transmit")?;
         Ok(self.xsk.complete())
-    }
-}
-
-/// One send() a frame on an AF_PACKET socket: slow, and works on every interface.
-pub struct Packet {
-    socket: PacketSocket,
-    source: Box<dyn Source>,
-    buffer: Vec<u8>,
-    sent: Sent,
-}
-
-impl Packet {
-    /// Opens a socket on the interface of this index.
-    pub fn open(ifindex: u32, source: Box<dyn Source>) -> Result<Packet> {
-        let socket = PacketSocket::open(ifindex).context("cannot open an AF_PACKET socket (needs CAP_NET_RAW)")?;
-        Ok(Packet { socket, buffer: vec![0; source.frame_max()], source, sent: Sent::default() })
-    }
-}
-
-impl Backend for Packet {
-    fn describe(&self) -> String {
-        "AF_PACKET, one system call a frame".into()
-    }
-
-    fn burst_max(&self) -> u32 {
-        BATCH as u32
-    }
-
-    fn send(&mut self, frames: u32, _until_ns: u64) -> Result<u32> {
-        for n in 0..frames {
-            let len = self.source.next(&mut self.buffer, monotonic_ns());
-            // The frame is lost here when the queue of the interface is full: it was offered, and the sink will miss it.
-            match self.socket.send(&self.buffer[..len]).map_err(|e| (e.raw_os_error(), e)) {
-                Ok(()) => {}
-                Err((Some(libc::ENOBUFS | libc::EAGAIN), _)) => self.sent.blocked += 1,
-                Err((_, e)) => return Err(e).with_context(|| format!("AF_PACKET send after {n} frames")),
-            }
-            self.sent.frames += 1;
-            self.sent.bytes += len as u64;
-        }
-        self.sent.flows_opened = self.source.flows_opened();
-        Ok(frames)
-    }
-
-    fn sent(&self) -> Sent {
-        self.sent
     }
 }

@@ -4,7 +4,6 @@ use fastrand::Rng;
 
 use super::profile::Choice;
 
-/// Chooses numbers below a limit.
 #[derive(Clone, Debug)]
 pub struct Chooser {
     flows: u32,
@@ -38,7 +37,6 @@ impl Chooser {
         Chooser { flows, next: 0, rng: Rng::with_seed(seed), how }
     }
 
-    /// The next flow.
     #[inline]
     pub fn flow(&mut self) -> u32 {
         match &self.how {

@@ -1,118 +1,33 @@
-//! A run: the sink and the generator on threads of their own, progress, the result.
+//! A run: starts the sink's and the generator's threads, shows progress, and makes the report.
 
-use anyhow::{Context, Result, anyhow, ensure};
-use nomagic_sys::time::monotonic_ns;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::backend::{AfXdp, Backend, Packet, Sent};
+use anyhow::{Context, Result, anyhow, ensure};
+use nomagic_sys::time::monotonic_ns;
+
+use super::backend::{AfXdp, Backend, Sent};
 use super::interface::{Interface, Place};
-use super::kernel::KernelPktgen;
 use super::live::LiveFrames;
+use super::options::{BackendKind, COUNT_MAX, Options};
 use super::pace::Pacer;
 use super::pcap::{Capture, Replay};
-use super::profile::{Profile, Protocol};
+use super::profile::Protocol;
 use super::program::LIVE_FLOWS_MAX;
 use super::report::{Outcome, Report};
 use super::sink::{Sink, SinkControl, SinkMode, SinkResult};
 use super::stream::{Source, Stream};
 use super::template::{ETH_LEN, Macs};
 
-/// The longest run.
-pub const DURATION_MAX: Duration = Duration::from_secs(3600);
-/// Frames of a run at the most: sequence numbers of one flow have 32 bits.
-pub const COUNT_MAX: u64 = u32::MAX as u64;
-/// Frames a second at the most: 100 Gbit/s of the smallest ones.
-pub const RATE_MAX: u64 = 148_809_523;
-/// After the last frame was sent: how long nothing must arrive, and how long that is waited for.
+/// After the last frame was sent, the run ends when nothing has arrived for `QUIET`, or after `DRAIN_MAX`.
 const QUIET: Duration = Duration::from_millis(200);
 const DRAIN_MAX: Duration = Duration::from_secs(3);
-/// Waits shorter than this are spent spinning.
+/// Shorter waits spin.
 const SPIN_NS: u64 = 60_000;
 
-/// How frames are sent.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum BackendKind {
-    /// AF_XDP transmit: each frame is made in userspace.
-    AfXdp,
-    /// BPF live frames: the kernel runs an XDP program that makes each frame. The quickest on veth; the receiving end needs native XDP.
-    Live,
-    /// AF_PACKET: slow, works everywhere.
-    Packet,
-    /// The kernel's pktgen module.
-    Kernel,
-}
-
-/// All that a run is told.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Where frames go out.
-    pub tx: Place,
-    /// Where they are expected; `None` when nobody counts them.
-    pub rx: Option<Place>,
-    /// The traffic.
-    pub profile: Profile,
-    /// Frames to send in the profile's place.
-    pub pcap: Option<PathBuf>,
-    /// How they are sent.
-    pub backend: BackendKind,
-    /// Frames a second; `None` for as many as possible.
-    pub rate: Option<u64>,
-    /// The end by time.
-    pub duration: Duration,
-    /// The end by number.
-    pub count: Option<u64>,
-    /// Frames are only counted at the sink.
-    pub count_only: bool,
-    /// The first hop's MAC address; by default the sink's.
-    pub dst_mac: Option<[u8; 6]>,
-    /// Interfaces outside of the namespaces of `ip netns` are allowed.
-    pub allow_host: bool,
-    /// /proc/net/pktgen.
-    pub kernel_dir: PathBuf,
-}
-
-impl Options {
-    /// Checks limits, and what does not go together.
-    pub fn check(&self) -> Result<()> {
-        if self.pcap.is_none() {
-            self.profile.check()?;
-        }
-        ensure!(!self.duration.is_zero() && self.duration <= DURATION_MAX, "--duration: give 1 ms to {} s", DURATION_MAX.as_secs());
-        ensure!(self.count.is_none_or(|n| (1..=COUNT_MAX).contains(&n)), "--count: give 1 to {COUNT_MAX}");
-        ensure!(self.rate.is_none_or(|n| (1..=RATE_MAX).contains(&n)), "--rate: give 1 to {RATE_MAX} frames a second");
-        ensure!(self.rx.is_some() || self.dst_mac.is_some(), "without --rx, --dst-mac must name the first hop");
-        let replays = matches!(self.backend, BackendKind::AfXdp | BackendKind::Packet);
-        ensure!(self.pcap.is_none() || replays, "--pcap: replayed by --backend af-xdp and packet only");
-        let bounded = self.count.is_some() || self.rate.is_some();
-        ensure!(
-            self.backend != BackendKind::Kernel || bounded,
-            "--backend kernel: give --count or --rate, pktgen runs to a number of frames"
-        );
-        Ok(())
-    }
-
-    /// Frames carry no payload of the generator's.
-    fn any_payload(&self) -> bool {
-        self.pcap.is_some() || self.backend == BackendKind::Kernel
-    }
-
-    /// The most frames of this run.
-    fn frames_max(&self) -> u64 {
-        let paced = self.rate.map(|pps| (pps as f64 * self.duration.as_secs_f64()).round() as u64);
-        match (self.count, paced) {
-            (Some(count), _) => count,
-            (None, Some(paced)) if self.backend == BackendKind::Kernel => paced.clamp(1, COUNT_MAX),
-            _ => COUNT_MAX,
-        }
-    }
-}
-
-/// What the threads share.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
@@ -120,7 +35,7 @@ struct Shared {
     sink: SinkControl,
 }
 
-/// What the generator's thread gives back.
+/// The result of the generator's thread.
 struct Generated {
     backend: String,
     sent: Sent,
@@ -128,12 +43,12 @@ struct Generated {
     forgone: u64,
 }
 
-/// Runs to the end, a signal or an error. `stop` ends it early.
+/// Runs to the end or to an error. `stop` ends it early.
 pub fn run(options: &Options, stop: &Arc<AtomicBool>, progress: bool) -> Result<Report> {
     options.check()?;
     let mut options = options.clone();
     if options.backend == BackendKind::Live && options.profile.protocol == Protocol::SynFlood {
-        // Each template of the BPF program has one source: as many as it has room for.
+        // Each template of the BPF program has one source: use as many as fit.
         options.profile.flows = options.profile.tuples().min(LIVE_FLOWS_MAX.into()) as u32;
     }
     let shared = Arc::new(Shared::default());
@@ -167,7 +82,7 @@ fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
     handle.join().map_err(|_| anyhow!("a thread of pktgen panicked; its message is above"))?
 }
 
-/// Starts a thread that makes something, says that it is ready, and works on. Returns what it said.
+/// Starts a thread and waits until it reports that it is ready. Returns its report.
 fn start<R: Send + 'static, T: Send + 'static>(
     name: &str,
     work: impl FnOnce(&dyn Fn(R)) -> Result<T> + Send + 'static,
@@ -175,19 +90,20 @@ fn start<R: Send + 'static, T: Send + 'static>(
     let (ready, said) = mpsc::channel();
     let body = move || {
         work(&|r| {
-            // Nobody waits any more: the thread ends by the stop flag.
+            // The receiver may be gone; the thread then ends by the stop flag.
             let _ = ready.send(r);
         })
     };
     let handle = std::thread::Builder::new().name(name.into()).spawn(body).context("cannot start a thread")?;
     match said.recv() {
         Ok(r) => Ok((r, handle)),
-        Err(_) => Err(join(handle).err().unwrap_or_else(|| anyhow!("the {name} ended before it began"))),
+        Err(_) => Err(join(handle).err().unwrap_or_else(|| anyhow!("{name} ended before it was ready"))),
     }
 }
 
 fn start_sink(options: &Options, rx: Place, run: u16, shared: &Arc<Shared>) -> Result<([u8; 6], JoinHandle<Result<SinkResult>>)> {
-    let any_payload = options.any_payload();
+    // Frames of a capture carry no payload of the generator's.
+    let any_payload = options.pcap.is_some();
     let mode = if any_payload || options.count_only {
         SinkMode::Count { any_payload }
     } else {
@@ -198,8 +114,8 @@ fn start_sink(options: &Options, rx: Place, run: u16, shared: &Arc<Shared>) -> R
         let interface = rx.enter(allow_host)?;
         ensure!(
             interface.named_namespace || !any_payload,
-            "--rx {rx}: what --pcap and --backend kernel send cannot be told from other traffic, so the sink takes all TCP and UDP, ssh too: \
-             only in a namespace of `ip netns`"
+            "--rx {rx}: the frames of --pcap cannot be told from other traffic, so the sink takes all TCP and UDP, ssh too: \
+             use a namespace of `ip netns`"
         );
         let sink = Sink::open(&interface, mode)?;
         ready(interface.link.mac);
@@ -239,18 +155,15 @@ fn open_backend(options: &Options, interface: &Interface, macs: Macs, run: u16) 
     }
     Ok(match options.backend {
         BackendKind::AfXdp => Box::new(AfXdp::open(&link.name, source()?)?),
-        BackendKind::Packet => Box::new(Packet::open(link.ifindex, source()?)?),
         BackendKind::Live => Box::new(LiveFrames::open(link.ifindex, profile, macs, run, options.rate)?),
-        BackendKind::Kernel => Box::new(KernelPktgen::open(&options.kernel_dir, &link.name, profile, macs, options.rate)?),
     })
 }
 
-/// The generator's loop.
 fn generate(options: &Options, backend: &mut dyn Backend, shared: &Shared) -> Result<Generated> {
     let start_ns = monotonic_ns();
     let end_ns = start_ns + options.duration.as_nanos() as u64;
     let mut pacer = options.rate.filter(|_| !backend.paces_itself()).map(|pps| Pacer::new(pps, start_ns));
-    let mut left = options.frames_max();
+    let mut left = options.count.unwrap_or(COUNT_MAX);
     let mut now = start_ns;
     while left > 0 && now < end_ns && !shared.stop.load(Relaxed) {
         let burst = backend.burst_max().min(left.min(u32::MAX.into()) as u32);
@@ -303,7 +216,7 @@ fn watch(handle: &JoinHandle<Result<Generated>>, stop: &AtomicBool, shared: &Sha
                 now.1,
                 pps(now.1, before.1)
             );
-            // One line that is written over on a terminal; a log gets them all. A closed standard error is no reason to stop.
+            // A terminal shows one line that is overwritten; a log gets all lines. A closed standard error does not end the run.
             let _ = if terminal { write!(std::io::stderr(), "\r{line}") } else { writeln!(std::io::stderr(), "{line}") };
             (shown, before) = (Instant::now(), now);
         }
@@ -313,7 +226,7 @@ fn watch(handle: &JoinHandle<Result<Generated>>, stop: &AtomicBool, shared: &Sha
     }
 }
 
-/// Waits until nothing arrives any more.
+/// Waits until no more frames arrive.
 fn drain(shared: &Shared) {
     let end = Instant::now() + DRAIN_MAX;
     let (mut before, mut since) = (u64::MAX, Instant::now());

@@ -1,4 +1,4 @@
-//! The sequence of frames that a profile stands for.
+//! The frames of a profile, in order.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,10 +6,10 @@ use super::choice::Chooser;
 use super::profile::{FCS_LEN, FIRST_PORT, NewFlows, Profile, Protocol};
 use super::template::{Ends, Macs, Template};
 
-/// Gives frames one after the other.
+/// A sequence of frames.
 pub trait Source: Send {
-    /// Writes the next frame (without FCS), made at `now_ns`, to the start of a buffer of at least [`Source::frame_max`] bytes. Returns its
-    /// length; 0 when there are no more frames.
+    /// Writes the next frame (without FCS), stamped `now_ns`, to the start of a buffer of at least [`Source::frame_max`] bytes. Returns its length, or 0 at the
+    /// end of the sequence.
     fn next(&mut self, out: &mut [u8], now_ns: u64) -> usize;
 
     /// Bytes of the largest frame.
@@ -22,19 +22,17 @@ pub trait Source: Send {
 /// Which frame is the next one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
-    /// The flow's place, below [`Profile::flows`]: what the frame's payload names.
+    /// The flow's place, below [`Profile::flows`]; part of the payload header.
     pub flow: u32,
-    /// Which of all sources it comes from.
+    /// The number of its source.
     pub tuple: u64,
     /// The frame's number within its place.
     pub sequence: u32,
-    /// It opens a flow.
     pub first: bool,
     /// Bytes without FCS.
     pub len: usize,
 }
 
-/// A profile at work.
 #[derive(Clone, Debug)]
 pub struct Stream {
     profile: Profile,
@@ -44,16 +42,15 @@ pub struct Stream {
     places: Vec<Place>,
     frames: u64,
     tuples: u64,
-    /// The next source that no flow has used yet.
+    /// The next unused source.
     next_tuple: u64,
-    /// The next place that gets a new flow.
+    /// The next place to get a new flow.
     next_place: u32,
     /// New flows that are due, in parts of [`NewFlows::frames`].
     due: u64,
     opened: u64,
 }
 
-/// A flow at work.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     tuple: u64,
@@ -62,7 +59,7 @@ struct Place {
 }
 
 impl Stream {
-    /// The frames of a profile that was checked.
+    /// The profile must have been checked.
     pub fn new(profile: &Profile, macs: Macs, run: u16) -> Stream {
         let place = |n: u32| Place { tuple: u64::from(n), sequence: 0, opened: false };
         Stream {
@@ -88,12 +85,11 @@ impl Stream {
         Ends { src, dst: p.targets[(tuple % p.targets.len() as u64) as usize] }
     }
 
-    /// The headers of a flow.
     pub fn template(&self, flow: u32, tuple: u64) -> Template {
         Template::new(&self.macs, &self.ends(tuple), self.profile.protocol, self.run, flow)
     }
 
-    /// The headers of a flow whose frames each get a source of their own: port 0, and an address that ends in 16 zero bits.
+    /// The headers of a flow in which each frame gets another source: port 0, and an address that ends in 16 zero bits.
     pub fn fresh_template(&self, flow: u32) -> Template {
         let zeroed = match self.profile.sources.address {
             IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & !0xffff).into()),
@@ -103,11 +99,10 @@ impl Stream {
         Template::new(&self.macs, &Ends { src: SocketAddr::new(zeroed, 0), dst }, self.profile.protocol, self.run, flow)
     }
 
-    /// What the next frame is.
     pub fn step(&mut self) -> Step {
         let (flow, renew) = self.choose();
         let place = &mut self.places[flow as usize];
-        // A place that no frame was sent from yet has an unused source.
+        // A place without frames so far has an unused source.
         if renew && place.opened {
             place.tuple = self.next_tuple;
             place.opened = false;
@@ -160,5 +155,4 @@ impl Source for Stream {
 }
 
 #[cfg(test)]
-#[path = "stream_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
-//! Frames: headers that are the same for all frames of a flow, and what differs from frame to frame.
+//! Frames: the constant headers of a flow, and the fields that change from frame to frame.
 //!
-//! `bpf/generate.c` finishes frames from the same templates in the same way; `tests/pktgen.rs` compares what arrives.
+//! `bpf/generate.c` completes frames from the same templates in the same way; `tests/it/pktgen.rs` compares both at the receiver.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,28 +9,22 @@ use super::profile::Protocol;
 
 /// Bytes of a template: the longest headers (IPv6, TCP) with the payload header, in 8-byte words.
 pub const TEMPLATE_LEN: usize = 96;
-/// Ethernet's header.
 pub const ETH_LEN: usize = 14;
 
 const TTL: u8 = 64;
 const TCP_SYN: u16 = 0x5002;
 const TCP_PSH_ACK: u16 = 0x5018;
 
-/// Addresses of the link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Macs {
-    /// The sender's.
     pub src: [u8; 6],
-    /// The receiver's, or the gateway's.
     pub dst: [u8; 6],
 }
 
 /// The two ends of a flow, both of one family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ends {
-    /// The sender.
     pub src: SocketAddr,
-    /// The receiver.
     pub dst: SocketAddr,
 }
 
@@ -45,7 +39,7 @@ pub struct Template {
     pub l4_sum: u32,
     v4: bool,
     protocol: Protocol,
-    /// The next frame opens the flow, whatever its sequence number is.
+    /// The next frame opens the flow, whatever its sequence number.
     opens: bool,
 }
 
@@ -109,7 +103,7 @@ impl Template {
         Template { bytes, ip_sum, l4_sum, v4, protocol, opens: protocol == Protocol::SynFlood }
     }
 
-    /// Says whether a TCP frame is a SYN though it is not the first of its place.
+    /// Makes the next TCP frame a SYN even if it is not the first of its place.
     pub fn opens_flow(&mut self, opens: bool) {
         self.opens = opens;
     }
@@ -152,5 +146,4 @@ impl Template {
 }
 
 #[cfg(test)]
-#[path = "template_tests.rs"]
 mod tests;

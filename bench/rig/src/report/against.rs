@@ -1,52 +1,46 @@
-//! Two runs beside each other.
+//! The comparison of two runs.
+
+use std::collections::HashMap;
 
 use super::number::significant;
 use super::sections::IDS;
 use super::summary::{Better, Entry, entries};
 use super::table::{Cell, Mark, Table};
 use crate::results::{Estimate, Manifest, Outcome, Results};
-use std::collections::HashMap;
 
-/// What a new value is beside the old one.
+/// The change of a value from the old to the new run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// The intervals do not overlap, and the new one is on the better side.
+    /// The intervals do not overlap, and the new one is better.
     Better,
-    /// They do not overlap, and it is on the worse side.
+    /// The intervals do not overlap, and the new one is worse.
     Worse,
-    /// The intervals overlap.
     NoDifference,
-    /// One of them is a single value, without an interval: a change may be chance.
+    /// One of them is a single value without an interval: a difference may be chance.
     NoInterval,
     /// One of them was not measured.
     NotMeasured,
 }
 
-/// A value in both runs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Pair {
-    /// What it is, with the new value.
+    /// The entry with the new value.
     pub new: Entry,
-    /// The old value.
     pub old: Outcome<Estimate>,
-    /// How they stand to each other.
     pub change: Change,
 }
 
-/// Two runs beside each other.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Comparison {
-    /// What makes the runs differ before anything is measured: "kernel: 6.1 then, 6.12 now".
+    /// Differences of machine and programs, such as "kernel: 6.1 then, 6.12 now".
     pub differences: Vec<String>,
-    /// Values of both.
     pub pairs: Vec<Pair>,
-    /// Names of values that only the new run has.
+    /// Names of values without an old one.
     pub only_new: Vec<String>,
-    /// Names of values that only the old run has.
+    /// Names of values without a new one.
     pub only_old: Vec<String>,
 }
 
-/// How a new value stands to an old one.
 pub fn change(new: &Outcome<Estimate>, old: &Outcome<Estimate>, better: Better) -> Change {
     let (Some(new), Some(old)) = (new.value(), old.value()) else { return Change::NotMeasured };
     if new.n < 2 || old.n < 2 {
@@ -59,7 +53,6 @@ pub fn change(new: &Outcome<Estimate>, old: &Outcome<Estimate>, better: Better) 
 }
 
 impl Comparison {
-    /// Puts `new` beside `old`.
     pub fn new(new: &Results, old: &Results) -> Comparison {
         let olds = entries(old);
         let news = entries(new);
@@ -79,15 +72,13 @@ impl Comparison {
         Comparison { differences: differences(new, old), pairs, only_new, only_old }
     }
 
-    /// Values with this outcome.
     pub fn count(&self, change: Change) -> usize {
         self.pairs.iter().filter(|p| p.change == change).count()
     }
 
-    /// The outcome in a sentence.
     pub fn verdict(&self) -> String {
         format!(
-            "{} worse, {} better, {} with no difference to be told (their intervals overlap), {} single values that have no interval, {} not measured in one of the runs.",
+            "{} worse, {} better, {} without a clear difference (the intervals overlap), {} single values that have no interval, {} not measured in one of the runs.",
             self.count(Change::Worse),
             self.count(Change::Better),
             self.count(Change::NoDifference),
@@ -116,7 +107,7 @@ fn row(pair: &Pair) -> Vec<Cell> {
     let (mark, words) = match pair.change {
         Change::Better => (Mark::Good, "better"),
         Change::Worse => (Mark::Bad, "worse"),
-        Change::NoDifference => (Mark::Open, "no difference to be told"),
+        Change::NoDifference => (Mark::Open, "no clear difference"),
         Change::NoInterval => (Mark::Open, "one value, no interval"),
         Change::NotMeasured => (Mark::Open, "cannot be compared"),
     };
@@ -143,7 +134,7 @@ fn percent(new: &Outcome<Estimate>, old: &Outcome<Estimate>) -> Cell {
     }
 }
 
-/// What about machine, kernel, rig and program is not the same.
+/// Differences of machine, kernel, rig and program.
 fn differences(new: &Results, old: &Results) -> Vec<String> {
     type Get = fn(&Results) -> String;
     let facts: [(&str, Get); 18] = [
@@ -174,12 +165,49 @@ fn differences(new: &Results, old: &Results) -> Vec<String> {
         .collect()
 }
 
-/// The commit in words.
 pub fn commit(m: &Manifest) -> String {
     let dirty = if m.dirty { ", with changes" } else { "" };
     format!("{}{dirty}", m.commit.as_deref().unwrap_or("unknown"))
 }
 
 #[cfg(test)]
-#[path = "against_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn of(low: f64, median: f64, high: f64) -> Outcome<Estimate> {
+        Outcome::Measured(Estimate { median, low, high, n: 10 })
+    }
+
+    #[test]
+    fn a_change_counts_only_when_the_intervals_do_not_overlap() {
+        let single = |v| Outcome::Measured(Estimate::single(v));
+        let none = || Outcome::NotMeasured("no".into());
+        for (new, old, higher, lower) in [
+            (of(9.0, 10.0, 11.0), of(10.5, 12.0, 13.0), Change::NoDifference, Change::NoDifference),
+            (of(9.0, 10.0, 11.0), of(11.0, 12.0, 13.0), Change::NoDifference, Change::NoDifference),
+            (of(9.0, 10.0, 11.0), of(11.1, 12.0, 13.0), Change::Worse, Change::Better),
+            (of(14.0, 15.0, 16.0), of(11.0, 12.0, 13.0), Change::Better, Change::Worse),
+            (of(5.0, 5.0, 5.0), of(5.0, 5.0, 5.0), Change::NoDifference, Change::NoDifference),
+            (of(0.0, 0.0, 0.0), of(1.0, 1.0, 1.0), Change::Worse, Change::Better),
+            (single(1.0), of(11.0, 12.0, 13.0), Change::NoInterval, Change::NoInterval),
+            (single(1.0), single(9.0), Change::NoInterval, Change::NoInterval),
+            (none(), of(11.0, 12.0, 13.0), Change::NotMeasured, Change::NotMeasured),
+            (none(), none(), Change::NotMeasured, Change::NotMeasured),
+        ] {
+            assert_eq!((change(&new, &old, Better::Higher), change(&new, &old, Better::Lower)), (higher, lower), "{new:?} {old:?}");
+        }
+    }
+
+    #[test]
+    fn changes_in_percent_have_a_sign_and_no_division_by_zero() {
+        for (new, old, words) in [
+            (of(0.0, 110.0, 0.0), of(0.0, 100.0, 0.0), "+10.0 %"),
+            (of(0.0, 97.5, 0.0), of(0.0, 100.0, 0.0), "-2.50 %"),
+            (of(0.0, 5.0, 0.0), of(0.0, 0.0, 0.0), "from zero"),
+            (of(0.0, 0.0, 0.0), of(0.0, 0.0, 0.0), "0 %"),
+            (Outcome::NotMeasured("no".into()), of(0.0, 1.0, 0.0), "unknown"),
+        ] {
+            assert_eq!(percent(&new, &old).words(), words);
+        }
+    }
+}

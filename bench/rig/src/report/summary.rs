@@ -1,43 +1,37 @@
 //! All values of a run as one flat list.
 
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
 use super::number::Quantity;
 use super::sections::{latency_percentiles, time_parts, traffic_name};
 use crate::results::{Estimate, Outcome, Results, Traffic, Verdict};
-use serde_json::{Map, Value, json};
-use std::collections::HashMap;
 
-/// Which way is better.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Better {
-    /// More: rates.
     Higher,
-    /// Less: times.
     Lower,
 }
 
-/// One value of a run.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Entry {
-    /// The same in every run of the same kind, such as "rates/nomagic-1000/established/zero-loss".
+    /// Stable between runs, such as "rates/nomagic-1000/established/zero-loss".
     pub key: String,
-    /// The section that it belongs to, see [`super::sections::IDS`].
+    /// One of [`super::sections::IDS`].
     pub section: &'static str,
-    /// What people call it.
     pub name: String,
-    /// What it counts.
     pub quantity: Quantity,
-    /// Which way is better.
     pub better: Better,
-    /// The value.
     pub value: Outcome<Estimate>,
 }
 
-/// All values that can be compared, in the order of the report.
+/// All comparable values, in the order of the report.
 pub fn entries(r: &Results) -> Vec<Entry> {
     let mut all = Vec::new();
     let mut seen: HashMap<String, u32> = HashMap::new();
     let mut add = |section, path: String, name: String, quantity, better, value| {
-        // Rows of the same name are told apart by their order.
+        // Rows of the same name get numbers.
         let times = seen.entry(format!("{section}/{path}")).or_insert(0);
         *times += 1;
         let key = if *times > 1 { format!("{section}/{path}#{times}") } else { format!("{section}/{path}") };
@@ -100,8 +94,8 @@ pub fn entries(r: &Results) -> Vec<Entry> {
 ///
 /// - `started`, `commit` (or null), `machine`, `kernel`, `rig` ("veth" or "nic");
 /// - `figures/NAME`: "reached", "notReached" or "notMeasured";
-/// - for each [`Entry`] its key with the median as a number (frames a second, us, ns, ms, ratios, shares of 1), or null;
-///   beside it `KEY.low` and `KEY.high`, the interval, if there is one, or `KEY.notMeasured`, the reason.
+/// - for each [`Entry`] its key with the median as a number (frames a second, us, ns, ms, ratios, shares of 1), or null; `KEY.low` and `KEY.high` are the
+///   interval, if there is one, and `KEY.notMeasured` is the reason for null.
 pub fn json(r: &Results) -> Value {
     let mut out = Map::new();
     out.insert("started".into(), json!(r.manifest.started));
@@ -134,32 +128,4 @@ pub fn json(r: &Results) -> Value {
         }
     }
     Value::Object(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::fixture::results;
-
-    #[test]
-    fn scripts_find_medians_intervals_and_reasons_by_name() {
-        let all = json(&results());
-        assert_eq!(all["rig"], "veth");
-        assert_eq!(all["figures/zero-loss rate, nomagic / no-work loop"], "reached");
-        assert_eq!(all["rates/nomagic-1/established/zero-loss"], 620_000.0);
-        assert!(all["rates/nomagic-1/established/zero-loss.low"].as_f64().unwrap() < 620_000.0);
-        assert_eq!(all["latency/nomagic-1000/50/p99.9"], 92.0);
-        assert!(all.get("latency/nomagic-1000/50/p99.9.low").is_none());
-        assert_eq!(all["connections/nomagic-1"], Value::Null);
-        assert!(all["connections/nomagic-1.notMeasured"].as_str().unwrap().contains("clients"));
-        assert!(all.as_object().unwrap().values().all(|v| !v.is_object() && !v.is_array()));
-    }
-
-    #[test]
-    fn rows_of_the_same_name_keep_both_values() {
-        let mut r = results();
-        r.flood.push(r.flood[0].clone());
-        let keys: Vec<String> = entries(&r).into_iter().map(|e| e.key).filter(|k| k.starts_with("flood/")).collect();
-        assert!(keys.contains(&"flood/nomagic-1000".into()) && keys.contains(&"flood/nomagic-1000#2".into()), "{keys:?}");
-    }
 }

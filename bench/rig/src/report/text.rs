@@ -1,23 +1,23 @@
-//! A run for terminals.
+//! A run as text for a terminal.
+
+use std::fmt::Write;
 
 use super::against::{Change, Comparison};
 use super::sections::sections;
 use super::table::{Cell, Mark, Table};
 use crate::results::{Results, RigKind, Verdict};
-use std::fmt::Write;
 
-/// What was wanted and what was found, with aligned columns.
+/// Targets and results, with aligned columns.
 pub fn figures(results: &Results) -> String {
     if results.figures.is_empty() { "No figures were wanted.\n".into() } else { figures_table(results).text() }
 }
 
-/// The same as a table.
 pub fn figures_table(results: &Results) -> Table {
     let rows = results
         .figures
         .iter()
         .map(|f| {
-            let found = if f.found.is_empty() { "no reason was given".into() } else { f.found.clone() };
+            let found = if f.found.is_empty() { "no reason given".into() } else { f.found.clone() };
             let (mark, words, found) = match f.verdict {
                 Verdict::Reached => (Mark::Good, "reached", Cell::Text(found)),
                 Verdict::NotReached => (Mark::Bad, "not reached", Cell::Text(found)),
@@ -26,16 +26,15 @@ pub fn figures_table(results: &Results) -> Table {
             vec![Cell::Text(f.name.clone()), Cell::Text(f.wanted.clone()), Cell::Mark(mark, words.into()), found]
         })
         .collect();
-    Table { caption: "Figures: wanted and found".into(), head: vec!["figure", "wanted", "outcome", "found"], rows }
+    Table { caption: "Figures: targets and results".into(), head: vec!["figure", "wanted", "outcome", "found"], rows }
 }
 
-/// What the rig cannot say, if it cannot.
+/// The limit of the rig, if it has one.
 pub fn caveat(results: &Results) -> Option<&'static str> {
     (results.rig.kind == RigKind::Veth)
         .then_some("All traffic went over veth pairs on one machine: nothing here is a network card's figure.")
 }
 
-/// All results, section by section.
 pub fn summary(results: &Results) -> String {
     let mut out = String::new();
     if let Some(caveat) = caveat(results) {
@@ -52,11 +51,10 @@ pub fn summary(results: &Results) -> String {
     out
 }
 
-/// Two runs beside each other.
 pub fn comparison(c: &Comparison) -> String {
     let mut out = String::new();
     if !c.differences.is_empty() {
-        out.push_str("THE RUNS DIFFER NOT ONLY IN WHAT WAS MEASURED:\n");
+        out.push_str("THE RUNS DIFFER IN MORE THAN THEIR RESULTS:\n");
         for difference in &c.differences {
             let _ = writeln!(out, "  {}", one_line(difference));
         }
@@ -82,49 +80,7 @@ pub fn comparison(c: &Comparison) -> String {
     out
 }
 
-/// Without what would move a terminal's cursor.
+/// Without control characters, which could move a terminal's cursor.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::fixture::{hostile, results};
-
-    #[test]
-    fn figures_are_aligned_and_say_why_when_they_are_missing() {
-        let text = figures(&results());
-        let lines: Vec<&str> = text.lines().collect();
-        let at = |line: &str, word: &str| line.find(word).map(|byte| line[..byte].chars().count());
-        let column = at(lines[0], "outcome").unwrap();
-        for (line, word) in [(lines[1], "✓ reached"), (lines[2], "✗ not reached"), (lines[3], "– not measured")] {
-            assert_eq!(at(line, word), Some(column), "{text}");
-        }
-        assert!(lines[3].contains("not measured: no NIC"), "{text}");
-        let mut none = results();
-        none.figures.clear();
-        assert_eq!(figures(&none), "No figures were wanted.\n");
-    }
-
-    #[test]
-    fn a_terminal_gets_no_control_characters() {
-        let (new, old) = (hostile(), results());
-        for text in [figures(&new), summary(&new), comparison(&Comparison::new(&new, &old)), comparison(&Comparison::new(&old, &new))] {
-            assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn every_section_is_in_the_summary_also_without_results() {
-        let mut r = results();
-        assert!(summary(&r).contains("nothing here is a network card's figure"));
-        for part in ["620 kpps", "p99.99", "connections in the table", "blocked", "goodput"] {
-            assert!(summary(&r).contains(part), "{part}:\n{}", summary(&r));
-        }
-        r.latencies.clear();
-        r.rig.kind = RigKind::Nic;
-        assert!(summary(&r).contains("Latency: Not in these results: latencies."), "{}", summary(&r));
-        assert!(!summary(&r).contains("network card's"));
-    }
 }

@@ -1,4 +1,4 @@
-//! The account of frames: what the peers' own interfaces counted against what nomagic says became of them.
+//! The account of frames: the peers' interface counters against nomagic's own counters.
 //!
 //! ```text
 //! sent by a peer          = seen by the port's XDP program = taken + passed + dropped
@@ -7,16 +7,18 @@
 //! received by the peers   = forwarded + made + what the gateway's kernel sends itself (ARP, ND, its own traffic)
 //! ```
 
-use anyhow::{Context, Result, bail};
-use nomagic_api::Status;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
+use nomagic_api::Status;
+
 use super::Gateway;
+use crate::columns::columns;
 use crate::rig::{LinkCounters, Scene};
 
-/// How long the network may take to become quiet.
+/// Time limit for the network to become quiet.
 const QUIET_LIMIT: Duration = Duration::from_secs(10);
 
 /// Counters of a port and of the interface at the other end of its cable.
@@ -42,13 +44,12 @@ pub struct Reading {
     dropped: u64,
     held_now: u64,
     made: u64,
-    /// Connections created.
     created: u64,
     reasons: BTreeMap<String, u64>,
 }
 
 impl Reading {
-    /// Reads all counters when nothing is on its way: the peers' counters are the same before and after.
+    /// Reads all counters while no frame is in flight: the peers' counters are equal before and after.
     pub fn take(scene: &Scene, gateway: &Gateway) -> Result<Reading> {
         let peers = || Ok::<_, anyhow::Error>((scene.client.link_counters("eth0")?, scene.fabric.link_counters("gw0")?));
         let end = Instant::now() + QUIET_LIMIT;
@@ -95,18 +96,15 @@ impl Reading {
         })
     }
 
-    /// Connections created up to now.
     pub fn created(&self) -> u64 {
         self.created
     }
 }
 
-/// What happened between two readings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Accounts(Reading);
 
 impl Accounts {
-    /// The difference of two readings.
     pub fn between(earlier: &Reading, later: &Reading) -> Accounts {
         let side = |a: &PortReading, b: &PortReading| PortReading {
             peer: b.peer.since(&a.peer),
@@ -126,7 +124,7 @@ impl Accounts {
             forwarded: diff(|r| r.forwarded),
             kernel: diff(|r| r.kernel),
             dropped: diff(|r| r.dropped),
-            // Held frames stand on the right of an account of what came in: those held before count as if they came now.
+            // Held frames are part of the outcome of received frames, so the difference may be negative: it wraps.
             held_now: diff(|r| r.held_now),
             made: diff(|r| r.made),
             created: diff(|r| r.created),
@@ -134,18 +132,17 @@ impl Accounts {
         })
     }
 
-    /// Frames that nomagic forwarded.
     pub fn forwarded(&self) -> u64 {
         self.0.forwarded
     }
 
-    /// Frames that the gateway's kernel sent by itself; `None` when the peers received fewer than nomagic says it sent.
+    /// Frames that the gateway's kernel sent itself; `None` if the peers received fewer than nomagic sent.
     fn kernel_sent(&self) -> Option<u64> {
         let r = &self.0;
         (r.client_side.peer.rx_packets + r.pods_side.peer.rx_packets).checked_sub(r.forwarded + r.made)
     }
 
-    /// Every line of the account that does not close, in words.
+    /// The lines of the account that do not close.
     pub fn errors(&self) -> Vec<String> {
         let r = &self.0;
         let mut errors = Vec::new();
@@ -175,27 +172,28 @@ impl Accounts {
 impl fmt::Display for Accounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let r = &self.0;
-        writeln!(f, "{:<44} {:>12} {:>12}", "Frames", "client side", "pods' side")?;
-        let mut row = |title: &str, value: fn(&PortReading) -> u64| {
-            writeln!(f, "{title:<44} {:>12} {:>12}", value(&r.client_side), value(&r.pods_side))
+        let sides = |title: &str, value: fn(&PortReading) -> u64| {
+            vec![title.to_owned(), value(&r.client_side).to_string(), value(&r.pods_side).to_string()]
         };
-        row("sent to the gateway (the peer's interface)", |p| p.peer.tx_packets)?;
-        row("  taken by nomagic (XDP)", |p| p.taken)?;
-        row("  passed to the gateway's kernel (XDP)", |p| p.passed)?;
-        row("  dropped (XDP)", |p| p.dropped)?;
-        row("received from the gateway (the peer's)", |p| p.peer.rx_packets)?;
-        writeln!(f)?;
-        let mut row = |title: &str, value: u64| writeln!(f, "{title:<44} {value:>12}");
-        row("received by nomagic's workers", r.received)?;
-        row("  forwarded", r.forwarded)?;
-        row("  back to the kernel", r.kernel)?;
-        row("  dropped", r.dropped)?;
-        row("  held now", r.held_now)?;
-        for (reason, n) in &r.reasons {
-            row(&format!("    reason {reason}"), *n)?;
-        }
-        row("made by nomagic (rejects)", r.made)?;
-        row("sent by the gateway's kernel (ARP, ND, ...)", self.kernel_sent().unwrap_or(0))
+        let all = |title: &str, value: u64| vec![title.to_owned(), value.to_string()];
+        let mut rows = vec![
+            ["Frames", "client side", "pods' side"].map(str::to_owned).to_vec(),
+            sides("sent to the gateway (the peer's interface)", |p| p.peer.tx_packets),
+            sides("  taken by nomagic (XDP)", |p| p.taken),
+            sides("  passed to the gateway's kernel (XDP)", |p| p.passed),
+            sides("  dropped (XDP)", |p| p.dropped),
+            sides("received from the gateway (the peer's)", |p| p.peer.rx_packets),
+            Vec::new(),
+            all("received by nomagic's workers", r.received),
+            all("  forwarded", r.forwarded),
+            all("  back to the kernel", r.kernel),
+            all("  dropped", r.dropped),
+            all("  held now", r.held_now),
+        ];
+        rows.extend(r.reasons.iter().map(|(reason, n)| all(&format!("    reason {reason}"), *n)));
+        rows.push(all("made by nomagic (rejects)", r.made));
+        rows.push(all("sent by the gateway's kernel (ARP, ND, ...)", self.kernel_sent().unwrap_or(0)));
+        f.write_str(&columns(rows, &[1, 2]))
     }
 }
 

@@ -1,11 +1,12 @@
-//! Clients: every request is a connection of its own, every wait has an end.
+//! Clients: every request has its own connection, every wait has a limit.
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -14,13 +15,12 @@ use tokio::time::timeout;
 
 use super::blob::blob;
 
-/// Bytes of an answer at the most.
+/// The largest answer, in bytes.
 const ANSWER_MAX: u64 = 65 << 20;
 
-/// Limits of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClientOptions {
-    /// Requests in flight at the most.
+    /// The most requests in flight.
     pub concurrency: usize,
     /// Time for one request from connect to the end of its answer.
     pub limit: Duration,
@@ -32,41 +32,33 @@ impl Default for ClientOptions {
     }
 }
 
-/// An answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HttpAnswer {
-    /// HTTP status.
     pub status: u16,
-    /// The body.
     pub body: Vec<u8>,
 }
 
 impl HttpAnswer {
-    /// The body read as JSON.
     pub fn json(&self) -> Result<Value> {
         serde_json::from_slice(&self.body)
             .with_context(|| format!("status {}, no JSON: {}", self.status, String::from_utf8_lossy(&self.body)))
     }
 }
 
-/// What became of many requests.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LoadReport {
-    /// Answers by pod.
     pub per_pod: BTreeMap<String, u32>,
-    /// The client addresses that the pods saw, with how often.
+    /// The client addresses that the pods saw, with their counts.
     pub clients_seen: BTreeMap<IpAddr, u32>,
-    /// Why requests failed, with how often.
+    /// Reasons of failures, with their counts.
     pub failures: BTreeMap<String, u32>,
 }
 
 impl LoadReport {
-    /// Requests that were answered.
     pub fn answered(&self) -> u32 {
         self.per_pod.values().sum()
     }
 
-    /// Requests that failed.
     pub fn failed(&self) -> u32 {
         self.failures.values().sum()
     }

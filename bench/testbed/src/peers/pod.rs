@@ -1,15 +1,16 @@
 //! A pod: an HTTP/1.1 server and a UDP echo that tell who they are and whom they see.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, RawQuery, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use serde_json::json;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::oneshot;
 
@@ -22,11 +23,9 @@ const BODY_MAX: usize = 64 << 20;
 /// How a pod listens. Both sockets take IPv4 and IPv6.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PodOptions {
-    /// The name it answers with.
     pub name: String,
     /// TCP port of the HTTP server.
     pub http_port: u16,
-    /// UDP port of the echo.
     pub udp_port: u16,
 }
 

@@ -1,12 +1,11 @@
 //! A client, a gateway and a pod in network namespaces of their own, and an edge on the gateway.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,66 +15,42 @@ use nomagic_core::frame::PortId;
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services};
 use nomagic_core::tuple::{HashSeed, Proto};
+use nomagic_testbed::rig;
 use nomagic_xsk::{Edge, EdgeConfig, EdgeStatus, Idle, InterfaceName, InternalPair, Link, RingSize, WorkerCount};
 
-/// A network namespace that ends with its owner.
-pub struct Netns(String);
+/// A network namespace of the testbed; whatever fails in it fails the test.
+pub struct Netns(rig::Netns);
 
 impl Netns {
     pub fn new(tag: &str) -> Netns {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("nmx{}-{}-{tag}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        sh(&format!("ip netns add {name}"));
-        let ns = Netns(name);
-        ns.ip("link set lo up");
-        ns
+        Netns(rig::Netns::new(tag).unwrap())
     }
 
     pub fn name(&self) -> &str {
-        &self.0
+        self.0.name()
     }
 
     pub fn ip(&self, words: &str) {
-        sh(&format!("ip -n {} {words}", self.0));
+        self.0.ip(words).unwrap();
     }
 
     /// Runs a closure on a thread inside of the namespace.
-    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        self.spawn(work).join().unwrap()
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.0.run(work).unwrap()
     }
 
-    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let ns = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        std::thread::spawn(move || {
-            nomagic_sys::netns::enter(&ns).expect("needs root");
-            work()
-        })
-    }
-
-    pub fn sysctl(&self, path: &'static str, value: &'static str) {
-        self.run(move || fs::write(format!("/proc/sys/net/{path}"), value).unwrap());
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<anyhow::Result<T>> {
+        self.0.thread(work).unwrap()
     }
 
     pub fn link(&self, name: &str) -> Link {
-        let name = name.to_owned();
-        self.run(move || Link::query(&name).unwrap())
+        self.run(|| Link::query(name).unwrap())
     }
 
     /// Frames received and sent by an interface.
     pub fn packets(&self, interface: &str) -> (u64, u64) {
-        let interface = format!("{interface}:");
-        self.run(move || {
-            let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-            let row = table.lines().find(|l| l.trim_start().starts_with(&interface)).unwrap().to_owned();
-            let numbers: Vec<u64> = row.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
-            (numbers[1], numbers[9])
-        })
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+        let counters = self.0.link_counters(interface).unwrap();
+        (counters.rx_packets, counters.tx_packets)
     }
 }
 
@@ -110,13 +85,14 @@ impl Scene {
         gateway.ip(&format!("link add gc type veth peer name c0 netns {}", client.name()));
         gateway.ip(&format!("link add gp type veth peer name p0 netns {}", pod.name()));
         gateway.ip("link add nm0 type veth peer name nm1");
-        for ns in [&client, &gateway, &pod] {
-            ns.sysctl("ipv6/conf/default/accept_dad", "0");
+        for (key, value) in [
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv4.conf.all.rp_filter", "0"),
+            ("net.ipv4.conf.nm0.rp_filter", "2"),
+            ("net.ipv4.conf.nm0.accept_local", "1"),
+        ] {
+            gateway.0.sysctl(key, value).unwrap();
         }
-        gateway.sysctl("ipv4/ip_forward", "1");
-        gateway.sysctl("ipv4/conf/all/rp_filter", "0");
-        gateway.sysctl("ipv4/conf/nm0/rp_filter", "2");
-        gateway.sysctl("ipv4/conf/nm0/accept_local", "1");
         for (ns, name, v4, v6) in [
             (&client, "c0", "10.1.0.2/24", "fd01::2/64"),
             (&gateway, "gc", "10.1.0.1/24", "fd01::1/64"),
@@ -341,7 +317,7 @@ impl Scene {
 
     /// Sends `rounds` datagrams from each of `sockets` sockets, each after the answer to the one before. The number of answers.
     pub fn ping_pong(&self, sockets: usize, rounds: usize) -> usize {
-        let threads: Vec<JoinHandle<usize>> = (0..sockets)
+        let threads: Vec<JoinHandle<anyhow::Result<usize>>> = (0..sockets)
             .map(|_| {
                 self.client.spawn(move || {
                     let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
@@ -356,7 +332,7 @@ impl Scene {
                 })
             })
             .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).sum()
+        threads.into_iter().map(|t| t.join().unwrap().unwrap()).sum()
     }
 }
 

@@ -46,7 +46,7 @@ fn foreign_program(interface: &str) -> aya::Ebpf {
 }
 
 /// Fifty connections that echo a little every few milliseconds until told to end; each compares what comes back.
-fn transfers(scene: &Scene, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<std::io::Result<usize>>> {
+fn transfers(scene: &Scene, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<anyhow::Result<std::io::Result<usize>>>> {
     let to = SocketAddr::new(ip(SERVICE), 80);
     let transfer = |stop: Arc<AtomicBool>| {
         scene.client.spawn(move || {
@@ -94,7 +94,7 @@ fn point_6_a_link_flaps_under_fifty_transfers() {
     }
     std::thread::sleep(Duration::from_millis(500));
     stop.store(true, Relaxed);
-    let echoed: Vec<usize> = running.into_iter().map(|t| t.join().unwrap().expect("not one connection is lost")).collect();
+    let echoed: Vec<usize> = running.into_iter().map(|t| t.join().unwrap().unwrap().expect("not one connection is lost")).collect();
     assert!(echoed.iter().all(|&bytes| bytes > 10_000), "each went on: {echoed:?}");
     let status = settled(&edge);
     let down = total(&status, |w| w.reasons.drop[Reason::PortDown] + w.reasons.handed[Reason::PortDown]);

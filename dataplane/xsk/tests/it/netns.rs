@@ -106,7 +106,7 @@ fn frames_wait_for_their_neighbour_within_limits() {
     });
     std::thread::sleep(SHORT);
     edge.publish_routes(Arc::new(scene.routes(&edge, 2, true)));
-    assert!(client.join().unwrap());
+    assert!(client.join().unwrap().unwrap());
     assert_eq!(settled(&edge).workers[0].held_now, 0);
     // It goes away again: eight frames wait, the others are dropped by name, and after a second so are the eight.
     edge.publish_routes(Arc::new(scene.routes(&edge, 3, false)));
@@ -155,7 +155,7 @@ fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
         passed > Duration::from_millis(1_800) && passed < Duration::from_millis(3_000),
         "dropped for the grace period, then passed: {passed:?}"
     );
-    sender.join().unwrap();
+    sender.join().unwrap().unwrap();
     drop(socket);
     // A new process: other pins' owner, same links. The filter's rules are still there.
     let mut edge = scene.start(scene.config(), true);
@@ -254,7 +254,7 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     };
     until("many times the pool's frames", Duration::from_secs(60), || {
         let senders = [scene.client.spawn(flood), scene.client.spawn(flood)];
-        senders.into_iter().for_each(|s| assert!(s.join().unwrap() > 0));
+        senders.into_iter().for_each(|s| assert!(s.join().unwrap().unwrap() > 0));
         edge.status().unwrap().workers[0].counts.frames.received.packets > 10 * u64::from(frames)
     });
     let status = settled(&edge);

@@ -63,7 +63,7 @@ fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
         (0..20_000).filter(|_| socket.send_to(&[7; 30], (SERVICE, 80)).is_ok()).count()
     };
     let senders: Vec<_> = (0..4).map(|_| scene.client.spawn(flood)).collect();
-    senders.into_iter().for_each(|s| assert!(s.join().unwrap() > 0));
+    senders.into_iter().for_each(|s| assert!(s.join().unwrap().unwrap() > 0));
     let status = settled(&edge);
     let sent = total(&status, |w| w.frames.forwarded.packets) - total(&status, |w| w.io.handed_failed.packets);
     let failed = total(&status, |w| w.frames.dropped.packets + w.io.handed_failed.packets);

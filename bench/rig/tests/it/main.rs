@@ -1,0 +1,37 @@
+//! The integration tests of the benchmarks, in one binary.
+
+mod compare;
+mod hot_path;
+mod pktgen;
+mod preflight;
+mod report;
+mod rigs;
+mod sample;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// A comparison wants the CPUs for itself; other traffic may share them.
+static CPUS: RwLock<()> = RwLock::new(());
+
+fn all_cpus() -> RwLockWriteGuard<'static, ()> {
+    CPUS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn shared_cpus() -> RwLockReadGuard<'static, ()> {
+    CPUS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The program `nomagic` of the same profile, and the API server for tests beside it; built when only this package was.
+fn nomagic() -> PathBuf {
+    let profile = Path::new(env!("CARGO_BIN_EXE_nomagic-bench")).parent().unwrap();
+    let (nomagic, api) = (profile.join("nomagic"), profile.join("nomagic-fake-apiserver"));
+    if !nomagic.exists() || !api.exists() {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--locked", "-p", "nomagic", "-p", "nomagic-fake-apiserver"]);
+        assert!(build.arg("--target-dir").arg(profile.parent().unwrap()).status().unwrap().success());
+    }
+    nomagic
+}

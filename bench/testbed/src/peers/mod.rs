@@ -1,9 +1,0 @@
-//! Real peers: the pods' servers and the clients that talk to them, over the kernel's own sockets.
-
-mod blob;
-mod client;
-mod pod;
-
-pub use blob::{blob, fnv1a};
-pub use client::{ClientOptions, HttpAnswer, LoadReport, download, http_get, http_load, http_post, udp_echo, udp_load, upload};
-pub use pod::{PodOptions, PodThread, serve_pod, start_pod};

@@ -1,0 +1,4 @@
+//! The integration tests of the testbed, in one binary.
+
+mod scene;
+mod signals;
