@@ -1,7 +1,7 @@
 //! Interfaces by name and namespace, and the consent that the host's own need.
 
 use anyhow::{Context, Result, bail, ensure};
-use nomagic_xsk::Link;
+use nomagic_xsk::{InterfaceName, Link};
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -24,8 +24,7 @@ impl FromStr for Place {
 
     fn from_str(text: &str) -> Result<Place> {
         let (name, netns) = text.split_once('@').map_or((text, None), |(name, netns)| (name, Some(netns)));
-        // IFNAMSIZ of linux/if.h, without its zero.
-        ensure!((1..=15).contains(&name.len()) && !name.contains(['/', ' ']), "`{text}`: give INTERFACE or INTERFACE@NETNS");
+        InterfaceName::try_from(name).with_context(|| format!("`{text}`: give INTERFACE or INTERFACE@NETNS"))?;
         ensure!(netns.is_none_or(|n| !n.is_empty() && !n.contains('/')), "`{text}`: `ip netns list` names the namespaces");
         Ok(Place { name: name.into(), netns: netns.map(str::to_owned) })
     }
