@@ -24,14 +24,14 @@ use crate::counters::Counters;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
 use crate::lately::Lately;
-use crate::parse::{NotPacket, Packet, Piece, link_header, martian, parse, tcp};
+use crate::parse::{NotPacket, Packet, Piece, link_header, martian, parse};
 use crate::plain::Plain;
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Routes, Way};
 use crate::services::{Decision, Services, TcpReject};
 use crate::tuple::{Proto, Tuple, addr_words};
-use crate::wire::{ethertype, ipv4, ipv6};
+use crate::wire::{ethernet, ethertype, ipv4, ipv6, tcp};
 
 pub use ending::{end_connection, sweep};
 
@@ -375,8 +375,7 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
         ctx.counters.path.checksum_completed.add(1);
     }
     let Ok((_, l3)) = link_header(frame.head()) else { return Verdict::Drop(Reason::EthernetTruncated) };
-    let mut src = [0; 6];
-    src.copy_from_slice(&frame.head()[6..12]);
+    let src = ethernet::field::SOURCE.read(frame.head());
     rewrite::link(frame, l3 as u16, src, internal.kernel_mac);
     Verdict::Kernel(reason)
 }

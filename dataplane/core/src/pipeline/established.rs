@@ -8,9 +8,9 @@ use super::Context;
 use crate::conntrack::{Ahead, Direction};
 use crate::counters::Counters;
 use crate::frame::{Frame, NextHopId, PortId};
-use crate::parse::tcp;
 use crate::plain::Plain;
 use crate::rewrite;
+use crate::wire::tcp;
 
 /// The batch's part of the counters, added up first. All were known connections and went on.
 #[derive(Default)]

@@ -5,10 +5,11 @@ use super::source_ports::{SourcePorts, TRIED_FIRST};
 use super::{Context, Onward, withdraw};
 use crate::conntrack::{EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
 use crate::frame::NextHopId;
-use crate::parse::{Packet, tcp};
+use crate::parse::Packet;
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
 use crate::tuple::{Proto, Tuple, addr_words};
+use crate::wire::tcp;
 
 /// How often room is made for a connection: a slot, and a place in the index for each of its two keys.
 const ROOM_TRIES: u32 = 3;

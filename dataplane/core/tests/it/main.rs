@@ -12,4 +12,5 @@ mod pieces;
 mod reasons;
 mod resets;
 mod rss;
+mod source_ports;
 mod stride;

@@ -1,14 +1,12 @@
 //! Source ports towards one endpoint: as long as one is free a newcomer gets one, and when none is that is what it is told.
 
-mod common;
-
-use common::*;
 use nomagic_core::conntrack::{Flow, Phase};
 use nomagic_core::frame::Verdict;
-use nomagic_core::parse::tcp;
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::reason::Reason;
 use nomagic_core::tuple::{Proto, Tuple, addr_words};
+use nomagic_core::wire::tcp;
+use nomagic_core_fixtures::*;
 
 const FIRST: u16 = 61_000;
 const LAST: u16 = 65_535;
@@ -127,7 +125,7 @@ fn exhausted_is_said_when_all_are_taken_and_until_one_is_given_back() {
     again.sort_unstable();
     assert_eq!(again, (61_100..61_200).collect::<Vec<_>>());
     assert_eq!(newcomer(&mut w, next + 100), Err(Reason::SnatPortsExhausted));
-    assert_eq!(w.counters.reason(Reason::SnatPortsExhausted).get(), 10);
+    assert_eq!(w.counters.reasons.drop.of(Reason::SnatPortsExhausted).get(), 10);
 }
 
 #[test]
