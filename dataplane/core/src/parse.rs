@@ -6,9 +6,7 @@
 use crate::frame::Frame;
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
-use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, udp, vlan};
-
-pub use crate::wire::tcp;
+use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, tcp, udp, vlan};
 
 /// VLAN tags at the most (QinQ).
 const VLAN_TAGS_MAX: usize = 2;

@@ -23,7 +23,7 @@ use crate::counters::Counters;
 use crate::fast_parse::Plain;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
-use crate::parse::{LaterFragment, NotPacket, Packet, link_header, martian, parse, tcp};
+use crate::parse::{LaterFragment, NotPacket, Packet, link_header, martian, parse};
 use crate::reason::Reason;
 use crate::reject::{self, Limiter};
 use crate::rewrite;
@@ -31,7 +31,7 @@ use crate::route_cache::RouteCache;
 use crate::routes::{NextHop, Resolution, Routes};
 use crate::services::{Decision, Services, TcpReject};
 use crate::tuple::{Proto, Tuple, addr_words};
-use crate::wire::{ethertype, ipv4, ipv6};
+use crate::wire::{ethernet, ethertype, ipv4, ipv6, tcp};
 
 pub use ending::{end_connection, sweep};
 
@@ -373,8 +373,7 @@ fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, 
         ctx.counters.path.checksum_completed.add(1);
     }
     let Ok((_, l3)) = link_header(frame.head()) else { return Verdict::Drop(Reason::EthernetTruncated) };
-    let mut src = [0; 6];
-    src.copy_from_slice(&frame.head()[6..12]);
+    let src = ethernet::field::SOURCE.read(frame.head());
     rewrite::link(frame, l3 as u16, src, internal.kernel_mac);
     Verdict::Kernel(reason)
 }

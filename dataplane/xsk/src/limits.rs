@@ -141,7 +141,7 @@ impl InterfaceName {
     }
 
     const fn allows(name: &str) -> bool {
-        let fits = 0 < name.len() && name.len() <= InterfaceName::LEN_MAX;
+        let fits = !name.is_empty() && name.len() <= InterfaceName::LEN_MAX;
         fits && InterfaceName::may_contain(name) && !matches!(name.as_bytes(), b"." | b"..")
     }
 }

@@ -9,12 +9,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 
 use crate::error::EdgeError;
+use crate::limits::InterfaceName;
 
 /// Room for the answer; interfaces with many statistics and virtual functions need a few kilobytes.
 const ANSWER_MAX: usize = 65_536;
-
-/// Bytes of a name at the most (`IFNAMSIZ` with the zero at its end).
-const NAME_MAX: usize = 15;
 
 /// An interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,7 +86,7 @@ impl Attached {
 
 /// Sends RTM_GETLINK and returns what comes back.
 fn ask(name: &str) -> io::Result<LinkMessage> {
-    if name.len() > NAME_MAX {
+    if name.len() > InterfaceName::LEN_MAX {
         return Err(Errno::NAMETOOLONG.into());
     }
     let mut question = LinkMessage::default();

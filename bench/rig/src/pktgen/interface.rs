@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use nomagic_testbed::rig::{enter_netns, run};
-use nomagic_xsk::Link;
+use nomagic_xsk::{InterfaceName, Link};
 
 /// An interface on the command line: `NAME`, or `NAME@NAMESPACE` with a namespace of `ip netns`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,8 +23,7 @@ impl FromStr for Place {
 
     fn from_str(text: &str) -> Result<Place> {
         let (name, netns) = text.split_once('@').map_or((text, None), |(name, netns)| (name, Some(netns)));
-        // IFNAMSIZ of linux/if.h, without its zero.
-        ensure!((1..=15).contains(&name.len()) && !name.contains(['/', ' ']), "`{text}`: give INTERFACE or INTERFACE@NETNS");
+        InterfaceName::try_from(name).with_context(|| format!("`{text}`: give INTERFACE or INTERFACE@NETNS"))?;
         ensure!(netns.is_none_or(|n| !n.is_empty() && !n.contains('/')), "`{text}`: `ip netns list` names the namespaces");
         Ok(Place { name: name.into(), netns: netns.map(str::to_owned) })
     }

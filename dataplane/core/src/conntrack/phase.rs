@@ -42,8 +42,8 @@
 //! age is known to an eighth of a second and looked at when the time it was last seen is written, so a stream is known as one up to 0.4 s late.
 
 use super::direction::Direction;
-use crate::parse::tcp;
 use crate::tuple::Proto;
+use crate::wire::tcp;
 
 /// Phase of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

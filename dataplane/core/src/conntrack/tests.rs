@@ -29,7 +29,7 @@ pub(super) fn flow(i: u32) -> Flow {
 }
 
 pub(super) fn create(table: &Conntrack<'_>, mut f: Flow, now_ms: u64) -> Result<Hit, Refused> {
-    let phase = Phase::first(f.proto, crate::parse::tcp::SYN);
+    let phase = Phase::first(f.proto, crate::wire::tcp::SYN);
     let (hash, ports) = (table.hash(&f.original()), std::iter::once(f.source_port));
     let pending = table.reserve(&mut f, hash, phase, now_ms, ports)?;
     table.commit(pending)
@@ -114,7 +114,7 @@ fn the_next_source_port_is_taken_when_the_reply_key_is_not_free() {
     let snat = |i: u32| Flow { source, ..flow(2 * i) };
     let reserve = |i: u32| {
         let mut f = Flow { proto: Proto::Tcp, ..snat(i) };
-        let (hash, phase) = (table.hash(&f.original()), Phase::first(f.proto, crate::parse::tcp::SYN));
+        let (hash, phase) = (table.hash(&f.original()), Phase::first(f.proto, crate::wire::tcp::SYN));
         table.reserve(&mut f, hash, phase, 0, 61_000..=61_002).and_then(|p| table.commit(p))
     };
     let ports: Vec<u16> = (1..4).map(|i| reserve(i).unwrap().new.sport).collect();
@@ -122,7 +122,7 @@ fn the_next_source_port_is_taken_when_the_reply_key_is_not_free() {
     assert_eq!(reserve(4).unwrap_err(), Refused::ReplyTaken);
     // The same port serves another backend.
     let mut other = Flow { backend_port: 9090, proto: Proto::Tcp, ..snat(5) };
-    let (hash, phase) = (table.hash(&other.original()), Phase::first(Proto::Tcp, crate::parse::tcp::SYN));
+    let (hash, phase) = (table.hash(&other.original()), Phase::first(Proto::Tcp, crate::wire::tcp::SYN));
     assert_eq!(table.reserve(&mut other, hash, phase, 0, 61_000..=61_002).unwrap().flow.source_port, 61_000);
 }
 
@@ -176,7 +176,7 @@ fn a_stale_hit_cannot_change_the_slots_next_flow() {
     assert!(table.end(&stale).is_some());
     let fresh = create(&table, Flow { stats: 1, ..flow(7) }, 0).unwrap();
     assert_eq!((stale.slot, stale.phase), (fresh.slot, fresh.phase), "the same slot, the same words");
-    table.touch(&stale, stale.phase.after(Direction::Reply, crate::parse::tcp::RST), 10_000);
+    table.touch(&stale, stale.phase.after(Direction::Reply, crate::wire::tcp::RST), 10_000);
     table.cache_hop(&stale, 1, NextHopId(9));
     assert!(
         table.end(&stale).is_none() && table.revalidate(&stale.flow_ref()).is_none() && table.prefetch_end(&stale.flow_ref()).is_none()

@@ -126,8 +126,8 @@ impl IdleTimes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse::tcp::{ACK, FIN, RST, SYN};
     use crate::tuple::Proto;
+    use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
     /// The idle time of the phase that these packets lead to, seconds.
     fn idle_s(proto: Proto, packets: &[(Direction, u8)]) -> u64 {

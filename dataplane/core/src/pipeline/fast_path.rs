@@ -8,8 +8,8 @@ use crate::conntrack::{Direction, Prefetched};
 use crate::counters::Counters;
 use crate::fast_parse::Plain;
 use crate::frame::{Frame, NextHopId, PortId};
-use crate::parse::tcp;
 use crate::rewrite;
+use crate::wire::tcp;
 
 /// Counts of one batch, added to the counters once. All these packets hit known flows and were forwarded.
 #[derive(Default)]

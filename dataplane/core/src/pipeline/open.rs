@@ -5,10 +5,11 @@ use super::source_ports::{SourcePorts, TRIED_FIRST};
 use super::{Context, Onward, withdraw};
 use crate::conntrack::{EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
 use crate::frame::NextHopId;
-use crate::parse::{Packet, tcp};
+use crate::parse::Packet;
 use crate::reason::Reason;
 use crate::services::{Backend, SnatCause};
 use crate::tuple::{Proto, Tuple, addr_words};
+use crate::wire::tcp;
 
 /// Evictions for one new flow: for a slot, and for an index entry of each of its two keys.
 const ROOM_TRIES: u32 = 3;

@@ -4,9 +4,10 @@ use std::ops::RangeInclusive;
 
 use super::Context;
 use super::open::Source;
-use crate::parse::{Packet, tcp};
+use crate::parse::Packet;
 use crate::rss::Answers;
 use crate::tuple::{Proto, fast_range};
+use crate::wire::tcp;
 
 /// Ports tried before the recently released ones. In a range that is nine tenths full, one of these is free 29 times of 30.
 pub(super) const TRIED_FIRST: usize = 32;

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use nomagic_core::conntrack::{Conntrack, Deltas, Direction, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
 use nomagic_core::frame::NextHopId;
-use nomagic_core::parse::{LaterFragment, tcp};
+use nomagic_core::parse::LaterFragment;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
+use nomagic_core::wire::tcp;
 
 /// Connections that clients can ask for; each is opened again and again, towards other backends.
 const KEYS: u32 = 6;

@@ -2,10 +2,10 @@
 
 use nomagic_core::conntrack::{Flow, Phase};
 use nomagic_core::frame::Verdict;
-use nomagic_core::parse::tcp;
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::reason::Reason;
 use nomagic_core::tuple::{Proto, Tuple, addr_words};
+use nomagic_core::wire::tcp;
 use nomagic_core_fixtures::*;
 
 const FIRST: u16 = 61_000;

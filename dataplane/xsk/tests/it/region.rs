@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nomagic_core::conntrack::{Conntrack, Flow, Hit, Phase, Refused};
-use nomagic_core::parse::tcp;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
+use nomagic_core::wire::tcp;
 use nomagic_xsk::EdgeError;
 use nomagic_xsk::region::{Table, remove};
 
