@@ -124,7 +124,7 @@ impl Hit {
 }
 
 impl<'r> Conntrack<'r> {
-    /// Words that a table for this many connections needs; about 155 bytes a connection.
+    /// Words that a table for this many connections needs; about 158 bytes a connection.
     pub fn words_needed(capacity: u32) -> usize {
         Region::words_needed(capacity)
     }

@@ -4,6 +4,7 @@
 //! size, over the same rotating frames. The rows of a group take turns; the table shows medians. Ratios hold on other machines too. Headers are written and
 //! keys drawn before the clock starts. One thread, unless the row says two.
 
+mod crowded;
 mod leaves;
 mod report;
 mod rig;
@@ -14,6 +15,7 @@ use std::io::{IsTerminal, Write};
 use std::rc::Rc;
 use std::time::Instant;
 
+use crowded::Crowded;
 use leaves::{Build, Evenness, Parse, Pick, Predict, Rewrite, SLOTS};
 use report::{Line, Machine, Wanted, heading, median};
 use rig::{Filled, Kind, Rig};
@@ -172,6 +174,8 @@ fn new_flows(run: &mut Run, rig: &mut Rig) {
         ("table, expire".into(), turnover(true), None),
     ];
     run.group("connections that come and go", rig, rows);
+    let crowded = |percent: u32| -> Entry { (format!("pipeline, {percent} % taken"), Box::new(Crowded::new(percent)), None) };
+    run.group("new flows, SNAT, by the endpoint's source ports taken", rig, [0, 50, 90, 99, 100].map(crowded).into());
 }
 
 /// The same lookups in alternative tables.
