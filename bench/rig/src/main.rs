@@ -8,10 +8,7 @@ use nomagic_bench::compare::cli::CompareArgs;
 use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::ndr::NdrArgs;
 use nomagic_bench::pktgen::PktgenArgs;
-use nomagic_bench::preflight::PreflightArgs;
-use nomagic_bench::preflight::host::ThisHost;
 use nomagic_bench::report::ReportArgs;
-use nomagic_bench::xdp_features::xdp_features;
 
 #[derive(Parser)]
 #[command(about = "nomagic's benchmarks: the traffic generator, the comparison with its peers, the report", version)]
@@ -30,8 +27,6 @@ enum Command {
     Compare(CompareArgs),
     /// Run nomagic's AF_XDP code with an empty packet path, a peer of the comparison
     NoWork(NoWorkArgs),
-    /// Check whether this machine is ready for nomagic; changes nothing
-    Preflight(PreflightArgs),
     /// Show the results of a comparison as a page, text or JSON, or compare two runs
     Report(ReportArgs),
 }
@@ -52,8 +47,6 @@ fn run(command: Command) -> Result<()> {
         Command::Ndr(args) => args.run(),
         Command::Compare(args) => args.run(),
         Command::NoWork(args) => args.run(),
-        // The report has named the missing facts already.
-        Command::Preflight(args) => std::process::exit(i32::from(!args.run(&ThisHost { xdp_features })?)),
         Command::Report(args) => args.run(),
     }
 }

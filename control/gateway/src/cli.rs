@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::error::ConfigError;
+use crate::preflight::PreflightArgs;
+use crate::preflight::host::ThisHost;
 
 /// A Kubernetes Service load balancer for gateway nodes: kube-proxy's job in userspace, over AF_XDP.
 #[derive(Debug, Parser)]
@@ -27,6 +29,7 @@ const EXAMPLES: &str = "Examples:
   nomagic run --kube-proxy-config /var/lib/kube-proxy/config.conf --manifests services.yaml
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic status --format json
+  nomagic preflight --interface eth0 --workers 2
   nomagic cleanup
 
 NOMAGIC_LOG sets the log level of `run`: error, warn, info (default), debug.";
@@ -69,6 +72,8 @@ enum Command {
     },
     /// Say what happens to a packet, and why, without touching the network.
     Explain(explain::Args),
+    /// Check whether this machine is ready for a gateway; changes nothing.
+    Preflight(PreflightArgs),
 }
 
 /// Runs what the command line says. Exit codes: 0 good, 1 failure, 2 bad input (clap's own is 2 as well).
@@ -77,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => return gateway(|| run::run_gateway(&args)),
         Command::Status { place, format } => return gateway(|| status(place, format)),
         Command::Cleanup { place } => return gateway(|| cleanup(place)),
+        Command::Preflight(args) => return preflight(&args),
         Command::Explain(args) => {
             let mut out = io::BufWriter::new(io::stdout().lock());
             explain::run(&args, &mut io::stdin().lock(), &mut out, &mut io::stderr().lock())
@@ -103,6 +109,18 @@ fn gateway(work: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
         Err(e) => {
             eprintln!("error: {e:#}");
             ExitCode::from(if e.is::<ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// The exit code is 1 when anything is missing; the report has named it.
+fn preflight(args: &PreflightArgs) -> ExitCode {
+    match args.run(&ThisHost) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(2)
         }
     }
 }

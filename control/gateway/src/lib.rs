@@ -8,6 +8,7 @@ pub mod kubeproxy;
 pub mod manifests;
 pub mod net;
 pub mod observe;
+pub mod preflight;
 pub mod reconcile;
 pub mod run;
 pub mod status;

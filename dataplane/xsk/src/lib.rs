@@ -34,6 +34,7 @@ mod topology;
 mod umem;
 mod worker;
 mod workers;
+mod xdp_features;
 
 pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX};
 pub use edge::{Applied, Edge};
@@ -47,6 +48,7 @@ pub use pins::cleanup;
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
 pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
+pub use xdp_features::xdp_features;
 
 const _: () = {
     const fn shared_between_threads<T: Send + Sync>() {}

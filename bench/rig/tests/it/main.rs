@@ -3,7 +3,6 @@
 mod compare;
 mod hot_path;
 mod pktgen;
-mod preflight;
 mod report;
 mod rigs;
 mod sample;

@@ -25,6 +25,7 @@ mod local_routes;
 mod local_traffic;
 mod net;
 mod pod;
+mod preflight;
 mod protocols;
 mod reconcile;
 mod restart;

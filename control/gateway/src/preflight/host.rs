@@ -36,10 +36,8 @@ pub trait Host {
     }
 }
 
-/// The machine that this program runs on. The caller brings the XDP query, so that this module needs no `unsafe`.
-pub struct ThisHost {
-    pub xdp_features: fn(&str) -> Option<u64>,
-}
+/// The machine that this program runs on.
+pub struct ThisHost;
 
 impl Host for ThisHost {
     fn root(&self) -> &Path {
@@ -57,6 +55,6 @@ impl Host for ThisHost {
     }
 
     fn xdp_features(&self, interface: &str) -> Option<u64> {
-        (self.xdp_features)(interface)
+        nomagic_xsk::xdp_features(interface)
     }
 }

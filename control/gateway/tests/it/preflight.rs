@@ -5,10 +5,12 @@ use std::process::Command;
 use nomagic_testbed::rig::{Netns, cable};
 use serde_json::Value;
 
-/// Runs `nomagic-bench preflight` in a namespace: its exit code and its output.
+use crate::common::NOMAGIC;
+
+/// Runs `nomagic preflight` in a namespace: its exit code and its output.
 fn preflight(netns: &Netns, words: &str) -> (Option<i32>, String) {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", netns.name(), env!("CARGO_BIN_EXE_nomagic-bench"), "preflight"]);
+    command.args(["netns", "exec", netns.name(), NOMAGIC, "preflight"]);
     let out = command.args(words.split_whitespace()).output().unwrap();
     (out.status.code(), String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap())
 }

@@ -1,9 +1,9 @@
 //! What a driver can do with XDP, asked of the kernel: no file and no common program tells it.
+#![allow(unsafe_code)]
 
 /// Bits of `enum netdev_xdp_act` (linux/netdev.h); `None` if the question fails.
-#[allow(unsafe_code, reason = "one call of libbpf")]
 pub fn xdp_features(interface: &str) -> Option<u64> {
-    let ifindex = i32::try_from(nomagic_xsk::Link::query(interface).ok()?.ifindex).ok()?;
+    let ifindex = i32::try_from(crate::Link::query(interface).ok()?.ifindex).ok()?;
     let mut answer =
         libbpf_sys::bpf_xdp_query_opts { sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t, ..Default::default() };
     // SAFETY: `answer` is a valid structure that names its own size; the call writes into it and keeps nothing.

@@ -10,20 +10,21 @@ pub mod host;
 mod tests;
 
 use anyhow::{Result, ensure};
-use checks::{INTERFACE, MACHINE, Target};
 use clap::{Args, ValueEnum};
+use nomagic_xsk::{InterfaceName, WorkerCount};
+
+use checks::{INTERFACE, MACHINE, Target};
 use finding::Report;
 use host::Host;
 
-const WORKERS_MAX: u32 = 64;
 const INTERFACES_MAX: usize = 16;
 
 const EXAMPLES: &str = "\
 Examples:
   A gateway with two interfaces and four workers:
-    preflight --interface eth1 --interface eth2 --workers 4
+    nomagic preflight --interface eth1 --interface eth2 --workers 4
   The machine alone, as JSON:
-    preflight --format json
+    nomagic preflight --format json
 
 It changes nothing. `missing`: nomagic does not work, or not as intended; `warning`: it is slower; `unknown`: the fact could not be read. Each comes with a
 remedy. The exit code is 1 if anything is missing. For interfaces of another network namespace run it by `ip netns exec`.";
@@ -38,10 +39,10 @@ pub enum Format {
 #[command(after_help = EXAMPLES)]
 pub struct PreflightArgs {
     /// Interface that nomagic will take (repeatable)
-    #[arg(long = "interface")]
-    interfaces: Vec<String>,
+    #[arg(long = "interface", value_name = "NAME")]
+    interfaces: Vec<InterfaceName>,
     /// Number of nomagic's workers
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(WorkerCount::MAX)))]
     workers: u32,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -60,12 +61,8 @@ impl PreflightArgs {
     }
 
     pub fn report(&self, host: &dyn Host) -> Result<Report> {
-        ensure!((1..=WORKERS_MAX).contains(&self.workers), "--workers {}: give 1 to {WORKERS_MAX}", self.workers);
         let n = self.interfaces.len();
         ensure!(n <= INTERFACES_MAX, "--interface: {n} interfaces; give at most {INTERFACES_MAX}");
-        for name in &self.interfaces {
-            ensure!((1..=15).contains(&name.len()) && !name.contains(['/', ' ']), "--interface: `{name}` is not a valid interface name");
-        }
         let machine = Target { interface: "", workers: self.workers };
         let mut findings: Vec<_> = MACHINE.iter().map(|check| check.run(host, &machine)).collect();
         for interface in &self.interfaces {
