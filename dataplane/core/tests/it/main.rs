@@ -14,3 +14,8 @@ mod resets;
 mod rss;
 mod source_ports;
 mod stride;
+
+#[test]
+fn every_test_file_is_compiled() {
+    nomagic_core_fixtures::every_test_file_is_compiled(env!("CARGO_MANIFEST_DIR"));
+}

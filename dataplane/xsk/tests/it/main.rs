@@ -6,3 +6,8 @@ mod life;
 mod netns;
 mod region;
 mod workers;
+
+#[test]
+fn every_test_file_is_compiled() {
+    nomagic_core_fixtures::every_test_file_is_compiled(env!("CARGO_MANIFEST_DIR"));
+}
