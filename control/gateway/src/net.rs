@@ -1,10 +1,10 @@
-//! The kernel's view for the dataplane: links, routes and neighbours mirrored over netlink, nothing configured twice.
+//! The kernel's network configuration for the dataplane: links, routes and neighbours, mirrored over netlink.
 //!
-//! [`Mirror`] reads everything once, follows the kernel's notifications and builds `nomagic_core::routes::Routes`;
-//! [`Mirror::ask`] makes the kernel resolve a neighbour. [`internal`] makes the veth pair by which frames go back to the kernel,
-//! [`local`] leads the node's own connections into it, [`node`] knows the node's own addresses and whether a SNAT port range is free to use.
+//! [`Mirror`] dumps the kernel's tables, follows its notifications and builds `nomagic_core::routes::Routes`;
+//! [`Mirror::ask`] makes the kernel resolve a neighbour. [`internal`] creates the veth pair that returns frames to the kernel,
+//! [`local`] routes the node's own connections into it, [`node`] reads the node's addresses and checks that a SNAT port range is free.
 //!
-//! All of it works in the network namespace of the calling thread.
+//! Everything works in the network namespace of the calling thread.
 
 mod ask;
 mod decode;
@@ -23,61 +23,58 @@ pub use mirror::{Mirror, MirrorCounters};
 pub use state::{Effect, Limits, NetState};
 pub use view::Inputs;
 
-/// What can go wrong between nomagic and the kernel's network configuration.
+/// Errors of netlink requests, sysctls and the checks of this module.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// The kernel refused a request.
     #[error("the kernel refused to {what}: {source}{}", hint(.source))]
     Refused {
-        /// The request in words, with the object's name.
+        /// The request, with the object's name.
         what: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// A netlink socket failed.
     #[error("netlink socket: cannot {what}: {source}")]
     Socket {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// Why it failed.
         source: std::io::Error,
     },
-    /// No answer in time, or none that could be read in several tries.
-    #[error("the kernel's answer to `{0}` did not come or stayed inconsistent; try again")]
-    NoAnswer(String),
-    /// A file below /proc could not be read or written.
+    /// No response in time, or only inconsistent dumps.
+    #[error("the kernel did not respond to `{0}`, or only with inconsistent dumps; try again")]
+    NoResponse(String),
+    /// A file in /proc could not be read or written.
     #[error("cannot {what} {path}: {source}{}", hint(.source))]
     Proc {
         /// `read` or `write ... to`.
         what: String,
-        /// The file.
         path: String,
-        /// Why.
         source: std::io::Error,
     },
-    /// An interface of the internal port's name exists and is something else.
+    /// An interface with a name of the internal port exists and is not one of its ends.
     #[error(
-        "interface {name} exists but is not one end of the veth pair {kernel}/{edge}: rename it, or remove it with `ip link del {name}`"
+        "interface {name} exists but is not an end of the veth pair {kernel}/{edge}: rename it, or delete it with `ip link del {name}`"
     )]
     InternalTaken {
-        /// The interface that is in the way.
+        /// The existing interface.
         name: String,
         /// The kernel's end of the pair.
         kernel: String,
         /// The dataplane's end of the pair.
         edge: String,
     },
-    /// Somebody else's routes are in a table of ours.
+    /// A routing table of nomagic holds routes of another program.
     #[error(
-        "routing table {0} has routes that are not nomagic's (not `proto 78`): it needs this table for itself, `ip route show table {0}`"
+        "routing table {0} has routes of another program (not `proto 78`), but nomagic needs it exclusively; see `ip route show table {0}`"
     )]
     TableTaken(u32),
-    /// The SNAT port range is not free to use.
+    /// The SNAT port range is in use.
     #[error("{0}")]
     SnatRange(#[from] node::SnatRangeError),
 }
 
-/// What to do about an error code, where there is something to do.
+/// Advice for an error code.
 fn hint(error: &std::io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => " (needs root or CAP_NET_ADMIN)",

@@ -1,8 +1,10 @@
-//! Configurations, manifests and questions: `cargo +nightly fuzz run text` in `control`.
+//! Configurations, manifests and flows to explain: `cargo +nightly fuzz run text` in `control/gateway`.
 #![no_main]
 
-#[path = "../../tests/common/text.rs"]
-mod text;
+/// The same code as in the integration tests, which replay the corpus.
+mod text {
+    include!("../../tests/it/common/text.rs");
+}
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let file = format!("/dev/shm/nomagic-fuzz-{}.yaml", std::process::id());

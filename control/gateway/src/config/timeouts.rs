@@ -1,65 +1,70 @@
-//! How long connections that nobody uses are remembered.
+//! Idle timeouts of connections.
+
+use std::time::Duration;
 
 use nomagic_core::conntrack::Timeouts;
 use serde::{Deserialize, Deserializer};
 
 use super::values::Text;
 
-/// Idle times are between these, milliseconds.
+/// Limits of idle timeouts, milliseconds.
 const MIN_MS: u64 = 1_000;
 const MAX_MS: u64 = 30 * 24 * 3_600_000;
+/// Maximum length of a duration, bytes, and of one number in it, digits: their product in hours is far below an overflow.
+const DURATION_BYTES_MAX: usize = 64;
+const DURATION_DIGITS_MAX: usize = 12;
 
-/// Idle times by what is known of a connection, as `90s`, `5m`, `24h` or `1h30m`, 1s to 720h. The defaults are the kernel's
+/// Idle timeouts by protocol and state, such as `90s`, `5m`, `24h` or `1h30m`, 1s to 720h. The defaults are the kernel's
 /// (nf_conntrack_*_timeout_*), with kube-proxy's for established and half-closed TCP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct TimeoutsConfig {
-    /// TCP: the client's SYN was seen.
+    /// TCP: SYN from the client seen.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_syn_sent: u64,
-    /// TCP: the endpoint answered it.
+    /// TCP: SYN-ACK from the endpoint seen.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_syn_received: u64,
-    /// TCP: both have agreed.
+    /// TCP: handshake complete.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_established: u64,
-    /// TCP: one side is done.
+    /// TCP: FIN from one side seen.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_fin_wait: u64,
-    /// TCP: half-closed, which the other side knows: kube-proxy's tcpCloseWaitTimeout.
+    /// TCP: FIN from one side acknowledged by the other (kube-proxy's tcpCloseWaitTimeout).
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_close_wait: u64,
-    /// TCP: both sides are done.
+    /// TCP: FIN from both sides seen.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_last_ack: u64,
-    /// TCP: both sides are done, and both know.
+    /// TCP: FIN from both sides acknowledged.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_time_wait: u64,
-    /// TCP: reset.
+    /// TCP: RST seen.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_closed: u64,
-    /// TCP: met in its middle, or going on after a reset, and only one side heard yet.
+    /// TCP: picked up mid-stream, or continued after an RST, with packets from one side only.
     #[serde(deserialize_with = "idle_ms")]
     pub tcp_picked_up: u64,
-    /// UDP: a question, or a question and its answer (nf_conntrack_udp_timeout, kube-proxy's udpTimeout).
+    /// UDP: one request, or one request and its reply (nf_conntrack_udp_timeout, kube-proxy's udpTimeout).
     #[serde(deserialize_with = "idle_ms")]
     pub udp: u64,
-    /// UDP: answered, and still carrying packets after 2 s (nf_conntrack_udp_timeout_stream, kube-proxy's udpStreamTimeout).
+    /// UDP: two-way traffic for more than 2 s (nf_conntrack_udp_timeout_stream, kube-proxy's udpStreamTimeout).
     #[serde(deserialize_with = "idle_ms")]
     pub udp_stream: u64,
-    /// SCTP: the endpoint has sent its cookie.
+    /// SCTP: INIT-ACK from the endpoint seen.
     #[serde(deserialize_with = "idle_ms")]
     pub sctp_cookie: u64,
-    /// SCTP: both have agreed.
+    /// SCTP: association established.
     #[serde(deserialize_with = "idle_ms")]
     pub sctp_established: u64,
-    /// SCTP: one side shuts down.
+    /// SCTP: SHUTDOWN seen.
     #[serde(deserialize_with = "idle_ms")]
     pub sctp_shutdown: u64,
-    /// SCTP: aborted or shut down, or only the client's INIT was seen.
+    /// SCTP: aborted or shut down, or only the client's INIT seen.
     #[serde(deserialize_with = "idle_ms")]
     pub sctp_closed: u64,
-    /// SCTP: met in its middle, and only one side heard yet.
+    /// SCTP: picked up mid-stream, with packets from one side only.
     #[serde(deserialize_with = "idle_ms")]
     pub sctp_picked_up: u64,
 }
@@ -111,7 +116,7 @@ impl From<TimeoutsConfig> for Timeouts {
     }
 }
 
-/// Whether a connection may be remembered for so long.
+/// Whether an idle timeout is within the limits.
 pub(crate) fn is_idle_time(ms: u64) -> bool {
     (MIN_MS..=MAX_MS).contains(&ms)
 }
@@ -121,31 +126,15 @@ fn idle_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     d.deserialize_str(Text { expected: "a duration from 1s to 720h, such as 90s, 5m or 1h30m", parse })
 }
 
-/// Reads a duration as Go and Kubernetes write them (`1h30m`, `1.5s`, `0s`), in milliseconds; what is below one is cut off.
+/// Parses a duration in the form of Go and Kubernetes (`1h30m`, `1.5s`, `0s`), in milliseconds, rounded down. Negative ones are refused.
 pub fn duration_ms(text: &str) -> Option<u64> {
-    if text == "0" {
-        return Some(0);
+    // kube's parser (5.0) panics on a sign inside (`1h-5s`) and on overflow, and takes empty text for zero.
+    let digits_max = text.split(|c: char| !c.is_ascii_digit()).map(str::len).max()?;
+    if text.is_empty() || text.len() > DURATION_BYTES_MAX || digits_max > DURATION_DIGITS_MAX || text.contains(['+', '-']) {
+        return None;
     }
-    let (mut rest, mut total) = (text, 0.0);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let ms = match &rest[..unit] {
-            "h" => 3_600_000.0,
-            "m" => 60_000.0,
-            "s" => 1_000.0,
-            "ms" => 1.0,
-            "us" | "µs" => 1e-3,
-            "ns" => 1e-6,
-            _ => return None,
-        };
-        total += number * ms;
-        rest = &rest[unit..];
-    }
-    // Larger numbers are no durations that anybody means.
-    (!text.is_empty() && total < 1e15).then_some(total as u64)
+    let duration: kube::core::Duration = text.parse().ok()?;
+    u64::try_from(Duration::from(duration).as_millis()).ok()
 }
 
 #[cfg(test)]
@@ -186,8 +175,9 @@ mod tests {
         for (text, ms) in cases {
             assert_eq!(duration_ms(text), Some(ms), "{text}");
         }
-        for text in ["", "5", "s", "1x", "1h30", "-5s", "1..5s", "99999999999999h", "5 m"] {
+        for text in ["", "5", "s", "1x", "1h30", "-5s", "1..5s", "99999999999999h", "5 m", "1h-5s", "+5s", "9999999999999999999999h"] {
             assert_eq!(duration_ms(text), None, "{text}");
         }
+        assert_eq!(duration_ms(&"999999999999h".repeat(5)), None, "too long");
     }
 }

@@ -1,4 +1,4 @@
-//! Netlink messages read into the few facts that matter here.
+//! Decodes netlink messages into the fields that the mirror uses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,17 +18,16 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mac: Mac,
-    /// Bytes of an IP packet.
+    /// In bytes, without the link-layer header.
     pub(super) mtu: u32,
-    /// Administratively up.
+    /// IFF_UP.
     pub(super) admin_up: bool,
-    /// With carrier.
     pub(super) carrier: bool,
-    /// Of a veth: the index of its peer; of a VLAN: of its lower device.
+    /// IFLA_LINK: a veth's peer, or a VLAN's lower device.
     pub(super) peer: Option<u32>,
 }
 
-/// An interface, unless the message is about a bridge's port (those come as link messages of another family).
+/// Decodes an interface. `None` for messages about bridge ports, which are link messages of another family.
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
@@ -63,14 +62,14 @@ pub(super) struct OwnAddress {
     pub(super) scope: OwnScope,
 }
 
-/// Where an own address is worth something.
+/// From where an address of this node is reachable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum OwnScope {
-    /// Reachable from elsewhere.
+    /// From other nodes.
     Node,
-    /// The same, but not preferred: secondary, temporary or deprecated.
+    /// From other nodes, but not preferred: secondary, temporary or deprecated.
     Secondary,
-    /// On one link or inside the node only, or not usable yet.
+    /// On one link or in the node only, or not usable yet (tentative).
     Restricted,
 }
 
@@ -86,7 +85,7 @@ pub(super) fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
             _ => {}
         }
     }
-    // On a point-to-point link `Address` is the other end and `Local` is ours.
+    // On a point-to-point link `Address` is the peer's and `Local` is this node's.
     let addr = local.or(address)?;
     let restricted = matches!(message.header.scope, AddressScope::Link | AddressScope::Host | AddressScope::Nowhere)
         || flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed);
@@ -98,14 +97,14 @@ pub(super) fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
     Some(OwnAddress { link: message.header.index, addr, scope })
 }
 
-/// The tables that are followed. The kernel asks `Local` first.
+/// The mirrored tables. The kernel looks up `Local` first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Table {
     Local,
     Main,
 }
 
-/// What names a route.
+/// The fields that identify a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct RouteKey {
     pub(super) table: Table,
@@ -113,37 +112,37 @@ pub(super) struct RouteKey {
     pub(super) metric: u32,
 }
 
-/// What a route does, in the kernel's terms.
+/// The action of a route.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Action {
+pub(super) enum RouteAction {
     Unicast(Vec<KernelLeg>),
     Local,
     Unreachable,
 }
 
-/// One way out.
+/// A next hop of a unicast route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KernelLeg {
     pub(super) link: u32,
     pub(super) gateway: Option<IpAddr>,
     pub(super) weight: u16,
-    /// The kernel does not use it: its interface is down.
+    /// RTNH_F_DEAD: the interface is down.
     pub(super) dead: bool,
-    /// Sends through a light-weight tunnel (MPLS, SRv6 ...): only the kernel can.
+    /// Uses a lightweight tunnel (MPLS, SRv6 ...), which only the kernel can do.
     pub(super) tunnel: bool,
 }
 
-/// Why a route message is left out.
+/// Why a route message is skipped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Skipped {
-    /// Another table, a cached clone, another family: not part of the view.
+    /// Of another table or family, or a cached clone.
     Foreign,
-    /// A route for some packets only (TOS or source prefix), or of a type unknown here.
+    /// With a TOS or a source prefix, or of an unknown type.
     Unsupported,
 }
 
-/// A route's name and action.
-pub(super) fn route(message: &RouteMessage) -> Result<(RouteKey, Action), Skipped> {
+/// Decodes a route.
+pub(super) fn route(message: &RouteMessage) -> Result<(RouteKey, RouteAction), Skipped> {
     let header = &message.header;
     let mut dst = match header.address_family {
         AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -174,13 +173,13 @@ pub(super) fn route(message: &RouteMessage) -> Result<(RouteKey, Action), Skippe
     }
     let prefix = Prefix::new(dst, header.destination_prefix_length).ok_or(Skipped::Unsupported)?;
     let action = match header.kind {
-        RouteType::Unicast => Action::Unicast(match multipath {
+        RouteType::Unicast => RouteAction::Unicast(match multipath {
             Some(legs) => legs.iter().map(next_hop).collect(),
             None => vec![only_leg(message)],
         }),
-        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => Action::Local,
-        // `throw` goes on to the next table; after main there is none that is followed here.
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => Action::Unreachable,
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => RouteAction::Local,
+        // `throw` continues with the next table; none is mirrored after main.
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => RouteAction::Unreachable,
         _ => return Err(Skipped::Unsupported),
     };
     Ok((RouteKey { table, prefix, metric }, action))
@@ -191,7 +190,7 @@ fn only_leg(message: &RouteMessage) -> KernelLeg {
 }
 
 fn next_hop(hop: &RouteNextHop) -> KernelLeg {
-    // `hops` is the weight less one.
+    // `hops` is the weight minus one.
     leg(hop.interface_index, &hop.attributes, u16::from(hop.hops) + 1, hop.flags.contains(RouteNextHopFlags::Dead))
 }
 
@@ -210,7 +209,7 @@ fn leg(link: u32, attributes: &[RouteAttribute], weight: u16, dead: bool) -> Ker
     leg
 }
 
-/// An address as routes bear it.
+/// An address as a route attribute.
 pub(super) fn route_address(addr: IpAddr) -> RouteAddress {
     match addr {
         IpAddr::V4(a) => RouteAddress::Inet(a),
@@ -226,20 +225,20 @@ pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// A neighbour as a message tells it.
+/// A neighbour message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KernelNeighbour {
     pub(super) link: u32,
     pub(super) addr: IpAddr,
-    /// Its MAC address, while it is usable.
+    /// The MAC address, if the neighbour is usable.
     pub(super) mac: Option<Mac>,
-    /// Usable, but not confirmed for a while.
+    /// NUD_STALE.
     pub(super) stale: bool,
-    /// The kernel has given up on it.
+    /// NUD_FAILED.
     pub(super) failed: bool,
 }
 
-/// A neighbour, unless the message is about a proxy entry or a bridge's forwarding table.
+/// Decodes a neighbour. `None` for proxy entries and entries of a bridge's forwarding table.
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<KernelNeighbour> {
     use NeighbourState as State;
     let header = &message.header;

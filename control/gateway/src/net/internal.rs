@@ -1,7 +1,7 @@
-//! The internal port: one veth pair by which frames go back to the kernel.
+//! The internal port: a veth pair that returns frames to the kernel.
 //!
-//! The kernel's side (`nm0`) takes what the dataplane sends out of the edge's side (`nm1`). Neither side sends anything of its
-//! own: no address that anybody uses, no IPv6 autoconfiguration, no ARP on the edge's side.
+//! The dataplane transmits on the edge's end (`nm1`), and the kernel receives on its own end (`nm0`). Neither end sends packets by
+//! itself: it has no address in use, no IPv6 autoconfiguration, and no ARP on the edge's end.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -19,15 +19,15 @@ use super::decode::{self, Link};
 use super::socket::Requests;
 use super::sysctl;
 
-/// The kernel's side needs an address; nothing is ever sent to this one. Link-local (RFC 3927), /32, scope link.
+/// The address of the kernel's end, which needs one; never used as a destination. Link-local (RFC 3927), /32, scope link.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 77);
 
-/// The pair's names.
+/// The interface names of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Names {
-    /// The kernel's side.
+    /// The kernel's end.
     pub kernel: InterfaceName,
-    /// The dataplane's side.
+    /// The dataplane's end.
     pub edge: InterfaceName,
 }
 
@@ -37,30 +37,25 @@ impl Default for Names {
     }
 }
 
-/// One side, ready.
+/// One end of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Side {
-    /// Its name.
     pub name: String,
-    /// Its interface index.
     pub ifindex: u32,
-    /// Its MAC address.
     pub mac: Mac,
 }
 
-/// Both sides, ready.
+/// Both ends of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pair {
-    /// The kernel's side.
     pub kernel: Side,
-    /// The dataplane's side.
     pub edge: Side,
 }
 
-/// Makes the pair if it is missing, sets it up and brings it up. `mtu` (bytes of an IP packet): the largest of the ports'.
+/// Creates the pair if it is missing, configures it and brings it up. `mtu`: the largest of the ports', bytes.
 ///
 /// # Errors
-/// When one of the names belongs to something else, or the kernel refuses (no privileges).
+/// When another interface has one of the names, or the kernel refuses (no privileges).
 pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
     let mut requests = Requests::open()?;
     if find_pair(&mut requests, names)?.is_none() {
@@ -71,14 +66,14 @@ pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
     set_up_kernel_side(&names.kernel)?;
     set_up_edge_side(&names.edge)?;
     bring_up(&mut requests, &edge, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
-    // Without ARP the kernel addresses what it sends into the pair to its own end, and asks for nobody.
+    // Without ARP the kernel does not resolve neighbours behind the pair; it sends frames to its own MAC address.
     bring_up(&mut requests, &kernel, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
     add_address(&mut requests, &kernel)?;
     let side = |link: Link| Side { name: link.name, ifindex: link.index, mac: link.mac };
     Ok(Pair { kernel: side(kernel), edge: side(edge) })
 }
 
-/// Makes the kernel send an address into the pair. Servers on this node that answer to it do so from `own`, where they leave that open.
+/// Routes an address into the pair. `own`: the preferred source for sockets on this node that reply to it.
 pub fn route(kernel: &Side, addr: IpAddr, own: Option<IpAddr>) -> Result<(), NetError> {
     let mut message = RouteMessage::default();
     message.header.address_family = if addr.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
@@ -93,13 +88,13 @@ pub fn route(kernel: &Side, addr: IpAddr, own: Option<IpAddr>) -> Result<(), Net
     Requests::open()?.request(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Removes the pair. Nothing there is no error.
+/// Deletes the pair, if it exists.
 pub fn remove(names: &Names) -> Result<(), NetError> {
     let mut requests = Requests::open()?;
     let Some((kernel, _)) = find_pair(&mut requests, names)? else { return Ok(()) };
     let mut message = LinkMessage::default();
     message.header.index = kernel.index;
-    requests.request(|| format!("remove interface {}", names.kernel), Message::DelLink(message), 0)
+    requests.request(|| format!("delete interface {}", names.kernel), Message::DelLink(message), 0)
 }
 
 fn taken(names: &Names, name: &str) -> NetError {
@@ -146,7 +141,7 @@ fn bring_up(requests: &mut Requests, link: &Link, mtu: u32, flags: LinkFlags) ->
     requests.request(|| format!("bring up interface {} with MTU {mtu}", link.name), Message::SetLink(message), 0)
 }
 
-/// An interface without any IPv4 address fails even the loose reverse path check: the kernel would drop all that comes out of it.
+/// Adds the address. Without one, even the loose reverse path check fails and the kernel drops all frames from the pair.
 fn add_address(requests: &mut Requests, link: &Link) -> Result<(), NetError> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -154,12 +149,12 @@ fn add_address(requests: &mut Requests, link: &Link) -> Result<(), NetError> {
     message.header.scope = AddressScope::Link;
     message.header.index = link.index;
     message.attributes = vec![AddressAttribute::Local(ADDRESS.into()), AddressAttribute::Address(ADDRESS.into())];
-    let what = || format!("give interface {} the address {ADDRESS}", link.name);
+    let what = || format!("add address {ADDRESS} to interface {}", link.name);
     requests.request(what, Message::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Frames of any source come out of it, also ones with addresses of this node: local sources are accepted, and the reverse path is not
-/// looked at, or where the node's setting for all interfaces forbids that, loosely.
+/// Frames from the pair have any source, including addresses of this node: accepts local sources, and turns the reverse path check off,
+/// or to loose where the node's setting for all interfaces keeps it on.
 fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
     let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").unwrap_or_default();
     let rp_filter = if all.trim() == "0" { "0" } else { "2" };
@@ -169,7 +164,7 @@ fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
     if !has_ipv6(name) {
         return Ok(());
     }
-    // No link-local address and no router solicitations: it only receives.
+    // No link-local address and no router solicitations: this end only receives.
     let quiet = [("addr_gen_mode", "1"), ("accept_ra", "0"), ("router_solicitations", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
     quiet.iter().try_for_each(|(key, value)| sysctl::write(&format!("net/ipv6/conf/{name}/{key}"), value))
 }
@@ -178,7 +173,7 @@ fn set_up_edge_side(name: &str) -> Result<(), NetError> {
     if has_ipv6(name) { sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") } else { Ok(()) }
 }
 
-/// Whether the kernel has IPv6 at all.
+/// Whether the kernel supports IPv6.
 fn has_ipv6(name: &str) -> bool {
     std::path::Path::new(&format!("/proc/sys/net/ipv6/conf/{name}")).exists()
 }

@@ -1,4 +1,4 @@
-//! Reading the kernel's tables once and following them.
+//! Mirrors the kernel's tables: dumps them once, then follows notifications.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,18 +17,18 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use super::NetError;
 use super::ask::{Asked, Asker};
 use super::decode;
-use super::socket::{Heard, Notifications, Requests};
+use super::socket::{Notification, Notifications, Requests};
 use super::state::{Effect, LeftOut, Limits, NetState};
 use super::view::Inputs;
 
-/// Changes that come within this time after the first one are published together.
+/// Changes within this time after the first one are published together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
-/// After an interface or address went, the kernel may still be dropping routes while they are read: they are read once more.
-const READ_AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// Datagrams read in one go, before the runtime gets its turn.
+/// Delay of a second dump after an interface or address was removed: the kernel may still be deleting routes during the first one.
+const SECOND_READ_DELAY: Duration = Duration::from_millis(200);
+/// Maximum number of datagrams read before the task yields.
 const DATAGRAMS_MAX: u32 = 256;
-/// Neighbours that are let go in one go.
-const GIVEN_UP_MAX: usize = 256;
+/// Maximum number of failed neighbours handled at a time.
+const FAILED_MAX: usize = 256;
 /// Netlink multicast groups: links, neighbours, IPv4 addresses, IPv4 routes, IPv6 addresses, IPv6 routes.
 const GROUPS: [u32; 6] = [
     libc::RTNLGRP_LINK,
@@ -39,74 +39,74 @@ const GROUPS: [u32; 6] = [
     libc::RTNLGRP_IPV6_ROUTE,
 ];
 
-/// What happened since the start.
+/// Counters since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MirrorCounters {
-    /// Notifications heard.
+    /// Notifications received.
     pub notifications: u64,
-    /// Times that notifications were lost and everything was read again.
+    /// Overruns: notifications were lost and all tables were read again.
     pub overruns: u64,
-    /// Times that the route tables were read again.
+    /// Dumps of the route tables.
     pub route_reads: u64,
     /// Messages that could not be parsed.
     pub malformed: u64,
-    /// Neighbours that had no room in the dataplane's table when it was last built.
+    /// Neighbours beyond the capacity of the latest table.
     pub next_hops_missing: u64,
-    /// What was left out of the mirror, by reason.
+    /// Entries that are not mirrored, by reason.
     pub left_out: LeftOut,
 }
 
-/// Follows links, addresses, routes and neighbours of the network namespace it was started in.
+/// A mirror of links, addresses, routes and neighbours of the network namespace in which it was started.
 pub struct Mirror {
     requests: Requests,
     notifications: Notifications,
     state: NetState,
     asker: Asker,
     counters: MirrorCounters,
-    todo: Todo,
-    /// What the last published table was built from.
+    pending: Pending,
+    /// The inputs of the latest table.
     published: Option<(Inputs, Option<InternalPort>)>,
 }
 
-/// What has to be done when the debounce time is over.
+/// Work to do after the debounce time.
 #[derive(Default)]
-struct Todo {
-    /// The end of the debounce time; `None`: nothing to do.
+struct Pending {
+    /// End of the debounce time; `None`: no work.
     due: Option<Instant>,
     changed: bool,
     read_routes: bool,
     read_all: bool,
-    /// The route tables will be read once more at this time.
-    read_again: Option<Instant>,
-    /// Neighbours that the kernel has given up.
-    given_up: Vec<(u32, IpAddr)>,
+    /// Time of the second dump of the route tables.
+    second_read: Option<Instant>,
+    /// Neighbours in state FAILED.
+    failed: Vec<(u32, IpAddr)>,
 }
 
 impl Mirror {
-    /// Subscribes and reads everything. Needs a tokio runtime; lives in the calling thread's network namespace.
+    /// Subscribes to notifications and dumps all tables. Needs a tokio runtime; works in the calling thread's network namespace.
     pub fn start(limits: Limits) -> Result<Mirror, NetError> {
-        // Subscribed first, so that nothing falls between reading and following.
-        let notifications = Notifications::open(&GROUPS, limits.waiting_bytes)?;
+        // Subscribes first, so that no change between dump and subscription is missed.
+        let notifications = Notifications::open(&GROUPS, limits.receive_buffer_bytes)?;
         let mut mirror = Mirror {
             requests: Requests::open()?,
             notifications,
             state: NetState::new(limits),
             asker: Asker::default(),
             counters: MirrorCounters::default(),
-            todo: Todo::default(),
+            pending: Pending::default(),
             published: None,
         };
         mirror.read_all()?;
         Ok(mirror)
     }
 
-    /// Waits until something may have changed, 5 ms after the first notification. Cancel-safe.
+    /// Waits until the tables may have changed, 5 ms after the first notification. Cancel-safe.
     ///
     /// # Errors
-    /// Only when a netlink socket fails for good; the mirror is then out of date and must be started anew.
+    /// When a netlink socket fails; the mirror is then out of date and must be restarted.
     pub async fn changed(&mut self) -> Result<(), NetError> {
         loop {
-            let wake = [self.todo.due, self.todo.read_again].into_iter().flatten().min();
+            let wake = [self.pending.due, self.pending.second_read].into_iter().flatten().min();
             match wake {
                 None => self.notifications.wait().await,
                 Some(at) => tokio::select! {
@@ -114,7 +114,7 @@ impl Mirror {
                     () = tokio::time::sleep_until(at.into()) => {}
                 },
             }
-            if !self.hear(Instant::now())? {
+            if !self.receive(Instant::now())? {
                 tokio::task::yield_now().await;
             }
             if self.settle(Instant::now())? {
@@ -123,8 +123,7 @@ impl Mirror {
         }
     }
 
-    /// The dataplane's table for these ports (interface names in the order of their `PortId`s), unless it is the one that was
-    /// last returned. `captured`: see [`NetState::inputs`].
+    /// Builds the dataplane's table for these ports (interface names by `PortId`), unless it equals the one returned last. `captured`: see [`NetState::inputs`].
     pub fn routes_if_changed(
         &mut self,
         generation: u64,
@@ -142,7 +141,7 @@ impl Mirror {
         Some(routes)
     }
 
-    /// The dataplane's table for these ports, changed or not.
+    /// Builds the dataplane's table for these ports, changed or not.
     pub fn routes(&mut self, generation: u64, ports: &[String], captured: &BTreeSet<u32>, internal: Option<InternalPort>) -> Routes {
         self.published = None;
         self.routes_if_changed(generation, ports, captured, internal).unwrap_or_default()
@@ -153,14 +152,14 @@ impl Mirror {
         self.state.links.values().map(|l| (l.name.as_str(), l.index))
     }
 
-    /// Makes the kernel resolve a neighbour of a port and keep it alive. At most once a second each, and 1,024 a second in all.
+    /// Makes the kernel resolve a neighbour of a port and keep it resolved. At most one request a second for each neighbour, 1,024 in all.
     pub fn ask(&mut self, ports: &[String], wanted: &Wanted) -> Result<Asked, NetError> {
         let name = ports.get(usize::from(wanted.port.0));
         let Some(link) = name.and_then(|n| self.state.link_named(n)).map(|l| l.index) else { return Ok(Asked::NoPort) };
         self.asker.ask(&mut self.requests, (link, wanted.addr), Instant::now())
     }
 
-    /// Neighbours of these ports that were not confirmed for a while, at most `max`. Asking for them makes the kernel confirm them.
+    /// At most `max` stale neighbours of these ports. A request to resolve one makes the kernel confirm it.
     pub fn stale(&self, ports: &[String], max: usize) -> Vec<Wanted> {
         self.state.stale(ports, max)
     }
@@ -175,7 +174,7 @@ impl Mirror {
         super::node::usable(&self.state)
     }
 
-    /// All addresses of this node, those for one link or host only included.
+    /// All addresses of this node, including link-local and loopback ones.
     pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.state.addresses.iter().map(|a| a.addr)
     }
@@ -190,62 +189,62 @@ impl Mirror {
         self.state.unicast_parts(range, internal)
     }
 
-    /// The interfaces on which this node serves Services by default, see [`NetState::serving_interfaces`].
+    /// The default interfaces, see [`NetState::serving_interfaces`].
     pub fn serving_interfaces(&self, own: &[IpAddr], pods: &[Prefix], without: &[&str]) -> Vec<String> {
         self.state.serving_interfaces(own, pods, without)
     }
 
-    /// What happened since the start.
+    /// Counters since the start.
     pub fn counters(&self) -> MirrorCounters {
         MirrorCounters { left_out: self.state.left_out, ..self.counters }
     }
 
-    /// Takes in what the socket has. False when more is left in it.
-    fn hear(&mut self, now: Instant) -> Result<bool, NetError> {
-        let Mirror { notifications, state, counters, todo, asker, .. } = self;
-        notifications.drain(DATAGRAMS_MAX, |heard| match heard {
-            Heard::Malformed => counters.malformed += 1,
-            Heard::Overrun => {
+    /// Applies received notifications. False when more are left in the socket.
+    fn receive(&mut self, now: Instant) -> Result<bool, NetError> {
+        let Mirror { notifications, state, counters, pending, asker, .. } = self;
+        notifications.drain(DATAGRAMS_MAX, |notification| match notification {
+            Notification::Malformed => counters.malformed += 1,
+            Notification::Overrun => {
                 counters.overruns += 1;
-                todo.read_all(now);
+                pending.read_all(now);
             }
-            Heard::Message(message, flags) => {
+            Notification::Message(message, flags) => {
                 counters.notifications += 1;
                 match &message {
-                    Message::NewNeighbour(m) => todo.neighbour_failed(decode::neighbour(m).filter(|n| n.failed)),
+                    Message::NewNeighbour(m) => pending.neighbour_failed(decode::neighbour(m).filter(|n| n.failed)),
                     Message::DelNeighbour(m) => decode::neighbour(m).iter().for_each(|n| asker.removed((n.link, n.addr))),
-                    Message::DelLink(m) => asker.link_gone(m.header.index),
+                    Message::DelLink(m) => asker.link_removed(m.header.index),
                     _ => {}
                 }
                 let effect = state.apply(&message, flags & NLM_F_REPLACE != 0);
-                todo.note(effect, now);
+                pending.add(effect, now);
             }
         })
     }
 
-    /// Does what is due. True when the view may have changed.
+    /// Does the pending work that is due. True when the tables may have changed.
     fn settle(&mut self, now: Instant) -> Result<bool, NetError> {
-        for key in std::mem::take(&mut self.todo.given_up) {
-            self.asker.gave_up(&mut self.requests, key)?;
+        for key in std::mem::take(&mut self.pending.failed) {
+            self.asker.failed(&mut self.requests, key)?;
         }
-        if self.todo.read_again.is_some_and(|at| at <= now) {
-            self.todo.read_again = None;
+        if self.pending.second_read.is_some_and(|at| at <= now) {
+            self.pending.second_read = None;
             if self.read_routes()? == Effect::Changed {
-                self.todo.note(Effect::Changed, now);
+                self.pending.add(Effect::Changed, now);
             }
         }
-        if self.todo.due.is_none_or(|due| due > now) {
+        if self.pending.due.is_none_or(|due| due > now) {
             return Ok(false);
         }
-        let todo = std::mem::take(&mut self.todo);
-        self.todo.read_again = todo.read_again;
-        if todo.read_all {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending.second_read = pending.second_read;
+        if pending.read_all {
             self.read_all()?;
-        } else if todo.read_routes {
-            self.todo.read_again = Some(now + READ_AGAIN_AFTER);
-            return Ok(self.read_routes()? == Effect::Changed || todo.changed);
+        } else if pending.read_routes {
+            self.pending.second_read = Some(now + SECOND_READ_DELAY);
+            return Ok(self.read_routes()? == Effect::Changed || pending.changed);
         }
-        Ok(todo.changed || todo.read_all)
+        Ok(pending.changed || pending.read_all)
     }
 
     fn read_all(&mut self) -> Result<(), NetError> {
@@ -254,7 +253,7 @@ impl Mirror {
             ("read the addresses", Message::GetAddress(AddressMessage::default())),
             ("read the neighbours", Message::GetNeighbour(NeighbourMessage::default())),
         ];
-        self.state.forget_all_but_routes();
+        self.state.clear_all_but_routes();
         for (what, request) in listings {
             let dump = self.requests.dump(what, request)?;
             self.counters.malformed += dump.malformed;
@@ -279,8 +278,8 @@ impl Mirror {
     }
 }
 
-impl Todo {
-    fn note(&mut self, effect: Effect, now: Instant) {
+impl Pending {
+    fn add(&mut self, effect: Effect, now: Instant) {
         if effect == Effect::Nothing {
             return;
         }
@@ -296,9 +295,9 @@ impl Todo {
 
     fn neighbour_failed(&mut self, failed: Option<decode::KernelNeighbour>) {
         if let Some(n) = failed
-            && self.given_up.len() < GIVEN_UP_MAX
+            && self.failed.len() < FAILED_MAX
         {
-            self.given_up.push((n.link, n.addr));
+            self.failed.push((n.link, n.addr));
         }
     }
 }

@@ -13,12 +13,12 @@ use super::decode::OwnScope;
 use super::socket::Requests;
 use super::state::{Limits, NetState};
 
-/// This node's addresses that others can reach: without loopback and link-local ones, preferred ones first, then by interface.
+/// The node's addresses without loopback and link-local ones, preferred ones first, then by interface.
 pub fn local_addresses() -> Result<Vec<IpAddr>, NetError> {
     Ok(usable(&read()?))
 }
 
-/// Names and indexes of links, and addresses; no routes, no neighbours.
+/// Dumps links and addresses only.
 fn read() -> Result<NetState, NetError> {
     let mut requests = Requests::open()?;
     let mut state = NetState::new(Limits::default());
@@ -51,7 +51,7 @@ fn is_local_only(addr: IpAddr) -> bool {
 /// Why a port range cannot be used for SNAT on an address of this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SnatRangeError {
-    /// The kernel may hand ports of it to local connections.
+    /// The range overlaps the kernel's ephemeral ports.
     Ephemeral {
         /// The address that belongs to this node.
         addr: IpAddr,
@@ -59,20 +59,20 @@ pub enum SnatRangeError {
         range: (u16, u16),
         /// net.ipv4.ip_local_port_range.
         ephemeral: (u16, u16),
-        /// The value that net.ipv4.ip_local_reserved_ports should have.
+        /// A suitable value of net.ipv4.ip_local_reserved_ports.
         reserve: String,
     },
-    /// A local socket uses a port of it.
+    /// A local socket uses a port of the range.
     Socket {
         /// The configured range.
         range: (u16, u16),
-        /// The table it stands in: tcp, tcp6, udp or udp6.
+        /// The socket's table: tcp, tcp6, udp or udp6.
         table: &'static str,
         /// The socket's address.
         addr: IpAddr,
         /// The socket's port.
         port: u16,
-        /// Its inode, as `ss -e` shows it.
+        /// The socket's inode, as in `ss -e`.
         inode: u64,
     },
 }
@@ -84,7 +84,7 @@ impl fmt::Display for SnatRangeError {
         match self {
             SnatRangeError::Ephemeral { addr, range: (first, last), ephemeral: (low, high), reserve } => write!(
                 f,
-                "snat.ports {first}-{last} on {addr}, an address of this node, overlaps the ports that the kernel gives to local connections \
+                "snat.ports {first}-{last} on {addr}, an address of this node, overlaps the kernel's ephemeral ports \
                  (net.ipv4.ip_local_port_range {low}-{high}): set `sysctl -w net.ipv4.ip_local_reserved_ports={reserve}`, or choose other snat.ports"
             ),
             SnatRangeError::Socket { range: (first, last), table, addr, port, inode } => {
@@ -100,7 +100,7 @@ impl fmt::Display for SnatRangeError {
     }
 }
 
-/// Refuses a SNAT port range that the node itself uses, or may use at any time. Addresses that are not this node's are always free.
+/// Checks that the node itself does not use a SNAT port range and will not. Passes for addresses that are not the node's.
 pub fn check_snat_range(addresses: &[IpAddr], first: u16, last: u16) -> Result<(), NetError> {
     let state = read()?;
     let own: Vec<IpAddr> = addresses.iter().copied().filter(|a| state.addresses.iter().any(|o| o.addr == *a)).collect();
@@ -109,7 +109,7 @@ pub fn check_snat_range(addresses: &[IpAddr], first: u16, last: u16) -> Result<(
     let reserved = read_proc("/proc/sys/net/ipv4/ip_local_reserved_ports")?;
     check_ephemeral(*addr, (first, last), &ephemeral, &reserved)?;
     for table in ["tcp", "tcp6", "udp", "udp6"] {
-        // A kernel without IPv6 has no tcp6 and udp6. `thread-self`: the calling thread's namespace, not the process's.
+        // A kernel without IPv6 has no tcp6 and udp6. `thread-self` is the calling thread's namespace, not the process's.
         let Ok(text) = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")) else { continue };
         check_sockets(table, &text, &own, (first, last))?;
     }
@@ -132,7 +132,7 @@ fn check_ephemeral(addr: IpAddr, range: (u16, u16), ephemeral: &str, reserved: &
     Err(SnatRangeError::Ephemeral { addr, range, ephemeral: (low, high), reserve })
 }
 
-/// Reads `8080,9000-9010`.
+/// Parses `8080,9000-9010`.
 fn parse_ranges(text: &str) -> Vec<(u16, u16)> {
     let range = |word: &str| {
         let (first, last) = word.split_once('-').unwrap_or((word, word));
@@ -141,7 +141,7 @@ fn parse_ranges(text: &str) -> Vec<(u16, u16)> {
     text.trim().split(',').filter_map(range).collect()
 }
 
-/// Writes ranges in order, with overlapping and touching ones joined.
+/// Formats ranges in order, with overlapping and adjacent ones joined.
 fn format_ranges(ranges: impl Iterator<Item = (u16, u16)>) -> String {
     let mut ranges: Vec<(u16, u16)> = ranges.collect();
     ranges.sort_unstable();
@@ -156,7 +156,7 @@ fn format_ranges(ranges: impl Iterator<Item = (u16, u16)>) -> String {
     words.collect::<Vec<_>>().join(",")
 }
 
-/// Looks through one of /proc/net/{tcp,tcp6,udp,udp6}.
+/// Checks the sockets in one of /proc/net/{tcp,tcp6,udp,udp6}.
 fn check_sockets(table: &'static str, text: &str, own: &[IpAddr], range: (u16, u16)) -> Result<(), SnatRangeError> {
     for (addr, port, inode) in text.lines().skip(1).filter_map(parse_socket) {
         let concerns = addr.is_unspecified() || own.contains(&addr);
@@ -167,7 +167,7 @@ fn check_sockets(table: &'static str, text: &str, own: &[IpAddr], range: (u16, u
     Ok(())
 }
 
-/// Local address, port and inode of a line; `None` for lines of another form and for connections in TIME_WAIT.
+/// Parses local address, port and inode. `None` for malformed lines and sockets in TIME_WAIT.
 fn parse_socket(line: &str) -> Option<(IpAddr, u16, u64)> {
     let mut words = line.split_whitespace();
     let (addr, port) = words.nth(1)?.split_once(':')?;
@@ -176,7 +176,7 @@ fn parse_socket(line: &str) -> Option<(IpAddr, u16, u64)> {
     if state == "06" {
         return None;
     }
-    // Words of 32 bits, each printed as a number of this machine's byte order.
+    // 32-bit words, printed in host byte order.
     let word = |i: usize| u32::from_str_radix(addr.get(i * 8..i * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
     let addr = match addr.len() {
         8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),

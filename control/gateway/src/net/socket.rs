@@ -1,4 +1,7 @@
-//! Netlink sockets: one for requests and dumps, one that listens to the kernel's notifications.
+//! Netlink sockets: one for requests and dumps, one for the kernel's notifications.
+//!
+//! Why not rtnetlink's `Handle` (0.24): it drops message headers, so a dump that was interrupted by a change (`NLM_F_DUMP_INTR`) looks
+//! complete; it queues notifications without a limit; and it needs an async runtime, which `nomagic cleanup` and the start have not.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -13,17 +16,17 @@ use rtnetlink::sys::{AsyncSocket, Socket, SocketAddr, TokioSocket, protocols::NE
 
 use super::NetError;
 
-/// Room for one datagram; the kernel fills at most 32 KiB.
+/// Receive buffer, bytes. The kernel sends datagrams of at most 32 KiB.
 const DATAGRAM_MAX: usize = 64 << 10;
-/// Time for one answer. The kernel answers while the request is being sent; this only bounds surprises.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Tries of a dump that the kernel reports as inconsistent, because the table changed while it was read.
+/// Time limit for a response. The kernel responds while the request is being sent, so this is never reached in practice.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Attempts at a dump that the kernel reports as inconsistent because the table changed meanwhile.
 const DUMP_TRIES: u32 = 5;
 
-/// A message and its header's flags, or the error code that came instead.
+/// A message with its header.
 type Received = (NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>);
 
-/// Splits a datagram into messages. One that cannot be read is `Err(())` and does not take the others with it.
+/// Splits a datagram into messages. A malformed one is `Err(())`; those after it are still returned.
 fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Received, ()>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -38,7 +41,7 @@ fn socket_error(what: &'static str) -> impl FnOnce(io::Error) -> NetError {
     move |source| NetError::Socket { what, source }
 }
 
-/// A socket for requests. Calls block shortly: the kernel answers at once.
+/// A socket for requests. Calls block until the kernel has responded, which it does at once.
 pub(super) struct Requests {
     socket: Socket,
     sequence: u32,
@@ -53,33 +56,33 @@ impl Requests {
         Ok(Requests { socket, sequence: 0, buf: Vec::with_capacity(DATAGRAM_MAX) })
     }
 
-    /// The same, for dumps of a part of a table. Kernels that cannot choose (before 4.20) answer with all of it.
+    /// Like `open`, with filtered dumps. Kernels before 4.20 do not filter and send whole tables.
     pub(super) fn open_strict() -> Result<Requests, NetError> {
         let requests = Requests::open()?;
         if let Err(e) = requests.socket.set_netlink_get_strict_chk(true) {
-            tracing::debug!("dumps of single tables are not offered: {e}");
+            tracing::debug!("the kernel does not filter dumps: {e}");
         }
         Ok(requests)
     }
 
-    /// Sends a request and waits for the kernel's acknowledgement. `what` completes the error "refused to ...".
+    /// Sends a request and waits for the acknowledgement. `what` completes the error "the kernel refused to ...".
     pub(super) fn request(&mut self, what: impl FnOnce() -> String, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetError> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
-        let deadline = Instant::now() + ANSWER_LIMIT;
+        let deadline = Instant::now() + RESPONSE_TIMEOUT;
         loop {
-            let Some(datagram) = receive_until(&self.socket, &mut self.buf, deadline)? else { return Err(NetError::NoAnswer(what())) };
+            let Some(datagram) = receive_until(&self.socket, &mut self.buf, deadline)? else { return Err(NetError::NoResponse(what())) };
             for (header, payload) in messages(datagram).flatten() {
-                let NetlinkPayload::Error(answer) = payload else { continue };
-                match answer.code {
+                let NetlinkPayload::Error(response) = payload else { continue };
+                match response.code {
                     _ if header.sequence_number != self.sequence => {}
                     None => return Ok(()),
-                    Some(_) => return Err(NetError::Refused { what: what(), source: answer.to_io() }),
+                    Some(_) => return Err(NetError::Refused { what: what(), source: response.to_io() }),
                 }
             }
         }
     }
 
-    /// Reads a whole table. A dump that was interrupted by a change is repeated; what cannot be parsed is counted and left out.
+    /// Dumps a table. Repeats a dump that was interrupted by a change; counts and skips malformed messages.
     pub(super) fn dump(&mut self, what: &str, message: RouteNetlinkMessage) -> Result<Dump, NetError> {
         for _ in 0..DUMP_TRIES {
             self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
@@ -87,7 +90,7 @@ impl Requests {
                 return Ok(dump);
             }
         }
-        Err(NetError::NoAnswer(what.to_owned()))
+        Err(NetError::NoResponse(what.to_owned()))
     }
 
     /// `None`: the dump is inconsistent.
@@ -95,9 +98,9 @@ impl Requests {
         let mut dump = Dump::default();
         let mut consistent = true;
         loop {
-            let deadline = Instant::now() + ANSWER_LIMIT;
+            let deadline = Instant::now() + RESPONSE_TIMEOUT;
             let Some(datagram) = receive_until(&self.socket, &mut self.buf, deadline)? else {
-                return Err(NetError::NoAnswer(what.to_owned()));
+                return Err(NetError::NoResponse(what.to_owned()));
             };
             for message in messages(datagram) {
                 let Ok((header, payload)) = message else {
@@ -132,15 +135,15 @@ impl Requests {
     }
 }
 
-/// A table read whole.
+/// A dumped table.
 #[derive(Default)]
 pub(super) struct Dump {
     pub(super) messages: Vec<RouteNetlinkMessage>,
-    /// Messages that could not be parsed.
+    /// Number of malformed messages.
     pub(super) malformed: u64,
 }
 
-/// Receives one datagram; `None` when none came in time.
+/// Receives one datagram; `None` after the deadline.
 fn receive_until<'b>(socket: &Socket, buf: &'b mut Vec<u8>, deadline: Instant) -> Result<Option<&'b [u8]>, NetError> {
     loop {
         buf.clear();
@@ -154,31 +157,31 @@ fn receive_until<'b>(socket: &Socket, buf: &'b mut Vec<u8>, deadline: Instant) -
     }
 }
 
-/// What the notification socket had to say.
-pub(super) enum Heard {
-    /// A notification, with its header's flags.
+/// What was read from the notification socket.
+pub(super) enum Notification {
+    /// A message and its header's flags.
     Message(RouteNetlinkMessage, u16),
-    /// One that could not be parsed.
+    /// A message that could not be parsed.
     Malformed,
-    /// Notifications were lost: everything must be read again.
+    /// Notifications were lost: all tables must be read again.
     Overrun,
 }
 
-/// A socket that hears of every change.
+/// A socket that receives notifications.
 pub(super) struct Notifications {
     socket: TokioSocket,
     buf: Vec<u8>,
-    /// What `wait` received into `buf` and `drain` has not handed over yet.
+    /// The datagram that `wait` received into `buf` and `drain` has not processed yet.
     first: Option<io::Result<()>>,
 }
 
 impl Notifications {
-    /// Listens to these groups from now on. Must be called inside a tokio runtime.
-    pub(super) fn open(groups: &[u32], waiting_bytes: u32) -> Result<Notifications, NetError> {
+    /// Joins these multicast groups. Must be called in a tokio runtime.
+    pub(super) fn open(groups: &[u32], receive_buffer_bytes: u32) -> Result<Notifications, NetError> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(socket_error("open"))?;
         socket.socket_mut().bind_auto().map_err(socket_error("bind"))?;
         // The kernel doubles the value for its own bookkeeping.
-        let size = i32::try_from(waiting_bytes / 2).unwrap_or(i32::MAX);
+        let size = i32::try_from(receive_buffer_bytes / 2).unwrap_or(i32::MAX);
         socket.socket_ref().set_rx_buf_sz(size).map_err(socket_error("set the receive buffer"))?;
         for group in groups {
             socket.socket_ref().add_membership(*group).map_err(socket_error("join a notification group"))?;
@@ -186,7 +189,7 @@ impl Notifications {
         Ok(Notifications { socket, buf: Vec::with_capacity(DATAGRAM_MAX), first: None })
     }
 
-    /// Waits until something is there. Cancel-safe.
+    /// Waits for a datagram. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         let Notifications { socket, buf, first } = self;
         if first.is_none() {
@@ -194,8 +197,8 @@ impl Notifications {
         }
     }
 
-    /// Hands over what is there, at most `datagrams_max` datagrams. False when more may be left.
-    pub(super) fn drain(&mut self, datagrams_max: u32, mut hear: impl FnMut(Heard)) -> Result<bool, NetError> {
+    /// Processes the received datagrams, at most `datagrams_max`. False when more may be left.
+    pub(super) fn drain(&mut self, datagrams_max: u32, mut handle: impl FnMut(Notification)) -> Result<bool, NetError> {
         let Notifications { socket, buf, first } = self;
         let mut now = Context::from_waker(Waker::noop());
         for _ in 0..datagrams_max {
@@ -208,11 +211,11 @@ impl Notifications {
             };
             match received {
                 Ok(()) => messages(buf).for_each(|message| match message {
-                    Ok((header, NetlinkPayload::InnerMessage(inner))) => hear(Heard::Message(inner, header.flags)),
+                    Ok((header, NetlinkPayload::InnerMessage(inner))) => handle(Notification::Message(inner, header.flags)),
                     Ok(_) => {}
-                    Err(()) => hear(Heard::Malformed),
+                    Err(()) => handle(Notification::Malformed),
                 }),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => hear(Heard::Overrun),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => handle(Notification::Overrun),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(source) => return Err(NetError::Socket { what: "receive", source }),
             }

@@ -1,8 +1,7 @@
-//! The mirrored tables, as pure state: messages in, what changed out.
+//! The mirrored tables. Pure: applies messages and returns their effect.
 //!
-//! Most notifications are applied as they come. Where the kernel tells only half (which of several equal routes was replaced,
-//! what went away silently with an interface) [`Effect::ReadRoutes`] asks for the route tables to be read again instead of
-//! guessing.
+//! Most notifications are applied as they arrive. Where a notification is incomplete (which of several equal routes was replaced, which
+//! routes were deleted silently with an interface), [`Effect::ReadRoutes`] demands a dump of the route tables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -11,7 +10,7 @@ use nomagic_core::routes::{Mac, NEXT_HOPS_MAX};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::route::RouteMessage;
 
-use super::decode::{self, Action, KernelNeighbour, Link, OwnAddress, RouteKey, Skipped};
+use super::decode::{self, KernelNeighbour, Link, OwnAddress, RouteAction, RouteKey, Skipped};
 
 /// Limits of the mirrored tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,28 +21,28 @@ pub struct Limits {
     pub neighbours_max: usize,
     /// Interfaces.
     pub links_max: usize,
-    /// Bytes of notifications that may wait (capped by net.core.rmem_max); beyond, everything is read again.
-    pub waiting_bytes: u32,
+    /// Receive buffer for notifications (capped by net.core.rmem_max); after an overrun all tables are read again.
+    pub receive_buffer_bytes: u32,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { routes_max: 1_000_000, neighbours_max: NEXT_HOPS_MAX, links_max: 65_536, waiting_bytes: 4 << 20 }
+        Limits { routes_max: 1_000_000, neighbours_max: NEXT_HOPS_MAX, links_max: 65_536, receive_buffer_bytes: 4 << 20 }
     }
 }
 
-/// What a message did.
+/// The effect of a message.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Effect {
-    /// Nothing that matters here.
+    /// None on the mirrored tables.
     Nothing,
-    /// The view may be another one now.
+    /// The tables may have changed.
     Changed,
-    /// The route tables must be read again to be sure.
+    /// The route tables must be read again.
     ReadRoutes,
 }
 
-/// What was left out, by reason.
+/// Numbers of entries that are not mirrored, by reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LeftOut {
     /// Routes beyond [`Limits::routes_max`].
@@ -52,7 +51,7 @@ pub struct LeftOut {
     pub neighbours: u64,
     /// Interfaces beyond [`Limits::links_max`].
     pub links: u64,
-    /// Routes for some packets only (by TOS or source), which a table by destination cannot express.
+    /// Routes with a TOS or a source prefix, which a table by destination cannot express.
     pub unsupported: u64,
 }
 
@@ -69,10 +68,10 @@ pub struct NetState {
     limits: Limits,
     pub(super) links: BTreeMap<u32, Link>,
     pub(super) addresses: BTreeSet<OwnAddress>,
-    /// Several actions under one key: the kernel uses the first.
-    pub(super) routes: BTreeMap<RouteKey, Vec<Action>>,
+    /// Of several actions under one key the kernel uses the first.
+    pub(super) routes: BTreeMap<RouteKey, Vec<RouteAction>>,
     pub(super) neighbours: HashMap<(u32, IpAddr), Resolved>,
-    /// What was left out since the start.
+    /// Entries not mirrored since the start.
     pub left_out: LeftOut,
     /// A route had no room: when one goes, the tables are read again.
     routes_missing: bool,
@@ -101,9 +100,9 @@ impl NetState {
         }
     }
 
-    /// Takes a complete listing of the route tables in place of what was known.
+    /// Replaces the route tables with a complete dump.
     pub fn replace_routes<'m>(&mut self, messages: impl IntoIterator<Item = &'m Message>) -> Effect {
-        let mut routes: BTreeMap<RouteKey, Vec<Action>> = BTreeMap::new();
+        let mut routes: BTreeMap<RouteKey, Vec<RouteAction>> = BTreeMap::new();
         let mut count = 0;
         self.routes_missing = false;
         for message in messages {
@@ -122,14 +121,14 @@ impl NetState {
         if changed { Effect::Changed } else { Effect::Nothing }
     }
 
-    /// Forgets links, addresses and neighbours, for a complete listing that follows.
-    pub fn forget_all_but_routes(&mut self) {
+    /// Clears links, addresses and neighbours before a complete dump.
+    pub fn clear_all_but_routes(&mut self) {
         self.links.clear();
         self.addresses.clear();
         self.neighbours.clear();
     }
 
-    fn decode_route(&mut self, message: &RouteMessage) -> Option<(RouteKey, Action)> {
+    fn decode_route(&mut self, message: &RouteMessage) -> Option<(RouteKey, RouteAction)> {
         decode::route(message).inspect_err(|skipped| self.left_out.unsupported += u64::from(*skipped == Skipped::Unsupported)).ok()
     }
 
@@ -142,7 +141,7 @@ impl NetState {
             self.left_out.links += 1;
             return Effect::Nothing;
         }
-        // The kernel drops routes of an interface that goes down, or marks them dead, without a word.
+        // The kernel deletes routes of an interface that goes down, or marks them dead, without a notification.
         let silent = known.is_some_and(|k| (k.admin_up, k.carrier) != (link.admin_up, link.carrier));
         self.links.insert(link.index, link);
         if silent { Effect::ReadRoutes } else { Effect::Changed }
@@ -169,11 +168,11 @@ impl NetState {
     fn remove_address(&mut self, address: &OwnAddress) -> Effect {
         let before = self.addresses.len();
         self.addresses.retain(|a| (a.link, a.addr) != (address.link, address.addr));
-        // Routes that preferred this source address go silently.
+        // The kernel deletes routes with this preferred source without a notification.
         if self.addresses.len() == before { Effect::Nothing } else { Effect::ReadRoutes }
     }
 
-    fn set_route(&mut self, key: RouteKey, action: Action, replaces: bool) -> Effect {
+    fn set_route(&mut self, key: RouteKey, action: RouteAction, replaces: bool) -> Effect {
         let full = self.routes.len() >= self.limits.routes_max;
         match self.routes.get_mut(&key).map(Vec::as_mut_slice) {
             Some([only]) if *only == action => Effect::Nothing,
@@ -181,7 +180,7 @@ impl NetState {
                 *only = action;
                 Effect::Changed
             }
-            // Before or behind the known one, or in place of which: the message does not say.
+            // The message does not tell the position among several actions, nor which one is replaced.
             Some(_) => Effect::ReadRoutes,
             None if full => {
                 self.routes_missing = true;
@@ -195,10 +194,10 @@ impl NetState {
         }
     }
 
-    fn remove_route(&mut self, key: &RouteKey, action: &Action) -> Effect {
+    fn remove_route(&mut self, key: &RouteKey, action: &RouteAction) -> Effect {
         match self.routes.get(key).map(Vec::as_slice) {
             None => Effect::Nothing,
-            Some([only]) if same_way(only, action) => {
+            Some([only]) if same_route(only, action) => {
                 self.routes.remove(key);
                 if self.routes_missing { Effect::ReadRoutes } else { Effect::Changed }
             }
@@ -206,25 +205,25 @@ impl NetState {
         }
     }
 
-    fn set_neighbour(&mut self, told: &KernelNeighbour) -> Effect {
-        let key = (told.link, told.addr);
-        let Some(mac) = told.mac else {
+    fn set_neighbour(&mut self, neighbour: &KernelNeighbour) -> Effect {
+        let key = (neighbour.link, neighbour.addr);
+        let Some(mac) = neighbour.mac else {
             return if self.neighbours.remove(&key).is_some() { Effect::Changed } else { Effect::Nothing };
         };
         if self.neighbours.len() >= self.limits.neighbours_max && !self.neighbours.contains_key(&key) {
             self.left_out.neighbours += 1;
             return Effect::Nothing;
         }
-        let before = self.neighbours.insert(key, Resolved { mac, stale: told.stale });
-        // Going stale and being confirmed again is daily life and changes nothing for frames.
+        let before = self.neighbours.insert(key, Resolved { mac, stale: neighbour.stale });
+        // Stale and confirmed again is routine and does not change the dataplane's table.
         if before.is_some_and(|b| b.mac == mac) { Effect::Nothing } else { Effect::Changed }
     }
 }
 
-/// Whether two actions are one route, whatever the state of its interfaces.
-fn same_way(a: &Action, b: &Action) -> bool {
+/// Whether two actions are of one route, ignoring the state of its interfaces.
+fn same_route(a: &RouteAction, b: &RouteAction) -> bool {
     match (a, b) {
-        (Action::Unicast(a), Action::Unicast(b)) => {
+        (RouteAction::Unicast(a), RouteAction::Unicast(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a.link, a.gateway) == (b.link, b.gateway))
         }
         _ => a == b,

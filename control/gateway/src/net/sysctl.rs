@@ -1,23 +1,23 @@
-//! Writing the kernel's settings, from a container too.
+//! Writes sysctls, also from a container.
 //!
-//! A container that is not privileged has `/proc/sys` read-only, and its runtime lets nobody mount anything there. What its pod may be
-//! given is the host's `/proc/sys/net` on another path (as CNI plugins and others have it): the same files, and CAP_NET_ADMIN decides.
+//! An unprivileged container has `/proc/sys` read-only, and its runtime permits no mounts there. Its pod can mount the host's `/proc/sys/net`
+//! at another path instead, as CNI plugins do; writes there need CAP_NET_ADMIN only.
 
 use std::io;
 use std::path::Path;
 
 use super::NetError;
 
-/// The kernel's own place.
-const OWN: &str = "/proc/sys";
-/// Where a pod has the host's; see `deploy/base/daemon-set.yaml`.
-const OF_THE_HOST: &str = "/host/proc/sys";
+/// The usual path.
+const PROC_SYS: &str = "/proc/sys";
+/// The mount of the host's files in a pod; see `deploy/base/daemon-set.yaml`.
+const HOST_PROC_SYS: &str = "/host/proc/sys";
 
-/// Writes a setting such as `net/ipv4/conf/nm0/rp_filter`.
+/// Writes a sysctl such as `net/ipv4/conf/nm0/rp_filter`.
 pub(super) fn write(key: &str, value: &str) -> Result<(), NetError> {
-    write_in(Path::new(OWN), Path::new(OF_THE_HOST), key, value).map_err(|source| NetError::Proc {
+    write_in(Path::new(PROC_SYS), Path::new(HOST_PROC_SYS), key, value).map_err(|source| NetError::Proc {
         what: format!("write {value} to"),
-        path: format!("{OWN}/{key}"),
+        path: format!("{PROC_SYS}/{key}"),
         source,
     })
 }

@@ -1,4 +1,4 @@
-//! From the kernel's tables to the dataplane's: which of the mirrored routes and neighbours concern the given ports.
+//! Derives the dataplane's tables from the kernel's: the mirrored routes and neighbours that concern the given ports.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,10 +7,10 @@ use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::tuple::{Prefix, mask_addr};
 
-use super::decode::{Action, KernelLeg, Link, Table};
+use super::decode::{KernelLeg, Link, RouteAction, Table};
 use super::state::NetState;
 
-/// Everything that `Routes` is built from, in a fixed order, so that two of them can be compared.
+/// The inputs of `Routes`, sorted, so that two of them can be compared.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Inputs {
     /// By `PortId`.
@@ -22,15 +22,15 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Builds the dataplane's table. Returns also how many neighbours had no room in it.
+    /// Builds the dataplane's table. Also returns the number of neighbours beyond its capacity.
     pub fn build(&self, generation: u64, internal: Option<InternalPort>) -> (Routes, usize) {
         Routes::build(generation, self.ports.clone(), internal, self.routes.clone(), &self.neighbours)
     }
 }
 
 impl NetState {
-    /// The view for these ports: interface names in the order of their `PortId`s. A port without an interface is down. `captured` are the
-    /// indices of interfaces behind the kernel whose traffic the XDP filter sees.
+    /// The inputs for these ports (interface names by `PortId`). A port without an interface is down. `captured`: indices of interfaces
+    /// that frames reach through the kernel and whose traffic the XDP filter sees.
     pub fn inputs(&self, ports: &[String], captured: &BTreeSet<u32>) -> Inputs {
         let by_index = self.port_ids(ports);
         let mut neighbours: Vec<Neighbour> = self
@@ -43,7 +43,7 @@ impl NetState {
         Inputs { ports: ports.iter().map(|name| self.port(name)).collect(), routes: self.view_routes(&by_index, captured), neighbours }
     }
 
-    /// Neighbours of these ports that are usable but were not confirmed for a while, at most `max`.
+    /// At most `max` stale neighbours of these ports.
     pub fn stale(&self, ports: &[String], max: usize) -> Vec<Wanted> {
         let by_index = self.port_ids(ports);
         let stale = self.neighbours.iter().filter(|(_, n)| n.stale);
@@ -69,7 +69,7 @@ impl NetState {
 
     fn view_routes(&self, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Vec<Route> {
         let local: LocalPrefixes = self.routes.keys().filter(|k| k.table == Table::Local).map(|k| k.prefix).collect();
-        // The kernel uses the smallest metric that leads somewhere; keys are ordered by table, prefix and metric.
+        // The kernel uses the usable route with the smallest metric; keys are ordered by table, prefix and metric.
         let mut chosen: BTreeMap<Prefix, Route> = BTreeMap::new();
         for (key, actions) in &self.routes {
             if is_link_scoped(key.prefix.addr()) || chosen.contains_key(&key.prefix) {
@@ -89,24 +89,24 @@ impl NetState {
     }
 }
 
-/// What an action means for the dataplane; `None`: it leads nowhere at the moment, the next one counts.
-fn kind(action: &Action, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Option<RouteKind> {
+/// The dataplane's form of an action. `None`: all next hops are dead, and the next action applies.
+fn kind(action: &RouteAction, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Option<RouteKind> {
     let legs = match action {
-        Action::Local => return Some(RouteKind::Local),
-        Action::Unreachable => return Some(RouteKind::Unreachable),
-        Action::Unicast(legs) => legs,
+        RouteAction::Local => return Some(RouteKind::Local),
+        RouteAction::Unreachable => return Some(RouteKind::Unreachable),
+        RouteAction::Unicast(legs) => legs,
     };
     let legs: Vec<Leg> = legs.iter().filter(|l| !l.dead).map(|l| leg(l, by_index, captured)).collect();
     (!legs.is_empty()).then_some(RouteKind::Unicast(legs))
 }
 
 fn leg(leg: &KernelLeg, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Leg {
-    // What leaves through a tunnel header only the kernel can send, whatever the interface.
+    // Only the kernel can add a tunnel header, whatever the interface.
     let port = by_index.get(&leg.link).copied().filter(|_| !leg.tunnel);
     Leg { port, captured: port.is_none() && captured.contains(&leg.link), gateway: leg.gateway, weight: leg.weight }
 }
 
-/// Addresses that mean something on one link only: every interface has a route for them, and no Service's traffic goes there.
+/// Whether an address is valid on one link only. Every interface has routes for these, and no Service traffic uses them.
 pub(super) fn is_link_scoped(addr: IpAddr) -> bool {
     link_scopes().iter().any(|p| p.contains(addr))
 }
@@ -117,7 +117,7 @@ fn link_scopes() -> [Prefix; 3] {
     [prefix(Ipv4Addr::new(224, 0, 0, 0).into(), 4), prefix(v6(0xfe80), 10), prefix(v6(0xff00), 8)]
 }
 
-/// Prefixes of the local table. The kernel looks there first, so they win over longer ones of the main table.
+/// Prefixes of the local table. The kernel looks them up first, so they take precedence over longer ones in the main table.
 #[derive(Default)]
 struct LocalPrefixes {
     prefixes: HashSet<Prefix>,

@@ -1,4 +1,4 @@
-//! What `/metrics` says: Prometheus' text format, written by hand (one small file), so that no library decides about threads and locks.
+//! The page `/metrics` in Prometheus' text format; [`exposition`] says why it is written by hand.
 //!
 //! [`proxy`] has what kube-proxy has under kube-proxy's names; [`gateway`] is nomagic's own. Both are pure: plain values in, text out.
 //! The number of series is bounded: by workers, ports and queues, whose numbers are; and by [`crate::status::TARGETS_SHOWN_MAX`] for

@@ -265,7 +265,7 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
     let net = Net::new("many");
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits { waiting_bytes: 128 << 10, ..Limits::default() }).unwrap();
+            let mut mirror = Mirror::start(Limits { receive_buffer_bytes: 128 << 10, ..Limits::default() }).unwrap();
             let batch: String = (0..10_000).map(|n| format!("route add 10.{}.{}.0/24 via 10.1.0.2\n", 100 + n / 250, n % 250)).collect();
             // Nobody listens while they come: the socket's buffer overflows.
             let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,4 +1,4 @@
-//! What should be routed into the internal port. Pure.
+//! Computes the routes and rules for the node's own connections. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use nomagic_core::capture::FilterRules;
 use nomagic_core::tuple::{Prefix, Proto};
 
-/// Limits of what is put into the kernel.
+/// Limits of the plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Routes, both families together.
     pub routes_max: usize,
-    /// Rules for ports of the node's own addresses, both families together. The kernel looks at them one after the other, for each connection.
+    /// Rules for ports on the node's own addresses, both families together. The kernel evaluates them linearly for each connection.
     pub own_rules_max: usize,
 }
 
@@ -21,31 +21,31 @@ impl Default for Limits {
     }
 }
 
-/// What the plan follows from.
+/// The inputs of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'i> {
-    /// What the XDP filter takes.
+    /// The XDP filter's rules.
     pub rules: &'i FilterRules,
-    /// All addresses of this node, as the kernel knows them.
+    /// All addresses of this node.
     pub own: &'i BTreeSet<IpAddr>,
-    /// The source of connections that leave it open, by family; without one, the family is left alone.
+    /// Preferred source address by family; without one, the family is skipped.
     pub sources: [Option<IpAddr>; 2],
-    /// The kernel's own routes inside of the Service ranges.
+    /// The kernel's routes within the Service ranges.
     pub foreign: &'i BTreeSet<Prefix>,
-    /// Whether connections to ports of Services on addresses of the node itself are wanted, too.
+    /// Also route Service ports on the node's own addresses.
     pub own_addresses: bool,
 }
 
-/// What a route of ours does.
+/// The action of a route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum LocalAction {
     /// Into the internal port.
     Internal,
-    /// On to the next table: the kernel has a route of its own here.
-    Next,
+    /// Continue with the next table (`throw`): the kernel has a route of its own here.
+    Throw,
 }
 
-/// Ports of a Service on an address of this node.
+/// A range of Service ports on an address of this node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct OwnPorts {
     /// The node's address.
@@ -58,7 +58,7 @@ pub struct OwnPorts {
     pub last: u16,
 }
 
-/// What had no room.
+/// Numbers of entries beyond the limits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LeftOut {
     /// Addresses beyond [`Limits::routes_max`].
@@ -67,38 +67,39 @@ pub struct LeftOut {
     pub own: usize,
 }
 
-/// What the kernel should have.
+/// The routes and rules that the kernel should have.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// Routes for addresses that this node has not.
-    pub routes: BTreeMap<Prefix, Way>,
-    /// Ports on addresses that it has. A range may hold ports of no Service: those come back from nomagic to the kernel.
+    /// Routes for addresses that are not the node's.
+    pub routes: BTreeMap<Prefix, LocalAction>,
+    /// Ports on the node's addresses. A range may include ports of no Service; nomagic returns those packets to the kernel.
     pub own: BTreeSet<OwnPorts>,
-    /// The source of connections, by family.
+    /// Preferred source address by family.
     pub sources: [Option<IpAddr>; 2],
-    /// What had no room.
+    /// Entries beyond the limits.
     pub left_out: LeftOut,
 }
 
 impl Plan {
-    /// The plan for what the filter takes.
+    /// Computes the plan.
     pub fn new(inputs: &Inputs<'_>, limits: &Limits) -> Plan {
         let has_source = |v6: bool| inputs.sources[usize::from(v6)].is_some();
         let mut plan = Plan { sources: inputs.sources, ..Plan::default() };
         let ranges = inputs.rules.service_cidrs.iter().filter(|p| has_source(p.addr().is_ipv6()));
-        plan.routes.extend(ranges.map(|p| (*p, Way::Internal)));
-        // A part of a range that the kernel has a route for stays with it; what a Service has in there does not.
+        plan.routes.extend(ranges.map(|p| (*p, LocalAction::Internal)));
+        // A part of a range with a route of the kernel stays with the kernel, except for the addresses of Services in it.
         let inside = |p: &&Prefix| inputs.rules.service_cidrs.iter().any(|range| is_part(p, range));
-        plan.routes.extend(inputs.foreign.iter().filter(inside).filter(|p| has_source(p.addr().is_ipv6())).map(|p| (*p, Way::Next)));
+        plan.routes
+            .extend(inputs.foreign.iter().filter(inside).filter(|p| has_source(p.addr().is_ipv6())).map(|p| (*p, LocalAction::Throw)));
         let covered = |addr: &IpAddr| {
             let longest = plan.routes.keys().filter(|p| p.contains(*addr)).max_by_key(|p| p.prefix_len());
-            longest.is_some_and(|p| plan.routes.get(p) == Some(&Way::Internal))
+            longest.is_some_and(|p| plan.routes.get(p) == Some(&LocalAction::Internal))
         };
 
         let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
         let mut own: BTreeMap<(IpAddr, Proto), BTreeSet<u16>> = BTreeMap::new();
         let rules = inputs.rules;
-        // Cluster IPs that the node has itself are somebody's on purpose (a DNS cache, for one): they stay.
+        // Cluster IPs on an interface of the node were put there on purpose (by a node-local DNS cache, for example) and stay with it.
         hosts.extend(rules.addresses.iter().filter(|addr| !inputs.own.contains(addr)));
         for (addr, port, proto) in &rules.services {
             if !inputs.own.contains(addr) {
@@ -110,7 +111,7 @@ impl Plan {
         hosts.retain(|addr| has_source(addr.is_ipv6()) && !covered(addr));
         let room = limits.routes_max.saturating_sub(plan.routes.len());
         plan.left_out.routes = hosts.len().saturating_sub(room);
-        plan.routes.extend(hosts.iter().take(room).map(|addr| (Prefix::host(*addr), Way::Internal)));
+        plan.routes.extend(hosts.iter().take(room).map(|addr| (Prefix::host(*addr), LocalAction::Internal)));
 
         plan.left_out.own = own.len().saturating_sub(limits.own_rules_max);
         let own: Vec<_> = own.into_iter().take(limits.own_rules_max).collect();
@@ -119,14 +120,14 @@ impl Plan {
     }
 }
 
-/// Whether `inner` is a part of `outer`, and not all of it.
+/// Whether `inner` is a proper part of `outer`.
 fn is_part(inner: &Prefix, outer: &Prefix) -> bool {
     inner.prefix_len() > outer.prefix_len() && outer.contains(inner.addr())
 }
 
-/// Ranges that hold all the ports, `max` at the most (but one for each address and protocol): the smallest gaps between ports are closed first.
+/// Covers all ports with at most `max` ranges (but at least one for each address and protocol), by closing the smallest gaps first.
 fn in_ranges(own: &[((IpAddr, Proto), BTreeSet<u16>)], max: usize) -> BTreeSet<OwnPorts> {
-    // Gaps by size; those between neighbouring ports are none.
+    // Gaps by size.
     let mut gaps: Vec<(u16, usize, u16)> = Vec::new();
     for (group, (_, ports)) in own.iter().enumerate() {
         let pairs = ports.iter().zip(ports.iter().skip(1));
@@ -174,7 +175,7 @@ mod tests {
     }
 
     fn routes(plan: &Plan) -> Vec<String> {
-        plan.routes.iter().map(|(p, way)| format!("{p}{}", if *way == Way::Next { " next" } else { "" })).collect()
+        plan.routes.iter().map(|(p, action)| format!("{p}{}", if *action == LocalAction::Throw { " next" } else { "" })).collect()
     }
 
     #[test]

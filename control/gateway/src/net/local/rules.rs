@@ -1,4 +1,4 @@
-//! Policy routing rules as messages, and read back.
+//! Encodes and decodes policy routing rules.
 
 use std::net::IpAddr;
 
@@ -11,29 +11,29 @@ use rtnetlink::packet_route::{AddressFamily, IpProtocol};
 use super::plan::OwnPorts;
 use super::{OWN_PREFERENCE, OWN_TABLE, PROTOCOL, SERVICES_TABLE};
 
-/// What a rule does, as far as ours can say it.
+/// A rule, with the selectors that nomagic uses.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Rule {
     pub(super) v6: bool,
     pub(super) preference: u32,
     pub(super) table: u32,
-    /// Only for what this node itself sends.
-    pub(super) of_node: bool,
+    /// `iif lo`: only for packets that this node itself sends.
+    pub(super) from_node: bool,
     pub(super) to: Option<Prefix>,
     pub(super) proto: Option<Proto>,
     pub(super) ports: Option<(u16, u16)>,
 }
 
 impl Rule {
-    /// What this node sends looks into the table of Services.
+    /// Packets of this node look up the table of Services.
     pub(super) fn services(v6: bool, preference: u32) -> Rule {
-        Rule { of_node: true, ..Rule::plain(v6, preference, SERVICES_TABLE) }
+        Rule { from_node: true, ..Rule::plain(v6, preference, SERVICES_TABLE) }
     }
 
-    /// What this node sends to these ports of its own goes by the other table.
+    /// Packets of this node to these ports on its own addresses look up the other table.
     pub(super) fn own(ports: &OwnPorts) -> Rule {
         Rule {
-            of_node: true,
+            from_node: true,
             to: Some(Prefix::host(ports.addr)),
             proto: Some(ports.proto),
             ports: Some((ports.first, ports.last)),
@@ -47,19 +47,19 @@ impl Rule {
     }
 
     fn plain(v6: bool, preference: u32, table: u32) -> Rule {
-        Rule { v6, preference, table, of_node: false, to: None, proto: None, ports: None }
+        Rule { v6, preference, table, from_node: false, to: None, proto: None, ports: None }
     }
 
-    /// The rule as a message, marked as ours or as the kernel's.
+    /// Encodes the rule with a protocol number: nomagic's or the kernel's.
     pub(super) fn message(&self, protocol: RouteProtocol) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = family(self.v6);
         message.header.action = RuleAction::ToTable;
-        // Larger ones are in the attribute alone.
+        // Larger table numbers are in the attribute only.
         message.header.table = u8::try_from(self.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
         message.attributes =
             vec![RuleAttribute::Priority(self.preference), RuleAttribute::Table(self.table), RuleAttribute::Protocol(protocol)];
-        if self.of_node {
+        if self.from_node {
             message.attributes.push(RuleAttribute::Iifname("lo".into()));
         }
         if let Some(to) = self.to {
@@ -72,8 +72,8 @@ impl Rule {
         message
     }
 
-    /// Reads a rule. `None`: it asks for something that ours never ask for.
-    pub(super) fn read(message: &RuleMessage) -> Option<Rule> {
+    /// Decodes a rule. `None`: it has selectors or an action that nomagic never uses.
+    pub(super) fn decode(message: &RuleMessage) -> Option<Rule> {
         let header = &message.header;
         let v6 = match header.family {
             AddressFamily::Inet => false,
@@ -89,12 +89,12 @@ impl Rule {
             match attribute {
                 RuleAttribute::Priority(preference) => rule.preference = *preference,
                 RuleAttribute::Table(table) => rule.table = *table,
-                RuleAttribute::Iifname(name) if name == "lo" => rule.of_node = true,
+                RuleAttribute::Iifname(name) if name == "lo" => rule.from_node = true,
                 RuleAttribute::Destination(addr) => to = Some(*addr),
                 RuleAttribute::IpProtocol(proto) => rule.proto = Some(Proto::from_ip_number(u8::from(*proto))?),
                 RuleAttribute::DestinationPortRange(range) => rule.ports = Some((range.start, range.end)),
-                RuleAttribute::Other(other) if is_whole_mask(other) => {}
-                // What every rule has, and no selectors.
+                RuleAttribute::Other(other) if is_full_mask(other) => {}
+                // Attributes of every rule that select nothing.
                 RuleAttribute::Protocol(_)
                 | RuleAttribute::SuppressPrefixLen(u32::MAX)
                 | RuleAttribute::SuppressIfGroup(u32::MAX)
@@ -109,8 +109,8 @@ impl Rule {
     }
 }
 
-/// Since Linux 6.15 ports come with a mask, which is whole where none was asked for.
-fn is_whole_mask(attribute: &DefaultNla) -> bool {
+/// Since Linux 6.15 ports have a mask, by default a full one.
+fn is_full_mask(attribute: &DefaultNla) -> bool {
     const FRA_DPORT_MASK: u16 = 29;
     let mut mask = [0; 2];
     let read = attribute.kind() == FRA_DPORT_MASK && attribute.value_len() == mask.len();
@@ -120,8 +120,8 @@ fn is_whole_mask(attribute: &DefaultNla) -> bool {
     read && matches!(u16::from_ne_bytes(mask), 0 | u16::MAX)
 }
 
-/// Whether a rule is marked as ours.
-pub(super) fn is_ours(message: &RuleMessage) -> bool {
+/// Whether a rule has nomagic's protocol number.
+pub(super) fn is_nomagics(message: &RuleMessage) -> bool {
     message.attributes.iter().any(|a| matches!(a, RuleAttribute::Protocol(p) if u8::from(*p) == PROTOCOL))
 }
 
@@ -138,10 +138,10 @@ mod tests {
         let own = |addr: &str| OwnPorts { addr: addr.parse().unwrap(), proto: Proto::Udp, first: 30_000, last: 30_009 };
         for rule in [Rule::services(false, 110), Rule::own(&own("10.0.0.1")), Rule::own(&own("fd00::1")), Rule::local(true, 71)] {
             let message = rule.message(PROTOCOL.into());
-            assert!(is_ours(&message));
-            assert_eq!(Rule::read(&message), Some(rule));
+            assert!(is_nomagics(&message));
+            assert_eq!(Rule::decode(&message), Some(rule));
         }
-        assert!(!is_ours(&Rule::local(false, 0).message(RouteProtocol::Kernel)));
+        assert!(!is_nomagics(&Rule::local(false, 0).message(RouteProtocol::Kernel)));
     }
 
     #[test]
@@ -155,10 +155,10 @@ mod tests {
         ] {
             let mut message = Rule::local(false, 0).message(RouteProtocol::Kernel);
             message.attributes.push(more.clone());
-            assert_eq!(Rule::read(&message), None, "{more:?}");
+            assert_eq!(Rule::decode(&message), None, "{more:?}");
         }
         let mut inverted = Rule::local(false, 0).message(RouteProtocol::Kernel);
         inverted.header.flags = RuleFlags::Invert;
-        assert_eq!(Rule::read(&inverted), None);
+        assert_eq!(Rule::decode(&inverted), None);
     }
 }

@@ -1,4 +1,6 @@
 //! Prometheus' text format, version 0.0.4: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+//!
+//! Why not the crate prometheus-client: it writes OpenMetrics, whose rules for the suffix `_total` exclude some of kube-proxy's metric names.
 
 use std::fmt::{Display, Write as _};
 
