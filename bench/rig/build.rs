@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Where `bpf.h` is, which all of the project's BPF programs share.
+/// Directory of `bpf.h`, which all BPF programs share.
 const SHARED: &str = "../../dataplane/xsk/bpf";
 
 fn main() {
@@ -12,7 +12,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=CLANG");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".into());
-    // `asm/types.h` lives below the multiarch directory on Debian and its relatives.
+    // On Debian `asm/types.h` is in the multiarch directory.
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     for name in ["generate", "sink", "count"] {
         let mut command = Command::new(&clang);

@@ -1,4 +1,4 @@
-//! How a result is written: for people or for scripts.
+//! Output formats of a result.
 
 use std::fmt::Display;
 
@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// The two ways.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Format {
     /// Text for a terminal.
@@ -16,7 +15,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Prints a result to standard output.
+    /// Prints a result on standard output.
     pub fn print<T: Display + Serialize>(self, result: &T) -> Result<()> {
         match self {
             Format::Text => println!("{}", result.to_string().trim_end()),

@@ -1,9 +1,10 @@
 //! The benchmarks of nomagic.
 //!
-//! [`pktgen`] is the traffic generator with its sink, [`ndr`] searches the highest rate without loss, [`compare`] puts nomagic
-//! beside its peers, [`report`] shows the [`results`]; [`preflight`] says what is missing on a machine before one measures there.
+//! [`pktgen`] is the traffic generator with its sink; [`ndr`] searches the highest rate without loss; [`compare`]
+//! measures nomagic next to its peers, and [`report`] shows the [`results`]. [`preflight`] checks whether a machine
+//! is ready for nomagic.
 
-#![allow(missing_docs, reason = "nobody outside of this workspace uses it")]
+#![allow(missing_docs, reason = "the crate has no users outside of this workspace")]
 
 pub mod compare;
 pub mod format;

@@ -22,17 +22,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Generates traffic and checks what arrives: rate, loss, order, latency
+    /// Generate traffic and check the frames that arrive: rate, loss, order, latency
     Pktgen(Box<PktgenArgs>),
-    /// Searches the highest rate without loss, and with 0.5 % of it
+    /// Search the highest rate without loss, and with 0.5 % loss
     Ndr(Box<NdrArgs>),
-    /// nomagic beside its peers: rates, latency, CPU time, churn, floods
+    /// Compare nomagic with its peers: rates, latency, CPU time, churn, floods
     Compare(CompareArgs),
-    /// nomagic's AF_XDP code with an empty packet path, the peer of the comparison
+    /// Run nomagic's AF_XDP code with an empty packet path, a peer of the comparison
     NoWork(NoWorkArgs),
-    /// Says what is missing on this machine before one measures there; changes nothing
+    /// Check whether this machine is ready for nomagic; changes nothing
     Preflight(PreflightArgs),
-    /// Shows the results of a comparison: as a page, as text, as JSON, beside another run's
+    /// Show the results of a comparison as a page, text or JSON, or compare two runs
     Report(ReportArgs),
 }
 
@@ -52,7 +52,7 @@ fn run(command: Command) -> Result<()> {
         Command::Ndr(args) => args.run(),
         Command::Compare(args) => args.run(),
         Command::NoWork(args) => args.run(),
-        // The report names what is missing.
+        // The report has named the missing facts already.
         Command::Preflight(args) => std::process::exit(i32::from(!args.run(&ThisHost { xdp_features })?)),
         Command::Report(args) => args.run(),
     }

@@ -1,10 +1,12 @@
 //! `nomagic-bench pktgen`: a traffic generator and a sink.
 //!
-//! Pure: a [`profile`] is what to send, a [`stream`] the frames that it stands for (headers from [`template`], the header of their
-//! payload from [`payload`], a [`choice`] of flows), [`pcap`] a capture to replay, [`pace`] how fast, [`check`] what the sink finds out.
+//! Pure: a [`profile`] describes the traffic; a [`stream`] is its frames (headers from [`template`], the header of
+//! the payload from [`payload`], a [`choice`] of flows); [`pcap`] replays a capture; [`pace`] keeps the rate;
+//! [`check`] is the sink's verdict on each frame.
 //!
-//! With the kernel: a [`backend`] sends frames (AF_XDP there, BPF live frames in [`live`] with their [`program`]), a [`sink`] receives them.
-//! [`mod@run`] puts both on threads as its [`options`] say, and [`report`] says what came of it. All unsafe code is in `xsk`, which has the rings.
+//! With the kernel: a [`backend`] sends frames (by AF_XDP, or as BPF live frames: [`live`] and its [`program`]), a
+//! [`sink`] receives them. [`mod@run`] puts both on threads, [`options`] are its input and a [`report`] is its
+//! result. All unsafe code is in `xsk`, which owns the rings.
 
 pub mod backend;
 pub mod check;

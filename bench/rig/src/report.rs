@@ -1,7 +1,7 @@
 //! The report of a comparison: a page, a plot, a table for terminals, a summary for scripts.
 //!
-//! [`sections`] decides what is shown, as [`table`]s and [`plot`]s, which [`draw`] draws; [`page`] and [`text`] put them into a form. [`summary`] makes
-//! one flat list of all values, which [`against`] compares with another run's.
+//! [`sections`] choose the content, as [`table`]s and [`plot`]s; [`draw`] draws the plots; [`page`] and [`text`]
+//! render all of it. [`summary`] is a flat list of all values, which [`against`] compares with those of another run.
 
 pub mod against;
 pub mod cli;

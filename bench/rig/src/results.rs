@@ -1,6 +1,7 @@
-//! What a comparison has found: the data behind the table, the report and its JSON. No measuring and no drawing here.
+//! The results of a comparison: the data behind the table, the report and its JSON. This module neither measures nor draws.
 //!
-//! Rates are frames a second, shares are 0 to 1, times have their unit in the name. Whatever can be missing is an [`Outcome`] with the reason.
+//! Rates are frames a second, shares are 0 to 1, times have their unit in the name. A value that may be missing is an
+//! [`Outcome`] with a reason.
 
 mod rig;
 mod rows;
@@ -17,21 +18,20 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::pktgen::report::Latency;
 
-/// Version of the JSON; another one is refused.
+/// Version of the JSON; others are refused.
 pub const FORMAT: u32 = 1;
-/// Bytes of a results file at the most.
+/// The largest results file, in bytes.
 const FILE_MAX: u64 = 64 << 20;
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome<T> {
     Measured(T),
-    /// The reason, a clause that stands after "not measured: ".
+    /// The reason, a clause after "not measured: ".
     NotMeasured(String),
 }
 
 impl<T> Outcome<T> {
-    /// The value, if there is one.
     pub fn value(&self) -> Option<&T> {
         match self {
             Outcome::Measured(value) => Some(value),
@@ -53,11 +53,11 @@ impl<T> Outcome<T> {
 pub struct Results {
     /// [`FORMAT`].
     pub format: u32,
-    /// Where, when and with what it was measured.
+    /// Machine, time and programs.
     pub manifest: Manifest,
-    /// How traffic went, and what was watched meanwhile.
+    /// The path of the traffic, and the disturbances.
     pub rig: Rig,
-    /// What was measured; rows name them by `id`.
+    /// Rows refer to them by `id`.
     pub subjects: Vec<Subject>,
     pub figures: Vec<Figure>,
     pub rates: Vec<RateRow>,
@@ -67,13 +67,13 @@ pub struct Results {
     pub cpu: Vec<CpuRow>,
     /// Connections a second, of real sockets.
     pub connections: Vec<ConnectionRow>,
-    /// What is lost while tables change.
+    /// Loss while tables change.
     pub churn: Vec<ChurnRow>,
     /// Established flows under a SYN flood.
     pub flood: Vec<FloodRow>,
-    /// From a change of the objects until packets follow it.
+    /// Time from a change of the objects until packets follow it.
     pub programming: Vec<ProgrammingRow>,
-    /// What a packet costs in memory, by the size of the connection table.
+    /// Cost of a packet in memory, by the size of the connection table.
     pub table_cost: Vec<CostRow>,
 }
 
@@ -83,11 +83,11 @@ pub enum SubjectKind {
     Nomagic,
     /// The same AF_XDP code with an empty packet path.
     NoWork,
-    /// Kernel DNAT by nftables rules of kube-proxy's shape.
+    /// Kernel DNAT by nftables rules like kube-proxy's.
     Nftables,
-    /// Kernel DNAT by iptables rules of kube-proxy's shape.
+    /// Kernel DNAT by iptables rules like kube-proxy's.
     Iptables,
-    /// The kernel's routing, without any rule.
+    /// The kernel's routing, without rules.
     Routing,
     /// No load balancer: client and server directly connected.
     Direct,
@@ -96,9 +96,9 @@ pub enum SubjectKind {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
-    /// What rows call it, such as "nftables-1000".
+    /// For rows, such as "nftables-1000".
     pub id: String,
-    /// What people call it, such as "nftables, 1,000 Services".
+    /// For readers, such as "nftables, 1,000 Services".
     pub label: String,
     pub kind: SubjectKind,
     pub services: u32,
@@ -115,17 +115,17 @@ pub enum Verdict {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figure {
-    /// What it is, such as "zero-loss rate, nomagic / no-work loop".
+    /// For instance "zero-loss rate, nomagic / no-work loop".
     pub name: String,
-    /// What is wanted, such as ">= 0.95".
+    /// The target, such as ">= 0.95".
     pub wanted: String,
-    /// What was found, with its interval; or why nothing was.
+    /// The value with its interval, or why there is none.
     pub found: String,
     pub verdict: Verdict,
 }
 
 impl Results {
-    /// Of these subjects on this rig, with nothing measured yet.
+    /// Empty results.
     pub fn new(rig: Rig, subjects: Vec<Subject>) -> Results {
         Results {
             format: FORMAT,
@@ -145,7 +145,7 @@ impl Results {
         }
     }
 
-    /// Reads a file that `compare` has written.
+    /// Reads a file written by `compare`.
     pub fn read(path: &Path) -> Result<Results> {
         let shown = path.display();
         let size = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len();

@@ -1,4 +1,4 @@
-//! `make demo`: a Service carried by AF_XDP, from one command.
+//! `make demo`: a Service over AF_XDP, with one command.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use crate::gateway::{Accounts, ECHO_V4, ECHO_V6, Gateway, NGINX_V4, NGINX_V6, Re
 use crate::peers::{ClientOptions, LoadReport, http_load, udp_load};
 use crate::rig::{CLIENT_V4, Guard, PODS, Process, Scene, Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
-/// Time for a pod to listen.
+/// Time limit for a pod to listen.
 const POD_LIMIT: Duration = Duration::from_secs(10);
 const DATAGRAMS: u32 = 30;
 
@@ -24,7 +24,7 @@ pub struct DemoOptions {
     pub connections_v6: u32,
 }
 
-/// Runs the demo. Everything it made is gone afterwards, also after a signal.
+/// Runs the demo. It removes everything it created, even after a signal.
 pub fn demo(options: &DemoOptions) -> Result<()> {
     require_root()?;
     clean_on_signals()?;
@@ -46,7 +46,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     let gateway = Gateway::start(&scene.gw, &options.nomagic, &config, &state_dir)?;
     let outcome = traffic(&scene, &gateway, options, &steps);
     if outcome.is_err() {
-        // The reason is most likely in here.
+        // Its log most likely has the reason.
         eprintln!("nomagic wrote:\n{}", { gateway }.process().output());
         return outcome.map(drop);
     }
@@ -85,7 +85,7 @@ fn start_pods(scene: &Scene) -> Result<Vec<Process>> {
     Ok(pods)
 }
 
-/// Sends all traffic and checks it. Returns the last line.
+/// Sends all traffic and checks it. Returns the closing line.
 fn traffic(scene: &Scene, gateway: &Gateway, options: &DemoOptions, steps: &Steps) -> Result<String> {
     let before = Reading::take(scene, gateway)?;
     let http = |to: IpAddr, n: u32| scene.client.block_on(|| http_load(SocketAddr::new(to, 80), n, ClientOptions::default()));
@@ -122,7 +122,7 @@ fn traffic(scene: &Scene, gateway: &Gateway, options: &DemoOptions, steps: &Step
     Ok(format!("{carried} of {wanted} HTTP connections were carried over AF_XDP."))
 }
 
-/// A table of answers: pods down, kinds of traffic across.
+/// A table of answers: a row for each pod, a column for each kind of traffic.
 fn per_pod(reports: &[(&str, &LoadReport)]) -> String {
     type Count<'c> = &'c dyn Fn(&LoadReport) -> u32;
     let row = |title: String, count: Count<'_>| -> Vec<String> {
@@ -141,7 +141,7 @@ fn per_pod(reports: &[(&str, &LoadReport)]) -> String {
     out + &format!("  The pods saw their clients as {}.", seen.into_iter().collect::<Vec<_>>().join(" and "))
 }
 
-/// Where `nomagic` is when nothing else is said: beside this program.
+/// The default path of `nomagic`: next to this program.
 pub fn default_nomagic() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.parent().unwrap_or(Path::new(".")).join("nomagic")

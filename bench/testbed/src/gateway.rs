@@ -1,4 +1,4 @@
-//! A running nomagic in the scene's gateway: its files, its process, its own account of the frames.
+//! A running nomagic in the scene's gateway: its files, its process, its account of the frames.
 
 mod accounts;
 mod files;
@@ -14,11 +14,11 @@ use nomagic_api::Status;
 
 use crate::rig::{Guard, Netns, Process, Undo, run, undo_later};
 
-/// Time to become ready: loading the XDP program and pinning memory included.
+/// Time limit to become ready, which includes loading the XDP program and pinning memory.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// `nomagic run` in a namespace. What it pinned is removed when this value is dropped.
+/// `nomagic run` in a namespace. Its pins are removed when this value is dropped.
 #[derive(Debug)]
 pub struct Gateway {
     process: Process,
@@ -29,7 +29,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts `program run --config <config>` inside and waits until it is ready. `state_dir` must be the one in the configuration.
+    /// Starts `program run --config <config>` and waits until it is ready. `state_dir` must be that of the configuration.
     pub fn start(netns: &Netns, program: &Path, config: &Path, state_dir: &Path) -> Result<Gateway> {
         let net = format!("--net={}", netns.path().display());
         let words = ["nsenter", &net, path(program)?, "cleanup", "--state-dir", path(state_dir)?];
@@ -56,7 +56,7 @@ impl Gateway {
         &mut self.process
     }
 
-    /// Ends it with SIGTERM; another exit code than 0 is an error with its output.
+    /// Ends it with SIGTERM. An exit code other than 0 is an error with its output.
     pub fn stop(mut self) -> Result<()> {
         let status = self.process.terminate(STOP_LIMIT)?;
         if !status.success() {

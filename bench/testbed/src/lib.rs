@@ -1,10 +1,10 @@
-//! The testbed of nomagic: network namespaces with real peers, and the demo. Every crate's tests may use it; it runs the `nomagic` program by its path.
+//! The testbed of nomagic: network namespaces with real peers, and the demo. The tests of every crate may use it; it
+//! runs `nomagic` by its path.
 //!
-//! [`rig`] lays out namespaces, cables and processes and takes them down again, also after ^C. [`peers`] are the real pods and
-//! clients that talk through the gateway; [`gateway`] is a running nomagic between them. [`demo`] puts all together and is what
-//! `make demo` runs.
+//! [`rig`] creates namespaces, cables and processes and removes them again, even after ^C. [`peers`] are real pods
+//! and clients; [`gateway`] is a running nomagic between them. [`demo`] combines them: `make demo`.
 
-#![allow(missing_docs, reason = "nobody outside of this workspace uses it")]
+#![allow(missing_docs, reason = "the crate has no users outside of this workspace")]
 
 pub mod columns;
 pub mod demo;

@@ -20,9 +20,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A Service carried by AF_XDP between network namespaces, from nothing to the last counter
+    /// Carry a Service over AF_XDP between network namespaces, and account for every frame
     Demo {
-        /// The nomagic program [default: beside this one]
+        /// The nomagic program [default: next to this one]
         #[arg(long)]
         nomagic: Option<PathBuf>,
         /// HTTP connections over IPv4
@@ -32,11 +32,11 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         connections_v6: u32,
     },
-    /// Lays out the scene with its pods and keeps it until ^C, to look around in
+    /// Create the scene with its pods and keep it until ^C, to look around
     Scene,
-    /// A pod: HTTP and UDP echo on all addresses, answering with its name and the client's address
+    /// Run a pod: HTTP and UDP echo on all addresses; it answers with its name and the client's address
     Pod {
-        /// The name it answers with
+        /// Its name in the answers
         #[arg(long)]
         name: String,
         /// TCP port of the HTTP server
@@ -46,21 +46,21 @@ enum Command {
         #[arg(long, default_value_t = 53)]
         udp_port: u16,
     },
-    /// Opens connections to a pod or Service and counts who answered
+    /// Open connections to a pod or Service and count the answers by pod
     HttpGet {
         /// Address and port, `[v6]:port` for IPv6
         to: SocketAddr,
         #[command(flatten)]
         load: Load,
     },
-    /// Sends datagrams to a UDP echo and counts who answered
+    /// Send datagrams to a UDP echo and count the answers by pod
     UdpEcho {
         /// Address and port, `[v6]:port` for IPv6
         to: SocketAddr,
         #[command(flatten)]
         load: Load,
     },
-    /// Uploads and downloads a body and compares it byte for byte
+    /// Upload and download a body and compare it byte for byte
     Body {
         /// Address and port, `[v6]:port` for IPv6
         to: SocketAddr,
@@ -75,10 +75,10 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Load {
-    /// Requests, each over a socket of its own
+    /// Number of requests, each over a new socket
     #[arg(long, short = 'n', default_value_t = 1)]
     count: u32,
-    /// Requests in flight at the most
+    /// The most requests in flight
     #[arg(long, default_value_t = 16)]
     concurrency: usize,
     /// Milliseconds for one request
@@ -135,7 +135,7 @@ fn keep_scene() -> Result<()> {
     for (netns, pod) in scene.pods.iter().zip(PODS) {
         println!("{:<8} ip netns exec {} bash    # {} {}", pod.name, netns.name(), pod.v4, pod.v6);
     }
-    println!("the scene stands; ^C takes it down");
+    println!("the scene is ready; ^C removes it");
     // A signal ends the process.
     loop {
         std::thread::park();

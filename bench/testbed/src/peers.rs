@@ -1,4 +1,4 @@
-//! Real peers: the pods' servers and the clients that talk to them, over the kernel's own sockets.
+//! Real peers: pods' servers and clients, over the kernel's sockets.
 
 mod blob;
 mod client;

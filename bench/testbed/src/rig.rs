@@ -1,8 +1,8 @@
 //! Network namespaces, cables and processes that end with their owner.
 //!
-//! Everything made here is named `nm-<tag>-<pid>-<n>` and registered in [`cleanup`], so that it goes away when its value is
-//! dropped, when the process gets SIGINT or SIGTERM ([`clean_on_signals`]), and at the next start after a crash
-//! ([`remove_leftovers`]). Traffic stays inside these namespaces.
+//! All of them are named `nm-<tag>-<pid>-<n>` and registered in [`cleanup`]. They are removed when their value is
+//! dropped, on SIGINT or SIGTERM ([`clean_on_signals`]), and after a crash at the next start ([`remove_leftovers`]).
+//! Traffic stays inside these namespaces.
 
 mod cleanup;
 mod link;

@@ -1,4 +1,4 @@
-//! The leaves: reading headers, changing them, Maglev tables.
+//! The leaves: parsing and rewriting headers, Maglev tables.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -39,7 +39,7 @@ impl Row for Parse {
     }
 }
 
-/// Changing headers of known connections, read and looked up beforehand.
+/// Rewriting headers of known connections, parsed and looked up beforehand.
 pub struct Rewrite {
     pub filled: Filled,
 }
@@ -90,10 +90,10 @@ impl Row for Pick {
     }
 }
 
-/// Which of some destination ports lead answers to a worker.
+/// Which destination ports bring answers to a worker.
 pub struct Predict {
     pub v6: bool,
-    /// Ports looked at for each answer.
+    /// Ports tested for each answer.
     pub ports: u16,
 }
 
@@ -121,7 +121,7 @@ impl Row for Predict {
     }
 }
 
-/// Slots of the tables that are built.
+/// Slots of the tables.
 pub const SLOTS: u32 = 65_537;
 
 /// Filling a table of [`SLOTS`] for 100 backends.
@@ -136,13 +136,13 @@ impl Row for Build {
     }
 }
 
-/// What a table of 100 backends is like.
+/// Quality of a table of 100 backends.
 pub struct Evenness {
     /// The fullest backend's slots over the average.
     pub max_over_average: f64,
-    /// Slots of other backends that move when one goes, of all slots.
+    /// Share of slots of other backends that move when one is removed.
     pub moved: f64,
-    /// With weights of 1 to 4: the largest difference of a share from what the weight says, of that.
+    /// With weights of 1 to 4: the largest relative difference of a share from its weight.
     pub weighted: f64,
 }
 

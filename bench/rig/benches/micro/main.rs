@@ -1,8 +1,10 @@
-//! What a packet costs in memory, without sockets: `make bench-micro`.
+//! Cost of a packet in memory, without sockets: `make bench-micro`. Criterion cannot measure a row and its floor in
+//! the same round, hence this harness.
 //!
-//! Every row is measured in rounds beside its floor (one prefetched random line of the same memory and one header written, in batches of the
-//! same size, over the same rotating frames), the rows of a group in turn; medians are shown. Ratios are what to look at: they hold on other machines.
-//! Headers are written, and keys drawn, before the clock starts. One thread, unless the row says two.
+//! Every row is measured in rounds together with its floor: one prefetched random line of the same memory and one
+//! written header, in batches of the same size, over the same rotating frames. The rows of a group take turns; the
+//! table shows medians. Ratios hold on other machines too. Headers are written and keys drawn before the clock
+//! starts. One thread, unless the row says two.
 
 mod leaves;
 mod report;
@@ -28,7 +30,7 @@ Usage: cargo bench -p nomagic-bench --bench micro -- [WORDS] [--rounds N] [--jso
   --rounds N   rounds of each row (default 11)
   --json FILE  where the figures go (default target/bench-micro.json)";
 
-/// A row with its name and what it should reach.
+/// A row with its name and target.
 type Entry = (String, Box<dyn Row>, Option<Wanted>);
 
 struct Run {
@@ -36,12 +38,12 @@ struct Run {
     rounds: usize,
     lines: Vec<Line>,
     start: Instant,
-    /// Connections of the tables that the rows of a group look into, if they all have as many.
+    /// Connections in the tables of a group, if all have the same number.
     flows: Option<u64>,
 }
 
 impl Run {
-    /// Whether anything of a group is asked for.
+    /// Whether the filter selects a row of this group.
     fn wants(&self, group: &str, name: &str) -> bool {
         format!("{group} {name}").contains(&self.filter)
     }
@@ -106,7 +108,7 @@ fn main() {
     workers(&mut run, &mut rig);
     let command = "make bench-micro";
     let report = serde_json::json!({ "command": command, "machine": machine, "rounds": rounds, "rows": run.lines });
-    // cargo runs benchmarks in the package's directory; the path is meant from the workspace's.
+    // cargo runs benchmarks in the package's directory; the path is relative to the workspace's.
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(&json);
     match std::fs::write(&path, format!("{report:#}\n")) {
         Ok(()) => eprintln!("\nwritten to {json}"),
@@ -117,7 +119,7 @@ fn main() {
     }
 }
 
-/// Whole packets of known connections, and look-ups in the same tables, by size.
+/// Whole packets of known connections, and lookups in the same tables, by size.
 fn known_flows(run: &mut Run, rig: &mut Rig) {
     let sizes = [(1_000, "1 k", 30.0), (1 << 16, "64 k", 60.0), (1 << 20, "1 M", 60.0), (1 << 22, "4 M", 100.0), (1 << 24, "16 M", 100.0)];
     for (flows, label, most) in sizes {
@@ -174,7 +176,7 @@ fn new_flows(run: &mut Run, rig: &mut Rig) {
     run.group("connections that come and go", rig, rows);
 }
 
-/// The same look-ups in what one would take otherwise.
+/// The same lookups in alternative tables.
 fn alternatives(run: &mut Run, rig: &mut Rig) {
     for (flows, label) in [(1 << 16, "64 k"), (1 << 20, "1 M")] {
         let group = format!("look-up, hit, {label} flows, beside others");

@@ -1,24 +1,24 @@
-//! Rows with what they should reach, for people and as JSON.
+//! Rows with their targets, as text and as JSON. Rows are printed as they are measured.
 
 use serde::Serialize;
 
 #[derive(Serialize)]
 pub struct Line {
     pub name: String,
-    /// What `value` counts: `ns`, `ratio`, `percent`, `ms`.
+    /// The unit of `value`: `ns`, `ratio`, `percent`, `ms`.
     pub unit: &'static str,
     pub value: f64,
-    /// Nanoseconds of the floor of the same footprint, in the same rounds.
+    /// The floor with the same footprint, in the same rounds, in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub floor_ns: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_floor: Option<f64>,
-    /// What it should be: at the most, or at the least for ratios that should be high.
+    /// An upper limit, or a lower one for ratios.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wanted: Option<Wanted>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached: Option<bool>,
-    /// Connections in the table, where that is what the row is about.
+    /// Connections in the table, if the row depends on them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flows: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -31,7 +31,7 @@ pub struct Line {
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
     Most(f64),
-    /// At the most this, and at the most so many times the floor.
+    /// At most this, and at most so many times the floor.
     MostAndFloors(f64, f64),
     Least(f64),
 }

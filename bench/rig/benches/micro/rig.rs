@@ -1,4 +1,4 @@
-//! What all rows share: frames that rotate as in a UMEM, Services, routes, tables full of connections, keys to draw.
+//! Shared by all rows: frames that rotate as in a UMEM, Services, routes, tables full of connections, keys to draw.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, Servi
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, splitmix64};
 use nomagic_sys::memory;
 
-/// Frames that rotate; their headers are written before the clock starts, a chunk at a time.
+/// Number of rotating frames; their headers are written before the clock starts, a chunk at a time.
 pub const FRAMES: usize = 4_096;
 pub const FRAME_BYTES: usize = 2_048;
 const START: usize = 256;
-/// Bytes of every packet. A header is a copy of this many.
+/// Bytes of every packet; a header is a copy of them.
 pub const HEADER: usize = 64;
 const V4_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const V4_REJECTED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
@@ -38,7 +38,7 @@ pub enum Kind {
     Reject,
 }
 
-/// Packet memory and what else one worker has.
+/// Packet memory and the rest of a worker.
 pub struct Rig {
     buffers: Vec<u8>,
     pub routes: Routes,
@@ -65,12 +65,12 @@ impl Rig {
         }
     }
 
-    /// The headers as they are now.
+    /// A copy of the current headers.
     pub fn headers(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.buffers.chunks_exact_mut(FRAME_BYTES).map(|b| &mut b[START..START + HEADER])
     }
 
-    /// Hands the first frames to `work`, a batch at a time, and says how long that took.
+    /// Passes the first frames to `work`, a batch at a time, and returns the time.
     pub fn time_batches(&mut self, frames: usize, mut work: impl FnMut(&mut RigParts<'_>, &mut [Frame<'_>])) -> Duration {
         let mut parts = RigParts { routes: &self.routes, counters: &self.counters, worker: &mut self.worker };
         let start = Instant::now();
@@ -84,7 +84,7 @@ impl Rig {
         start.elapsed()
     }
 
-    /// The least that any table can cost: one prefetched random line of its memory, one header written. Nanoseconds a packet.
+    /// The least that any table costs: one prefetched random line of its memory and one written header, in nanoseconds a packet.
     pub fn floor(&mut self, memory: &[AtomicU64], header: &[u8; HEADER]) -> f64 {
         let lines = (memory.len() / 8) as u32;
         let (mut random, mut sum) = (self.random, 0u64);
@@ -106,14 +106,14 @@ impl Rig {
     }
 }
 
-/// What a worker has beside its frames.
+/// A worker's state besides its frames.
 pub struct RigParts<'p> {
     pub routes: &'p Routes,
     pub counters: &'p Counters,
     pub worker: &'p mut WorkerState,
 }
 
-/// A batch through the pipeline; how many frames went on.
+/// Runs a batch through the pipeline. Returns the number of forwarded frames.
 #[inline(always)]
 pub fn run(filled: &Filled, parts: &mut RigParts<'_>, batch: &mut [Frame<'_>]) -> usize {
     let mut verdicts = ArrayVec::new();
@@ -130,7 +130,7 @@ pub fn run(filled: &Filled, parts: &mut RigParts<'_>, batch: &mut [Frame<'_>]) -
     verdicts.iter().filter(|v| matches!(v, Verdict::Forward(..))).count()
 }
 
-/// A connection table with `flows` connections in it, all answered, at 75 % load or less.
+/// A connection table with `flows` answered connections, at a load of 75 % or less.
 pub struct Filled {
     pub kind: Kind,
     pub flows: u32,
@@ -172,7 +172,7 @@ impl Filled {
             rig.headers().for_each(turn_round);
             let mut answered = 0;
             rig.time_batches(frames, |parts, batch| answered += run(&filled, parts, batch));
-            // What the reply filter has no room for is dropped by name.
+            // A full bucket of the reply filter is a named drop.
             let lost = 2 * frames - forwarded - answered;
             assert!(lost * 1_000 < frames, "{lost} of {frames} connections were not opened");
             opened += frames as u32;
@@ -219,7 +219,7 @@ impl Filled {
     }
 }
 
-/// Makes the answer of a packet that went on. Checksums are carried by difference, so they need not be right.
+/// Turns a forwarded packet into its answer. Checksums are updated by difference, so they need not be right.
 fn turn_round(header: &mut [u8]) {
     let (addr, len, ports) = if header[12..14] == [0x86, 0xdd] { (22, 16, 54) } else { (26, 4, 34) };
     let (src, dst) = header[addr..addr + 2 * len].split_at_mut(len);

@@ -1,4 +1,4 @@
-//! The rows that are whole packets, and the table alone beside the obvious alternatives.
+//! Rows of whole packets, and of the table alone next to the obvious alternatives.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -15,11 +15,11 @@ use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
 use super::rig::{FRAMES, Filled, HEADER, Kind, Rig, eight_workers, run};
 
-/// Something measured in rounds: nanoseconds for each of many.
+/// A measurement in rounds, in nanoseconds each.
 pub trait Row {
     fn round(&mut self, rig: &mut Rig) -> f64;
 
-    /// The floor of the same footprint, in the same round.
+    /// The floor with the same footprint, in the same round.
     fn floor(&mut self, _rig: &mut Rig) -> Option<f64> {
         None
     }
@@ -57,7 +57,7 @@ impl Draw {
     }
 }
 
-/// Packets of known connections, or ones that are rejected.
+/// Packets of known connections, or rejected packets.
 pub struct Known {
     pub filled: Rc<Filled>,
     pub draw: Draw,
@@ -84,14 +84,14 @@ impl Row for Known {
     }
 
     fn floor(&mut self, rig: &mut Rig) -> Option<f64> {
-        // Only the part of the table that is in use.
+        // Only the used part of the table.
         let used = self.filled.words.len().min((self.filled.flows as usize * 16 * 160 / 128).max(8));
         let runs = (0..CHUNKS).map(|_| rig.floor(&self.filled.words[..used], self.filled.template()));
         Some(runs.sum::<f64>() / CHUNKS as f64)
     }
 }
 
-/// Packets that open connections, until the table is half full; then it is emptied.
+/// Packets that open connections until the table is half full; then it is emptied.
 pub struct Opening {
     filled: Filled,
     next: u32,
@@ -126,7 +126,7 @@ impl Row for Opening {
     }
 }
 
-/// The same on a port whose queues belong to eight workers, so that source ports are looked for whose answers come back to this one.
+/// The same on a port whose queues belong to eight workers: the source port must bring answers back to this worker.
 pub struct OpeningAtHome(pub Opening);
 
 impl Row for OpeningAtHome {
@@ -148,9 +148,9 @@ fn empty(filled: &Filled) {
 
 pub enum Lookup {
     Ours,
-    /// `Mutex<HashMap>`, as one would begin.
+    /// `Mutex<HashMap>`, the simplest choice.
     Locked(Mutex<HashMap<Tuple, [u64; 8]>>),
-    /// The concurrent map that most programs would take.
+    /// The concurrent map of most programs.
     Dash(DashMap<Tuple, [u64; 8]>),
 }
 
@@ -219,10 +219,10 @@ fn ours(table: Conntrack<'_>, batch: &[Tuple]) -> usize {
     hits.count()
 }
 
-/// Connections created and ended in the table alone.
+/// Connections created and removed in the table alone.
 pub struct Turnover {
     pub filled: Filled,
-    /// Measures the end instead of the beginning.
+    /// Measure removal instead of creation.
     pub expire: bool,
 }
 
@@ -266,7 +266,7 @@ fn flow(key: &Tuple, i: u32) -> Flow {
     }
 }
 
-/// The floor's memory and header, for rows without a table.
+/// The floor of rows without a table.
 pub fn small_floor(rig: &mut Rig, words: &[AtomicU64], header: &[u8; HEADER]) -> f64 {
     rig.floor(&words[..words.len().min(1 << 14)], header)
 }

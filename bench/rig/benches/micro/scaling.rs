@@ -1,4 +1,4 @@
-//! Two workers on one table against one, beside the floor loop's own scaling.
+//! Two workers on one table against one, relative to the scaling of the floor.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use super::rows::Draw;
 
 const TIME: Duration = Duration::from_millis(250);
 
-/// What two workers carry over what one carries.
+/// The rate of two workers over the rate of one.
 pub struct Scaling {
     pub pipeline: f64,
     pub floor: f64,
@@ -31,7 +31,7 @@ impl Scaling {
     }
 }
 
-/// Packets a second by so many workers together, each with its own frames, counters and keys.
+/// Packets a second of so many workers together, each with its own frames, counters and keys.
 fn rate(workers: usize, filled: &Filled, pipeline: bool) -> f64 {
     let (begin, end) = (Barrier::new(workers), AtomicBool::new(false));
     std::thread::scope(|scope| {

@@ -1,8 +1,8 @@
-//! What many Services cost the control plane, in memory: `make bench-scale`.
+//! Cost of many Services in the control plane, in memory: `make bench-scale`.
 //!
-//! Compiling from nothing; one changed slice, from the bytes of the watch's event to the moment when a spinning worker uses the table with it; a
-//! Service of 100,000 endpoints; memory. Objects are read as those of an API server are. The way through sockets, from event to packet, is measured by
-//! the tests in network namespaces.
+//! Compiling from nothing; one changed slice, from the bytes of the watch event until a spinning worker uses the new
+//! table; a Service of 100,000 endpoints; memory. Objects are decoded like those of an API server. Tests in network
+//! namespaces measure the time from event to packet.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ Usage: cargo bench -p nomagic-bench --bench scale -- [--services N] [--endpoints
   --changes N    changed slices to measure (default 2000)
   --json FILE    where the figures go (default target/bench-scale.json)";
 
-/// Endpoints of a slice, as Kubernetes fills them.
+/// Endpoints of a slice, Kubernetes' default.
 const PER_SLICE: u32 = 100;
 /// Endpoints of the one large Service.
 const LARGE: u32 = 100_000;
@@ -88,7 +88,7 @@ impl Control {
         (Control { index: Index::default(), compiler: Compiler::new(TARGETS_MAX), settings, published }, readers)
     }
 
-    /// Compiles what has changed and puts it in force in every worker.
+    /// Compiles the changes and publishes them to every worker.
     fn put_in_force(&mut self) {
         let touched = self.index.take_touched();
         let compiled = self.compiler.recompile(&self.index, &self.settings, &touched);
@@ -142,7 +142,7 @@ impl Figures {
     }
 }
 
-/// Tells the worker to end, also when the measurement panics.
+/// Stops the worker, even if the measurement panics.
 struct Stop<'s>(&'s AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -151,7 +151,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Runs `measure` beside a worker that spins, taking each new table.
+/// Runs `measure` while a spinning worker takes each new table.
 fn beside_a_worker(mut reader: Reader<Services>, measure: impl FnOnce()) -> u64 {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -262,7 +262,6 @@ fn large(figures: &mut Figures) {
     });
 }
 
-/// What is asked for on the command line.
 #[derive(Clone)]
 struct Options {
     services: u32,
@@ -274,7 +273,7 @@ struct Options {
 }
 
 impl Options {
-    /// `None`: help is wanted.
+    /// `None` for `--help`.
     fn read() -> Option<Options> {
         let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../target").into());
         let mut options = Options { services: 10_000, endpoints: 10, changes: 2_000, json: target + "/bench-scale.json", part: None };
@@ -293,7 +292,7 @@ impl Options {
         Some(options)
     }
 
-    /// Measures a part in a process of its own: memory that was used and freed before would not be counted again.
+    /// Measures a part in its own process: memory that was freed before would not count again.
     fn run_part(&self, part: &str) -> Vec<Value> {
         let file = format!("{}.{part}", self.json);
         let numbers = [("--services", self.services), ("--endpoints", self.endpoints), ("--changes", self.changes)];

@@ -1,4 +1,4 @@
-//! Changes of the tables, told to each subject in its own way: objects of an API server to nomagic, rules to the kernel.
+//! Changes of a subject's tables: objects of an API server for nomagic, rules for the kernel.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use crate::results::SubjectKind;
 /// How long the API server may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// How one change is told, in words.
+/// How one change reaches the subject.
 pub fn how(kind: SubjectKind) -> &'static str {
     match kind {
         SubjectKind::Nomagic => "an EndpointSlice is put to the API server that it watches",
@@ -26,7 +26,7 @@ pub fn how(kind: SubjectKind) -> &'static str {
     }
 }
 
-/// Gives one Service the endpoints of a generation. Returns when it has been told, which may be before packets follow.
+/// Gives one Service the endpoints of a generation. Returns when the subject has the change; packets may follow it later.
 pub fn change_one(running: &Running, service: u32, generation: u32) -> Result<()> {
     match running.subject.kind {
         SubjectKind::Nomagic => put(running, service, generation),
@@ -36,8 +36,8 @@ pub fn change_one(running: &Running, service: u32, generation: u32) -> Result<()
     }
 }
 
-/// Gives all Services the endpoints of a generation, as after a restart of whoever makes the rules: the API server is another one with another list, or
-/// the rules are made anew in one transaction.
+/// Gives all Services the endpoints of a generation, as after a restart of the control plane: another API server with
+/// another list, or a transaction that replaces all rules.
 pub fn reload(running: &Running, setup: &Setup<'_>, generation: u32) -> Result<()> {
     let services = running.subject.services;
     match running.subject.kind {

@@ -1,4 +1,4 @@
-//! What is lost while tables change, how long a change takes to reach packets, and what a SYN flood does to flows that are known.
+//! Frames lost while tables change, the time until packets follow a change, and the effect of a SYN flood on established flows.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -18,23 +18,23 @@ use super::workload::{ENDPOINTS_EACH, endpoint};
 use crate::results::{ChurnRow, Estimate, FloodRow, Outcome, ProgrammingRow, median};
 
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Places of a timeline at the most.
+/// The most places of a timeline.
 const INTERVALS_MAX: usize = 6_000;
 const BEFORE: Duration = Duration::from_millis(300);
-/// One trial of many during which something happens, and how long that may take.
+/// The length of one trial during an event, and the time limit of an event.
 const PIECE: Duration = Duration::from_millis(500);
 const EVENT_LIMIT: Duration = Duration::from_secs(60);
-/// Frames a second, each of a new flow, that look for a change.
+/// Frames a second that probe for a change, each of a new flow.
 const LOOK_PPS: u64 = 4_000;
 /// How long a change may take to reach packets.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
-/// Floods, one after the other: the first fills the connection table. And how long each takes.
+/// Number and length of the floods; the first one fills the connection table.
 const FLOODS: u32 = 5;
 const FLOOD: Duration = Duration::from_secs(1);
-/// Frames a second at which flows become known in both directions.
+/// Frames a second while flows are established in both directions.
 const MEET_PPS: u64 = 40_000;
 
-/// A trial during which something happens.
+/// A trial with events.
 pub struct Disturbed {
     pub trial: Trial,
     /// Frames that arrived in each [`INTERVAL`]; the generator's pauses are left out.
@@ -42,7 +42,7 @@ pub struct Disturbed {
     pub event_at: Vec<u32>,
 }
 
-/// Sends at a rate for a time; meanwhile `event` runs on a thread of its own, which calls its argument at each event.
+/// Sends at a rate for a time while `event` runs on another thread and calls its argument at each event.
 pub fn disturbed(
     runner: &mut TrialRunner,
     path: &mut Path<'_>,
@@ -58,7 +58,7 @@ pub fn disturbed(
             std::thread::sleep(BEFORE);
             event(&|| began.lock().unwrap_or_else(PoisonError::into_inner).push(monotonic_ns()))
         });
-        // Whoever changes tables uses CPU time too: such a trial is not refused for it.
+        // Changing tables takes CPU time too, so the trial is not refused for it.
         let trial = until_done(runner, path, pps, duration, &|| changer.is_finished());
         let outcome = changer.join();
         ended.store(true, Relaxed);
@@ -71,8 +71,8 @@ pub fn disturbed(
     Ok(Disturbed { trial, timeline, event_at })
 }
 
-/// What arrived in the intervals in which the generator was sending all the time, and the places at which events began. `samples`: the end of each
-/// interval and what arrived in it.
+/// The frames of each interval in which the generator never paused, and the places at which events began. `samples`:
+/// the end of each interval and its frames.
 fn timeline(samples: &[(u64, u64)], sending: &[(u64, u64)], events: &[u64]) -> (Vec<u64>, Vec<u32>) {
     let interval_ns = INTERVAL.as_nanos() as u64;
     let kept: Vec<&(u64, u64)> =
@@ -81,7 +81,7 @@ fn timeline(samples: &[(u64, u64)], sending: &[(u64, u64)], events: &[u64]) -> (
     (kept.iter().map(|(_, n)| *n).collect(), events.iter().map(place).collect())
 }
 
-/// Trials of [`PIECE`] for a time, and until something is done. Together they are one.
+/// Sends in trials of [`PIECE`] for a time and until `done`; the sum counts as one trial.
 fn until_done(runner: &mut TrialRunner, path: &mut Path<'_>, pps: u64, duration: Duration, done: &dyn Fn() -> bool) -> Result<Trial> {
     let start = Instant::now();
     let mut all = runner.disturbed(path, pps, PIECE)?;
@@ -108,7 +108,7 @@ fn sample(counter: &Counter, ended: &AtomicBool) -> Result<Vec<(u64, u64)>> {
     Ok(samples)
 }
 
-/// Trials of one event, as a row: blocked time is what was lost over what was offered.
+/// Trials of one event as a row. Blocked time is lost frames over the offered rate.
 pub fn churn_row(subject: &str, event: &str, trials: &[Disturbed]) -> ChurnRow {
     let blocked = |d: &Disturbed| d.trial.lost() as f64 / d.trial.offered_pps().max(1.0) * 1e3 / d.event_at.len().max(1) as f64;
     let values: Vec<f64> = trials.iter().map(blocked).collect();
@@ -127,11 +127,11 @@ pub fn churn_row(subject: &str, event: &str, trials: &[Disturbed]) -> ChurnRow {
     }
 }
 
-/// From telling a subject that a Service has other endpoints until the first packet goes to one of them.
+/// The time from a change of a Service's endpoints to the first packet to one of the new ones.
 pub fn programming(runner: &mut TrialRunner, running: &Running, counter: &mut Counter, changes: u32) -> Result<ProgrammingRow> {
     let mut values = Vec::new();
     for n in 0..changes.min(running.subject.services) {
-        // Not the first: its port 80 would make it two ports.
+        // Not the first Service: it has a second port.
         let service = if running.subject.services > changes { n + 1 } else { n };
         counter.watch(false, Some(endpoint(service, 0, 1)..=endpoint(service, ENDPOINTS_EACH - 1, 1)))?;
         let mut generator = generator(running, 1, Mix::Looking(service))?;
@@ -171,7 +171,7 @@ pub fn programming(runner: &mut TrialRunner, running: &Running, counter: &mut Co
     Ok(ProgrammingRow { subject: running.subject.id.clone(), how: how(running.subject.kind).into(), ms })
 }
 
-/// Established flows at half of the zero-loss rate, and half as many SYNs beside them.
+/// Established flows at half of the zero-loss rate, together with half as many SYNs.
 pub fn flood(
     runner: &mut TrialRunner,
     running: &Running,
@@ -182,7 +182,7 @@ pub fn flood(
     flows: u32,
 ) -> Result<FloodRow> {
     const MIX: Mix = Mix::Flood { established: 2, syns: 1 };
-    // Both directions first, as real flows have them: tables give up one-sided flows before others.
+    // Establish flows in both directions first: tables evict one-way flows before others.
     counter.watch(true, None)?;
     let gateway = &running.topology.gateway;
     let met = runner.trial(
@@ -194,7 +194,7 @@ pub fn flood(
     counter.watch(false, None)?;
     ensure!(
         met?.arrived[0] > u64::from(flows),
-        "{}: fewer frames arrived than there are flows, so not all of them are known: is the machine busy? Try again when it is quiet",
+        "{}: fewer frames arrived than there are flows, so some are not established. Is the machine busy? Try again when it is quiet",
         running.subject.label
     );
     let mut mixed = generator(running, flows, MIX)?;

@@ -1,4 +1,4 @@
-//! The words of `nomagic-bench compare`.
+//! The command line of `nomagic-bench compare`.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,26 +26,26 @@ const EXAMPLES: &str = "\
 Examples:
   All of it, with a page to look at:
     nomagic-bench compare --out results.json && nomagic-bench report results.json
-  A first look within two minutes, without the claim that it is exact:
+  A first, inexact look within two minutes:
     nomagic-bench compare --rounds 3 --trial-ms 100
-  Only what carries packets, with other CPUs:
+  Rates only, on other CPUs:
     nomagic-bench compare --lb-cpu 3 --generator-cpu 2 --parts none
 
-Everything happens between network namespaces on this machine, over veth pairs, and is gone afterwards; net.core.netdev_max_backlog, which has no namespace, is
-8192 meanwhile and put back. Nothing measured there is a network card's figure.";
+Everything happens between network namespaces of this machine, over veth pairs, and is removed afterwards. net.core.netdev_max_backlog, which has no
+namespace, is 8192 during the run and restored afterwards. No result is a network card's figure.";
 
 /// `nomagic-bench compare`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct CompareArgs {
-    /// The nomagic program [default: beside this one]
+    /// The nomagic program [default: next to this one]
     #[arg(long)]
     nomagic: Option<PathBuf>,
-    /// Where the results go
+    /// File for the results
     #[arg(long, default_value = "target/compare.json")]
     out: PathBuf,
-    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in all of them, one rule set of each kind and routing in
-    /// every second, the others in every tenth
+    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in every round, one rule
+    /// set of each kind and routing in every second, the others in every tenth
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Milliseconds of one trial of the rates
@@ -63,13 +63,13 @@ pub struct CompareArgs {
     /// Subjects, such as nomagic-1, no-work, nftables-1000, iptables-10000, routing [default: all of them]
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
-    /// What is measured beside the rates [default: everything]; `none` for nothing
+    /// What to measure besides the rates [default: everything]; `none` for nothing
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
-    /// Figures of `cargo bench --bench micro -- --json FILE`, for the costs by table size
+    /// Results of `cargo bench --bench micro -- --json FILE`, for the costs by table size
     #[arg(long)]
     micro: Option<PathBuf>,
-    /// Measures although others use the CPUs: for trying the rig out, the figures mean nothing
+    /// Measure even on a busy machine. For testing the rig only; the results are meaningless
     #[arg(long)]
     accept_noise: bool,
 }
@@ -91,7 +91,7 @@ impl CompareArgs {
         Ok(SUBJECTS.into_iter().filter(|p| self.subjects.is_empty() || self.subjects.contains(&id(p))).collect())
     }
 
-    /// The `nomagic` program; its API server for tests is beside it.
+    /// The `nomagic` program; the API server for tests is next to it.
     fn nomagic(&self) -> Result<PathBuf> {
         let nomagic = self.nomagic.clone().unwrap_or_else(default_nomagic);
         for program in [nomagic.clone(), nomagic.with_file_name("nomagic-fake-apiserver")] {
@@ -132,8 +132,8 @@ impl CompareArgs {
         let _backlog = long_backlog()?;
         let ends = Ends::new()?;
         let setup = Setup { ends: &ends, cpus, nomagic, bench: &bench, dir: &dir };
-        say(&format!("starting {} subjects; the kernel takes most of a minute for the rules of 10,000 Services", policies.len()));
-        // This thread, and what it starts, is on the generator's CPU.
+        say(&format!("starting {} subjects; the kernel needs most of a minute for the rules of 10,000 Services", policies.len()));
+        // This thread and all processes it starts run on the generator's CPU.
         pin(cpus.generator)?;
         let running = start_all(&setup, policies)?;
         say("all of them are ready");
@@ -156,7 +156,7 @@ impl CompareArgs {
     }
 }
 
-/// Starts all subjects. Rule sets that take the kernel long come last: RCU waits for that CPU meanwhile, and so do the others.
+/// Starts all subjects. The kernel takes long for large rule sets and holds up RCU meanwhile, which delays the others: those come last.
 fn start_all(setup: &Setup<'_>, policies: Vec<Policy>) -> Result<Vec<Running>> {
     let slow = |p: &Policy| p.kind == SubjectKind::Nftables && p.services >= 10_000;
     let mut order: Vec<(usize, Policy)> = policies.into_iter().enumerate().collect();
@@ -214,7 +214,7 @@ fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
     }
 }
 
-/// Keeps this thread and all that it starts on a CPU.
+/// Pins this thread and the processes that it starts to a CPU.
 fn pin(cpu: u32) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     ensure!((cpu as usize) < rustix::thread::CpuSet::MAX_CPU, "CPU {cpu} does not exist");

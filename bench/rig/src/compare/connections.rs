@@ -1,7 +1,8 @@
 //! Connections of real sockets: connect, request, answer, close.
 //!
-//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject's CPU does nothing but the subject. The same
-//! without a load balancer says what clients and servers can do by themselves: a subject that reaches most of it was not what limited them.
+//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject has its
+//! CPU to itself. A run without a load balancer shows what clients and servers manage alone: a subject that gets
+//! close to it was not the bottleneck.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ impl Servers {
                 let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).await.context("cannot listen")?;
                 let _ = ready.send(());
                 while !own.load(Relaxed) {
-                    // A look at the flag now and then.
+                    // Wakes up to look at the flag.
                     if let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await {
                         tokio::spawn(answer(stream));
                     }
@@ -71,12 +72,12 @@ impl Drop for Servers {
     }
 }
 
-/// Answers and closes first, so that the port that must wait (TIME_WAIT) is not the client's.
+/// Answers and closes first, so that TIME_WAIT is on the server's side.
 async fn answer(mut stream: TcpStream) {
     let mut request = [0; 16];
     if matches!(stream.read(&mut request).await, Ok(n) if n > 0) && stream.write_all(ANSWER).await.is_ok() {
         let _ = stream.shutdown().await;
-        // Until the client has closed too.
+        // Wait until the client has closed too.
         let _ = stream.read(&mut request).await;
     }
 }
@@ -86,7 +87,7 @@ async fn connection(to: SocketAddr) -> Result<()> {
     stream.write_all(REQUEST).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
-    anyhow::ensure!(answer == ANSWER, "another answer");
+    anyhow::ensure!(answer == ANSWER, "unexpected answer");
     Ok(())
 }
 
@@ -127,7 +128,7 @@ pub fn direct_cable(ends: &Ends, n: usize) -> Result<()> {
     route_back(&ends.sink, "direct1", &client(n), ROUTERS[0], &ours)
 }
 
-/// Lets the clients reach the first Service by a topology, and the servers answer by it.
+/// Routes the clients to the first Service through a topology, and the servers back.
 pub fn use_lane(ends: &Ends, n: usize, topology: &Topology) -> Result<()> {
     let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
     route(&ends.generator, &topology.generator, &client(n), &cluster_ip(0).to_string(), GATEWAY[0], &text(topology.gateway_mac))?;
@@ -145,7 +146,7 @@ fn route_back(netns: &Netns, interface: &str, to: &str, via: &str, mac: &str) ->
     netns.ip(&format!("route replace {to}/32 via {via} dev {interface} onlink")).map(drop)
 }
 
-/// What was seen, round by round.
+/// Connections a second of each round.
 #[derive(Clone, Default, Debug)]
 pub struct Seen {
     per_second: Vec<f64>,
@@ -171,15 +172,15 @@ impl Seen {
         Ok(())
     }
 
-    /// The row: it counts when clients and servers by themselves manage [`GENERATOR_FACTOR`] times as many.
+    /// The row of the results. A value counts if clients and servers alone manage [`GENERATOR_FACTOR`] times as many.
     pub fn row(&self, subject: &str, direct: &Seen) -> ConnectionRow {
         let seen_per_second = Estimate::of(&self.per_second).unwrap_or(Estimate::single(0.0));
         let without = crate::results::median(&direct.per_second);
         let factor = without / seen_per_second.median.max(1e-9);
         let per_second = match () {
-            () if seen_per_second.median <= 0.0 => Outcome::NotMeasured("no connection came about".into()),
+            () if seen_per_second.median <= 0.0 => Outcome::NotMeasured("no connection succeeded".into()),
             () if factor < GENERATOR_FACTOR => Outcome::NotMeasured(format!(
-                "clients and servers by themselves manage only {factor:.2} times as many ({without:.0} a second), less than {GENERATOR_FACTOR}"
+                "clients and servers alone manage only {factor:.2} times as many ({without:.0} a second), less than {GENERATOR_FACTOR}"
             )),
             () => Outcome::Measured(seen_per_second),
         };

@@ -1,4 +1,4 @@
-//! Costs in memory by table size, as `cargo bench --bench micro -- --json FILE` has written them.
+//! Costs in memory by table size, from the output of `cargo bench --bench micro -- --json FILE`.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ struct Row {
     floors: Vec<f64>,
 }
 
-/// The rows of the packet path at each size of the table, and the memory floor beside them.
+/// The rows of the packet path at each size of the table, and their memory floor.
 pub fn costs(file: &Path) -> Result<Vec<CostRow>> {
     let shown = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("--micro {shown}"))?;

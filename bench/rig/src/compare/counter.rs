@@ -1,4 +1,4 @@
-//! The counter at the far end: frames, and their latency, counted by a tc program where they come in.
+//! The counter at the far end: a tc program counts frames and their latency on ingress.
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 
 use super::topology::Ends;
 
-/// Kinds of traffic that are told apart, by the lowest bit of the run: `RUNS` of bpf/count.c.
+/// Kinds of traffic, told apart by the lowest bit of the run: `RUNS` of bpf/count.c.
 pub const KINDS: usize = 2;
 /// `LATENCIES` and `STEP_BITS` of bpf/count.c.
 const LATENCIES: u32 = 40 << STEP_BITS;
@@ -23,7 +23,7 @@ const WATCH_LEN: usize = 24;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/count.o"));
 
-/// The counter on one interface of the sink. It leaves the interface when it is dropped.
+/// The counter on one interface of the sink; dropping it detaches the program.
 pub struct Counter {
     ebpf: Ebpf,
     watches: Array<MapData, [u8; WATCH_LEN]>,
@@ -42,7 +42,7 @@ impl Counter {
             let mut ebpf = loader.load(OBJECT).context("cannot load the counter's BPF program (needs CAP_BPF and CAP_NET_ADMIN)")?;
             let program: &mut SchedClassifier = ebpf.program_mut("count").context("the object has no program count")?.try_into()?;
             program.load().context("the kernel refused the counter's BPF program")?;
-            // Needed without TCX (before Linux 6.6); one that is there already is fine.
+            // Needed without TCX (before Linux 6.6). It may exist already.
             let _ = tc::qdisc_add_clsact(interface);
             program.attach(interface, TcAttachType::Ingress).with_context(|| format!("{interface}: no tc program can be attached"))?;
             let watches = Array::try_from(ebpf.take_map("watches").context("the object has no map watches")?)?;
@@ -62,8 +62,8 @@ impl Counter {
         Ok(counted)
     }
 
-    /// Whether UDP frames go back to where they came from, so that flows are known in both directions; and the addresses of which the first frame
-    /// is waited for.
+    /// `reflect` sends UDP frames back to their source, which establishes flows in both directions. `addresses`:
+    /// [`Counter::first_ns`] is the time of the first frame to one of them.
     pub fn watch(&mut self, reflect: bool, addresses: Option<RangeInclusive<Ipv4Addr>>) -> Result<()> {
         let (low, high) = addresses.map_or((0, 0), |range| (range.start().to_bits(), range.end().to_bits()));
         let mut value = [0; WATCH_LEN];
@@ -73,7 +73,7 @@ impl Counter {
         self.watches.set(0, value, 0).context("cannot tell the counter what to watch")
     }
 
-    /// When the first frame to one of these addresses came, in nanoseconds of CLOCK_MONOTONIC.
+    /// When the first frame to one of the watched addresses arrived, in nanoseconds of CLOCK_MONOTONIC.
     pub fn first_ns(&self) -> Result<Option<u64>> {
         let value = self.watches.get(&0, 0).context("cannot read the counter")?;
         let ns = value.as_chunks::<8>().0.last().map_or(0, |w| u64::from_ne_bytes(*w));
@@ -87,7 +87,7 @@ impl Counter {
     }
 }
 
-/// A histogram of what came between two readings of [`Counter::latencies`], in nanoseconds. Values stand in the middle of their step.
+/// The histogram between two readings of [`Counter::latencies`], in nanoseconds. A value counts as the middle of its step.
 pub fn histogram(before: &[u64], after: &[u64]) -> Histogram<u64> {
     let mut histogram = Histogram::new_with_bounds(1, 1 << 40, 3).expect("the bounds and digits are fixed and valid");
     for (place, (before, after)) in before.iter().zip(after).enumerate() {

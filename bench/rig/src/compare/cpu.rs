@@ -1,4 +1,4 @@
-//! Who uses the CPUs: from /proc/stat and /proc/PID/stat.
+//! CPU time by process, from /proc/stat and /proc/PID/stat.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -38,7 +38,7 @@ impl CpuTicks {
     }
 }
 
-/// Times of a process, with those of its children that have ended, in clock ticks.
+/// Times of a process and of its ended children, in clock ticks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct ProcessTicks {
     user: u64,
@@ -65,14 +65,14 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads them below a directory that is /proc outside of tests.
+    /// Reads all times below `proc`, which is /proc outside of tests.
     pub fn take(proc: &Path) -> Result<Reading> {
         let text = std::fs::read_to_string(proc.join("stat")).context("cannot read /proc/stat")?;
         let cpus = text.lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu ")).filter_map(CpuTicks::parse).collect();
         let mut processes = HashMap::new();
         for entry in std::fs::read_dir(proc).context("cannot read /proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
-            // One that has ended meanwhile is passed over.
+            // The process may have ended meanwhile.
             let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
             processes.extend(ProcessTicks::parse(&stat).map(|ticks| (pid, ticks)));
         }
@@ -80,22 +80,23 @@ impl Reading {
     }
 }
 
-/// What was used between two readings.
+/// CPU time between two readings.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Usage {
     /// Seconds between them.
     pub elapsed_s: f64,
     /// Each CPU's ticks.
     pub cpus: Vec<CpuTicks>,
-    /// Share of all CPUs' time that the hypervisor took.
+    /// The hypervisor's share of all CPUs' time.
     pub steal_share: f64,
-    /// Share of all CPUs' time that processes took which are not of the rig.
+    /// The share of processes outside of the rig.
     pub foreign_share: f64,
 }
 
 impl Usage {
-    /// `own` are the processes of the rig. What others do in user space is all that is not theirs, so that processes which came and went between the
-    /// readings count too; in the kernel, what those that are known used. Interrupts are nobody's.
+    /// `own` are the processes of the rig. Foreign user time is all user time less theirs, which includes processes
+    /// that lived only between the readings; foreign kernel time is that of the known foreign processes. Interrupts
+    /// are nobody's.
     pub fn between(earlier: &Reading, later: &Reading, own: &HashSet<u32>) -> Usage {
         let elapsed_s = later.at.duration_since(earlier.at).as_secs_f64().max(1e-9);
         let cpus: Vec<CpuTicks> = later.cpus.iter().zip(&earlier.cpus).map(|(l, e)| l.since(e)).collect();
@@ -115,7 +116,7 @@ impl Usage {
     }
 }
 
-/// USER_HZ: what /proc counts in on every architecture that Rust and XDP are on.
+/// USER_HZ, the unit of /proc on every architecture with Rust and XDP.
 pub const TICKS_PER_SECOND: f64 = 100.0;
 
 #[cfg(test)]
@@ -145,7 +146,8 @@ mod tests {
         b.at = a.at + std::time::Duration::from_secs(1);
         let usage = Usage::between(&a, &b, &HashSet::from([7]));
         assert_eq!(usage.cpus[0], CpuTicks { user: 80, system: 0, idle: 0, interrupts: 0, steal: 6 });
-        // 80 of user time, 50 of them the rig's; 4 + 2 of system time (the new shell's with its children's). Two CPUs have 200 ticks in a second.
+        // 80 of user time, 50 of them the rig's; 4 + 2 of system time (the new shell's with its children's). Two CPUs
+        // have 200 ticks in a second.
         assert!((usage.foreign_share - 0.18).abs() < 1e-9 && (usage.steal_share - 0.03).abs() < 1e-9, "{usage:?}");
     }
 

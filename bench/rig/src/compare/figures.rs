@@ -44,7 +44,7 @@ pub fn figures(results: &Results) -> Vec<Figure> {
     table
 }
 
-/// What the reload of all Services is called in the results.
+/// The name of the reload in the results.
 pub const RELOAD: &str = "10,000 Services reloaded";
 
 fn at_least(name: &str, least: f64, found: &Outcome<Estimate>) -> Figure {

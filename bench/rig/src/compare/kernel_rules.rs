@@ -1,15 +1,15 @@
-//! The rules that kube-proxy gives the kernel for the Services of [`workload`](super::workload), by the shape of those that a kube-proxy of Kubernetes
-//! 1.34 writes for cluster IPs: nftables with verdict maps, iptables with chains.
+//! Rules for the Services of [`workload`](super::workload), in the shape that kube-proxy of Kubernetes 1.34 writes
+//! for cluster IPs: nftables with verdict maps, iptables with chains.
 
 use std::fmt::Write as _;
 
 use super::workload::{CLUSTER_CIDR, ENDPOINTS_EACH, SERVICE_CIDR, cluster_ip, endpoint, ports};
 
-/// A word for a Service port or an endpoint, as long as kube-proxy's hashes are.
+/// A name for a Service port or an endpoint, as long as kube-proxy's hashes.
 fn hash(service: u32, port: u16, endpoint: Option<u32>) -> String {
     let mut word = String::new();
     let mut value = u64::from(service) << 32 | u64::from(port) << 8 | endpoint.map_or(0, |e| u64::from(e) + 1);
-    // A reversible mix, so that different ones stay different.
+    // A reversible mix: different inputs have different names.
     value = value.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     for _ in 0..16 {
         word.push(char::from(b"ABCDEFGHIJKLMNOP"[(value & 15) as usize]));
@@ -18,7 +18,7 @@ fn hash(service: u32, port: u16, endpoint: Option<u32>) -> String {
     word
 }
 
-/// A ruleset for `nft -f`, which makes it from nothing.
+/// A complete ruleset for `nft -f`.
 pub fn nftables(services: u32, generation: u32) -> String {
     let mut out = String::from("add table ip kube-proxy\n");
     for (chain, hook) in [
@@ -128,7 +128,7 @@ fn nftables_choice(service: u32, port: u16, name: &str, protocol: &str, generati
     format!("add rule ip kube-proxy {chain} numgen random mod {ENDPOINTS_EACH} vmap {{ {} }}\n", ways.join(", "))
 }
 
-/// What kube-proxy would tell `nft` when one Service's endpoints are replaced: new chains, the Service's chain anew, in one transaction.
+/// kube-proxy's transaction when one Service's endpoints are replaced: new endpoint chains, and a new Service chain.
 pub fn nftables_change(service: u32, generation: u32) -> String {
     let mut out = String::new();
     for (name, port, protocol) in ports(service) {
@@ -197,7 +197,7 @@ fn iptables_endpoints(service: u32, name: &str, port: u16, protocol: &str, gener
     let chain = format!("KUBE-SVC-{}", hash(service, port, None));
     for n in 0..ENDPOINTS_EACH {
         let (own, to) = (format!("KUBE-SEP-{}", hash(service, port, Some(n))), endpoint(service, n, generation));
-        // The rest of the probability falls to each endpoint in turn, the last one gets what is left.
+        // Each endpoint takes its share of the remaining probability; the last one takes the rest.
         let left = ENDPOINTS_EACH - n;
         let chance =
             if left > 1 { format!(" -m statistic --mode random --probability {:.10}", 1.0 / f64::from(left)) } else { String::new() };
@@ -208,7 +208,7 @@ fn iptables_endpoints(service: u32, name: &str, port: u16, protocol: &str, gener
     out
 }
 
-/// What kube-proxy would tell `iptables-restore --noflush` when one Service's endpoints are replaced: its chains anew (a partial sync).
+/// kube-proxy's input for `iptables-restore --noflush` when one Service's endpoints are replaced (a partial sync).
 pub fn iptables_change(service: u32, generation: u32) -> String {
     let mut chains = String::from("*nat\n");
     let mut rules = String::new();

@@ -1,4 +1,4 @@
-//! Latency and CPU time under a part of the load that a subject can carry.
+//! Latency and CPU time at a share of a subject's zero-loss rate.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::results::{CpuRow, CpuTime, LatencyRow, Outcome};
 
 /// Percent of the zero-loss rate.
 pub const LOADS: [u32; 3] = [10, 50, 90];
-/// The load at which CPU time is stated.
+/// The load, in percent, at which CPU time is measured.
 const CPU_LOAD: u32 = 90;
 
 /// Latency at each load, and CPU time at the highest, of a subject whose zero-loss rate is `rate_pps`.
@@ -52,7 +52,7 @@ fn per_packet(trial: &Trial, cpus: Cpus) -> Outcome<CpuTime> {
     let (Some(lb), Some(generator)) = (of(cpus.lb), of(cpus.generator)) else {
         return Outcome::NotMeasured("/proc/stat does not name both CPUs".into());
     };
-    // The readings enclose the trial with its preparation: CPU time belongs to the frames, whenever it was used.
+    // The readings include the preparation of the trial; all of that CPU time is charged to its frames.
     let ns = |ticks: u64| ticks as f64 / TICKS_PER_SECOND * 1e9 / trial.entered.max(1) as f64;
     let CpuTicks { user, system, idle, interrupts, steal } = lb;
     let busy = user + system + interrupts;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::results::Manifest;
 
-/// Looks around. What cannot be found out is empty.
+/// Describes this machine; unknown facts are empty.
 pub fn manifest(started: SystemTime, duration: Duration, mode: &str) -> Manifest {
     let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = file("/proc/cpuinfo");
@@ -16,12 +16,12 @@ pub fn manifest(started: SystemTime, duration: Duration, mode: &str) -> Manifest
     let memory = file("/proc/meminfo");
     let kilobytes = memory.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
     Manifest {
-        started: said("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("@{}", unix_s(started))]).unwrap_or_default(),
+        started: output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("@{}", unix_s(started))]).unwrap_or_default(),
         duration_s: duration.as_secs(),
         command: std::env::args().collect::<Vec<_>>().join(" "),
         version: env!("CARGO_PKG_VERSION").into(),
-        commit: said("git", &["rev-parse", "HEAD"]),
-        dirty: said("git", &["status", "--porcelain"]).is_some_and(|text| !text.is_empty()),
+        commit: output("git", &["rev-parse", "HEAD"]),
+        dirty: output("git", &["status", "--porcelain"]).is_some_and(|text| !text.is_empty()),
         cpu: of_cpu("model name"),
         cpus: cpuinfo.lines().filter(|l| l.starts_with("processor")).count() as u32,
         memory_bytes: kilobytes.unwrap_or(0) * 1024,
@@ -31,7 +31,7 @@ pub fn manifest(started: SystemTime, duration: Duration, mode: &str) -> Manifest
         driver: "veth".into(),
         queues: 1,
         mode: mode.into(),
-        tools: [said("nft", &["--version"]), said("iptables", &["--version"])].into_iter().flatten().collect(),
+        tools: [output("nft", &["--version"]), output("iptables", &["--version"])].into_iter().flatten().collect(),
     }
 }
 
@@ -40,13 +40,13 @@ fn unix_s(time: SystemTime) -> u64 {
 }
 
 fn hypervisor() -> String {
-    let lscpu = said("lscpu", &[]).unwrap_or_default();
+    let lscpu = output("lscpu", &[]).unwrap_or_default();
     let vendor = lscpu.lines().find_map(|l| l.strip_prefix("Hypervisor vendor:"));
     vendor.map_or("unknown".into(), |v| v.trim().to_owned())
 }
 
-/// What a program writes, if it is there and succeeds.
-fn said(program: &str, args: &[&str]) -> Option<String> {
+/// The output of a program, if it exists and succeeds.
+fn output(program: &str, args: &[&str]) -> Option<String> {
     let out = Command::new(program).args(args).output().ok()?;
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }

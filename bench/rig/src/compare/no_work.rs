@@ -1,5 +1,6 @@
-//! `nomagic-bench no-work`: nomagic's own edge (XDP filter, rings, batches) with an empty packet path. What comes in on one interface goes out
-//! of the other one as it is. The most that this edge can do: what nomagic reaches of it is the price of its packet path.
+//! `nomagic-bench no-work`: nomagic's own edge (XDP filter, rings, batches) with an empty packet path, which forwards
+//! each frame unchanged to the other interface. It is the upper limit of this edge; the distance to it is the price
+//! of nomagic's packet path.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -30,18 +31,18 @@ pub struct NoWorkArgs {
     /// The two interfaces, in the network namespace of the caller
     #[arg(long, num_args = 2, value_delimiter = ',', default_values = ["cl0", "pods0"])]
     interfaces: Vec<InterfaceName>,
-    /// Services of the comparison whose frames are taken
+    /// Number of Services whose frames the filter takes
     #[arg(long, default_value_t = 1)]
     services: u32,
     /// The worker's CPU
     #[arg(long)]
     cpu: usize,
-    /// Where its pins are
+    /// Directory of its pins
     #[arg(long)]
     state_dir: PathBuf,
 }
 
-/// The empty packet path: out of the other port.
+/// The empty packet path: forwards to the other port.
 fn pass_on<'f>(_: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut ArrayVec<Verdict, BATCH_MAX>, _: &mut Outputs<'f>) {
     verdicts.clear();
     verdicts.extend(frames.iter().map(|f| Verdict::Forward(PortId(1 - f.port.0.min(1)), NextHopId(0))));

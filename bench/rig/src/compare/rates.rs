@@ -1,5 +1,5 @@
-//! Zero-loss and 0.5 %-loss rates of all subjects, in rounds in which they take turns trial by trial: what makes the machine slower for a while makes it
-//! slower for all of them.
+//! Zero-loss and 0.5 %-loss rates of all subjects. In a round they take turns trial by trial, so that a slow phase of
+//! the machine affects all of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::trial_runner::TrialRunner;
 use crate::ndr::search::{Method, Search, search};
 use crate::results::{Estimate, Outcome, RateRow, RatioRow, Subject, Traffic, median};
 
-/// The generator must be able to send so many times what a subject can carry, in its presence.
+/// The generator must be able to send so many times a subject's rate while that subject works.
 pub const GENERATOR_FACTOR: f64 = 1.5;
-/// The rate at which flows become known before anything is measured.
+/// The rate at which flows are established before a measurement.
 const WARM_UP_PPS: u64 = 100_000;
 const START_PPS: u64 = 500_000;
-/// Precision of a rate that only says how much load is put on.
+/// Precision of a rate that only sets a load.
 const PRECISION_NOW: f64 = 0.04;
-/// The 0.5 % of the second goal.
+/// The loss of the second goal.
 pub const HALF_PERCENT: f64 = 0.005;
 
 #[derive(Clone, Copy, Debug)]
@@ -31,18 +31,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For trials of this length and so many rounds.
     pub fn new(trial: Duration, rounds: u32) -> Plan {
         Plan { trial, rounds, method: Method { precision: 0.01, tries: 3, step: 1.04, hopeless: 0.02, rates_max: 24 } }
     }
 }
 
-/// What the rounds have found about one subject.
+/// The rates of one subject, by round.
 #[derive(Clone, Default, Debug)]
 pub struct RateSearch {
     pub zero_loss: BTreeMap<u32, f64>,
     pub half_percent: BTreeMap<u32, f64>,
-    /// Frames a second that the generator can send at this subject, by round.
+    /// Frames a second that the generator managed while this subject worked, by round.
     pub generator: BTreeMap<u32, f64>,
     /// A search ended because the generator could not send more.
     pub limited: bool,
@@ -60,7 +59,7 @@ impl RateSearch {
         (!values.is_empty()).then(|| median(&values))
     }
 
-    /// Why the rates do not count, if they do not.
+    /// Why the rates do not count, if so.
     pub fn doubt(&self) -> Option<String> {
         let (Some(rate), Some(generator)) = (self.rate(), self.generator_pps()) else { return Some("it took part in no round".into()) };
         if rate <= 0.0 {
@@ -76,7 +75,7 @@ impl RateSearch {
     pub fn row(&self, subject: &str, traffic: Traffic) -> RateRow {
         let outcome = |values: &BTreeMap<u32, f64>| match (self.doubt(), Estimate::of(&values.values().copied().collect::<Vec<_>>())) {
             (Some(why), _) => Outcome::NotMeasured(why),
-            (None, None) => Outcome::NotMeasured("it was not searched for with this traffic".into()),
+            (None, None) => Outcome::NotMeasured("not searched with this traffic".into()),
             (None, Some(estimate)) => Outcome::Measured(estimate),
         };
         RateRow {
@@ -89,7 +88,7 @@ impl RateSearch {
         }
     }
 
-    /// One's rate over another's: the median of the ratios of those rounds in which both took part.
+    /// This rate over another subject's: the median of the ratios of the rounds in which both took part.
     pub fn over(&self, other: &RateSearch, names: (&str, &str), traffic: Traffic) -> RatioRow {
         let of_round = |(round, rate): (&u32, &f64)| other.zero_loss.get(round).filter(|o| **o > 0.0).map(|o| rate / o);
         let rounds: Vec<f64> = self.zero_loss.iter().filter_map(of_round).collect();
@@ -107,13 +106,13 @@ impl RateSearch {
 struct Turn {
     generator_pps: f64,
     zero: Search,
-    /// The 0.5 % rate is searched too, once the first search is over.
+    /// Search the 0.5 % rate after the zero-loss rate.
     both: bool,
     half: Option<Search>,
 }
 
 impl Turn {
-    /// Flows that were forgotten since the last round become known again; then the most that the generator can send.
+    /// Establishes flows that timed out since the last round, then measures the generator's highest rate.
     fn begin(runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, found: &RateSearch, both: bool) -> Result<Turn> {
         runner.trial(path, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
         let generator_pps = runner.trial(path, None, plan.trial)?.offered_pps();
@@ -121,7 +120,7 @@ impl Turn {
         Ok(Turn { generator_pps, zero: Search::new(&plan.method, 0.0, start, generator_pps as u64)?, both, half: None })
     }
 
-    /// One trial. False once there is none left.
+    /// Makes one trial. False when all searches are over.
     fn step(&mut self, runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, found: &RateSearch) -> Result<bool> {
         let zero_over = self.zero.rate().is_none();
         if zero_over && self.both && self.half.is_none() {
@@ -130,7 +129,7 @@ impl Turn {
         }
         let search = if zero_over { self.half.as_mut() } else { Some(&mut self.zero) };
         let Some((search, pps)) = search.and_then(|search| search.rate().map(|pps| (search, pps))) else { return Ok(false) };
-        search.heard(runner.shoot(path, pps, plan.trial)?);
+        search.record(runner.shoot(path, pps, plan.trial)?);
         Ok(true)
     }
 
@@ -145,8 +144,8 @@ impl Turn {
     }
 }
 
-/// About the zero-loss rate of this moment, for what is measured at a part of it right away: a shared machine is not always as quick as in the median of
-/// the rounds. `known_pps` is where the search begins.
+/// The approximate zero-loss rate of this moment, for a measurement at a share of it: a shared machine is not always
+/// as fast as in the median of the rounds. The search begins at `known_pps`.
 pub fn rate_now(runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, known_pps: f64) -> Result<f64> {
     runner.trial(path, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
     let ceiling = runner.trial(path, None, plan.trial)?.offered_pps() as u64;
@@ -155,7 +154,7 @@ pub fn rate_now(runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, know
     Ok(found.pps as f64)
 }
 
-/// One that takes part in a round: its path, what earlier rounds have found, and whether its 0.5 % rate is searched too.
+/// A participant of a round.
 pub struct Entrant<'e, 'w> {
     pub subject: &'e Subject,
     pub path: Path<'w>,
@@ -163,7 +162,7 @@ pub struct Entrant<'e, 'w> {
     pub both: bool,
 }
 
-/// One round: each makes one trial after the other, until all searches are over.
+/// One round: the entrants take turns, one trial each, until all searches are over.
 pub fn round(runner: &mut TrialRunner, plan: &Plan, number: u32, entrants: &mut [Entrant<'_, '_>]) -> Result<()> {
     let mut turns = Vec::with_capacity(entrants.len());
     for e in entrants.iter_mut() {
@@ -197,7 +196,7 @@ pub fn rounds(
                 entrants.push(Entrant { subject: &running.subject, path, found, both: number % policy.half_percent_every == 0 });
             }
         }
-        // There and back, so that nobody always comes after the same neighbour.
+        // Reverse every second round, so that no subject always follows the same neighbour.
         if number % 2 == 1 {
             entrants.reverse();
         }

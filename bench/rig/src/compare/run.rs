@@ -1,4 +1,4 @@
-//! The order of a comparison: rates in rounds, then everything that is measured at a part of those rates.
+//! The order of a comparison: rates in rounds, then all measurements at a share of those rates.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub struct Run<'r> {
 }
 
 impl Run<'_> {
-    /// Measures everything into `rows`. On a thread in the generator's namespace.
+    /// Measures everything into `rows`. Call it on a thread in the generator's namespace.
     pub fn all(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], rows: &mut Results) -> Result<()> {
         let found = rounds(runner, beds, &self.plan, self.say)?;
         self.rate_rows(rows, &found, Traffic::Established);
@@ -88,7 +88,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services matters, for caches and for linear rule sets.
+    /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services matters, for caches
+    /// and for linear rule sets.
     fn new_flows(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], _: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
         let mut searches = Vec::new();
         for TestBed { running, counter, .. } in beds.iter().filter(|b| b.running.policy.new_flows) {
@@ -129,7 +130,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What changes of a subject's tables cost its traffic, and how long they take to reach it.
+    /// Loss while tables change, and the time until packets follow a change.
     fn churn(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], rates: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
         let has_rate = |id: &str| rates[id] > 0.0;
         for bed in self.of(beds, "changes under load", |p| !p.events.is_empty()).filter(|b| has_rate(&b.running.subject.id)) {

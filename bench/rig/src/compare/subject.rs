@@ -1,4 +1,4 @@
-//! The subjects: each in a gateway of its own, all up at the same time. Without traffic none of them uses CPU time worth mentioning.
+//! The subjects: each in its own gateway, all running at the same time. An idle subject uses hardly any CPU time.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ use crate::results::{Subject, SubjectKind};
 /// Time for a subject to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where nomagic's API server listens, in the gateway.
+/// The address of nomagic's API server in the gateway.
 pub const API: &str = "127.0.0.1:8001";
-/// Versions that are left to each API server before the next one's begin.
+/// Resource versions of each API server; the next one's begin after them.
 const VERSIONS_EACH: u64 = 1_000_000;
-/// Connections of nomagic's table: as many as the kernel's has by default on machines with more than 4 GiB (net.netfilter.nf_conntrack_max).
+/// Capacity of nomagic's connection table: the kernel's default on machines with more than 4 GiB (net.netfilter.nf_conntrack_max).
 pub const FLOWS_MAX: u32 = 262_144;
 
-/// Lines of a process's output that an error shows.
+/// Lines of a process's output in an error message.
 const LINES_SHOWN: usize = 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,11 +35,11 @@ pub struct Cpus {
     pub generator: u32,
 }
 
-/// A subject at work. Fields are dropped in order: the processes, what they pinned, the gateway.
+/// A running subject. Fields are dropped in order: the processes, their pins, the gateway.
 pub struct Running {
     pub subject: Subject,
     pub policy: Policy,
-    /// Its process, of those that have one.
+    /// `None` for the kernel's rules.
     pub process: Mutex<Option<Process>>,
     /// The API server that nomagic watches.
     pub api: Mutex<Option<Process>>,
@@ -123,13 +123,13 @@ impl Running {
         if !command.is_empty() {
             self.feed(command, input)?;
         } else {
-            // What arrives for a Service is routed on as it is.
+            // Frames to a Service are routed on unchanged.
             self.topology.gateway.ip(&format!("route add {SERVICE_CIDR} via {} dev pods0", super::topology::ROUTERS[1]))?;
         }
         Ok(())
     }
 
-    /// Runs a command in the gateway with this on its standard input.
+    /// Runs a command in the gateway with `input` on its standard input.
     pub fn feed(&self, command: &[&str], input: &str) -> Result<()> {
         let mut child = Command::new("ip");
         child.args(["netns", "exec", self.topology.gateway.name()]).args(command);
@@ -140,7 +140,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot run `{title}`: is it installed? (make setup)"))?;
-        // The child may end before it has read everything: what it says then is the better message.
+        // The child may end before it has read everything; its own message is the better error.
         let written = child.stdin.take().context("no standard input")?.write_all(input.as_bytes());
         let out = child.wait_with_output().with_context(|| format!("cannot wait for `{title}`"))?;
         if !out.status.success() {
@@ -170,7 +170,7 @@ impl Running {
         self.start_gateway(setup)
     }
 
-    /// Ends nomagic and starts it again.
+    /// Stops nomagic and starts it again.
     pub fn restart(&self, setup: &Setup<'_>) -> Result<()> {
         if let Some(mut old) = lock(&self.process).take() {
             old.terminate(READY_LIMIT)?;
@@ -195,12 +195,12 @@ impl Running {
         [&self.process, &self.api].into_iter().filter_map(|p| lock(p).as_ref().map(Process::pid)).collect()
     }
 
-    /// Starts the API server with all Services, or another one in its place.
+    /// Starts the API server with all Services, or replaces it.
     pub fn start_api(&self, setup: &Setup<'_>, services: u32, generation: u32) -> Result<()> {
         let yaml: String = (0..services).map(|n| service_object(n) + &slice_object(n, generation)).collect();
         let file = self.dir.join(format!("services-{generation}.yaml"));
         std::fs::write(&file, yaml).with_context(|| format!("cannot write {}", file.display()))?;
-        // The old one frees the port first. What nomagic knows of it is too old for the new one, so everything is listed anew.
+        // The old server must free the port first. Its versions are too old for the new one, so nomagic lists everything again.
         drop(lock(&self.api).take());
         let first = self.api_versions.fetch_add(VERSIONS_EACH, Relaxed).to_string();
         let program = setup.nomagic.with_file_name("nomagic-fake-apiserver");
@@ -222,7 +222,7 @@ impl Running {
         Ok(process)
     }
 
-    /// What was pinned goes before the gateway does, and with a configuration file the table's file.
+    /// Registers the removal of pins, and with a configuration file of the connection table's file, before the gateway is deleted.
     fn clean_up_later(&mut self, setup: &Setup<'_>, state: &Path) -> Result<()> {
         let net = format!("--net={}", self.topology.gateway.path().display());
         let (file, program) = (self.config_file(), path(setup.nomagic)?);
@@ -236,7 +236,7 @@ impl Running {
         self.dir.join("nomagic.yaml")
     }
 
-    /// In a tmpfs, as the connection table must be.
+    /// The connection table's file, on a tmpfs.
     fn table_file(&self) -> PathBuf {
         PathBuf::from(TABLES).join(self.topology.gateway.name().to_owned() + TABLE_SUFFIX)
     }

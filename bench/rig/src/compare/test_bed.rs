@@ -22,11 +22,11 @@ pub struct TestBed<'r> {
 /// Kinds of traffic of the test bed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mix {
-    /// Flows to the first Service, known after the first frames: the very same frames for every subject, however many Services it has.
+    /// Flows to the first Service, established after the first frames: the same frames for every subject, whatever its number of Services.
     Established,
-    /// Flows to all Services in turn, and one frame in so many opens one.
+    /// Flows to all Services in turn; one frame in so many opens a flow.
     NewFlows(u32),
-    /// SYNs from everywhere to the first Service's TCP port beside the established flows, in these shares.
+    /// SYNs from random sources to the first Service's TCP port, mixed with established flows in these shares.
     Flood {
         established: u32,
         /// SYNs to so many of them.

@@ -6,7 +6,8 @@
 //!  10.1.0.2 (a router)  10.1.0.1/24   10.2.0.1/24          10.2.0.2 (a router)
 //! ```
 //!
-//! All topologies have the same addresses. Clients lie behind the router at 10.1.0.2, endpoints behind the one at 10.2.0.2; both are fixed neighbours.
+//! All topologies have the same addresses. Clients lie behind the router at 10.1.0.2, endpoints behind the one at
+//! 10.2.0.2; both are fixed neighbours.
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ use super::workload::{CLIENTS, ENDPOINTS, QUEUE_FRAMES};
 
 /// Addresses of the gateway on the clients' and on the pods' side.
 pub const GATEWAY: [&str; 2] = ["10.1.0.1", "10.2.0.1"];
-/// Those of the routers behind which clients and pods are.
+/// Addresses of the routers of the clients and of the pods.
 pub const ROUTERS: [&str; 2] = ["10.1.0.2", "10.2.0.2"];
 
 /// The ends that all topologies share.
@@ -29,7 +30,7 @@ pub struct Ends {
 impl Ends {
     pub fn new() -> Result<Ends> {
         let ends = Ends { generator: Netns::new("cmp-gen")?, sink: Netns::new("cmp-sink")? };
-        // They only see raw frames; what answers by itself would disturb.
+        // Only raw frames are wanted here; IPv6 would send its own.
         for netns in [&ends.generator, &ends.sink] {
             netns.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         }
@@ -37,10 +38,10 @@ impl Ends {
     }
 }
 
-/// Gives the kernel's backlogs as many places as the other subjects' queues have, until the guard goes. It is one setting for the whole machine.
+/// Makes the kernel's backlogs as long as the other subjects' queues until the guard is dropped. The setting is global to the machine.
 pub fn long_backlog() -> Result<Guard> {
     let path = PathBuf::from("/proc/sys/net/core/netdev_max_backlog");
-    let text = "net.core.netdev_max_backlog, so that the kernel has as long queues as its rivals";
+    let text = "net.core.netdev_max_backlog, so that the kernel's queues are as long as those of the other subjects";
     let before = std::fs::read_to_string(&path).with_context(|| format!("cannot read {text}"))?;
     std::fs::write(&path, QUEUE_FRAMES.to_string()).with_context(|| format!("cannot set {text}"))?;
     Ok(undo_later(Undo::Setting(path, before.trim().to_owned())))
@@ -53,7 +54,7 @@ pub struct Topology {
     pub sink: String,
     /// The gateway's MAC address on the clients' side.
     pub gateway_mac: [u8; 6],
-    /// The generator's MAC address: that of the clients' router.
+    /// The generator's MAC address, which is that of the clients' router.
     pub generator_mac: [u8; 6],
 }
 
@@ -80,7 +81,7 @@ impl Topology {
         Ok(Topology { gateway, generator, sink, gateway_mac, generator_mac: peers[0] })
     }
 
-    /// Lets the kernel of this gateway work on `cpu`: NAPI on `cl0` (as GRO asks for), then receive packet steering to that CPU.
+    /// Moves this gateway's kernel work to `cpu`: GRO turns on NAPI on `cl0`, and receive packet steering hands packets to that CPU.
     pub fn steer_kernel(&self, cpu: u32) -> Result<()> {
         self.gateway.exec("ethtool", &["-K", "cl0", "gro", "on"])?;
         // sysfs shows the interfaces of the namespace that it was mounted in: `ip netns exec` mounts one of its own.

@@ -1,4 +1,4 @@
-//! One trial: frames at a rate for a time through a topology, and how many arrived.
+//! One trial: frames at a rate for a time through a gateway, and the number that arrived.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -11,24 +11,24 @@ use super::counter::{Counter, KINDS};
 use super::cpu::{Reading, Usage};
 use crate::pktgen::program::{LiveProgram, State};
 
-/// What is caught up with when the generator was held up: bursts of a millisecond, as the other generators do.
+/// A delayed generator catches up with at most one millisecond of frames, as the other generators do.
 const BEHIND_MAX_NS: u64 = 1_000_000;
-/// Nanoseconds of one run of the program, before it was timed.
+/// Nanoseconds of one run of the program, until it has been measured.
 const RUN_NS_FIRST: f64 = 200.0;
-/// Runs of one call at the most.
+/// The most runs of one call.
 const RUNS_MAX: f64 = (1u64 << 31) as f64;
-/// Share of the wanted time from which on a trial is long enough; else one more call is made, so many at the most.
+/// A trial is long enough from this share of the requested time on; otherwise one more call is made, up to this many.
 const LONG_ENOUGH: f64 = 0.7;
 const CALLS_MAX: u32 = 8;
-/// How long frames may be on their way after the last one was sent.
+/// Frames may arrive so long after the last one was sent.
 const QUIET: Duration = Duration::from_millis(25);
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trial {
-    /// Frames a second that were asked for.
+    /// The requested rate, in frames a second.
     pub wanted_pps: u64,
-    /// Frames that reached the subject's interface, of all kinds. What the generator's cable did not take (its queue has 256 places, and who empties it shares
-    /// the generator's CPU) never came to the subject.
+    /// Frames of all kinds that reached the subject's interface. Frames that the generator's cable dropped are not
+    /// included: its queue has 256 places, and is emptied on the generator's CPU.
     pub entered: u64,
     pub arrived: [u64; KINDS],
     /// Seconds from the first frame to the last.
@@ -44,7 +44,7 @@ impl Trial {
         self.entered as f64 / self.elapsed_s.max(1e-9)
     }
 
-    /// Frames of all kinds that reached the subject and did not arrive.
+    /// Frames of all kinds that reached the subject and did not arrive at the counter.
     pub fn lost(&self) -> u64 {
         self.entered.saturating_sub(self.arrived.iter().sum())
     }
@@ -54,7 +54,7 @@ impl Trial {
     }
 }
 
-/// What a generator has sent: frames, in so many seconds, and when.
+/// Frames that a generator has sent, in how many seconds, and when.
 #[derive(Default)]
 struct Sent {
     frames: u64,
@@ -62,19 +62,19 @@ struct Sent {
     sending: Vec<(u64, u64)>,
 }
 
-/// The generator of a topology: lives on a thread in the generator's namespace, on the generator's CPU.
+/// The generator of a topology, on a thread in the generator's namespace and on the generator's CPU.
 pub struct Generator {
     program: LiveProgram,
     run_ns: f64,
 }
 
 impl Generator {
-    /// With a program that was loaded on the calling thread.
+    /// The program must have been loaded on the calling thread.
     pub fn new(program: LiveProgram) -> Generator {
         Generator { program, run_ns: RUN_NS_FIRST }
     }
 
-    /// Sends at a rate (`None`: as quick as possible) for a time.
+    /// Sends for a time at a rate, or as fast as possible.
     fn send(&mut self, pps: Option<u64>, duration: Duration) -> Result<Sent> {
         let Sent { mut frames, mut elapsed_s, mut sending } = Sent::default();
         for _ in 0..CALLS_MAX {
@@ -102,7 +102,7 @@ impl Generator {
 /// The path of a trial: generator, gateway, counter.
 pub struct Path<'w> {
     pub generator: &'w mut Generator,
-    /// What counts at the far end.
+    /// At the far end.
     pub counter: &'w Counter,
     pub gateway: &'w Netns,
 }
@@ -110,7 +110,7 @@ pub struct Path<'w> {
 /// One trial. `own` are the processes of the rig.
 pub fn trial(path: &mut Path<'_>, pps: Option<u64>, duration: Duration, own: &HashSet<u32>) -> Result<Trial> {
     let Path { generator, counter, gateway } = path;
-    ensure!(!duration.is_zero(), "a trial of no time");
+    ensure!(!duration.is_zero(), "a trial must have a duration");
     let proc = std::path::Path::new("/proc");
     let (before, entered_before) = (counter.read()?, entered(gateway)?);
     let cpu_before = Reading::take(proc)?;
@@ -129,7 +129,7 @@ fn entered(gateway: &Netns) -> Result<u64> {
     row.and_then(|r| r.split_whitespace().nth(1)?.parse().ok()).context("/proc/net/dev names no cl0")
 }
 
-/// What arrived since `before`, once all did or nothing more comes.
+/// Frames that arrived since `before`, when all have or no more arrive.
 fn drained(counter: &Counter, before: &[(u64, u64); KINDS], sent: u64) -> Result<[u64; KINDS]> {
     let (mut last, mut since) = ([0; KINDS], Instant::now());
     loop {

@@ -1,4 +1,4 @@
-//! Which trials count: those on a quiet machine.
+//! Repeats trials on a disturbed machine, so that only undisturbed ones count.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use anyhow::{Result, bail};
 use super::trial::{Path, Trial, trial};
 use crate::ndr::search::Shot;
 
-/// Share of CPU time that the hypervisor may take in a trial that counts.
+/// The hypervisor's largest share of CPU time in a trial that counts.
 pub const STEAL_MAX: f64 = 0.03;
-/// The same for processes that are not of the rig.
+/// The same for processes outside of the rig.
 pub const FOREIGN_MAX: f64 = 0.03;
-/// How often a trial is repeated for that reason before the run is refused.
+/// Repetitions of a trial before the run is refused.
 const REPEATS_MAX: u32 = 20;
-/// Share of the wanted rate from which on it was offered, and how often a trial is repeated in which it was not. What the generator was late with by more
-/// than a millisecond is not caught up with: the rate between such pauses is the wanted one.
+/// A rate was offered from this share of it on; a trial below is repeated so many times. The generator does not catch
+/// up with delays of more than a millisecond: between such pauses it keeps the requested rate.
 const OFFERED: f64 = 0.97;
 const OFFERS_MAX: u32 = 4;
 
-/// What was watched over all trials.
+/// Disturbances of all trials.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Watched {
     /// Largest share of steal in a trial that counted.
@@ -32,9 +32,9 @@ pub struct Watched {
 /// Whether trials on a disturbed machine are refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Strictness {
-    /// They are repeated, and the run ends when it does not become quiet.
+    /// Repeat them, and give up when the machine stays busy.
     Refuse,
-    /// They count. For tests of the rig itself: what is measured then means nothing.
+    /// Count them. For tests of the rig itself: the results are meaningless.
     Accept,
 }
 
@@ -45,12 +45,12 @@ pub struct TrialRunner {
 }
 
 impl TrialRunner {
-    /// `own` are the processes of the rig beside this one.
+    /// `own` are the processes of the rig besides this one.
     pub fn new(own: impl IntoIterator<Item = u32>, strictness: Strictness) -> TrialRunner {
         TrialRunner { watched: Watched::default(), own: own.into_iter().chain([std::process::id()]).collect(), strictness }
     }
 
-    /// A process that was started later.
+    /// Adds a process of the rig that was started later.
     pub fn also_own(&mut self, pid: u32) {
         self.own.insert(pid);
     }
@@ -67,7 +67,7 @@ impl TrialRunner {
                 return Ok(trial);
             }
             self.watched.repeated += 1;
-            // What disturbs may end by itself.
+            // The disturbance may end by itself.
             std::thread::sleep(Duration::from_millis(20 * u64::from(repeat)));
         }
         bail!(
@@ -80,13 +80,13 @@ impl TrialRunner {
         )
     }
 
-    /// A trial during which the rig itself works: it is not refused for the CPU time of others.
+    /// A trial during which the rig changes tables: foreign CPU time does not refuse it.
     pub fn disturbed(&mut self, path: &mut Path<'_>, pps: u64, duration: Duration) -> Result<Trial> {
         self.watched.trials += 1;
         trial(path, Some(pps), duration, &self.own)
     }
 
-    /// A trial as the search wants it.
+    /// A trial for the rate search.
     pub fn shoot(&mut self, path: &mut Path<'_>, pps: u64, duration: Duration) -> Result<Shot> {
         let mut shot = Shot { loss_share: 0.0, offered: false };
         for _ in 0..OFFERS_MAX {

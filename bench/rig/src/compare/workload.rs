@@ -1,7 +1,8 @@
 //! The Services of a comparison, and the traffic to them: the same for every subject.
 //!
-//! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service also has 80/TCP. Clients and
-//! endpoints are pods, so nobody's source is replaced (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
+//! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service
+//! also has 80/TCP. Clients and endpoints are pods, so there is no source NAT (kube-proxy's `clusterCIDR`, nomagic's
+//! `clusterCIDRs`).
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,10 +21,10 @@ pub const UDP_PORT: u16 = 5300;
 /// The first Service's TCP port, and that of its endpoints.
 pub const TCP_PORT: u16 = 80;
 pub const ENDPOINTS_EACH: u32 = 3;
-/// Services at the most.
+/// The most Services of a subject.
 pub const SERVICES_MAX: u32 = 10_000;
-/// Frames that may wait for a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. Others on the host take a virtual
-/// machine's CPU away for some milliseconds again and again: shorter queues would measure that.
+/// The queue of a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. A host often
+/// takes a virtual machine's CPU away for some milliseconds; shorter queues would measure that.
 pub const QUEUE_FRAMES: u32 = 8_192;
 
 /// The cluster IP of a Service.
@@ -31,7 +32,7 @@ pub fn cluster_ip(service: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + service)
 }
 
-/// An endpoint of a Service. Endpoints of generation 1 replace those of 0 in a change.
+/// An endpoint of a Service. A change replaces endpoints of generation 0 by those of generation 1.
 pub fn endpoint(service: u32, n: u32, generation: u32) -> Ipv4Addr {
     let of_generation = generation * SERVICES_MAX * ENDPOINTS_EACH;
     Ipv4Addr::from_bits(Ipv4Addr::new(172, 24, 0, 1).to_bits() + of_generation + service * ENDPOINTS_EACH + n)
@@ -95,7 +96,7 @@ pub fn slice_json(service: u32, generation: u32) -> serde_json::Value {
     })
 }
 
-/// Flows to the first `services` Services, as many to each as can be, from client pods.
+/// Flows from client pods to the first `services` Services, spread evenly.
 pub fn profile(services: u32, flows: u32, protocol: Protocol, size: Size) -> Profile {
     let port = if protocol == Protocol::Udp { UDP_PORT } else { TCP_PORT };
     Profile {

@@ -1,4 +1,4 @@
-//! The words of `nomagic-bench ndr`.
+//! The command line of `nomagic-bench ndr`.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,16 +18,16 @@ const EXAMPLES: &str = "\
 Examples:
   Through a gateway between the namespaces client and fabric, to a Service:
     nomagic-bench ndr --tx eth0@client --rx gw0@fabric --dst-mac 02:00:00:00:00:01 --to 10.109.35.53:53 --backend live --count-only
-  As RFC 2544 has it: trials of 60 s, one search, no loss (hours):
+  As in RFC 2544: trials of 60 s, one search, no loss (hours):
     nomagic-bench ndr --tx eth0@a --rx eth0@b --size 64 --trial 60 --repeat 1 --loss 0
   On a rig of network cards, with a loop cable as the baseline:
     nomagic-bench ndr --tx eth2 --rx eth3 --baseline-tx eth4 --baseline-rx eth5 --allow-host-interface
 
-How it searches. A trial sends at one rate and counts what arrives. Rates are tried around the last result (at first: half of what the generator
-sends flat out), then between the highest that held and the lowest that did not, until these are --precision apart. RFC 2544 lets one lost frame
-decide; results then follow the host's hiccups. Here a rate holds when the majority of --tries trials meets the goal, the search is repeated, and the median with
-its interval is shown, beside the rate with 0.5 % lost, which hiccups hardly move. First the same generator and sink are searched over a cable: a result of more
-than two thirds of that is not called one.";
+How it searches: a trial sends at one rate and counts the frames that arrive. It tries rates around the last result (at first: half of the generator's highest
+rate), then between the highest rate that held and the lowest that did not, until these are --precision apart. With RFC 2544 one lost frame decides, and
+results follow the host's hiccups. Here a rate holds when the majority of --tries trials meets the goal; the search is repeated; the report shows the median
+with its interval, and the rate with 0.5 % loss, which hiccups hardly change. The baseline is the same search over a cable without a device: a result above
+two thirds of it counts as not measured.";
 
 /// `nomagic-bench ndr`.
 #[derive(Args, Clone, Debug)]
@@ -38,22 +38,22 @@ pub struct NdrArgs {
     /// Seconds of one trial
     #[arg(long, default_value_t = 1.0)]
     trial: f64,
-    /// How often the search is repeated
+    /// Number of searches
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
-    /// Percent of loss that is allowed (repeatable)
+    /// Allowed loss in percent (repeatable)
     #[arg(long, default_values_t = [0.0, 0.5])]
     loss: Vec<f64>,
-    /// Trials of a rate, of which the majority decides; an odd number
+    /// Trials of a rate; the majority decides, so the number is odd
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     tries: u32,
     /// Percent between the highest rate that held and the lowest that did not
     #[arg(long, default_value_t = 1.0)]
     precision: f64,
-    /// Where the baseline's frames go out [default: a veth pair is made for it]
+    /// Interface that sends the baseline's frames [default: one end of a new veth pair]
     #[arg(long, requires = "baseline_rx")]
     baseline_tx: Option<Place>,
-    /// Where they arrive
+    /// Interface that receives them
     #[arg(long, requires = "baseline_tx")]
     baseline_rx: Option<Place>,
 }
@@ -61,15 +61,15 @@ pub struct NdrArgs {
 impl NdrArgs {
     pub fn task(&self) -> Result<Task> {
         let options = self.pktgen.options()?;
-        ensure!(options.rate.is_none() && options.count.is_none(), "ndr finds the rate: give no --rate and no --count");
-        ensure!(options.rx.is_some(), "--rx must name where the frames are expected");
+        ensure!(options.rate.is_none() && options.count.is_none(), "ndr searches the rate: --rate and --count make no sense");
+        ensure!(options.rx.is_some(), "--rx must name the receiving interface");
         ensure!(self.trial.is_finite() && (0.05..=3600.0).contains(&self.trial), "--trial {}: give 0.05 to 3600 seconds", self.trial);
         ensure!(
             self.loss.iter().all(|l| (0.0..=50.0).contains(l)) && self.loss.len() <= 8,
             "--loss: give at most eight of 0 to 50 percent"
         );
         ensure!((0.1..=20.0).contains(&self.precision), "--precision {}: give 0.1 to 20 percent", self.precision);
-        ensure!(self.tries % 2 == 1, "--tries {}: give an odd number, so that there is a majority", self.tries);
+        ensure!(self.tries % 2 == 1, "--tries {}: give an odd number, for a majority", self.tries);
         let method = Method { precision: self.precision / 100.0, tries: self.tries, step: 1.1, hopeless: 0.05, rates_max: 60 };
         Ok(Task {
             options,

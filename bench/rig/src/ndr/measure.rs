@@ -1,4 +1,4 @@
-//! Trials by [`pktgen`](crate::pktgen), repeated searches, and the baseline that shows that the generator is not the limit.
+//! Trials by [`pktgen`](crate::pktgen), repeated searches, and the baseline, which shows whether generator and sink are the limit.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::pktgen::interface::Place;
 use crate::pktgen::{Options, run};
 use crate::results::{Estimate, Outcome};
 
-/// The baseline must carry so many times what the device does.
+/// The baseline's rate must be at least so many times the device's.
 pub const FACTOR: f64 = 1.5;
-/// Share of the wanted rate from which on it was offered.
+/// A rate counts as offered from this share of it on.
 const OFFERED: f64 = 0.97;
 
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// The traffic and its two ends; rate, duration and count are the search's.
+    /// The traffic and its two ends; the search sets rate, duration and count.
     pub options: Options,
     pub trial: Duration,
-    /// How often the search is repeated.
+    /// Number of searches.
     pub repeat: u32,
-    /// Shares of loss that are allowed, each a search of its own.
+    /// Allowed shares of loss; each has its own search.
     pub goals: Vec<f64>,
     pub method: Method,
-    /// The two ends of a cable without a device; `None`: a veth pair that is made for it.
+    /// The two ends of a cable without a device; `None` for a new veth pair.
     pub baseline: Option<(Place, Place)>,
 }
 
@@ -37,7 +37,7 @@ pub struct Task {
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GoalRate {
-    /// Share of loss that was allowed.
+    /// Allowed share of loss.
     pub loss_max: f64,
     /// Frames a second.
     pub pps: Outcome<Estimate>,
@@ -47,14 +47,14 @@ pub struct GoalRate {
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NdrReport {
-    /// Where frames went out and where they were expected.
+    /// The sending interface.
     pub tx: String,
-    /// See `tx`.
+    /// The receiving interface.
     pub rx: String,
     /// Seconds of a trial.
     pub trial_s: f64,
     pub goals: Vec<GoalRate>,
-    /// What the same generator and sink carry without loss over a cable, frames a second.
+    /// The highest rate without loss of the same generator and sink over a cable, in frames a second.
     pub baseline_pps: u64,
     pub baseline: String,
     pub trials: u32,
@@ -73,14 +73,14 @@ impl Path<'_> {
         let options = Options { rate: pps, duration: self.task.trial, count: None, ..self.options.clone() };
         let report = run(&options, self.stop, false)?;
         self.trials += 1;
-        let sink = report.sink.as_ref().context("--rx must name where the frames are expected")?;
+        let sink = report.sink.as_ref().context("--rx must name the receiving interface")?;
         let offered = pps.is_none_or(|pps| report.sent_pps >= pps as f64 * OFFERED);
-        // What the sink's own sockets lose is not the device's loss, but nobody can say so for certain: it counts.
+        // Loss at the sink's sockets is not the device's, but it cannot be attributed for certain: it counts.
         let loss_share = (sink.lost + sink.lost_at_sink) as f64 / report.sent.max(1) as f64;
         Ok((report.sent_pps, Shot { loss_share, offered }))
     }
 
-    /// The most that the generator sends, and the highest rate for a goal below it.
+    /// Measures the generator's highest rate, then searches the highest rate for a goal below it.
     fn search(&mut self, goal: f64, start: Option<u64>) -> Result<u64> {
         let ceiling = self.shoot(None)?.0 as u64;
         let method = self.task.method;
@@ -91,7 +91,7 @@ impl Path<'_> {
 
 /// Searches all goals. `say` tells progress.
 pub fn measure(task: &Task, stop: &Arc<AtomicBool>, say: &mut dyn FnMut(&str)) -> Result<NdrReport> {
-    let rx = task.options.rx.clone().context("--rx must name where the frames are expected")?;
+    let rx = task.options.rx.clone().context("--rx must name the receiving interface")?;
     let (baseline, baseline_pps, mut trials) = baseline(task, stop, say)?;
     let mut path = Path { task, options: task.options.clone(), stop, trials: 0 };
     let mut found: Vec<Vec<u64>> = vec![Vec::new(); task.goals.len()];
@@ -119,7 +119,7 @@ pub fn measure(task: &Task, stop: &Arc<AtomicBool>, say: &mut dyn FnMut(&str)) -
     })
 }
 
-/// A rate counts when the baseline is far enough above it.
+/// A rate counts only if the baseline is far enough above it.
 fn conclude(rates: &[u64], baseline_pps: u64) -> Outcome<Estimate> {
     let Some(estimate) = Estimate::of(&rates.iter().map(|r| *r as f64).collect::<Vec<_>>()) else {
         return Outcome::NotMeasured("no search was made".into());
@@ -130,20 +130,20 @@ fn conclude(rates: &[u64], baseline_pps: u64) -> Outcome<Estimate> {
     let factor = baseline_pps as f64 / estimate.median;
     if factor < FACTOR {
         return Outcome::NotMeasured(format!(
-            "the generator and the sink by themselves carry only {factor:.2} times this rate ({baseline_pps} frames/s), less than {FACTOR}: they may be \
+            "the generator and the sink alone carry only {factor:.2} times this rate ({baseline_pps} frames/s), less than {FACTOR}: they may be \
              the limit"
         ));
     }
     Outcome::Measured(estimate)
 }
 
-/// What generator and sink carry over a cable: its name, the rate, the trials.
+/// The search over a cable: its name, the rate, the number of trials.
 fn baseline(task: &Task, stop: &Arc<AtomicBool>, say: &mut dyn FnMut(&str)) -> Result<(String, u64, u32)> {
     let mut over = |tx: Place, rx: Place, what: &str| -> Result<(String, u64, u32)> {
         let options = Options { tx, rx: Some(rx), dst_mac: None, ..task.options.clone() };
         let mut path = Path { task, options, stop, trials: 0 };
         let rate = path.search(0.0, None)?;
-        say(&format!("the generator and the sink by themselves, over {what}: {rate} frames/s"));
+        say(&format!("the generator and the sink alone, over {what}: {rate} frames/s"));
         Ok((what.to_owned(), rate, path.trials))
     };
     if let Some((tx, rx)) = &task.baseline {

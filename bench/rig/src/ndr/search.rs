@@ -1,22 +1,22 @@
-//! The search for the highest rate that meets a loss goal. Pure: trials are somebody else's.
+//! The search for the highest rate that meets a loss goal. Pure: the caller makes the trials.
 //!
-//! RFC 2544 (26.1) asks for the highest rate at which a trial of 60 s loses nothing, found by trials at lower and higher rates. What is known against
-//! it: one frame lost to something that has nothing to do with the device (an interrupt, a neighbour on the host) ruins a trial, so results do
-//! not repeat; most of the time goes into long trials far from the result; and a device that drops one frame in a million at every rate has
-//! none. Hence, as MLRsearch does it (draft-ietf-bmwg-mlrsearch, in use at FD.io CSIT): a rate holds when the majority of its trials meets the
-//! goal; goals are a loss of nothing and one of 0.5 % beside it; trials are short while the bracket narrows; and repetitions of the whole search,
-//! interleaved with the other devices', give a median and an interval instead of a single number.
+//! RFC 2544 (26.1) asks for the highest rate at which a trial of 60 s loses nothing. Its weaknesses are known: one
+//! frame lost for a reason outside of the device (an interrupt, a neighbour on the host) ruins a trial, so results do
+//! not repeat; most of the time goes into long trials far from the result; and a device that drops one frame in a
+//! million at every rate has no result. So this search follows MLRsearch (draft-ietf-bmwg-mlrsearch, used by FD.io
+//! CSIT): a rate holds when the majority of its trials meets the goal; there are two goals, no loss and 0.5 %; trials
+//! are short; and repeated searches, interleaved with those of other devices, give a median and an interval.
 
 use anyhow::{Result, ensure};
 
-/// The lowest rate that is tried, in frames a second.
+/// The lowest rate to try, in frames a second.
 pub const RATE_MIN: u64 = 1_000;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Shot {
-    /// Share of the frames that were lost.
+    /// Lost frames over sent frames.
     pub loss_share: f64,
-    /// The generator sent at the rate that was asked for.
+    /// The generator kept the requested rate.
     pub offered: bool,
 }
 
@@ -26,11 +26,11 @@ pub struct Method {
     pub precision: f64,
     /// A rate holds when the majority of so many trials meets the goal; an odd number.
     pub tries: u32,
-    /// The first bracket's ends are the start divided and multiplied by this, and then by its powers.
+    /// The first bracket is the start divided and multiplied by this, then by its powers.
     pub step: f64,
-    /// A loss above this share is no accident: one such trial is enough.
+    /// One trial with a loss above this share is enough to fail a rate.
     pub hopeless: f64,
-    /// Rates that one search tries at the most.
+    /// The most rates of one search.
     pub rates_max: u32,
 }
 
@@ -52,7 +52,8 @@ enum Rate {
     NotOffered,
 }
 
-/// A search in progress: names the rate of the next trial and hears what became of it, so that several can take turns trial by trial.
+/// A search in progress. [`Search::rate`] is the rate of the next trial and [`Search::record`] takes its result, so
+/// that several searches can take turns.
 #[derive(Clone, Debug)]
 pub struct Search {
     method: Method,
@@ -61,24 +62,24 @@ pub struct Search {
     low: u64,
     high: u64,
     limited: bool,
-    /// What is tried now, and how far to go from it while one end of the bracket is missing.
+    /// The rate of the next trial, and the step from it while one end of the bracket is missing.
     at: u64,
     factor: f64,
-    /// Rates tried, and trials of all of them.
+    /// Rates tried so far, and their trials.
     asked: u32,
     trials: u32,
-    /// Trials of this rate that met the goal, and that did not.
+    /// Trials of this rate that met the goal, and those that failed.
     held: u32,
     failed: u32,
     over: bool,
 }
 
 impl Search {
-    /// Around `start`, up to `ceiling`, for a share of loss.
+    /// Searches around `start` and up to `ceiling`, for a share of loss.
     pub fn new(method: &Method, loss_max: f64, start: u64, ceiling: u64) -> Result<Search> {
         ensure!(
             method.precision > 0.0 && method.step > 1.0 && method.tries % 2 == 1 && method.rates_max > 0,
-            "a search needs a precision, a step, an odd number of tries and at least one rate"
+            "a search needs a precision, a step above 1, an odd number of tries and at least one rate"
         );
         Ok(Search {
             method: *method,
@@ -102,8 +103,8 @@ impl Search {
         (!self.over).then_some(self.at)
     }
 
-    /// What became of a trial at that rate.
-    pub fn heard(&mut self, shot: Shot) {
+    /// Takes the result of a trial at that rate.
+    pub fn record(&mut self, shot: Shot) {
         self.trials += 1;
         let met = shot.loss_share <= self.loss_max;
         if met {
@@ -113,20 +114,20 @@ impl Search {
         }
         let majority = self.method.tries / 2 + 1;
         if !shot.offered {
-            self.judged(Rate::NotOffered);
+            self.decide(Rate::NotOffered);
         } else if self.failed >= majority || (!met && shot.loss_share > self.method.hopeless) {
-            self.judged(Rate::Fails);
+            self.decide(Rate::Fails);
         } else if self.held >= majority {
-            self.judged(Rate::Holds);
+            self.decide(Rate::Holds);
         }
     }
 
-    /// The bracket becomes narrower, and the next rate lies in it.
-    fn judged(&mut self, rate: Rate) {
+    /// Narrows the bracket and chooses the next rate.
+    fn decide(&mut self, rate: Rate) {
         match rate {
             Rate::Holds => self.low = self.at,
             Rate::Fails => (self.high, self.limited) = (self.at, false),
-            // What set this end of the bracket is the generator, as long as no lower rate fails.
+            // The generator set this end of the bracket, until a lower rate fails.
             Rate::NotOffered => (self.high, self.limited) = (self.at, true),
         }
         (self.asked, self.held, self.failed) = (self.asked + 1, 0, 0);
@@ -137,7 +138,7 @@ impl Search {
         }
         let away = self.low == 0 || self.high > self.ceiling;
         self.at = match (self.low, self.high) {
-            // Nothing held yet, or everything: away from the start, in growing steps.
+            // No rate held yet, or all did: move away from the start in growing steps.
             (0, high) => ((high as f64 / self.factor) as u64).max(RATE_MIN),
             (low, high) if high > self.ceiling => ((low as f64 * self.factor) as u64).clamp(low + 1, self.ceiling),
             (low, high) => ((low as f64 * high as f64).sqrt() as u64).clamp(low + 1, high - 1),
@@ -153,11 +154,11 @@ impl Search {
     }
 }
 
-/// A whole search by itself. `shoot` makes a trial at a rate.
+/// Runs a whole search. `shoot` makes a trial at a rate.
 pub fn search(method: &Method, loss_max: f64, start: u64, ceiling: u64, mut shoot: impl FnMut(u64) -> Result<Shot>) -> Result<Found> {
     let mut search = Search::new(method, loss_max, start, ceiling)?;
     while let Some(pps) = search.rate() {
-        search.heard(shoot(pps)?);
+        search.record(shoot(pps)?);
     }
     Ok(search.found())
 }

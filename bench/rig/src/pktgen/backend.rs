@@ -12,34 +12,34 @@ pub struct Sent {
     /// Bytes of them, without FCS.
     pub bytes: u64,
     pub flows_opened: u64,
-    /// Times that the interface took fewer frames than there were.
+    /// How often the interface accepted fewer frames than offered.
     pub blocked: u64,
-    /// Frames that a backend which keeps the rate by itself did not make in time.
+    /// Frames that a backend with its own pacing was too late for.
     pub forgone: u64,
-    /// When the last frame was made (CLOCK_MONOTONIC), where that is known better than by the end of the call; else 0.
+    /// When the last frame was made (CLOCK_MONOTONIC), if the backend knows it; otherwise 0.
     pub last_ns: u64,
 }
 
-/// Sends the frames of a source. Made and used by one thread, inside the interface's namespace.
+/// Sends the frames of a source. Belongs to one thread in the interface's namespace.
 pub trait Backend {
-    /// Its name, with what limits it.
+    /// Its name, and its limits.
     fn describe(&self) -> String;
 
-    /// Frames that one call sends at the most.
+    /// The most frames of one call.
     fn burst_max(&self) -> u32;
 
-    /// Sends up to `frames` frames, and may stop at `until_ns`. Returns how many; fewer when the interface takes no more now.
+    /// Sends up to `frames` frames, and may stop at `until_ns`. Returns the number sent, which is lower when the interface is full.
     fn send(&mut self, frames: u32, until_ns: u64) -> Result<u32>;
 
-    /// All that was sent so far.
+    /// Totals so far.
     fn sent(&self) -> Sent;
 
-    /// Called again and again after the last frame until it says that all have left.
+    /// Called repeatedly after the last frame, until it returns true: all frames have left.
     fn finished(&mut self) -> Result<bool> {
         Ok(true)
     }
 
-    /// It keeps the rate by itself: [`Backend::send`] gets all frames at once.
+    /// Whether it keeps the rate itself: then [`Backend::send`] gets all frames at once.
     fn paces_itself(&self) -> bool {
         false
     }

@@ -1,13 +1,13 @@
-//! What the sink finds out about each frame.
+//! The sink's verdict on each frame.
 
 use hdrhistogram::Histogram;
 
 use super::payload::Payload;
 use super::template::{ETH_LEN, fold};
 
-/// Frames of a flow that are remembered behind the latest one, to tell late ones from duplicates.
+/// The sink remembers so many frames of a flow before the latest one, to tell late frames from duplicates.
 pub const WINDOW: u32 = 64;
-/// The longest latency that is told apart, in nanoseconds.
+/// The longest latency, in nanoseconds; longer ones count as this.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 const LATENCY_DIGITS: u8 = 3;
 
@@ -18,12 +18,12 @@ pub struct SinkCounts {
     pub received: u64,
     /// Bytes of them, without FCS.
     pub bytes: u64,
-    /// The next one of its flow, or one after a gap.
+    /// The next frame of its flow, or the first one after a gap.
     pub in_order: u64,
-    /// Overtaken by later frames of its flow (RFC 4737), seen for the first time.
+    /// Overtaken by later frames of its flow (RFC 4737).
     pub reordered: u64,
     pub duplicated: u64,
-    /// More than [`WINDOW`] frames of its flow behind: reordered or duplicated, nobody knows.
+    /// More than [`WINDOW`] frames of its flow late: reordered or duplicated, which cannot be told.
     pub too_late: u64,
     /// A checksum or a length is wrong, or the flow does not exist.
     pub corrupt: u64,
@@ -54,13 +54,12 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// For run `run` of `flows` flows.
     pub fn new(run: u16, flows: u32) -> Checker {
         let latency_ns = Histogram::new_with_bounds(1, LATENCY_MAX_NS, LATENCY_DIGITS).expect("the bounds and digits are fixed and valid");
         Checker { run, flows: vec![Seen::default(); flows as usize], counts: SinkCounts::default(), latency_ns }
     }
 
-    /// Takes one frame, without FCS, received at `now_ns`.
+    /// Checks one frame, without FCS, received at `now_ns`.
     pub fn observe(&mut self, frame: &[u8], now_ns: u64) {
         self.counts.received += 1;
         self.counts.bytes += frame.len() as u64;
@@ -89,14 +88,14 @@ impl Checker {
         &self.latency_ns
     }
 
-    /// Flows of which a frame arrived.
+    /// Flows with at least one frame.
     pub fn flows_seen(&self) -> u64 {
         self.flows.iter().filter(|f| f.window != 0).count() as u64
     }
 }
 
 impl Seen {
-    /// Notes a sequence number; returns the counter that it belongs to.
+    /// Records a sequence number and returns its counter.
     fn place<'c>(&mut self, sequence: u32, counts: &'c mut SinkCounts) -> &'c mut u64 {
         // Serial number arithmetic (RFC 1982): sequence numbers wrap.
         let ahead = sequence.wrapping_sub(self.latest) as i32;
@@ -139,14 +138,14 @@ fn payload_of(frame: &[u8]) -> Option<Payload> {
         _ => return None,
     };
     let total = sum(frame.get(addresses)?) + u64::from(protocol) + l4_len as u64 + sum(segment);
-    // A UDP checksum of 0 says that there is none; the generator always writes one.
+    // A UDP checksum of 0 means none; the generator always writes one.
     if fold(total) != 0 || protocol == 17 && u16_at(l4 + 6)? == 0 {
         return None;
     }
     Payload::read(&segment[header..])
 }
 
-/// The sum of the 16-bit words, folded to some extent; an odd last byte counts as the upper half of a word.
+/// The sum of the 16-bit words, partly folded; an odd last byte is the upper half of a word.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut sum: u64 = words.iter().map(|w| u64::from(u32::from_be_bytes(*w))).sum();

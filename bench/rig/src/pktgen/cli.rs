@@ -1,4 +1,4 @@
-//! The words of `nomagic-bench pktgen`.
+//! The command line of `nomagic-bench pktgen`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,15 +22,15 @@ Examples, between two ends of a veth pair in the namespaces a and b:
     nomagic-bench pktgen --tx eth0@a --rx eth0@b --backend live
   50,000 frames a second of 512 bytes over IPv6, for a minute, as JSON:
     nomagic-bench pktgen --tx eth0@a --rx eth0@b --from fd00::/64 --to '[fd00:1::1]:53' --size 512 --rate 50000 --duration 60 --format json
-  To a Service through a gateway (--dst-mac is its interface's), 10,000 flows, some of them much more often than others:
+  To a Service through a gateway (--dst-mac is that of its interface), 10,000 flows of very different rates:
     nomagic-bench pktgen --tx eth0@client --rx gw0@fabric --dst-mac 02:00:00:00:00:01 --to 10.109.35.53:53 --flows 10000 --choice zipf:1.1 --rate 100000
-  2,000 new TCP connections a second; a SYN flood; a capture, again and again:
+  2,000 new TCP connections a second; a SYN flood; a capture, repeated:
     nomagic-bench pktgen --tx eth0@a --rx eth0@b --protocol tcp --rate 100000 --new-flows-per-second 2000
     nomagic-bench pktgen --tx eth0@a --rx eth0@b --protocol syn-flood --from 10.0.0.0/16
     nomagic-bench pktgen --tx eth0@a --rx eth0@b --pcap traffic.pcap --rate 10000
 
-Frames carry flow, sequence number and time in their payload, which the sink checks; a size counts the FCS, as RFC 2544 does. Nothing runs longer
-than --duration says. Outside of the namespaces of `ip netns` nothing is sent or taken without --allow-host-interface.";
+Frames carry flow, sequence number and time in their payload, and the sink checks them. Sizes include the FCS, as in RFC 2544. A run ends after --duration
+at the latest. Interfaces outside of the namespaces of `ip netns` need --allow-host-interface.";
 
 /// `nomagic-bench pktgen`.
 #[derive(Args, Clone, Debug)]
@@ -39,31 +39,31 @@ pub struct PktgenArgs {
     /// Interface to send from, INTERFACE or INTERFACE@NETNS
     #[arg(long)]
     tx: Place,
-    /// Interface where the frames are expected; without it nobody counts them
+    /// Interface that receives the frames; without it they are not counted
     #[arg(long)]
     rx: Option<Place>,
     /// Destination, ADDRESS:PORT or [ADDRESS]:PORT (repeatable: flows take them in turn)
     #[arg(long, default_value = "198.18.1.1:9")]
     to: Vec<SocketAddr>,
-    /// Source addresses; those by default are reserved for benchmarks (RFC 2544)
+    /// Source addresses; the default is reserved for benchmarks (RFC 2544)
     #[arg(long, default_value = "198.18.0.0/24")]
     from: Prefix,
-    /// Flows at a time
+    /// Number of concurrent flows
     #[arg(long, default_value_t = 1000)]
     flows: u32,
-    /// Which flow a frame is of: round-robin, uniform, zipf or zipf:EXPONENT
+    /// How the flow of each frame is chosen: round-robin, uniform, zipf or zipf:EXPONENT
     #[arg(long, default_value = "round-robin")]
     choice: Choice,
     /// Bytes of a frame with FCS (64, 128, 512, 1518, ...), min or imix (7 of 64, 4 of 594, 1 of 1518)
     #[arg(long, default_value = "min")]
     size: Size,
-    /// Protocol
+    /// Transport protocol
     #[arg(long, value_enum, default_value_t = Protocol::Udp)]
     protocol: Protocol,
-    /// Flows that give their place to new ones each second, from other sources; needs --rate
+    /// Flows that are replaced by new ones each second; needs --rate
     #[arg(long)]
     new_flows_per_second: Option<u64>,
-    /// Replays the frames of a pcap file, with the addresses of this link
+    /// Replay the frames of a pcap or pcapng file, with this link's MAC addresses
     #[arg(long, conflicts_with_all = ["to", "from", "flows", "choice", "size", "protocol", "new_flows_per_second"])]
     pcap: Option<PathBuf>,
     /// Frames a second [default: as many as possible]
@@ -72,25 +72,25 @@ pub struct PktgenArgs {
     /// Seconds, at most 3600
     #[arg(long, default_value_t = 10.0)]
     duration: f64,
-    /// Ends after so many frames
+    /// End after so many frames
     #[arg(long)]
     count: Option<u64>,
-    /// How frames are sent
+    /// Method of sending
     #[arg(long, value_enum, default_value_t = BackendKind::AfXdp)]
     backend: BackendKind,
-    /// Only counts at the sink, in its XDP program: for rates that its sockets cannot follow
+    /// Only count at the sink, in its XDP program: for rates above those of its sockets
     #[arg(long)]
     count_only: bool,
     /// MAC address of the first hop [default: that of --rx]
     #[arg(long)]
     dst_mac: Option<String>,
-    /// Seed of the random choices
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Allows interfaces outside of the namespaces of `ip netns`: the host's own
+    /// Allow the host's own interfaces, outside of the namespaces of `ip netns`
     #[arg(long)]
     allow_host_interface: bool,
-    /// How the result is written
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -103,7 +103,7 @@ impl PktgenArgs {
             self.duration
         );
         let new_flows = match (self.new_flows_per_second, self.rate) {
-            (Some(_), None) => anyhow::bail!("--new-flows-per-second needs --rate: new flows come at every so many frames"),
+            (Some(_), None) => anyhow::bail!("--new-flows-per-second needs --rate: a new flow begins every so many frames"),
             (Some(new), Some(frames)) => Some(NewFlows { new, frames }),
             (None, _) => None,
         };

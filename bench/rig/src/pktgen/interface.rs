@@ -1,4 +1,4 @@
-//! Interfaces by name and namespace, and the consent that the host's own need.
+//! Interfaces by name and namespace. The host's own interfaces need the user's consent.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use nomagic_testbed::rig::{enter_netns, run};
 use nomagic_xsk::Link;
 
-/// An interface as the command line names it: `NAME`, or `NAME@NAMESPACE` for one in a namespace of `ip netns`.
+/// An interface on the command line: `NAME`, or `NAME@NAMESPACE` with a namespace of `ip netns`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
     pub name: String,
-    /// The namespace; `None` for this process's own.
+    /// `None` for this process's namespace.
     pub netns: Option<String>,
 }
 
@@ -39,20 +39,20 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is known about an interface.
+/// An interface, looked up.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Interface {
     /// Index, MAC address, MTU, XDP program.
     pub link: Link,
-    /// Receive queues that it was made with.
+    /// Receive queues that it was created with.
     pub queues: u32,
-    /// It is in a namespace that `ip netns` names.
+    /// It is in a namespace of `ip netns`.
     pub named_namespace: bool,
 }
 
 impl Place {
-    /// Moves the calling thread into the namespace and looks at the interface. One outside of the namespaces that `ip netns` names
-    /// is refused without consent.
+    /// Moves the calling thread into the namespace and looks the interface up. Outside of the namespaces of `ip
+    /// netns` that needs `allow_host`.
     pub fn enter(&self, allow_host: bool) -> Result<Interface> {
         if let Some(netns) = &self.netns {
             let path = PathBuf::from("/run/netns").join(netns);
@@ -62,8 +62,8 @@ impl Place {
         let named_namespace = in_named_namespace()?;
         if !allow_host && !named_namespace {
             bail!(
-                "{self} is in none of the namespaces of `ip netns`: frames would go out to a real network. Name a namespace \
-                 ({}@NETNS), or say --allow-host-interface",
+                "{self} is in none of the namespaces of `ip netns`: frames would reach a real network. Name a namespace \
+                 ({}@NETNS), or give --allow-host-interface",
                 self.name
             );
         }
@@ -73,8 +73,8 @@ impl Place {
     }
 }
 
-/// Whether the calling thread is in one of the namespaces that `ip netns` names: those were made for something like this. What process 1's
-/// namespace is cannot be asked everywhere, a container for instance.
+/// Whether the calling thread is in a namespace of `ip netns`: those exist for purposes like this one. Comparing with
+/// process 1's namespace does not work everywhere, for instance in a container.
 fn in_named_namespace() -> Result<bool> {
     let inode = |m: Metadata| (m.dev(), m.ino());
     let own = std::fs::metadata("/proc/thread-self/ns/net").context("cannot look at /proc/thread-self/ns/net").map(inode)?;

@@ -8,15 +8,15 @@ use super::profile::Profile;
 use super::program::{LiveProgram, Part, State};
 use super::template::Macs;
 
-/// Frames of one system call without a rate at the most, so that time and signals are looked at.
+/// The most frames of one system call without a rate, so that the end of the run and signals are noticed.
 const CALL_FRAMES: u32 = 1 << 16;
-/// Runs of the first call at a rate, the fewest, and the most.
+/// Runs of the first call at a rate, and limits of the later ones.
 const RUNS_FIRST: u64 = 1 << 16;
 const RUNS_MIN: u64 = 1 << 12;
 const RUNS_MAX: u64 = 1 << 26;
 /// How long one call at a rate should last.
 const CALL_NS: u64 = 500_000_000;
-/// What is caught up with: more than the pause between two calls.
+/// The longest delay to catch up with: more than the pause between two calls.
 const BEHIND_MAX_NS: u64 = 200_000_000;
 
 pub struct LiveFrames {
@@ -28,7 +28,7 @@ pub struct LiveFrames {
 }
 
 impl LiveFrames {
-    /// Loads the program for frames out of the interface of this index.
+    /// Loads the program for frames on the interface of this index.
     pub fn open(ifindex: u32, profile: &Profile, macs: Macs, run: u16, rate: Option<u64>) -> Result<LiveFrames> {
         let mut program = LiveProgram::open(ifindex, &[Part { profile, weight: 1, fresh: false, run }], macs)?;
         let mut state = State { paced: rate.is_some().into(), ..State::default() };
@@ -37,7 +37,7 @@ impl LiveFrames {
         Ok(LiveFrames { program, sent: Sent::default(), paced: rate.is_some(), runs: RUNS_FIRST })
     }
 
-    /// A call at a rate: the program is told its limits, and runs for as long as it has something to do, half a second at the most.
+    /// One call at a rate: sets the program's limits and runs it for up to half a second.
     fn call_paced(&mut self, frames: u32, until_ns: u64) -> Result<()> {
         let mut state = self.program.state()?;
         let start_ns = monotonic_ns();

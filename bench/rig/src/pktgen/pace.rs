@@ -1,12 +1,12 @@
 //! Rate control: a token bucket over time.
 
-/// The most that is caught up at once after a pause, in nanoseconds of traffic.
+/// The most traffic to catch up with after a pause, in nanoseconds.
 const CATCH_UP_NS: u64 = 1_000_000;
-/// Frames that may always go out together.
+/// The smallest burst limit, in frames.
 const BURST_MIN: f64 = 32.0;
 const SECOND_NS: f64 = 1e9;
 
-/// Says how many frames may go now.
+/// Tells how many frames may be sent now.
 #[derive(Clone, Debug)]
 pub struct Pacer {
     /// Frames a nanosecond.
@@ -18,13 +18,13 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// A pacer for `pps` frames a second, which begins at `now_ns`.
+    /// Paces `pps` frames a second from `now_ns` on.
     pub fn new(pps: u64, now_ns: u64) -> Pacer {
         let rate = pps as f64 / SECOND_NS;
         Pacer { rate, tokens: 0.0, burst: (rate * CATCH_UP_NS as f64).max(BURST_MIN), last_ns: now_ns, forgone: 0.0 }
     }
 
-    /// How many of `wanted` frames may go at `now_ns`.
+    /// How many of `wanted` frames may be sent at `now_ns`.
     pub fn take(&mut self, now_ns: u64, wanted: u32) -> u32 {
         self.tokens += now_ns.saturating_sub(self.last_ns) as f64 * self.rate;
         self.last_ns = self.last_ns.max(now_ns);
@@ -37,17 +37,17 @@ impl Pacer {
         taken
     }
 
-    /// Gives frames back that could not be sent.
+    /// Returns frames that could not be sent.
     pub fn give_back(&mut self, frames: u32) {
         self.tokens += f64::from(frames);
     }
 
-    /// Nanoseconds until the next frame may go.
+    /// Nanoseconds until the next frame may be sent.
     pub fn wait_ns(&self) -> u64 {
         ((1.0 - self.tokens).max(0.0) / self.rate).ceil() as u64
     }
 
-    /// Frames that were due and will not be caught up: the generator was late.
+    /// Frames that were due and never sent, because the generator was late.
     pub fn forgone(&self) -> u64 {
         self.forgone as u64
     }

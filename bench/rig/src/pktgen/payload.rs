@@ -1,12 +1,13 @@
-//! What the generator writes behind the L4 header, and the sink reads.
+//! The header of the payload: the generator writes it behind the L4 header, and the sink reads it.
 //!
 //! ```text
 //!  0      2          6              10                      18
 //!  | 'nm' | run,flow |  sequence    |  sent at, ns          |  zeros ...
 //! ```
 //!
-//! All big-endian. Eighteen bytes are what a 64-byte Ethernet frame has room for behind IPv4 and UDP. The upper 12 bits of `run,flow` tell
-//! runs apart, so that a late frame of an earlier one is not taken for one of this; the sequence number counts within the flow.
+//! All big-endian. A 64-byte Ethernet frame with IPv4 and UDP has room for eighteen bytes. The upper 12 bits of
+//! `run,flow` are the run, so that a late frame of an earlier run is recognised; the sequence number counts within
+//! the flow.
 
 /// Bytes of the header.
 pub const PAYLOAD_LEN: usize = 18;
@@ -23,7 +24,7 @@ pub struct Payload {
     pub flow: u32,
     /// The frame's number within its flow, from 0; wraps.
     pub sequence: u32,
-    /// When it was written, CLOCK_MONOTONIC in nanoseconds.
+    /// Time of writing, CLOCK_MONOTONIC in nanoseconds.
     pub sent_ns: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Replaying a capture file, pcap or pcapng, read by pcap-parser. The whole file is read at once: a replay must not wait for a disk.
+//! Replay of a capture file, pcap or pcapng. The whole file is read at once: a replay must not wait for a disk.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,20 +11,20 @@ use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError, create_reader};
 use super::stream::Source;
 use super::template::Macs;
 
-/// Bytes of a capture file at the most.
+/// The largest capture file, in bytes.
 pub const FILE_MAX: u64 = 1 << 30;
-/// Bytes of a frame at the most: what one buffer holds.
+/// The largest frame, in bytes: the size of a buffer.
 pub const REPLAY_FRAME_MAX: usize = 1514;
-/// Bytes of the shortest frame: the Ethernet header.
+/// The shortest frame, in bytes: an Ethernet header.
 const FRAME_LEAST: usize = 14;
-/// Bytes of the reader's buffer: the longest block that it takes.
+/// Bytes of the reader's buffer: the limit of a block.
 const BLOCK_MAX: usize = 1 << 18;
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Capture {
     bytes: Vec<u8>,
     frames: Vec<Range<usize>>,
-    /// Frames that were left out: longer than a buffer, cut by the capture, or without an Ethernet header.
+    /// Skipped frames: longer than a buffer, truncated by the capture, or without an Ethernet header.
     pub skipped: u64,
 }
 
@@ -44,7 +44,7 @@ impl Capture {
             Err(_) => bail!("not a pcap or pcapng file"),
         };
         let mut capture = Capture::default();
-        // Of each interface in the file, by its number.
+        // Link types by interface number.
         let mut links = Vec::new();
         loop {
             let n = capture.frames.len() as u64 + capture.skipped + 1;
@@ -103,7 +103,7 @@ impl Capture {
     }
 }
 
-/// Sends a capture's frames again and again, unchanged but for the MAC addresses.
+/// Sends a capture's frames in a loop. Only the MAC addresses are changed.
 #[derive(Clone, Debug)]
 pub struct Replay {
     capture: Capture,
@@ -112,7 +112,6 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// The frames of a capture, with these MAC addresses.
     pub fn new(capture: Capture, macs: Macs) -> Replay {
         Replay { capture, macs, next: 0 }
     }

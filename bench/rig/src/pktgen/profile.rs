@@ -1,4 +1,4 @@
-//! What traffic to send: addresses, flows, sizes, protocol.
+//! The traffic to send: addresses, flows, sizes, protocol.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -7,17 +7,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::payload::{FLOW_BITS, PAYLOAD_LEN};
 
-/// Flows of a profile at the most.
+/// The most flows of a profile.
 pub const FLOWS_MAX: u32 = 1 << FLOW_BITS;
-/// Destinations of a profile at the most.
+/// The most destinations of a profile.
 pub const TARGETS_MAX: usize = 10_000;
 /// The largest frame, in bytes on the wire with its FCS.
 pub const FRAME_MAX: u32 = 1518;
-/// The smallest frame that Ethernet has, with its FCS.
+/// The smallest Ethernet frame, with its FCS.
 pub const FRAME_MIN: u32 = 64;
-/// The frame check sequence, which the network card adds: counted in a frame's size, as RFC 2544 does, but never in a buffer.
+/// The frame check sequence, which the network card adds: part of a frame's size, as in RFC 2544, but never of a buffer.
 pub const FCS_LEN: u32 = 4;
-/// The first source port that flows use.
+/// The first source port of flows.
 pub const FIRST_PORT: u16 = 1024;
 /// The simple IMIX: 7 small, 4 medium and 1 large frame in every twelve, mixed.
 const IMIX: [u32; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 594, 64];
@@ -27,9 +27,9 @@ const IMIX: [u32; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 594, 64];
 pub enum Protocol {
     /// UDP datagrams.
     Udp,
-    /// TCP segments: the first of each flow is a SYN, later ones carry data. Nobody answers.
+    /// TCP segments: a SYN opens each flow, later segments carry data. Nothing answers.
     Tcp,
-    /// Nothing but TCP SYNs, each from another source (out of live frames: from up to 262,144 of them in turn).
+    /// Only TCP SYNs, each from another source (with live frames: from up to 262,144 in turn).
     SynFlood,
 }
 
@@ -43,10 +43,10 @@ impl Protocol {
 /// Sizes of the frames, on the wire with FCS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Size {
-    /// The smallest that holds the headers, at least 64.
+    /// The smallest frame with all headers, at least 64 bytes.
     Min,
     Fixed(u32),
-    /// The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes; the small ones as large as the headers need.
+    /// The simple IMIX: 7 of 64, 4 of 594 and 1 of 1518 bytes; small frames grow where the headers need it.
     Imix,
 }
 
@@ -67,7 +67,7 @@ impl FromStr for Size {
 pub enum Choice {
     RoundRobin,
     Uniform,
-    /// At random, the n-th flow 1/n^s as often as the first.
+    /// At random; the n-th flow has 1/n^s of the first one's frames.
     Zipf(f64),
 }
 
@@ -79,7 +79,7 @@ impl FromStr for Choice {
             ("round-robin", _) => Ok(Choice::RoundRobin),
             ("uniform", _) => Ok(Choice::Uniform),
             ("zipf", _) => Ok(Choice::Zipf(1.0)),
-            (_, Some(s)) => Ok(Choice::Zipf(s.parse().with_context(|| format!("choice `{text}`: `{s}` is no exponent"))?)),
+            (_, Some(s)) => Ok(Choice::Zipf(s.parse().with_context(|| format!("choice `{text}`: `{s}` is not a valid exponent"))?)),
             _ => bail!("choice `{text}`: give round-robin, uniform, zipf or zipf:EXPONENT"),
         }
     }
@@ -110,7 +110,7 @@ impl Prefix {
         if self.address.is_ipv4() { 32 } else { 128 }
     }
 
-    /// Addresses that can be used (no network or broadcast address, no subnet-router anycast), at most 2^24.
+    /// Usable addresses (no network or broadcast address, no subnet-router anycast), at most 2^24.
     pub fn hosts(&self) -> u64 {
         let free = self.bits() - u32::from(self.len);
         match (free, self.address) {
@@ -131,7 +131,7 @@ impl Prefix {
     }
 }
 
-/// A part of the frames that open new flows: `frames` frames carry `new` of them.
+/// The share of frames that open new flows: `new` of `frames`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NewFlows {
     pub new: u64,
@@ -140,18 +140,18 @@ pub struct NewFlows {
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Profile {
-    /// Destinations; flows take them in turn. All of one family.
+    /// Destinations, all of one family; flows take them in turn.
     pub targets: Vec<SocketAddr>,
-    /// Source addresses; each with ports from [`FIRST_PORT`] on.
+    /// Source addresses, each with ports from [`FIRST_PORT`] on.
     pub sources: Prefix,
     pub flows: u32,
     /// Which flow each frame is of.
     pub choice: Choice,
     pub size: Size,
     pub protocol: Protocol,
-    /// Flows that end and give their place to new ones, from other sources.
+    /// How many flows are replaced by new ones, from other sources.
     pub new_flows: Option<NewFlows>,
-    /// For the random choices: the same seed gives the same frames.
+    /// The same seed gives the same frames.
     pub seed: u64,
 }
 
@@ -198,7 +198,7 @@ impl Profile {
         14 + if self.sources.address.is_ipv4() { 20 } else { 40 } + self.protocol.header_len()
     }
 
-    /// The smallest frame that holds them and the payload header, on the wire.
+    /// The smallest frame with all headers and the payload header, on the wire.
     pub fn size_min(&self) -> u32 {
         FRAME_MIN.max((self.headers_len() + PAYLOAD_LEN) as u32 + FCS_LEN)
     }

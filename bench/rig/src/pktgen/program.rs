@@ -1,8 +1,8 @@
-//! The XDP program of live frames: the kernel runs it once a frame (BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES), and it makes each
-//! frame another one.
+//! The XDP program of live frames: the kernel runs it once a frame (BPF_PROG_TEST_RUN with
+//! BPF_F_TEST_XDP_LIVE_FRAMES), and it writes the next frame of the traffic into each.
 //!
-//! Its frames are a mix of [`Part`]s. It keeps the rate by itself: setting up and taking down one call costs tens of milliseconds, so
-//! the program drops what it is run for while no frame is due.
+//! Its frames are a mix of [`Part`]s. It keeps the rate itself, because starting and ending a call takes tens of
+//! milliseconds: while no frame is due, it drops the frames it is run for.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData};
@@ -13,7 +13,7 @@ use super::profile::{Choice, Profile, Protocol};
 use super::stream::Stream;
 use super::template::{Macs, TEMPLATE_LEN, Template};
 
-/// Flows of all parts at the most: the program looks a flow up for each frame.
+/// The most flows of all parts: entries of the program's map.
 pub const LIVE_FLOWS_MAX: u32 = 1 << 18;
 /// Steps of the cycle of flows and sizes: `STEPS_MAX` of bpf/generate.c.
 const STEPS_MAX: usize = 1 << 18;
@@ -24,7 +24,7 @@ const STATE_LEN: usize = 14 * 8;
 /// `kind` of bpf/generate.c.
 const ALWAYS_SYN: u32 = 0x100;
 const FRESH: u32 = 0x200;
-/// Frames that the kernel takes through the program before it sends them on.
+/// Frames that the kernel runs through the program before it sends them.
 const KERNEL_BATCH: u32 = 64;
 /// Units of the interval between frames in a second: 1/1024 ns.
 const INTERVAL_UNITS: u64 = 1_000_000_000 << 10;
@@ -34,11 +34,11 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ge
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'p> {
     pub profile: &'p Profile,
-    /// So many of them in as many frames as all weights together.
+    /// Its share of the frames is its weight over the sum of all weights.
     pub weight: u32,
-    /// Every frame comes from a source of its own, out of 2^30: the profile's range must leave 16 bits free.
+    /// Every frame has another source, out of 2^30: the profile's range must leave 16 bits free.
     pub fresh: bool,
-    /// The run that their payload names.
+    /// The run in the payload header.
     pub run: u16,
 }
 
@@ -63,13 +63,13 @@ pub struct State {
 }
 
 impl State {
-    /// Sets the rate in frames a second, and how many nanoseconds of it are caught up with; `None`: as quick as possible.
+    /// Sets the rate in frames a second (`None`: as fast as possible), and the longest delay to catch up with, in nanoseconds.
     pub fn pace(&mut self, pps: Option<u64>, behind_max_ns: u64) {
         self.interval = pps.map_or(0, |pps| INTERVAL_UNITS / pps.max(1));
         self.behind_max = behind_max_ns << 10;
     }
 
-    /// Nanoseconds that so many frames take at the rate.
+    /// Nanoseconds of so many frames at the rate.
     pub fn lasts_ns(&self, frames: u32) -> u64 {
         u64::from(frames).saturating_mul(self.interval) >> 10
     }
@@ -109,18 +109,18 @@ pub struct LiveProgram {
     ebpf: Ebpf,
     states: Array<MapData, [u8; STATE_LEN]>,
     frame: Vec<u8>,
-    /// The steps of the cycle that open a flow.
+    /// Steps of the cycle that open a flow.
     first_steps: Vec<usize>,
 }
 
 impl LiveProgram {
-    /// Loads the program for frames out of the interface of this index. All parts are of one family.
+    /// Loads the program for frames on the interface of this index. All parts are of one family.
     pub fn open(ifindex: u32, parts: &[Part<'_>], macs: Macs) -> Result<LiveProgram> {
         let flows_all: u32 = parts.iter().map(|p| p.profile.flows).sum();
         ensure!(flows_all <= LIVE_FLOWS_MAX, "--flows {flows_all}: --backend live takes at most {LIVE_FLOWS_MAX}");
         ensure!(
             parts.iter().all(|p| p.profile.new_flows.is_none()),
-            "--backend live cannot replace flows: use --backend afxdp with --new-flows-per-second"
+            "--backend live cannot replace flows: use --backend af-xdp with --new-flows-per-second"
         );
         let first = parts.first().context("no traffic")?;
         let v4 = first.profile.sources.address.is_ipv4();
@@ -162,16 +162,16 @@ impl LiveProgram {
         Ok(LiveProgram { ebpf, states, frame, first_steps })
     }
 
-    /// What the program has counted, and its limits.
+    /// The program's counters and limits.
     pub fn state(&self) -> Result<State> {
         let state = State::read(&self.states.get(&0, 0).context("cannot read the generator's counters")?);
         ensure!(state.failed == 0, "the live-frames generator could not make {} frames", state.failed);
         Ok(state)
     }
 
-    /// Tells it its limits, between two calls.
+    /// Sets the program's limits, between two calls.
     pub fn set(&mut self, state: &State) -> Result<()> {
-        self.states.set(0, state.write(), 0).context("cannot tell the generator its limits")
+        self.states.set(0, state.write(), 0).context("cannot set the generator's limits")
     }
 
     /// Runs the program `runs` times, on the calling thread's CPU.
@@ -184,19 +184,19 @@ impl LiveProgram {
             ..TestRunOptions::new()
         };
         match program.test_run(options) {
-            // A signal ends the call early: the program's own counters say how far it came.
+            // A signal ends the call early; the program's counters tell how far it came.
             Err(ProgramError::SyscallError(e)) if e.io_error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
             other => other.map(drop).context("the kernel refused live frames (BPF_F_TEST_XDP_LIVE_FRAMES needs Linux 5.18 or later)"),
         }
     }
 
-    /// Flows that so many frames have opened, those of [`Part::fresh`] not counted.
+    /// Flows opened by so many frames, without those of [`Part::fresh`].
     pub fn flows_opened(&self, frames: u64) -> u64 {
         self.first_steps.partition_point(|step| (*step as u64) < frames) as u64
     }
 }
 
-/// Each flow is one source, also in a SYN flood: its frames differ by sequence number.
+/// Each flow has one source, even in a SYN flood: its frames differ by sequence number.
 fn stream(part: &Part<'_>, macs: Macs) -> Stream {
     let profile = part.profile;
     let protocol = if profile.protocol == Protocol::SynFlood { Protocol::Tcp } else { profile.protocol };
@@ -205,7 +205,7 @@ fn stream(part: &Part<'_>, macs: Macs) -> Stream {
 
 fn cycle(parts: &[Part<'_>]) -> usize {
     match parts {
-        // So that every flow gets as many frames, of all sizes of an IMIX.
+        // Every flow gets the same number of frames, and all sizes of an IMIX.
         [one] if one.profile.choice == Choice::RoundRobin => {
             let flows = one.profile.flows as usize;
             (flows * 12).min(STEPS_MAX / flows * flows)
@@ -244,7 +244,7 @@ fn flow_value(template: &Template, kind: u32) -> [u8; FLOW_LEN] {
     value
 }
 
-/// Whose turn it is, so that each comes as often as its weight says, and evenly.
+/// The order of the parts in a cycle: each as often as its weight, evenly spread.
 struct Turns {
     weights: Vec<u32>,
     due: Vec<u64>,
@@ -297,7 +297,7 @@ mod tests {
         out
     }
 
-    /// Each of them from a source of its own, with checksums that etherparse finds right, beside frames of a known flow. Needs root.
+    /// Each SYN has another source and checksums that etherparse accepts, mixed with frames of a known flow. Needs root.
     #[test]
     fn fresh_frames_come_from_sources_of_their_own_and_are_right() {
         use etherparse::{NetHeaders, PacketHeaders, TransportHeader};

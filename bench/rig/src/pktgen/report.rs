@@ -1,4 +1,4 @@
-//! What a run has shown, as text and as JSON.
+//! The result of a run, as text and as JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use super::check::SinkCounts;
 use super::options::Options;
 use super::sink::SinkResult;
 
-/// Bytes that a frame takes on the wire beside its buffer: preamble, FCS and the gap to the next one.
+/// Bytes of a frame on the wire that are not in its buffer: preamble, FCS and inter-frame gap.
 const WIRE_OVERHEAD: u64 = 8 + 4 + 12;
-/// Share of the wanted rate from which on it counts as reached.
+/// A rate counts as reached from this share of it on.
 const RATE_REACHED: f64 = 0.995;
 
-/// All that a report is made of.
+/// The raw outcome of a run.
 pub struct Outcome<'o> {
     pub options: &'o Options,
     pub backend: String,
     pub sent: Sent,
     /// From the first frame to the last.
     pub elapsed: Duration,
-    /// Frames that the pacer gave up because the generator was late.
+    /// Frames that were due and never sent, because the generator was late.
     pub forgone: u64,
     pub stopped: bool,
     pub sink: Option<SinkResult>,
@@ -38,11 +38,10 @@ pub struct Report {
     /// Seconds from the first frame to the last.
     pub elapsed_s: f64,
     pub sent: u64,
-    /// The same a second.
     pub sent_pps: f64,
     /// Bits a second on a wire, with preamble, FCS and gap.
     pub sent_bps: f64,
-    /// The rate that was asked for, in frames a second.
+    /// The requested rate, in frames a second.
     pub wanted_pps: Option<u64>,
     pub flows_opened: u64,
     pub limited_by: String,
@@ -54,23 +53,22 @@ pub struct Report {
 pub struct SinkReport {
     /// Frames that arrived at the interface.
     pub arrived: u64,
-    /// Sent, and not arrived (duplicates taken off): lost on the way.
+    /// Frames lost on the path: sent less arrived, duplicates not counted.
     pub lost: u64,
-    /// The share of the frames sent.
     pub lost_share: f64,
-    /// Arrived, but lost between the interface and the sink's sockets: the sink was too slow, not the way.
+    /// Frames that arrived but were lost before the sink's sockets: the sink was too slow, not the path.
     pub lost_at_sink: u64,
     /// The XDP program ran in the driver.
     pub native_xdp: bool,
-    /// Counts by name; `None` when frames were only counted.
+    /// `None` when frames were only counted.
     pub checks: Option<SinkCounts>,
-    /// Flows of which a frame arrived.
+    /// Flows with at least one frame.
     pub flows_seen: Option<u64>,
-    /// Latency; `None` when nothing was checked or arrived.
+    /// `None` when nothing was checked or nothing arrived.
     pub latency_us: Option<Latency>,
 }
 
-/// Latency from a frame's writing to its receipt, in microseconds.
+/// Time from writing a frame to receiving it, in microseconds.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are what the fields are")]
 pub struct Latency {
@@ -85,7 +83,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Of nanoseconds.
+    /// From a histogram of nanoseconds.
     pub fn of<T: Counter>(ns: &Histogram<T>) -> Latency {
         let at = |quantile| ns.value_at_quantile(quantile) as f64 / 1e3;
         Latency {
@@ -125,11 +123,11 @@ impl Report {
 
 fn limit(o: &Outcome<'_>, sent_pps: f64) -> String {
     match o.options.rate {
-        Some(wanted) if sent_pps >= wanted as f64 * RATE_REACHED => "the rate that was asked for".into(),
+        Some(wanted) if sent_pps >= wanted as f64 * RATE_REACHED => "the requested rate".into(),
         Some(_) if o.sent.blocked == 0 && o.forgone > 0 => {
-            format!("the generator's CPU time ({} frames were due and not made): {}", o.forgone, o.backend)
+            format!("the generator's CPU time ({} frames were due and not sent): {}", o.forgone, o.backend)
         }
-        _ if o.sent.blocked > 0 => format!("the interface, which took no more {} times: {}", o.sent.blocked, o.backend),
+        _ if o.sent.blocked > 0 => format!("the interface, which was full {} times: {}", o.sent.blocked, o.backend),
         _ => format!("the generator: {}", o.backend),
     }
 }
@@ -137,7 +135,7 @@ fn limit(o: &Outcome<'_>, sent_pps: f64) -> String {
 impl SinkReport {
     fn new(sink: &SinkResult, sent: u64) -> SinkReport {
         let checks = sink.checked.as_ref().map(|c| c.counts);
-        // What is not of this run did not come instead of a frame of it.
+        // Duplicates and frames of other runs do not replace frames of this run.
         let extra = checks.map_or(0, |c| c.duplicated + c.foreign);
         let lost = sent.saturating_sub(sink.arrived.saturating_sub(extra));
         let latency_us = sink.checked.as_ref().filter(|c| !c.latency_ns.is_empty()).map(|c| Latency::of(&c.latency_ns));

@@ -1,4 +1,4 @@
-//! A run: the sink and the generator on threads of their own, progress, the result.
+//! A run: starts the sink's and the generator's threads, shows progress, and makes the report.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -22,10 +22,10 @@ use super::sink::{Sink, SinkControl, SinkMode, SinkResult};
 use super::stream::{Source, Stream};
 use super::template::{ETH_LEN, Macs};
 
-/// After the last frame was sent: how long nothing must arrive, and how long that is waited for.
+/// After the last frame was sent, the run ends when nothing has arrived for `QUIET`, or after `DRAIN_MAX`.
 const QUIET: Duration = Duration::from_millis(200);
 const DRAIN_MAX: Duration = Duration::from_secs(3);
-/// Waits shorter than this are spent spinning.
+/// Shorter waits spin.
 const SPIN_NS: u64 = 60_000;
 
 #[derive(Default)]
@@ -35,7 +35,7 @@ struct Shared {
     sink: SinkControl,
 }
 
-/// What the generator's thread gives back.
+/// The result of the generator's thread.
 struct Generated {
     backend: String,
     sent: Sent,
@@ -43,12 +43,12 @@ struct Generated {
     forgone: u64,
 }
 
-/// Runs to the end, a signal or an error. `stop` ends it early.
+/// Runs to the end or to an error. `stop` ends it early.
 pub fn run(options: &Options, stop: &Arc<AtomicBool>, progress: bool) -> Result<Report> {
     options.check()?;
     let mut options = options.clone();
     if options.backend == BackendKind::Live && options.profile.protocol == Protocol::SynFlood {
-        // Each template of the BPF program has one source: as many as it has room for.
+        // Each template of the BPF program has one source: use as many as fit.
         options.profile.flows = options.profile.tuples().min(LIVE_FLOWS_MAX.into()) as u32;
     }
     let shared = Arc::new(Shared::default());
@@ -82,7 +82,7 @@ fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
     handle.join().map_err(|_| anyhow!("a thread of pktgen panicked; its message is above"))?
 }
 
-/// Starts a thread that makes something, says that it is ready, and works on. Returns what it said.
+/// Starts a thread and waits until it reports that it is ready. Returns its report.
 fn start<R: Send + 'static, T: Send + 'static>(
     name: &str,
     work: impl FnOnce(&dyn Fn(R)) -> Result<T> + Send + 'static,
@@ -90,14 +90,14 @@ fn start<R: Send + 'static, T: Send + 'static>(
     let (ready, said) = mpsc::channel();
     let body = move || {
         work(&|r| {
-            // Nobody waits any more: the thread ends by the stop flag.
+            // The receiver may be gone; the thread then ends by the stop flag.
             let _ = ready.send(r);
         })
     };
     let handle = std::thread::Builder::new().name(name.into()).spawn(body).context("cannot start a thread")?;
     match said.recv() {
         Ok(r) => Ok((r, handle)),
-        Err(_) => Err(join(handle).err().unwrap_or_else(|| anyhow!("the {name} ended before it began"))),
+        Err(_) => Err(join(handle).err().unwrap_or_else(|| anyhow!("{name} ended before it was ready"))),
     }
 }
 
@@ -115,7 +115,7 @@ fn start_sink(options: &Options, rx: Place, run: u16, shared: &Arc<Shared>) -> R
         ensure!(
             interface.named_namespace || !any_payload,
             "--rx {rx}: the frames of --pcap cannot be told from other traffic, so the sink takes all TCP and UDP, ssh too: \
-             only in a namespace of `ip netns`"
+             use a namespace of `ip netns`"
         );
         let sink = Sink::open(&interface, mode)?;
         ready(interface.link.mac);
@@ -216,7 +216,7 @@ fn watch(handle: &JoinHandle<Result<Generated>>, stop: &AtomicBool, shared: &Sha
                 now.1,
                 pps(now.1, before.1)
             );
-            // One line that is written over on a terminal; a log gets them all. A closed standard error is no reason to stop.
+            // A terminal shows one line that is overwritten; a log gets all lines. A closed standard error does not end the run.
             let _ = if terminal { write!(std::io::stderr(), "\r{line}") } else { writeln!(std::io::stderr(), "{line}") };
             (shown, before) = (Instant::now(), now);
         }
@@ -226,7 +226,7 @@ fn watch(handle: &JoinHandle<Result<Generated>>, stop: &AtomicBool, shared: &Sha
     }
 }
 
-/// Waits until nothing arrives any more.
+/// Waits until no more frames arrive.
 fn drain(shared: &Shared) {
     let end = Instant::now() + DRAIN_MAX;
     let (mut before, mut since) = (u64::MAX, Instant::now());

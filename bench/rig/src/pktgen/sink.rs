@@ -1,4 +1,4 @@
-//! The receiving end: an XDP program that takes the generator's frames, and AF_XDP sockets that check them.
+//! The receiving end: an XDP program takes the generator's frames, and AF_XDP sockets check them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -14,32 +14,31 @@ use super::check::{Checker, SinkCounts};
 use super::interface::Interface;
 use super::xsk::Xsk;
 
-/// Queues of an interface at the most: `xsks` of bpf/sink.c.
+/// The most queues of an interface: entries of `xsks` in bpf/sink.c.
 const QUEUES_MAX: u32 = 64;
 /// Bytes of `struct counts`.
 const COUNTS_LEN: usize = 24;
-/// How long one look for frames, or at the counters, waits.
+/// The longest wait for frames, and the pause between readings of the counters.
 const WAIT_MS: i32 = 10;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sink.o"));
 
-/// What a sink does with the frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SinkMode {
     /// Checks each frame: loss, order, duplicates, corruption, latency.
     Check {
-        /// The run whose frames they are.
+        /// The run to expect.
         run: u16,
         flows: u32,
     },
-    /// Counts frames in the XDP program and drops them there: for rates that sockets cannot follow.
+    /// Counts frames in the XDP program and drops them there: for rates above those of sockets.
     Count {
-        /// All TCP and UDP, not only frames with the generator's payload.
+        /// Take all TCP and UDP, not only frames with the generator's payload.
         any_payload: bool,
     },
 }
 
-/// What other threads tell a sink, and see of it.
+/// Shared with other threads.
 #[derive(Debug, Default)]
 pub struct SinkControl {
     pub stop: AtomicBool,
@@ -48,28 +47,28 @@ pub struct SinkControl {
 
 #[derive(Clone, Debug)]
 pub struct SinkResult {
-    /// Frames that the XDP program took.
+    /// Frames that the XDP program received.
     pub arrived: u64,
     /// Bytes of them, without FCS.
     pub arrived_bytes: u64,
-    /// Of these, lost on the way to the sockets: rings full, no memory, a queue without a socket.
+    /// Those that were lost before the sockets: ring full, no memory, or a queue without a socket.
     pub lost_at_sockets: u64,
-    /// What the checks found; `None` when frames were only counted.
+    /// `None` when frames were only counted.
     pub checked: Option<Checked>,
-    /// The program runs in the driver, not in generic mode.
+    /// Native mode, not generic.
     pub native: bool,
 }
 
 #[derive(Clone, Debug)]
 pub struct Checked {
     pub counts: SinkCounts,
-    /// Flows of which a frame arrived.
+    /// Flows with at least one frame.
     pub flows_seen: u64,
-    /// From the frame's writing to its receipt, in nanoseconds.
+    /// Time from writing a frame to receiving it, in nanoseconds.
     pub latency_ns: Histogram<u32>,
 }
 
-/// A sink on an interface, ready to receive. The program leaves the interface when it is dropped.
+/// A sink on an interface, ready to receive. Dropping it detaches the program.
 pub struct Sink {
     ebpf: Ebpf,
     sockets: Vec<Xsk>,
@@ -118,7 +117,7 @@ impl Sink {
                 }
                 Some(_) => {
                     if self.look()? == 0 {
-                        self.rest()?;
+                        self.wait()?;
                     }
                     self.checker.as_ref().map_or(0, |c| c.counts().received)
                 }
@@ -133,14 +132,14 @@ impl Sink {
         let mut n = 0;
         for socket in &mut self.sockets {
             let mut now = None;
-            // One time for the batch, taken when its first frame is there.
+            // One timestamp for the batch, taken at its first frame.
             n += socket.receive(|frame| checker.observe(frame, *now.get_or_insert_with(monotonic_ns))).context("AF_XDP receive")?;
         }
         Ok(n)
     }
 
-    /// Waits a little for frames: asleep on one socket, by turns on several.
-    fn rest(&mut self) -> Result<()> {
+    /// Waits for frames: poll on a single socket, a short sleep with several.
+    fn wait(&mut self) -> Result<()> {
         match &mut self.sockets[..] {
             [one] => one.wait(WAIT_MS).context("AF_XDP poll").map(drop),
             _ => {
@@ -150,7 +149,7 @@ impl Sink {
         }
     }
 
-    /// What the program counted: `(frames, bytes, without a socket)`.
+    /// The program's counters: `(frames, bytes, frames without a socket)`.
     fn counted(&self) -> Result<(u64, u64, u64)> {
         let map = self.ebpf.map("counted").context("the object has no map counted")?;
         let values = PerCpuArray::<_, [u8; COUNTS_LEN]>::try_from(map)?.get(&0, 0).context("cannot read the sink's counters")?;
@@ -164,7 +163,7 @@ impl Sink {
     }
 
     fn result(mut self) -> Result<SinkResult> {
-        // What is still on the rings belongs to the result.
+        // Frames that are still on the rings belong to the result.
         while self.look()? > 0 {}
         let (arrived, arrived_bytes, unserved) = self.counted()?;
         let mut lost_at_sockets = unserved;
@@ -183,12 +182,12 @@ fn bind_all(ebpf: &mut Ebpf, name: &str, queues: u32) -> Result<Vec<Xsk>> {
     for queue in 0..queues {
         let mut socket = match Xsk::bind(name, queue) {
             Ok(socket) => socket,
-            // An interface may have fewer queues in use than it was made with.
+            // An interface may use fewer queues than it was created with.
             Err(_) if queue > 0 => break,
             Err(e) => return Err(e),
         };
         socket.refill().context("AF_XDP fill ring")?;
-        xsks.set(queue, socket.fd(), 0).context("cannot lead a queue to its socket")?;
+        xsks.set(queue, socket.fd(), 0).context("cannot map a queue to its socket")?;
         sockets.push(socket);
     }
     Ok(sockets)

@@ -1,4 +1,4 @@
-//! The sequence of frames that a profile stands for.
+//! The frames of a profile, in order.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,10 +6,10 @@ use super::choice::Chooser;
 use super::profile::{FCS_LEN, FIRST_PORT, NewFlows, Profile, Protocol};
 use super::template::{Ends, Macs, Template};
 
-/// Gives frames one after the other.
+/// A sequence of frames.
 pub trait Source: Send {
-    /// Writes the next frame (without FCS), made at `now_ns`, to the start of a buffer of at least [`Source::frame_max`] bytes. Returns its
-    /// length; 0 when there are no more frames.
+    /// Writes the next frame (without FCS), stamped `now_ns`, to the start of a buffer of at least
+    /// [`Source::frame_max`] bytes. Returns its length, or 0 at the end of the sequence.
     fn next(&mut self, out: &mut [u8], now_ns: u64) -> usize;
 
     /// Bytes of the largest frame.
@@ -22,9 +22,9 @@ pub trait Source: Send {
 /// Which frame is the next one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
-    /// The flow's place, below [`Profile::flows`]: what the frame's payload names.
+    /// The flow's place, below [`Profile::flows`]; part of the payload header.
     pub flow: u32,
-    /// Which of all sources it comes from.
+    /// The number of its source.
     pub tuple: u64,
     /// The frame's number within its place.
     pub sequence: u32,
@@ -42,9 +42,9 @@ pub struct Stream {
     places: Vec<Place>,
     frames: u64,
     tuples: u64,
-    /// The next source that no flow has used yet.
+    /// The next unused source.
     next_tuple: u64,
-    /// The next place that gets a new flow.
+    /// The next place to get a new flow.
     next_place: u32,
     /// New flows that are due, in parts of [`NewFlows::frames`].
     due: u64,
@@ -59,7 +59,7 @@ struct Place {
 }
 
 impl Stream {
-    /// The frames of a profile that was checked.
+    /// The profile must have been checked.
     pub fn new(profile: &Profile, macs: Macs, run: u16) -> Stream {
         let place = |n: u32| Place { tuple: u64::from(n), sequence: 0, opened: false };
         Stream {
@@ -89,7 +89,7 @@ impl Stream {
         Template::new(&self.macs, &self.ends(tuple), self.profile.protocol, self.run, flow)
     }
 
-    /// The headers of a flow whose frames each get a source of their own: port 0, and an address that ends in 16 zero bits.
+    /// The headers of a flow in which each frame gets another source: port 0, and an address that ends in 16 zero bits.
     pub fn fresh_template(&self, flow: u32) -> Template {
         let zeroed = match self.profile.sources.address {
             IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & !0xffff).into()),
@@ -102,7 +102,7 @@ impl Stream {
     pub fn step(&mut self) -> Step {
         let (flow, renew) = self.choose();
         let place = &mut self.places[flow as usize];
-        // A place that no frame was sent from yet has an unused source.
+        // A place without frames so far has an unused source.
         if renew && place.opened {
             place.tuple = self.next_tuple;
             place.opened = false;

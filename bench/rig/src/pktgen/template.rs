@@ -1,6 +1,6 @@
-//! Frames: headers that are the same for all frames of a flow, and what differs from frame to frame.
+//! Frames: the constant headers of a flow, and the fields that change from frame to frame.
 //!
-//! `bpf/generate.c` finishes frames from the same templates in the same way; `tests/pktgen.rs` compares what arrives.
+//! `bpf/generate.c` completes frames from the same templates in the same way; `tests/it/pktgen.rs` compares both at the receiver.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,7 +39,7 @@ pub struct Template {
     pub l4_sum: u32,
     v4: bool,
     protocol: Protocol,
-    /// The next frame opens the flow, whatever its sequence number is.
+    /// The next frame opens the flow, whatever its sequence number.
     opens: bool,
 }
 
@@ -103,7 +103,7 @@ impl Template {
         Template { bytes, ip_sum, l4_sum, v4, protocol, opens: protocol == Protocol::SynFlood }
     }
 
-    /// Says whether a TCP frame is a SYN though it is not the first of its place.
+    /// Makes the next TCP frame a SYN even if it is not the first of its place.
     pub fn opens_flow(&mut self, opens: bool) {
         self.opens = opens;
     }

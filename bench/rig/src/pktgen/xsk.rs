@@ -1,4 +1,4 @@
-//! One AF_XDP socket with a UMEM of its own, for one direction: the only place that touches rings.
+//! One AF_XDP socket with its own UMEM, for one direction. Only this module touches rings.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,10 +17,10 @@ const RING: u32 = 8192;
 /// Bytes of a frame; 1,792 of them are data behind XDP's headroom.
 const FRAME: u32 = 2048;
 pub const BATCH: usize = 64;
-/// A socket that was just closed keeps its queue for up to 100 ms, and for longer where the kernel is busy.
+/// A closed socket keeps its queue for up to 100 ms, longer on a busy kernel.
 const BUSY_MAX: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
-/// sendto() calls for one batch: 32 frames each without a raised budget.
+/// The most sendto() calls for one batch: each sends 32 frames unless the budget is raised.
 const KICKS_MAX: u32 = 256;
 
 pub struct Xsk {
@@ -29,13 +29,13 @@ pub struct Xsk {
     rx: RxQueue,
     fill: FillQueue,
     comp: CompQueue,
-    /// Frames that are on no ring.
+    /// Frames on no ring.
     free: Vec<FrameDesc>,
     kick_due: bool,
 }
 
 impl Xsk {
-    /// Binds a queue of an interface of the calling thread's namespace, in zero-copy mode where the driver offers it.
+    /// Binds to a queue of an interface in the calling thread's namespace, in zero-copy mode if the driver supports it.
     pub fn bind(interface: &str, queue: u32) -> Result<Xsk> {
         let mut end = Instant::now() + BUSY_MAX;
         let mut mode = BindFlags::XDP_ZEROCOPY;
@@ -66,18 +66,18 @@ impl Xsk {
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
             .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
             .build();
-        let name: Interface = interface.parse().with_context(|| format!("`{interface}` is no interface's name"))?;
+        let name: Interface = interface.parse().with_context(|| format!("`{interface}` is not a valid interface name"))?;
         // SAFETY: INHIBIT_PROG_LOAD is set, and the UMEM is bound once.
         match unsafe { Socket::new(config, &umem, &name, queue) } {
             Ok((tx, rx, Some((fill, comp)))) => {
                 let xsk = Xsk { umem, tx, rx, fill, comp, free, kick_due: false };
-                // A child that has the socket too keeps the queue busy for as long as it lives.
+                // A child that inherits the socket keeps the queue busy as long as it lives.
                 close_on_exec(xsk.socket()).context("AF_XDP socket")?;
                 // Older kernels send 32 frames a call: `kick` calls again.
                 let _ = set_tx_budget(xsk.socket(), RING);
                 Ok(Ok(xsk))
             }
-            Ok((_, _, None)) => Err(anyhow!("a fresh UMEM got no rings of its own")),
+            Ok((_, _, None)) => Err(anyhow!("a new UMEM has no rings")),
             Err(e) => {
                 let code = std::error::Error::source(&e).and_then(|s| s.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
                 Ok(Err(io::Error::from_raw_os_error(code.unwrap_or(libc::EIO))))
@@ -85,7 +85,7 @@ impl Xsk {
         }
     }
 
-    /// The socket, for the map that leads a queue's frames to it.
+    /// The socket, for the XSK map.
     pub fn fd(&self) -> RawFd {
         self.tx.fd().as_raw_fd()
     }
@@ -95,8 +95,9 @@ impl Xsk {
         unsafe { BorrowedFd::borrow_raw(self.fd()) }
     }
 
-    /// Sends up to `wanted` frames, at most [`BATCH`]: `write` fills a buffer and returns the frame's length, or 0 for none. Returns how
-    /// many were put on the ring; fewer than wanted when the kernel has not given back enough.
+    /// Sends up to `wanted` frames, at most [`BATCH`]. `write` fills a buffer and returns the frame's length, or 0
+    /// for the end. Returns the number of frames put on the ring, which is lower while the kernel still holds the
+    /// buffers.
     pub fn send(&mut self, wanted: usize, mut write: impl FnMut(&mut [u8]) -> usize) -> io::Result<usize> {
         self.complete();
         let n = wanted.min(BATCH).min(self.free.len()).min(self.tx.nb_free(BATCH as u32) as usize);
@@ -123,7 +124,7 @@ impl Xsk {
         Ok(sent)
     }
 
-    /// Takes sent frames back. True when none is on its way any more.
+    /// Reclaims sent frames. True when none is in flight.
     pub fn complete(&mut self) -> bool {
         let mut descs = [FrameDesc::default(); BATCH];
         loop {
@@ -136,7 +137,7 @@ impl Xsk {
         }
     }
 
-    /// Tells the kernel to send. What it does not send now waits for the next call.
+    /// Tells the kernel to send. The rest waits for the next call.
     pub fn kick(&mut self) -> io::Result<()> {
         for _ in 0..KICKS_MAX {
             if !self.kick_due || !self.tx.needs_wakeup() {
@@ -154,7 +155,7 @@ impl Xsk {
         Ok(())
     }
 
-    /// Gives the kernel all free frames to receive into.
+    /// Puts all free frames on the fill ring.
     pub fn refill(&mut self) -> io::Result<()> {
         if !self.free.is_empty() {
             // SAFETY: the frames are of this UMEM, on no other ring, and leave the free list below.
@@ -167,7 +168,7 @@ impl Xsk {
         Ok(())
     }
 
-    /// Receives up to [`BATCH`] frames: `take` gets each one. Returns how many.
+    /// Receives up to [`BATCH`] frames and passes each to `take`. Returns their number.
     pub fn receive(&mut self, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
         let mut descs = [FrameDesc::default(); BATCH];
         // SAFETY: the ring is this UMEM's.
@@ -183,12 +184,12 @@ impl Xsk {
         Ok(n)
     }
 
-    /// Waits for frames. False when none came in time.
+    /// Waits for frames. False at the time limit.
     pub fn wait(&mut self, limit_ms: i32) -> io::Result<bool> {
         self.rx.poll(limit_ms)
     }
 
-    /// Frames that the socket lost: `(the rx ring was full, no frame to receive into or too long)`.
+    /// Frames that the socket lost: `(rx ring full, no buffer or frame too long)`.
     pub fn lost(&self) -> io::Result<(u64, u64)> {
         let statistics = self.rx.fd().xdp_statistics()?;
         Ok((statistics.rx_ring_full(), statistics.rx_dropped()))

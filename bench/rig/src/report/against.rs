@@ -1,4 +1,4 @@
-//! Two runs beside each other.
+//! The comparison of two runs.
 
 use std::collections::HashMap;
 
@@ -8,15 +8,15 @@ use super::summary::{Better, Entry, entries};
 use super::table::{Cell, Mark, Table};
 use crate::results::{Estimate, Manifest, Outcome, Results};
 
-/// What a new value is beside the old one.
+/// The change of a value from the old to the new run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// The intervals do not overlap, and the new one is on the better side.
+    /// The intervals do not overlap, and the new one is better.
     Better,
-    /// They do not overlap, and it is on the worse side.
+    /// The intervals do not overlap, and the new one is worse.
     Worse,
     NoDifference,
-    /// One of them is a single value, without an interval: a change may be chance.
+    /// One of them is a single value without an interval: a difference may be chance.
     NoInterval,
     /// One of them was not measured.
     NotMeasured,
@@ -24,25 +24,23 @@ pub enum Change {
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Pair {
-    /// What it is, with the new value.
+    /// The entry with the new value.
     pub new: Entry,
     pub old: Outcome<Estimate>,
-    /// How they stand to each other.
     pub change: Change,
 }
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Comparison {
-    /// What makes the runs differ before anything is measured: "kernel: 6.1 then, 6.12 now".
+    /// Differences of machine and programs, such as "kernel: 6.1 then, 6.12 now".
     pub differences: Vec<String>,
     pub pairs: Vec<Pair>,
-    /// Names of values that only the new run has.
+    /// Names of values without an old one.
     pub only_new: Vec<String>,
-    /// Names of values that only the old run has.
+    /// Names of values without a new one.
     pub only_old: Vec<String>,
 }
 
-/// How a new value stands to an old one.
 pub fn change(new: &Outcome<Estimate>, old: &Outcome<Estimate>, better: Better) -> Change {
     let (Some(new), Some(old)) = (new.value(), old.value()) else { return Change::NotMeasured };
     if new.n < 2 || old.n < 2 {
@@ -55,7 +53,6 @@ pub fn change(new: &Outcome<Estimate>, old: &Outcome<Estimate>, better: Better) 
 }
 
 impl Comparison {
-    /// Puts `new` beside `old`.
     pub fn new(new: &Results, old: &Results) -> Comparison {
         let olds = entries(old);
         let news = entries(new);
@@ -81,7 +78,7 @@ impl Comparison {
 
     pub fn verdict(&self) -> String {
         format!(
-            "{} worse, {} better, {} with no difference to be told (their intervals overlap), {} single values that have no interval, {} not measured in one of the runs.",
+            "{} worse, {} better, {} without a clear difference (the intervals overlap), {} single values that have no interval, {} not measured in one of the runs.",
             self.count(Change::Worse),
             self.count(Change::Better),
             self.count(Change::NoDifference),
@@ -110,7 +107,7 @@ fn row(pair: &Pair) -> Vec<Cell> {
     let (mark, words) = match pair.change {
         Change::Better => (Mark::Good, "better"),
         Change::Worse => (Mark::Bad, "worse"),
-        Change::NoDifference => (Mark::Open, "no difference to be told"),
+        Change::NoDifference => (Mark::Open, "no clear difference"),
         Change::NoInterval => (Mark::Open, "one value, no interval"),
         Change::NotMeasured => (Mark::Open, "cannot be compared"),
     };
@@ -137,7 +134,7 @@ fn percent(new: &Outcome<Estimate>, old: &Outcome<Estimate>) -> Cell {
     }
 }
 
-/// What about machine, kernel, rig and program is not the same.
+/// Differences of machine, kernel, rig and program.
 fn differences(new: &Results, old: &Results) -> Vec<String> {
     type Get = fn(&Results) -> String;
     let facts: [(&str, Get); 18] = [

@@ -1,4 +1,4 @@
-//! The words of `nomagic-bench report`.
+//! The command line of `nomagic-bench report`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use crate::results::Results;
 
 const EXAMPLES: &str = "\
 Examples:
-  A page with all of a run, in one file that needs nothing else:
+  A page with everything, in one self-contained file:
     nomagic-bench report results.json --out report.html
-  What differs from an earlier run; the second fails when anything is clearly worse:
+  The differences from an earlier run; the second command fails when a value is clearly worse:
     nomagic-bench report new.json --against old.json --out report.html
     nomagic-bench report new.json --against old.json --format text --fail-on-worse
-  A median and a figure, for scripts:
+  A median and the figures, for scripts:
     nomagic-bench report results.json --format json | jq '.[\"rates/nomagic-1000/established/zero-loss\"]'
     nomagic-bench report results.json --format json | jq 'to_entries[] | select(.key | startswith(\"figures/\"))'
   One plot as a file:
     nomagic-bench report results.json --plot rates --out rates.svg
 
 The JSON is one flat object: started, commit, machine, kernel, rig; figures/NAME is \"reached\", \"notReached\" or \"notMeasured\"; every other key is a
-median, with KEY.low and KEY.high beside it where there is an interval. One that was not measured is null, and KEY.notMeasured says why. Rates are
+median, with KEY.low and KEY.high if it has an interval. A value that was not measured is null, and KEY.notMeasured is the reason. Rates are
 frames or connections a second; latency is in us, cpu and cost in ns, churn and programming in ms; ratios and flood are plain numbers.
 
-A value is worse or better than another run's when their intervals do not overlap. Single values have no interval and are never called worse.";
+A value is worse or better than another run's if their intervals do not overlap. Single values have no interval and are never worse.";
 
 /// `nomagic-bench report`.
 #[derive(Args, Clone, Debug)]
@@ -38,16 +38,16 @@ pub struct ReportArgs {
     /// Results to compare with
     #[arg(long, value_name = "OLD.json")]
     against: Option<PathBuf>,
-    /// Fails when anything is clearly worse than in --against
+    /// Fail when a value is clearly worse than in --against
     #[arg(long, requires = "against")]
     fail_on_worse: bool,
-    /// What is written
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Html)]
     format: Format,
-    /// Writes one plot as SVG instead
+    /// Write one plot as SVG instead
     #[arg(long, value_parser = IDS, conflicts_with_all = ["against", "format"])]
     plot: Option<String>,
-    /// Where to [default: report.html, PLOT.svg; text and JSON: standard output]
+    /// Output file [default: report.html, PLOT.svg; text and JSON: standard output]
     #[arg(long)]
     out: Option<PathBuf>,
 }

@@ -1,13 +1,13 @@
-//! Numbers for people: three significant digits, a unit, thousands apart.
+//! Numbers for readers: three significant digits, a unit, separated thousands.
 
 use crate::results::Estimate;
 
-/// What a number counts; it decides its unit and how it is shown.
+/// The kind of a number, which decides its unit and its format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Quantity {
     /// Frames a second.
     Pps,
-    /// Anything else a second.
+    /// Other events a second.
     PerSecond,
     /// Nanoseconds.
     Ns,
@@ -21,7 +21,7 @@ pub enum Quantity {
     Count,
 }
 
-/// Values from here on are shown with an exponent.
+/// Larger values are shown with an exponent.
 const HUGE: f64 = 1e15;
 
 impl Quantity {
@@ -36,14 +36,14 @@ impl Quantity {
             Quantity::Ratio | Quantity::Count => &[(1.0, "")],
             Quantity::Share => &[(0.01, "%")],
         };
-        // 999.9 thousand is shown as a million: it rounds to it. Nothing at all has the plain unit.
+        // 999.9 thousand rounds to a million, and is shown as one. Zero has the plain unit.
         let rounded = most.abs() * 1.0005;
         let plain = steps.iter().find(|s| s.0 == 1.0).or(steps.last());
         let fitting = if rounded == 0.0 { plain } else { steps.iter().find(|s| rounded >= s.0).or(steps.last()) };
         fitting.copied().unwrap_or((1.0, ""))
     }
 
-    /// The unit of values as they are stored: what scripts and log axes use.
+    /// The unit of stored values, for scripts and log axes.
     pub fn base_unit(self) -> &'static str {
         match self {
             Quantity::Pps => "pps",
@@ -76,7 +76,7 @@ impl Quantity {
         format!("{} to {}", end(e.low), end(e.high))
     }
 
-    /// Median and interval: "1.24 Mpps (1.20 to 1.27)"; without an interval when it is one value.
+    /// Median and interval: "1.24 Mpps (1.20 to 1.27)"; a single value has no interval.
     pub fn estimate(self, e: &Estimate) -> String {
         if e.n > 1 { format!("{} ({})", self.show(e.median), self.interval(e)) } else { self.show(e.median) }
     }
@@ -100,7 +100,7 @@ pub fn significant(value: f64) -> String {
     fixed(value, decimals(value))
 }
 
-/// A whole number with its thousands apart: "1,234,567".
+/// A whole number with separated thousands: "1,234,567".
 pub fn grouped(value: f64) -> String {
     let text = fixed(value, 0);
     let (sign, digits) = text.strip_prefix('-').map_or(("", text.as_str()), |digits| ("-", digits));
@@ -117,7 +117,7 @@ pub fn grouped(value: f64) -> String {
     out
 }
 
-/// The label of a place on a log axis: "0.1", "20", "5k", "1M".
+/// A label of a log axis: "0.1", "20", "5k", "1M".
 pub fn short(value: f64) -> String {
     let trim = |v: f64| {
         let text = format!("{v:.3}");
@@ -132,7 +132,7 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// A length of time: "45 s", "2 h 05 min".
+/// A duration: "45 s", "2 h 05 min".
 pub fn duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),

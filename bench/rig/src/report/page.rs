@@ -1,4 +1,4 @@
-//! A run as one HTML file: without scripts, and without anything from elsewhere.
+//! A run as one self-contained HTML file without scripts.
 
 use std::fmt::Write;
 
@@ -14,7 +14,7 @@ use super::table::{Cell, Table};
 use super::text::{caveat, figures_table};
 use crate::results::Results;
 
-/// What the page may load and run: nothing, whatever the names in the results are.
+/// The page may load and run nothing, whatever names are in the results.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 const CSS: &str = include_str!("page.css");
 
@@ -51,7 +51,7 @@ pub fn html(results: &Results, comparison: Option<&Comparison>) -> Result<String
             }
         }
     };
-    // XML has no words for control characters.
+    // HTML has no representation of control characters.
     Ok(page.into_string().chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect())
 }
 
@@ -66,12 +66,12 @@ fn header(results: &Results, comparison: Option<&Comparison>, sections: &[Sectio
     ];
     html! {
         header {
-            h1 { "nomagic beside the kernel's DNAT" }
+            h1 { "nomagic and the kernel's DNAT" }
             p class="facts" { (facts.join(" · ")) }
             @if let Some(caveat) = caveat(results) { div class="warn" role="note" { strong { (caveat) } } }
             @if let Some(c) = comparison.filter(|c| !c.differences.is_empty()) {
                 div class="warn" role="note" {
-                    strong { "The two runs differ not only in what was measured:" }
+                    strong { "The two runs differ in more than their results:" }
                     ul { @for d in &c.differences { li { (d) } } }
                 }
             }
@@ -96,7 +96,7 @@ fn section(s: &Section) -> Result<Markup> {
             p class="lead" { (s.lead) }
             div class="pair" {
                 @if plots.len() == tables.len() {
-                    // Each plot beside its own table.
+                    // Each plot next to its table.
                     @for (plot, table) in plots.iter().zip(&tables) { (plot) (table) }
                 } @else {
                     @for part in plots.iter().chain(&tables) { (part) }
@@ -107,7 +107,7 @@ fn section(s: &Section) -> Result<Markup> {
 }
 
 fn figure(plot: &Plot) -> Result<Markup> {
-    // Inside of HTML the namespace is known.
+    // Inside of HTML the namespace is implied.
     let svg = draw::element(plot, draw::BESIDE_TABLE)?.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1);
     Ok(html! { figure role="img" aria-label={ (plot.title()) ": " (plot.description()) } { (PreEscaped(svg)) } })
 }

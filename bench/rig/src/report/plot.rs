@@ -1,13 +1,13 @@
-//! What a plot shows; [`super::draw`] says how it looks.
+//! The content of plots; [`super::draw`] draws them.
 
 use super::number::Quantity;
 use crate::results::SubjectKind;
 
-/// The most lines and rows of a plot; a section says what it left out.
+/// The most lines and rows of a plot; the section mentions the omitted ones.
 pub const LINES_MAX: usize = 10;
 pub const ROWS_MAX: usize = 24;
 
-/// Colour and shape tell the kind of subject, dashes tell subjects of one kind apart.
+/// Colour and shape show the kind of subject, dashes distinguish subjects of one kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Style {
     /// 0 to 6.
@@ -37,7 +37,7 @@ pub enum Kind {
     /// As close around the values as possible.
     Close,
     Log,
-    /// Percentiles, by how rare slower frames are: each step from p90 to p99 to p99.9 is as long.
+    /// Percentiles, logarithmic in the share of slower frames: p90, p99 and p99.9 are equally far apart.
     Percentile,
 }
 
@@ -91,7 +91,7 @@ pub struct LinePlot {
     pub y: Axis,
     pub lines: Vec<Line>,
     pub levels: Vec<Level>,
-    /// Places on the horizontal axis at which something happened.
+    /// Events on the horizontal axis.
     pub events: Vec<f64>,
     pub event: String,
     /// Values that the vertical axis includes besides its own, so that neighbouring plots have the same axis.
@@ -102,7 +102,7 @@ pub struct LinePlot {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Marks {
-    /// Parts of a bar from zero on, with the interval of their sum.
+    /// The parts of a stacked bar, with the interval of their sum.
     Bar {
         parts: Vec<f64>,
         interval: Option<(f64, f64)>,

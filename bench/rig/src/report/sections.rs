@@ -1,4 +1,4 @@
-//! What a report shows, section by section: words, plots and the tables beside them.
+//! The content of a report, section by section: text, plots and tables.
 
 mod change;
 mod costs;
@@ -16,10 +16,10 @@ use crate::results::{Estimate, Outcome, Results};
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Section {
-    /// Its name in addresses and on the command line.
+    /// For links and the command line.
     pub id: &'static str,
     pub title: &'static str,
-    /// How to read it, and what could not be drawn.
+    /// How to read the plots, and what is missing in them.
     pub lead: String,
     pub plots: Vec<Plot>,
     pub tables: Vec<Table>,
@@ -28,10 +28,10 @@ pub struct Section {
 /// Their names, in the order of the report.
 pub const IDS: [&str; 9] = ["rates", "ratios", "latency", "cpu", "connections", "cost", "churn", "flood", "programming"];
 
-/// What a section says whose rows all show nothing.
+/// The text of a section without measured rows.
 const NONE: &str = "None was measured.";
 
-/// All sections, also those without results: they say so.
+/// All sections, including those without results.
 pub fn sections(results: &Results) -> Vec<Section> {
     vec![
         rates::rates(results),
@@ -63,7 +63,7 @@ impl Section {
         self
     }
 
-    /// Adds a plot of rows, as far as they are few enough to be read.
+    /// Adds a plot of at most [`ROWS_MAX`] rows.
     fn add_rows(&mut self, mut plot: RowPlot) {
         if plot.rows.len() > ROWS_MAX {
             self.say(&format!("The first {ROWS_MAX} of {} are drawn; all are in the table.", plot.rows.len()));
@@ -72,7 +72,7 @@ impl Section {
         self.plots.push(Plot::Rows(plot));
     }
 
-    /// Adds the plot when a row of it shows something, else says so; and the table in any case.
+    /// Adds the table, and the plot if one of its rows was measured; otherwise the sentence `otherwise`.
     fn with_rows(mut self, plot: RowPlot, otherwise: &str, table: Table) -> Section {
         if plot.rows.iter().any(|row| row.marks != Marks::Nothing) {
             self.add_rows(plot);
@@ -83,7 +83,7 @@ impl Section {
         self
     }
 
-    /// Leaves as many lines as can be told apart.
+    /// Drops the lines above [`LINES_MAX`].
     fn limit(&mut self, lines: &mut Vec<Line>) {
         if lines.len() > LINES_MAX {
             self.say(&format!("The first {LINES_MAX} of {} lines are drawn; all are in the table.", lines.len()));
@@ -92,7 +92,7 @@ impl Section {
     }
 }
 
-/// The looks of a subject, as one of those drawn together: several of a kind differ in dashes.
+/// The style of a subject in a plot with `together`: subjects of one kind differ in dashes.
 fn style(results: &Results, id: &str, together: &[&str]) -> Style {
     let Some(subject) = results.subject(id) else { return Style { colour: 6, dash: 0 } };
     let same =
@@ -100,12 +100,11 @@ fn style(results: &Results, id: &str, together: &[&str]) -> Style {
     Style { dash: same.count() % 4, ..Style::of(subject.kind) }
 }
 
-/// The interval, if there is one.
 fn interval(e: &Estimate) -> Option<(f64, f64)> {
     (e.n > 1).then_some((e.low, e.high))
 }
 
-/// A row of a plot for something that was not measured; the table beside it says why.
+/// A row without a value; the table has the reason.
 fn nothing(label: &str, style: Style) -> Row {
     Row { label: label.into(), style, marks: Marks::Nothing, value: "not measured".into() }
 }

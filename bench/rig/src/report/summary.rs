@@ -16,9 +16,9 @@ pub enum Better {
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Entry {
-    /// The same in every run of the same kind, such as "rates/nomagic-1000/established/zero-loss".
+    /// Stable between runs, such as "rates/nomagic-1000/established/zero-loss".
     pub key: String,
-    /// The section that it belongs to, see [`super::sections::IDS`].
+    /// One of [`super::sections::IDS`].
     pub section: &'static str,
     pub name: String,
     pub quantity: Quantity,
@@ -26,12 +26,12 @@ pub struct Entry {
     pub value: Outcome<Estimate>,
 }
 
-/// All values that can be compared, in the order of the report.
+/// All comparable values, in the order of the report.
 pub fn entries(r: &Results) -> Vec<Entry> {
     let mut all = Vec::new();
     let mut seen: HashMap<String, u32> = HashMap::new();
     let mut add = |section, path: String, name: String, quantity, better, value| {
-        // Rows of the same name are told apart by their order.
+        // Rows of the same name get numbers.
         let times = seen.entry(format!("{section}/{path}")).or_insert(0);
         *times += 1;
         let key = if *times > 1 { format!("{section}/{path}#{times}") } else { format!("{section}/{path}") };
@@ -94,8 +94,8 @@ pub fn entries(r: &Results) -> Vec<Entry> {
 ///
 /// - `started`, `commit` (or null), `machine`, `kernel`, `rig` ("veth" or "nic");
 /// - `figures/NAME`: "reached", "notReached" or "notMeasured";
-/// - for each [`Entry`] its key with the median as a number (frames a second, us, ns, ms, ratios, shares of 1), or null;
-///   beside it `KEY.low` and `KEY.high`, the interval, if there is one, or `KEY.notMeasured`, the reason.
+/// - for each [`Entry`] its key with the median as a number (frames a second, us, ns, ms, ratios, shares of 1), or null; `KEY.low` and `KEY.high` are the
+///   interval, if there is one, and `KEY.notMeasured` is the reason for null.
 pub fn json(r: &Results) -> Value {
     let mut out = Map::new();
     out.insert("started".into(), json!(r.manifest.started));

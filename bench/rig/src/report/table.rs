@@ -6,7 +6,7 @@ use nomagic_testbed::columns::columns;
 use super::number::Quantity;
 use crate::results::{Estimate, Outcome};
 
-/// How something came out, as a symbol and a colour beside its word.
+/// An outcome, shown as a symbol and a colour with its word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
     Good,
@@ -19,7 +19,7 @@ pub enum Cell {
     Text(String),
     /// A number with its unit, at the right.
     Number(String),
-    /// Why there is no value, in place of this many cells.
+    /// The reason for a missing value, in place of this many cells.
     Missing(String, usize),
     Mark(Mark, String),
 }
@@ -29,17 +29,16 @@ pub enum Cell {
 pub struct Table {
     pub caption: String,
     pub head: Vec<&'static str>,
-    /// Rows; missing cells may take the place of several.
+    /// A missing cell may span several columns.
     pub rows: Vec<Vec<Cell>>,
 }
 
 impl Cell {
-    /// A number as people write it.
     pub fn number(quantity: Quantity, value: f64) -> Cell {
         Cell::Number(quantity.show(value))
     }
 
-    /// Two cells: median and interval, or the reason why there is none.
+    /// Two cells: median and interval, or one reason for both.
     pub fn estimate(quantity: Quantity, outcome: &Outcome<Estimate>) -> Vec<Cell> {
         match outcome {
             Outcome::Measured(e) if e.n > 1 => vec![Cell::number(quantity, e.median), Cell::Number(quantity.interval(e))],
@@ -48,7 +47,7 @@ impl Cell {
         }
     }
 
-    /// What it says, on one line.
+    /// Its text on one line.
     pub fn words(&self) -> String {
         let text = match self {
             Cell::Text(text) | Cell::Number(text) => text.clone(),
@@ -95,7 +94,7 @@ impl Mark {
 }
 
 impl Table {
-    /// As HTML, in a box that scrolls sideways where the page is narrow.
+    /// As HTML, in a box that scrolls horizontally on a narrow page.
     pub fn html(&self) -> Markup {
         html! {
             div class="scroll" role="region" tabindex="0" aria-label=(self.caption) {
@@ -108,7 +107,8 @@ impl Table {
         }
     }
 
-    /// As lines of text with aligned columns, without the caption. A reason that would make a column of numbers wide stands below the table.
+    /// As lines of text with aligned columns, without the caption. Reasons stand below the table, so that they do not
+    /// widen a column of numbers.
     pub fn text(&self) -> String {
         let mut reasons: Vec<String> = Vec::new();
         let mut rows = vec![self.head.iter().map(|h| (*h).to_owned()).collect()];
@@ -136,7 +136,7 @@ impl Table {
         columns(rows, &numeric) + &reasons.collect::<String>()
     }
 
-    /// A column with a number in it: its head stands at the right too.
+    /// Columns of numbers are aligned to the right, with their heads.
     fn is_numeric(&self, column: usize) -> bool {
         self.rows.iter().any(|row| {
             let mut at = 0;

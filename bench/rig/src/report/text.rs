@@ -1,4 +1,4 @@
-//! A run for terminals.
+//! A run as text for a terminal.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use super::sections::sections;
 use super::table::{Cell, Mark, Table};
 use crate::results::{Results, RigKind, Verdict};
 
-/// What was wanted and what was found, with aligned columns.
+/// Targets and results, with aligned columns.
 pub fn figures(results: &Results) -> String {
     if results.figures.is_empty() { "No figures were wanted.\n".into() } else { figures_table(results).text() }
 }
@@ -17,7 +17,7 @@ pub fn figures_table(results: &Results) -> Table {
         .figures
         .iter()
         .map(|f| {
-            let found = if f.found.is_empty() { "no reason was given".into() } else { f.found.clone() };
+            let found = if f.found.is_empty() { "no reason given".into() } else { f.found.clone() };
             let (mark, words, found) = match f.verdict {
                 Verdict::Reached => (Mark::Good, "reached", Cell::Text(found)),
                 Verdict::NotReached => (Mark::Bad, "not reached", Cell::Text(found)),
@@ -26,10 +26,10 @@ pub fn figures_table(results: &Results) -> Table {
             vec![Cell::Text(f.name.clone()), Cell::Text(f.wanted.clone()), Cell::Mark(mark, words.into()), found]
         })
         .collect();
-    Table { caption: "Figures: wanted and found".into(), head: vec!["figure", "wanted", "outcome", "found"], rows }
+    Table { caption: "Figures: targets and results".into(), head: vec!["figure", "wanted", "outcome", "found"], rows }
 }
 
-/// What the rig cannot say, if it cannot.
+/// The limit of the rig, if it has one.
 pub fn caveat(results: &Results) -> Option<&'static str> {
     (results.rig.kind == RigKind::Veth)
         .then_some("All traffic went over veth pairs on one machine: nothing here is a network card's figure.")
@@ -54,7 +54,7 @@ pub fn summary(results: &Results) -> String {
 pub fn comparison(c: &Comparison) -> String {
     let mut out = String::new();
     if !c.differences.is_empty() {
-        out.push_str("THE RUNS DIFFER NOT ONLY IN WHAT WAS MEASURED:\n");
+        out.push_str("THE RUNS DIFFER IN MORE THAN THEIR RESULTS:\n");
         for difference in &c.differences {
             let _ = writeln!(out, "  {}", one_line(difference));
         }
@@ -80,7 +80,7 @@ pub fn comparison(c: &Comparison) -> String {
     out
 }
 
-/// Without what would move a terminal's cursor.
+/// Without control characters, which could move a terminal's cursor.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

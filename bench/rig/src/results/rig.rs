@@ -1,18 +1,18 @@
-//! Where, when and with what a comparison was made, and how its traffic went.
+//! Machine, time and programs of a comparison, and the path of its traffic.
 
 use serde::{Deserialize, Serialize};
 
-/// Where, when and with what a run was made.
+/// Machine, time and programs of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// Start, RFC 3339 in UTC.
     pub started: String,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub duration_s: u64,
     pub command: String,
     pub version: String,
-    /// The commit that it was built from, if known.
+    /// The commit of the build, if known.
     pub commit: Option<String>,
     pub dirty: bool,
     pub cpu: String,
@@ -31,11 +31,11 @@ pub struct Manifest {
     pub tools: Vec<String>,
 }
 
-/// What kind of interfaces traffic went over.
+/// Kind of the interfaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RigKind {
-    /// veth pairs on one machine. Nothing measured there is a NIC's.
+    /// veth pairs on one machine: the results say nothing about NICs.
     Veth,
     Nic,
 }
@@ -44,9 +44,9 @@ pub enum RigKind {
 #[serde(rename_all = "camelCase")]
 pub struct Rig {
     pub kind: RigKind,
-    /// The way of a frame, a sentence or two.
+    /// The path of a frame, in a sentence or two.
     pub description: String,
-    /// The CPU of the subject: all that a load balancer does but the receiving interface's NAPI, see `napi`.
+    /// The CPU of the subject: it does all of a load balancer's work but the receiving interface's NAPI, see `napi`.
     pub lb_cpu: u32,
     pub generator_cpu: u32,
     pub napi: Vec<Napi>,
@@ -55,13 +55,13 @@ pub struct Rig {
     pub flows: u32,
     /// Seconds of one trial of the rates.
     pub trial_s: f64,
-    /// Rounds of the rates in which subjects took turns; those without a close rival in a part of them.
+    /// Rounds of the rates; subjects outside of close ratios take part in some of them.
     pub rounds: u32,
-    /// The largest share of CPU time that the hypervisor took in a trial that counted.
+    /// The hypervisor's largest share of CPU time in a trial that counted.
     pub steal_share_max: f64,
-    /// The same for processes that are not of the rig.
+    /// The same for processes outside of the rig.
     pub foreign_share_max: f64,
-    /// Trials that were thrown away and repeated, because steal or foreign CPU was over the limit.
+    /// Trials that were discarded and repeated, because steal or foreign CPU time was over the limit.
     pub trials_repeated: u32,
     pub trials: u32,
 }
@@ -69,9 +69,9 @@ pub struct Rig {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Napi {
-    /// Which interface, and of which subjects when not all.
+    /// The interface, and its subjects unless all.
     pub interface: String,
     pub cpu: u32,
-    /// Why there, and whose work it is.
+    /// Why there, and whom it is charged to.
     pub why: String,
 }

@@ -1,4 +1,4 @@
-//! The rows of the results, one kind for each thing that is measured.
+//! The rows of the results, one type for each measurement.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use super::{Estimate, Latency, Outcome};
 #[serde(rename_all = "camelCase")]
 pub enum Traffic {
     Established,
-    /// A part of the frames open new flows.
+    /// A share of the frames opens new flows.
     NewFlows,
 }
 
@@ -19,9 +19,9 @@ pub struct RateRow {
     pub subject: String,
     pub traffic: Traffic,
     pub zero_loss: Outcome<Estimate>,
-    /// The highest rate with at most 0.5 % lost.
+    /// The highest rate with at most 0.5 % loss.
     pub half_percent: Outcome<Estimate>,
-    /// What the generator can send in the subject's presence, losses not counted.
+    /// The generator's highest rate while the subject works, whatever is lost.
     pub generator_pps: Option<f64>,
     /// The zero-loss rate of each round.
     pub rounds: Vec<f64>,
@@ -31,7 +31,6 @@ pub struct RateRow {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RatioRow {
-    /// The subject whose rate is divided.
     pub subject: String,
     pub over: String,
     pub traffic: Traffic,
@@ -39,7 +38,7 @@ pub struct RatioRow {
     pub rounds: Vec<f64>,
 }
 
-/// Latency at a part of the subject's own zero-loss rate.
+/// Latency at a share of the subject's own zero-loss rate.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LatencyRow {
@@ -48,21 +47,20 @@ pub struct LatencyRow {
     pub load_percent: u32,
     /// Frames a second.
     pub offered_pps: f64,
-    /// From a frame's making to its receipt, in microseconds.
+    /// Time from making a frame to receiving it, in microseconds.
     pub latency_us: Outcome<Latency>,
 }
 
-/// CPU time a packet, by where it was spent. Sampled by the kernel's tick unless the manifest's kernel accounts exactly.
+/// CPU time a packet, by kind. Sampled by the kernel's tick unless the kernel accounts exactly.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CpuRow {
     pub subject: String,
-    /// Frames a second meanwhile.
     pub offered_pps: f64,
     pub per_packet: Outcome<CpuTime>,
 }
 
-/// CPU time of one packet in nanoseconds. A worker that polls is busy also without packets: then `lb_*` is what a packet takes of the core at this rate.
+/// CPU time of one packet in nanoseconds. A polling worker is always busy: its `lb_*` is the packet's share of the core at this rate.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CpuTime {
@@ -72,7 +70,7 @@ pub struct CpuTime {
     pub lb_system_ns: f64,
     /// On the subject's core, in interrupts and softirqs.
     pub lb_softirq_ns: f64,
-    /// On the generator's core, in softirqs: the receiving interface's NAPI, which works for the subject.
+    /// On the generator's core, in softirqs: the receiving interface's NAPI, charged to the subject.
     pub generator_softirq_ns: f64,
     /// Share of the subject's core that was busy.
     pub lb_busy_share: f64,
@@ -85,61 +83,60 @@ pub struct ConnectionRow {
     pub subject: String,
     /// Connections a second.
     pub per_second: Outcome<Estimate>,
-    /// What clients and servers managed, whether it counts or not.
+    /// The measured rate, whether it counts or not.
     pub seen_per_second: Estimate,
     pub failed: u64,
 }
 
-/// What was lost while something changed.
+/// Loss during an event.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChurnRow {
     pub subject: String,
-    /// What changed, such as "10,000 Services reloaded".
+    /// For instance "10,000 Services reloaded".
     pub event: String,
-    /// Frames a second meanwhile.
     pub offered_pps: f64,
     pub events: u32,
     pub lost: u64,
-    /// Lost frames over offered load: how long an event stops traffic, in milliseconds.
+    /// Lost frames over the offered rate: how long an event blocks traffic, in milliseconds.
     pub blocked_ms: Outcome<Estimate>,
-    /// Frames that arrived in each interval of `interval_ms` in the trial that lost most; the generator's pauses are left out.
+    /// Frames that arrived in each interval, of the trial with the largest loss; the generator's pauses are left out.
     pub timeline: Vec<u64>,
-    /// Milliseconds of one place in `timeline`.
+    /// Milliseconds of one interval.
     pub interval_ms: f64,
     /// Places in `timeline` at which events began.
     pub event_at: Vec<u32>,
 }
 
-/// Established flows while SYNs come from everywhere.
+/// Established flows under a SYN flood from random sources.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FloodRow {
     pub subject: String,
     /// Frames a second of the established flows.
     pub offered_pps: f64,
-    /// SYNs a second beside them.
+    /// SYNs a second.
     pub flood_pps: f64,
-    /// Share of the established flows' frames that arrived.
+    /// The share of the established flows' frames that arrived.
     pub goodput: Outcome<Estimate>,
 }
 
-/// From the change of an object until the first packet takes the new way.
+/// Time from the change of an object to the first packet that follows it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgrammingRow {
     pub subject: String,
-    /// How the change is told to it, such as "nft -f with the changed chain".
+    /// How the change is made, such as "nft -f with the changed chain".
     pub how: String,
     /// Milliseconds.
     pub ms: Outcome<Estimate>,
 }
 
-/// What a packet costs in memory, without sockets.
+/// Cost of a packet in memory, without sockets.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CostRow {
-    /// What was measured, such as "nomagic, established" or "memory floor".
+    /// For instance "nomagic, established" or "memory floor".
     pub name: String,
     pub flows: u64,
     /// Nanoseconds a packet.

@@ -4,22 +4,23 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A median and an interval that holds the true median with a confidence of at least 95 %, as far as the number of values allows.
+/// A median and an interval that contains the true median with a confidence of at least 95 %, if there are enough values.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Estimate {
     pub median: f64,
     pub low: f64,
     pub high: f64,
-    /// Values that it is made of.
+    /// Number of values.
     pub n: u32,
 }
 
 impl Estimate {
-    /// Of at least one value; `None` without any, or if one is not a number.
+    /// `None` without values, or if one is not a number.
     ///
-    /// The interval is the one of the sign test: the k-th smallest and the k-th largest value, k as large as a binomial distribution allows for
-    /// 95 % (Conover, Practical Nonparametric Statistics, 3.2). With fewer than six values it is their range, which holds it less surely.
+    /// The interval is that of the sign test: the k-th smallest and the k-th largest value, with the largest k that a
+    /// binomial distribution allows for 95 % (Conover, Practical Nonparametric Statistics, 3.2). With fewer than six
+    /// values it is their range, which contains the median less surely.
     pub fn of(values: &[f64]) -> Option<Estimate> {
         let mut sorted = values.to_vec();
         if sorted.iter().any(|v| !v.is_finite()) || sorted.is_empty() {
@@ -45,7 +46,7 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// The median of values in any order; 0 of none.
+/// The median of values in any order; 0 without values.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! The account of frames: what the peers' own interfaces counted against what nomagic says became of them.
+//! The account of frames: the peers' interface counters against nomagic's own counters.
 //!
 //! ```text
 //! sent by a peer          = seen by the port's XDP program = taken + passed + dropped
@@ -18,7 +18,7 @@ use super::Gateway;
 use crate::columns::columns;
 use crate::rig::{LinkCounters, Scene};
 
-/// How long the network may take to become quiet.
+/// Time limit for the network to become quiet.
 const QUIET_LIMIT: Duration = Duration::from_secs(10);
 
 /// Counters of a port and of the interface at the other end of its cable.
@@ -49,7 +49,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads all counters when nothing is on its way: the peers' counters are the same before and after.
+    /// Reads all counters while no frame is in flight: the peers' counters are equal before and after.
     pub fn take(scene: &Scene, gateway: &Gateway) -> Result<Reading> {
         let peers = || Ok::<_, anyhow::Error>((scene.client.link_counters("eth0")?, scene.fabric.link_counters("gw0")?));
         let end = Instant::now() + QUIET_LIMIT;
@@ -124,7 +124,7 @@ impl Accounts {
             forwarded: diff(|r| r.forwarded),
             kernel: diff(|r| r.kernel),
             dropped: diff(|r| r.dropped),
-            // Held frames stand on the right of an account of what came in: those held before count as if they came now.
+            // Held frames are part of the outcome of received frames, so the difference may be negative: it wraps.
             held_now: diff(|r| r.held_now),
             made: diff(|r| r.made),
             created: diff(|r| r.created),
@@ -136,13 +136,13 @@ impl Accounts {
         self.0.forwarded
     }
 
-    /// Frames that the gateway's kernel sent by itself; `None` when the peers received fewer than nomagic says it sent.
+    /// Frames that the gateway's kernel sent itself; `None` if the peers received fewer than nomagic sent.
     fn kernel_sent(&self) -> Option<u64> {
         let r = &self.0;
         (r.client_side.peer.rx_packets + r.pods_side.peer.rx_packets).checked_sub(r.forwarded + r.made)
     }
 
-    /// Every line of the account that does not close, in words.
+    /// The lines of the account that do not close.
     pub fn errors(&self) -> Vec<String> {
         let r = &self.0;
         let mut errors = Vec::new();

@@ -15,7 +15,7 @@ pub const NGINX_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x109, 0, 0, 0, 0, 0x
 pub const ECHO_V4: Ipv4Addr = Ipv4Addr::new(10, 109, 35, 53);
 pub const ECHO_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x109, 0, 0, 0, 0, 0x53);
 
-/// The configuration for the scene's gateway. Lines can be added to it; `detachOnExit` is on, so that a namespace can be used again.
+/// The configuration for the scene's gateway; more lines can be appended. `detachOnExit` is on, so that a namespace can be reused.
 pub fn scene_config(manifests: &Path, state_dir: &Path) -> String {
     format!(
         "node:\n  name: gw\n  ips: [{GATEWAY_V4}, {POD_GATEWAY_V4}, '{GATEWAY_V6}', '{POD_GATEWAY_V6}']\n  primaryIPs: [{GATEWAY_V4}, '{GATEWAY_V6}']\n\
@@ -26,7 +26,7 @@ pub fn scene_config(manifests: &Path, state_dir: &Path) -> String {
     )
 }
 
-/// The Services `nginx` (80/TCP) and `echo` (53/UDP), dual-stack, each with an EndpointSlice a family that names the scene's pods.
+/// The dual-stack Services `nginx` (80/TCP) and `echo` (53/UDP), each with an EndpointSlice of the scene's pods for each family.
 pub fn scene_manifests() -> String {
     let mut yaml = String::new();
     for (name, port, protocol, v4, v6) in [("nginx", 80, "TCP", NGINX_V4, NGINX_V6), ("echo", 53, "UDP", ECHO_V4, ECHO_V6)] {

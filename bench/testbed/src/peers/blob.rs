@@ -2,7 +2,7 @@
 
 use nomagic_core::tuple::splitmix64;
 
-/// `len` bytes that depend on nothing but their position. No two of their 8-byte words are equal, so a lost, doubled or swapped segment shows.
+/// `len` bytes that depend only on their position. All 8-byte words differ, so that a lost, duplicated or swapped segment is detected.
 pub fn blob(len: usize) -> Vec<u8> {
     let mut state = 0x6e6f_6d61_6769_6321;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -13,7 +13,7 @@ pub fn blob(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// FNV-1a, 64 bits: a short name for a body in messages (equality is checked on the bytes themselves).
+/// FNV-1a, 64 bits: a short name for a body in messages. Comparisons use the bytes themselves.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
 }

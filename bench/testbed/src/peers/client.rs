@@ -1,4 +1,4 @@
-//! Clients: every request is a connection of its own, every wait has an end.
+//! Clients: every request has its own connection, every wait has a limit.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,12 +15,12 @@ use tokio::time::timeout;
 
 use super::blob::blob;
 
-/// Bytes of an answer at the most.
+/// The largest answer, in bytes.
 const ANSWER_MAX: u64 = 65 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClientOptions {
-    /// Requests in flight at the most.
+    /// The most requests in flight.
     pub concurrency: usize,
     /// Time for one request from connect to the end of its answer.
     pub limit: Duration,
@@ -48,9 +48,9 @@ impl HttpAnswer {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LoadReport {
     pub per_pod: BTreeMap<String, u32>,
-    /// The client addresses that the pods saw, with how often.
+    /// The client addresses that the pods saw, with their counts.
     pub clients_seen: BTreeMap<IpAddr, u32>,
-    /// Why requests failed, with how often.
+    /// Reasons of failures, with their counts.
     pub failures: BTreeMap<String, u32>,
 }
 

@@ -1,4 +1,4 @@
-//! What must be undone, last made first: on drop, on a signal, or at the next start.
+//! Cleaning up in reverse order: on drop, on a signal, or at the next start.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
@@ -13,17 +13,17 @@ use super::{run, sys};
 pub enum Undo {
     /// End this process: SIGTERM, and SIGKILL after 2 s.
     Process(u32),
-    /// End what runs in this network namespace, then delete it.
+    /// End the processes in this network namespace, then delete it.
     Namespace(String),
     /// Run this command (program and arguments).
     Command(Vec<String>),
-    /// Remove this directory of ours with all that is in it.
+    /// Remove this directory and its content.
     Directory(PathBuf),
-    /// Write this to a file: the value that a setting of the kernel had.
+    /// Restore a kernel setting: write this value to a file.
     Setting(PathBuf, String),
 }
 
-/// Things made and not undone yet, oldest first.
+/// Things to undo, oldest first.
 static MADE: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Drop for Guard {
 }
 
 impl Guard {
-    /// Forgets it: it was undone in another way.
+    /// Forgets it, because it was undone otherwise.
     pub fn forget(self) {
         take(self.0);
     }
@@ -62,7 +62,7 @@ fn take(id: u64) -> Option<Undo> {
     Some(made.remove(place).1)
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP undo everything and end the process with 128 + signal.
+/// From now on SIGINT, SIGTERM and SIGHUP undo everything and end the process with exit code 128 + signal.
 pub fn clean_on_signals() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
@@ -85,7 +85,7 @@ fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// Undoes everything, last made first. The list stays locked, so nothing new is made meanwhile.
+/// Undoes everything in reverse order. The list stays locked, so that nothing new is created meanwhile.
 fn undo_all() {
     let mut made = lock();
     while let Some((_, undo)) = made.pop() {
@@ -111,7 +111,7 @@ fn run_words(words: &[String]) -> Result<()> {
     run(program, &args.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
 }
 
-/// Ends a process and waits until it is gone (a child that was waited for, or a zombie of ours, counts as gone).
+/// Ends a process and waits until it is gone; a zombie counts as gone.
 fn end_process(pid: u32) -> Result<()> {
     sys::signal(pid, libc::SIGTERM).with_context(|| format!("cannot end process {pid}"))?;
     if wait_gone(pid, Duration::from_secs(2)) {
@@ -126,7 +126,7 @@ fn wait_gone(pid: u32, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     while Instant::now() < end {
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The state letter follows the command name, which is in brackets and may hold anything.
+        // The state letter follows the command name, which is in parentheses and may contain anything.
         match state.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]) {
             None | Some(b'Z') => return true,
             Some(_) => std::thread::sleep(Duration::from_millis(5)),
@@ -135,10 +135,10 @@ fn wait_gone(pid: u32, limit: Duration) -> bool {
     false
 }
 
-/// Ends what runs in a namespace and deletes it.
+/// Ends the processes in a namespace and deletes it.
 fn remove_namespace(name: &str) -> Result<()> {
     for pid in run("ip", &["netns", "pids", name])?.split_whitespace().filter_map(|p| p.parse().ok()) {
-        // A thread of this very process may still be inside: it ends by itself.
+        // A thread of this process may still be inside; it ends by itself.
         if pid != std::process::id() {
             end_process(pid)?;
         }
@@ -146,37 +146,37 @@ fn remove_namespace(name: &str) -> Result<()> {
     run("ip", &["netns", "del", name]).map(drop)
 }
 
-/// Where connection tables of gateways lie: a tmpfs.
+/// Directory of the gateways' connection tables, a tmpfs.
 pub const TABLES: &str = "/dev/shm";
-/// What their names end in, behind the name of the gateway's namespace.
+/// Suffix of their names, behind the name of the gateway's namespace.
 pub const TABLE_SUFFIX: &str = ".conntrack";
 
-/// Removes what a dead process of ours left behind, all of it named `nm-<tag>-<pid>-<n>` with a pid that is gone: namespaces, connection tables, and
-/// temporary directories with what is mounted in them. Returns how many namespaces.
+/// Removes leftovers of dead processes, named `nm-<tag>-<pid>-<n>` with the pid of no process: namespaces, connection
+/// tables, and temporary directories with their mounts. Returns the number of namespaces.
 pub fn remove_leftovers() -> usize {
-    let removed = left_behind(Path::new("/run/netns"), "").filter(|name| said(remove_namespace(name))).count();
+    let removed = left_behind(Path::new("/run/netns"), "").filter(|name| warned(remove_namespace(name))).count();
     for name in left_behind(Path::new(TABLES), TABLE_SUFFIX) {
         let path = Path::new(TABLES).join(name + TABLE_SUFFIX);
-        said(std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())));
+        warned(std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())));
     }
     for name in left_behind(&std::env::temp_dir(), "") {
-        said(remove_directory(&std::env::temp_dir().join(name)));
+        warned(remove_directory(&std::env::temp_dir().join(name)));
     }
     removed
 }
 
-fn said(result: Result<()>) -> bool {
+fn warned(result: Result<()>) -> bool {
     result.inspect_err(|e| eprintln!("clean-up: {e:#}")).is_ok()
 }
 
-/// Names in a directory, without their suffix, whose owner is gone.
+/// Names in a directory, without their suffix, whose process is gone.
 fn left_behind(directory: &Path, suffix: &str) -> impl Iterator<Item = String> {
     let names = std::fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
     let names: Vec<String> = names.filter_map(|n| n.strip_suffix(suffix).map(str::to_owned)).collect();
     names.into_iter().filter(|n| owner(n).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
 }
 
-/// A directory of ours, and first the bpffs that gateways have mounted in it.
+/// Removes a directory, after the bpffs that gateways have mounted in it.
 fn remove_directory(directory: &Path) -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     for path in mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|p| Path::new(p).starts_with(directory)) {
@@ -185,7 +185,7 @@ fn remove_directory(directory: &Path) -> Result<()> {
     std::fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))
 }
 
-/// The pid in a namespace name of ours.
+/// The pid in the name of a namespace.
 fn owner(name: &str) -> Option<u32> {
     let mut parts = name.strip_prefix("nm-")?.rsplit('-');
     let (number, pid, tag) = (parts.next()?, parts.next()?, parts.next()?);

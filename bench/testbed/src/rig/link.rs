@@ -1,4 +1,4 @@
-//! Cables between namespaces, and what went through them.
+//! Cables between namespaces, and interface counters.
 
 use anyhow::{Context, Result};
 
@@ -18,7 +18,7 @@ pub struct LinkCounters {
 }
 
 impl LinkCounters {
-    /// What was counted since an earlier reading.
+    /// The difference to an earlier reading.
     pub fn since(&self, earlier: &LinkCounters) -> LinkCounters {
         LinkCounters {
             rx_packets: self.rx_packets.wrapping_sub(earlier.rx_packets),
@@ -31,7 +31,7 @@ impl LinkCounters {
     }
 }
 
-/// Lays a veth pair between two namespaces (`a_name` in `a`, `b_name` in `b`) with `queues` queues at each end, both ends up.
+/// Creates a veth pair between two namespaces (`a_name` in `a`, `b_name` in `b`) with `queues` queues at each end, and sets both ends up.
 pub fn cable(a: &Netns, a_name: &str, b: &Netns, b_name: &str, queues: u32) -> Result<()> {
     let queues = queues.to_string();
     let mut words = vec!["link", "add", a_name, "netns", a.name(), "numrxqueues", &queues, "numtxqueues", &queues];
@@ -67,6 +67,6 @@ impl Netns {
         let mac =
             value.pointer("/0/address").and_then(serde_json::Value::as_str).with_context(|| format!("{interface} has no MAC address"))?;
         let bytes: Option<Vec<u8>> = mac.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
-        bytes.and_then(|b| b.try_into().ok()).with_context(|| format!("{interface}: `{mac}` is no MAC address"))
+        bytes.and_then(|b| b.try_into().ok()).with_context(|| format!("{interface}: `{mac}` is not a MAC address"))
     }
 }

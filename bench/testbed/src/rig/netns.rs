@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use super::cleanup::{Guard, Undo, undo_later};
 use super::{finish, require_root, run, sys};
 
-/// A network namespace; deleted, with what runs in it, when dropped.
+/// A network namespace. Dropping it ends its processes and deletes it.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -20,7 +20,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace `nm-<tag>-<pid>-<n>` with its loopback up, forwarding off and IPv6 without duplicate address detection.
+    /// Creates a namespace `nm-<tag>-<pid>-<n>` with its loopback up, forwarding off and IPv6 without duplicate address detection.
     pub fn new(tag: &str) -> Result<Netns> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         require_root()?;
@@ -33,31 +33,31 @@ impl Netns {
         Ok(netns)
     }
 
-    /// Its name, as in `ip netns`.
+    /// Its name in `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for it.
+    /// Its file.
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
-    /// Runs `ip -n <name> <words>`; the words are split at blanks.
+    /// Runs `ip -n <name> <words>`, with the words split at blanks.
     pub fn ip(&self, words: &str) -> Result<String> {
         let mut args = vec!["-n", &self.name];
         args.extend(words.split_whitespace());
         run("ip", &args)
     }
 
-    /// Runs a command inside to its end. Only the network namespace changes: /run, /sys and bpffs stay the host's.
+    /// Runs a command inside to its end. Only the network namespace differs: /run, /sys and bpffs are the host's.
     pub fn exec(&self, program: &str, args: &[&str]) -> Result<String> {
         let mut command = Command::new(program);
         sys::run_inside(command.args(args), self.open()?);
         finish(&mut command)
     }
 
-    /// Sets `net.*` of this namespace. A dot separates, and a slash stands for a dot inside an interface's name, as with sysctl(8).
+    /// Sets a `net.*` sysctl. Dots separate the parts, and a slash stands for a dot in an interface's name, as in sysctl(8).
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = sysctl_path(key);
         let done = self.run(|| std::fs::write(&path, value))?;
@@ -71,7 +71,7 @@ impl Netns {
         Ok(read.with_context(|| format!("cannot read {key} in {}", self.name))?.trim().to_owned())
     }
 
-    /// Runs a closure on a thread of its own inside the namespace and waits for it.
+    /// Runs a closure on a new thread inside the namespace and waits for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let file = self.open()?;
         std::thread::scope(|scope| {
@@ -83,7 +83,7 @@ impl Netns {
         })
     }
 
-    /// Starts a thread inside the namespace. It keeps the namespace alive (unnamed) even if this value is dropped.
+    /// Starts a thread inside the namespace, which stays alive (unnamed) with the thread even if this value is dropped.
     pub fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<Result<T>>> {
         let (file, name) = (self.open()?, self.name.clone());
         let builder = std::thread::Builder::new().name(format!("in {name}"));
@@ -94,7 +94,7 @@ impl Netns {
         handle.context("cannot start a thread")
     }
 
-    /// Runs a future inside the namespace, on a thread and a single-threaded runtime of its own.
+    /// Runs a future inside the namespace, on a new thread with a single-threaded runtime.
     pub fn block_on<F: Future>(&self, make: impl FnOnce() -> F + Send) -> Result<F::Output>
     where
         F::Output: Send,

@@ -1,4 +1,4 @@
-//! A process inside a namespace, with its output at hand.
+//! A process inside a namespace, and its output.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -13,10 +13,10 @@ use super::cleanup::{Guard, Undo, undo_later};
 use super::netns::Netns;
 use super::sys;
 
-/// Lines of output that are kept.
+/// The most lines of output to keep.
 const LINES_MAX: usize = 10_000;
 
-/// A running process; ended when dropped.
+/// A running process. Dropping it ends it.
 #[derive(Debug)]
 pub struct Process {
     title: String,
@@ -48,7 +48,7 @@ impl Output {
 }
 
 impl Netns {
-    /// Starts a process inside. Only the network namespace differs from this process's; both output streams are collected.
+    /// Starts a process inside, in the network namespace only, and collects both output streams.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Process> {
         let mut command = Command::new(program);
         sys::run_inside(command.args(args), self.open()?);
@@ -92,14 +92,14 @@ impl Process {
     pub fn wait_for_line(&mut self, needle: &str, limit: Duration) -> Result<String> {
         let end = Instant::now() + limit;
         loop {
-            // Asked before the lines are read: when both streams were closed by then, no line is missed.
+            // Ask before reading the lines: if both streams were closed by then, no line is missed.
             let closed = self.output.open.load(Ordering::Acquire) == 0;
             {
                 let lines = self.output.lock();
                 if let Some(line) = lines.iter().find(|l| l.contains(needle)) {
                     return Ok(line.clone());
                 }
-                // A short wait: the process may end without another line.
+                // Wait briefly: the process may end without another line.
                 drop(self.output.grown.wait_timeout(lines, Duration::from_millis(20)));
             }
             if closed && let Some(status) = self.child.try_wait().context("cannot wait for a child")? {
@@ -152,7 +152,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            // Undone here rather than by the guard, so that the child is waited for and leaves no zombie.
+            // Not left to the guard: the child must be waited for, or it becomes a zombie.
             let _ = self.terminate(Duration::from_secs(2)).or_else(|_| self.kill());
         }
         if let Some(guard) = self.guard.take() {

@@ -1,4 +1,4 @@
-//! The scene every engineer meets first: a client, a gateway, three pods.
+//! The standard scene: a client, a gateway, three pods.
 //!
 //! ```text
 //!  client ns            gateway ns                    fabric ns          pod ns (3)
@@ -7,8 +7,8 @@
 //!  fd00:a::2/64      fd00:a::1 fd00:192::1/64                             fd00:192::1:1/64 ...
 //! ```
 //!
-//! Clients and pods have their default routes through the gateway. All ends keep their default offloads (partial checksums, TSO):
-//! that is how real pods send. IPv6 runs without duplicate address detection, so addresses work at once.
+//! Clients and pods have their default routes through the gateway. All ends keep their default offloads (partial
+//! checksums, TSO), like real pods. IPv6 runs without duplicate address detection, so addresses work at once.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -30,7 +30,7 @@ pub const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 0,
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PodAddr {
-    /// Its name, as its server tells it.
+    /// Its name in the server's answers.
     pub name: &'static str,
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
@@ -42,7 +42,7 @@ pub const PODS: [PodAddr; 3] = [
     PodAddr { name: "nginx-3", v4: Ipv4Addr::new(192, 168, 219, 1), v6: Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 1, 3) },
 ];
 
-/// The laid-out namespaces. Fields are dropped in order: peers first, the gateway last.
+/// The namespaces of the scene. Fields are dropped in order: peers first, the gateway last.
 #[derive(Debug)]
 pub struct Scene {
     /// The client, behind the gateway's `cl0`.
@@ -55,7 +55,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Lays out the scene; `tag` goes into the namespaces' names.
+    /// Creates the scene; `tag` becomes part of the namespaces' names.
     pub fn new(tag: &str) -> Result<Scene> {
         let client = Netns::new(&format!("{tag}-client"))?;
         let gw = Netns::new(&format!("{tag}-gw"))?;
@@ -82,7 +82,7 @@ impl Scene {
     }
 
     fn pods_side(&self) -> Result<()> {
-        // The fabric only switches: without IPv6 its ports send nothing of their own.
+        // The fabric only switches. Without IPv6 its ports send no frames of their own.
         self.fabric.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         self.fabric.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
         self.fabric.ip("link set br0 up")?;

@@ -1,4 +1,4 @@
-//! The rig itself, with the kernel alone as the gateway: what the other tests stand on.
+//! The testbed itself, with the kernel as the gateway.
 
 use std::net::IpAddr;
 use std::time::Duration;

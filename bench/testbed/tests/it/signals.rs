@@ -1,4 +1,4 @@
-//! What a signal or a crash leaves behind: nothing.
+//! A signal or a crash leaves nothing behind.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use nomagic_testbed::rig::{Netns, remove_leftovers};
 
-/// `nomagic-testbed scene`, standing.
+/// A running `nomagic-testbed scene` and its namespaces.
 fn scene() -> (Child, Vec<String>) {
     let mut child =
         Command::new(env!("CARGO_BIN_EXE_nomagic-testbed")).arg("scene").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let names = lines.take_while(|l| !l.contains("stands")).filter_map(|l| l.split_whitespace().nth(4).map(str::to_owned)).collect();
+    let names = lines.take_while(|l| !l.contains("is ready")).filter_map(|l| l.split_whitespace().nth(4).map(str::to_owned)).collect();
     (child, names)
 }
 
@@ -41,7 +41,7 @@ fn the_next_start_removes_what_a_crash_left() {
     signal(&child, "KILL");
     child.wait().unwrap();
     assert_eq!(standing(&names), 6);
-    // Another test may be doing the same at this moment.
+    // Another test may do the same at this moment.
     for _ in 0..100 {
         remove_leftovers();
         if standing(&names) == 0 {

@@ -35,10 +35,10 @@ fn outcome(options: &Options, frames: u64, blocked: u64, forgone: u64) -> Outcom
 #[test]
 fn what_set_the_rate_is_named() {
     for (rate, frames, blocked, forgone, words) in [
-        (Some(1_000), 2_000, 0, 0, "the rate that was asked for"),
-        (Some(1_000), 1_991, 5, 9, "the rate that was asked for"),
+        (Some(1_000), 2_000, 0, 0, "the requested rate"),
+        (Some(1_000), 1_991, 5, 9, "the requested rate"),
         (Some(1_000), 1_500, 0, 500, "the generator's CPU time (500 frames"),
-        (Some(1_000), 1_500, 7, 500, "the interface, which took no more 7 times: X"),
+        (Some(1_000), 1_500, 7, 500, "the interface, which was full 7 times: X"),
         (None, 1_500, 7, 0, "the interface"),
         (None, 1_500, 0, 0, "the generator: X"),
     ] {

@@ -1,4 +1,4 @@
-//! What happens while something changes: churn, SYN floods, how soon a change is followed.
+//! Results under change: churn, SYN floods, programming latency.
 
 use super::{NONE, Section, bar, interval, rows_of, style, text};
 use crate::report::number::Quantity;
@@ -6,15 +6,15 @@ use crate::report::plot::{Axis, Kind, Line, LinePlot, Marks, Plot, Point, RowPlo
 use crate::report::table::{Cell, Table};
 use crate::results::{ChurnRow, Estimate, Results};
 
-/// Timelines that are drawn at the most.
+/// The most timelines to draw.
 const TIMELINES_MAX: usize = 12;
-/// Places of a drawn timeline at the most; longer ones are drawn by sums of neighbours.
+/// The most places of a drawn timeline; neighbours of longer ones are summed.
 const PLACES_MAX: usize = 300;
 
-/// What is lost while tables change.
+/// Loss while tables change.
 pub fn churn(results: &Results) -> Section {
-    let lead = "Frames that arrived around one event, in percent of what was offered; the dotted line is where the event began. Blocked is lost frames \
-                over the offered rate: how long an event stops traffic.";
+    let lead = "Frames that arrived around one event, in percent of the offered ones; the dotted line is the start of the event. Blocked time is lost \
+                frames over the offered rate.";
     let mut section = Section::new("churn", "Churn", lead);
     if results.churn.is_empty() {
         return section.empty("churn");
@@ -22,7 +22,7 @@ pub fn churn(results: &Results) -> Section {
     let drawable: Vec<&ChurnRow> =
         results.churn.iter().filter(|r| !r.timeline.is_empty() && r.interval_ms > 0.0 && r.offered_pps > 0.0).collect();
     if drawable.is_empty() {
-        section.say("No timeline was kept.");
+        section.say("There is no timeline.");
     } else if drawable.len() > TIMELINES_MAX {
         section.say(&format!("{TIMELINES_MAX} of {} timelines are drawn.", drawable.len()));
     }
@@ -55,7 +55,7 @@ fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
     let start = r.event_at.first().copied().unwrap_or(0);
     let ms = |place: f64| (place - f64::from(start)) * r.interval_ms;
     let expected = r.offered_pps * r.interval_ms / 1e3;
-    // A step for each place: its beginning and its end.
+    // Each place is a step with a start and an end.
     let points = r.timeline.chunks(together).enumerate().flat_map(|(i, places)| {
         let share = places.iter().map(|&n| n as f64).sum::<f64>() / (expected * places.len() as f64);
         let from = (i * together) as f64;
@@ -88,7 +88,7 @@ fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
 
 /// Established flows under a SYN flood.
 pub fn flood(results: &Results) -> Section {
-    let lead = "Share of the established flows' frames that arrived while SYNs came from everywhere.";
+    let lead = "Share of the established flows' frames that arrived during a flood of SYNs from random sources.";
     let section = Section::new("flood", "SYN flood", lead);
     if results.flood.is_empty() {
         return section.empty("a SYN flood");
@@ -116,16 +116,16 @@ pub fn flood(results: &Results) -> Section {
     section.with_rows(plot, NONE, table)
 }
 
-/// From a change until packets follow it.
+/// Time from a change until packets follow it.
 pub fn programming(results: &Results) -> Section {
-    let lead = "From the change of an object until the first packet takes the new way.";
+    let lead = "Time from the change of an object to the first packet that follows it.";
     let section = Section::new("programming", "Programming latency", lead);
     if results.programming.is_empty() {
         return section.empty("programming latency");
     }
     let mut table = Table {
         caption: "From a change to the first packet that follows it".into(),
-        head: vec!["subject", "how it is told", "median", "95 % interval", "changes"],
+        head: vec!["subject", "how it is changed", "median", "95 % interval", "changes"],
         rows: Vec::new(),
     };
     for r in &results.programming {
@@ -137,7 +137,7 @@ pub fn programming(results: &Results) -> Section {
         });
         table.rows.push(cells);
     }
-    // On a logarithmic axis nothing begins at zero.
+    // A logarithmic axis has no zero, so no bars.
     let dots = |e: &Estimate| Marks::Dots { values: Vec::new(), median: e.median, interval: interval(e) };
     let times = results.programming.iter().map(|r| (r.subject.as_str(), &r.ms));
     let plot = RowPlot {

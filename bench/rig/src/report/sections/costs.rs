@@ -1,4 +1,4 @@
-//! What a packet costs in CPU time and in memory, and connections a second.
+//! Cost of a packet in CPU time and in memory, and connections a second.
 
 use super::{NONE, Section, bar, interval, nothing, rows_of, style, text};
 use crate::report::number::Quantity;
@@ -6,7 +6,7 @@ use crate::report::plot::{Axis, Kind, Line, LinePlot, Marks, Plot, Point, Row, R
 use crate::report::table::{Cell, Table};
 use crate::results::{CpuTime, Outcome, Results};
 
-/// Where the time of a packet was spent.
+/// CPU time of a packet by kind.
 pub fn parts(t: &CpuTime) -> [(&'static str, f64); 4] {
     [
         ("user", t.lb_user_ns),
@@ -17,8 +17,8 @@ pub fn parts(t: &CpuTime) -> [(&'static str, f64); 4] {
 }
 
 pub fn cpu(results: &Results) -> Section {
-    let lead = "CPU time of one packet, by where it was spent. A worker that polls is busy also without packets: its time is what a packet takes of \
-                the core at this rate. The dashed part is the receiving interface's NAPI, which works for the subject on the generator's core.";
+    let lead = "CPU time of one packet by kind. A polling worker is always busy: its time is the packet's share of the core at this rate. The lightest \
+                part is the receiving interface's NAPI, which works for the subject on the generator's core.";
     let section = Section::new("cpu", "CPU time a packet", lead);
     if results.cpu.is_empty() {
         return section.empty("CPU time");
@@ -50,7 +50,7 @@ pub fn cpu(results: &Results) -> Section {
         table.rows.push(cells);
     }
     let plot = RowPlot {
-        title: "CPU time a packet, by where it was spent".into(),
+        title: "CPU time a packet, by kind".into(),
         description: "CPU time of one packet for each subject, stacked: user space, system calls and softirqs of its core, softirqs of the generator's."
             .into(),
         x: Axis::new(Kind::Linear, Quantity::Ns, "CPU time a packet"),
@@ -63,15 +63,15 @@ pub fn cpu(results: &Results) -> Section {
 
 /// Connections a second.
 pub fn connections(results: &Results) -> Section {
-    let lead = "Real sockets: connect, request, answer, close. What clients and servers managed stands in the table also where they, not the subject, \
-                were the limit.";
+    let lead = "Real sockets: connect, request, answer, close. The table has the rate of clients and servers even where they, not the subject, were the \
+                limit.";
     let section = Section::new("connections", "Connections a second", lead);
     if results.connections.is_empty() {
         return section.empty("connections");
     }
     let mut table = Table {
         caption: "Connections a second".into(),
-        head: vec!["subject", "median", "95 % interval", "clients managed", "failed"],
+        head: vec!["subject", "median", "95 % interval", "measured", "failed"],
         rows: Vec::new(),
     };
     for r in &results.connections {
@@ -90,12 +90,12 @@ pub fn connections(results: &Results) -> Section {
         parts: Vec::new(),
         reference: None,
     };
-    section.with_rows(plot, "None counts for the subjects; the table says why, and what was seen.", table)
+    section.with_rows(plot, "No value counts for a subject; the table has the reasons and the measured rates.", table)
 }
 
-/// What a packet costs in memory, by the size of the connection table.
+/// Cost of a packet in memory, by the size of the connection table.
 pub fn table_cost(results: &Results) -> Section {
-    let lead = "The packet path alone, without sockets, over the number of connections in the table: what is beyond the caches costs time.";
+    let lead = "The packet path alone, without sockets, by number of connections in the table: tables larger than the caches cost time.";
     let mut section = Section::new("cost", "Cost in memory", lead);
     if results.table_cost.is_empty() {
         return section.empty("the cost in memory");
@@ -113,7 +113,7 @@ pub fn table_cost(results: &Results) -> Section {
         match lines.iter_mut().find(|l| l.label == r.name) {
             Some(line) => line.points.push(point),
             None => {
-                // Not subjects: colours and shapes in turn, nomagic's own first.
+                // These are no subjects: take colours and shapes in turn.
                 let style = Style { colour: lines.len() % 6, dash: lines.len() / 6 % 4 };
                 lines.push(Line { label: r.name.clone(), style, points: vec![point], marks: true });
             }

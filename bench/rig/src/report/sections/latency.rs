@@ -6,18 +6,18 @@ use crate::report::plot::{Axis, Kind, Line, LinePlot, Plot, Point};
 use crate::report::table::{Cell, Table};
 use crate::results::{Latency, Results};
 
-/// Loads that are drawn at the most.
+/// The most loads to draw.
 const LOADS_MAX: usize = 6;
 
-/// The percentiles that are kept, with their names.
+/// The stored percentiles with their names.
 pub fn percentiles(l: &Latency) -> [(&'static str, f64, f64); 5] {
     [("p50", 50.0, l.p50), ("p90", 90.0, l.p90), ("p99", 99.0, l.p99), ("p99.9", 99.9, l.p99_9), ("p99.99", 99.99, l.p99_99)]
 }
 
-/// Latency at parts of a subject's own zero-loss rate.
+/// Latency at shares of a subject's own zero-loss rate.
 pub fn latency(results: &Results) -> Section {
-    let lead = "From a frame's making to its receipt, at a part of each subject's own zero-loss rate. Both axes are logarithmic: along by how rare \
-                slower frames are.";
+    let lead = "Time from making a frame to receiving it, at a share of each subject's own zero-loss rate. Both axes are logarithmic, the horizontal one \
+                in the share of slower frames.";
     let mut section = Section::new("latency", "Latency", lead);
     if results.latencies.is_empty() {
         return section.empty("latencies");
@@ -38,7 +38,7 @@ pub fn latency(results: &Results) -> Section {
             })
             .collect();
         if i >= LOADS_MAX {
-            section.say(&format!("The load of {load} % is not drawn, only written."));
+            section.say(&format!("The load of {load} % is only in the table."));
         } else if lines.is_empty() {
             section.say(&format!("Nothing was measured at a load of {load} %."));
         } else {

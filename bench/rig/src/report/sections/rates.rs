@@ -1,4 +1,4 @@
-//! Rates, and one over another.
+//! Rates and their ratios.
 
 use super::{Section, interval, nothing, style, text};
 use crate::report::number::Quantity;
@@ -6,7 +6,6 @@ use crate::report::plot::{Axis, Kind, Level, Line, LinePlot, Marks, Plot, Point,
 use crate::report::table::{Cell, Table};
 use crate::results::{RateRow, Results, Subject, SubjectKind, Traffic};
 
-/// What people call a kind of traffic.
 pub fn traffic(traffic: Traffic) -> &'static str {
     match traffic {
         Traffic::Established => "established flows",
@@ -14,7 +13,6 @@ pub fn traffic(traffic: Traffic) -> &'static str {
     }
 }
 
-/// What people call a kind of subject.
 fn kind(kind: SubjectKind) -> &'static str {
     match kind {
         SubjectKind::Nomagic => "nomagic",
@@ -31,8 +29,8 @@ const KINDS: [SubjectKind; 6] =
 
 /// Zero-loss rate by number of Services.
 pub fn rates(results: &Results) -> Section {
-    let lead = "The highest rate at which every frame arrived; median of the rounds, whiskers and bands are its interval. Dashed levels have no \
-                Services to look up.";
+    let lead = "The highest rate at which every frame arrived: the median of the rounds, with whiskers and bands for its interval. Dashed levels belong \
+                to subjects without a Service lookup.";
     let mut section = Section::new("rates", "Zero-loss rate", lead);
     if results.rates.is_empty() {
         return section.empty("rates");
@@ -92,7 +90,9 @@ fn table(results: &Results, of: Traffic) -> Table {
         let mut cells = vec![text(results.label(&r.subject))];
         cells.extend(Cell::estimate(Quantity::Pps, &r.zero_loss));
         cells.extend(Cell::estimate(Quantity::Pps, &r.half_percent));
-        cells.push(r.generator_pps.map_or(Cell::Missing("the generator alone did not run".into(), 1), |v| Cell::number(Quantity::Pps, v)));
+        cells.push(
+            r.generator_pps.map_or(Cell::Missing("the generator alone was not measured".into(), 1), |v| Cell::number(Quantity::Pps, v)),
+        );
         cells
     };
     Table {
@@ -103,7 +103,7 @@ fn table(results: &Results, of: Traffic) -> Table {
 }
 
 pub fn ratios(results: &Results) -> Section {
-    let lead = "Zero-loss rate of one subject over another's in the same round: small dots are rounds, the mark is their median, the whisker its interval.";
+    let lead = "Zero-loss rate of one subject over another's in the same round: small dots are rounds, the mark is their median, whiskers are its interval.";
     let mut section = Section::new("ratios", "Ratios", lead);
     if results.ratios.is_empty() {
         return section.empty("ratios");
@@ -137,14 +137,14 @@ pub fn ratios(results: &Results) -> Section {
     let spread = medians.iter().copied().fold(1.0, f64::max) / medians.iter().copied().fold(1.0, f64::min);
     let plot = RowPlot {
         title: "Zero-loss rate of one over another".into(),
-        description: "Ratio of zero-loss rates for each pair of subjects: rounds, median and interval; at 1 both are as fast.".into(),
+        description: "Ratio of zero-loss rates for each pair of subjects: rounds, median and interval; at 1 both are equally fast.".into(),
         x: Axis::new(if spread < 3.0 { Kind::Close } else { Kind::Log }, Quantity::Ratio, "ratio"),
         rows,
         parts: Vec::new(),
-        reference: Some((1.0, "1: as fast as the other".into())),
+        reference: Some((1.0, "1: equally fast".into())),
     };
     if medians.is_empty() {
-        section.say("None could be made.");
+        section.say("No ratio was measured.");
     } else {
         section.add_rows(plot);
     }
