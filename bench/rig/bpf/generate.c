@@ -21,7 +21,7 @@ struct flow {
 
 // A TCP flow sends nothing but SYNs.
 #define ALWAYS_SYN 0x100
-// Each frame comes from a source of its own: the template has port 0 and an address that ends in 16 zero bits.
+// Each frame has another source: the template has port 0 and an address that ends in 16 zero bits.
 #define FRESH 0x200
 
 struct step {
@@ -41,7 +41,7 @@ struct state {
 	__u64 until_ns;
 	__u64 duration_ns;
 	__u64 limit;
-	// From frame to frame; 0: as quick as possible.
+	// From frame to frame; 0: as fast as possible.
 	__u64 interval;
 	// What may be due and is still caught up with; what is older is forgone.
 	__u64 behind_max;

@@ -1,10 +1,11 @@
-//! `nomagic-bench compare`: nomagic beside its peers, over veth pairs on one machine.
+//! `nomagic-bench compare`: nomagic and its peers, over veth pairs on one machine.
 //!
-//! [`workload`] is the Services and the traffic, [`kernel_rules`] what kube-proxy makes of them for the kernel. A [`subject`] (nomagic, a rule set, the
-//! [`no_work`] loop) runs in a [`topology`] of its own; a [`trial`] sends frames through it, and a [`counter`] counts them at the far end while [`cpu`]
-//! accounts for the CPUs. A [`trial_runner`] repeats trials that something disturbed. [`policy`] is the table of what is measured of whom, [`run`] the
-//! order: [`rates`], [`load`], [`connections`], [`churn`] by [`events`] and [`change`]s. [`figures`], [`cost`] and [`manifest`] make
-//! [`results`](crate::results) of it, and [`cli`] prints them.
+//! [`workload`] is the Services and the traffic, [`kernel_rules`] what kube-proxy makes of them for the kernel. A
+//! [`subject`] (nomagic, a rule set, the [`no_work`] loop) runs in a [`topology`] of its own; a [`trial`] sends
+//! frames through it, and a [`counter`] counts them at the far end while [`cpu`] accounts for the CPUs. A
+//! [`trial_runner`] repeats trials that something disturbed. [`policy`] is the table of what is measured of whom,
+//! [`run`] the order: [`rates`], [`load`], [`connections`], [`churn`] by [`events`] and [`change`]s. [`figures`],
+//! [`cost`] and [`manifest`] make [`results`](crate::results) of it, and [`cli`] prints them.
 
 pub mod change;
 pub mod churn;

@@ -3,7 +3,7 @@
 //! [`pktgen`] is the traffic generator with its sink; [`ndr`] searches the highest rate without loss; [`compare`] measures nomagic next to its peers, and
 //! [`report`] shows the [`results`].
 
-#![allow(missing_docs, reason = "nobody outside of this workspace uses it")]
+#![allow(missing_docs, reason = "the crate has no users outside of this workspace")]
 
 pub mod compare;
 pub mod format;

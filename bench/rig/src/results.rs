@@ -1,6 +1,7 @@
 //! The results of a comparison: the data behind the table, the report and its JSON. This module neither measures nor draws.
 //!
-//! Rates are frames a second, shares are 0 to 1, times have their unit in the name. A value that may be missing is an [`Outcome`] with a reason.
+//! Rates are frames a second, shares are 0 to 1, times have their unit in the name. A value that may be missing is an
+//! [`Outcome`] with a reason.
 
 mod rig;
 mod rows;

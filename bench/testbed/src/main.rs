@@ -22,7 +22,7 @@ struct Cli {
 enum Command {
     /// Carry a Service over AF_XDP between network namespaces, and account for every frame
     Demo {
-        /// The nomagic program [default: beside this one]
+        /// The nomagic program [default: next to this one]
         #[arg(long)]
         nomagic: Option<PathBuf>,
         /// HTTP connections over IPv4

@@ -1,7 +1,8 @@
 //! Network namespaces, cables and processes that end with their owner.
 //!
-//! All of them are named `nm-<tag>-<pid>-<n>` and registered in [`cleanup`]. They are removed when their value is dropped, on SIGINT or SIGTERM
-//! ([`clean_on_signals`]), and after a crash at the next start ([`remove_leftovers`]). Traffic stays inside these namespaces.
+//! All of them are named `nm-<tag>-<pid>-<n>` and registered in [`cleanup`]. They are removed when their value is
+//! dropped, on SIGINT or SIGTERM ([`clean_on_signals`]), and after a crash at the next start ([`remove_leftovers`]).
+//! Traffic stays inside these namespaces.
 
 mod cleanup;
 mod link;

@@ -1,8 +1,10 @@
-//! Cost of a packet in memory, without sockets: `make bench-micro`. Criterion cannot measure a row and its floor in the same round, hence this harness.
+//! Cost of a packet in memory, without sockets: `make bench-micro`. Criterion cannot measure a row and its floor in
+//! the same round, hence this harness.
 //!
-//! Every row is measured in rounds together with its floor: one prefetched random line of the same memory and one written header, in batches of the same
-//! size, over the same rotating frames. The rows of a group take turns; the table shows medians. Ratios hold on other machines too. Headers are written and
-//! keys drawn before the clock starts. One thread, unless the row says two.
+//! Every row is measured in rounds together with its floor: one prefetched random line of the same memory and one
+//! written header, in batches of the same size, over the same rotating frames. The rows of a group take turns; the
+//! table shows medians. Ratios hold on other machines too. Headers are written and keys drawn before the clock
+//! starts. One thread, unless the row says two.
 
 mod crowded;
 mod leaves;

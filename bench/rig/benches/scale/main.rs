@@ -1,7 +1,8 @@
 //! Cost of many Services in the control plane, in memory: `make bench-scale`.
 //!
-//! Compiling from nothing; one changed slice, from the bytes of the watch event until a spinning worker uses the new table; a Service of 100,000 endpoints;
-//! memory. Objects are decoded like those of an API server. Tests in network namespaces measure the time from event to packet.
+//! Compiling from nothing; one changed slice, from the bytes of the watch event until a spinning worker uses the new
+//! table; a Service of 100,000 endpoints; memory. Objects are decoded like those of an API server. Tests in network
+//! namespaces measure the time from event to packet.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -36,8 +36,8 @@ pub fn change_one(running: &Running, service: u32, generation: u32) -> Result<()
     }
 }
 
-/// Gives all Services the endpoints of a generation, as after a restart of the control plane: another API server with another list, or a transaction that
-/// replaces all rules.
+/// Gives all Services the endpoints of a generation, as after a restart of the control plane: another API server with
+/// another list, or a transaction that replaces all rules.
 pub fn reload(running: &Running, setup: &Setup<'_>, generation: u32) -> Result<()> {
     let services = running.subject.services;
     match running.subject.kind {

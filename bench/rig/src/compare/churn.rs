@@ -71,8 +71,8 @@ pub fn disturbed(
     Ok(Disturbed { trial, timeline, event_at })
 }
 
-/// The frames of each interval in which the generator never paused, and the places at which events began. `samples`: the end of each interval and its
-/// frames.
+/// The frames of each interval in which the generator never paused, and the places at which events began. `samples`:
+/// the end of each interval and its frames.
 fn timeline(samples: &[(u64, u64)], sending: &[(u64, u64)], events: &[u64]) -> (Vec<u64>, Vec<u32>) {
     let interval_ns = INTERVAL.as_nanos() as u64;
     let kept: Vec<&(u64, u64)> =

@@ -38,14 +38,14 @@ namespace, is 8192 during the run and restored afterwards. No result is a networ
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct CompareArgs {
-    /// The nomagic program [default: beside this one]
+    /// The nomagic program [default: next to this one]
     #[arg(long)]
     nomagic: Option<PathBuf>,
     /// File for the results
     #[arg(long, default_value = "target/compare.json")]
     out: PathBuf,
-    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in every round, one rule set of each kind and routing in
-    /// every second, the others in every tenth
+    /// Rounds in which the subjects take turns, trial by trial: nomagic and the no-work loop in every round, one rule
+    /// set of each kind and routing in every second, the others in every tenth
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Milliseconds of one trial of the rates
@@ -91,7 +91,7 @@ impl CompareArgs {
         Ok(SUBJECTS.into_iter().filter(|p| self.subjects.is_empty() || self.subjects.contains(&id(p))).collect())
     }
 
-    /// The `nomagic` program; its API server for tests is beside it.
+    /// The `nomagic` program; the API server for tests is next to it.
     fn nomagic(&self) -> Result<PathBuf> {
         let nomagic = self.nomagic.clone().unwrap_or_else(default_nomagic);
         for program in [nomagic.clone(), nomagic.with_file_name("nomagic-fake-apiserver")] {

@@ -1,7 +1,8 @@
 //! Connections of real sockets: connect, request, answer, close.
 //!
-//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject has its CPU to itself. A run without a load
-//! balancer shows what clients and servers manage alone: a subject that gets close to it was not the bottleneck.
+//! Clients are in the generator's namespace, servers in the sink's, all on the generator's CPU; the subject has its
+//! CPU to itself. A run without a load balancer shows what clients and servers manage alone: a subject that gets
+//! close to it was not the bottleneck.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

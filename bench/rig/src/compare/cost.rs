@@ -25,7 +25,7 @@ struct Row {
     floors: Vec<f64>,
 }
 
-/// The rows of the packet path at each size of the table, and the memory floor beside them.
+/// The rows of the packet path at each size of the table, and their memory floor.
 pub fn costs(file: &Path) -> Result<Vec<CostRow>> {
     let shown = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("--micro {shown}"))?;

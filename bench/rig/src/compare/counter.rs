@@ -62,8 +62,8 @@ impl Counter {
         Ok(counted)
     }
 
-    /// `reflect` sends UDP frames back to their source, which establishes flows in both directions. `addresses`: [`Counter::first_ns`] is the time of the
-    /// first frame to one of them.
+    /// `reflect` sends UDP frames back to their source, which establishes flows in both directions. `addresses`:
+    /// [`Counter::first_ns`] is the time of the first frame to one of them.
     pub fn watch(&mut self, reflect: bool, addresses: Option<RangeInclusive<Ipv4Addr>>) -> Result<()> {
         let (low, high) = addresses.map_or((0, 0), |range| (range.start().to_bits(), range.end().to_bits()));
         let mut value = [0; WATCH_LEN];

@@ -94,8 +94,9 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// `own` are the processes of the rig. Foreign user time is all user time less theirs, which includes processes that lived only between the readings;
-    /// foreign kernel time is that of the known foreign processes. Interrupts count for nobody.
+    /// `own` are the processes of the rig. Foreign user time is all user time less theirs, which includes processes
+    /// that lived only between the readings; foreign kernel time is that of the known foreign processes. Interrupts
+    /// are nobody's.
     pub fn between(earlier: &Reading, later: &Reading, own: &HashSet<u32>) -> Usage {
         let elapsed_s = later.at.duration_since(earlier.at).as_secs_f64().max(1e-9);
         let cpus: Vec<CpuTicks> = later.cpus.iter().zip(&earlier.cpus).map(|(l, e)| l.since(e)).collect();
@@ -145,7 +146,8 @@ mod tests {
         b.at = a.at + std::time::Duration::from_secs(1);
         let usage = Usage::between(&a, &b, &HashSet::from([7]));
         assert_eq!(usage.cpus[0], CpuTicks { user: 80, system: 0, idle: 0, interrupts: 0, steal: 6 });
-        // 80 of user time, 50 of them the rig's; 4 + 2 of system time (the new shell's with its children's). Two CPUs have 200 ticks in a second.
+        // 80 of user time, 50 of them the rig's; 4 + 2 of system time (the new shell's with its children's). Two CPUs
+        // have 200 ticks in a second.
         assert!((usage.foreign_share - 0.18).abs() < 1e-9 && (usage.steal_share - 0.03).abs() < 1e-9, "{usage:?}");
     }
 

@@ -1,5 +1,5 @@
-//! Rules for the Services of [`workload`](super::workload), in the shape that kube-proxy of Kubernetes 1.34 writes for cluster IPs: nftables with verdict
-//! maps, iptables with chains.
+//! Rules for the Services of [`workload`](super::workload), in the shape that kube-proxy of Kubernetes 1.34 writes
+//! for cluster IPs: nftables with verdict maps, iptables with chains.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
-//! `nomagic-bench no-work`: nomagic's own edge (XDP filter, rings, batches) with an empty packet path, which forwards each frame unchanged to the other
-//! interface. It is the upper limit of this edge; the distance to it is the price of nomagic's packet path.
+//! `nomagic-bench no-work`: nomagic's own edge (XDP filter, rings, batches) with an empty packet path, which forwards
+//! each frame unchanged to the other interface. It is the upper limit of this edge; the distance to it is the price
+//! of nomagic's packet path.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -98,8 +98,8 @@ const fn of_ratio(kind: SubjectKind, services: u32, every: u32) -> Policy {
     Policy { every, half_percent_every: 10, load: true, ..rate_only(kind, services) }
 }
 
-/// All subjects. Those of a ratio come first: they are neighbours in a round. The kernel takes a minute for the rules of 10,000 Services, so its reload
-/// and its ten changes are left out there.
+/// All subjects. Those of a ratio come first: they are neighbours in a round. The kernel takes a minute for the rules
+/// of 10,000 Services, so its reload and its ten changes are left out there.
 pub const SUBJECTS: [Policy; 14] = [
     Policy { new_flows: true, connections: true, events: &[Event::Restart], flood: true, ..of_ratio(Nomagic, 1, 1) },
     of_ratio(NoWork, 1, 1),

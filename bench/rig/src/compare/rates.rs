@@ -1,4 +1,5 @@
-//! Zero-loss and 0.5 %-loss rates of all subjects. In a round they take turns trial by trial, so that a slow phase of the machine affects all of them.
+//! Zero-loss and 0.5 %-loss rates of all subjects. In a round they take turns trial by trial, so that a slow phase of
+//! the machine affects all of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -143,8 +144,8 @@ impl Turn {
     }
 }
 
-/// The approximate zero-loss rate of this moment, for a measurement at a share of it: a shared machine is not always as fast as in the median of the
-/// rounds. The search begins at `known_pps`.
+/// The approximate zero-loss rate of this moment, for a measurement at a share of it: a shared machine is not always
+/// as fast as in the median of the rounds. The search begins at `known_pps`.
 pub fn rate_now(runner: &mut TrialRunner, path: &mut Path<'_>, plan: &Plan, known_pps: f64) -> Result<f64> {
     runner.trial(path, Some(WARM_UP_PPS), plan.trial.min(Duration::from_millis(150)))?;
     let ceiling = runner.trial(path, None, plan.trial)?.offered_pps() as u64;

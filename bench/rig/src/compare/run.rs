@@ -88,7 +88,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services matters, for caches and for linear rule sets.
+    /// Flows to all Services in turn, and one frame in ten opens one: here the number of Services matters, for caches
+    /// and for linear rule sets.
     fn new_flows(&self, runner: &mut TrialRunner, beds: &mut [TestBed<'_>], _: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
         let mut searches = Vec::new();
         for TestBed { running, counter, .. } in beds.iter().filter(|b| b.running.policy.new_flows) {

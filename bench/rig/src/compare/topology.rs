@@ -6,7 +6,8 @@
 //!  10.1.0.2 (a router)  10.1.0.1/24   10.2.0.1/24          10.2.0.2 (a router)
 //! ```
 //!
-//! All topologies have the same addresses. Clients lie behind the router at 10.1.0.2, endpoints behind the one at 10.2.0.2; both are fixed neighbours.
+//! All topologies have the same addresses. Clients lie behind the router at 10.1.0.2, endpoints behind the one at
+//! 10.2.0.2; both are fixed neighbours.
 
 use std::path::PathBuf;
 

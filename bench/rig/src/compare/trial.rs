@@ -27,8 +27,8 @@ const QUIET: Duration = Duration::from_millis(25);
 pub struct Trial {
     /// The requested rate, in frames a second.
     pub wanted_pps: u64,
-    /// Frames of all kinds that reached the subject's interface. Frames that the generator's cable dropped are not included: its queue has 256 places, and
-    /// is emptied on the generator's CPU.
+    /// Frames of all kinds that reached the subject's interface. Frames that the generator's cable dropped are not
+    /// included: its queue has 256 places, and is emptied on the generator's CPU.
     pub entered: u64,
     pub arrived: [u64; KINDS],
     /// Seconds from the first frame to the last.

@@ -14,8 +14,8 @@ pub const STEAL_MAX: f64 = 0.03;
 pub const FOREIGN_MAX: f64 = 0.03;
 /// Repetitions of a trial before the run is refused.
 const REPEATS_MAX: u32 = 20;
-/// A rate was offered from this share of it on; a trial below is repeated so many times. The generator does not catch up with delays of more than a
-/// millisecond: between such pauses it keeps the requested rate.
+/// A rate was offered from this share of it on; a trial below is repeated so many times. The generator does not catch
+/// up with delays of more than a millisecond: between such pauses it keeps the requested rate.
 const OFFERED: f64 = 0.97;
 const OFFERS_MAX: u32 = 4;
 

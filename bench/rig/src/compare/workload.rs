@@ -1,7 +1,8 @@
 //! The Services of a comparison, and the traffic to them: the same for every subject.
 //!
-//! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service also has 80/TCP. Clients and
-//! endpoints are pods, so there is no source NAT (kube-proxy's `clusterCIDR`, nomagic's `clusterCIDRs`).
+//! Service n has the cluster IP 10.100.0.0 + n + 1, port 5300/UDP, and three endpoints of its own; the first Service
+//! also has 80/TCP. Clients and endpoints are pods, so there is no source NAT (kube-proxy's `clusterCIDR`, nomagic's
+//! `clusterCIDRs`).
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,8 +23,8 @@ pub const TCP_PORT: u16 = 80;
 pub const ENDPOINTS_EACH: u32 = 3;
 /// The most Services of a subject.
 pub const SERVICES_MAX: u32 = 10_000;
-/// The queue of a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. A host often takes a virtual machine's CPU away
-/// for some milliseconds; shorter queues would measure that.
+/// The queue of a subject: entries of an AF_XDP subject's rings, and of the backlog of the kernel's CPU. A host often
+/// takes a virtual machine's CPU away for some milliseconds; shorter queues would measure that.
 pub const QUEUE_FRAMES: u32 = 8_192;
 
 /// The cluster IP of a Service.

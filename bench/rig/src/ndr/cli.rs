@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_said() {
         for (words, said) in [
-            ("--tx a --rx b --rate 5", "no --rate"),
+            ("--tx a --rx b --rate 5", "--rate and --count make no sense"),
             ("--tx a --dst-mac 02:00:00:00:00:01", "--rx"),
             ("--tx a --rx b --tries 2", "odd"),
             ("--tx a --rx b --trial 0", "--trial"),

@@ -1,10 +1,11 @@
 //! The search for the highest rate that meets a loss goal. Pure: the caller makes the trials.
 //!
-//! RFC 2544 (26.1) asks for the highest rate at which a trial of 60 s loses nothing. Its weaknesses are known: one frame lost for a reason outside of the
-//! device (an interrupt, a neighbour on the host) ruins a trial, so results do not repeat; most of the time goes into long trials far from the result; and a
-//! device that drops one frame in a million at every rate has no result. So this search follows MLRsearch (draft-ietf-bmwg-mlrsearch, used by FD.io CSIT): a
-//! rate holds when the majority of its trials meets the goal; there are two goals, no loss and 0.5 %; trials are short; and repeated searches, interleaved
-//! with those of other devices, give a median and an interval.
+//! RFC 2544 (26.1) asks for the highest rate at which a trial of 60 s loses nothing. Its weaknesses are known: one
+//! frame lost for a reason outside of the device (an interrupt, a neighbour on the host) ruins a trial, so results do
+//! not repeat; most of the time goes into long trials far from the result; and a device that drops one frame in a
+//! million at every rate has no result. So this search follows MLRsearch (draft-ietf-bmwg-mlrsearch, used by FD.io
+//! CSIT): a rate holds when the majority of its trials meets the goal; there are two goals, no loss and 0.5 %; trials
+//! are short; and repeated searches, interleaved with those of other devices, give a median and an interval.
 
 use anyhow::{Result, ensure};
 
@@ -51,7 +52,8 @@ enum Rate {
     NotOffered,
 }
 
-/// A search in progress. [`Search::rate`] is the rate of the next trial and [`Search::record`] takes its result, so that several searches can take turns.
+/// A search in progress. [`Search::rate`] is the rate of the next trial and [`Search::record`] takes its result, so
+/// that several searches can take turns.
 #[derive(Clone, Debug)]
 pub struct Search {
     method: Method,

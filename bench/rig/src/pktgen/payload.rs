@@ -5,8 +5,9 @@
 //!  | 'nm' | run,flow |  sequence    |  sent at, ns          |  zeros ...
 //! ```
 //!
-//! All big-endian. A 64-byte Ethernet frame with IPv4 and UDP has room for eighteen bytes. The upper 12 bits of `run,flow` are the run, so that a late frame
-//! of an earlier run is recognised; the sequence number counts within the flow.
+//! All big-endian. A 64-byte Ethernet frame with IPv4 and UDP has room for eighteen bytes. The upper 12 bits of
+//! `run,flow` are the run, so that a late frame of an earlier run is recognised; the sequence number counts within
+//! the flow.
 
 /// Bytes of the header.
 pub const PAYLOAD_LEN: usize = 18;

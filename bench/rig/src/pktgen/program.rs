@@ -1,8 +1,8 @@
-//! The XDP program of live frames: the kernel runs it once a frame (BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES), and it writes the next frame of the
-//! traffic into each.
+//! The XDP program of live frames: the kernel runs it once a frame (BPF_PROG_TEST_RUN with
+//! BPF_F_TEST_XDP_LIVE_FRAMES), and it writes the next frame of the traffic into each.
 //!
-//! Its frames are a mix of [`Part`]s. It keeps the rate itself, because starting and ending a call takes tens of milliseconds: while no frame is due, it drops
-//! the frames it is run for.
+//! Its frames are a mix of [`Part`]s. It keeps the rate itself, because starting and ending a call takes tens of
+//! milliseconds: while no frame is due, it drops the frames it is run for.
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData};
@@ -297,7 +297,7 @@ mod tests {
         out
     }
 
-    /// Each of them from a source of its own, with checksums that etherparse finds right, beside frames of a known flow. Needs root.
+    /// Each SYN has another source and checksums that etherparse accepts, mixed with frames of a known flow. Needs root.
     #[test]
     fn fresh_frames_come_from_sources_of_their_own_and_are_right() {
         use etherparse::{NetHeaders, PacketHeaders, TransportHeader};

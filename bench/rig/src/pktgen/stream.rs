@@ -8,8 +8,8 @@ use super::template::{Ends, Macs, Template};
 
 /// A sequence of frames.
 pub trait Source: Send {
-    /// Writes the next frame (without FCS), stamped `now_ns`, to the start of a buffer of at least [`Source::frame_max`] bytes. Returns its length, or 0 at the
-    /// end of the sequence.
+    /// Writes the next frame (without FCS), stamped `now_ns`, to the start of a buffer of at least
+    /// [`Source::frame_max`] bytes. Returns its length, or 0 at the end of the sequence.
     fn next(&mut self, out: &mut [u8], now_ns: u64) -> usize;
 
     /// Bytes of the largest frame.

@@ -95,8 +95,9 @@ impl Xsk {
         unsafe { BorrowedFd::borrow_raw(self.fd()) }
     }
 
-    /// Sends up to `wanted` frames, at most [`BATCH`]. `write` fills a buffer and returns the frame's length, or 0 for the end. Returns the number of frames put
-    /// on the ring, which is lower while the kernel still holds the buffers.
+    /// Sends up to `wanted` frames, at most [`BATCH`]. `write` fills a buffer and returns the frame's length, or 0
+    /// for the end. Returns the number of frames put on the ring, which is lower while the kernel still holds the
+    /// buffers.
     pub fn send(&mut self, wanted: usize, mut write: impl FnMut(&mut [u8]) -> usize) -> io::Result<usize> {
         self.complete();
         let n = wanted.min(BATCH).min(self.free.len()).min(self.tx.nb_free(BATCH as u32) as usize);

@@ -10,7 +10,7 @@ use plotters::prelude::*;
 
 use super::plot::{Plot, Style};
 
-/// Widths in pixels: on a page beside a table, and in a file of its own.
+/// Widths in pixels: on a page next to a table, and in a separate file.
 pub const BESIDE_TABLE: u32 = 560;
 const ALONE: u32 = 720;
 

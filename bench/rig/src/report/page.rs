@@ -66,7 +66,7 @@ fn header(results: &Results, comparison: Option<&Comparison>, sections: &[Sectio
     ];
     html! {
         header {
-            h1 { "nomagic beside the kernel's DNAT" }
+            h1 { "nomagic and the kernel's DNAT" }
             p class="facts" { (facts.join(" · ")) }
             @if let Some(caveat) = caveat(results) { div class="warn" role="note" { strong { (caveat) } } }
             @if let Some(c) = comparison.filter(|c| !c.differences.is_empty()) {
@@ -96,7 +96,7 @@ fn section(s: &Section) -> Result<Markup> {
             p class="lead" { (s.lead) }
             div class="pair" {
                 @if plots.len() == tables.len() {
-                    // Each plot beside its own table.
+                    // Each plot next to its table.
                     @for (plot, table) in plots.iter().zip(&tables) { (plot) (table) }
                 } @else {
                     @for part in plots.iter().chain(&tables) { (part) }

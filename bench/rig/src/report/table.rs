@@ -107,7 +107,8 @@ impl Table {
         }
     }
 
-    /// As lines of text with aligned columns, without the caption. Reasons stand below the table, so that they do not widen a column of numbers.
+    /// As lines of text with aligned columns, without the caption. Reasons stand below the table, so that they do not
+    /// widen a column of numbers.
     pub fn text(&self) -> String {
         let mut reasons: Vec<String> = Vec::new();
         let mut rows = vec![self.head.iter().map(|h| (*h).to_owned()).collect()];

@@ -115,7 +115,7 @@ pub struct FloodRow {
     pub subject: String,
     /// Frames a second of the established flows.
     pub offered_pps: f64,
-    /// SYNs a second beside them.
+    /// SYNs a second.
     pub flood_pps: f64,
     /// The share of the established flows' frames that arrived.
     pub goodput: Outcome<Estimate>,

@@ -18,8 +18,9 @@ pub struct Estimate {
 impl Estimate {
     /// `None` without values, or if one is not a number.
     ///
-    /// The interval is that of the sign test: the k-th smallest and the k-th largest value, with the largest k that a binomial distribution allows for 95 %
-    /// (Conover, Practical Nonparametric Statistics, 3.2). With fewer than six values it is their range, which contains the median less surely.
+    /// The interval is that of the sign test: the k-th smallest and the k-th largest value, with the largest k that a
+    /// binomial distribution allows for 95 % (Conover, Practical Nonparametric Statistics, 3.2). With fewer than six
+    /// values it is their range, which contains the median less surely.
     pub fn of(values: &[f64]) -> Option<Estimate> {
         let mut sorted = values.to_vec();
         if sorted.iter().any(|v| !v.is_finite()) || sorted.is_empty() {

@@ -1,5 +1,5 @@
-//! The comparison's rig, short and on a machine that need not be quiet: everything is measured once, and nothing is left behind. What the figures are
-//! is not asserted.
+//! The comparison's rig, short and on a machine that need not be quiet: everything is measured once, and nothing is
+//! left behind. What the figures are is not asserted.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ fn a_short_comparison_measures_everything_and_leaves_nothing_behind() {
     }
     // Those with real rates have everything; a machine that is too busy may leave some without.
     let rated = |id: &str| results.rates.iter().any(|r| r.subject == id && r.traffic == Traffic::Established && r.rounds[0] > 0.0);
-    assert!(subjects.iter().filter(|id| rated(id)).count() >= 4, "hardly anybody carried anything: {:?}", results.rates);
+    assert!(subjects.iter().filter(|id| rated(id)).count() >= 4, "hardly any subject carried frames: {:?}", results.rates);
     for row in results.latencies.iter().filter(|r| rated(&r.subject)) {
         let Outcome::Measured(l) = &row.latency_us else { panic!("{row:?}") };
         assert!(l.min > 0.0 && l.p50 <= l.p99 && l.p99 <= l.max && l.max < 10e6, "{row:?}");

@@ -1,10 +1,10 @@
-//! What the compiler made of the packet path: its instructions are counted and looked at. Needs valgrind and objdump (`make setup`).
+//! The compiled packet path: counts its instructions and inspects them. Needs valgrind and objdump (`make setup`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Instructions of one ordinary packet of a known connection at the most, counted by valgrind: about a tenth more than now. Whoever makes the path
-/// shorter lowers them.
+/// The most instructions of one ordinary packet of a known connection, counted by valgrind: about a tenth above the
+/// current number. Lower them when the path gets shorter.
 const IPV4_MOST: u64 = 410;
 const IPV6_MOST: u64 = 490;
 const BATCH: u64 = 64;
@@ -20,7 +20,7 @@ fn output(command: &mut Command) -> String {
     text(&out.stdout) + &text(&out.stderr)
 }
 
-/// The program that does nothing but carry ordinary packets, optimised as for production.
+/// A program that only forwards ordinary packets, optimised as for production.
 fn program() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
@@ -43,7 +43,7 @@ fn an_ordinary_packet_takes_few_instructions_and_none_is_locked() {
     for (family, most) in [("v4", IPV4_MOST), ("v6", IPV6_MOST)] {
         let [short, long] = BATCHES.map(|batches| instructions(&program, batches, family));
         let each = (long - short) / ((BATCHES[1] - BATCHES[0]) * BATCH);
-        println!("{family}: {each} instructions a packet, {most} at the most");
+        println!("{family}: {each} instructions a packet, at most {most}");
         assert!(each > 100, "{each} instructions cannot be the packet path");
         assert!(each <= most, "the packet path has grown: see the flame of `valgrind --tool=callgrind --dump-instr=yes`");
     }

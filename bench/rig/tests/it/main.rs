@@ -22,7 +22,7 @@ fn shared_cpus() -> RwLockReadGuard<'static, ()> {
     CPUS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The program `nomagic` of the same profile, and the API server for tests beside it; built when only this package was.
+/// The program `nomagic` of the same profile, with the API server for tests; built if missing.
 fn nomagic() -> PathBuf {
     let profile = Path::new(env!("CARGO_BIN_EXE_nomagic-bench")).parent().unwrap();
     let (nomagic, api) = (profile.join("nomagic"), profile.join("nomagic-fake-apiserver"));

@@ -95,7 +95,7 @@ fn families_protocols_sizes_and_choices() {
                 o.count = Some(6_000);
                 (o.profile.protocol, o.profile.size, o.profile.choice, o.profile.flows) = (protocol, Size::Imix, Choice::Zipf(0.5), 50);
                 if protocol == Protocol::SynFlood {
-                    // All of a small range: each frame from a source of its own.
+                    // All of a small range: each frame has another source.
                     (o.profile.choice, o.profile.sources) = (Choice::RoundRobin, "198.18.0.1".parse().unwrap());
                 }
                 if !v4 {

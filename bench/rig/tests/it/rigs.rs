@@ -1,4 +1,4 @@
-//! What is in `bench/rigs/`: nothing here has a NIC, so what can be checked without one is.
+//! The content of `bench/rigs/`, as far as it can be checked without a NIC.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -92,11 +92,11 @@ fn passes(program: &str, args: &[&str], file: &Path) {
 
 #[test]
 fn scripts_can_be_read() {
-    // Without a compiled file beside the source.
+    // Without leaving a compiled file next to the source.
     passes("python3", &["-c", "import sys; compile(open(sys.argv[1]).read(), sys.argv[1], 'exec')"], &rigs("trex/nomagic_udp.py"));
     for script in ["tune-gateway.sh", "pktgen-kernel.sh"] {
         passes("bash", &["-n"], &rigs(script));
-        // Without arguments it does nothing but say how it is used.
+        // Without arguments it only prints its usage.
         let out = Command::new(rigs(script)).output().unwrap();
         let said = String::from_utf8(out.stderr).unwrap();
         assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(2), &b""[..]), "{said}");

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::blob::{blob, fnv1a};
 use crate::rig::Netns;
 
-/// Bytes of a body at the most, in either direction.
+/// The largest body in either direction, in bytes.
 const BODY_MAX: usize = 64 << 20;
 
 /// How a pod listens. Both sockets take IPv4 and IPv6.

@@ -151,21 +151,21 @@ pub const TABLES: &str = "/dev/shm";
 /// Suffix of their names, behind the name of the gateway's namespace.
 pub const TABLE_SUFFIX: &str = ".conntrack";
 
-/// Removes leftovers of dead processes, named `nm-<tag>-<pid>-<n>` with the pid of no process: namespaces, connection tables, and temporary directories with
-/// their mounts. Returns the number of namespaces.
+/// Removes leftovers of dead processes, named `nm-<tag>-<pid>-<n>` with the pid of no process: namespaces, connection
+/// tables, and temporary directories with their mounts. Returns the number of namespaces.
 pub fn remove_leftovers() -> usize {
-    let removed = left_behind(Path::new("/run/netns"), "").filter(|name| said(remove_namespace(name))).count();
+    let removed = left_behind(Path::new("/run/netns"), "").filter(|name| warned(remove_namespace(name))).count();
     for name in left_behind(Path::new(TABLES), TABLE_SUFFIX) {
         let path = Path::new(TABLES).join(name + TABLE_SUFFIX);
-        said(std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())));
+        warned(std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())));
     }
     for name in left_behind(&std::env::temp_dir(), "") {
-        said(remove_directory(&std::env::temp_dir().join(name)));
+        warned(remove_directory(&std::env::temp_dir().join(name)));
     }
     removed
 }
 
-fn said(result: Result<()>) -> bool {
+fn warned(result: Result<()>) -> bool {
     result.inspect_err(|e| eprintln!("clean-up: {e:#}")).is_ok()
 }
 

@@ -7,8 +7,8 @@
 //!  fd00:a::2/64      fd00:a::1 fd00:192::1/64                             fd00:192::1:1/64 ...
 //! ```
 //!
-//! Clients and pods have their default routes through the gateway. All ends keep their default offloads (partial checksums, TSO), like real pods. IPv6 runs
-//! without duplicate address detection, so addresses work at once.
+//! Clients and pods have their default routes through the gateway. All ends keep their default offloads (partial
+//! checksums, TSO), like real pods. IPv6 runs without duplicate address detection, so addresses work at once.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

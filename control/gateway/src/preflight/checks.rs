@@ -275,7 +275,7 @@ fn governors(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
     if all.is_empty() { Err("no cpufreq: firmware or hypervisor decide".into()) } else { Ok(all.join(", ")) }
 }
 
-/// Ports for SNAT that the kernel may give to sockets of its own.
+/// SNAT ports that the kernel may also give to its own sockets.
 fn shared_ports(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
     let line = host.line("proc/sys/net/ipv4/ip_local_port_range").ok_or("cannot read ip_local_port_range")?;
     let mut ends = line.split_whitespace().map_while(|w| w.parse::<u16>().ok());
