@@ -1,14 +1,14 @@
-//! Watching a Kubernetes API server: from lists and events to objects in the index.
+//! Watches a Kubernetes API server: from lists and events to objects in the index.
 //!
-//! A thread of its own follows each kind ([`follow`]): list once, then watch from there on, for ever, through every fault. What it hears
-//! goes over a bounded queue to the control loop, where a [`Feed`] applies it. While the server is away the objects stay.
+//! A thread lists and watches each kind ([`follow`]) and recovers from every fault. Its messages go through a bounded queue to the control
+//! loop, where a [`Feed`] applies them to the index. While the server is unreachable the objects stay.
 //!
-//! kube supplies what is Kubernetes' own: kubeconfig, service accounts, token and CA files that change, TLS, HTTP, the forms of requests.
-//! The loop is ours, since `kube::runtime::watcher` (5.0) does not do what a gateway needs: an HTTP 410 at the start of a watch is asked
-//! for again with the same version for ever; an event that cannot be read is passed over, so the change in it is lost until the next relist; one
-//! item that does not deserialise fails its whole list; an error in the stream that answers `sendInitialEvents` leads to the same request
-//! again; a server that ends each watch at once is asked again at once; lines and lists may be of any length; and nobody learns that a
-//! watch is up again, or that bookmarks still come.
+//! kube provides kubeconfig, service accounts, reloading of token and CA files, TLS, HTTP and the forms of requests. The watch loop is
+//! nomagic's own because of defects of `kube::runtime::watcher` (5.0): after an HTTP 410 at the start of a watch it repeats the request with
+//! the same version for ever; it skips an event that cannot be read, so that change is lost until the next relist; one item that does not
+//! deserialise fails the whole list; after an error in a stream with `sendInitialEvents` it repeats the same request; it reconnects without
+//! delay to a server that ends each watch at once; it does not limit the length of lines and lists; and it does not report that a watch is
+//! connected again, or that bookmarks arrive.
 
 pub(crate) mod backoff;
 pub(crate) mod client;
@@ -27,24 +27,24 @@ use tokio::sync::mpsc;
 use crate::config::Kubernetes;
 pub use feed::Feed;
 
-/// Messages on their way to the control loop at the most. When it does not keep up, the watches wait.
+/// Capacity of the queue to the control loop. When it is full, the watches wait.
 const MESSAGES_MAX: usize = 1_024;
 
-/// Objects of a kind at the most: ten times what Kubernetes is tested with.
+/// Maximum number of objects of a kind: ten times the size that Kubernetes is tested with.
 const OBJECTS_MAX: usize = 200_000;
 
-/// How long things may take. The defaults suit real servers.
+/// Timeouts and retry intervals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Patience {
-    /// Until a request is answered at all.
+    /// Until the head of a response.
     pub answer: Duration,
-    /// Between two pieces of a list or a watch. A server sends a bookmark about once a minute.
+    /// Between two chunks of a list or a watch. A server sends a bookmark about once a minute.
     pub silence: Duration,
-    /// For a list as a whole.
+    /// For a complete list.
     pub list: Duration,
-    /// Before the first new attempt after a fault; doubled each time.
+    /// Before the first retry after a fault; doubled for each further one.
     pub pause_min: Duration,
-    /// Before any new attempt.
+    /// Before any retry.
     pub pause_max: Duration,
 }
 
@@ -60,57 +60,55 @@ impl Default for Patience {
     }
 }
 
-/// What to watch.
+/// The server to watch, and how.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The API server.
     pub server: Kubernetes,
-    /// This node's name: of all Nodes only this one is watched.
+    /// This node's name; only its Node object is watched.
     pub node: String,
-    /// How long things may take.
     pub patience: Patience,
-    /// Objects in a page of a list.
+    /// Page size of lists, objects.
     pub page: u32,
-    /// Objects of a kind at the most.
+    /// Maximum number of objects of a kind.
     pub objects_max: usize,
 }
 
 impl Target {
-    /// With the defaults.
+    /// A target with default limits.
     pub fn new(server: Kubernetes, node: String) -> Target {
         Target { server, node, patience: Patience::default(), page: 500, objects_max: OBJECTS_MAX }
     }
 }
 
-/// What the watching thread tells.
+/// Messages of the watch thread.
 #[derive(Debug)]
 enum Message {
-    /// The server answers, and what it says is followed.
+    /// The watch of this kind is open.
     Connected(Kind),
-    /// A list is complete: these are all objects of the kind.
+    /// A complete list of the kind.
     Listed(Kind, Vec<Object>, Vec<Unread>),
-    /// An object is new or has changed.
+    /// An object was created or changed.
     Applied(Object),
-    /// An object is new or has changed, and cannot be read.
+    /// An object was created or changed, and cannot be read.
     Unreadable(Unread),
-    /// An object is gone.
+    /// An object was deleted.
     Deleted(Kind, Key),
-    /// Nothing has changed, says the server.
-    Quiet(Kind),
-    /// The server is away, or refuses; why.
-    Away(Kind, String),
+    /// A bookmark: no changes.
+    Bookmark(Kind),
+    /// The watch was interrupted, with the reason.
+    Disconnected(Kind, String),
 }
 
-/// Starts the thread. It ends soon after the feed is dropped.
+/// Starts the watch thread. It ends after the feed is dropped.
 pub fn start(target: Target) -> Result<Feed> {
-    // Errs when there is one already, which then is used.
+    // Fails if a provider is installed already, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for the watch")?;
     let feed = Feed::new(receiver, target.server.to_string(), target.objects_max);
     let work = move || {
         if let Err(e) = nomagic_sys::capabilities::keep_what_is_needed() {
-            tracing::warn!("capabilities that the watch does not need could not be given up: {e}");
+            tracing::warn!("the watch thread could not drop capabilities: {e}");
         }
         runtime.block_on(async {
             let all = Kind::ALL.map(|kind| follow::Follower::new(kind, target.clone(), sender.clone()).run());

@@ -1,5 +1,4 @@
-//! What differs between the objects that were compiled last and those that are compiled next: kube-proxy counts changes, and how long they
-//! take from their cause to the dataplane.
+//! Counts changed objects between two tables, for kube-proxy's metrics of changes and of programming latency.
 
 use std::sync::Arc;
 
@@ -8,20 +7,20 @@ use k8s_openapi::jiff::Timestamp;
 use crate::index::{Index, Touched};
 use crate::objects::{Service, Slice};
 
-/// Differences that a Service proxy has to do something about.
+/// Changes that affect a Service proxy.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Changes {
-    /// Services that are new, different or gone.
+    /// Services added, changed or removed.
     pub services: u64,
-    /// EndpointSlices that are new, different or gone.
+    /// EndpointSlices added, changed or removed.
     pub slices: u64,
-    /// When the causes of new and different slices happened, as far as the slices say: `(family, moment)`. What is gone has no cause of
-    /// its own: its annotation is about the time before.
+    /// Trigger times of added and changed slices that have one: `(family, time)`. Removed slices have none: their annotation is about an
+    /// earlier change.
     pub triggers: Vec<(usize, Timestamp)>,
 }
 
 impl Changes {
-    /// What was touched, compared with what it is now.
+    /// Compares touched objects with their current state.
     pub fn of(touched: &Touched, after: &Index) -> Changes {
         let mut changes = Changes::default();
         for (key, before) in &touched.services {
@@ -46,12 +45,12 @@ impl Changes {
     }
 }
 
-/// Equal but for the place in a file, which moves with every line above.
+/// Equality without the position in a file, which changes with every line above.
 fn same_service(a: &Service, b: &Service) -> bool {
     std::ptr::eq(a, b) || *a == Service { origin: a.origin.clone(), problems: a.problems.clone(), ..b.clone() }
 }
 
-/// Equal in what kube-proxy looks at: a new annotation alone is no change.
+/// Equality of the fields that kube-proxy compares: a new annotation alone is no change.
 fn same_slice(a: &Slice, b: &Slice) -> bool {
     std::ptr::eq(a, b) || (a.service == b.service && a.v6 == b.v6 && a.ports == b.ports && a.endpoints == b.endpoints)
 }

@@ -1,7 +1,7 @@
-//! From objects to the table that the packet path asks. Pure: index and settings in, [`Services`] and names out.
+//! Compiles objects into the service table of the packet path. Pure: index and settings in, [`Services`] out.
 //!
-//! All of kube-proxy's rules about readiness, traffic policies, topology and masquerading are decided here, once, for each class of
-//! client; the packet path only looks up. Where kube-proxy's modes differ, nomagic does as the nftables mode does.
+//! All of kube-proxy's rules about readiness, traffic policies, topology and masquerading are applied here, once for each class of client;
+//! the packet path only looks up the result. Where kube-proxy's modes differ, nomagic follows the nftables mode.
 
 mod claims;
 pub mod endpoints;
@@ -28,51 +28,48 @@ use memory::Memory;
 pub use memory::{PortKey, TARGETS_MAX};
 use plan::{Address, Ground, Plan};
 
-/// Addresses with ports in a table at the most.
+/// Maximum number of frontends (address, port and protocol) in a table.
 const FRONTENDS_MAX: usize = 4_000_000;
 
-/// What a load balancer asks a node: has it endpoints of this Service?
+/// The state behind a `healthCheckNodePort`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthCheck {
-    /// The Service.
     pub service: Key,
-    /// Its distinct local ready addresses.
+    /// Number of distinct addresses of local ready endpoints.
     pub local_endpoints: usize,
 }
 
-/// A finished table.
+/// The result of a compilation.
 #[derive(Debug)]
 pub struct Compiled {
-    /// For the packet path.
     pub services: Services,
     /// `healthCheckNodePort`s.
     pub health_checks: Arc<BTreeMap<u16, HealthCheck>>,
-    /// Service ports whose policy asks for endpoints of this node and finds them elsewhere only, by family: `(internal, external)`.
+    /// Service ports with traffic policy Local and endpoints on other nodes only, by family: `(internal, external)`.
     pub no_local_endpoints: [(u64, u64); 2],
-    /// What the XDP program must take that the table before did not ask for; after a change of settings everything.
+    /// Filter rules that the previous table did not need; all rules after a change of settings.
     pub opened: FilterRules,
-    /// Whether it may take less than for the table before.
+    /// Whether some of the previous table's filter rules are no longer needed.
     pub closed: bool,
-    /// Everything that is wrong with the objects at this moment.
+    /// All current problems of the objects.
     pub problems: Vec<Problem>,
 }
 
-/// Compiles, and remembers what lasts from one table to the next. What did not change is shared with the table before, so that a change costs as
-/// much as what it touches.
+/// Compiles tables incrementally. A table shares its unchanged parts with the previous one, so the cost of a change depends on its size only.
 #[derive(Debug)]
 pub struct Compiler {
     memory: Memory,
-    /// What the last table followed from, besides objects.
+    /// The settings of the last table.
     settings: Option<Settings>,
     plans: HashMap<Key, Plan>,
     addresses: Claims<Address, Frontend, BuildHasherDefault<WordHasher>>,
     frontends_max: usize,
-    /// Addresses that had no room: while there are any, everything is compiled anew each time.
+    /// Frontends beyond the limit. While there are any, each table is compiled from scratch.
     left_out: usize,
     health: Claims<u16, usize, RandomState>,
     health_checks: Arc<BTreeMap<u16, HealthCheck>>,
     no_local_endpoints: [(u64, u64); 2],
-    /// Services whose plans have problems.
+    /// Services with problems in their plans.
     troubled: BTreeSet<Key>,
     services: Services,
     opened: FilterRules,
@@ -80,7 +77,7 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// `targets_max`: how many (Service port, backend) pairs have counters of their own; the others share place 0. See [`TARGETS_MAX`].
+    /// `targets_max`: the number of (Service port, backend) pairs with their own counters; the others share index 0. See [`TARGETS_MAX`].
     pub fn new(targets_max: u32) -> Compiler {
         Compiler {
             memory: Memory::new(targets_max),
@@ -99,7 +96,7 @@ impl Compiler {
         }
     }
 
-    /// The table for these objects, from nothing.
+    /// Compiles a table from scratch.
     pub fn compile(&mut self, index: &Index, settings: &Settings) -> Compiled {
         self.start_anew(settings);
         let ground = ground(index, settings);
@@ -110,7 +107,7 @@ impl Compiler {
         self.finish(index)
     }
 
-    /// The table for these objects, of which only `touched` are others than for the last table. The same as [`Compiler::compile`] gives.
+    /// Compiles a table from the last one; only `touched` objects have changed. The result equals that of [`Compiler::compile`].
     pub fn recompile(&mut self, index: &Index, settings: &Settings, touched: &Touched) -> Compiled {
         if self.left_out > 0 || !self.follow_settings(settings) {
             return self.compile(index, settings);
@@ -120,12 +117,12 @@ impl Compiler {
         self.finish(index)
     }
 
-    /// The pairs that have counters now: `(place, Service port, backend's address, its port)`.
+    /// The pairs that have counters: `(index, Service port, backend address, backend port)`.
     pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
         self.memory.targets()
     }
 
-    /// Takes over settings that change no Service's plan: the same ones, or other pod ranges. False: all has to be planned anew.
+    /// Applies settings that change no plan: equal ones, or ones with other pod ranges. False: a compilation from scratch is needed.
     fn follow_settings(&mut self, new: &Settings) -> bool {
         let Some(old) = &self.settings else { return false };
         let same_pods = [false, true].iter().all(|v6| old.knows_pods(*v6) == new.knows_pods(*v6));
@@ -142,7 +139,7 @@ impl Compiler {
         true
     }
 
-    /// Everything but counters' places and pools is forgotten.
+    /// Resets everything but counter indices and pools.
     fn start_anew(&mut self, settings: &Settings) {
         self.memory.set_seed(&settings.seed);
         self.settings = Some(settings.clone());
@@ -160,13 +157,13 @@ impl Compiler {
         self.troubled.clear();
     }
 
-    /// Plans a Service again, and changes the table where the plan differs from the one before.
+    /// Plans a Service again and applies the differences to the table.
     fn update(&mut self, ground: &Ground<'_>, key: &Key) {
         let old = self.plans.remove(key);
         let ports = old.as_ref().map_or(&[][..], |p| &p.ports);
         let service = ground.index.service(key).filter(|s| s.ignored.is_none());
         let mut new = self.memory.update(key, |memory| service.map(|s| plan::plan(ground, s, ports, memory)));
-        // The new one first: what both have stays.
+        // The new plan first, so that counts of what both plans have never drop to zero.
         for (plan, sign) in new.iter().map(|p| (p, 1)).chain(old.iter().map(|p| (p, -1))) {
             self.count(plan, sign);
         }
@@ -184,7 +181,7 @@ impl Compiler {
         self.plans.extend(new.map(|p| (key.clone(), p)));
     }
 
-    /// Adds or takes away what only adds up.
+    /// Adds a plan's counts (sign 1) or subtracts them (sign -1).
     fn count(&mut self, plan: &Plan, sign: i64) {
         self.services.ports = self.services.ports.wrapping_add_signed(sign as isize * plan.ports.len() as isize);
         for (all, of_plan) in self.no_local_endpoints.iter_mut().zip(&plan.no_local_endpoints) {
@@ -224,7 +221,7 @@ impl Compiler {
         moved.iter().for_each(|address| self.settle(address));
     }
 
-    /// Brings what the table has at an address in line with who holds it.
+    /// Sets the frontend of an address to that of its holder.
     fn settle(&mut self, address: &Address) {
         let (ip, port, proto) = *address;
         let before = self.services.frontend(ip, port, proto);
@@ -281,7 +278,7 @@ impl Compiler {
             problems.extend(index.service(key).map(|service| plan::problem(service, field, message)));
         };
         for ((ip, port, proto), (holder, held), (rank, waits)) in self.addresses.waiting() {
-            // An address that a Service names twice, say as external and as load balancer IP.
+            // A Service may name an address twice, for example as external IP and as load balancer IP.
             if Arc::ptr_eq(&held.port, &waits.port) {
                 continue;
             }
@@ -316,8 +313,8 @@ fn ground<'g>(index: &'g Index, settings: &'g Settings) -> Ground<'g> {
     Ground { index, settings, node_port_ips: [settings.node_port_ips(false), settings.node_port_ips(true)] }
 }
 
-/// The addresses that make a client "the node itself". kube-proxy asks first whether a client is in the pod ranges: the
-/// node's own address there (its bridge to the pods) counts as a pod.
+/// The client addresses that count as the node itself. As in kube-proxy, an address of the node in the pod ranges (of its bridge to the pods)
+/// counts as a pod.
 fn node_clients(settings: &Settings) -> WordSet<IpAddr> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let pod = |ip: &IpAddr| settings.cluster_cidrs.iter().any(|c| c.contains(*ip));

@@ -1,4 +1,4 @@
-//! The desired state: every object known, by name, whether it came from files or from an API server. Pure: apply, delete, replace.
+//! The desired state: all known objects by name, from files or an API server. Pure: apply, delete, replace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,17 +6,15 @@ use std::sync::Arc;
 use crate::objects::{Key, Kind, Node, Object, Service, ServiceCidr, Slice};
 use crate::problem::Problem;
 
-/// What was there before it changed: objects as they were when changes were last asked for, `None` for those that did not exist.
+/// Changed objects, in their state before the change; `None` for those that did not exist.
 #[derive(Clone, Default, Debug)]
 pub struct Touched {
-    /// Services.
     pub services: BTreeMap<Key, Option<Arc<Service>>>,
-    /// EndpointSlices.
     pub slices: BTreeMap<Key, Option<Arc<Slice>>>,
 }
 
 impl Touched {
-    /// The Services that something was touched of: themselves or their slices, before or now.
+    /// The Services that changed themselves, or whose slices changed, before or now.
     pub fn services_concerned(&self, index: &Index) -> BTreeSet<Key> {
         let mut concerned: BTreeSet<Key> = self.services.keys().cloned().collect();
         for (key, before) in &self.slices {
@@ -32,17 +30,17 @@ impl Touched {
 pub struct Index {
     services: BTreeMap<Key, Arc<Service>>,
     slices: BTreeMap<Key, Arc<Slice>>,
-    /// Names of the slices of a Service, for slices that count.
+    /// Names of the slices of a Service that are not ignored.
     members: BTreeMap<Key, BTreeSet<String>>,
     nodes: BTreeMap<Key, Arc<Node>>,
     service_cidrs: BTreeMap<Key, Arc<ServiceCidr>>,
     /// Objects with problems.
     troubled: BTreeSet<(Kind, Key)>,
-    /// What has changed since it was last asked for.
+    /// Changes since the last [`Index::take_touched`].
     touched: Touched,
 }
 
-/// The same objects, however they came in.
+/// Compares objects; ignores how they were applied.
 impl PartialEq for Index {
     fn eq(&self, other: &Index) -> bool {
         let Index { services, slices, members, nodes, service_cidrs, troubled, touched: _ } = self;
@@ -52,7 +50,7 @@ impl PartialEq for Index {
 }
 
 impl Index {
-    /// An index of these objects; of two with one name the last stays.
+    /// An index of these objects; of two with the same name the last one stays.
     pub fn of(objects: impl IntoIterator<Item = Object>) -> Index {
         let mut index = Index::default();
         for object in objects {
@@ -61,7 +59,7 @@ impl Index {
         index
     }
 
-    /// Adds an object, or replaces the one of its name. False when that changes nothing.
+    /// Adds or replaces an object. False when nothing changed.
     pub fn apply(&mut self, object: Object) -> bool {
         if self.has(&object) {
             return false;
@@ -82,7 +80,7 @@ impl Index {
         true
     }
 
-    /// Whether exactly this is known.
+    /// Whether an equal object is known.
     fn has(&self, object: &Object) -> bool {
         match object {
             Object::Service(service) => self.services.get(&service.key) == Some(service),
@@ -100,12 +98,12 @@ impl Index {
         self.slices.insert(slice.key.clone(), slice);
     }
 
-    /// What has changed since this was last asked, or since the beginning.
+    /// Takes the changes since the last call.
     pub fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
     }
 
-    /// Forgets an object. False when it was not known.
+    /// Deletes an object. False when it was not known.
     pub fn delete(&mut self, kind: Kind, key: &Key) -> bool {
         if !self.troubled.is_empty() {
             self.troubled.remove(&(kind, key.clone()));
@@ -134,8 +132,8 @@ impl Index {
         }
     }
 
-    /// All objects of one kind are these from now on (a relist), and those of `kept` that are known stay as they are. Objects of other
-    /// kinds in the list are left out. False when that changes nothing.
+    /// Replaces all objects of a kind (a relist), except for known ones in `kept`. Ignores objects of other kinds. False when nothing
+    /// changed.
     pub fn replace(&mut self, kind: Kind, objects: impl IntoIterator<Item = Object>, kept: &BTreeSet<Key>) -> bool {
         let mut gone: BTreeSet<Key> = self.keys(kind).into_iter().filter(|key| !kept.contains(key)).collect();
         let mut changed = false;
@@ -168,7 +166,7 @@ impl Index {
         }
     }
 
-    /// How many objects of a kind are known.
+    /// Number of known objects of a kind.
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
             Kind::Service => self.services.len(),
@@ -178,7 +176,6 @@ impl Index {
         }
     }
 
-    /// A Service.
     pub fn service(&self, key: &Key) -> Option<&Arc<Service>> {
         self.services.get(key)
     }
@@ -188,7 +185,6 @@ impl Index {
         self.services.values()
     }
 
-    /// An EndpointSlice.
     pub fn slice(&self, key: &Key) -> Option<&Arc<Slice>> {
         self.slices.get(key)
     }
@@ -198,14 +194,13 @@ impl Index {
         self.slices.values()
     }
 
-    /// The slices of a Service that count, by name.
+    /// The slices of a Service that are not ignored, by name.
     pub fn slices_of(&self, service: &Key) -> impl Iterator<Item = &Arc<Slice>> {
         let names = self.members.get(service).into_iter().flatten();
         let namespace = &service.namespace;
         names.filter_map(move |name| self.slices.get(&Key { namespace: namespace.clone(), name: name.clone() }))
     }
 
-    /// The Node of this name.
     pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
         self.nodes.get(&Key { namespace: String::new(), name: name.into() })
     }
@@ -215,7 +210,7 @@ impl Index {
         self.service_cidrs.values()
     }
 
-    /// What was wrong with the objects themselves.
+    /// Problems found while reading the objects.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.troubled.iter().flat_map(|(kind, key)| self.problems_of(*kind, key))
     }

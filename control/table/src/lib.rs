@@ -1,4 +1,4 @@
-//! The pure control plane of nomagic: from Kubernetes objects to the service table that the packet path reads, and the words for it.
+//! The pure part of the control plane: from Kubernetes objects to the service table of the packet path, and explanations of it.
 //!
 //! ```text
 //! objects  -> index   -> compile -> nomagic_core::services::Services

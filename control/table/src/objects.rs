@@ -1,7 +1,7 @@
-//! Services, EndpointSlices, Nodes and ServiceCIDRs as nomagic keeps them: read once, checked once, trusted after.
+//! Services, EndpointSlices, Nodes and ServiceCIDRs: parsed and validated once, trusted afterwards.
 //!
-//! Kubernetes' own types are full of optional strings. Here addresses are addresses, ports are ports, policies are enums, and
-//! what could not be understood has become a [`Problem`] that travels with the object.
+//! Kubernetes' types have many optional strings. Here addresses, ports and policies have types of their own, and each invalid field is a
+//! [`Problem`] stored with the object.
 
 pub mod addr;
 mod node;
@@ -25,9 +25,8 @@ pub use service_cidr::ServiceCidr;
 /// Namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Key {
-    /// Namespace; empty for kinds that live in none.
+    /// Empty for cluster-scoped kinds.
     pub namespace: String,
-    /// Name.
     pub name: String,
 }
 
@@ -45,7 +44,7 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
-    /// `v1` Node; only the one that nomagic runs on matters.
+    /// `v1` Node; only the node that nomagic runs on is used.
     Node,
     /// `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidr,
@@ -55,7 +54,7 @@ impl Kind {
     /// All kinds.
     pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
 
-    /// The `apiVersion` that is read.
+    /// The supported `apiVersion`.
     pub fn version(self) -> &'static str {
         match self {
             Kind::Service | Kind::Node => "v1",
@@ -64,7 +63,7 @@ impl Kind {
         }
     }
 
-    /// Whether its objects live in namespaces.
+    /// Whether the kind is namespaced.
     pub fn namespaced(self) -> bool {
         matches!(self, Kind::Service | Kind::EndpointSlice)
     }
@@ -106,97 +105,88 @@ pub enum Policy {
 /// A Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
-    /// Namespace and name.
     pub key: Key,
-    /// Where it was read.
     pub origin: Origin,
-    /// `metadata.creationTimestamp`, seconds since 1970. Without one it counts as the youngest.
+    /// `metadata.creationTimestamp`, seconds since 1970; the maximum if absent.
     pub created_s: i64,
-    /// Why a Service proxy has nothing to do with it; `None`: it is served.
+    /// Why a Service proxy ignores the Service; `None`: it is served.
     pub ignored: Option<&'static str>,
     /// `spec.type`
     pub kind: ServiceType,
-    /// `spec.clusterIPs`, at most one a family; they decide which families are served at all.
+    /// `spec.clusterIPs`, at most one per family; they determine the served families.
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with `ipMode: VIP` (the default).
     pub load_balancer_ips: Vec<IpAddr>,
-    /// The same with `ipMode: Proxy`: the load balancer answers for them itself.
+    /// The same with `ipMode: Proxy`: the load balancer terminates connections to them itself.
     pub proxied_ips: Vec<IpAddr>,
     /// `spec.loadBalancerSourceRanges`
     pub source_ranges: Vec<Prefix>,
-    /// There were source ranges, but none that can be read: nobody may enter by the load balancer's addresses.
+    /// All source ranges are invalid: no client may connect to the load balancer addresses.
     pub source_ranges_unreadable: bool,
     /// `spec.ports`
     pub ports: Vec<Port>,
     /// `spec.internalTrafficPolicy`
     pub internal_policy: Policy,
-    /// `spec.externalTrafficPolicy`, where the Service can be reached from outside at all.
+    /// `spec.externalTrafficPolicy`, if the Service is reachable from outside the cluster.
     pub external_policy: Policy,
-    /// `sessionAffinity: ClientIP`: how long a client stays with its backend, seconds.
+    /// Timeout of `sessionAffinity: ClientIP`, seconds.
     pub affinity_timeout_s: Option<u32>,
-    /// `spec.healthCheckNodePort`, where it means something (type LoadBalancer, external policy Local).
+    /// `spec.healthCheckNodePort`, for type LoadBalancer with external policy Local.
     pub health_check_port: Option<u16>,
-    /// What was wrong with it.
     pub problems: Vec<Problem>,
 }
 
 /// One of `spec.ports`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Port {
-    /// Its name, "" when it has none.
+    /// "" for an unnamed port.
     pub name: String,
-    /// Protocol.
     pub proto: Proto,
     /// `port`
     pub port: u16,
     /// `nodePort`
     pub node_port: Option<u16>,
-    /// Its place in `spec.ports`.
+    /// Index in `spec.ports`.
     pub index: usize,
 }
 
 /// An EndpointSlice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Slice {
-    /// Namespace and name.
     pub key: Key,
-    /// Where it was read.
     pub origin: Origin,
-    /// The Service that it belongs to.
+    /// The Service of the slice.
     pub service: Option<Key>,
-    /// Why it is left out; `None`: it counts.
+    /// Why the slice is ignored; `None`: it is used.
     pub ignored: Option<&'static str>,
     /// `addressType: IPv6`
     pub v6: bool,
     /// `ports` with name and number.
     pub ports: Vec<SlicePort>,
-    /// Endpoints with an address that a packet can be sent to.
+    /// Endpoints with a usable address.
     pub endpoints: Vec<Endpoint>,
-    /// When the cause of its last change happened (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    /// Time of the cause of the last change (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
     pub triggered: Option<Timestamp>,
-    /// Addresses that no packet can be sent to, and why.
+    /// Unusable addresses, with the reason.
     pub unusable: Vec<(String, &'static str)>,
-    /// What was wrong with it.
     pub problems: Vec<Problem>,
 }
 
 /// One of a slice's ports.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SlicePort {
-    /// Its name, "" when that is its name.
     pub name: String,
-    /// Protocol.
     pub proto: Proto,
-    /// The number on the endpoint.
+    /// The port number on the endpoint.
     pub port: u16,
 }
 
 /// One endpoint of a slice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
-    /// Its address (the first one: the others are never used).
+    /// The first address; others are never used.
     pub addr: IpAddr,
     /// `conditions.ready`, true when absent.
     pub ready: bool,
@@ -226,7 +216,6 @@ pub enum Object {
 }
 
 impl Object {
-    /// Its kind.
     pub fn kind(&self) -> Kind {
         match self {
             Object::Service(_) => Kind::Service,
@@ -236,7 +225,6 @@ impl Object {
         }
     }
 
-    /// Namespace and name.
     pub fn key(&self) -> &Key {
         match self {
             Object::Service(s) => &s.key,
@@ -246,7 +234,6 @@ impl Object {
         }
     }
 
-    /// What was wrong with it.
     pub fn problems(&self) -> &[Problem] {
         match self {
             Object::Service(s) => &s.problems,
@@ -256,7 +243,6 @@ impl Object {
         }
     }
 
-    /// Where it was read.
     pub fn origin(&self) -> &Origin {
         match self {
             Object::Service(s) => &s.origin,
@@ -267,10 +253,10 @@ impl Object {
     }
 }
 
-/// Longest name or namespace, bytes (the API server's own limit).
+/// Maximum length of a name or namespace, bytes (the API server's limit).
 const NAME_MAX: usize = 253;
 
-/// Reads an object's name. `Err((field, message))` for names that would make labels, log lines or `ns/name` ambiguous.
+/// Reads an object's name. `Err((field, message))` for names that would make log lines, metric labels or `ns/name` ambiguous.
 pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Result<Key, (&'static str, String)> {
     let namespace = meta.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
     let name = meta.name.as_deref().unwrap_or("");
@@ -288,12 +274,12 @@ pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Ob
     Ok(Key { namespace: namespace.into(), name: name.into() })
 }
 
-/// Says so if a name of an object or a port is longer than any may be.
+/// A message if the name of an object or a port is too long.
 pub(crate) fn too_long(name: &str) -> Option<String> {
     (name.len() > NAME_MAX).then(|| format!("{} bytes long, {NAME_MAX} are allowed", name.len()))
 }
 
-/// Reads the name of an object of a kind that lives in no namespace.
+/// Reads the name of an object of a cluster-scoped kind.
 fn read_cluster_key(
     kind: Kind,
     meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,

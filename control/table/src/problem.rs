@@ -1,4 +1,4 @@
-//! What was wrong with an object, said so that its author can find and mend it.
+//! Problems of objects: where the fault is, what is allowed, and how it was handled.
 
 use std::fmt;
 use std::path::Path;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 /// Where an object was read.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Origin {
-    /// The file; `None` for objects that came from elsewhere.
+    /// `None` for objects from an API server.
     pub file: Option<Arc<Path>>,
-    /// The line on which the object starts, from 1; 0 when unknown.
+    /// First line of the object, from 1; 0 if unknown.
     pub line: u32,
 }
 
 impl fmt::Display for Origin {
-    /// `dir/nginx.yaml:12`, or nothing when the object came from no file.
+    /// `dir/nginx.yaml:12`; empty without a file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.file, self.line) {
             (None, _) => Ok(()),
@@ -24,16 +24,15 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One thing that was wrong and what was done about it. Everything else went on.
+/// A fault of an object, with its handling. The rest of the object and other objects are not affected.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Problem {
-    /// Where the object was read.
     pub origin: Origin,
-    /// Its kind and name (`Service default/nginx`); empty when it could not be read.
+    /// Kind and name (`Service default/nginx`); empty if they could not be read.
     pub object: String,
-    /// The field (`spec.ports[0].port`); empty when it concerns the whole object.
+    /// The field (`spec.ports[0].port`); empty for the whole object.
     pub field: String,
-    /// What was wrong, what is allowed, what happens now.
+    /// The fault, what is allowed, and how it was handled.
     pub message: String,
 }
 
@@ -51,12 +50,11 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Characters of a text from outside that are shown at the most: so many from its beginning, and so many from its end, where a message
-/// says what happens now.
+/// Maximum number of characters shown of untrusted text: from its beginning, and from its end, where a message has the handling.
 const SHOWN_MAX: [usize; 2] = [400, 200];
 
-/// A text from outside as it may stand in a log or on a page: of limited length, and without characters that would act on a terminal or
-/// look like another line. Quotes and backslashes stay: much is quoted already.
+/// Makes untrusted text safe for logs and pages: limits its length and escapes control characters and line breaks. Quotes and backslashes
+/// stay, because much text is quoted already.
 pub fn shown(text: &str) -> String {
     let cut = text.chars().count().checked_sub(SHOWN_MAX.iter().sum()).filter(|&n| n > 0);
     let mut out = String::new();
@@ -71,15 +69,15 @@ pub fn shown(text: &str) -> String {
     out
 }
 
-/// Whether a character shows as itself, wherever it is printed.
+/// Whether a character can be printed unescaped.
 pub fn printable(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().eq(std::iter::once(c))
 }
 
-/// Problems of one object at the most; more are counted, not listed.
+/// Maximum number of problems listed for one object; further ones are counted.
 const NOTES_MAX: usize = 32;
 
-/// Gathers the problems of one object.
+/// Collects the problems of one object.
 #[derive(Debug)]
 pub struct Notes {
     origin: Origin,
@@ -89,12 +87,12 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// Nothing wrong with `object` yet.
+    /// No problems of `object` yet.
     pub fn new(origin: &Origin, object: String) -> Notes {
         Notes { origin: origin.clone(), object, problems: Vec::new(), more: 0 }
     }
 
-    /// One more problem.
+    /// Adds a problem.
     pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         if self.problems.len() == NOTES_MAX {
             self.more += 1;
@@ -104,7 +102,7 @@ impl Notes {
         self.problems.push(problem);
     }
 
-    /// All that was wrong.
+    /// All problems.
     pub fn finish(mut self) -> Vec<Problem> {
         if self.more > 0 {
             let message = format!("{} more problems of the same object are not listed", self.more);

@@ -1,4 +1,4 @@
-//! What the table depends on besides the objects.
+//! The inputs of a table besides the objects.
 
 use std::net::IpAddr;
 
@@ -7,46 +7,42 @@ use nomagic_core::tuple::{HashSeed, Prefix};
 
 use crate::objects::addr;
 
-/// Who this node is.
+/// This node.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Node {
     /// The Node object's name: endpoints with this `nodeName` are local.
     pub name: String,
-    /// All of its addresses.
     pub ips: Vec<IpAddr>,
-    /// Its InternalIPs, at most one a family.
+    /// InternalIPs, at most one per family.
     pub primary: Vec<IpAddr>,
-    /// Its zone, for topology hints.
+    /// For topology hints.
     pub zone: Option<String>,
 }
 
-/// What decisions depend on besides the objects.
+/// Settings of the compiler.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
-    /// Who this node is.
     pub node: Node,
     /// Pod ranges.
     pub cluster_cidrs: Vec<Prefix>,
-    /// Pods are told by the interfaces that their addresses are routed to: also where there is none at the moment.
+    /// Pods are detected by the interfaces of their routes; then pods are known even if no route exists yet.
     pub pods_by_interface: bool,
     /// Ranges of cluster IPs.
     pub service_cidrs: Vec<Prefix>,
-    /// Replace the client's address on every connection to a cluster IP.
+    /// Masquerade every connection to a cluster IP.
     pub masquerade_all: bool,
     /// kube-proxy's `localhostNodePorts`; only `explain` mentions it.
     pub localhost_node_ports: bool,
     /// On which of the node's addresses node ports answer.
     pub node_port_addresses: NodePortAddresses,
-    /// Source NAT.
     pub snat: SnatRange,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
-    /// Seed of the hash.
     pub seed: HashSeed,
 }
 
 impl Settings {
-    /// Whether pods of a family can be told from other clients: only then cluster IP traffic of others is masqueraded.
+    /// Whether pods of a family are distinguishable from other clients; only then is cluster IP traffic of others masqueraded.
     pub fn knows_pods(&self, v6: bool) -> bool {
         self.pods_by_interface || self.cluster_cidrs.iter().any(|c| c.addr().is_ipv6() == v6)
     }
@@ -69,6 +65,6 @@ pub enum NodePortAddresses {
     /// The node's primary address of each family.
     #[default]
     Primary,
-    /// Addresses of the node in these; a family without a CIDR here is not restricted.
+    /// The node's addresses in these CIDRs; a family without a CIDR is not restricted.
     Cidrs(Vec<Prefix>),
 }

@@ -1,9 +1,9 @@
-//! How long to wait before the next attempt: longer each time, and never in step with other gateways.
+//! Exponential backoff with jitter.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// Doubles from `min` to `max`.
+/// The delay doubles from `min` to `max`.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     min: Duration,
@@ -16,23 +16,23 @@ impl Backoff {
         Backoff { min, max, failures: 0 }
     }
 
-    /// The pause after one more failure: between half of it and all of it by chance, and not less than the server asks for.
-    pub(crate) fn pause(&mut self, asked: Option<Duration>) -> Duration {
+    /// The delay after one more failure: 50 to 100 % of the current one, and at least `retry_after`.
+    pub(crate) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         let full = self.min.saturating_mul(1 << self.failures.min(20)).min(self.max);
         self.failures = self.failures.saturating_add(1);
         let half = full / 2;
-        let jittered = half + half.mul_f64(chance());
-        jittered.max(asked.unwrap_or_default().min(self.max))
+        let jittered = half + half.mul_f64(random());
+        jittered.max(retry_after.unwrap_or_default().min(self.max))
     }
 
-    /// It works: the next failure is the first one again.
+    /// After a success: the next failure counts as the first one.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// A number from 0 to 1 that nobody guesses: the standard library seeds its hash tables at random.
-pub(super) fn chance() -> f64 {
+/// A random number from 0 to 1, from the random seeds of the standard library's hash tables.
+pub(super) fn random() -> f64 {
     (RandomState::new().hash_one(0) >> 11) as f64 / (1u64 << 53) as f64
 }
 

@@ -14,30 +14,30 @@ use super::fault::{self, Fault};
 use super::lines::Lines;
 use crate::config::Kubernetes;
 
-/// How long a connection may take to come about.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// Bytes of an error's body that are read.
+/// Timeout for connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum size of an error's body, bytes.
 const ERROR_BYTES_MAX: usize = 64 << 10;
-/// Characters of a server's message that are shown.
+/// Maximum number of characters of a server's message that are logged.
 const MESSAGE_MAX: usize = 500;
-/// The longest pause that a server's Retry-After is believed for.
+/// Upper limit for a server's Retry-After.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// Reads credentials and certificates; nothing is sent yet. Files that change later are read again by kube (tokens and CA files each
-/// minute); whatever else changed is seen when a client is made anew after a fault.
+/// Reads credentials and certificates and creates a client; sends nothing. kube re-reads token and CA files each minute; other changes take
+/// effect when a new client is created after a fault.
 pub(crate) async fn connect(server: &Kubernetes) -> Result<Client, Fault> {
     let mut config = config(server).await?;
-    config.connect_timeout = Some(CONNECT_MAX);
-    // Silence is measured here, piece by piece, and attempts are spaced here.
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // `Lines` has its own timeout for each chunk, and `Follower` its own backoff.
     config.read_timeout = None;
     config.default_retry = false;
-    Client::try_from(config).map_err(|e| Fault::Unusable(format!("the credentials for {server} cannot be used: {e}")))
+    Client::try_from(config).map_err(|e| Fault::Unusable(format!("the credentials for {server} are unusable: {e}")))
 }
 
 async fn config(server: &Kubernetes) -> Result<Config, Fault> {
     match server {
         Kubernetes::InCluster => {
-            Config::incluster().map_err(|e| Fault::Unusable(format!("kubernetes.inCluster: this is no pod with a service account: {e}")))
+            Config::incluster().map_err(|e| Fault::Unusable(format!("kubernetes.inCluster: not in a pod with a service account: {e}")))
         }
         Kubernetes::Kubeconfig { path, context } => {
             let unusable = |e| Fault::Unusable(format!("kubernetes.kubeconfig {}: {e}", path.display()));
@@ -52,7 +52,7 @@ async fn config(server: &Kubernetes) -> Result<Config, Fault> {
                 let list = CertificateDer::pem_file_iter(path).map_err(|e| bad(&e))?;
                 let list = list.map(|c| c.map(|c| c.to_vec())).collect::<Result<Vec<_>, _>>().map_err(|e| bad(&e))?;
                 if list.is_empty() {
-                    return Err(bad(&"no certificate (PEM) is in it"));
+                    return Err(bad(&"contains no PEM certificate"));
                 }
                 config.root_cert = Some(list);
                 config.root_cert_file = Some(path.clone());
@@ -66,17 +66,17 @@ async fn config(server: &Kubernetes) -> Result<Config, Fault> {
     }
 }
 
-/// Sends a request and waits for the head of a good answer.
-pub(crate) async fn open(client: &Client, mut request: Request<Vec<u8>>, answer: Duration, silence: Duration) -> Result<Lines, Fault> {
-    // Newer servers compress watches event by event, for which there is no reader here.
+/// Sends a request and waits for the head of a successful response. Timeouts: `head` for it, `chunk` for each chunk of the body.
+pub(crate) async fn open(client: &Client, mut request: Request<Vec<u8>>, head: Duration, chunk: Duration) -> Result<Lines, Fault> {
+    // Newer servers compress watch events one by one, which is not supported here.
     request.headers_mut().insert(header::ACCEPT_ENCODING, header::HeaderValue::from_static("identity"));
-    let sent = tokio::time::timeout(answer, client.send(request.map(Body::from))).await;
-    let response = sent.map_err(|_| Fault::Silent(answer))?.map_err(|e| fault::no_connection(&e))?;
+    let sent = tokio::time::timeout(head, client.send(request.map(Body::from))).await;
+    let response = sent.map_err(|_| Fault::Timeout(head))?.map_err(|e| fault::no_connection(&e))?;
     if response.status().is_success() {
-        return Ok(Lines::new(response.into_body(), silence));
+        return Ok(Lines::new(response.into_body(), chunk));
     }
     let (parts, body) = response.into_parts();
-    let body = tokio::time::timeout(answer, Limited::new(body, ERROR_BYTES_MAX).collect()).await;
+    let body = tokio::time::timeout(head, Limited::new(body, ERROR_BYTES_MAX).collect()).await;
     let body = body.ok().and_then(Result::ok).map(|b| b.to_bytes()).unwrap_or_default();
     let message = match serde_json::from_slice::<kube::core::Status>(&body) {
         Ok(status) => status.message,
@@ -85,7 +85,7 @@ pub(crate) async fn open(client: &Client, mut request: Request<Vec<u8>>, answer:
     Err(refused(parts.status.as_u16(), &message, retry_after(&parts.headers)))
 }
 
-/// A refusal, by HTTP or in a stream.
+/// The fault of an HTTP status, or of an ERROR event's code.
 pub(super) fn refused(code: u16, message: &str, retry_after: Option<Duration>) -> Fault {
     let message: String = message.chars().take(MESSAGE_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
     match code {

@@ -1,4 +1,4 @@
-//! What can go wrong between an API server and us, said so that whoever reads it knows what to do.
+//! Faults of connections to an API server, with advice for the operator.
 
 use std::fmt;
 use std::io;
@@ -6,40 +6,40 @@ use std::time::Duration;
 
 use rustls::{CertificateError, Error as TlsError};
 
-/// Causes of causes looked at, at the most.
+/// Maximum depth of a chain of causes.
 const DEPTH_MAX: usize = 16;
 
-/// Why following a kind was interrupted.
+/// Why a list or watch was interrupted.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// Configuration or credentials cannot be read.
+    /// Configuration or credentials are unusable.
     Unusable(String),
-    /// No connection, or it broke.
+    /// The connection failed.
     Connection(String),
-    /// The server refused: an HTTP status, or an ERROR event.
+    /// An HTTP error status, or an ERROR event.
     Refused { code: u16, message: String, retry_after: Option<Duration> },
-    /// The version that we know is compacted: everything must be listed anew.
+    /// The resource version is compacted: a new list is needed.
     Gone(String),
-    /// What the server sent makes no sense.
-    Garbled(String),
-    /// Nothing was heard for this long.
-    Silent(Duration),
-    /// A limit of ours.
-    TooMuch(String),
-    /// The stream ended before it said anything.
+    /// The server sent invalid data.
+    Invalid(String),
+    /// No data for this long.
+    Timeout(Duration),
+    /// A limit of nomagic was exceeded.
+    LimitExceeded(String),
+    /// The watch ended at once, without events.
     EndedEarly,
-    /// Nobody listens any more.
+    /// The feed was dropped.
     Closed,
 }
 
 impl Fault {
-    /// Whether the watch may go on from the version that it had. An error that is neither about credentials nor about load may be about
-    /// the version: one that lies in the future after etcd was restored (504), or one whose change the server cannot read (500).
-    pub(super) fn leaves_the_version(&self) -> bool {
+    /// Whether the watch may continue from its resource version. Errors other than those of credentials and load may be caused by the version:
+    /// one in the future after etcd was restored (504), or one whose change the server cannot decode (500).
+    pub(super) fn keeps_version(&self) -> bool {
         match self {
             Fault::Refused { code, .. } => matches!(code, 401 | 403 | 429 | 503),
-            Fault::Gone(_) | Fault::Garbled(_) | Fault::TooMuch(_) => false,
-            Fault::Unusable(_) | Fault::Connection(_) | Fault::Silent(_) | Fault::EndedEarly | Fault::Closed => true,
+            Fault::Gone(_) | Fault::Invalid(_) | Fault::LimitExceeded(_) => false,
+            Fault::Unusable(_) | Fault::Connection(_) | Fault::Timeout(_) | Fault::EndedEarly | Fault::Closed => true,
         }
     }
 }
@@ -47,10 +47,10 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Unusable(what) | Fault::Connection(what) | Fault::Garbled(what) | Fault::TooMuch(what) => f.write_str(what),
-            Fault::Refused { code, message, .. } => write!(f, "the API server answered {code}: {message}{}", advice(*code)),
-            Fault::Gone(message) => write!(f, "410 Gone ({message}): everything is listed anew"),
-            Fault::Silent(time) => write!(f, "nothing was heard from the API server for {time:?}"),
+            Fault::Unusable(what) | Fault::Connection(what) | Fault::Invalid(what) | Fault::LimitExceeded(what) => f.write_str(what),
+            Fault::Refused { code, message, .. } => write!(f, "the API server responded with {code}: {message}{}", advice(*code)),
+            Fault::Gone(message) => write!(f, "410 Gone ({message}): listing again"),
+            Fault::Timeout(time) => write!(f, "no data from the API server for {time:?}"),
             Fault::EndedEarly => f.write_str("the API server ended the watch at once"),
             Fault::Closed => f.write_str("stopped"),
         }
@@ -59,27 +59,27 @@ impl fmt::Display for Fault {
 
 fn advice(code: u16) -> &'static str {
     match code {
-        401 => " (the token or client certificate is not accepted: is it expired, or of another cluster?)",
+        401 => " (the token or client certificate is not accepted: is it expired, or from another cluster?)",
         403 => {
-            " (RBAC: nomagic needs get, list and watch on services, endpointslices, nodes and servicecidrs, as the ClusterRole system:node-proxier has it)"
+            " (RBAC: nomagic needs get, list and watch on services, endpointslices, nodes and servicecidrs, like the ClusterRole system:node-proxier)"
         }
-        404 => " (this server does not have that kind of objects)",
-        429 => " (it is overloaded)",
+        404 => " (the server does not support this kind)",
+        429 => " (the server is overloaded)",
         _ => "",
     }
 }
 
-/// A request that could not be sent, or whose answer did not come.
+/// The fault of a request that could not be sent or got no response.
 pub(super) fn no_connection(error: &(dyn std::error::Error + 'static)) -> Fault {
     Fault::Connection(format!("no connection: {}", cause(error)))
 }
 
-/// An answer that was broken off.
+/// The fault of a response that was cut off.
 pub(super) fn broken(error: &(dyn std::error::Error + 'static)) -> Fault {
     Fault::Connection(format!("the connection to the API server broke: {}", cause(error)))
 }
 
-/// The innermost cause with the one around it; what lies further out only repeats that something failed.
+/// The innermost cause and the one around it; outer ones only repeat that something failed.
 fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let (mut outer, mut words) = (String::new(), String::new());
     let mut cause = Some(error);
@@ -94,32 +94,34 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     if outer.is_empty() || outer.contains(&words) { words } else { format!("{outer}: {words}") }
 }
 
-/// What an I/O error is wrapped around; its `source` would be the next one inside.
+/// The error inside an I/O error; `source` would skip it.
 fn inner(error: &io::Error) -> Option<&(dyn std::error::Error + 'static)> {
     error.get_ref().map(|e| e as _)
 }
 
-/// A TLS fault in words, if it is one.
+/// The message for a TLS error, if it is one.
 fn tls(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let tls = error.downcast_ref::<TlsError>()?;
     Some(match tls {
-        // A bad signature is what the CA of another cluster with the same name leads to.
+        // The CA of another cluster with the same name leads to a bad signature.
         TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "TLS: the API server's certificate comes from a CA that is not trusted here: set caFile (or the kubeconfig's \
+            "TLS: the API server's certificate is signed by an untrusted CA: set caFile (or the kubeconfig's \
              certificate-authority) to the CA of this cluster"
                 .into()
         }
         TlsError::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
-            format!("TLS: the API server's certificate is for other names: connect by a name or address that is in it ({tls})")
+            format!("TLS: the API server's certificate is for other names: connect to a name or address in it ({tls})")
         }
         TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            format!("TLS: the API server's certificate has expired: renew it, or set this node's clock ({tls})")
+            format!("TLS: the API server's certificate has expired: renew it, or correct this node's clock ({tls})")
         }
         TlsError::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
             format!("TLS: the API server's certificate is not valid yet: is this node's clock right? ({tls})")
         }
-        TlsError::InvalidMessage(_) => format!("TLS: no TLS is spoken there: is the URL's scheme or port right? ({tls})"),
-        TlsError::AlertReceived(alert) => format!("TLS: the API server refused with {alert:?}: does it want another client certificate?"),
+        TlsError::InvalidMessage(_) => format!("TLS: the server does not speak TLS: is the URL's scheme or port right? ({tls})"),
+        TlsError::AlertReceived(alert) => {
+            format!("TLS: the API server refused with {alert:?}: does it require another client certificate?")
+        }
         other => format!("TLS: {other}"),
     })
 }

@@ -1,4 +1,4 @@
-//! The control loop's end of the watch: messages become changes of the index, and an account of how the watch fares.
+//! The control loop's end of the watch: applies messages to the index and keeps the status of each kind's watch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -12,46 +12,45 @@ use tokio::sync::mpsc;
 
 use super::Message;
 
-/// Messages taken in one go, so that a flood of them becomes few tables and the loop still turns.
-const TAKEN_MAX: usize = 4_096;
-/// Objects that cannot be read and are remembered by name, at the most.
+/// Maximum number of messages applied at a time: many changes become few tables, and the control loop is not blocked.
+const BATCH_MAX: usize = 4_096;
+/// Maximum number of unreadable objects that are reported by name.
 const UNREAD_MAX: usize = 1_000;
 
-/// How the watch of one kind fares.
+/// Status of the watch of one kind.
 #[derive(Debug)]
-struct Course {
-    /// A list was complete once.
+struct KindStatus {
     listed: bool,
-    /// It cannot be had, although Services and EndpointSlices can.
-    refused: bool,
+    /// Failed although Services and EndpointSlices could be listed: nothing waits for it.
+    unavailable: bool,
     connected: bool,
-    /// Why it is, or was last, away.
+    /// The latest fault.
     error: Option<String>,
-    /// Since when it is connected, or is not.
+    /// When `connected` last changed.
     since: Instant,
-    /// When the server was last heard of.
+    /// When the last message arrived.
     heard: Option<Instant>,
     lists: u64,
     events: u64,
     faults: u64,
 }
 
-/// What the watching thread tells, and what became of it.
+/// Receives the messages of the watch thread.
 pub struct Feed {
     messages: mpsc::Receiver<Message>,
     server: String,
     objects_max: usize,
     /// By [`Kind`].
-    courses: [Course; Kind::ALL.len()],
-    /// Objects that could not be read, by kind and name.
+    watches: [KindStatus; Kind::ALL.len()],
+    /// Unreadable objects, by kind and name.
     unread: BTreeMap<(Kind, String), Problem>,
 }
 
 impl Feed {
     pub(super) fn new(messages: mpsc::Receiver<Message>, server: String, objects_max: usize) -> Feed {
-        let courses = Kind::ALL.map(|_| Course {
+        let watches = Kind::ALL.map(|_| KindStatus {
             listed: false,
-            refused: false,
+            unavailable: false,
             connected: false,
             error: None,
             since: Instant::now(),
@@ -60,40 +59,40 @@ impl Feed {
             events: 0,
             faults: 0,
         });
-        Feed { messages, server, objects_max, courses, unread: BTreeMap::new() }
+        Feed { messages, server, objects_max, watches, unread: BTreeMap::new() }
     }
 
-    /// Waits for something to be told, and applies all that is waiting. True when objects or their problems have changed. Cancel-safe.
+    /// Waits for a message and applies all queued ones. True when objects or their problems have changed. Cancel-safe.
     ///
     /// # Errors
-    /// When the watching thread is gone.
+    /// When the watch thread has ended.
     pub async fn changed(&mut self, index: &mut Index) -> Result<bool> {
         let Some(first) = self.messages.recv().await else { bail!("the thread that watches {} has ended", self.server) };
-        let mut changed = self.take(first, index);
-        for _ in 1..TAKEN_MAX {
+        let mut changed = self.apply(first, index);
+        for _ in 1..BATCH_MAX {
             let Ok(next) = self.messages.try_recv() else { break };
-            changed |= self.take(next, index);
+            changed |= self.apply(next, index);
         }
         Ok(changed)
     }
 
-    /// Services and EndpointSlices were both listed once, and the Node and the ServiceCIDRs were as well, or cannot be. Before, nothing
-    /// may be put in force.
+    /// Whether Services and EndpointSlices were listed, and the Node and the ServiceCIDRs were listed too or are unavailable. Before that no
+    /// table may be published.
     pub fn complete(&self) -> bool {
-        self.courses().all(|(_, c)| c.listed || c.refused) && self.main_kinds_listed()
+        self.watches().all(|(_, c)| c.listed || c.unavailable) && self.main_kinds_listed()
     }
 
     fn main_kinds_listed(&self) -> bool {
-        [Kind::Service, Kind::EndpointSlice].into_iter().all(|kind| self.courses[kind as usize].listed)
+        [Kind::Service, Kind::EndpointSlice].into_iter().all(|kind| self.watches[kind as usize].listed)
     }
 
-    fn courses(&self) -> impl Iterator<Item = (Kind, &Course)> {
-        Kind::ALL.into_iter().zip(&self.courses)
+    fn watches(&self) -> impl Iterator<Item = (Kind, &KindStatus)> {
+        Kind::ALL.into_iter().zip(&self.watches)
     }
 
-    /// What has not been listed yet, and why.
+    /// The kinds that have not been listed yet, and why.
     pub fn missing(&self) -> String {
-        let missing = self.courses().filter(|(_, c)| !c.listed);
+        let missing = self.watches().filter(|(_, c)| !c.listed);
         let words = missing.map(|(kind, c)| match &c.error {
             Some(error) => format!("{kind}s ({error})"),
             None => format!("{kind}s"),
@@ -101,19 +100,19 @@ impl Feed {
         format!("not listed yet at {}: {}", self.server, words.collect::<Vec<_>>().join(", "))
     }
 
-    /// Objects that could not be read.
+    /// Problems of unreadable objects.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.unread.values()
     }
 
     /// For `nomagic status`.
     pub fn status(&self, index: &Index) -> ApiWatch {
-        let state = |c: &Course| match (c.connected, c.faults) {
+        let state = |c: &KindStatus| match (c.connected, c.faults) {
             (true, _) => WatchState::Connected,
             (false, 0) => WatchState::Connecting,
             (false, _) => WatchState::Away,
         };
-        let kinds = self.courses().map(|(kind, c)| KindWatch {
+        let kinds = self.watches().map(|(kind, c)| KindWatch {
             kind: kind.to_string(),
             state: state(c),
             for_s: c.since.elapsed().as_secs(),
@@ -128,85 +127,85 @@ impl Feed {
         ApiWatch { server: self.server.clone(), kinds: kinds.collect() }
     }
 
-    fn take(&mut self, message: Message, index: &mut Index) -> bool {
+    fn apply(&mut self, message: Message, index: &mut Index) -> bool {
         match message {
-            Message::Connected(kind) | Message::Quiet(kind) => {
+            Message::Connected(kind) | Message::Bookmark(kind) => {
                 self.heard(kind, 0);
                 false
             }
             Message::Listed(kind, objects, unread) => {
-                let course = self.heard(kind, 0);
-                course.listed = true;
-                course.lists += 1;
+                let watch = self.heard(kind, 0);
+                watch.listed = true;
+                watch.lists += 1;
                 tracing::debug!("{kind}: {} listed", objects.len());
                 if kind == Kind::Node && objects.is_empty() && unread.is_empty() {
-                    tracing::warn!("{} has no Node of this node's name: node.name must be the Node object's name", self.server);
+                    tracing::warn!("{} has no Node with this node's name: node.name must be the Node object's name", self.server);
                 }
                 let before = self.unread.len();
                 self.unread.retain(|(k, _), _| *k != kind);
                 let cleared = before != self.unread.len();
                 let kept: BTreeSet<_> = unread.iter().filter_map(|u| u.key.clone()).collect();
-                let noted = !unread.is_empty();
-                unread.into_iter().for_each(|u| self.note(u));
-                index.replace(kind, objects, &kept) | cleared | noted
+                let has_unread = !unread.is_empty();
+                unread.into_iter().for_each(|u| self.record(u));
+                index.replace(kind, objects, &kept) | cleared | has_unread
             }
             Message::Applied(object) => {
                 let (kind, key) = (object.kind(), object.key().clone());
                 self.heard(kind, 1);
-                let mended = self.unread.remove(&(kind, key.to_string())).is_some();
+                let readable_again = self.unread.remove(&(kind, key.to_string())).is_some();
                 if index.count(kind) >= self.objects_max && !index.knows(kind, &key) {
-                    self.note(one_too_many(&object, self.objects_max));
+                    self.record(limit_exceeded(&object, self.objects_max));
                     return true;
                 }
-                index.apply(object) | mended
+                index.apply(object) | readable_again
             }
             Message::Unreadable(unread) => {
                 self.heard(unread.kind, 1);
-                self.note(unread);
+                self.record(unread);
                 true
             }
             Message::Deleted(kind, key) => {
                 self.heard(kind, 1);
-                let mended = self.unread.remove(&(kind, key.to_string())).is_some();
-                index.delete(kind, &key) | mended
+                let readable_again = self.unread.remove(&(kind, key.to_string())).is_some();
+                index.delete(kind, &key) | readable_again
             }
-            Message::Away(kind, error) => {
-                self.away(kind, error);
+            Message::Disconnected(kind, error) => {
+                self.disconnected(kind, error);
                 false
             }
         }
     }
 
-    fn heard(&mut self, kind: Kind, events: u64) -> &mut Course {
-        let (server, course) = (&self.server, &mut self.courses[kind as usize]);
-        course.heard = Some(Instant::now());
-        course.events += events;
-        if !course.connected {
-            course.connected = true;
-            course.since = Instant::now();
-            tracing::info!("{kind}s are followed at {server}");
+    fn heard(&mut self, kind: Kind, events: u64) -> &mut KindStatus {
+        let (server, watch) = (&self.server, &mut self.watches[kind as usize]);
+        watch.heard = Some(Instant::now());
+        watch.events += events;
+        if !watch.connected {
+            watch.connected = true;
+            watch.since = Instant::now();
+            tracing::info!("watching {kind}s at {server}");
         }
-        course
+        watch
     }
 
-    fn away(&mut self, kind: Kind, error: String) {
-        let refused = self.main_kinds_listed();
-        let course = &mut self.courses[kind as usize];
-        course.refused |= refused;
-        course.faults += 1;
-        // Said once for each cause, not for each attempt.
-        if course.connected || course.error.as_ref() != Some(&error) {
-            let known = if course.listed { "; what was known stays in force" } else { "" };
-            tracing::warn!("{kind}s at {}: {error}{known}", self.server);
+    fn disconnected(&mut self, kind: Kind, error: String) {
+        let main_listed = self.main_kinds_listed();
+        let watch = &mut self.watches[kind as usize];
+        watch.unavailable |= main_listed;
+        watch.faults += 1;
+        // Logged once for each cause, not for each attempt.
+        if watch.connected || watch.error.as_ref() != Some(&error) {
+            let stays = if watch.listed { "; known objects stay in force" } else { "" };
+            tracing::warn!("{kind}s at {}: {error}{stays}", self.server);
         }
-        if course.connected {
-            course.connected = false;
-            course.since = Instant::now();
+        if watch.connected {
+            watch.connected = false;
+            watch.since = Instant::now();
         }
-        course.error = Some(error);
+        watch.error = Some(error);
     }
 
-    fn note(&mut self, unread: Unread) {
+    fn record(&mut self, unread: Unread) {
         let name = unread.key.map_or_else(|| format!("?{}", unread.problem), |k| k.to_string());
         if self.unread.len() < UNREAD_MAX {
             self.unread.insert((unread.kind, name), unread.problem);
@@ -214,9 +213,9 @@ impl Feed {
     }
 }
 
-fn one_too_many(object: &Object, max: usize) -> Unread {
+fn limit_exceeded(object: &Object, max: usize) -> Unread {
     let (kind, key) = (object.kind(), object.key().clone());
-    let message = format!("one more than the {max} {kind}s that are kept; it is skipped");
+    let message = format!("{max} {kind}s are allowed; this one is skipped");
     let problem = Problem { origin: Origin::default(), object: format!("{kind} {key}"), field: String::new(), message };
     Unread { kind, key: Some(key), problem }
 }
@@ -251,36 +250,36 @@ mod tests {
     }
 
     #[test]
-    fn complete_means_services_and_slices_listed_and_the_rest_listed_or_refused() {
+    fn complete_needs_services_and_slices_and_the_others_listed_or_unavailable() {
         let (_sender, mut feed) = feed();
         let mut index = Index::default();
-        let mut tell = |feed: &mut Feed, message| {
-            feed.take(message, &mut index);
+        let mut apply = |feed: &mut Feed, message| {
+            feed.apply(message, &mut index);
             feed.complete()
         };
-        let away = |kind| Message::Away(kind, "no".into());
-        assert!(!tell(&mut feed, away(Kind::Node)) && !tell(&mut feed, away(Kind::ServiceCidr)));
-        assert!(!tell(&mut feed, Message::Listed(Kind::Service, vec![], vec![])));
-        assert!(!tell(&mut feed, Message::Listed(Kind::EndpointSlice, vec![], vec![])), "an older fault does not count");
+        let disconnected = |kind| Message::Disconnected(kind, "no".into());
+        assert!(!apply(&mut feed, disconnected(Kind::Node)) && !apply(&mut feed, disconnected(Kind::ServiceCidr)));
+        assert!(!apply(&mut feed, Message::Listed(Kind::Service, vec![], vec![])));
+        assert!(!apply(&mut feed, Message::Listed(Kind::EndpointSlice, vec![], vec![])), "an older fault does not count");
         assert_eq!(feed.missing(), "not listed yet at https://a: Nodes (no), ServiceCIDRs (no)");
-        assert!(!tell(&mut feed, Message::Listed(Kind::Node, vec![], vec![])));
-        assert!(tell(&mut feed, away(Kind::ServiceCidr)));
-        assert!(tell(&mut feed, away(Kind::Service)), "what was listed once stays");
+        assert!(!apply(&mut feed, Message::Listed(Kind::Node, vec![], vec![])));
+        assert!(apply(&mut feed, disconnected(Kind::ServiceCidr)));
+        assert!(apply(&mut feed, disconnected(Kind::Service)), "what was listed once stays");
     }
 
     #[test]
     fn only_changes_are_changes() {
         let (_sender, mut feed) = feed();
         let mut index = Index::default();
-        let mut tell = |message| feed.take(message, &mut index);
-        assert!(tell(Message::Listed(Kind::Service, vec![service("a")], vec![])));
-        assert!(!tell(Message::Listed(Kind::Service, vec![service("a")], vec![])));
-        assert!(!tell(Message::Applied(service("a"))) && tell(Message::Applied(service("b"))));
-        assert!(!tell(Message::Quiet(Kind::Service)) && !tell(Message::Connected(Kind::Service)));
-        assert!(!tell(Message::Away(Kind::Service, "no".into())));
-        assert!(tell(Message::Unreadable(unread("a"))) && tell(Message::Applied(service("a"))), "a problem is gone");
-        assert!(tell(Message::Unreadable(unread("c"))) && tell(Message::Deleted(Kind::Service, key("c"))));
-        assert!(tell(Message::Deleted(Kind::Service, key("a"))) && !tell(Message::Deleted(Kind::Service, key("a"))));
+        let mut apply = |message| feed.apply(message, &mut index);
+        assert!(apply(Message::Listed(Kind::Service, vec![service("a")], vec![])));
+        assert!(!apply(Message::Listed(Kind::Service, vec![service("a")], vec![])));
+        assert!(!apply(Message::Applied(service("a"))) && apply(Message::Applied(service("b"))));
+        assert!(!apply(Message::Bookmark(Kind::Service)) && !apply(Message::Connected(Kind::Service)));
+        assert!(!apply(Message::Disconnected(Kind::Service, "no".into())));
+        assert!(apply(Message::Unreadable(unread("a"))) && apply(Message::Applied(service("a"))), "a problem is gone");
+        assert!(apply(Message::Unreadable(unread("c"))) && apply(Message::Deleted(Kind::Service, key("c"))));
+        assert!(apply(Message::Deleted(Kind::Service, key("a"))) && !apply(Message::Deleted(Kind::Service, key("a"))));
         assert_eq!((index.count(Kind::Service), feed.problems().count()), (1, 0));
     }
 
@@ -289,10 +288,10 @@ mod tests {
         let (_sender, mut feed) = feed();
         let mut index = Index::default();
         for i in 0..UNREAD_MAX + 5 {
-            feed.take(Message::Unreadable(unread(&format!("s{i}"))), &mut index);
+            feed.apply(Message::Unreadable(unread(&format!("s{i}"))), &mut index);
         }
         assert_eq!(feed.problems().count(), UNREAD_MAX);
-        feed.take(Message::Listed(Kind::Service, vec![], vec![unread("s1")]), &mut index);
+        feed.apply(Message::Listed(Kind::Service, vec![], vec![unread("s1")]), &mut index);
         assert_eq!(feed.problems().count(), 1);
     }
 

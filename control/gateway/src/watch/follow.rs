@@ -1,15 +1,15 @@
-//! Following one kind of objects: list, then watch from the list's version on.
+//! Follows one kind of objects: list, then watch from the version of the list.
 //!
 //! ```text
-//!            +---------------------- version lost: 410, garbage ----------------+
+//!            +---------------------- version lost: 410, invalid ----------------+
 //!            v                                                                  |
 //!   list (a stream, or pages) --Listed--> watch from the version --events--> any fault: pause, then
 //!                                              ^                                |
 //!                                              +------- version known ----------+
 //! ```
 //!
-//! The version survives every fault that does not put it in doubt, so a connection that breaks costs no list. Each attempt after a fault
-//! reads credentials and certificates anew.
+//! The version is kept after faults that cannot be caused by it, so a broken connection needs no new list. Each attempt after a fault reads
+//! credentials and certificates again.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -28,38 +28,38 @@ use super::lines::Lines;
 use super::query::Query;
 use super::{Message, Target};
 
-/// Bytes of a page at the most: 500 objects of half a megabyte each.
+/// Maximum size of a page, bytes: 500 objects of half a megabyte.
 const PAGE_BYTES_MAX: usize = 256 << 20;
-/// A watch that ends sooner without having said anything counts as a fault, so that it is not asked again at once.
-const SHORT: Duration = Duration::from_secs(1);
-/// A watch that ran this long works: pauses begin with the shortest again.
-const STEADY: Duration = Duration::from_secs(5);
-/// Marks the bookmark that ends a list that came as a stream (KEP-3157).
+/// A watch that ends sooner without an event counts as a fault, so that backoff applies.
+const WATCH_MIN: Duration = Duration::from_secs(1);
+/// A watch that was open for this long resets the backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
+/// Annotation of the bookmark that ends a streaming list (KEP-3157).
 const INITIAL_END: &str = "k8s.io/initial-events-end";
 
-/// Follows one kind for ever.
+/// Lists and watches one kind.
 pub(super) struct Follower {
     kind: Kind,
     target: Target,
     query: Query,
     sender: mpsc::Sender<Message>,
-    /// The last version heard of; `None`: a list is needed.
+    /// The latest resource version; `None`: a list is needed.
     version: Option<String>,
-    /// The server may be asked for lists as streams.
+    /// The server supports streaming lists, as far as known.
     streaming: bool,
-    /// The next list comes in one piece: its pages were compacted away the last time.
-    in_one: bool,
+    /// Request the next list without pages: its version was compacted between pages the last time.
+    unpaged: bool,
 }
 
-/// One line of a watch.
+/// One event of a watch.
 #[derive(Deserialize)]
-struct Event {
+struct WatchEvent {
     #[serde(rename = "type")]
     kind: String,
     object: Value,
 }
 
-/// One page of a list. Items are read one by one, so that a bad one spoils nothing else.
+/// One page of a list. Items are read one by one, so that an invalid one does not affect the others.
 #[derive(Deserialize)]
 struct Page {
     metadata: PageMeta,
@@ -76,7 +76,7 @@ struct PageMeta {
     more: Option<String>,
 }
 
-/// A list that grows.
+/// The objects of a list so far.
 #[derive(Default)]
 struct List {
     objects: Vec<Object>,
@@ -85,31 +85,31 @@ struct List {
 
 impl Follower {
     pub(super) fn new(kind: Kind, target: Target, sender: mpsc::Sender<Message>) -> Follower {
-        Follower { kind, query: Query::new(kind, &target.node), target, sender, version: None, streaming: true, in_one: false }
+        Follower { kind, query: Query::new(kind, &target.node), target, sender, version: None, streaming: true, unpaged: false }
     }
 
-    /// Runs until nobody listens any more.
+    /// Runs until the feed is dropped.
     pub(super) async fn run(mut self) {
         let patience = self.target.patience;
         let mut backoff = Backoff::new(patience.pause_min, patience.pause_max);
         loop {
             let Err(fault) = self.follow(&mut backoff).await;
-            if !fault.leaves_the_version() {
+            if !fault.keeps_version() {
                 self.version = None;
             }
-            let asked = match &fault {
+            let retry_after = match &fault {
                 Fault::Closed => return,
                 Fault::Refused { retry_after, .. } => *retry_after,
                 _ => None,
             };
-            if self.tell(Message::Away(self.kind, shown(&fault.to_string()))).await.is_err() {
+            if self.send(Message::Disconnected(self.kind, shown(&fault.to_string()))).await.is_err() {
                 return;
             }
-            tokio::time::sleep(backoff.pause(asked)).await;
+            tokio::time::sleep(backoff.pause(retry_after)).await;
         }
     }
 
-    /// Ends only by a fault.
+    /// Lists and watches until a fault.
     async fn follow(&mut self, backoff: &mut Backoff) -> Result<Infallible, Fault> {
         let client = connect(&self.target.server).await?;
         let mut stream = None;
@@ -121,72 +121,71 @@ impl Follower {
                 Some(lines) => lines,
                 None => self.open(&client, self.version.as_deref()).await?,
             };
-            self.tell(Message::Connected(self.kind)).await?;
+            self.send(Message::Connected(self.kind)).await?;
             let start = Instant::now();
-            let heard = self.events(lines, start, backoff).await?;
-            if heard == 0 && start.elapsed() < SHORT {
+            let heard = self.forward_events(lines, start, backoff).await?;
+            if heard == 0 && start.elapsed() < WATCH_MIN {
                 return Err(Fault::EndedEarly);
             }
         }
     }
 
-    /// Lists everything. A list that came as a stream goes on as the watch.
+    /// Lists the kind. A streaming list continues as the watch.
     async fn list(&mut self, client: &Client) -> Result<Option<Lines>, Fault> {
         let limit = self.target.patience.list;
-        let too_long = || Fault::TooMuch(format!("a list that takes longer than {limit:?}"));
+        let timed_out = || Fault::LimitExceeded(format!("a list took longer than {limit:?}"));
         if self.streaming {
-            match tokio::time::timeout(limit, self.list_as_stream(client)).await.unwrap_or_else(|_| Err(too_long())) {
+            match tokio::time::timeout(limit, self.list_streaming(client)).await.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(lines) => return Ok(Some(lines)),
                 Err(fault) if cannot_stream(&fault) => {
-                    tracing::debug!("{}: no list as a stream ({fault}): in pages from now on", self.kind);
+                    tracing::debug!("{}: no streaming list ({fault}): using pages from now on", self.kind);
                     self.streaming = false;
                 }
                 Err(fault) => return Err(fault),
             }
         }
-        tokio::time::timeout(limit, self.list_in_pages(client)).await.unwrap_or_else(|_| Err(too_long()))?;
+        tokio::time::timeout(limit, self.list_paged(client)).await.unwrap_or_else(|_| Err(timed_out()))?;
         Ok(None)
     }
 
-    async fn list_as_stream(&mut self, client: &Client) -> Result<Lines, Fault> {
+    async fn list_streaming(&mut self, client: &Client) -> Result<Lines, Fault> {
         let mut lines = self.open(client, None).await?;
         let mut list = List::default();
         while let Some(line) = lines.next().await? {
-            let event = self.event(&line)?;
+            let event = self.parse_event(&line)?;
             match event.kind.as_str() {
-                "ADDED" | "MODIFIED" => self.take(&mut list, event.object)?,
+                "ADDED" | "MODIFIED" => self.add(&mut list, event.object)?,
                 "BOOKMARK" if event.object["metadata"]["annotations"][INITIAL_END] == "true" => {
                     self.listed(list, version(&event.object)?).await?;
                     return Ok(lines);
                 }
-                // A server that does not know the request tells what is there, but never says when it is done.
-                other => return Err(Fault::Refused { code: 501, message: format!("{other} in a list"), retry_after: None }),
+                // A server that ignores the parameter sends the existing objects, but no bookmark that ends them.
+                other => return Err(Fault::Refused { code: 501, message: format!("{other} in a streaming list"), retry_after: None }),
             }
         }
         Err(Fault::EndedEarly)
     }
 
-    async fn list_in_pages(&mut self, client: &Client) -> Result<(), Fault> {
+    async fn list_paged(&mut self, client: &Client) -> Result<(), Fault> {
         let mut list = List::default();
         let mut next = None;
-        let size = if std::mem::take(&mut self.in_one) { 0 } else { self.target.page };
+        let size = if std::mem::take(&mut self.unpaged) { 0 } else { self.target.page };
         loop {
             let first = next.is_none();
             let patience = self.target.patience;
             let answer = open(client, self.query.list(size, next)?, patience.answer, patience.silence).await;
             if let (Err(Fault::Gone(_)), false) = (&answer, first) {
-                self.in_one = true;
+                self.unpaged = true;
             }
             let text = answer?.whole(PAGE_BYTES_MAX).await?;
-            let page: Page =
-                serde_json::from_slice(&text).map_err(|e| Fault::Garbled(format!("the API server's list cannot be read: {e}")))?;
+            let page: Page = serde_json::from_slice(&text).map_err(|e| Fault::Invalid(format!("invalid list from the API server: {e}")))?;
             for item in page.items.into_iter().flatten() {
-                self.take(&mut list, item)?;
+                self.add(&mut list, item)?;
             }
             next = page.metadata.more.filter(|token| !token.is_empty());
             if next.is_none() {
                 let version = page.metadata.resource_version.filter(|v| !v.is_empty());
-                let version = version.ok_or_else(|| Fault::Garbled("a list without metadata.resourceVersion".into()))?;
+                let version = version.ok_or_else(|| Fault::Invalid("a list has no metadata.resourceVersion".into()))?;
                 return self.listed(list, version).await;
             }
         }
@@ -194,12 +193,12 @@ impl Follower {
 
     async fn listed(&mut self, list: List, version: String) -> Result<(), Fault> {
         self.version = Some(version);
-        self.tell(Message::Listed(self.kind, list.objects, list.unread)).await
+        self.send(Message::Listed(self.kind, list.objects, list.unread)).await
     }
 
-    fn take(&self, list: &mut List, value: Value) -> Result<(), Fault> {
+    fn add(&self, list: &mut List, value: Value) -> Result<(), Fault> {
         if list.objects.len() + list.unread.len() == self.target.objects_max {
-            return Err(Fault::TooMuch(format!("the API server has more than {} {}s", self.target.objects_max, self.kind)));
+            return Err(Fault::LimitExceeded(format!("the API server has more than {} {}s", self.target.objects_max, self.kind)));
         }
         match objects::read(self.kind, value, &Origin::default()) {
             Ok(object) => list.objects.push(object),
@@ -208,17 +207,16 @@ impl Follower {
         Ok(())
     }
 
-    /// Passes events on until the stream ends; returns how many there were.
-    async fn events(&mut self, mut lines: Lines, start: Instant, backoff: &mut Backoff) -> Result<u64, Fault> {
+    /// Forwards events until the stream ends. Returns their number.
+    async fn forward_events(&mut self, mut lines: Lines, start: Instant, backoff: &mut Backoff) -> Result<u64, Fault> {
         let mut heard = 0;
         loop {
             let next = lines.next().await;
-            // However it ends: it worked for long enough.
-            if start.elapsed() >= STEADY {
+            if start.elapsed() >= STABLE_AFTER {
                 backoff.reset();
             }
             let Some(line) = next? else { return Ok(heard) };
-            let event = self.event(&line)?;
+            let event = self.parse_event(&line)?;
             let version = version(&event.object)?;
             let message = match event.kind.as_str() {
                 "ADDED" | "MODIFIED" => match objects::read(self.kind, event.object, &Origin::default()) {
@@ -227,26 +225,26 @@ impl Follower {
                 },
                 "DELETED" => {
                     let key = objects::key(self.kind, &event.object);
-                    Message::Deleted(self.kind, key.ok_or_else(|| Fault::Garbled("a DELETED event without a name".into()))?)
+                    Message::Deleted(self.kind, key.ok_or_else(|| Fault::Invalid("a DELETED event has no name".into()))?)
                 }
-                "BOOKMARK" => Message::Quiet(self.kind),
-                other => return Err(Fault::Garbled(format!("an event of the unknown type {other:?}"))),
+                "BOOKMARK" => Message::Bookmark(self.kind),
+                other => return Err(Fault::Invalid(format!("an event has the unknown type {other:?}"))),
             };
-            self.tell(message).await?;
+            self.send(message).await?;
             self.version = Some(version);
             heard += 1;
         }
     }
 
-    /// Reads a line. ERROR events are faults.
-    fn event(&self, line: &[u8]) -> Result<Event, Fault> {
-        let event: Event =
-            serde_json::from_slice(line).map_err(|e| Fault::Garbled(format!("the API server's event cannot be read: {e}")))?;
+    /// Parses a line. An ERROR event is a fault.
+    fn parse_event(&self, line: &[u8]) -> Result<WatchEvent, Fault> {
+        let event: WatchEvent =
+            serde_json::from_slice(line).map_err(|e| Fault::Invalid(format!("invalid event from the API server: {e}")))?;
         if event.kind != "ERROR" {
             return Ok(event);
         }
         let code = event.object["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(500);
-        Err(refused(code, event.object["message"].as_str().unwrap_or("an error without words"), None))
+        Err(refused(code, event.object["message"].as_str().unwrap_or("an error without a message"), None))
     }
 
     async fn open(&self, client: &Client, version: Option<&str>) -> Result<Lines, Fault> {
@@ -254,22 +252,22 @@ impl Follower {
         open(client, self.query.watch(version)?, patience.answer, patience.silence).await
     }
 
-    async fn tell(&self, message: Message) -> Result<(), Fault> {
+    async fn send(&self, message: Message) -> Result<(), Fault> {
         self.sender.send(message).await.map_err(|_| Fault::Closed)
     }
 }
 
-/// An object's version.
+/// An object's resource version.
 fn version(object: &Value) -> Result<String, Fault> {
     let version = object["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty());
-    version.map(str::to_owned).ok_or_else(|| Fault::Garbled("an event without metadata.resourceVersion".into()))
+    version.map(str::to_owned).ok_or_else(|| Fault::Invalid("an event has no metadata.resourceVersion".into()))
 }
 
-/// Whether pages are worth a try instead.
+/// Whether the fault may mean that streaming lists are not supported.
 fn cannot_stream(fault: &Fault) -> bool {
     match fault {
         Fault::Refused { code, .. } => matches!(code, 400 | 422 | 500 | 501),
-        Fault::EndedEarly | Fault::TooMuch(_) => true,
+        Fault::EndedEarly | Fault::LimitExceeded(_) => true,
         _ => false,
     }
 }
@@ -315,7 +313,7 @@ mod tests {
                     _ => line.truncate(at),
                 }
             }
-            match follower(kind).event(&line) {
+            match follower(kind).parse_event(&line) {
                 Ok(event) => {
                     let _ = version(&event.object);
                     read += usize::from(objects::read(kind, event.object, &Origin::default()).is_ok());

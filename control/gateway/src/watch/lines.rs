@@ -1,4 +1,4 @@
-//! An answer's body, as lines or as a whole, with limits on its size and on silence.
+//! A response's body, by lines or as a whole, with limits on size and on the time between chunks.
 
 use std::time::Duration;
 
@@ -7,24 +7,24 @@ use kube::client::Body;
 
 use super::fault::{self, Fault};
 
-/// Bytes of a line at the most: an object has about 1.5 MB (etcd's limit), two in the worst encoding.
+/// Maximum length of a line, bytes: well above the largest object (1.5 MB, etcd's limit) in its longest encoding.
 const LINE_MAX: usize = 16 << 20;
 
-/// A body that comes bit by bit.
+/// A body that arrives in chunks.
 pub(crate) struct Lines {
     body: Body,
-    silence: Duration,
+    timeout: Duration,
     buffer: Vec<u8>,
-    /// No line ends before this place in the buffer.
+    /// The buffer has no line end before this offset.
     scanned: usize,
 }
 
 impl Lines {
-    pub(super) fn new(body: Body, silence: Duration) -> Lines {
-        Lines { body, silence, buffer: Vec::new(), scanned: 0 }
+    pub(super) fn new(body: Body, timeout: Duration) -> Lines {
+        Lines { body, timeout, buffer: Vec::new(), scanned: 0 }
     }
 
-    /// The next line without its end; `None` when the body is over. What is left without a line's end is not a line: it was cut off.
+    /// The next line without its end; `None` at the end of the body. Discards an incomplete last line.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Fault> {
         loop {
             if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
@@ -39,7 +39,7 @@ impl Lines {
             }
             self.scanned = self.buffer.len();
             if self.buffer.len() > LINE_MAX {
-                return Err(Fault::TooMuch(format!("the API server sent an event of more than {LINE_MAX} bytes")));
+                return Err(Fault::LimitExceeded(format!("the API server sent an event longer than {LINE_MAX} bytes")));
             }
             if !self.more().await? {
                 return Ok(None);
@@ -47,20 +47,20 @@ impl Lines {
         }
     }
 
-    /// All of it.
+    /// The whole body.
     pub(crate) async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, Fault> {
         while self.more().await? {
             if self.buffer.len() > bytes_max {
-                return Err(Fault::TooMuch(format!("the API server sent a list of more than {bytes_max} bytes")));
+                return Err(Fault::LimitExceeded(format!("the API server sent a list longer than {bytes_max} bytes")));
             }
         }
         Ok(self.buffer)
     }
 
-    /// Waits for a piece. False at the end.
+    /// Waits for a chunk. False at the end.
     async fn more(&mut self) -> Result<bool, Fault> {
-        match tokio::time::timeout(self.silence, self.body.frame()).await {
-            Err(_) => Err(Fault::Silent(self.silence)),
+        match tokio::time::timeout(self.timeout, self.body.frame()).await {
+            Err(_) => Err(Fault::Timeout(self.timeout)),
             Ok(None) => Ok(false),
             Ok(Some(Err(e))) => Err(fault::broken(&e)),
             Ok(Some(Ok(frame))) => {
@@ -93,9 +93,9 @@ mod tests {
 
     #[tokio::test]
     async fn limits() {
-        assert!(matches!(lines(vec![b'x'; LINE_MAX + 1]).next().await, Err(Fault::TooMuch(_))));
+        assert!(matches!(lines(vec![b'x'; LINE_MAX + 1]).next().await, Err(Fault::LimitExceeded(_))));
         assert!(lines(vec![b'x'; LINE_MAX]).next().await.unwrap().is_none());
-        assert!(matches!(lines("12345").whole(4).await, Err(Fault::TooMuch(_))));
+        assert!(matches!(lines("12345").whole(4).await, Err(Fault::LimitExceeded(_))));
         assert_eq!(lines("12345").whole(5).await.unwrap(), b"12345");
     }
 }

@@ -1,17 +1,17 @@
-//! The requests: which objects of which kind, as kube-proxy asks for them.
+//! List and watch requests, with kube-proxy's selectors.
 
 use http::Request;
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request as Path;
 use nomagic_table::objects::Kind;
 
-use super::backoff::chance;
+use super::backoff::random;
 use super::fault::Fault;
 
-/// How long one watch may last, seconds: between these two by chance, so that not all gateways come back at once.
-const LASTS_S: (u32, u32) = (200, 290);
+/// Random range of the timeout of a watch, seconds, so that not all gateways reconnect at the same time.
+const TIMEOUT_RANGE_S: (u32, u32) = (200, 290);
 
-/// What is asked for one kind.
+/// The requests for one kind.
 #[derive(Clone, Debug)]
 pub(super) struct Query {
     path: &'static str,
@@ -20,7 +20,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// `node`: the one Node that is wanted.
+    /// `node`: the name of the only Node to watch.
     pub(super) fn new(kind: Kind, node: &str) -> Query {
         let (path, labels, fields) = match kind {
             Kind::Service => {
@@ -33,7 +33,7 @@ impl Query {
         Query { path, labels, fields }
     }
 
-    /// One page of a list; `limit` 0: all of it. The latest state, not what some cache remembers.
+    /// One page of a list of the latest version, not of one in a cache. `limit` 0: all objects.
     pub(super) fn list(&self, limit: u32, after: Option<String>) -> Result<Request<Vec<u8>>, Fault> {
         let params = ListParams {
             label_selector: self.labels.map(str::to_owned),
@@ -45,13 +45,13 @@ impl Query {
         Path::new(self.path).list(&params).map_err(unusable)
     }
 
-    /// A watch from a version on; `None`: a list as a stream, and then a watch.
+    /// A watch from a version; `None`: a streaming list that continues as a watch.
     pub(super) fn watch(&self, version: Option<&str>) -> Result<Request<Vec<u8>>, Fault> {
-        let (least, most) = LASTS_S;
+        let (least, most) = TIMEOUT_RANGE_S;
         let params = WatchParams {
             label_selector: self.labels.map(str::to_owned),
             field_selector: self.fields.clone(),
-            timeout: Some(least + (f64::from(most - least) * chance()) as u32),
+            timeout: Some(least + (f64::from(most - least) * random()) as u32),
             bookmarks: true,
             send_initial_events: version.is_none(),
         };
@@ -60,7 +60,7 @@ impl Query {
 }
 
 fn unusable(error: kube::core::request::Error) -> Fault {
-    Fault::Unusable(format!("no request can be made of this: {error}"))
+    Fault::Unusable(format!("cannot build the request: {error}"))
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ fn a_silent_server_is_noticed_and_a_quiet_one_is_not() {
     assert_eq!((w.of("Service").faults, w.of("Service").state), (0, WatchState::Connected), "bookmarks are signs of life");
     s.set_silent(true);
     w.until("silence to be noticed", |w| w.of("Service").state == WatchState::Away);
-    assert!(w.error("Service").contains("nothing was heard"), "{}", w.error("Service"));
+    assert!(w.error("Service").contains("no data from"), "{}", w.error("Service"));
     assert_eq!(w.services(), ["s0"]);
     s.set_silent(false);
     w.until("the server to be back", |w| w.of("Service").state == WatchState::Connected);
@@ -183,7 +183,7 @@ fn a_silent_server_is_noticed_and_a_quiet_one_is_not() {
 }
 
 #[test]
-fn a_slow_server_is_waited_for() {
+fn a_slow_server_is_no_fault() {
     let s = filled(5);
     s.set_slow(Some(Duration::from_millis(20)));
     let w = Watched::listed(&s);
@@ -191,7 +191,7 @@ fn a_slow_server_is_waited_for() {
 }
 
 #[test]
-fn refusals_are_told_and_asked_again_with_pauses() {
+fn refused_requests_are_retried_with_backoff() {
     for (code, word) in [(500, "500"), (429, "overloaded"), (401, "token"), (403, "RBAC")] {
         let s = filled(1);
         s.set_streaming(Streaming::Invalid);
@@ -252,7 +252,7 @@ fn objects_have_a_limit() {
     let mut w = Watched::start(limited(3));
     w.until("the lists", |w| w.feed.complete());
     s.put(service("s3")).unwrap();
-    w.until("one too many", |w| w.feed.problems().any(|p| p.to_string().contains("Service default/s3: one more than the 3")));
+    w.until("one too many", |w| w.feed.problems().any(|p| p.to_string().contains("Service default/s3: 3 Services are allowed")));
     assert_eq!(w.services().len(), 3);
     assert!(s.delete(Resource::Services, "default", "s0"));
     s.put(service("s3")).unwrap();
@@ -264,7 +264,7 @@ fn optional_kinds_hold_nothing_up() {
     let s = filled(1);
     s.set_unknown(&[Resource::ServiceCidrs, Resource::Nodes]);
     let mut w = Watched::listed(&s);
-    assert!(w.error("ServiceCIDR").contains("does not have that kind"), "{}", w.error("ServiceCIDR"));
+    assert!(w.error("ServiceCIDR").contains("does not support this kind"), "{}", w.error("ServiceCIDR"));
     s.set_unknown(&[]);
     s.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "k"}, "spec": {"cidrs": ["10.96.0.0/12"]}})).unwrap();
     s.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gw", "labels": {"topology.kubernetes.io/zone": "a"}}})).unwrap();
@@ -286,7 +286,7 @@ fn with_tls(dir: &std::path::Path, names: &[&str]) -> (FakeApiServer, std::path:
 }
 
 #[test]
-fn tls_faults_say_what_is_wrong() {
+fn tls_faults_name_the_cause() {
     let dir = tempfile::tempdir().unwrap();
     let (s, ca) = with_tls(dir.path(), &["127.0.0.1"]);
     let url = |ca: Option<std::path::PathBuf>, url: String| Kubernetes::Url { url: url.parse().unwrap(), ca_file: ca, token_file: None };
@@ -302,7 +302,7 @@ fn tls_faults_say_what_is_wrong() {
         (url(Some(other_ca), elsewhere.url()), "other names"),
         (url(None, s.url()), "set caFile"),
         (url(Some(ca), plain.url().replace("http", "https")), "TLS"),
-        (url(Some(empty), s.url()), "no certificate"),
+        (url(Some(empty), s.url()), "no PEM certificate"),
         (url(Some(dir.path().join("none.pem")), s.url()), "none.pem"),
     ] {
         let mut w = Watched::start(target(target_url.clone()));

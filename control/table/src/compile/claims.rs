@@ -1,4 +1,4 @@
-//! Who gets what several Services ask for: of one address, port and protocol (or one health check port) there is one holder, and the others wait.
+//! Conflicts between Services: an address, port and protocol (or a health check port) has one holder; other claims on it wait.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::objects::Key;
 
-/// A Service's turn: by age, then by name.
+/// A Service's precedence: by age, then by name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Turn {
     /// `metadata.creationTimestamp`
@@ -15,23 +15,22 @@ pub(super) struct Turn {
     pub(super) key: Key,
 }
 
-/// A claim's turn. The lowest is the holder's.
+/// A claim's precedence. The lowest is the holder's.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Rank {
-    /// As in kube-proxy, a packet is first looked up among the Services' own addresses, then among node ports.
+    /// As in kube-proxy, addresses of Services take precedence over node ports.
     pub(super) node_port: bool,
-    /// Whose it is.
     pub(super) turn: Arc<Turn>,
-    /// Its place among the claims of that Service.
+    /// The position among the claims of the Service.
     pub(super) place: u32,
 }
 
-/// What is claimed, and by whom.
+/// All claims.
 #[derive(Debug)]
 pub(super) struct Claims<K, V, S> {
     /// In order of rank.
     by_key: HashMap<K, Vec<(Rank, V)>, S>,
-    /// What more than one asks for.
+    /// Keys with several claims.
     contested: BTreeSet<K>,
 }
 
@@ -42,7 +41,7 @@ impl<K, V, S: Default> Default for Claims<K, V, S> {
 }
 
 impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
-    /// Makes a claim, or changes its value. `same`: whether a value before is as good as the new one. False when nothing changed.
+    /// Adds a claim, or changes its value. `same`: compares the old value with the new one. False when nothing changed.
     pub(super) fn put(&mut self, key: K, rank: &Rank, value: V, same: impl FnOnce(&V, &V) -> bool) -> bool {
         let claims = self.by_key.entry(key).or_default();
         match claims.binary_search_by(|(r, _)| r.cmp(rank)) {
@@ -56,7 +55,7 @@ impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
         true
     }
 
-    /// Gives a claim up. False when there was none.
+    /// Removes a claim. False when there was none.
     pub(super) fn remove(&mut self, key: K, rank: &Rank) -> bool {
         let Some(claims) = self.by_key.get_mut(&key) else { return false };
         let Ok(at) = claims.binary_search_by(|(r, _)| r.cmp(rank)) else { return false };
@@ -70,12 +69,12 @@ impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
         true
     }
 
-    /// The holder's claim.
+    /// The claim of the holder.
     pub(super) fn holder(&self, key: &K) -> Option<&(Rank, V)> {
         self.by_key.get(key)?.first()
     }
 
-    /// All claims that wait: `(what, holder, who waits)`, in order.
+    /// All waiting claims: `(key, holder, waiting claim)`, in order.
     pub(super) fn waiting(&self) -> impl Iterator<Item = (&K, &(Rank, V), &(Rank, V))> {
         self.contested.iter().filter_map(|key| self.by_key.get_key_value(key)).flat_map(|(key, claims)| {
             let (holder, others) = claims.split_at(claims.len().min(1));
@@ -83,12 +82,12 @@ impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
         })
     }
 
-    /// How many are claimed.
+    /// Number of keys with a claim.
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    /// Whether anybody claims this.
+    /// Whether a key has a claim.
     pub(super) fn contains(&self, key: &K) -> bool {
         self.by_key.contains_key(key)
     }

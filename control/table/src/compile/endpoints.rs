@@ -1,4 +1,4 @@
-//! Which endpoints may a Service port use? Readiness, termination, locality and topology, in kube-proxy's order.
+//! Selects the endpoints of a Service port by readiness, termination, locality and topology, in kube-proxy's order.
 
 use std::net::IpAddr;
 
@@ -9,11 +9,10 @@ use crate::settings::Node;
 /// An endpoint of a Service port.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'i> {
-    /// Address, conditions, hints.
     pub endpoint: &'i Endpoint,
-    /// The port's number on it.
+    /// The port number on the endpoint.
     pub port: u16,
-    /// It runs on this node.
+    /// Whether it runs on this node.
     pub local: bool,
 }
 
@@ -22,25 +21,25 @@ impl Candidate<'_> {
         (self.endpoint.addr, self.port)
     }
 
-    /// Shutting down, but still answering.
+    /// Terminating but still serving.
     fn draining(&self) -> bool {
         self.endpoint.serving && self.endpoint.terminating
     }
 }
 
-/// Whose endpoints a traffic policy asks for.
+/// The set of endpoints that a traffic policy selects from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Class {
-    /// Policy Cluster: of all nodes, narrowed by topology hints.
+    /// Policy Cluster: endpoints of all nodes, narrowed by topology hints.
     Cluster,
-    /// Policy Local: of this node.
+    /// Policy Local: endpoints of this node.
     Local,
 }
 
-/// Which hints narrowed the choice.
+/// The topology hints that narrow the selection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Topology {
-    /// None did.
+    /// None.
     All,
     /// All ready endpoints have node hints, and one names this node.
     Node,
@@ -51,22 +50,22 @@ pub enum Topology {
 /// Why an endpoint gets no new connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeftOut {
-    /// Not ready, and not about to end either.
+    /// Neither ready nor terminating.
     NotReady,
-    /// Shutting down while others are ready.
+    /// Terminating while others are ready.
     Terminating,
-    /// Shutting down and no longer answering.
+    /// Terminating and no longer serving.
     NotServing,
-    /// Policy Local, and it runs elsewhere.
+    /// Policy Local, and it runs on another node.
     OtherNode,
-    /// Topology hints give it to other nodes.
+    /// Its topology hints name other nodes.
     NodeHint,
-    /// Topology hints give it to other zones.
+    /// Its topology hints name other zones.
     ZoneHint,
 }
 
 impl LeftOut {
-    /// For people.
+    /// The reason in words.
     pub fn text(self) -> &'static str {
         match self {
             LeftOut::NotReady => "not ready",
@@ -79,19 +78,19 @@ impl LeftOut {
     }
 }
 
-/// The endpoints of a port, sorted by address and port, and those that each class may use.
+/// The endpoints of a port, sorted by address and port, and those usable by each class.
 #[derive(Clone, Debug)]
 pub struct Selection<'i> {
     /// All known endpoints.
     pub candidates: Vec<Candidate<'i>>,
-    /// Which hints apply to [`Class::Cluster`].
+    /// The hints that apply to [`Class::Cluster`].
     pub topology: Topology,
     cluster: Vec<u32>,
     local: Vec<u32>,
 }
 
 impl<'i> Selection<'i> {
-    /// Places in `candidates` of the usable ones.
+    /// Indices in `candidates` of the usable endpoints.
     pub fn members(&self, class: Class) -> &[u32] {
         match class {
             Class::Cluster => &self.cluster,
@@ -99,17 +98,17 @@ impl<'i> Selection<'i> {
         }
     }
 
-    /// The usable ones.
+    /// The usable endpoints.
     pub fn usable(&self, class: Class) -> impl ExactSizeIterator<Item = &Candidate<'i>> {
         self.members(class).iter().map(|&i| &self.candidates[i as usize])
     }
 
-    /// Nobody is ready, so the terminating ones that still serve are used.
+    /// Whether no endpoint is ready, so that terminating ones that still serve are used.
     pub fn falls_back(&self, class: Class) -> bool {
         self.usable(class).next().is_some_and(|c| !c.endpoint.ready)
     }
 
-    /// The others, and why.
+    /// The other endpoints, with the reason.
     pub fn left_out(&self, class: Class) -> impl Iterator<Item = (&Candidate<'i>, LeftOut)> {
         let used = move |i: usize| self.members(class).binary_search(&(i as u32)).is_ok();
         self.candidates.iter().enumerate().filter(move |(i, _)| !used(*i)).map(move |(_, c)| (c, self.why(c, class)))
@@ -141,7 +140,7 @@ pub fn candidates<'i>(index: &'i Index, service: &Key, port: &Port, v6: bool, no
         }
     }
     found.sort_by_key(Candidate::id);
-    // An address may be listed twice while a pod's successor already has its address: the running one counts.
+    // An address is listed twice while a terminating pod's successor already has it: the running pod counts.
     found.dedup_by(|later, earlier| {
         let same = later.id() == earlier.id();
         if same && !later.endpoint.terminating {
@@ -152,7 +151,7 @@ pub fn candidates<'i>(index: &'i Index, service: &Key, port: &Port, v6: bool, no
     found
 }
 
-/// Applies the rules of readiness and topology.
+/// Applies the rules of readiness, termination and topology.
 pub fn select<'i>(candidates: Vec<Candidate<'i>>, node: &Node) -> Selection<'i> {
     let topology = topology(&candidates, node);
     let near = |c: &Candidate<'_>| match topology {

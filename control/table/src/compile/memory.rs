@@ -1,4 +1,4 @@
-//! What lasts from one table to the next: the counters' places, and pools whose backends did not change.
+//! State kept from one table to the next: counter indices, and pools with unchanged backends.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -10,17 +10,15 @@ use nomagic_core::tuple::{HashSeed, Proto};
 use super::endpoints::{Class, Selection};
 use crate::objects::Key;
 
-/// A sensible number of (Service port, backend) pairs with counters of their own: about 10 MB a worker.
+/// Default number of (Service port, backend) pairs with their own counters: about 10 MB per worker.
 pub const TARGETS_MAX: u32 = 1 << 17;
 
 /// A Service port's identity.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortKey {
-    /// The Service.
     pub service: Key,
-    /// The port's name, "" when it has none.
+    /// "" for an unnamed port.
     pub port_name: String,
-    /// Protocol.
     pub proto: Proto,
 }
 
@@ -30,17 +28,17 @@ pub(super) struct Memory {
     services: HashMap<Key, BTreeMap<PortKey, PortMemory>>,
     seed: HashSeed,
     places: Places,
-    /// Number of the update: what it did not touch is forgotten.
+    /// Number of the update; entries not used by it are dropped.
     round: u64,
 }
 
-/// Places of counters.
+/// Allocator of counter indices.
 #[derive(Debug)]
 struct Places {
-    /// The lowest place never given away.
+    /// The lowest index never allocated.
     next: u32,
     max: u32,
-    /// Places given back, longest ago first: connections of a removed backend may count there for a while.
+    /// Freed indices, oldest first: connections of a removed backend may still count there for a while.
     free: VecDeque<u32>,
 }
 
@@ -57,7 +55,7 @@ struct Target {
 }
 
 impl Places {
-    /// Place 0, which all others share, when there is none left.
+    /// Allocates an index; the shared index 0 when none is left.
     fn take(&mut self) -> u32 {
         if self.next < self.max {
             self.next += 1;
@@ -79,7 +77,7 @@ impl Memory {
         Memory { services: HashMap::new(), seed: HashSeed::new(0), places, round: 0 }
     }
 
-    /// Pools are made with this seed from now on.
+    /// Sets the seed of new pools; drops pools with another one.
     pub(super) fn set_seed(&mut self, seed: &HashSeed) {
         if self.seed != *seed {
             self.seed = *seed;
@@ -87,7 +85,7 @@ impl Memory {
         }
     }
 
-    /// Asks for a Service's pools by `plan`; what it does not ask for is forgotten.
+    /// Runs `plan`, which requests the Service's pools; drops entries that it does not request.
     pub(super) fn update<T>(&mut self, service: &Key, plan: impl FnOnce(&mut ServiceMemory<'_>) -> T) -> T {
         self.round += 1;
         let mut ports = self.services.remove(service).unwrap_or_default();
@@ -111,7 +109,7 @@ impl Memory {
         planned
     }
 
-    /// Forgets all Services but these.
+    /// Drops Services that `stays` rejects.
     pub(super) fn retain(&mut self, stays: impl Fn(&Key) -> bool) {
         let gone: Vec<Key> = self.services.keys().filter(|key| !stays(key)).cloned().collect();
         gone.iter().for_each(|key| self.update(key, |_| ()));
@@ -123,7 +121,7 @@ impl Memory {
     }
 }
 
-/// What is remembered of one Service.
+/// The kept state of one Service.
 pub(super) struct ServiceMemory<'m> {
     ports: &'m mut BTreeMap<PortKey, PortMemory>,
     seed: HashSeed,
@@ -132,7 +130,7 @@ pub(super) struct ServiceMemory<'m> {
 }
 
 impl ServiceMemory<'_> {
-    /// The pool of a class, the earlier one if its backends are the same. `None` when there are no backends.
+    /// The pool of a class; the earlier one if its backends are the same. `None` without backends.
     pub(super) fn pool(&mut self, key: &PortKey, v6: bool, class: Class, selection: &Selection<'_>) -> Option<Arc<Pool>> {
         if !self.ports.contains_key(key) {
             self.ports.insert(key.clone(), PortMemory::default());

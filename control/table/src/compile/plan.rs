@@ -1,5 +1,5 @@
-//! One Service, decided: where it answers, and what each class of clients meets there. Readiness, traffic policies, topology, masquerading and
-//! source ranges are kube-proxy's rules, applied here once.
+//! Plans one Service: its addresses, and the action for each class of clients. Applies kube-proxy's rules about readiness, traffic policies,
+//! topology, masquerading and source ranges.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -17,13 +17,13 @@ use crate::index::Index;
 use crate::objects::{Policy, Port, Service};
 use crate::problem::Problem;
 
-/// Endpoints of one Service port and family at the most.
+/// Maximum number of endpoints of one Service port and family.
 const BACKENDS_MAX: usize = 500_000;
 
 /// An address, port and protocol.
 pub(super) type Address = (IpAddr, u16, Proto);
 
-/// What the plans of all Services have in common.
+/// The inputs that all plans share.
 pub(super) struct Ground<'g> {
     pub(super) index: &'g Index,
     pub(super) settings: &'g Settings,
@@ -31,25 +31,25 @@ pub(super) struct Ground<'g> {
     pub(super) node_port_ips: [Vec<IpAddr>; 2],
 }
 
-/// What a Service wants to be in the table.
+/// The entries of one Service in the table.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) turn: Arc<Turn>,
-    /// Its ports, shared by all of their addresses.
+    /// The Service's ports, shared by all of their addresses.
     pub(super) ports: Vec<Arc<ServicePort>>,
-    /// The addresses that it asks for, in order.
+    /// The claimed addresses, in order.
     pub(super) claims: Vec<(Address, Rank)>,
-    /// What is to be there, in the same order; taken by who puts it there.
+    /// The frontends at these addresses, in the same order; the compiler takes them out.
     pub(super) frontends: Vec<Frontend>,
     pub(super) cluster_ips: Vec<IpAddr>,
-    /// `healthCheckNodePort`, and how many distinct local ready addresses there are.
+    /// `healthCheckNodePort`, and the number of distinct addresses of local ready endpoints.
     pub(super) health_check: Option<(u16, usize)>,
-    /// Ports whose policy asks for endpoints of this node and finds them elsewhere only, by family: `(internal, external)`.
+    /// Ports with traffic policy Local and endpoints on other nodes only, by family: `(internal, external)`.
     pub(super) no_local_endpoints: [(u64, u64); 2],
     pub(super) problems: Vec<Problem>,
 }
 
-/// Decisions by the client's class.
+/// Actions by class of client.
 #[derive(Clone)]
 struct Actions {
     pod: Action,
@@ -110,7 +110,7 @@ fn service_port(service: &Service, port: &Port) -> ServicePort {
 }
 
 impl Plan {
-    /// The rules of traffic policies and masquerading: `(cluster IP, all other addresses)`.
+    /// Applies traffic policies and masquerading. Returns the actions of `(cluster IPs, all other addresses)`.
     fn actions(
         &mut self,
         ground: &Ground<'_>,
@@ -186,7 +186,7 @@ fn pool(memory: &mut ServiceMemory<'_>, key: &PortKey, v6: bool, class: Class, s
     memory.pool(key, v6, if same { Class::Cluster } else { class }, selection)
 }
 
-/// Who may connect to a load balancer's addresses; `None`: everybody.
+/// The clients that may connect to load balancer addresses; `None`: all.
 fn source_ranges(ground: &Ground<'_>, service: &Service, v6: bool) -> Option<Arc<[Prefix]>> {
     if service.source_ranges_unreadable {
         return Some(Arc::new([]));
@@ -195,7 +195,7 @@ fn source_ranges(ground: &Ground<'_>, service: &Service, v6: bool) -> Option<Arc
     if ranges.is_empty() || ranges.iter().any(|r| r.prefix_len() == 0) {
         return None;
     }
-    // The node may come by with the load balancer's address as its source: where it is let in, so is that address.
+    // The node's own packets may have the load balancer's address as their source, so it is allowed where the node is.
     if ground.settings.node.primary.iter().any(|ip| ranges.iter().any(|r| r.contains(*ip))) {
         ranges.extend(service.load_balancer_ips.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| Prefix::host(*ip)));
     }
@@ -206,7 +206,7 @@ fn has_outer_address(service: &Service, port: &Port) -> bool {
     port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty()
 }
 
-/// Something that is wrong with a Service.
+/// A problem of a Service.
 pub(super) fn problem(service: &Service, field: &str, message: String) -> Problem {
     let (origin, object) = (service.origin.clone(), format!("Service {}", service.key));
     Problem { origin, object, field: field.into(), message }

@@ -1,9 +1,8 @@
-//! Which connections a change of endpoints ends: kube-proxy's rule for UDP (pkg/proxy/conntrack/cleanup.go).
+//! Decides which connections a change of endpoints ends: kube-proxy's rule for UDP (pkg/proxy/conntrack/cleanup.go).
 //!
-//! A UDP client never closes anything: it would go on talking to an endpoint that is gone. So a connection to one of a UDP Service port's
-//! addresses goes when its backend is not among the endpoints that serve that port. Traffic policies, topology and whether an endpoint
-//! terminates play no part: who still answers keeps its clients. A port without any serving endpoint keeps its connections, and so do ports
-//! that are no more; TCP and SCTP always do.
+//! UDP has no close, so a client would keep sending to a removed endpoint. A connection to an address of a UDP Service port therefore ends
+//! when its backend is not among the serving endpoints of that port. Traffic policies, topology and termination do not matter: a serving
+//! endpoint keeps its clients. Ports without serving endpoints and removed ports keep their connections, and so do TCP and SCTP.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,11 +26,11 @@ struct UdpPort {
     addresses: Vec<IpAddr>,
     port: u16,
     node_port: Option<u16>,
-    /// Address and port of those that serve, sorted.
+    /// Addresses and ports of serving endpoints, sorted.
     endpoints: Vec<(IpAddr, u16)>,
 }
 
-/// A Service with UDP ports, and what that was made of.
+/// A Service with UDP ports, and the objects it was built from.
 #[derive(Debug)]
 struct UdpService {
     service: Arc<Service>,
@@ -39,14 +38,14 @@ struct UdpService {
     ports: Vec<UdpPort>,
 }
 
-/// The serving endpoints of all UDP Service ports. Cheap to clone; what did not change is shared with the state before.
+/// The serving endpoints of all UDP Service ports. Cheap to clone; unchanged parts are shared with earlier states.
 #[derive(Clone, Default, Debug)]
 pub struct Serving {
     services: CowMap<Key, Arc<UdpService>>,
 }
 
 impl Serving {
-    /// Takes over what has changed of these Services.
+    /// Applies the changes of these Services.
     pub fn follow(&mut self, index: &Index, services: &BTreeSet<Key>) {
         let udp = |s: &&Arc<Service>| s.ignored.is_none() && s.ports.iter().any(|p| p.proto == Proto::Udp);
         for key in services {
@@ -58,20 +57,20 @@ impl Serving {
         }
     }
 
-    /// Whether connections from the time of `before` may have to go now. When endpoints have only been added, or the last one has gone, none have.
+    /// Whether connections from the time of `before` may have to end. None have to when endpoints were only added, or the last one was removed.
     pub fn ends_some_of(&self, before: &Serving) -> bool {
         self.services.differences(&before.services).any(|(_, now, earlier)| match (now, earlier) {
             (Some(now), Some(earlier)) => !Arc::ptr_eq(earlier, now) && !now.keeps_all_of(earlier),
             (Some(now), None) => !now.ports.is_empty(),
-            // It may have left an address to another Service that claims it, too.
+            // Another Service may hold one of its addresses now.
             (None, _) => true,
         })
     }
 
-    /// The rule for single connections.
+    /// The rule for individual connections.
     pub fn rule(&self) -> Rule {
         let mut services: Vec<&Arc<UdpService>> = self.services.iter().map(|(_, service)| service).collect();
-        // As the table is compiled: an address is the first one's by creation time and name.
+        // The same precedence as in the table: creation time, then name.
         services.sort_by(|a, b| (a.service.created_s, &a.service.key).cmp(&(b.service.created_s, &b.service.key)));
         let (mut addresses, mut node_ports) = (WordMap::default(), WordMap::default());
         for (service, port) in services.into_iter().flat_map(|s| s.ports.iter().enumerate().map(move |(port, _)| (s, port))) {
@@ -94,7 +93,7 @@ impl UdpService {
             for cluster_ip in &service.cluster_ips {
                 let v6 = cluster_ip.is_ipv6();
                 let all = service.cluster_ips.iter().chain(&service.load_balancer_ips).chain(&service.external_ips);
-                // Which endpoints are this node's does not matter.
+                // Locality does not matter here.
                 let node = Node { name: String::new(), ips: Vec::new(), primary: Vec::new(), zone: None };
                 let endpoints = candidates(index, &service.key, port, v6, &node);
                 ports.push(UdpPort {
@@ -109,14 +108,14 @@ impl UdpService {
         UdpService { service: service.clone(), slices: index.slices_of(&service.key).cloned().collect(), ports }
     }
 
-    /// Whether it was made of the very objects that are known now.
+    /// Whether it was built from the current objects.
     fn is_of(&self, service: &Arc<Service>, index: &Index) -> bool {
         let mut slices = index.slices_of(&service.key);
         let same = Arc::ptr_eq(&self.service, service) && self.slices.iter().all(|s| slices.next().is_some_and(|now| Arc::ptr_eq(s, now)));
         same && slices.next().is_none()
     }
 
-    /// Whether every connection from before may stay.
+    /// Whether all earlier connections stay.
     fn keeps_all_of(&self, before: &UdpService) -> bool {
         let same_place = |a: &UdpPort, b: &UdpPort| (a.v6, &a.addresses, a.port, a.node_port) == (b.v6, &b.addresses, b.port, b.node_port);
         let keeps = |now: &UdpPort, before: &UdpPort| {
@@ -135,14 +134,14 @@ impl UdpPort {
     }
 }
 
-/// A Service and the place of a port in it.
+/// A Service and the index of one of its ports.
 type Place = (Arc<UdpService>, usize);
 
 /// Decides for each connection whether it stays.
 #[derive(Debug)]
 pub struct Rule {
     addresses: WordMap<(IpAddr, u16), Place>,
-    /// By node port and family (IPv6): on any address, whichever were the node's when the connection was made.
+    /// By node port and family (IPv6): on any address, since the node's addresses may have changed since the connection was opened.
     node_ports: WordMap<(u16, bool), Place>,
 }
 

@@ -1,10 +1,10 @@
-//! Addresses as Kubernetes reads them, and which of them can be anybody's.
+//! Parses addresses like Kubernetes, and rejects those that no endpoint or Service can have.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nomagic_core::tuple::Prefix;
 
-/// Reads an address as Kubernetes always has: `010.0.0.1` is 10.0.0.1 (decimal, not octal), `::ffff:10.0.0.1` is 10.0.0.1.
+/// Parses an address like Kubernetes: `010.0.0.1` is 10.0.0.1 (decimal, not octal), `::ffff:10.0.0.1` is 10.0.0.1.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     if text.contains(':') {
         let v6: Ipv6Addr = text.parse().ok()?;
@@ -23,7 +23,7 @@ fn parse_octet(text: &str) -> Option<u8> {
     digits.then(|| text.parse::<u32>().ok()).flatten().and_then(|n| u8::try_from(n).ok())
 }
 
-/// Reads a CIDR in the same way; blanks around it are ignored, host bits are cleared. A bare address is not a CIDR.
+/// Parses a CIDR like Kubernetes: ignores surrounding blanks and clears host bits. A bare address is not a CIDR.
 pub fn parse_cidr(text: &str) -> Option<Prefix> {
     let (addr, len) = text.trim().split_once('/')?;
     let digits = !len.is_empty() && len.len() <= 8 && len.bytes().all(|b| b.is_ascii_digit());
@@ -31,7 +31,7 @@ pub fn parse_cidr(text: &str) -> Option<Prefix> {
     Prefix::new(parse_ip(addr)?, u8::try_from(len).ok()?)
 }
 
-/// Why no packet can be sent to a backend, or from a client to a Service, at this address. `None`: it can.
+/// Why an address can be neither an endpoint's nor a Service's; `None`: it can.
 pub fn fault(addr: IpAddr) -> Option<&'static str> {
     let link_local = match addr {
         IpAddr::V4(a) if a.is_broadcast() => return Some("the broadcast address"),

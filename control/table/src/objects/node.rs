@@ -1,4 +1,4 @@
-//! Reading a Kubernetes Node: what nomagic wants to know about the node it runs on.
+//! Reads a Kubernetes Node: the fields that nomagic needs of its own node.
 
 use std::net::IpAddr;
 
@@ -11,17 +11,15 @@ use crate::problem::{Notes, Origin, Problem};
 
 /// The label that names a node's zone.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-/// The taint of a node that the cluster autoscaler is about to delete.
+/// The taint with which the cluster autoscaler announces a deletion.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-/// Addresses and pod ranges of a Node at the most.
+/// Maximum number of addresses and of pod ranges of a Node.
 const LIST_MAX: usize = 256;
 
 /// A Node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {
-    /// Its name; Nodes have no namespace.
     pub key: Key,
-    /// Where it was read.
     pub origin: Origin,
     /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
@@ -29,14 +27,13 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     /// `spec.podCIDRs`
     pub pod_cidrs: Vec<Prefix>,
-    /// Whether load balancers may count on it; see [`node_eligible`].
+    /// See [`node_eligible`].
     pub eligible: bool,
-    /// What was wrong with it.
     pub problems: Vec<Problem>,
 }
 
 impl Node {
-    /// Reads a Node. `Err` when it has no usable name; smaller faults are skipped and noted in [`Node::problems`].
+    /// Reads a Node. `Err` without a valid name; invalid fields are skipped and listed in [`Node::problems`].
     pub fn from_k8s(node: &k8s::Node, origin: &Origin) -> Result<Node, Problem> {
         let key = read_cluster_key(Kind::Node, &node.metadata, origin)?;
         let mut notes = Notes::new(origin, format!("{} {key}", Kind::Node));
@@ -69,7 +66,7 @@ fn read_ips(addresses: &[k8s::NodeAddress], notes: &mut Notes) -> Vec<IpAddr> {
     ips
 }
 
-/// Reads a list of CIDRs; what is none is noted and skipped.
+/// Reads a list of CIDRs; skips and reports invalid ones.
 pub(super) fn read_cidrs(field: &str, texts: &[String], notes: &mut Notes) -> Vec<Prefix> {
     if texts.len() > LIST_MAX {
         notes.add(field, format!("{} entries: the first {LIST_MAX} are used", texts.len()));
@@ -85,7 +82,7 @@ pub(super) fn read_cidrs(field: &str, texts: &[String], notes: &mut Notes) -> Ve
     cidrs
 }
 
-/// Whether load balancers may count on a node that exists: it is not being deleted, and the cluster autoscaler is not about to.
+/// Whether load balancers should use a node: it is not being deleted, and the cluster autoscaler does not announce its deletion.
 pub fn node_eligible(node: &k8s::Node) -> bool {
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or(&[]);
     node.metadata.deletion_timestamp.is_none() && !taints.iter().any(|t| t.key == TO_BE_DELETED)

@@ -1,4 +1,4 @@
-//! From a parsed but untyped value to an object of a known kind, wherever it came from: a file or an API server.
+//! Reads an object of a known kind from an untyped value, which came from a file or an API server.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +15,9 @@ use crate::problem::{Origin, Problem};
 /// An object that could not be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unread {
-    /// Its kind.
     pub kind: Kind,
-    /// Its namespace and name, if at least those could be read.
+    /// Namespace and name, if they could be read.
     pub key: Option<Key>,
-    /// What was wrong with it.
     pub problem: Problem,
 }
 
@@ -50,7 +48,7 @@ pub fn read(kind: Kind, value: Value, origin: &Origin) -> Result<Object, Box<Unr
     })
 }
 
-/// The namespace and name of an object, whatever else is wrong with it.
+/// The namespace and name of an object, even if it is invalid otherwise.
 pub fn key(kind: Kind, value: &Value) -> Option<Key> {
     let meta = |name: &str| value.get("metadata")?.get(name)?.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
     let namespace = if kind.namespaced() { meta("namespace").unwrap_or_else(|| "default".into()) } else { String::new() };
@@ -60,7 +58,7 @@ pub fn key(kind: Kind, value: &Value) -> Option<Key> {
 enum Fault {
     /// A value of the wrong type.
     Shape { field: String, message: String },
-    /// An object that says nothing.
+    /// An object without the required fields.
     Refused(Problem),
 }
 
@@ -69,7 +67,7 @@ fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
         .map_err(|e| Fault::Shape { field: e.path().to_string().trim_matches('.').into(), message: e.into_inner().to_string() })
 }
 
-/// Reads a slice. Endpoints that are none leave the others in force.
+/// Reads a slice. Invalid endpoints do not affect the others.
 fn slice(mut value: Value, origin: &Origin) -> Result<Slice, Fault> {
     let fault = match typed::<K8sSlice>(&value) {
         Ok(slice) => return Slice::from_k8s(&slice, origin).map_err(Fault::Refused),
@@ -79,12 +77,12 @@ fn slice(mut value: Value, origin: &Origin) -> Result<Slice, Fault> {
     let mut faults = BTreeMap::new();
     for (i, endpoint) in endpoints.iter_mut().enumerate() {
         if let Err(Fault::Shape { field, message }) = typed::<K8sEndpoint>(endpoint) {
-            // In its place stays one without addresses, so that the others keep their numbers.
+            // Replaced by one without addresses, so that the others keep their indices.
             *endpoint = json!({ "addresses": [] });
             faults.insert(format!("endpoints[{i}].addresses[0]"), (format!("endpoints[{i}].{field}"), message));
         }
     }
-    // When not one can be read, what was known of the slice is better than nothing.
+    // If no endpoint can be read, the caller keeps the earlier state of the slice.
     if faults.is_empty() || faults.len() == endpoints.len() {
         return Err(fault);
     }

@@ -1,4 +1,4 @@
-//! Reading a Kubernetes Service.
+//! Reads a Kubernetes Service.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,16 +12,16 @@ use crate::problem::{Notes, Origin, Problem};
 
 /// Services with this label belong to another proxy.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Ports of a Service at the most; the API server has no limit of its own but the object's size.
+/// Maximum number of ports; the API server limits only the object's size.
 const PORTS_MAX: usize = 1_024;
-/// Addresses of one kind and source ranges at the most.
+/// Maximum number of addresses of one kind, and of source ranges.
 const LIST_MAX: usize = 4_096;
 /// `sessionAffinityConfig.clientIP.timeoutSeconds`, default and limits.
 const AFFINITY_DEFAULT_S: i32 = 10_800;
 const AFFINITY_MAX_S: i32 = 86_400;
 
 impl Service {
-    /// Reads a Service. `Err` when there is nothing to keep; smaller faults are skipped and noted in [`Service::problems`].
+    /// Reads a Service. `Err` without a name or spec; invalid fields are skipped and listed in [`Service::problems`].
     pub fn from_k8s(service: &k8s::Service, origin: &Origin) -> Result<Service, Problem> {
         let refuse =
             |object: String, field: &str, message: String| Problem { origin: origin.clone(), object, field: field.into(), message };
@@ -79,7 +79,7 @@ impl Service {
         }
     }
 
-    /// Whether clients outside of the cluster can reach it at all: only then its external traffic policy means something.
+    /// Whether the Service is reachable from outside the cluster; only then does its external traffic policy apply.
     pub fn externally_accessible(&self) -> bool {
         match self.kind {
             ServiceType::NodePort | ServiceType::LoadBalancer => true,
@@ -114,7 +114,7 @@ impl Service {
     }
 }
 
-/// Why kube-proxy would not even look at it.
+/// Why kube-proxy ignores the Service.
 fn ignored(service: &k8s::Service, spec: &k8s::ServiceSpec, kind: ServiceType) -> Option<&'static str> {
     let label = service.metadata.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
     let first = cluster_ip_texts(spec).next();
@@ -193,7 +193,7 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
             notes.add(format!("spec.ports[{index}].name"), format!("{length}; the port is skipped"));
             continue;
         }
-        // Endpoints are found by name and protocol, so two ports of one name would be one.
+        // Endpoints are matched by port name and protocol, which must therefore be unique.
         if let Some(first) = names.get(&(name, proto)) {
             let message = format!("{name:?} is the name of spec.ports[{first}] ({proto}) already; the port is skipped");
             notes.add(format!("spec.ports[{index}].name"), message);
@@ -211,7 +211,7 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
     ports
 }
 
-/// A port number of which 0 and absent mean "none".
+/// A port number; 0 and absent mean "none".
 fn read_optional_port(field: &str, number: Option<i32>, notes: &mut Notes) -> Option<u16> {
     let number = number.filter(|&n| n != 0)?;
     let port = read_port(number);
@@ -265,7 +265,7 @@ fn read_affinity(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Option<u32> {
     Some(timeout as u32)
 }
 
-/// The first `max` of a list; the rest is named as left out.
+/// The first `max` entries of a list; reports the others as skipped.
 fn limited<'l, T>(field: &str, list: &'l [T], max: usize, notes: &mut Notes) -> &'l [T] {
     if list.len() > max {
         notes.add(field, format!("{} entries: the first {max} are used", list.len()));

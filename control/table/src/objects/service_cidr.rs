@@ -1,4 +1,4 @@
-//! Reading a Kubernetes ServiceCIDR: a range of cluster IPs.
+//! Reads a Kubernetes ServiceCIDR: a range of cluster IPs.
 
 use k8s_openapi::api::networking::v1 as k8s;
 use nomagic_core::tuple::Prefix;
@@ -10,18 +10,15 @@ use crate::problem::{Notes, Origin, Problem};
 /// A ServiceCIDR.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceCidr {
-    /// Its name; ServiceCIDRs have no namespace.
     pub key: Key,
-    /// Where it was read.
     pub origin: Origin,
     /// `spec.cidrs`
     pub cidrs: Vec<Prefix>,
-    /// What was wrong with it.
     pub problems: Vec<Problem>,
 }
 
 impl ServiceCidr {
-    /// Reads a ServiceCIDR. `Err` when it has no usable name; smaller faults are skipped and noted in [`ServiceCidr::problems`].
+    /// Reads a ServiceCIDR. `Err` without a valid name; invalid fields are skipped and listed in [`ServiceCidr::problems`].
     pub fn from_k8s(object: &k8s::ServiceCIDR, origin: &Origin) -> Result<ServiceCidr, Problem> {
         let key = read_cluster_key(Kind::ServiceCidr, &object.metadata, origin)?;
         let mut notes = Notes::new(origin, format!("{} {key}", Kind::ServiceCidr));

@@ -1,4 +1,4 @@
-//! Reading a Kubernetes EndpointSlice.
+//! Reads a Kubernetes EndpointSlice.
 
 use k8s_openapi::api::discovery::v1 as k8s;
 
@@ -6,19 +6,19 @@ use super::addr::{fault, parse_ip};
 use super::{Endpoint, Key, Kind, Slice, SlicePort, read_key, read_port, read_proto, too_long};
 use crate::problem::{Notes, Origin, Problem};
 
-/// Names the Service that a slice belongs to.
+/// The label with the name of the slice's Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-/// Slices of headless Services.
+/// The label of slices of headless Services.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-/// When the cause of a slice's last change happened, for the delay of programming it; unreadable ones are as good as none.
+/// The annotation with the time of the cause of the last change, for the metric of programming latency; invalid times are ignored.
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-/// Endpoints of a slice at the most: far more than the API server's 1,000, so that a hand-written slice fits too.
+/// Maximum number of endpoints: far more than the API server's 1,000, so that a hand-written slice fits too.
 const ENDPOINTS_MAX: usize = 200_000;
-/// Ports of a slice at the most (the API server's own limit is 20,000).
+/// Maximum number of ports (the API server's limit).
 const PORTS_MAX: usize = 20_000;
 
 impl Slice {
-    /// Reads an EndpointSlice. `Err` when there is nothing to keep; smaller faults are skipped and noted in [`Slice::problems`].
+    /// Reads an EndpointSlice. `Err` without a name or with an unknown address type; invalid fields are skipped and listed in [`Slice::problems`].
     pub fn from_k8s(slice: &k8s::EndpointSlice, origin: &Origin) -> Result<Slice, Problem> {
         let refuse =
             |object: String, field: &str, message: String| Problem { origin: origin.clone(), object, field: field.into(), message };
@@ -114,7 +114,7 @@ fn read_ports(listed: &[k8s::EndpointPort], notes: &mut Notes) -> Vec<SlicePort>
     }
     let mut ports = Vec::new();
     for (i, port) in listed.iter().take(PORTS_MAX).enumerate() {
-        // A port without a name or number matches no Service port; that is no fault.
+        // A port without a name or number is valid but matches no Service port.
         let (Some(name), Some(number)) = (&port.name, port.port.filter(|&n| n != 0)) else { continue };
         let Some(proto) = read_proto(port.protocol.as_deref()) else {
             let proto = port.protocol.as_deref().unwrap_or("");
