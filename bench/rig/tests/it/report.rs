@@ -226,7 +226,7 @@ fn plots_name_their_subjects_axes_and_values() {
         ("rates", ["Zero-loss rate, established flows", "nomagic", "nftables DNAT", "Services", "zero-loss rate (kpps)", "10k"]),
         ("ratios", ["Zero-loss rate of one over another", "1: equally fast", "ratio", "0.969", "1.51", "2.44"]),
         ("latency", ["Latency at 50 % of the zero-loss rate", "p50", "p99.9", "p99.99", "percentile of frames", "latency (us)"]),
-        ("cpu", ["CPU time a packet, by kind", "user", "softirq", "system calls", "CPU time a packet (ns)", "routing alone"]),
+        ("cpu", ["CPU time a packet, by kind", "user", "softirq", "system calls", "CPU time a packet (us)", "routing alone"]),
     ] {
         let found = texts_of(id);
         for words in expected {

@@ -175,12 +175,12 @@ fn reports_count_group_and_name_the_remedy() {
 #[test]
 fn senseless_arguments_are_refused() {
     let seventeen = "--interface eth0 ".repeat(17);
-    for (words, error) in
-        [("--workers 0", "1 to 64"), ("--workers 65", "1 to 64"), ("--interface a/b", "valid"), (&seventeen, "at most 16")]
-    {
-        let refused = args(words).report(&Fake::good()).unwrap_err().to_string();
+    for (words, error) in [("--workers 0", "1..=64"), ("--workers 65", "1..=64"), ("--interface a/b", "valid")] {
+        let refused = Cli::try_parse_from(format!("preflight {words}").split_whitespace()).err().expect(words).to_string();
         assert!(refused.contains(error), "{words}: {refused}");
     }
-    let examples = EXAMPLES.lines().filter_map(|l| l.trim().strip_prefix("preflight "));
+    let refused = args(&seventeen).report(&Fake::good()).unwrap_err().to_string();
+    assert!(refused.contains("at most 16"), "{refused}");
+    let examples = EXAMPLES.lines().filter_map(|l| l.trim().strip_prefix("nomagic preflight "));
     assert_eq!(examples.map(args).count(), 2);
 }

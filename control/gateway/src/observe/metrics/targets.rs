@@ -70,9 +70,11 @@ mod tests {
             write(status, &mut out);
             out.finish()
         };
-        assert!(!text(&status).contains(OTHERS));
+        let others = format!("=\"{OTHERS}\"");
+        assert!(!text(&status).contains(&others));
         status.targets_beyond = Beyond { targets: 7, carried: Carried { flows: 3, ..Carried::default() } };
         let text = text(&status);
+        assert!(text.contains(&others));
         assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), 1 + 5 * 3);
         let pair = "{namespace=\"n\",service=\"s\",port=\"http\",protocol=\"TCP\",backend=\"10.0.0.1:80\"";
         for line in [
