@@ -80,11 +80,17 @@ fn in_named_namespace() -> Result<bool> {
     Ok(named.filter_map(|e| std::fs::metadata(e.path()).ok()).any(|m| inode(m) == own))
 }
 
+/// What `ip -d -j link show` says of an interface.
+#[derive(serde::Deserialize)]
+struct Details {
+    num_rx_queues: Option<u32>,
+}
+
 fn queues(name: &str) -> Result<u32> {
     // A child runs in this thread's namespace.
     let text = run("ip", &["-d", "-j", "link", "show", "dev", name])?;
-    let value: serde_json::Value = serde_json::from_str(&text).context("`ip -j` did not write JSON")?;
-    Ok(value.pointer("/0/num_rx_queues").and_then(serde_json::Value::as_u64).unwrap_or(1) as u32)
+    let links: Vec<Details> = serde_json::from_str(&text).context("`ip -d -j link show` did not write what is known")?;
+    Ok(links.first().and_then(|link| link.num_rx_queues).unwrap_or(1))
 }
 
 #[cfg(test)]

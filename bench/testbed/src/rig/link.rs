@@ -1,6 +1,7 @@
 //! Cables between namespaces, and interface counters.
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use super::netns::Netns;
 use super::run;
@@ -42,30 +43,49 @@ pub fn cable(a: &Netns, a_name: &str, b: &Netns, b_name: &str, queues: u32) -> R
     Ok(())
 }
 
+/// What `ip -s -j link show dev NAME` writes: a list of one.
+#[derive(Deserialize)]
+struct Link {
+    address: Option<String>,
+    stats64: Option<Stats>,
+}
+
+#[derive(Deserialize)]
+struct Stats {
+    rx: Direction,
+    tx: Direction,
+}
+
+#[derive(Deserialize)]
+struct Direction {
+    packets: u64,
+    bytes: u64,
+    dropped: u64,
+}
+
 impl Netns {
+    fn link(&self, interface: &str) -> Result<Link> {
+        let words = format!("-s -j link show dev {interface}");
+        let links: Vec<Link> =
+            serde_json::from_str(&self.ip(&words)?).with_context(|| format!("`ip {words}` did not write what is known"))?;
+        links.into_iter().next().with_context(|| format!("`ip {words}` wrote nothing"))
+    }
+
     pub fn link_counters(&self, interface: &str) -> Result<LinkCounters> {
-        let text = self.ip(&format!("-s -j link show dev {interface}"))?;
-        let value: serde_json::Value = serde_json::from_str(&text).context("`ip -j` did not write JSON")?;
-        let number = |path: &str| {
-            let found = value.pointer(&format!("/0/stats64/{path}")).and_then(serde_json::Value::as_u64);
-            found.with_context(|| format!("`ip -s -j link show dev {interface}` names no {path}"))
-        };
+        let Stats { rx, tx } = self.link(interface)?.stats64.with_context(|| format!("`ip` names no statistics of {interface}"))?;
         Ok(LinkCounters {
-            rx_packets: number("rx/packets")?,
-            rx_bytes: number("rx/bytes")?,
-            rx_dropped: number("rx/dropped")?,
-            tx_packets: number("tx/packets")?,
-            tx_bytes: number("tx/bytes")?,
-            tx_dropped: number("tx/dropped")?,
+            rx_packets: rx.packets,
+            rx_bytes: rx.bytes,
+            rx_dropped: rx.dropped,
+            tx_packets: tx.packets,
+            tx_bytes: tx.bytes,
+            tx_dropped: tx.dropped,
         })
     }
 
     /// The MAC address of an interface.
     pub fn link_mac(&self, interface: &str) -> Result<[u8; 6]> {
-        let text = self.ip(&format!("-j link show dev {interface}"))?;
-        let value: serde_json::Value = serde_json::from_str(&text).context("`ip -j` did not write JSON")?;
-        let mac =
-            value.pointer("/0/address").and_then(serde_json::Value::as_str).with_context(|| format!("{interface} has no MAC address"))?;
+        let mac = self.link(interface)?.address.with_context(|| format!("{interface} has no MAC address"))?;
         let bytes: Option<Vec<u8>> = mac.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
         bytes.and_then(|b| b.try_into().ok()).with_context(|| format!("{interface}: `{mac}` is not a MAC address"))
     }
