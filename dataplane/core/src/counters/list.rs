@@ -80,6 +80,7 @@ counters! {
         mid_stream: Counter = "nomagic_flows_mid_stream_total", "Connections created by a packet of an established one that was not known; they count as created, too.";
         expired: Counter = "nomagic_flows_expired_total", "Connections that ended or were idle for too long.";
         replaced: Counter = "nomagic_flows_replaced_total", "Connections whose client opened a new one from the same port.";
+        snat_searched: Counter = "nomagic_flows_snat_searched_total", "Connections whose first choice of a source port was taken, so that others were tried: a sign that the range fills up.";
         busy: Counter = "nomagic_flows_busy_total", "Creations given up because another worker was creating the same connection.";
         revived: Counter = "nomagic_flows_revived_total", "Connections that continued after an RST, which was forged or late.";
         syn_repeated: Counter = "nomagic_flow_syns_repeated_total", "SYNs of known connections that changed nothing: sent again, or from a port that is used again too soon.";

@@ -116,11 +116,15 @@ fn create(
     hop: NextHopId,
 ) -> Result<Hit, Reason> {
     flow.source_port = ports.clone().next().unwrap_or(flow.source_port);
+    let first_choice = flow.source_port;
     let endpoint = if flow.replaces_source() { Some(take_share(ctx, flow)?) } else { None };
     let range = ctx.services.snat.port_first..=ctx.services.snat.port_last;
     let given_back = endpoint.into_iter().flat_map(EndpointPorts::given_back).filter(move |port| range.contains(port));
     let ports = ports.clone().take(TRIED_FIRST).chain(given_back).chain(ports.skip(TRIED_FIRST));
     let hit = reserve(ctx, hash, flow, phase, ports, hop);
+    if endpoint.is_some() && flow.source_port != first_choice {
+        ctx.counters.conntrack.snat_searched.add(1);
+    }
     if let (Err(reason), Some(endpoint)) = (&hit, endpoint) {
         match reason {
             Reason::SnatPortsExhausted => ctx.table.snat_ports().give_back_unfound(flow, endpoint),

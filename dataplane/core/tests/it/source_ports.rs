@@ -86,6 +86,17 @@ fn a_long_run_of_taken_ports_is_no_obstacle() {
 }
 
 #[test]
+fn a_connection_that_has_to_search_is_counted() {
+    let mut w = world();
+    let first_choice = newcomer(&mut w, 0).unwrap();
+    assert_eq!(w.counters.conntrack.snat_searched.get(), 0);
+    let mut w = world();
+    take(&mut w, std::iter::once(first_choice));
+    assert_ne!(newcomer(&mut w, 0), Ok(first_choice));
+    assert_eq!((w.counters.conntrack.snat_searched.get(), w.counters.conntrack.created.get()), (1, 1));
+}
+
+#[test]
 fn the_only_free_port_is_found() {
     for free in [FIRST, FIRST + 1, 63_000, LAST] {
         let mut w = world();
