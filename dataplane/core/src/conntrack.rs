@@ -18,7 +18,7 @@ mod region;
 mod shares;
 mod timeouts;
 
-pub use affinity::{Affinity, Sticky};
+pub use affinity::{Affinity, Remembered, Sticky};
 pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;

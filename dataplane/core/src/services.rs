@@ -18,7 +18,7 @@ use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
 
 pub use crate::backend::Backend;
 pub use pool::Pool;
-pub use snat::SnatRange;
+pub use snat::{SnatRange, Source};
 
 /// Which of a Service's addresses a packet was sent to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -189,6 +189,15 @@ pub struct Services {
     pub tcp_reject: TcpReject,
 }
 
+/// The Service's address that a packet was sent to, and where its client is.
+#[derive(Clone, Copy, Debug)]
+pub struct Matched<'s> {
+    /// The matched address.
+    pub frontend: &'s Frontend,
+    /// Where the client is.
+    pub client: ClientClass,
+}
+
 /// The answer for the first packet of a connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Decision<'s> {
@@ -196,8 +205,8 @@ pub enum Decision<'s> {
     Pass(Reason),
     /// To this backend.
     Forward {
-        /// The matched address.
-        frontend: &'s Frontend,
+        /// The matched address and the client's class.
+        matched: Matched<'s>,
         /// The candidates.
         pool: &'s Pool,
         /// Slot of the Maglev table.
@@ -208,9 +217,9 @@ pub enum Decision<'s> {
         snat: Option<SnatCause>,
     },
     /// Answered with ICMP port unreachable, or with a reset: see [`TcpReject`].
-    Reject(Option<&'s Frontend>, Reason),
+    Reject(Option<Matched<'s>>, Reason),
     /// Silence.
-    Drop(Option<&'s Frontend>, Reason),
+    Drop(Option<Matched<'s>>, Reason),
 }
 
 /// Why the client's address is replaced.
@@ -340,20 +349,21 @@ impl Services {
         let key = FrontendKey::new(tuple.dst, tuple.v6, tuple.dport, tuple.proto);
         let Some(frontend) = self.frontends.get(&key) else { return self.decide_unmatched(tuple) };
         let client = tuple.src_addr();
+        let matched = Matched { frontend, client: self.client_class(client) };
         if let Some(ranges) = &frontend.source_ranges
             && !ranges.iter().any(|r| r.contains(client))
         {
-            return Decision::Drop(Some(frontend), Reason::SourceRange);
+            return Decision::Drop(Some(matched), Reason::SourceRange);
         }
-        let action = match self.client_class(client) {
+        let action = match matched.client {
             ClientClass::Pod => &frontend.pod,
             ClientClass::Node => &frontend.node,
             ClientClass::External => &frontend.external,
         };
         let (pool, masquerade) = match action {
             Action::Forward { pool, snat } => (&**pool, *snat),
-            Action::Reject(reason) => return Decision::Reject(Some(frontend), *reason),
-            Action::Drop(reason) => return Decision::Drop(Some(frontend), *reason),
+            Action::Reject(reason) => return Decision::Reject(Some(matched), *reason),
+            Action::Drop(reason) => return Decision::Drop(Some(matched), *reason),
         };
         let (slot, index) = pool.maglev.pick(tuple.hash(&self.seed));
         let mut backend = &pool.backends[index as usize];
@@ -364,7 +374,7 @@ impl Services {
             true => Some(SnatCause::Masquerade),
             false => (backend.addr == client).then_some(SnatCause::Hairpin),
         };
-        Decision::Forward { frontend, pool, slot, backend, snat }
+        Decision::Forward { matched, pool, slot, backend, snat }
     }
 
     /// No frontend: other ports of a cluster IP are rejected, unallocated addresses of the Service range dropped

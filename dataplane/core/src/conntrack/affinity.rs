@@ -39,6 +39,17 @@ pub struct Sticky {
     pub timeout_s: u32,
 }
 
+/// What affinity knew of a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remembered {
+    /// Nothing: the client is new, or its time is over.
+    Nothing,
+    /// Its endpoint, which is kept.
+    Kept,
+    /// Its endpoint, which is not usable any more; another one takes its place.
+    EndpointGone,
+}
+
 /// The clients' endpoints: see [`Conntrack::affinity`](super::Conntrack::affinity).
 #[derive(Clone, Copy)]
 pub struct Affinity<'r> {
@@ -46,9 +57,9 @@ pub struct Affinity<'r> {
 }
 
 impl Affinity<'_> {
-    /// The endpoint for a client's new connection, by its identity: the remembered one if it is `usable` and its time is not over, else
-    /// `chosen`, which is remembered from now on. Of two workers that choose for one client at once, the second takes the first one's.
-    pub fn stick(&self, sticky: &Sticky, now_ms: u64, usable: impl Fn(u64) -> bool, chosen: u64) -> u64 {
+    /// The endpoint for a client's new flow, by its identity: the remembered one if it is `usable` and its time is not over, else `chosen`, which
+    /// is remembered from now on. When two workers choose for one client at once, the second takes the first one's choice.
+    pub fn stick(&self, sticky: &Sticky, now_ms: u64, usable: impl Fn(u64) -> bool, chosen: u64) -> (u64, Remembered) {
         let key = self.region.seed.hash_words(&[sticky.id, sticky.client[0], sticky.client[1], u64::from(sticky.v6)]) | 1;
         let bucket = self.region.affinity(key);
         let now = (now_ms / 1_000) & SECOND_MASK;
@@ -58,31 +69,38 @@ impl Affinity<'_> {
             age => age,
         };
         for _ in 0..TRIES {
-            let place = find_or_claim(bucket, key, age);
-            let Some(place) = place else { continue };
+            let Some((place, claimed)) = find_or_claim(bucket, key, age) else { continue };
             let value = &bucket[2 * place + 1];
             let old = value.load(Relaxed);
             let known = old ^ key;
-            let keep = age(known) < u64::from(sticky.timeout_s) && usable(known >> SECOND_BITS);
+            let in_time = age(known) < u64::from(sticky.timeout_s);
+            let keep = in_time && usable(known >> SECOND_BITS);
             let identity = if keep { known >> SECOND_BITS } else { chosen };
             let new = ((identity << SECOND_BITS) | now) ^ key;
             if new == old || value.compare_exchange(old, new, Release, Relaxed).is_ok() {
-                return identity;
+                let remembered = match keep {
+                    true => Remembered::Kept,
+                    // The value of a claimed entry belonged to another client.
+                    false if in_time && !claimed => Remembered::EndpointGone,
+                    false => Remembered::Nothing,
+                };
+                return (identity, remembered);
             }
         }
-        chosen
+        (chosen, Remembered::Nothing)
     }
 }
 
-/// The key's entry. If it has none it gets the first empty one, or the one that was used longest ago. `None`: another worker was faster.
+/// The key's entry, and whether it was claimed just now: a key without an entry gets the first empty one, or the one used longest ago. `None`:
+/// another worker was faster.
 ///
-/// Who comes second either sees the first one's key or tries for the same place. (Only when the bucket is full and a third worker uses one of its
-/// entries at that moment may two choose different places; then the client has two endpoints until one of them goes.)
-fn find_or_claim(bucket: &[AtomicU64; BUCKET_WORDS], key: u64, age: impl Fn(u64) -> u64) -> Option<usize> {
+/// Of two workers with one key, the second sees the first one's key or tries for the same place. (Only when the bucket is full and a third worker
+/// uses one of its entries at that moment may two choose different places; then the client has two endpoints until one entry is replaced.)
+fn find_or_claim(bucket: &[AtomicU64; BUCKET_WORDS], key: u64, age: impl Fn(u64) -> u64) -> Option<(usize, bool)> {
     let read = || -> [u64; ENTRIES] { std::array::from_fn(|place| bucket[2 * place].load(Relaxed)) };
     let keys = read();
     if let Some(place) = keys.iter().position(|&k| k == key) {
-        return Some(place);
+        return Some((place, false));
     }
     let age_of = |place: &usize| match keys[*place] {
         0 => u64::MAX,
@@ -93,5 +111,5 @@ fn find_or_claim(bucket: &[AtomicU64; BUCKET_WORDS], key: u64, age: impl Fn(u64)
     if read() != keys {
         return None;
     }
-    bucket[2 * place].compare_exchange(keys[place], key, Relaxed, Relaxed).is_ok().then_some(place)
+    bucket[2 * place].compare_exchange(keys[place], key, Relaxed, Relaxed).is_ok().then_some((place, true))
 }

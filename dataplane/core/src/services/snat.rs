@@ -2,6 +2,17 @@
 
 use std::net::IpAddr;
 
+use crate::tuple::AddrWords;
+
+/// The source address of a flow towards its backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The client's.
+    Client,
+    /// An address of the gateway.
+    Replaced(AddrWords),
+}
+
 /// Source addresses and ports for connections whose client address is replaced.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SnatRange {
