@@ -1,4 +1,4 @@
-//! The compiled service table: what the packet path asks when a connection is new, and what `explain` tells.
+//! The compiled service table, which decides about new flows.
 //!
 //! The control plane builds a [`Services`] from Kubernetes objects and never changes it again; workers share it. Every rule about
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
@@ -56,7 +56,7 @@ pub enum ClientClass {
     External,
 }
 
-/// What happens to a new connection.
+/// What happens to a new flow.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// To a backend of this pool; `snat`: the client's address is replaced too (kube-proxy: masquerade).
@@ -85,7 +85,7 @@ pub enum TcpReject {
 /// One address, port and protocol that clients connect to.
 #[derive(Clone, Debug)]
 pub struct Frontend {
-    /// Whose it is.
+    /// The Service port.
     pub port: Arc<ServicePort>,
     /// Which kind of address it is.
     pub kind: AddressKind,
@@ -273,7 +273,7 @@ impl Services {
         }
     }
 
-    /// Adds a frontend. When the address, port and protocol are taken, the earlier one stays and comes back.
+    /// Adds a frontend. When the address, port and protocol are taken, the earlier frontend stays and is returned.
     pub fn add_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Frontend) -> Result<(), &Frontend> {
         let (words, v6) = addr_words(addr);
         let key = FrontendKey::new(words, v6, port, proto);
@@ -284,7 +284,7 @@ impl Services {
         self.frontends.get(&key).map_or(Ok(()), Err)
     }
 
-    /// Sets what is at an address, port and protocol: `None` is nothing. True when something new is there.
+    /// Sets or removes the frontend at an address, port and protocol. True when it was added.
     pub fn set_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Option<Frontend>) -> bool {
         let (words, v6) = addr_words(addr);
         let key = FrontendKey::new(words, v6, port, proto);
@@ -316,7 +316,8 @@ impl Services {
         self.frontends.get(&FrontendKey::new(words, v6, port, proto))
     }
 
-    /// Sets where pods are. There may be thousands of single addresses: they are looked up, while ranges are gone through for each new connection.
+    /// Sets the pods' addresses and ranges. Single addresses, of which there may be thousands, are looked up; ranges are scanned for each
+    /// new flow.
     pub fn set_pods(&mut self, pods: &[Prefix]) {
         let (ips, cidrs): (Vec<Prefix>, Vec<Prefix>) = pods.iter().partition(|p| **p == Prefix::host(p.addr()));
         self.pod_ips = ips.iter().map(Prefix::addr).collect();
@@ -334,13 +335,13 @@ impl Services {
         }
     }
 
-    /// Decides the first packet of a connection. A pure function of the table and the tuple: for clients that nobody remembers.
+    /// Decides about a flow's first packet. A pure function of table and tuple: without session affinity.
     pub fn decide(&self, tuple: &Tuple) -> Decision<'_> {
         self.decide_with(tuple, |_, _, _| None)
     }
 
-    /// As [`Services::decide`]; `remembered` is asked for the backend of a client of a Service port with session affinity, and told the one
-    /// that its hash chooses.
+    /// Like [`Services::decide`]. For Service ports with session affinity, `remembered` gets the backend chosen by hash and may return
+    /// another one.
     pub fn decide_with<'s>(
         &'s self,
         tuple: &Tuple,
@@ -377,8 +378,8 @@ impl Services {
         Decision::Forward { matched, pool, slot, backend, snat }
     }
 
-    /// No frontend: other ports of a cluster IP are rejected, unallocated addresses of the Service range dropped
-    /// (kube-proxy's nftables mode), everything else is not ours.
+    /// No frontend: unused ports of a cluster IP are rejected, unallocated addresses of the Service range dropped (kube-proxy's nftables
+    /// mode), everything else is left to the kernel.
     fn decide_unmatched(&self, tuple: &Tuple) -> Decision<'_> {
         let dst = tuple.dst_addr();
         if self.cluster_ips.contains(&dst) {

@@ -1,9 +1,8 @@
-//! Session affinity: which endpoint a client was last sent to.
+//! Session affinity: the endpoint that a client was last sent to.
 //!
-//! A bounded table beside the flows, in buckets of a cache line: four entries of two words. An entry is the hash of (Service port, client), and the
-//! endpoint's identity with the second of its last use, combined with the key by exclusive or: whoever reads the value of an entry that
-//! has just gone to another key reads an endpoint that does not exist. An entry whose time is over is a free one; when a bucket is full, the one that
-//! was used longest ago goes.
+//! A bounded table next to the flows, in buckets of a cache line: four entries of two words. An entry is the hash of (Service port,
+//! client), and a value xor that key: the endpoint's identity and the second of its last use. A reader that meets a value of another key
+//! decodes an endpoint that does not exist. Expired entries are free; in a full bucket the least recently used entry is replaced.
 
 use super::region::Region;
 use crate::sync::{
@@ -16,17 +15,17 @@ use crate::tuple::AddrWords;
 const ENTRIES: usize = 4;
 /// Words of a bucket.
 pub(super) const BUCKET_WORDS: usize = 2 * ENTRIES;
-/// Attempts at an entry before a connection goes where its own hash says.
+/// Attempts to change an entry before a flow goes where its own hash says.
 const TRIES: u32 = 8;
 // The value: the endpoint's identity (40 bits) << 24 | second of the last use (24 bits, half a year).
 const SECOND_BITS: u32 = 24;
 const SECOND_MASK: u64 = (1 << SECOND_BITS) - 1;
-/// How far a worker's clock may be behind another's, seconds: each looks at it once a batch.
+/// How far a worker's clock may be behind another's, seconds: workers read it once a batch.
 pub(super) const BEHIND_MAX_S: u64 = 2;
 /// Bits of an endpoint's identity.
 pub const IDENTITY_BITS: u32 = 64 - SECOND_BITS;
 
-/// A client of a Service port that keeps its clients' endpoints.
+/// A client of a Service port with session affinity.
 #[derive(Clone, Copy, Debug)]
 pub struct Sticky {
     /// The Service port, see [`crate::services::Affinity::id`].
@@ -35,7 +34,7 @@ pub struct Sticky {
     pub client: AddrWords,
     /// True for IPv6.
     pub v6: bool,
-    /// How long after its last new connection a client is remembered, seconds.
+    /// How long a client is remembered after its last new flow, seconds.
     pub timeout_s: u32,
 }
 
