@@ -6,6 +6,7 @@
 //! that create the same flow.
 
 pub mod affinity;
+pub mod copy;
 mod create;
 mod direction;
 mod endpoints;

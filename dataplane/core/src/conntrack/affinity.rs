@@ -59,14 +59,9 @@ impl Affinity<'_> {
     /// The endpoint for a client's new flow, by its identity: the remembered one if it is `usable` and its time is not over, else `chosen`, which
     /// is remembered from now on. When two workers choose for one client at once, the second takes the first one's choice.
     pub fn stick(&self, sticky: &Sticky, now_ms: u64, usable: impl Fn(u64) -> bool, chosen: u64) -> (u64, Remembered) {
-        let key = self.region.seed.hash_words(&[sticky.id, sticky.client[0], sticky.client[1], u64::from(sticky.v6)]) | 1;
-        let bucket = self.region.affinity(key);
-        let now = (now_ms / 1_000) & SECOND_MASK;
-        // What a worker whose clock is ahead has just written is new, not half a year old.
-        let age = |value: u64| match now.wrapping_sub(value) & SECOND_MASK {
-            ahead if ahead > SECOND_MASK - BEHIND_MAX_S => 0,
-            age => age,
-        };
+        let (key, bucket) = self.affinity_bucket(sticky);
+        let now = second(now_ms);
+        let age = |value: u64| age_s(now, value);
         for _ in 0..TRIES {
             let Some((place, claimed)) = find_or_claim(bucket, key, age) else { continue };
             let value = &bucket[2 * place + 1];
@@ -87,6 +82,32 @@ impl Affinity<'_> {
             }
         }
         (chosen, Remembered::Nothing)
+    }
+
+    /// The endpoint that is remembered for a client, and the seconds since its last new flow, whether its time is over or not. Changes nothing.
+    pub fn remembered(&self, sticky: &Sticky, now_ms: u64) -> Option<(u64, u64)> {
+        let (key, bucket) = self.affinity_bucket(sticky);
+        let place = (0..ENTRIES).find(|place| bucket[2 * place].load(Acquire) == key)?;
+        let known = bucket[2 * place + 1].load(Relaxed) ^ key;
+        Some((known >> SECOND_BITS, age_s(second(now_ms), known)))
+    }
+
+    fn affinity_bucket(&self, sticky: &Sticky) -> (u64, &[AtomicU64; BUCKET_WORDS]) {
+        let key = self.region.seed.hash_words(&[sticky.id, sticky.client[0], sticky.client[1], u64::from(sticky.v6)]) | 1;
+        (key, self.region.affinity(key))
+    }
+}
+
+/// A time as values have it.
+fn second(now_ms: u64) -> u64 {
+    (now_ms / 1_000) & SECOND_MASK
+}
+
+/// Seconds since the last use in a value. What a worker whose clock is ahead has just written is new, not half a year old.
+fn age_s(now: u64, value: u64) -> u64 {
+    match now.wrapping_sub(value) & SECOND_MASK {
+        ahead if ahead > SECOND_MASK - BEHIND_MAX_S => 0,
+        age => age,
     }
 }
 

@@ -112,6 +112,16 @@ impl<'r> SnatPorts<'r> {
         }
     }
 
+    /// Copies the line of a flow's endpoint from another table with the same seed. This table must be the caller's alone.
+    pub(super) fn copy_line(&self, from: &SnatPorts<'_>, flow: &Flow) {
+        let place = self.place_of(flow);
+        let Some(theirs) = from.line(&from.place_of(flow)) else { return };
+        let unused = || lines(&self.region, &place).find(|line| line[IN_USE].load(Relaxed) & COUNT_MASK == 0);
+        if let Some(ours) = self.line(&place).or_else(unused) {
+            theirs.iter().zip(ours).for_each(|(theirs, ours)| ours.store(theirs.load(Relaxed), Relaxed));
+        }
+    }
+
     fn place_of(&self, flow: &Flow) -> Place {
         let kind = (u64::from(flow.backend_port) << 16) | (u64::from(flow.proto as u8) << 8) | u64::from(flow.v6);
         let ([b0, b1], [s0, s1]) = (flow.backend, flow.source);

@@ -153,6 +153,11 @@ pub(super) fn with_phase(target: u64, phase: Phase) -> u64 {
     (target & !PHASE_MASK) | (u64::from(phase.bits()) << PHASE_AT)
 }
 
+/// A `target` word with another time of creation.
+pub(super) fn with_created(target: u64, created: u64) -> u64 {
+    (target & !(CREATED_MASK << CREATED_AT)) | (created << CREATED_AT)
+}
+
 /// The phase in a `target` word.
 #[inline(always)]
 pub(super) fn phase_of(target: u64) -> Phase {

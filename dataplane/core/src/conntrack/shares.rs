@@ -70,7 +70,7 @@ impl<'r> SnatPorts<'r> {
         self.region.shares().iter().map(|holder| holder.load(Relaxed)).max().unwrap_or(0)
     }
 
-    fn holders(&self, flow: &Flow) -> [&'r AtomicU64; 2] {
+    pub(super) fn holders(&self, flow: &Flow) -> [&'r AtomicU64; 2] {
         let seed = &self.region.seed;
         let kind = (u64::from(flow.backend_port) << 16) | (u64::from(flow.proto as u8) << 8) | u64::from(flow.v6);
         let [b0, b1] = flow.backend;
