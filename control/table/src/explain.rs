@@ -1,24 +1,38 @@
-//! What happens to a packet, and why: the compiled table asked the way the packet path asks it, answered in words.
+//! What happens to the first packet of a flow, and why, in words.
+//!
+//! The packet goes through the packet path itself, with a connection table of its own; an observer hears each decision. Only what the packet
+//! path cannot know is looked up besides: the names of addresses that are not in the service table, and why endpoints are left out.
 
 pub mod flow;
+mod live;
 mod names;
+mod scratch;
+mod story;
 mod words;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use nomagic_core::conntrack::{Direction, Remembered};
+use nomagic_core::frame;
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, ServicePort, SnatCause};
-use nomagic_core::tuple::{Proto, Tuple};
+use nomagic_core::routes::Routes;
+use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, Matched, ServicePort, Services, SnatCause, Source};
+use nomagic_core::tuple::{Proto, Tuple, words_addr};
 use serde::Serialize;
 
-use crate::compile::Compiled;
 use crate::compile::endpoints::{self, Class, Selection};
+use crate::compile::{Compiled, HealthCheck};
 use crate::index::Index;
 use crate::objects::addr::socket;
 use crate::objects::{Key, Policy, Port, Service};
 use crate::settings::Settings;
 pub use flow::parse_flow;
+use live::Copied;
+pub use live::LiveState;
 use names::Names;
+use scratch::Scratch;
+use story::Story;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -30,6 +44,8 @@ pub enum Verdict {
     Reject,
     /// Silence.
     Drop,
+    /// Waits until the next hop's MAC address is known; only of a running gateway.
+    Hold,
     /// For the health check server of the proxy itself.
     Local,
     /// Not nomagic's business: the kernel goes on with it.
@@ -65,8 +81,11 @@ pub struct Answer {
 pub struct Explainer<'e> {
     index: &'e Index,
     settings: &'e Settings,
-    compiled: &'e Compiled,
+    services: &'e Services,
+    health_checks: &'e BTreeMap<u16, HealthCheck>,
     names: Names,
+    routes: Routes,
+    live: Option<LiveState<'e>>,
 }
 
 /// The matched address with the objects behind it.
@@ -105,45 +124,105 @@ impl Answer {
 impl<'e> Explainer<'e> {
     /// Explains a table by the objects and settings that it was compiled from.
     pub fn new(index: &'e Index, settings: &'e Settings, compiled: &'e Compiled) -> Explainer<'e> {
-        Explainer { index, settings, compiled, names: Names::of(index) }
+        Explainer::of_parts(index, settings, &compiled.services, &compiled.health_checks)
     }
 
-    /// What becomes of the first packet of a connection. `flow` is the question's text.
+    /// As [`Explainer::new`], for a gateway, which keeps these parts of the table only.
+    pub fn of_parts(
+        index: &'e Index,
+        settings: &'e Settings,
+        services: &'e Services,
+        health_checks: &'e BTreeMap<u16, HealthCheck>,
+    ) -> Explainer<'e> {
+        Explainer { index, settings, services, health_checks, names: Names::of(index), routes: scratch::routes_everywhere(), live: None }
+    }
+
+    /// With the state of a gateway that uses this table: known flows, remembered clients, routes and source ports count as well.
+    pub fn with_state(self, live: LiveState<'e>) -> Explainer<'e> {
+        Explainer { live: Some(live), ..self }
+    }
+
+    /// What becomes of the first packet of a flow. `flow` is the question's text.
     pub fn answer(&self, flow: &str, tuple: &Tuple) -> Answer {
-        let mut answer = match self.compiled.services.decide(tuple) {
-            Decision::Forward { frontend, pool, slot, backend, snat } => {
-                let found = self.find(frontend, tuple);
-                let address = self.settings.snat.addr(tuple.v6);
-                let mut answer = match (snat, address) {
-                    // The packet path refuses what it has no address for.
-                    (Some(_), None) => Answer::new(flow, Verdict::Drop).because(Reason::SnatAddressMissing),
-                    _ => Answer::new(flow, Verdict::Forward),
-                };
-                answer.backends = pool.backends.iter().map(|b| socket(b.addr, b.port)).collect();
-                if answer.verdict == Verdict::Forward {
-                    answer.chosen = Some(socket(backend.addr, backend.port));
-                    answer.snat = snat.and(address);
-                }
-                if let Some(found) = found {
-                    self.tell_match(&mut answer, &found, tuple);
-                    answer.steps.push(words::choice(tuple, slot, pool, backend));
-                    self.tell_rewrite(&mut answer, &found, tuple, backend, snat);
-                }
-                answer
+        // Never on a wire: the packet path would only find fault with the addresses.
+        let mut answer = match tuple.dst_addr().is_loopback() {
+            true => self.passed(Answer::new(flow, Verdict::Pass).because(Reason::NotOurs), Reason::NotOurs, None, tuple),
+            false => {
+                let live = self.live.as_ref();
+                let scratch = Scratch { services: self.services, routes: live.map_or(&self.routes, |live| live.routes), live };
+                scratch.observe(tuple, |story, copied| self.tell(flow, tuple, story, copied))
             }
-            Decision::Reject(frontend, reason) => self.refused(Answer::new(flow, Verdict::Reject), frontend, reason, tuple),
-            Decision::Drop(frontend, reason) => self.refused(Answer::new(flow, Verdict::Drop), frontend, reason, tuple),
-            Decision::Pass(reason) => self.passed(flow, reason, tuple),
         };
         answer.steps.insert(0, words::arrival(tuple));
         answer
     }
 
-    fn find(&self, frontend: &'e Frontend, tuple: &Tuple) -> Option<Match<'e>> {
+    /// Tells what was heard about the packet.
+    fn tell(&self, flow: &str, tuple: &Tuple, story: &Story<'_>, copied: &Copied) -> Answer {
+        let verdict = match story.verdict {
+            Some(frame::Verdict::Forward(..)) => Verdict::Forward,
+            Some(frame::Verdict::Hold(_)) => Verdict::Hold,
+            Some(frame::Verdict::Kernel(_)) => Verdict::Pass,
+            _ if story.rejected => Verdict::Reject,
+            _ => Verdict::Drop,
+        };
+        let mut answer = Answer::new(flow, verdict);
+        answer.reason = story.reason().map(Reason::label);
+        if let (Some(live), Some((hit, fate)), Some(flow)) = (&self.live, &story.known, &copied.flow) {
+            answer.steps.push(words::live::known_flow(live, flow, hit, *fate));
+        }
+        match &story.decision {
+            Some(decision @ Decision::Forward { matched, pool, backend, .. }) => {
+                answer.backends = pool.backends.iter().map(|b| socket(b.addr, b.port)).collect();
+                if matches!(verdict, Verdict::Forward | Verdict::Hold) {
+                    answer.chosen = Some(socket(backend.addr, backend.port));
+                    answer.snat = story.replaced_source(tuple.v6);
+                }
+                if let Some(found) = self.find(matched, tuple) {
+                    self.tell_match(&mut answer, &found, tuple);
+                    self.tell_choice(&mut answer, &found, decision, tuple, (story, copied));
+                }
+                answer
+            }
+            Some(Decision::Reject(matched, reason) | Decision::Drop(matched, reason)) => {
+                self.refused(answer, matched.as_ref(), *reason, tuple)
+            }
+            Some(Decision::Pass(reason)) => self.passed(answer, *reason, story.reason(), tuple),
+            None => self.known(answer, tuple, story, copied),
+        }
+    }
+
+    /// A packet that no Service decides about: it belongs to a known flow, or nobody would send it.
+    fn known(&self, mut answer: Answer, tuple: &Tuple, story: &Story<'_>, copied: &Copied) -> Answer {
+        if let (Some((hit, _)), Some(flow)) = (&story.known, &copied.flow) {
+            let services = self.services;
+            if let Some(frontend) = services.frontend(words_addr(flow.service, flow.v6), flow.service_port, flow.proto) {
+                answer.service = Some(format!("{}/{}", frontend.port.namespace, frontend.port.name));
+                answer.port = Some(frontend.port.port);
+                answer.address = Some(frontend.kind.label());
+            }
+            if hit.direction == Direction::Original && matches!(answer.verdict, Verdict::Forward | Verdict::Hold) {
+                answer.chosen = Some(socket(hit.new.dst_addr(), hit.new.dport));
+                answer.snat = flow.replaces_source().then(|| hit.new.src_addr());
+            }
+            answer.steps.push(words::live::known_rewrite(tuple, hit));
+            self.tell_next_hop(&mut answer, story);
+        }
+        answer.steps.extend(story.reason().map(|r| words::refusal(answer.verdict, r, tuple.proto, self.settings.tcp_reject)));
+        answer
+    }
+
+    fn tell_next_hop(&self, answer: &mut Answer, story: &Story<'_>) {
+        if let (Some(live), Some(resolution)) = (&self.live, &story.next_hop) {
+            answer.steps.extend(words::live::next_hop(live, resolution));
+        }
+    }
+
+    fn find<'m>(&'m self, matched: &Matched<'m>, tuple: &Tuple) -> Option<Match<'m>> {
+        let Matched { frontend, client } = *matched;
         let ServicePort { namespace, name, port_name, proto, .. } = &*frontend.port;
         let service = self.index.service(&Key { namespace: namespace.clone(), name: name.clone() })?;
         let port = service.ports.iter().find(|p| (&p.name, p.proto) == (port_name, *proto))?;
-        let client = self.compiled.services.client_class(tuple.src_addr());
         let node = &self.settings.node;
         let selection = endpoints::select(endpoints::candidates(self.index, &service.key, port, tuple.v6, node), node);
         let local = match frontend.kind {
@@ -154,7 +233,7 @@ impl<'e> Explainer<'e> {
     }
 
     /// Fills in the Service and tells everything up to the candidates.
-    fn tell_match(&self, answer: &mut Answer, found: &Match<'e>, tuple: &Tuple) {
+    fn tell_match(&self, answer: &mut Answer, found: &Match<'_>, tuple: &Tuple) {
         answer.service = Some(found.service.key.to_string());
         answer.port = Some(found.port.port);
         answer.address = Some(found.frontend.kind.label());
@@ -171,35 +250,71 @@ impl<'e> Explainer<'e> {
         answer.steps.push(words::candidates(found));
         let unusable = self.index.slices_of(&found.service.key).filter(|s| s.v6 == tuple.v6).flat_map(|s| &s.unusable);
         answer.steps.extend(words::left_out(found, unusable));
-        answer.steps.extend(found.service.affinity_timeout_s.map(words::affinity));
+        answer.steps.extend(found.service.affinity_timeout_s.map(|timeout_s| words::affinity(timeout_s, self.live.is_some())));
     }
 
-    fn tell_rewrite(
+    /// Tells which endpoint is chosen and how the packet is rewritten.
+    fn tell_choice(
         &self,
         answer: &mut Answer,
-        found: &Match<'e>,
+        found: &Match<'_>,
+        decision: &Decision<'_>,
         tuple: &Tuple,
-        backend: &nomagic_core::services::Backend,
-        snat: Option<SnatCause>,
+        (story, copied): (&Story<'_>, &Copied),
     ) {
-        answer.steps.push(words::destination(tuple, backend));
-        match (snat, answer.snat) {
-            (None, _) => answer.steps.push(words::source_stays(found)),
-            (Some(cause), Some(address)) => {
-                let why = words::why_source_changes(found, cause, self.settings.masquerade_all);
-                answer.steps.push(words::source_changes(self.settings, tuple, address, &why));
-            }
-            (Some(cause), None) => {
-                let why = words::why_source_changes(found, cause, self.settings.masquerade_all);
-                return answer.steps.push(words::source_cannot_change(tuple, &why));
-            }
+        let Decision::Forward { pool, slot, backend, snat, .. } = decision else { return };
+        let kept = story.remembered == Some(Remembered::Kept);
+        if let (Some(_), Some(_)) = (&self.live, story.remembered) {
+            answer.steps.push(match copied.remembered {
+                Some((identity, age_s)) => words::live::remembered(age_s, pool.by_identity(identity), kept),
+                None => words::live::NOBODY_REMEMBERS.into(),
+            });
         }
-        answer.steps.push(words::reply(tuple, backend, answer.snat));
+        if !kept {
+            answer.steps.push(words::choice(tuple, *slot, pool));
+        }
+        answer.steps.push(words::destination(tuple, backend));
+        self.tell_next_hop(answer, story);
+        self.tell_source(answer, found, *snat, tuple, (story, copied));
+        match story.reason() {
+            // Said already.
+            Some(Reason::SnatAddressMissing) => {}
+            Some(reason) => answer.steps.push(words::refusal(answer.verdict, reason, tuple.proto, self.settings.tcp_reject)),
+            None if answer.verdict == Verdict::Hold => answer.steps.push(words::live::HELD.into()),
+            None => answer.steps.push(words::reply(tuple, backend, answer.snat)),
+        }
     }
 
-    fn refused(&self, mut answer: Answer, frontend: Option<&'e Frontend>, reason: Reason, tuple: &Tuple) -> Answer {
-        answer = answer.because(reason);
-        if let Some(found) = frontend.and_then(|f| self.find(f, tuple)) {
+    fn tell_source(
+        &self,
+        answer: &mut Answer,
+        found: &Match<'_>,
+        cause: Option<SnatCause>,
+        tuple: &Tuple,
+        (story, copied): (&Story<'_>, &Copied),
+    ) {
+        let why = match cause {
+            _ if story.needs_internal => words::live::WHY_INTERNAL.into(),
+            Some(cause) => words::why_source_changes(found, cause, self.settings.masquerade_all),
+            None => String::new(),
+        };
+        match story.source {
+            Some(Ok(Source::Client)) => answer.steps.push(words::source_stays(found)),
+            Some(Ok(Source::Replaced(words))) => {
+                let address = words_addr(words, tuple.v6);
+                answer.steps.push(words::source_changes(self.settings, tuple, address, &why));
+                answer.steps.extend(copied.ports_in_use.map(|n| words::live::ports_in_use(&self.services.snat, n)));
+            }
+            Some(Err(Reason::SnatAddressMissing)) => answer.steps.push(words::source_cannot_change(tuple, &why)),
+            Some(Err(_)) | None => {}
+        }
+        if copied.full && story.opened.is_some() {
+            answer.steps.push(words::live::TABLE_FULL.into());
+        }
+    }
+
+    fn refused(&self, mut answer: Answer, matched: Option<&Matched<'_>>, reason: Reason, tuple: &Tuple) -> Answer {
+        if let Some(found) = matched.and_then(|matched| self.find(matched, tuple)) {
             self.tell_match(&mut answer, &found, tuple);
         } else if let Some(key) = self.names.cluster_ips.get(&tuple.dst_addr()) {
             answer.service = Some(key.to_string());
@@ -212,14 +327,20 @@ impl<'e> Explainer<'e> {
         answer
     }
 
-    fn passed(&self, flow: &str, reason: Reason, tuple: &Tuple) -> Answer {
+    /// A packet that is not for a Service. `dropped`: why it does not even reach the kernel, when the verdict says so.
+    fn passed(&self, mut answer: Answer, reason: Reason, dropped: Option<Reason>, tuple: &Tuple) -> Answer {
         let dst = tuple.dst_addr();
+        let outcome = match (answer.verdict, dropped) {
+            (Verdict::Drop, Some(why)) => words::refusal(Verdict::Drop, why, tuple.proto, self.settings.tcp_reject),
+            _ => words::PASSED.into(),
+        };
         let own = self.settings.node.ips.contains(&dst);
         if own
+            && answer.verdict == Verdict::Pass
             && tuple.proto == Proto::Tcp
-            && let Some(check) = self.compiled.health_checks.get(&tuple.dport)
+            && let Some(check) = self.health_checks.get(&tuple.dport)
         {
-            let mut answer = Answer::new(flow, Verdict::Local);
+            (answer.verdict, answer.reason) = (Verdict::Local, None);
             answer.service = Some(check.service.to_string());
             answer.steps.push(words::health_check(check, tuple));
             return answer;
@@ -227,22 +348,23 @@ impl<'e> Explainer<'e> {
         let node_port = self.names.node_ports.get(&(tuple.dport, tuple.proto, tuple.v6)).filter(|_| own || dst.is_loopback());
         let found = node_port.and_then(|(key, place)| self.index.service(key).and_then(|s| Some((s, s.ports.get(*place)?))));
         if let Some((service, port)) = found {
-            let mut answer = Answer::new(flow, Verdict::Pass).because(reason);
             answer.service = Some(service.key.to_string());
             answer.port = Some(port.port);
             answer.address = Some(AddressKind::NodePort.label());
             answer.steps.push(words::node_port_elsewhere(self.settings, &service.key, tuple));
-            answer.steps.push(words::PASSED.into());
+            answer.steps.push(outcome);
             return answer;
         }
-        let mut answer = Answer::new(flow, Verdict::Pass).because(reason);
         let proxied: Option<&Key> = self.names.proxied.get(&dst);
         answer.steps.push(match (reason, proxied) {
             (_, Some(key)) => words::proxied(key, dst),
             (Reason::NoFlow, _) => words::snat_reply(tuple),
             _ => words::not_ours(tuple, own),
         });
-        answer.steps.push(words::PASSED.into());
+        answer.steps.push(outcome);
         answer
     }
 }
+
+#[cfg(test)]
+mod tests;

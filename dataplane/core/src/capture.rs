@@ -1,5 +1,5 @@
-//! Capture rules: which frames the XDP filter takes from the wire, by where they go. (Replies of connections without SNAT, which go to
-//! clients, are announced one by one: see [`filter`](crate::filter).)
+//! Capture rules: which frames the XDP filter takes from the wire, by destination. (Replies of flows without SNAT, which go to clients, are
+//! announced one by one: see [`filter`](crate::filter).)
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use crate::services::{AddressKind, Frontend, Services, SnatRange};
 use crate::tuple::{Prefix, Proto};
 
-/// Destinations that are taken; all else stays with the kernel.
+/// Captured destinations; everything else stays with the kernel.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct FilterRules {
     /// Exactly this address, port and protocol: node ports, external and load balancer addresses.
@@ -42,8 +42,8 @@ impl FilterRules {
         }
     }
 
-    /// Those of these rules that a service table does not need: [`FilterRules::without`] the ones [`FilterRules::of`] it, but only these rules
-    /// are gone through, not the whole table.
+    /// The rules in here that a service table does not need: [`FilterRules::without`] those [`FilterRules::of`] it, but visits only these
+    /// rules, not the whole table.
     pub fn not_needed_by(&self, services: &Services) -> FilterRules {
         let needed = |(addr, port, proto): &(IpAddr, u16, Proto)| services.frontend(*addr, *port, *proto).is_some_and(has_own_rule);
         let ranges: Vec<_> = snat_ranges(&services.snat).collect();
@@ -81,7 +81,7 @@ impl FilterRules {
         self.services.len() + self.addresses.len() + self.service_cidrs.len() + self.snat.len()
     }
 
-    /// Whether nothing is taken.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

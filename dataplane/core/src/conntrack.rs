@@ -1,11 +1,12 @@
 //! The connection table, shared by all workers, without locks.
 //!
-//! One flow object, two keys: packets of both directions find it. To create a connection a worker takes a free slot, writes the
-//! flow, reserves the original's key, then the reply's, and sets it live; readers treat whatever is not live as a miss. Readers never
-//! write and never wait: a slot's state word carries a generation, and a reader that finds it changed behind its back has not found anything.
-//! How two workers settle who creates a connection is told in `create`.
+//! One flow object, two keys: packets of both directions find it. To create a flow, a worker takes a free slot, writes the flow, reserves
+//! the original key, then the reply key, and sets the slot live; for readers everything else is a miss. Readers never write and never wait:
+//! a slot's state word carries a generation, and a reader that finds it changed treats its result as a miss. See `create` for two workers
+//! that create the same flow.
 
 pub mod affinity;
+pub mod copy;
 mod create;
 mod direction;
 mod endpoints;
@@ -18,7 +19,7 @@ mod region;
 mod shares;
 mod timeouts;
 
-pub use affinity::{Affinity, Sticky};
+pub use affinity::{Affinity, Remembered, Sticky};
 pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;
@@ -45,10 +46,10 @@ const NEXT_HOP_MAX: u16 = (1 << 14) - 1;
 const _: () = assert!(crate::routes::NEXT_HOPS_MAX < NEXT_HOP_MAX as usize);
 const HOP_GENERATION_BITS: u32 = 12;
 const HOP_GENERATION_MASK: u32 = (1 << HOP_GENERATION_BITS) - 1;
-/// Resolution of last-seen: a hit within this time writes nothing.
+/// Resolution of last-seen times: hits within this time write nothing.
 const SEEN_RESOLUTION_MS: u64 = 256;
 
-/// Places of a sample that are fetched together.
+/// Slots of a sample that are prefetched together.
 const SAMPLE_FETCHED: u32 = 10;
 
 /// The table: a view of a region, cheap to copy.
@@ -57,7 +58,7 @@ pub struct Conntrack<'r> {
     region: Region<'r>,
 }
 
-/// A connection found, as it was at that moment.
+/// A flow found, as it was at that moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Hit {
     slot: u32,
@@ -65,15 +66,15 @@ pub struct Hit {
     state: u64,
     /// Which way the packet goes.
     pub direction: Direction,
-    /// What the packet is to become.
+    /// The packet's tuple after the rewrite.
     pub new: Tuple,
-    /// Its ports as they are in a packet.
+    /// Its ports in packet layout.
     pub new_ports: u32,
     /// Place of the statistics, see [`crate::services::Backend::stats`].
     pub stats: u32,
     /// Checksum deltas for this direction.
     pub deltas: Deltas,
-    /// Where it stands.
+    /// The flow's phase.
     pub phase: Phase,
     /// When it was last seen, to [`SEEN_RESOLUTION_MS`].
     pub seen_ms: u64,
@@ -83,7 +84,7 @@ pub struct Hit {
     target: u64,
 }
 
-/// How a connection stands, and what is needed to find it again.
+/// A short reference to a flow: its phase and age, and what is needed to find it again.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowRef {
     slot: u32,
@@ -95,14 +96,15 @@ pub struct FlowRef {
 }
 
 impl Hit {
-    /// The same in short.
+    /// A short reference to the flow.
     pub fn flow_ref(&self) -> FlowRef {
         FlowRef { slot: self.slot, state: self.state, phase: self.phase, seen_ms: self.seen_ms }
     }
 
     /// The phase after this packet.
     pub fn phase_after(&self, tcp_flags: u8, now_ms: u64) -> Phase {
-        // Only when the time of this packet will be written: until then the fast path sees the flow's packets, too, and it does not look at the age.
+        // Only when this packet's time will be written: until then the fast path, which ignores the age, may take the flow's packets as
+        // well.
         let grown_old = now_ms.saturating_sub(self.seen_ms) >= SEEN_RESOLUTION_MS && is_old(self.target, now_ms);
         if grown_old { self.phase.grown_old() } else { self.phase }.after(self.direction, tcp_flags)
     }
@@ -114,7 +116,8 @@ impl Hit {
         (id.0 != 0).then_some(id)
     }
 
-    /// As [`Hit::cached_hop`], or id 0: for callers whom the next hop of that id, which carries nothing, tells as much.
+    /// Like [`Hit::cached_hop`], but returns id 0 for "none". Hop 0 has MTU 0, so [`check`](crate::rewrite::check) rejects it without an
+    /// extra branch.
     #[inline(always)]
     pub fn cached_hop_or_none(&self, routes_generation: u64) -> Option<NextHopId> {
         let half = (self.hops >> hop_shift(self.direction)) as u32;
@@ -129,17 +132,17 @@ impl<'r> Conntrack<'r> {
         Region::words_needed(capacity)
     }
 
-    /// Makes an empty table of a region, whatever was in it. `seed` keys the hash: random per table.
+    /// Formats a region as an empty table, whatever was in it. `seed` keys the hash; choose a random one for each table.
     pub fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Conntrack<'r>, RegionError> {
         Region::format(words, capacity, seed, boot_id).map(|region| Conntrack { region })
     }
 
-    /// As [`Conntrack::format`] of memory that is all zero already, as fresh memory is.
+    /// Like [`Conntrack::format`] for memory that is all zero already, as fresh memory is.
     pub fn format_zeroed(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Conntrack<'r>, RegionError> {
         Region::format_zeroed(words, capacity, seed, boot_id).map(|region| Conntrack { region })
     }
 
-    /// One more view of a table that this process uses; the header is checked. For what another process has left see [`recover`].
+    /// Another view of a table that this process uses; checks the header. For the table of an earlier process see [`recover`].
     pub fn attach(words: &'r [AtomicU64]) -> Result<Conntrack<'r>, RegionError> {
         Region::attach(words).map(|region| Conntrack { region })
     }
@@ -165,13 +168,13 @@ impl<'r> Conntrack<'r> {
         tuple.hash(&self.region.seed)
     }
 
-    /// As [`Conntrack::hash`]; `v6` is what the key says.
+    /// Like [`Conntrack::hash`]; `v6` is the key's family.
     #[inline(always)]
     pub fn hash_key(&self, key: &Key, v6: bool) -> u64 {
         key.hash(v6, &self.region.seed)
     }
 
-    /// Notes that a packet of the connection was seen, and the phase it is in now. Usually writes nothing.
+    /// Updates last-seen time and phase. Usually writes nothing.
     pub fn touch(&self, hit: &Hit, phase: Phase, now_ms: u64) {
         self.touch_seen(hit, now_ms);
         if phase != hit.phase {
@@ -179,7 +182,7 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// Notes that a packet of the connection was seen. Usually writes nothing.
+    /// Updates the last-seen time. Usually writes nothing.
     #[inline(always)]
     pub fn touch_seen(&self, hit: &Hit, now_ms: u64) {
         if now_ms.wrapping_sub(hit.seen_ms) >= SEEN_RESOLUTION_MS {
@@ -187,7 +190,7 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// Takes words, not the hit, which so can stay in registers.
+    /// Takes plain words so that `hit` can stay in registers.
     #[cold]
     #[inline(never)]
     fn set_seen(&self, slot: u32, state: u64, now_ms: u64) {
@@ -197,13 +200,13 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// Changes the phase unless another worker changed it first; the next packet decides again.
+    /// Changes the phase, unless another worker changed it first; then the next packet decides again.
     fn set_phase(&self, hit: &Hit, phase: Phase) {
         let word = &self.region.slot(hit.slot).0[TARGET];
         let _ = word.compare_exchange(hit.target, with_phase(hit.target, phase), Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Caches a next hop for this direction. When another worker is faster nothing is written: it is resolved again.
+    /// Caches a next hop for this direction. When another worker was faster nothing is written, and the next packet resolves again.
     pub fn cache_hop(&self, hit: &Hit, routes_generation: u64, hop: NextHopId) {
         let word = &self.region.slot(hit.slot).0[HOPS];
         let old = word.load(Ordering::Relaxed);
@@ -215,12 +218,12 @@ impl<'r> Conntrack<'r> {
         let _ = word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Ends a connection. The one caller that ended it gets it (and must withdraw its announcement).
+    /// Ends a flow. Only the caller that ended it gets the flow, and must withdraw its announcement.
     pub fn end(&self, hit: &Hit) -> Option<Flow> {
         let slot = self.region.slot(hit.slot);
         let dying = (hit.state & !STATE_MASK) | DYING;
         slot.0[STATE].compare_exchange(hit.state, dying, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-        // Dying: its words are this caller's alone.
+        // Dying: this caller owns the words.
         let flow = slot.read();
         self.clear_key(&flow.original(), Direction::Original, hit.slot);
         self.clear_key(&flow.reply(), Direction::Reply, hit.slot);
@@ -232,8 +235,8 @@ impl<'r> Conntrack<'r> {
         Some(flow)
     }
 
-    /// Visits the next `places` slots from a cursor that all workers share: stale next hops are forgotten, and every live
-    /// connection for which `ends` says so is ended and handed to `ended`.
+    /// Visits the next `places` slots from a cursor that all workers share. Clears stale next hops, ends every live flow for which `ends`
+    /// is true, and hands it to `ended`.
     pub fn sweep(&self, places: u32, routes_generation: u64, ends: impl Fn(&Hit) -> bool, mut ended: impl FnMut(Flow)) {
         let range = self.region.high_water();
         if range == 0 {
@@ -251,8 +254,8 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// The live connections in `places` slots that lie evenly over the whole table: numbers `from` and following of the multiples of the
-    /// golden ratio, whose fractions leave no large gap and come by everywhere. Only as many are looked at as are asked for.
+    /// The live flows in `places` slots, spread evenly over the table: slot numbers are multiples of the golden ratio, starting with the
+    /// one numbered `from`, whose fractional parts leave no large gaps. Lazy: slots are read on demand.
     pub fn sample(&self, from: u64, places: u32) -> impl Iterator<Item = FlowRef> {
         let range = self.region.high_water();
         let slot = move |place: u32| sampled(from.wrapping_add(u64::from(place)), range);
@@ -263,18 +266,19 @@ impl<'r> Conntrack<'r> {
         })
     }
 
-    /// Fetches the first slots of a sample, to be looked at soon.
+    /// Prefetches the first slots of a sample.
     pub fn prefetch_sample(&self, from: u64) {
         let range = self.region.high_water();
         (0..SAMPLE_FETCHED).for_each(|place| prefetch(&self.region.slot(sampled(from.wrapping_add(u64::from(place)), range)).0[0]));
     }
 
-    /// A connection as it is now, unless it has ended.
+    /// The flow as it is now, unless it has ended.
     pub fn revalidate(&self, seen: &FlowRef) -> Option<Hit> {
         self.live_at(seen.slot).filter(|now| now.state == seen.state)
     }
 
-    /// Fetches the index lines that [`Conntrack::end`] will touch. The connection, for who withdraws its announcement then.
+    /// Prefetches the index lines that [`Conntrack::end`] will touch. Returns the flow so that the caller can prefetch its reply-filter
+    /// bucket.
     pub fn prefetch_end(&self, seen: &FlowRef) -> Option<Flow> {
         let flow = self.flow_at(seen.slot, seen.state)?;
         self.prefetch_key(&flow.original());
@@ -282,7 +286,7 @@ impl<'r> Conntrack<'r> {
         Some(flow)
     }
 
-    /// Generations are compared by a few bits only: no flow may be left to see its value come round again.
+    /// Generations are compared by their low bits: stale next hops must be cleared before the value repeats.
     fn forget_stale_hops(&self, hit: &Hit, routes_generation: u64) {
         for direction in [Direction::Original, Direction::Reply] {
             let hit = Hit { direction, ..*hit };
@@ -293,12 +297,12 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// Visits every live connection. Others may come and go meanwhile.
+    /// Visits every live flow. Flows may come and go meanwhile.
     pub fn for_each(&self, visit: impl FnMut(&Hit, &Flow)) {
         self.walk(0..self.slots_used(), visit);
     }
 
-    /// Slots that were ever used: whatever is live now is below this one.
+    /// Number of slots ever used: live flows are below it.
     pub fn slots_used(&self) -> u32 {
         self.region.high_water()
     }
@@ -323,7 +327,7 @@ impl<'r> Conntrack<'r> {
         self.region.end_use();
     }
 
-    /// Visits the live connections of some slots, a part of [`Conntrack::for_each`]; slots beyond the table are passed over.
+    /// Visits the live flows in a range of slots; slots beyond the table are skipped.
     pub fn walk(&self, slots: Range<u32>, mut visit: impl FnMut(&Hit, &Flow)) {
         for hit in (slots.start..slots.end.min(self.region.capacity)).filter_map(|slot| self.live_at(slot)) {
             if let Some(flow) = self.flow(&hit) {

@@ -1,9 +1,9 @@
-//! The reply filter: how workers tell the XDP program which replies are theirs.
+//! The reply filter: tells the XDP program which replies to capture.
 //!
-//! A connection that keeps its client's address is answered by the backend to the client: nothing in such a frame says that it is
-//! ours. Before its first frame is sent, the worker writes a 32-bit fingerprint of the reply's tuple into an array that the XDP
-//! program reads (a BPF array mapped into this process); when the connection ends it clears it. One bucket is one cache line.
-//! A fingerprint that matches by chance costs a detour: the frame comes up, no connection is found, it goes back to the kernel.
+//! Replies of a flow without SNAT go to the client's own address, so no capture rule matches them. Before such a flow's first frame is
+//! sent, the worker writes a 32-bit fingerprint of the reply tuple into an array that the XDP program reads (a BPF array mapped into this
+//! process), and clears it when the flow ends. One bucket is one cache line. A fingerprint that matches by chance costs a detour: the
+//! worker finds no flow and returns the frame to the kernel.
 //!
 //! Hash and layout are shared with `dataplane/xsk/bpf/filter.c`; [`slot_of`] is the definition.
 
@@ -21,7 +21,7 @@ pub const BUCKET_SLOTS: usize = 16;
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 const FINISH: u64 = 0x94d0_49bb_1331_11eb;
 
-/// A view of the filter: `buckets * BUCKET_SLOTS` words, a power of two of buckets. 0 is an empty place.
+/// A view of the filter: `buckets * BUCKET_SLOTS` words, with a power of two of buckets. 0 is an empty place.
 #[derive(Clone, Copy)]
 pub struct ReplyFilter<'r> {
     words: &'r [AtomicU32],
@@ -65,12 +65,12 @@ impl<'r> ReplyFilter<'r> {
         &self.words[first..first + BUCKET_SLOTS]
     }
 
-    /// Fetches the line that an announcement will go into.
+    /// Prefetches the bucket of a reply.
     pub fn prefetch(&self, reply: &Tuple) {
         prefetch(&self.bucket(slot_of(reply, self.seed).0)[0]);
     }
 
-    /// Announces a reply. False when its bucket is full. Equal fingerprints of two connections take a place each.
+    /// Announces a reply. False when its bucket is full. Equal fingerprints of two flows take a place each.
     pub fn insert(&self, reply: &Tuple) -> bool {
         let (hash, fingerprint) = slot_of(reply, self.seed);
         self.bucket(hash)
@@ -86,14 +86,14 @@ impl<'r> ReplyFilter<'r> {
         })
     }
 
-    /// Whether the XDP program would take this frame.
+    /// Whether the XDP program would capture this frame.
     pub fn contains(&self, reply: &Tuple) -> bool {
         let (hash, fingerprint) = slot_of(reply, self.seed);
         self.bucket(hash).iter().any(|w| w.load(Ordering::Relaxed) == fingerprint)
     }
 
-    /// Makes it announce exactly what another filter of its size does. What both announce is not gone for a moment: the XDP program
-    /// goes on reading.
+    /// Makes it announce exactly what another filter of the same size does. Common announcements stay visible throughout, since the XDP
+    /// program reads concurrently.
     pub fn become_like(&self, wanted: &ReplyFilter<'_>) {
         for (bucket, wanted) in self.words.chunks_exact(BUCKET_SLOTS).zip(wanted.words.chunks_exact(BUCKET_SLOTS)) {
             let mut missing: ArrayVec<u32, BUCKET_SLOTS> = wanted.iter().map(|w| w.load(Ordering::Relaxed)).filter(|&w| w != 0).collect();

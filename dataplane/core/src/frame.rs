@@ -1,4 +1,4 @@
-//! Frames in, verdicts out: the shapes that every caller of the core shares.
+//! The types that callers of the core share: frames in, verdicts out.
 //!
 //! A [`Frame`] is a move-only view of one received frame in the caller's memory. The caller lends a batch of them
 //! (and a few spare ones to build rejects in), gets one [`Verdict`] for each, and a bounded list of frames that were made.
@@ -9,11 +9,11 @@ use std::net::IpAddr;
 use crate::prefetch::prefetch;
 use crate::reason::Reason;
 
-/// Frames a batch at the most.
+/// Most frames in a batch.
 pub const BATCH_MAX: usize = 64;
-/// Frames that one batch may make (rejects, ICMP errors) at the most.
+/// Most frames that one batch may make (rejects, ICMP errors).
 pub const OUTPUT_MAX: usize = 16;
-/// Bytes before a received frame that the caller keeps free, for tags and encapsulation.
+/// Headroom that the caller keeps free before a received frame, bytes, for tags and encapsulation.
 pub const HEADROOM_MIN: usize = 128;
 
 /// A port of the dataplane: an index into the caller's list of interfaces.
@@ -30,16 +30,16 @@ pub struct Frame<'f> {
     start: usize,
     len: usize,
     tail: &'f [&'f [u8]],
-    /// The port it came in by.
+    /// The port that received it.
     pub port: PortId,
     /// The caller's own handle (for a UMEM frame: its address). The core carries it along and never reads it.
     pub token: u64,
-    /// True when it was held before and is submitted again.
+    /// True when it was held and is submitted again.
     pub resubmitted: bool,
 }
 
 impl<'f> Frame<'f> {
-    /// A frame whose data is `buf[start..start + len]`; what lies before is headroom, what lies behind is tailroom.
+    /// A frame whose data is `buf[start..start + len]`, with headroom before and tailroom behind.
     ///
     /// # Panics
     /// If the range is outside of `buf`: a caller's error, never the wire's.
@@ -82,7 +82,7 @@ impl<'f> Frame<'f> {
         self.tail.iter().map(|s| s.len()).sum()
     }
 
-    /// Asks for the headers' cache line, to be read soon.
+    /// Prefetches the headers' cache line.
     #[inline(always)]
     pub fn prefetch_head(&self) {
         if let Some(first) = self.buf.get(self.start) {
@@ -135,23 +135,23 @@ impl<'f> Frame<'f> {
     }
 }
 
-/// What becomes of a frame.
+/// The fate of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Rewritten and ready for the wire of this port.
+    /// Rewritten, ready to be sent by this port.
     Forward(PortId, NextHopId),
-    /// Not ours after all: to the kernel through the internal port, addressed to it, otherwise as it came.
+    /// Hand to the kernel through the internal port: addressed to it, otherwise unchanged.
     Kernel(Reason),
-    /// Not sent on. Rejected frames are dropped too; the answer to them is in [`Outputs::made`].
+    /// Not forwarded. Rejected frames are dropped too; the answer to the sender is in [`Outputs::made`].
     Drop(Reason),
-    /// Unchanged; to be submitted again when the neighbour is known, or dropped when it does not answer in time.
+    /// Unchanged. Submit it again when the neighbour is known, or drop it when that does not answer in time.
     Hold(Wanted),
 }
 
 /// A neighbour whose link-layer address is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Wanted {
-    /// The port it is reached by.
+    /// The port that leads to it.
     pub port: PortId,
     /// Its address.
     pub addr: IpAddr,
@@ -160,9 +160,9 @@ pub struct Wanted {
 /// The frames that a batch makes, and the spare ones it may build them in.
 #[derive(Default)]
 pub struct Outputs<'f> {
-    /// Free frames, lent by the caller; what is left in here afterwards is still free.
+    /// Free frames, lent by the caller; those left afterwards are still free.
     pub spare: ArrayVec<Frame<'f>, OUTPUT_MAX>,
-    /// Made frames, ready for the wire of a port.
+    /// Made frames, ready to be sent by a port.
     pub made: ArrayVec<(Frame<'f>, PortId, NextHopId), OUTPUT_MAX>,
 }
 

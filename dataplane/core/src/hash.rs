@@ -1,7 +1,7 @@
 //! A quick hash for tables that the control plane fills: Services, routes, neighbours.
 //!
-//! Who sends packets does not choose what is in these tables, so the hash need not be secret; whoever may fill them has better ways to
-//! make nomagic slow. The connection table has a keyed hash of its own, see [`crate::tuple::Tuple::hash`].
+//! Senders of packets cannot choose the keys of these tables, so the hash need not be secret, and whoever may fill the tables has better
+//! ways to slow nomagic down. The connection table has a keyed hash, see [`crate::tuple::Tuple::hash`].
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,7 +11,7 @@ pub type WordMap<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 /// A set with [`WordHasher`].
 pub type WordSet<K> = HashSet<K, BuildHasherDefault<WordHasher>>;
 
-/// A multiplication for every eight bytes. Values that are nothing but a length are not for it.
+/// One multiplication for every eight bytes. Unsuitable for values that consist of a length only.
 #[derive(Default, Clone, Copy)]
 pub struct WordHasher(u64);
 
@@ -33,7 +33,7 @@ impl Hasher for WordHasher {
 
     #[inline]
     fn write_usize(&mut self, n: usize) {
-        // Lengths and the numbers of variants: the value they speak of follows, and its multiplication does for both.
+        // Lengths and variant numbers: the value that follows is multiplied, which mixes both.
         self.0 = (self.0 ^ n as u64).rotate_left(23);
     }
 

@@ -1,6 +1,6 @@
 //! Reading a frame's headers: checked once here, trusted afterwards. Plain frames are parsed by [`fast_parse`](crate::fast_parse) first.
 //!
-//! Everything the rewrite needs comes out as offsets into the first segment; an offset in a [`Packet`] is always inside it.
+//! The rewrite works with offsets into the first segment; an offset in a [`Packet`] is always inside it.
 //! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
 
 use crate::frame::Frame;
@@ -8,9 +8,9 @@ use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
 use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, tcp, udp, vlan};
 
-/// VLAN tags at the most (QinQ).
+/// Most VLAN tags (QinQ).
 const VLAN_TAGS_MAX: usize = 2;
-/// IPv6 extension headers at the most; hosts send one or two.
+/// Most IPv6 extension headers; hosts send one or two.
 const IPV6_EXTENSIONS_MAX: usize = 8;
 
 /// What the first chunk of an SCTP packet means for an association, said in TCP's terms (RFC 9260, section 3.2): both protocols open with
@@ -79,7 +79,7 @@ impl Packet {
 /// Why a frame is not a [`Packet`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotPacket {
-    /// Contradicts itself: dropped.
+    /// Malformed: dropped.
     Malformed(Reason),
     /// Well-formed, but the kernel's business.
     Kernel(Reason),
@@ -116,8 +116,8 @@ pub fn link_header(data: &[u8]) -> Result<(u16, usize), NotPacket> {
     Err(Malformed(Reason::VlanTooDeep))
 }
 
-/// Whether an address is no source on the wire. RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8, class D and E. RFC 4291, 2.5 and 2.7: the unspecified,
-/// loopback and multicast addresses.
+/// Whether an address cannot be a source on the wire. RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8, class D and E. RFC 4291, 2.5 and 2.7: the
+/// unspecified, loopback and multicast addresses.
 pub fn martian(src: AddrWords, v6: bool) -> bool {
     match v6 {
         true => (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && src[1] <= 1),
@@ -190,7 +190,7 @@ fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
                 let fragment: &[u8; HEADER_LEN] = array_at(data, at).ok_or(bad)?;
                 let offset_and_more = field::OFFSET.u16(fragment) & (OFFSET | MORE_FRAGMENTS);
                 let id = field::ID.u32(fragment);
-                // A fragment header on a whole packet ("atomic fragment", RFC 6946) is skipped; two on one packet are nobody's.
+                // A fragment header on a whole packet ("atomic fragment", RFC 6946) is skipped. Packets with two are left to the kernel.
                 if offset_and_more != 0 && fragment_id.is_some() {
                     return Err(Kernel(Reason::Fragment));
                 }
@@ -263,7 +263,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             let bad = Malformed(Reason::UdpMalformed);
             let header: &[u8; udp::HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
             let udp_len = usize::from(udp::field::LEN.u16(header));
-            // The first fragment's length field speaks of the whole datagram.
+            // The first fragment's length field is that of the whole datagram.
             if udp_len < udp::HEADER_LEN || (udp_len > ip.l4_len && ip.fragment_id.is_none()) {
                 return Err(bad);
             }

@@ -1,37 +1,39 @@
 //! The way of a packet from frame to verdict.
 //!
 //! A batch takes three short passes, so that the memory latency of one frame hides behind the work on the others: parse and hash all frames,
-//! prefetch the flows that the index seems to name, then decide frame by frame. [`dispatch`] and the functions below it hold the branches.
+//! prefetch the flows that the index seems to name, then decide frame by frame. [`dispatch`] and the functions below it hold the branches, and
+//! tell each decision to an [`Observer`].
 
 mod ending;
 mod evict;
 mod fast_path;
 mod open;
 mod prefetched;
+mod refuse;
 mod source_ports;
-
-use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use evict::Evictor;
 use fast_path::{Tally, fast_path};
 use prefetched::{BatchScratch, read_and_prefetch};
+use refuse::{refuse, to_kernel};
 
 use crate::conntrack::{Conntrack, Direction, Hit, IdleTimes, PhaseKind, Sticky, Timeouts};
 use crate::counters::Counters;
 use crate::fast_parse::Plain;
 use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
-use crate::parse::{LaterFragment, NotPacket, Packet, link_header, martian, parse};
+use crate::observe::{FlowFate, Observer, Silent};
+use crate::parse::{LaterFragment, NotPacket, Packet, martian, parse};
 use crate::reason::Reason;
-use crate::reject::{self, Limiter};
+use crate::reject::Limiter;
 use crate::rewrite;
 use crate::route_cache::RouteCache;
 use crate::routes::{NextHop, Resolution, Routes};
-use crate::services::{Decision, Services, TcpReject};
-use crate::tuple::{Proto, Tuple, addr_words};
-use crate::wire::{ethernet, ethertype, ipv4, ipv6, tcp};
+use crate::services::{Decision, Services};
+use crate::tuple::{Tuple, addr_words};
+use crate::wire::tcp;
 
 pub use ending::{end_connection, sweep};
 
@@ -107,60 +109,101 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
         };
         match ordinary {
             Some((port, hop)) => *verdict = Verdict::Forward(port, hop),
-            None => *verdict = slow_path(ctx, frame, read.as_ref().map(|plain| (plain, prefetched.hash)), out),
+            None => *verdict = slow_path(ctx, frame, read.as_ref().map(|plain| (plain, prefetched.hash)), out, &mut Silent),
         }
     }
     tally.add_to(ctx.counters);
 }
 
+/// Like [`process`], but every frame takes the slow path, and `observer` hears its decisions. The verdicts are those of [`process`].
+///
+/// # Panics
+/// With more than [`BATCH_MAX`] frames: a caller's error.
+pub fn process_observed<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frames: &mut [Frame<'f>],
+    verdicts: &mut ArrayVec<Verdict, BATCH_MAX>,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) {
+    assert!(frames.len() <= BATCH_MAX, "a batch is {BATCH_MAX} frames at the most");
+    verdicts.clear();
+    verdicts.extend(frames.iter_mut().map(|frame| slow_path(ctx, frame, None, out, observer)));
+}
+
 /// Handles every frame that the fast path declines.
 #[inline(never)]
-fn slow_path<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, plain: Option<(&Plain, u64)>, out: &mut Outputs<'f>) -> Verdict {
+fn slow_path<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    plain: Option<(&Plain, u64)>,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
     let (bytes, resubmitted) = (frame.total_len(), frame.resubmitted);
     let verdict = match plain {
         Some((plain, hash)) => match plain.packet(frame.head()) {
             packet if martian(packet.tuple.src, packet.tuple.v6) => Verdict::Drop(Reason::Martian),
-            packet => dispatch(ctx, frame, &packet, hash, out),
+            packet => dispatch(ctx, frame, &packet, hash, out, observer),
         },
         None => match parse(frame) {
             Ok(packet) => {
                 let hash = ctx.table.hash(&packet.tuple);
-                dispatch(ctx, frame, &packet, hash, out)
+                dispatch(ctx, frame, &packet, hash, out, observer)
             }
             Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
             Err(NotPacket::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
-            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment),
+            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, observer),
         },
     };
+    observer.verdict(&verdict);
     ctx.counters.judged(&verdict, resubmitted, bytes);
     verdict
 }
 
 /// Sends a packet on as part of a known flow, of a new one, or of neither.
 #[inline(always)]
-fn dispatch<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
+fn dispatch<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    packet: &Packet,
+    hash: u64,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
+    observer.parsed(packet);
     match ctx.table.lookup(&packet.tuple, hash) {
         Some(hit) if expired(&hit, &ctx.worker.idle, ctx.now_ms) => {
+            observer.known_flow(&hit, FlowFate::TimedOut);
             end(ctx, &hit, &ctx.counters.conntrack.expired);
-            admit_new(ctx, frame, packet, hash, out)
+            admit_new(ctx, frame, packet, hash, out, observer)
         }
         Some(hit) if reopens(&hit, packet) => {
+            observer.known_flow(&hit, FlowFate::Replaced);
             end(ctx, &hit, &ctx.counters.conntrack.replaced);
-            admit_new(ctx, frame, packet, hash, out)
+            admit_new(ctx, frame, packet, hash, out, observer)
         }
-        Some(hit) => forward_known(ctx, frame, packet, &hit, out),
-        None => admit_new(ctx, frame, packet, hash, out),
+        Some(hit) => forward_known(ctx, frame, packet, &hit, out, observer),
+        None => admit_new(ctx, frame, packet, hash, out, observer),
     }
 }
 
 /// Forwards a packet of a known flow.
-fn forward_known<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hit: &Hit, out: &mut Outputs<'f>) -> Verdict {
-    let (hop, id) = match next_hop(ctx, hit) {
+fn forward_known<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    packet: &Packet,
+    hit: &Hit,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
+    observer.known_flow(hit, FlowFate::Continues);
+    let (hop, id) = match next_hop(ctx, hit, observer) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
-        return refuse(ctx, frame, packet, reason, hop.mtu.into(), out);
+        return refuse(ctx, frame, packet, (reason, hop.mtu.into()), out, observer);
     }
     update_state(ctx, packet, hit);
     forward(ctx, frame, packet, hit, &hop, id)
@@ -196,9 +239,10 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
 }
 
 /// Sends a later fragment where the first one went. Without a known first fragment the kernel gets it.
-fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, fragment: &LaterFragment) -> Verdict {
+fn later_fragment<'c>(ctx: &mut Context<'c>, frame: &mut Frame<'_>, fragment: &LaterFragment, observer: &mut impl Observer<'c>) -> Verdict {
     let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
-    let (hop, id) = match next_hop(ctx, &hit) {
+    observer.known_flow(&hit, FlowFate::Continues);
+    let (hop, id) = match next_hop(ctx, &hit, observer) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
@@ -212,11 +256,12 @@ fn later_fragment(ctx: &mut Context<'_>, frame: &mut Frame<'_>, fragment: &Later
 }
 
 /// The cached next hop of a flow's direction, or the one that the routes name now.
-fn next_hop(ctx: &mut Context<'_>, hit: &Hit) -> Result<(NextHop, NextHopId), Verdict> {
+fn next_hop<'c>(ctx: &mut Context<'c>, hit: &Hit, observer: &mut impl Observer<'c>) -> Result<(NextHop, NextHopId), Verdict> {
     if let Some(id) = hit.cached_hop(ctx.routes.generation) {
+        observer.next_hop(&hit.new, &Resolution::Hop(id));
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
-    let onward = resolve(ctx, &hit.new)?;
+    let onward = resolve(ctx, &hit.new, observer)?;
     if hit.direction == Direction::Original && onward.needs_internal != from_internal(ctx, &hit.new) {
         // The routes have changed: answers to this source would no longer come back here.
         return Err(Verdict::Drop(Reason::NextHopKernel));
@@ -238,27 +283,40 @@ fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
 
 /// Opens a flow for a packet of an unknown one, if its Service says so.
 #[inline(always)]
-fn admit_new<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, hash: u64, out: &mut Outputs<'f>) -> Verdict {
+fn admit_new<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    packet: &Packet,
+    hash: u64,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
     let services = ctx.services;
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
     let decision = services.decide_with(tuple, |affinity, pool, chosen| {
         let sticky = Sticky { id: affinity.id, client: tuple.src, v6: tuple.v6, timeout_s: affinity.timeout_s };
-        pool.by_identity(table.affinity().stick(&sticky, now_ms, |identity| pool.by_identity(identity).is_some(), chosen.identity()))
+        let (identity, remembered) =
+            table.affinity().stick(&sticky, now_ms, |identity| pool.by_identity(identity).is_some(), chosen.identity());
+        observer.affinity(remembered);
+        pool.by_identity(identity)
     });
+    observer.service(&decision);
     let (backend, snat) = match decision {
         Decision::Pass(reason) => return to_kernel(ctx, frame, Some(packet), reason),
         Decision::Drop(_, reason) => return Verdict::Drop(reason),
-        Decision::Reject(_, reason) => return refuse(ctx, frame, packet, reason, 0, out),
+        Decision::Reject(_, reason) => return refuse(ctx, frame, packet, (reason, 0), out, observer),
         Decision::Forward { backend, snat, .. } => (backend, snat),
     };
     open::prefetch_reply_key(ctx, packet, hash, backend, snat);
     let (backend_addr, _) = addr_words(backend.addr);
     let to_backend = Tuple { dst: backend_addr, dport: backend.port, ..packet.tuple };
-    let onward = match resolve(ctx, &to_backend) {
+    let onward = match resolve(ctx, &to_backend, observer) {
         Ok(onward) => onward,
         Err(verdict) => return verdict,
     };
-    let source = match open::Source::choose(ctx, packet, snat, onward.needs_internal) {
+    let source = open::choose_source(ctx, packet, snat, onward.needs_internal);
+    observer.source(source, onward.needs_internal);
+    let source = match source {
         Ok(source) => source,
         Err(reason) => return Verdict::Drop(reason),
     };
@@ -266,10 +324,11 @@ fn admit_new<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, 
         return Verdict::Drop(reason);
     }
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
-        return refuse(ctx, frame, packet, reason, onward.hop.mtu.into(), out);
+        return refuse(ctx, frame, packet, (reason, onward.hop.mtu.into()), out, observer);
     }
     match open::open(ctx, packet, hash, backend, source, &onward) {
         Ok(hit) => {
+            observer.opened(&hit);
             ctx.counters.conntrack.created.add(1);
             if hit.phase.kind() == PhaseKind::PickedUp {
                 ctx.counters.conntrack.mid_stream.add(1);
@@ -281,7 +340,7 @@ fn admit_new<'f>(ctx: &mut Context<'_>, frame: &mut Frame<'f>, packet: &Packet, 
         Err(Reason::ConntrackBusy) => {
             ctx.counters.conntrack.busy.add(1);
             match ctx.table.lookup(&packet.tuple, hash) {
-                Some(hit) => forward_known(ctx, frame, packet, &hit, out),
+                Some(hit) => forward_known(ctx, frame, packet, &hit, out, observer),
                 None => Verdict::Drop(Reason::ConntrackBusy),
             }
         }
@@ -299,9 +358,11 @@ struct Onward {
 
 /// The next hop towards a rewritten packet's destination.
 #[inline]
-fn resolve(ctx: &mut Context<'_>, new: &Tuple) -> Result<Onward, Verdict> {
+fn resolve<'c>(ctx: &mut Context<'c>, new: &Tuple, observer: &mut impl Observer<'c>) -> Result<Onward, Verdict> {
     let seed = &ctx.services.seed;
-    match ctx.worker.route_cache.resolve(ctx.routes, new.dst, new.v6, || new.hash(seed)) {
+    let resolution = ctx.worker.route_cache.resolve(ctx.routes, new.dst, new.v6, || new.hash(seed));
+    observer.next_hop(new, &resolution);
+    match resolution {
         Resolution::Hop(id) => {
             let hop = ctx.routes.hop(id).ok_or(Verdict::Drop(Reason::NoRoute))?;
             Ok(Onward { hop: *hop, id, needs_internal: false })
@@ -313,82 +374,6 @@ fn resolve(ctx: &mut Context<'_>, new: &Tuple) -> Result<Onward, Verdict> {
         Resolution::Ask(wanted) => Err(Verdict::Hold(wanted)),
         Resolution::Nowhere(reason) => Err(Verdict::Drop(reason)),
     }
-}
-
-/// Drops a packet and tells its sender why, within the rate limit.
-fn refuse<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, reason: Reason, mtu: u32, out: &mut Outputs<'f>) -> Verdict {
-    let dst = packet.tuple.dst_addr();
-    let own = ctx.services.snat.addr(packet.tuple.v6).unwrap_or(dst);
-    let (error, from) = match reason {
-        Reason::TtlExceeded => (Some(reject::Error::TimeExceeded), own),
-        Reason::TooBig => (Some(reject::Error::TooBig(mtu)), own),
-        _ if resets(ctx.services, packet) => (None, dst),
-        _ => (Some(reject::Error::PortUnreachable), dst),
-    };
-    let sent = ctx.worker.limiter.take(ctx.now_ms)
-        && !out.made.is_full()
-        && out.spare.pop().is_some_and(|mut spare| {
-            let built = match error {
-                Some(error) => reject::build(error, frame, packet, from, &mut spare),
-                None => reject::build_reset(frame, packet, &mut spare),
-            };
-            if built {
-                towards_sender(ctx, frame, &mut spare);
-                ctx.counters.frames.made.count(spare.head_len());
-                out.made.push((spare, frame.port, NextHopId(0)));
-            } else {
-                out.spare.push(spare);
-            }
-            built
-        });
-    if !sent {
-        ctx.counters.path.made_suppressed.add(1);
-    }
-    Verdict::Drop(reason)
-}
-
-/// Whether a reset rejects this packet. Fragments get ICMP: a reset would have to acknowledge a length that the first fragment does not tell.
-fn resets(services: &Services, packet: &Packet) -> bool {
-    services.tcp_reject == TcpReject::Reset && packet.tuple.proto == Proto::Tcp && packet.fragment_id.is_none()
-}
-
-/// Addresses a reject for a sender behind the kernel to the kernel's end of the internal port, which knows the way.
-fn towards_sender(ctx: &Context<'_>, frame: &Frame<'_>, made: &mut Frame<'_>) {
-    let behind = ctx.routes.internal.filter(|internal| internal.port == frame.port);
-    if let (Some(internal), Ok((_, l3))) = (behind, link_header(made.head())) {
-        let src = ctx.routes.port(internal.port).map_or([0; 6], |port| port.mac);
-        rewrite::link(made, l3 as u16, src, internal.kernel_mac);
-    }
-}
-
-/// Hands a frame back to the kernel unchanged, with a complete checksum. Frames that the kernel routed to the internal port go back as well,
-/// unless their destination is always routed there: returning those would loop. The kernel addresses its own frames to its end of the
-/// internal port, since that answers no ARP; frames redirected from a pod's interface have other addresses.
-fn to_kernel(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: Option<&Packet>, reason: Reason) -> Verdict {
-    let Some(internal) = ctx.routes.internal else { return Verdict::Drop(Reason::NoInternalPort) };
-    if frame.port == internal.port && frame.head().first_chunk() == Some(&internal.kernel_mac) && leads_here(ctx, frame.head()) {
-        return Verdict::Drop(reason);
-    }
-    if packet.is_some_and(|p| rewrite::complete(frame, p)) {
-        ctx.counters.path.checksum_completed.add(1);
-    }
-    let Ok((_, l3)) = link_header(frame.head()) else { return Verdict::Drop(Reason::EthernetTruncated) };
-    let src = ethernet::field::SOURCE.read(frame.head());
-    rewrite::link(frame, l3 as u16, src, internal.kernel_mac);
-    Verdict::Kernel(reason)
-}
-
-/// Whether the kernel always routes a frame's destination to the internal port. Also true for a destination that cannot be read.
-fn leads_here(ctx: &Context<'_>, head: &[u8]) -> bool {
-    let Ok((ethertype, l3)) = link_header(head) else { return true };
-    let range = &ctx.services.snat;
-    let ip = head.get(l3..).unwrap_or_default();
-    let dst = match ethertype {
-        ethertype::IPV4 => ipv4::field::DESTINATION.get(ip).map(IpAddr::from),
-        ethertype::IPV6 => ipv6::field::DESTINATION.get(ip).map(IpAddr::from),
-        _ => None,
-    };
-    dst.is_none_or(|dst| range.internal(dst.is_ipv6()) == Some(dst))
 }
 
 /// Whether the packet is a client's SYN that reuses the port of a closed flow (RFC 9293, 3.6.1; RFC 6191).

@@ -1,4 +1,4 @@
-//! The way on: longest prefix match, neighbours, next hops.
+//! Routing: longest prefix match, neighbours, next hops.
 //!
 //! The control plane mirrors the kernel's routes and neighbours into a [`Routes`] and publishes it whole; nothing is
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
@@ -15,7 +15,7 @@ use crate::tuple::{Prefix, fast_range, mask_addr};
 /// A MAC address.
 pub type Mac = [u8; 6];
 
-/// A port as far as the core must know it.
+/// What the core must know of a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Port {
     /// Its own MAC address.
@@ -26,7 +26,7 @@ pub struct Port {
     pub up: bool,
 }
 
-/// The way back to the kernel: frames sent out of `port` arrive on the kernel's end of the veth pair.
+/// The internal port: frames sent out of `port` arrive at the kernel's end of the veth pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InternalPort {
     /// nm1, the dataplane's end.
@@ -38,7 +38,7 @@ pub struct InternalPort {
 /// What a route does.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RouteKind {
-    /// Out of one of these; more than one: multipath, spread by the flow's hash.
+    /// Through one of these legs; several legs (multipath) are chosen by the flow's hash.
     Unicast(Vec<Leg>),
     /// An address of this node.
     Local,
@@ -46,12 +46,12 @@ pub enum RouteKind {
     Unreachable,
 }
 
-/// One way out of a unicast route.
+/// One leg of a unicast route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leg {
-    /// The port, or `None` for an interface that is not the dataplane's: the kernel sends by it.
+    /// The port; `None`: an interface that is not the dataplane's, so the kernel must send.
     pub port: Option<PortId>,
-    /// Of an interface behind the kernel: what comes in by it passes the XDP filter, so replies find their way here.
+    /// For an interface behind the kernel: it has the XDP filter, so replies that arrive there are captured.
     pub captured: bool,
     /// The gateway; `None`: the destination is on the link.
     pub gateway: Option<IpAddr>,
@@ -64,7 +64,7 @@ pub struct Leg {
 pub struct Route {
     /// Destinations.
     pub prefix: Prefix,
-    /// The smaller one wins among routes of one prefix.
+    /// Among routes of one prefix the smallest metric wins.
     pub metric: u32,
     /// What it does.
     pub kind: RouteKind,
@@ -73,7 +73,7 @@ pub struct Route {
 /// A resolved neighbour.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Neighbour {
-    /// The port it is reached by.
+    /// The port that leads to it.
     pub port: PortId,
     /// Its address.
     pub addr: IpAddr,
@@ -84,9 +84,9 @@ pub struct Neighbour {
 /// A link-layer destination, in 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {
-    /// Destination and source MAC addresses, as a frame begins.
+    /// Destination and source MAC addresses, in frame layout.
     pub link: [u8; 12],
-    /// Out of this port.
+    /// The port that sends.
     pub port: PortId,
     /// MTU of the port: bytes of an IP packet, which are 65,535 at the most.
     pub mtu: u16,
@@ -111,19 +111,19 @@ impl NextHop {
     }
 }
 
-/// Where packets to a destination go.
+/// The route of a destination, resolved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resolution {
-    /// Known down to the MAC address.
+    /// The next hop with its MAC address.
     Hop(NextHopId),
-    /// The neighbour must be asked for first.
+    /// The neighbour's MAC address must be resolved first.
     Ask(Wanted),
-    /// Over the kernel: see [`Routes::kernel_hop`].
+    /// Through the kernel: see [`Routes::kernel_hop`].
     Kernel {
-        /// What answers there comes back by an interface with the XDP filter.
+        /// Answers arrive at an interface with the XDP filter.
         captured: bool,
     },
-    /// Nowhere from here.
+    /// Unreachable.
     Nowhere(Reason),
 }
 
@@ -135,7 +135,7 @@ pub struct Routes {
     /// The way back to the kernel.
     pub internal: Option<InternalPort>,
     ports: Vec<Port>,
-    /// By port, as far as it is known and makes a difference.
+    /// By port; `None` where it is unknown or all packets reach one worker.
     rss: Vec<Option<Arc<Rss>>>,
     /// By prefix length, longest first, a family each: `(length, network -> route)`.
     v4: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
@@ -147,11 +147,11 @@ pub struct Routes {
     kernel: NextHopId,
 }
 
-/// Neighbours at the most: flows name them in 14 bits; 0 is none, and one is the kernel.
+/// Most neighbours: flows have 14 bits for a next hop; 0 means none, and one is the kernel.
 pub const NEXT_HOPS_MAX: usize = (1 << 14) - 2;
 
 impl Routes {
-    /// Builds the table. Neighbours beyond [`NEXT_HOPS_MAX`], and those of unknown ports, are left out; their number comes back.
+    /// Builds the table. Returns how many neighbours were left out: those beyond [`NEXT_HOPS_MAX`], and those of unknown ports.
     pub fn build(
         generation: u64,
         ports: Vec<Port>,
@@ -159,7 +159,7 @@ impl Routes {
         mut routes: Vec<Route>,
         neighbours: &[Neighbour],
     ) -> (Routes, usize) {
-        // Of routes with one prefix the smallest metric wins; the kernel keeps the others in reserve.
+        // Among routes of one prefix the smallest metric wins, as in the kernel.
         routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.prefix_len()), r.prefix, r.metric));
         routes.dedup_by_key(|r| r.prefix);
         let none = NextHop { port: PortId(u16::MAX), link: [0; 12], mtu: 0 };
@@ -195,14 +195,14 @@ impl Routes {
         (table, left_out)
     }
 
-    /// With what is known of how the ports spread what they receive over the workers, in the order of the ports. Where it all comes in at
-    /// one worker that is forgotten here: there is no choice.
+    /// Adds how the ports spread received packets over the workers, in the order of the ports. Ports whose packets all reach one worker are
+    /// dropped: they leave no choice.
     pub fn with_rss(mut self, rss: impl IntoIterator<Item = Option<Arc<Rss>>>) -> Routes {
         self.rss = rss.into_iter().map(|rss| rss.filter(|r| r.divides())).collect();
         self
     }
 
-    /// How a port spreads what it receives over the workers.
+    /// How a port spreads received packets over the workers.
     #[inline]
     pub fn rss(&self, port: PortId) -> Option<&Rss> {
         self.rss.get(usize::from(port.0))?.as_deref()
@@ -213,34 +213,35 @@ impl Routes {
         self.ports.get(usize::from(id.0))
     }
 
-    /// The MAC addresses behind an id of this generation.
+    /// The next hop with an id of this generation.
     #[inline(always)]
     pub fn hop(&self, id: NextHopId) -> Option<&NextHop> {
         if id.0 == 0 { None } else { self.hop_or_none(id) }
     }
 
-    /// As [`Routes::hop`], but id 0 leads to one that no packet is small enough for.
+    /// Like [`Routes::hop`], but id 0 returns a hop with MTU 0, which fits no packet.
     #[inline(always)]
     pub fn hop_or_none(&self, id: NextHopId) -> Option<&NextHop> {
         self.hops.get(usize::from(id.0))
     }
 
-    /// The next hop into the kernel's own forwarding, for rewritten packets whose way on is no port of the dataplane.
+    /// The next hop into the kernel's forwarding, for rewritten packets whose route is through no port of the dataplane.
     pub fn kernel_hop(&self) -> Option<(NextHop, NextHopId)> {
         self.hop(self.kernel).map(|hop| (*hop, self.kernel))
     }
 
-    /// The way to a destination. `hash` spreads flows over multipath routes.
+    /// Resolves a destination. `hash` spreads flows over multipath routes.
     pub fn resolve(&self, dst: IpAddr, hash: u64) -> Resolution {
         self.resolve_with(dst, || hash).0
     }
 
-    /// As [`Routes::resolve`], and whether it is the way of all flows to that destination; `hash` is asked for only if it is not.
+    /// Like [`Routes::resolve`]; also whether the result holds for all flows to the destination. `hash` is called only for multipath
+    /// routes.
     pub fn resolve_with(&self, dst: IpAddr, hash: impl FnOnce() -> u64) -> (Resolution, bool) {
         let Some(kind) = self.lookup(dst) else { return (Resolution::Nowhere(Reason::NoRoute), true) };
         let legs = match kind {
             RouteKind::Unicast(legs) => legs,
-            // What answers on this node itself never comes in by an interface.
+            // Answers of this node itself arrive at no interface.
             RouteKind::Local => return (Resolution::Kernel { captured: false }, true),
             RouteKind::Unreachable => return (Resolution::Nowhere(Reason::Unreachable), true),
         };

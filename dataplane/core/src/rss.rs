@@ -1,8 +1,8 @@
-//! Receive side scaling: which worker a packet will come in at.
+//! Receive side scaling: predicts which worker receives a packet.
 //!
-//! A NIC hashes the addresses and ports of what it receives and finds the queue in an indirection table. Who knows the hash's key and
-//! the table knows the queue beforehand, so the source port of a new connection can be chosen such that its answers come in at the
-//! worker that opened it, whose caches know it. That is a preference and nothing more: every worker serves every connection.
+//! A NIC hashes the addresses and ports of received packets and finds the queue in an indirection table. With the hash key and the table,
+//! the queue is known beforehand, so the source port of a new flow can be chosen such that its answers arrive at the worker that opened it,
+//! whose caches hold it. This is only a preference: every worker serves every flow.
 //!
 //! The hash is Toeplitz's, as Microsoft defines it ("RSS hashing functions", Windows driver documentation): addresses, then ports, in
 //! network order. It is tested against the vectors published there. Whether a NIC does what its driver says has not been tested: no NIC
@@ -18,17 +18,17 @@ pub const KEY_BYTES_MIN: usize = INPUT_BYTES_MAX + 4;
 pub const ENTRIES_MAX: usize = 1 << 14;
 
 const INPUT_BYTES_MAX: usize = 36;
-/// In place of the worker of a queue that nobody owns.
+/// Stands for the worker of a queue without an owner.
 const NOBODY: u16 = u16::MAX;
 
-/// Why the worker of a packet cannot be told.
+/// Why the worker of a packet cannot be predicted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unpredictable {
     /// The key is shorter than [`KEY_BYTES_MIN`]: this many bytes.
     Key(usize),
     /// The indirection table is empty, or larger than [`ENTRIES_MAX`]: this many entries.
     Entries(usize),
-    /// No kind of packet has its ports hashed, so no choice of a port makes a difference.
+    /// Ports are hashed for no kind of packet, so the choice of a port makes no difference.
     AddressesOnly,
 }
 
@@ -49,12 +49,12 @@ impl fmt::Display for Unpredictable {
 pub struct Kinds(u8);
 
 impl Kinds {
-    /// With this kind.
+    /// Adds a kind.
     pub fn with(self, proto: Proto, v6: bool) -> Kinds {
         Kinds(self.0 | Kinds::bit(proto, v6))
     }
 
-    /// Whether it is in.
+    /// Whether the set has this kind.
     pub fn contains(self, proto: Proto, v6: bool) -> bool {
         self.0 & Kinds::bit(proto, v6) != 0
     }
@@ -131,13 +131,13 @@ impl Rss {
         self.entries.len()
     }
 
-    /// Whether it makes a difference: packets come in at several workers.
+    /// Whether packets arrive at several workers.
     pub fn divides(&self) -> bool {
         self.workers.len() > 1
     }
 
-    /// The answers to a new connection, whose destination port is still to be chosen, as this worker sees them. `None`: the choice does
-    /// not lead them to or away from it.
+    /// The answers to a new flow whose source port is not chosen yet, from this worker's point of view. `None`: the port makes no
+    /// difference to this worker.
     #[inline]
     pub fn answers(&self, reply: &Tuple, worker: u16) -> Option<Answers<'_>> {
         if !self.ports_hashed.contains(reply.proto, reply.v6) || !self.workers.contains(&worker) {
@@ -166,9 +166,9 @@ impl fmt::Debug for Rss {
 /// Packets that differ in their destination port only.
 #[derive(Clone)]
 pub struct Answers<'r> {
-    /// The hash of what is the same in all.
+    /// The hash of the common parts.
     fixed: u32,
-    /// What the two bytes of the destination port add to it.
+    /// The hashes of the destination port's two bytes.
     high: &'r [u32; 256],
     low: &'r [u32; 256],
     entries: &'r [u16],
@@ -176,7 +176,7 @@ pub struct Answers<'r> {
 }
 
 impl Answers<'_> {
-    /// Whether those to this port come in at the worker.
+    /// Whether answers to this port arrive at the worker.
     #[inline]
     pub fn come_back(&self, port: u16) -> bool {
         let [high, low] = port.to_be_bytes();

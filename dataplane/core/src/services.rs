@@ -1,4 +1,4 @@
-//! The compiled service table: what the packet path asks when a connection is new, and what `explain` tells.
+//! The compiled service table, which decides about new flows.
 //!
 //! The control plane builds a [`Services`] from Kubernetes objects and never changes it again; workers share it. Every rule about
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
@@ -18,7 +18,7 @@ use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
 
 pub use crate::backend::Backend;
 pub use pool::Pool;
-pub use snat::SnatRange;
+pub use snat::{SnatRange, Source};
 
 /// Which of a Service's addresses a packet was sent to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -56,7 +56,7 @@ pub enum ClientClass {
     External,
 }
 
-/// What happens to a new connection.
+/// What happens to a new flow.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// To a backend of this pool; `snat`: the client's address is replaced too (kube-proxy: masquerade).
@@ -85,7 +85,7 @@ pub enum TcpReject {
 /// One address, port and protocol that clients connect to.
 #[derive(Clone, Debug)]
 pub struct Frontend {
-    /// Whose it is.
+    /// The Service port.
     pub port: Arc<ServicePort>,
     /// Which kind of address it is.
     pub kind: AddressKind,
@@ -189,6 +189,15 @@ pub struct Services {
     pub tcp_reject: TcpReject,
 }
 
+/// The Service's address that a packet was sent to, and where its client is.
+#[derive(Clone, Copy, Debug)]
+pub struct Matched<'s> {
+    /// The matched address.
+    pub frontend: &'s Frontend,
+    /// Where the client is.
+    pub client: ClientClass,
+}
+
 /// The answer for the first packet of a connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Decision<'s> {
@@ -196,8 +205,8 @@ pub enum Decision<'s> {
     Pass(Reason),
     /// To this backend.
     Forward {
-        /// The matched address.
-        frontend: &'s Frontend,
+        /// The matched address and the client's class.
+        matched: Matched<'s>,
         /// The candidates.
         pool: &'s Pool,
         /// Slot of the Maglev table.
@@ -208,9 +217,9 @@ pub enum Decision<'s> {
         snat: Option<SnatCause>,
     },
     /// Answered with ICMP port unreachable, or with a reset: see [`TcpReject`].
-    Reject(Option<&'s Frontend>, Reason),
+    Reject(Option<Matched<'s>>, Reason),
     /// Silence.
-    Drop(Option<&'s Frontend>, Reason),
+    Drop(Option<Matched<'s>>, Reason),
 }
 
 /// Why the client's address is replaced.
@@ -264,7 +273,7 @@ impl Services {
         }
     }
 
-    /// Adds a frontend. When the address, port and protocol are taken, the earlier one stays and comes back.
+    /// Adds a frontend. When the address, port and protocol are taken, the earlier frontend stays and is returned.
     pub fn add_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Frontend) -> Result<(), &Frontend> {
         let (words, v6) = addr_words(addr);
         let key = FrontendKey::new(words, v6, port, proto);
@@ -275,7 +284,7 @@ impl Services {
         self.frontends.get(&key).map_or(Ok(()), Err)
     }
 
-    /// Sets what is at an address, port and protocol: `None` is nothing. True when something new is there.
+    /// Sets or removes the frontend at an address, port and protocol. True when it was added.
     pub fn set_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Option<Frontend>) -> bool {
         let (words, v6) = addr_words(addr);
         let key = FrontendKey::new(words, v6, port, proto);
@@ -307,7 +316,8 @@ impl Services {
         self.frontends.get(&FrontendKey::new(words, v6, port, proto))
     }
 
-    /// Sets where pods are. There may be thousands of single addresses: they are looked up, while ranges are gone through for each new connection.
+    /// Sets the pods' addresses and ranges. Single addresses, of which there may be thousands, are looked up; ranges are scanned for each
+    /// new flow.
     pub fn set_pods(&mut self, pods: &[Prefix]) {
         let (ips, cidrs): (Vec<Prefix>, Vec<Prefix>) = pods.iter().partition(|p| **p == Prefix::host(p.addr()));
         self.pod_ips = ips.iter().map(Prefix::addr).collect();
@@ -325,13 +335,13 @@ impl Services {
         }
     }
 
-    /// Decides the first packet of a connection. A pure function of the table and the tuple: for clients that nobody remembers.
+    /// Decides about a flow's first packet. A pure function of table and tuple: without session affinity.
     pub fn decide(&self, tuple: &Tuple) -> Decision<'_> {
         self.decide_with(tuple, |_, _, _| None)
     }
 
-    /// As [`Services::decide`]; `remembered` is asked for the backend of a client of a Service port with session affinity, and told the one
-    /// that its hash chooses.
+    /// Like [`Services::decide`]. For Service ports with session affinity, `remembered` gets the backend chosen by hash and may return
+    /// another one.
     pub fn decide_with<'s>(
         &'s self,
         tuple: &Tuple,
@@ -340,20 +350,21 @@ impl Services {
         let key = FrontendKey::new(tuple.dst, tuple.v6, tuple.dport, tuple.proto);
         let Some(frontend) = self.frontends.get(&key) else { return self.decide_unmatched(tuple) };
         let client = tuple.src_addr();
+        let matched = Matched { frontend, client: self.client_class(client) };
         if let Some(ranges) = &frontend.source_ranges
             && !ranges.iter().any(|r| r.contains(client))
         {
-            return Decision::Drop(Some(frontend), Reason::SourceRange);
+            return Decision::Drop(Some(matched), Reason::SourceRange);
         }
-        let action = match self.client_class(client) {
+        let action = match matched.client {
             ClientClass::Pod => &frontend.pod,
             ClientClass::Node => &frontend.node,
             ClientClass::External => &frontend.external,
         };
         let (pool, masquerade) = match action {
             Action::Forward { pool, snat } => (&**pool, *snat),
-            Action::Reject(reason) => return Decision::Reject(Some(frontend), *reason),
-            Action::Drop(reason) => return Decision::Drop(Some(frontend), *reason),
+            Action::Reject(reason) => return Decision::Reject(Some(matched), *reason),
+            Action::Drop(reason) => return Decision::Drop(Some(matched), *reason),
         };
         let (slot, index) = pool.maglev.pick(tuple.hash(&self.seed));
         let mut backend = &pool.backends[index as usize];
@@ -364,11 +375,11 @@ impl Services {
             true => Some(SnatCause::Masquerade),
             false => (backend.addr == client).then_some(SnatCause::Hairpin),
         };
-        Decision::Forward { frontend, pool, slot, backend, snat }
+        Decision::Forward { matched, pool, slot, backend, snat }
     }
 
-    /// No frontend: other ports of a cluster IP are rejected, unallocated addresses of the Service range dropped
-    /// (kube-proxy's nftables mode), everything else is not ours.
+    /// No frontend: unused ports of a cluster IP are rejected, unallocated addresses of the Service range dropped (kube-proxy's nftables
+    /// mode), everything else is left to the kernel.
     fn decide_unmatched(&self, tuple: &Tuple) -> Decision<'_> {
         let dst = tuple.dst_addr();
         if self.cluster_ips.contains(&dst) {

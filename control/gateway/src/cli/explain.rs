@@ -194,6 +194,7 @@ fn summary(answer: &Answer) -> String {
         (Verdict::Drop, ..) => "DROP: silence".into(),
         (Verdict::Local, ..) => "LOCAL: answered by the node's health check server".into(),
         (Verdict::Pass, ..) => "PASS: left to the kernel".into(),
+        (Verdict::Hold, ..) => "HOLD: until the next hop's MAC address is known".into(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The sentences of `explain`, for a reader who has not met Services before.
 
+pub(super) mod live;
+
 use std::net::IpAddr;
 
 use nomagic_core::reason::Reason;
@@ -18,10 +20,11 @@ const LISTED_MAX: usize = 12;
 
 pub(super) const PASSED: &str = "nomagic leaves the packet alone: the kernel goes on with it as if nomagic were not there.";
 
-pub(super) fn affinity(timeout_s: u32) -> String {
+pub(super) fn affinity(timeout_s: u32, live: bool) -> String {
+    let whom = if live { "" } else { " What follows is for a client that nobody remembers." };
     format!(
         "The Service asks for session affinity (ClientIP): a client that has opened a connection to this port in the last {timeout_s} s goes to \
-         the same endpoint again, if that is still a candidate. What follows is for a client that nobody remembers."
+         the same endpoint again, if that is still a candidate.{whom}"
     )
 }
 
@@ -150,8 +153,8 @@ pub(super) fn left_out<'u>(found: &Match<'_>, unusable: impl Iterator<Item = &'u
     (!list.is_empty()).then(|| format!("Left out: {list}."))
 }
 
-pub(super) fn choice(t: &Tuple, slot: u32, pool: &Pool, backend: &Backend) -> String {
-    let to = socket(backend.addr, backend.port);
+pub(super) fn choice(t: &Tuple, slot: u32, pool: &Pool) -> String {
+    let to = pool.backends.get(pool.maglev.backend(slot) as usize).map(|b| socket(b.addr, b.port)).unwrap_or_default();
     format!(
         "Protocol, addresses and ports of this {} flow are hashed: the hash points to slot {slot} of {} in the Service's Maglev table, and that slot is {to}'s. \
          The same flow always gets the same slot, on every gateway with the same seed.",

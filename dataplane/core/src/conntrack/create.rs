@@ -1,8 +1,8 @@
-//! Creating a connection: take a slot, write it, reserve both keys, set it live.
+//! Creating a flow: take a slot, write it, reserve both keys, set it live.
 //!
-//! Two workers that create one connection at the same time cannot both succeed. Each first publishes its index entry, then looks again
-//! for another one of the same key. Whoever sees a live one gives up. Of two pending ones the one further back gives up, and the one
-//! further front makes sure of it by setting the other's state from pending to aborted, so that it can no longer go live.
+//! Two workers that create the same flow at the same time cannot both succeed. Each publishes its index entry, then looks for another entry
+//! of the same key. A worker that sees a live one gives up. Of two pending entries the one further back loses: the worker in front sets the
+//! other's state from pending to aborted, so that it can no longer go live.
 
 use super::flow::{HOPS, Rewritten, STATE, TARGET, created_at, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
@@ -14,40 +14,40 @@ use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
 use crate::tuple::Tuple;
 use arrayvec::ArrayVec;
 
-/// Attempts at an index place before the creation counts as busy.
+/// Attempts to claim an index entry before the creation counts as busy.
 const INSERT_TRIES: u32 = 16;
-/// Source ports whose index lines are fetched together at the most.
+/// Source ports whose index lines are prefetched together.
 const PORTS_FETCHED: usize = 8;
-/// A first bucket with fewer free places than this shares with the second one.
+/// With fewer free places in the first bucket than this, the emptier bucket is used.
 const FIRST_BUCKET_SPARE: u32 = 3;
 
-/// Why a connection could not be created.
+/// Why a flow could not be created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     /// No free slot.
     Full,
-    /// No room in the index where the key of this direction belongs: see [`Conntrack::neighbours`].
+    /// Both index buckets of this direction's key are full: see [`Conntrack::neighbours`].
     Crowded(Direction),
     /// Another worker is creating it right now.
     Busy,
-    /// It is there already: look it up.
+    /// It exists already: look it up.
     Exists,
-    /// None of the source ports gives a reply key that is free.
+    /// The reply keys of all source ports are taken.
     ReplyTaken,
 }
 
-/// A connection that is written and reserved but not live yet.
+/// A flow that is written and reserved but not live yet.
 #[must_use = "a pending connection must be committed or aborted"]
 pub struct Pending<'f> {
     slot: u32,
     state: u64,
-    /// The connection, with the source port that was reserved.
+    /// The flow, with the reserved source port.
     pub flow: &'f Flow,
     phase: Phase,
     now_ms: u64,
 }
 
-/// What became of a key's reservation.
+/// The outcome of a key's reservation.
 pub(super) enum Key {
     Reserved,
     Live,
@@ -56,8 +56,8 @@ pub(super) enum Key {
 }
 
 impl<'r> Conntrack<'r> {
-    /// Writes and reserves a connection. `source_ports`: tried in turn until the reply's key is free, and set; the first is usually enough, and
-    /// best is the one that the flow has already.
+    /// Writes and reserves a flow. `source_ports` are tried in turn until the reply's key is free, and the flow gets that one. Usually the
+    /// first is free; it should be the one that the flow has already.
     pub fn reserve<'f>(
         &self,
         flow: &'f mut Flow,
@@ -71,7 +71,7 @@ impl<'r> Conntrack<'r> {
         let state = words.word(STATE);
         words.write(flow, phase, now_ms, created_at(now_ms));
         words.write_ports(flow);
-        // The original's key first: two creations of one connection meet here, before either goes for another source port.
+        // The original key first: two creations of one flow collide here, before either tries another source port.
         let reserved = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
             Key::Reserved => self
                 .reserve_reply(flow, slot, state, source_ports)
@@ -99,8 +99,8 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// The same when the most likely port is taken: others are told to be by a glance at the index, more and more of them at a time, so
-    /// that the memory for all of those is fetched at once.
+    /// The same when the first port is taken. Tags in the index tell which others are taken, too; they are checked in growing groups, whose
+    /// memory is prefetched together.
     #[inline(never)]
     fn reserve_another(&self, flow: &mut Flow, slot: u32, state: u64, mut source_ports: impl Iterator<Item = u16>) -> Result<(), Refused> {
         for fetched in 1.. {
@@ -132,13 +132,13 @@ impl<'r> Conntrack<'r> {
         match self.reserve_key(&flow.reply(), hash, Direction::Reply, slot) {
             Key::Reserved => Ok(true),
             Key::NoRoom => Err(Refused::Crowded(Direction::Reply)),
-            // Set to aborted: the other one may well be the same connection.
+            // This slot was aborted: the other entry may be the same flow.
             Key::Live | Key::Busy if words.word(STATE) != state => Err(Refused::Busy),
             Key::Live | Key::Busy => Ok(false),
         }
     }
 
-    /// Whether the index has an entry with a key's tag where the key belongs: one in billions is another's.
+    /// Whether the key's buckets hold an entry with its tag. With a probability of one in billions it belongs to another key.
     fn seems_taken(&self, hash: u64) -> bool {
         let home = self.region.home(hash);
         home.buckets.into_iter().any(|bucket| {
@@ -147,14 +147,14 @@ impl<'r> Conntrack<'r> {
         })
     }
 
-    /// The live connections that fill the index where a key belongs.
+    /// The live flows in the index buckets of a key.
     pub fn neighbours(&self, key: &Tuple) -> impl Iterator<Item = FlowRef> {
         let home = self.region.home(self.hash(key));
         let entries = (0..2 * BUCKET_ENTRIES).map(move |place| self.place(&home, place).load(Ordering::Relaxed));
         entries.filter(|entry| *entry != 0).filter_map(|entry| self.flow_ref(entry_slot(entry)))
     }
 
-    /// Fetches the index lines of a key, to be reserved or cleared soon.
+    /// Prefetches the index lines of a key that is reserved or cleared soon.
     #[inline(always)]
     pub fn prefetch_key(&self, key: &Tuple) {
         for bucket in self.region.home(self.hash(key)).buckets {
@@ -162,21 +162,21 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// Sets the next hop of a pending connection's first packet: see [`Conntrack::cache_hop`].
+    /// Sets the original direction's next hop of a pending flow: see [`Conntrack::cache_hop`].
     pub fn set_hop(&self, pending: &Pending<'_>, routes_generation: u64, hop: NextHopId) {
         let word = hops_empty(pending.state >> 32) | hop_half(routes_generation, hop);
         self.region.slot(pending.slot).0[HOPS].store(word, Ordering::Relaxed);
     }
 
-    /// Makes a pending connection visible. Fails when another worker's creation of the same connection won.
+    /// Sets a pending flow live. Fails when another worker's creation of the same flow won.
     #[inline(always)]
     pub fn commit(&self, pending: Pending<'_>) -> Result<Hit, Refused> {
         let words = self.region.slot(pending.slot);
         let live = (pending.state & !STATE_MASK) | LIVE;
-        // Read while the slot is this worker's: once live, another one may end the connection and write the next into its place.
+        // Read before going live: afterwards another worker may end the flow and reuse the slot.
         let Rewritten { new, new_ports, deltas } = words.rewritten(pending.flow.v6, Direction::Original);
         let (hops, target) = (words.word(HOPS), words.word(TARGET));
-        // Counted first, so that the count never runs below zero.
+        // Counted first, so that the count never falls below zero.
         self.region.header(W_LIVE).fetch_add(1, Ordering::Relaxed);
         if words.0[STATE].compare_exchange(pending.state, live, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             self.region.header(W_LIVE).fetch_sub(1, Ordering::Relaxed);
@@ -198,8 +198,8 @@ impl<'r> Conntrack<'r> {
         })
     }
 
-    /// Gives up a pending connection. The original's key goes last: as long as anything of this creation is to be seen, another one of
-    /// the same connection meets it there and is told that it is busy, not that its source port is taken.
+    /// Gives up a pending flow. The original key is cleared last: another creation of the same flow then fails as busy at that key, not
+    /// because of a source port that seems taken.
     pub fn abort(&self, pending: Pending<'_>) {
         self.clear_key(&pending.flow.reply(), Direction::Reply, pending.slot);
         self.clear_key(&pending.flow.original(), Direction::Original, pending.slot);
@@ -238,7 +238,7 @@ impl<'r> Conntrack<'r> {
         Key::Busy
     }
 
-    /// A free place: in the first bucket while it has room to spare, else in the emptier one.
+    /// A free place: in the first bucket while that has room to spare, else in the emptier bucket.
     #[inline]
     fn free_place(&self, home: &Home) -> Option<usize> {
         let first = free(self.region.bucket(home.buckets[0]));
@@ -252,7 +252,7 @@ impl<'r> Conntrack<'r> {
         }
     }
 
-    /// Whether no entry but the one at this place bears the key's tag.
+    /// Whether only the entry at this place has the key's tag.
     #[inline]
     fn alone(&self, home: &Home, mine: usize) -> bool {
         let [first, second] = home.buckets.map(|bucket| tagged(self.region.bucket(bucket), home.tag));
@@ -289,7 +289,7 @@ impl<'r> Conntrack<'r> {
             let state = slot.0[STATE].load(Ordering::Acquire);
             let counts = matches!(state & STATE_MASK, LIVE | PENDING) && slot.has_key(&tuple.key(), tuple.v6, entry_direction(entry));
             fence(Ordering::Acquire);
-            // A state that changed meanwhile: whatever it was, its owner is the one to look again.
+            // If the state changed meanwhile, its owner is the one who must look again.
             (counts && slot.word(STATE) & !STATE_MASK == state & !STATE_MASK).then_some((place, entry_slot(entry), state))
         })
     }
@@ -299,7 +299,7 @@ impl<'r> Conntrack<'r> {
         &self.region.bucket(home.buckets[place / BUCKET_ENTRIES])[place % BUCKET_ENTRIES]
     }
 
-    /// Takes a slot's entry for this key out of the index.
+    /// Removes a slot's entry for this key from the index.
     pub(super) fn clear_key(&self, tuple: &Tuple, direction: Direction, slot: u32) {
         let home = self.region.home(self.hash(tuple));
         let entry = entry(home.tag, slot, direction);

@@ -1,17 +1,17 @@
-//! The source ports in use towards each endpoint, whoever holds them: how full the range is, whether all of it is taken, which ports were
-//! given back last.
+//! Source ports in use towards each endpoint, by all clients: how full the range is, whether it is exhausted, and which ports were released
+//! last.
 //!
-//! A cache line for each endpoint that connections with a replaced source lead to, in a table of lines found by hash:
+//! A cache line for each endpoint of flows with SNAT, in a table of lines found by hash:
 //!
 //! ```text
 //! word 0      tag << 32 | ports in use
-//! word 1      how often a port was given back << 32 | the same number, plus one, when a walk over the range found all ports taken
-//! words 2..8  ports given back last, four a word, the last one lowest
+//! word 1      releases << 32 | releases + 1 when a search of the range found all ports taken
+//! words 2..8  ports released last, four a word, the latest lowest
 //! ```
 //!
-//! A line with no port in use may be taken by another endpoint. Where too many endpoints meet, some have no line: their ports are looked for as
-//! any, only not counted. Nothing depends on a line being right but what it costs to find a port, and that is why a line can be changed word by word:
-//! whether a port is free is decided by the index alone.
+//! An endpoint may claim a line with no port in use. When too many endpoints hash to the same lines, some have none, and their ports are
+//! not counted. A wrong line only makes the search for a port slower, so words may change independently: the index alone decides whether a
+//! port is free.
 
 use super::Flow;
 use super::region::Region;
@@ -26,23 +26,24 @@ const GIVEN_BACK: usize = 1;
 const LAST: usize = 2;
 const COUNT_MASK: u64 = 0xffff_ffff;
 const ONE_MORE: u64 = 1 << 32;
-/// Lines among which an endpoint's is.
+/// Lines in which an endpoint's may be.
 const PLACES: usize = 8;
-/// Attempts at a line that other workers change at the same time.
+/// Attempts to change a line that other workers change at the same time.
 const TRIES: u32 = 8;
 
 type Line = [AtomicU64; ENDPOINT_WORDS];
 
-/// The source ports towards one endpoint, as they were when a connection came to take one.
+/// The source ports towards one endpoint, as they were when a flow asked for one.
 #[derive(Clone, Copy)]
 pub struct EndpointPorts<'r> {
     line: Option<&'r Line>,
-    /// How often a port had been given back.
+    /// How often a port had been released.
     given_back: u64,
 }
 
 impl<'r> EndpointPorts<'r> {
-    /// The ports that were given back last, most of which are free when few are. Other endpoints' may be among them, and any number.
+    /// The ports that were released last, which are the most likely to be free in a nearly full range. They may be another endpoint's, or
+    /// arbitrary numbers.
     pub fn given_back(self) -> impl Iterator<Item = u16> + Clone + use<'r> {
         let words = self.line.into_iter().flat_map(|line| &line[LAST..]);
         words.flat_map(|word| {
@@ -51,7 +52,7 @@ impl<'r> EndpointPorts<'r> {
         })
     }
 
-    /// Notes that since then a walk over the whole range found all ports taken, unless one was given back meanwhile.
+    /// Marks the endpoint as exhausted after a search of the whole range, unless a port was released meanwhile.
     pub(super) fn none_left(self) {
         if let Some(line) = self.line {
             let (old, mark) = (self.given_back, ((self.given_back >> 32) + 1) & COUNT_MASK);
@@ -72,7 +73,7 @@ impl<'r> SnatPorts<'r> {
         self.region.endpoints().iter().map(|line| line[IN_USE].load(Relaxed) & COUNT_MASK).max().unwrap_or(0)
     }
 
-    /// Counts a port for a connection; `None`, and nothing counted, when all were taken lately and none was given back since.
+    /// Counts a port for a flow. `None`, and nothing counted: the endpoint is marked as exhausted and no port was released since.
     pub(super) fn take_port(&self, flow: &Flow) -> Option<EndpointPorts<'r>> {
         let place = self.place_of(flow);
         for _ in 0..TRIES {
@@ -90,7 +91,7 @@ impl<'r> SnatPorts<'r> {
             };
             if line[IN_USE].compare_exchange(in_use, new, Relaxed, Relaxed).is_ok() {
                 if !known {
-                    // What was found out about the last endpoint is not true of this one.
+                    // The mark belonged to the previous endpoint.
                     line[GIVEN_BACK].fetch_and(!COUNT_MASK, Relaxed);
                 }
                 return Some(EndpointPorts { line: Some(line), given_back });
@@ -99,15 +100,25 @@ impl<'r> SnatPorts<'r> {
         Some(EndpointPorts { line: None, given_back: 0 })
     }
 
-    /// Takes back what [`SnatPorts::take_port`] counted. `was_taken`: the connection had its port, and others may have it now.
+    /// Reverses [`SnatPorts::take_port`]. `was_taken`: the flow had its port, which is free now.
     pub(super) fn give_port(&self, flow: &Flow, was_taken: bool) {
         let Some(line) = self.line(&self.place_of(flow)) else { return };
         let _ = line[IN_USE].fetch_update(Relaxed, Relaxed, |in_use| (in_use & COUNT_MASK > 0).then(|| in_use - 1));
         if was_taken {
             let number = line[GIVEN_BACK].fetch_add(ONE_MORE, Relaxed) >> 32;
             let word = &line[LAST + number as usize % (ENDPOINT_WORDS - LAST)];
-            // When two write at once one of the ports is forgotten: it is found as those are that nobody remembers.
+            // When two workers write at once, one port is not remembered; the search finds it like any other.
             word.store((word.load(Relaxed) << 16) | u64::from(flow.source_port), Relaxed);
+        }
+    }
+
+    /// Copies the line of a flow's endpoint from another table with the same seed. This table must be the caller's alone.
+    pub(super) fn copy_line(&self, from: &SnatPorts<'_>, flow: &Flow) {
+        let place = self.place_of(flow);
+        let Some(theirs) = from.line(&from.place_of(flow)) else { return };
+        let unused = || lines(&self.region, &place).find(|line| line[IN_USE].load(Relaxed) & COUNT_MASK == 0);
+        if let Some(ours) = self.line(&place).or_else(unused) {
+            theirs.iter().zip(ours).for_each(|(theirs, ours)| ours.store(theirs.load(Relaxed), Relaxed));
         }
     }
 
@@ -115,7 +126,7 @@ impl<'r> SnatPorts<'r> {
         let kind = (u64::from(flow.backend_port) << 16) | (u64::from(flow.proto as u8) << 8) | u64::from(flow.v6);
         let ([b0, b1], [s0, s1]) = (flow.backend, flow.source);
         let hash = self.region.seed.hash_words(&[b0, b1, kind, s0, s1]);
-        // No tag is that of memory which was never written.
+        // No tag is 0, which is the tag of fresh memory.
         Place { tag: (hash >> 32) | 1, first: fast_range(hash as u32, self.region.endpoints().len() as u32) as usize }
     }
 

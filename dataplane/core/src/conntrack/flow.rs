@@ -1,4 +1,4 @@
-//! One connection in 128 bytes: sixteen words, the first eight for every packet, the other eight for IPv6 addresses.
+//! One flow in 128 bytes: sixteen words. Every packet needs the first eight; the other eight hold IPv6 addresses.
 //!
 //! ```text
 //! line 0   state    generation << 32 | FREE, PENDING, LIVE, DYING
@@ -12,11 +12,11 @@
 //! line 1   client, service, backend, source: two words each (IPv6)
 //! ```
 //!
-//! A direction's word is found by its index, not by a branch. What a packet becomes is the other direction's key, turned round. A key's ports,
-//! protocol and family are laid out as [`Tuple::meta`] has them, so that a packet's compare in one step.
+//! A direction's word is selected by index, without a branch. A rewritten packet has the other direction's key, with source and destination
+//! swapped. Ports, protocol and family of a key are laid out as in [`Tuple::meta`], so they compare in one step.
 //!
-//! `hops` and `target` change while the flow is live. They carry the slot's generation, so that a worker which was interrupted while the
-//! slot went to another connection cannot change that one: its compare-and-swap fails. A late write to `seen` does no harm.
+//! `hops` and `target` change while the flow is live. They carry the slot's generation: the compare-and-swap of a worker that was
+//! interrupted fails once the slot holds another flow. A late write to `seen` does no harm.
 
 use super::direction::Direction;
 use super::phase::{Phase, STREAM_AGE_MS};
@@ -43,10 +43,10 @@ const PHASE_MASK: u64 = 0xff << PHASE_AT;
 const CREATED_AT: u32 = 41;
 const CREATED_MASK: u64 = (1 << 11) - 1;
 const GENERATION_AT: u32 = 52;
-/// A flow's creation is known in steps of so many milliseconds.
+/// Resolution of a flow's creation time, milliseconds.
 const CREATED_STEP_MS: u64 = 125;
 
-/// A connection: who talks to whom, and what that becomes.
+/// A flow: its endpoints before and after the rewrite.
 ///
 /// Original packets: `client -> service` become `source -> backend`; replies the other way. Without SNAT, `source` is the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +61,7 @@ pub struct Flow {
     pub client: AddrWords,
     /// The client's port.
     pub client_port: u16,
-    /// The Service's address that the client knows.
+    /// The Service's address, to which the client sends.
     pub service: AddrWords,
     /// The Service's port.
     pub service_port: u16,
@@ -88,7 +88,7 @@ impl Flow {
         self.tuple(self.backend, self.backend_port, self.source, self.source_port)
     }
 
-    /// Whether the backend sees another address than the client's.
+    /// Whether the backend sees another source address than the client's.
     pub fn replaces_source(&self) -> bool {
         self.source != self.client
     }
@@ -98,7 +98,7 @@ impl Flow {
         Tuple { src, dst, sport, dport, proto: self.proto, v6: self.v6 }
     }
 
-    /// What the rewrite of an original packet adds to the IPv4 header's and to the transport's checksum. Replies: the complements.
+    /// Checksum deltas of an original packet's rewrite, for the IPv4 and the transport header. Replies need the complements.
     pub fn deltas(&self) -> (u16, u16) {
         let (old, new) = (addr_sum(self.client) + addr_sum(self.service), addr_sum(self.source) + addr_sum(self.backend));
         let old_ports = u64::from(self.client_port) + u64::from(self.service_port);
@@ -116,7 +116,7 @@ pub struct Deltas {
     pub l4: u16,
 }
 
-/// What a packet of a flow becomes.
+/// The rewrite of a flow's packet.
 pub(super) struct Rewritten {
     pub new: Tuple,
     /// Both ports as they are in a packet.
@@ -131,7 +131,7 @@ fn target_word(flow: &Flow, phase: Phase, created: u64, generation: u64) -> u64 
     u64::from(flow.stats) | (u64::from(phase.bits()) << PHASE_AT) | announced | (created << CREATED_AT) | (generation << GENERATION_AT)
 }
 
-/// A time as a `target` word has it: the number of its step, as far as there are bits for it. It comes round every four minutes.
+/// A creation time as stored in `target`: the low bits of its step number, which wrap every four minutes.
 #[inline(always)]
 pub(super) fn created_at(now_ms: u64) -> u64 {
     (now_ms / CREATED_STEP_MS) & CREATED_MASK
@@ -142,8 +142,8 @@ pub(super) fn created_of(target: u64) -> u64 {
     (target >> CREATED_AT) & CREATED_MASK
 }
 
-/// Whether a flow is more than [`STREAM_AGE_MS`] old: a step later at the latest. One that was not answered for minutes may then look new for two
-/// seconds.
+/// Whether a flow is more than [`STREAM_AGE_MS`] old, at most a step late. After a wrap, a flow that was unanswered for minutes may look
+/// new for two seconds.
 pub(super) fn is_old(target: u64, now_ms: u64) -> bool {
     created_at(now_ms).wrapping_sub(created_of(target)) & CREATED_MASK > STREAM_AGE_MS / CREATED_STEP_MS
 }
@@ -151,6 +151,11 @@ pub(super) fn is_old(target: u64, now_ms: u64) -> bool {
 /// A `target` word with another phase.
 pub(super) fn with_phase(target: u64, phase: Phase) -> u64 {
     (target & !PHASE_MASK) | (u64::from(phase.bits()) << PHASE_AT)
+}
+
+/// A `target` word with another time of creation.
+pub(super) fn with_created(target: u64, created: u64) -> u64 {
+    (target & !(CREATED_MASK << CREATED_AT)) | (created << CREATED_AT)
 }
 
 /// The phase in a `target` word.
@@ -164,7 +169,7 @@ pub(super) const HOP_MASK: u64 = (1 << 26) - 1;
 /// Both.
 pub(super) const HOPS_MASK: u64 = HOP_MASK | (HOP_MASK << 32);
 
-/// The `hops` word of a flow that has resolved nothing yet.
+/// The `hops` word of a flow without cached next hops.
 #[inline]
 pub(super) fn hops_empty(generation: u64) -> u64 {
     ((generation & 0x3f) << 26) | ((generation & 0xfc0) << 52)
@@ -180,7 +185,7 @@ impl Slot<'_> {
         self.0[i].load(Relaxed)
     }
 
-    /// Writes everything but the state and the ports. The slot must be the caller's alone (pending).
+    /// Writes everything but the state and the ports. The caller must own the slot (pending).
     pub(super) fn write(&self, flow: &Flow, phase: Phase, seen_ms: u64, created: u64) {
         let put = |i: usize, v: u64| self.0[i].store(v, Relaxed);
         put(SEEN, seen_ms);
@@ -197,14 +202,14 @@ impl Slot<'_> {
         }
     }
 
-    /// Writes the ports, again when another source port is tried: with these and what [`Slot::write`] has written the keys are complete.
+    /// Writes the ports, once for each source port tried. Together with [`Slot::write`] this completes the keys.
     pub(super) fn write_ports(&self, flow: &Flow) {
         let (l3, l4) = flow.deltas();
         self.0[KEYS].store(flow.original().meta() | (u64::from(l4) << DELTA_AT), Relaxed);
         self.0[KEYS + 1].store(flow.reply().meta() | (u64::from(l3) << DELTA_AT), Relaxed);
     }
 
-    /// Whether these can be the words of a flow at all: both keys are of one family and one protocol that Services can name.
+    /// Whether these words can be a flow: both keys have the same family and the same protocol, one that Services can name.
     pub(super) fn is_flow(&self) -> bool {
         let kind = self.word(KEYS) as u16;
         kind == self.word(KEYS + 1) as u16 && kind & 0xff <= 1 && Proto::from_ip_number((kind >> 8) as u8).is_some()
@@ -236,7 +241,7 @@ impl Slot<'_> {
         }
     }
 
-    /// What a packet of this family and direction is to become, and its checksum deltas: no more words than that takes.
+    /// The rewrite of a packet of this family and direction. Reads no more words than needed.
     #[inline(always)]
     pub(super) fn rewritten(&self, v6: bool, direction: Direction) -> Rewritten {
         let (original, reply) = (self.word(KEYS), self.word(KEYS + 1));

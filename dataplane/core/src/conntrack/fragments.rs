@@ -1,7 +1,7 @@
-//! Which connection the later fragments of a packet belong to: they carry no ports, only what they share with the first one.
+//! Remembers which flow the later fragments of a packet belong to. They carry no ports, only addresses and identification.
 //!
-//! A direct-mapped memory beside the flows. Two words an entry: what is remembered, and the key's hash combined with it by exclusive or (R. Hyatt's
-//! lockless hashing), so that a reader never takes one worker's half for another's. A later packet simply overwrites an earlier one.
+//! A direct-mapped table next to the flows. An entry has two words: the value, and the key's hash xor the value (R. Hyatt's lockless
+//! hashing), so a reader never combines halves of two writers. A later packet overwrites an earlier one.
 
 use super::affinity::BEHIND_MAX_S;
 use super::region::{LIVE, STATE_MASK};
@@ -10,8 +10,8 @@ use crate::parse::LaterFragment;
 use crate::sync::Ordering::Relaxed;
 use crate::tuple::{AddrWords, Proto, Tuple};
 
-/// How long a packet's later fragments may take, in seconds. The kernel waits 30 s for a whole packet; IPv4's 16-bit identifications come
-/// round too soon for that here.
+/// How long a packet's later fragments may take, seconds. The kernel waits 30 s, but at gateway rates IPv4's 16-bit identifications wrap
+/// sooner.
 const AGE_MAX_S: u64 = 5;
 
 // What is remembered: slot | direction << 27 | slot generation (low 20 bits) << 28 | second (low 16 bits) << 48.
@@ -28,7 +28,7 @@ pub struct Fragments<'r> {
 }
 
 impl Fragments<'_> {
-    /// Remembers that the packet with these addresses and identification belongs to a connection.
+    /// Remembers the flow of the packet with these addresses and this identification.
     pub fn remember(&self, first: &Tuple, id: u32, hit: &Hit, now_ms: u64) {
         let hash = self.hash(first.src, first.dst, first.proto, first.v6, id);
         let generation = (hit.state >> 32) & GENERATION_MASK;
@@ -40,7 +40,7 @@ impl Fragments<'_> {
         key.store(hash ^ memory, Relaxed);
     }
 
-    /// The connection that a later fragment belongs to, if its first one was seen lately and the connection still lives.
+    /// The flow of a later fragment, if the first fragment came recently and the flow still lives.
     pub fn lookup(&self, fragment: &LaterFragment, now_ms: u64) -> Option<Hit> {
         let t = &fragment.tuple;
         let hash = self.hash(t.src, t.dst, t.proto, t.v6, fragment.id);
@@ -64,7 +64,7 @@ impl Fragments<'_> {
         let flow = self.table.flow(&original)?;
         let reply = memory & (1 << DIRECTION_AT) != 0;
         let arrives = if reply { flow.reply() } else { flow.original() };
-        // The hash could lie; addresses do not.
+        // The hash may collide; the addresses decide.
         if (arrives.src, arrives.dst, arrives.proto, arrives.v6) != (t.src, t.dst, t.proto, t.v6) {
             return None;
         }
@@ -77,7 +77,7 @@ impl Fragments<'_> {
     }
 }
 
-/// The same connection for a packet of the other direction: from the flow that was read, since its slot may be another's by now.
+/// The same flow for a packet of the other direction. Built from the flow that was read, since the slot may have been reused.
 fn turned(hit: &Hit, flow: &Flow) -> Hit {
     let ((l3, l4), new) = (flow.deltas(), flow.original().reversed());
     let new_ports = (u32::from(new.sport) << 16) | u32::from(new.dport);

@@ -1,6 +1,6 @@
-//! Finding a connection: two steps ahead that only fetch, then the look-up itself.
+//! Flow look-up: two steps that only prefetch, then the look-up itself.
 //!
-//! Readers take no lock and write nothing. What they read counts only if the slot's state word was live before and is the same after.
+//! Readers take no lock and write nothing. A read counts only if the slot's state word was live before and is unchanged after.
 
 use super::flow::{HOPS, Rewritten, SEEN, STATE, Slot, TARGET, phase_of};
 use super::region::{LIVE, STATE_MASK};
@@ -10,7 +10,7 @@ use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{Key, Tuple};
 
-/// What is known of a key ahead of its look-up.
+/// Where the flow of a key seems to be, found ahead of its look-up.
 #[derive(Clone, Copy, Default)]
 pub struct Prefetched<'r> {
     /// The key's hash.
@@ -22,7 +22,7 @@ pub struct Prefetched<'r> {
 }
 
 impl<'r> Conntrack<'r> {
-    /// First step ahead of a look-up: fetches the index line. `v6` is what the key says.
+    /// First step: prefetches the index line. `v6` is the key's family.
     #[inline(always)]
     pub fn prefetch_index(&self, hash: u64, v6: bool) -> Prefetched<'r> {
         let bucket = self.region.bucket(self.region.home(hash).buckets[0]);
@@ -30,8 +30,8 @@ impl<'r> Conntrack<'r> {
         Prefetched { hash, bucket: Some(bucket), entry: 0, slot: None, v6 }
     }
 
-    /// Second step: fetches the flow that the key's first bucket seems to name. False: it names none, and the second bucket is fetched; then
-    /// [`Conntrack::prefetch_second`] is to be called, when that had its time.
+    /// Second step: prefetches the flow that the key's first bucket seems to name. False: it names none, and the second bucket is
+    /// prefetched; call [`Conntrack::prefetch_second`] some time later.
     #[inline(always)]
     pub fn prefetch_flow(&self, prefetched: &mut Prefetched<'r>) -> bool {
         let Some(bucket) = prefetched.bucket else { return true };
@@ -46,7 +46,7 @@ impl<'r> Conntrack<'r> {
         found
     }
 
-    /// As [`Conntrack::prefetch_flow`], for the key's second bucket.
+    /// Like [`Conntrack::prefetch_flow`], for the key's second bucket.
     #[inline(never)]
     pub fn prefetch_second(&self, prefetched: &mut Prefetched<'r>) {
         let home = self.region.home(prefetched.hash);
@@ -68,14 +68,14 @@ impl<'r> Conntrack<'r> {
         (prefetched.entry, prefetched.slot) = (entry, Some(slot));
     }
 
-    /// The look-up of nearly every packet, after the steps ahead. A miss here may still be a connection: [`Conntrack::lookup`] looks everywhere.
-    /// `v6` is what the key says.
+    /// The look-up of nearly every packet, after the prefetch steps. After a miss [`Conntrack::lookup`] may still find the flow. `v6` is
+    /// the key's family.
     #[inline(always)]
     pub fn lookup_prefetched(&self, prefetched: &Prefetched<'r>, key: &Key, v6: bool) -> Option<Hit> {
         read_live(prefetched.entry, prefetched.slot?, key, v6)
     }
 
-    /// Finds the connection that a packet belongs to.
+    /// Finds the flow that a packet belongs to.
     pub fn lookup(&self, tuple: &Tuple, hash: u64) -> Option<Hit> {
         let (home, key) = (self.region.home(hash), tuple.key());
         home.buckets.into_iter().find_map(|bucket| {
@@ -87,12 +87,12 @@ impl<'r> Conntrack<'r> {
         })
     }
 
-    /// The whole connection, unless it has ended meanwhile.
+    /// The whole flow, unless it has ended meanwhile.
     pub fn flow(&self, hit: &Hit) -> Option<Flow> {
         self.flow_at(hit.slot, hit.state)
     }
 
-    /// The same by what names a connection.
+    /// The same by slot and state.
     pub(super) fn flow_at(&self, slot: u32, state: u64) -> Option<Flow> {
         let slot = self.region.slot(slot);
         let flow = slot.read();
@@ -100,7 +100,7 @@ impl<'r> Conntrack<'r> {
         (slot.word(STATE) == state).then_some(flow)
     }
 
-    /// The live connection in a slot, as if found by its original key.
+    /// The live flow in a slot, as if found by its original key.
     pub(super) fn live_at(&self, index: u32) -> Option<Hit> {
         let slot = self.region.slot(index);
         let state = slot.0[STATE].load(Ordering::Acquire);
@@ -115,7 +115,7 @@ impl<'r> Conntrack<'r> {
         (slot.word(STATE) == state).then_some(hit)
     }
 
-    /// How the live connection in a slot stands.
+    /// A reference to the live flow in a slot.
     pub(super) fn flow_ref(&self, index: u32) -> Option<FlowRef> {
         let slot = self.region.slot(index);
         let state = slot.0[STATE].load(Ordering::Acquire);
@@ -128,7 +128,7 @@ impl<'r> Conntrack<'r> {
     }
 }
 
-/// Reads the flow behind an entry, if it is live, has this key, and did not change meanwhile (seqlock, reader side).
+/// Reads the flow of an entry, if it is live, has this key and did not change meanwhile (seqlock, reader side).
 #[inline(always)]
 fn read_live(entry: u64, slot: Slot<'_>, key: &Key, v6: bool) -> Option<Hit> {
     let direction = entry_direction(entry);

@@ -1,4 +1,4 @@
-//! Where a connection stands, as far as its lifetime depends on it.
+//! The phase of a connection, which decides its lifetime.
 //!
 //! ```text
 //! TCP  SynSent -> SynReceived -> Established -> FinWait -> CloseWait -> LastAck -> TimeWait
@@ -18,20 +18,20 @@
 //! The walk is that of Linux (net/netfilter/nf_conntrack_proto_tcp.c, `tcp_conntracks`), which also watches sequence numbers. Nothing here
 //! does, so it differs:
 //!
-//! * Any RST closes, a forged one too. But a host that has sent one sends nothing more without RST. If it does, the connection goes on, as
-//!   one met in its middle. What the other side sends may have been on its way, and proves nothing.
-//! * Who sent which FIN is known. Linux takes any ACK after a FIN for its acknowledgement and any FIN after that for the second one, even
-//!   the first one sent again; here both must come from the other side. So the challenge ACK (RFC 5961) of a backend that waits for the
-//!   last ACK is not taken for that.
-//! * Both sides' SYNs at once (RFC 9293, 3.5): the second one is an answer. Linux has a state of its own for that.
-//! * A connection met in its middle is PickedUp until the backend is heard; in Linux it is established, with the same idle time. So is a
-//!   client that goes on after its SYN without an answer: its old connection was replaced because of a forged RST and a forged SYN.
-//! * A SYN+ACK in PickedUp, Closed or LastAck answers a SYN that was passed on: a handshake. Linux compares the numbers, and does so in any
-//!   phase; here it would let anybody turn an established connection into a half-open one.
-//! * A backend's SYN opens nothing, not even after TimeWait: behind a Service it is always the client who calls.
+//! * Any RST closes, a forged one too. But a host that has sent an RST sends nothing else afterwards. If it does, the RST was forged, and
+//!   the connection continues as a mid-stream one. Packets of the other side may have been in flight, and prove nothing.
+//! * The sender of each FIN is known. Linux takes any ACK after a FIN for its acknowledgement, and any FIN after that for the second one,
+//!   even a retransmission of the first; here both must come from the other side. So the challenge ACK (RFC 5961) of a backend in LAST-ACK
+//!   does not count as the last ACK.
+//! * Simultaneous open (RFC 9293, 3.5): the second SYN counts as an answer. Linux has a separate state for that.
+//! * A mid-stream connection is PickedUp until the backend sends; in Linux it is established, with the same idle time. A client that
+//!   continues after its SYN without an answer is PickedUp, too: a forged RST and a forged SYN have replaced its connection.
+//! * A SYN+ACK in PickedUp, Closed or LastAck answers a forwarded SYN: a handshake. Linux accepts one in any phase, after comparing
+//!   sequence numbers; without these a forged one could turn an established connection into a half-open one.
+//! * A backend's SYN opens nothing, not even after TimeWait: behind a Service clients open connections.
 //!
-//! What Linux calls invalid changes nothing here. Nor does a client's SYN while the connection is not over: it is passed on, the backend
-//! answers with a challenge ACK, the client to that with an RST, and its next SYN finds the connection closed.
+//! Packets that Linux calls invalid change nothing. Nor does a client's SYN on a connection that is not closed: it is forwarded, the
+//! backend answers with a challenge ACK, the client answers that with an RST, and its next SYN finds the connection closed.
 //!
 //! SCTP associations walk the same way, with idle times of their own, by the first chunk of each packet (see `parse::sctp_flags`): INIT
 //! opens, INIT ACK answers, the backend's next packet, a COOKIE ACK, establishes, SHUTDOWN and SHUTDOWN ACK are the two FINs, ABORT and
@@ -49,25 +49,25 @@ use crate::wire::tcp;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum PhaseKind {
-    /// The client's SYN.
+    /// The client has sent its SYN.
     SynSent = 1,
     /// The backend answered.
     SynReceived = 2,
-    /// The client confirmed.
+    /// The client has confirmed.
     Established = 3,
-    /// One side is done.
+    /// One side has sent its FIN.
     FinWait = 4,
-    /// The other side knows, and may go on for long: half-closed.
+    /// The other side has acknowledged it and may continue for long: half-closed.
     CloseWait = 5,
-    /// The other side is done as well.
+    /// The other side has sent its FIN as well.
     LastAck = 6,
-    /// Both know.
+    /// Both FINs are acknowledged.
     TimeWait = 7,
     /// Reset.
     Closed = 8,
-    /// Met in its middle, only the client heard yet.
+    /// Mid-stream, only the client was seen yet.
     PickedUp = 9,
-    /// Going on after a reset, only the backend heard yet.
+    /// Continued after a reset, only the backend was seen yet.
     PickedUpReply = 10,
     /// UDP: no answer was seen.
     Unreplied = 11,
@@ -95,14 +95,14 @@ impl PhaseKind {
     ];
 }
 
-/// Which connections make room first when the table is full.
+/// Order of eviction from a full table, lowest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum EvictionRank {
     /// Closed, closing or timed out.
     Closed,
-    /// Nothing agreed on yet.
+    /// Handshake not complete.
     HalfOpen,
-    /// UDP that was answered, but not lately.
+    /// Answered UDP, idle for some time.
     IdleUdp,
 }
 
@@ -113,10 +113,10 @@ impl EvictionRank {
     pub const COUNT: usize = EvictionRank::IdleUdp as usize + 1;
 }
 
-/// Answered UDP that was idle for less than this makes no room, milliseconds: most questions have got their answer by then.
+/// Answered UDP is not evicted before it was idle for this long, milliseconds: most answers are complete by then.
 const ANSWERED_IDLE_MIN_MS: u64 = 5_000;
 
-/// Answered UDP that still carries packets at this age is a stream, milliseconds (`stream_ts` in nf_conntrack_proto_udp.c).
+/// Answered UDP with packets at this age is a stream, milliseconds (`stream_ts` in nf_conntrack_proto_udp.c).
 pub(super) const STREAM_AGE_MS: u64 = 2_000;
 
 /// A phase in one byte: its number, whether it is SCTP's, and who brought it about: the sender of the FIN in FinWait and CloseWait, of
@@ -170,13 +170,13 @@ impl Phase {
         self.0 & SCTP != 0
     }
 
-    /// What its idle time depends on, as a number.
+    /// A number for the idle-time table: kind and protocol.
     #[inline(always)]
     pub(super) fn place(self) -> usize {
         usize::from(self.0 & (KIND | SCTP))
     }
 
-    /// The phase after a connection's first packet: a SYN, or one from the middle.
+    /// The phase after a flow's first packet: a SYN, or a mid-stream packet.
     pub fn first(proto: Proto, tcp_flags: u8) -> Phase {
         let kind = match proto {
             Proto::Udp => PhaseKind::Unreplied,
@@ -192,7 +192,7 @@ impl Phase {
         use Segment::*;
         let reply = direction == Direction::Reply;
         let sender = if reply { BY_BACKEND } else { BY_CLIENT };
-        // This side brought the phase about.
+        // This side's packet led to the phase.
         let own = self.0 & sender != 0;
         let to = |kind: PhaseKind, by: u8| Phase(kind as u8 | self.0 & SCTP | by);
         match (Segment::of(tcp_flags), self.kind()) {
@@ -218,7 +218,7 @@ impl Phase {
         }
     }
 
-    /// The phase in which a packet finds a flow that is more than [`STREAM_AGE_MS`] old.
+    /// The phase of a flow that is more than [`STREAM_AGE_MS`] old, before the next packet.
     pub(super) fn grown_old(self) -> Phase {
         if self.kind() == PhaseKind::Replied { Phase(PhaseKind::Stream as u8) } else { self }
     }
@@ -233,13 +233,13 @@ impl Phase {
         }
     }
 
-    /// Whether a SYN from the client replaces this connection by a new one (TCP port reuse: RFC 9293, 3.6.1; RFC 6191).
+    /// Whether a SYN from the client replaces this flow by a new one (TCP port reuse: RFC 9293, 3.6.1; RFC 6191).
     pub fn reusable(self) -> bool {
         matches!(self.kind(), PhaseKind::TimeWait | PhaseKind::Closed)
     }
 
-    /// When it makes room in a full table, being idle for so long; `None`: never. The lowest rank goes first. Whoever has agreed with
-    /// somebody on a connection keeps it; anybody can make half-open ones, also without being who they say.
+    /// The eviction rank of a flow that was idle for so long; `None`: it is never evicted. The lowest rank goes first. Completed handshakes
+    /// are kept; half-open flows can be created by anybody, even with forged addresses.
     pub fn eviction_rank(self, idle_ms: u64) -> Option<EvictionRank> {
         use PhaseKind::*;
         match self.kind() {

@@ -1,13 +1,13 @@
-//! Taking over the table that an earlier process has left, however that one ended.
+//! Taking over the table of an earlier process, however that process ended.
 //!
-//! A process can die between any two stores. A creation leaves a slot that is pending (or aborted), with none, one or both of its index
-//! entries; an ending leaves one that is dying; either may leave a slot that is neither in use nor on the free list, a share that is counted for
-//! nobody, counts that are one too high. Only a live flow is whole: it was written before it went live, and what changes later is
-//! one word at a time. So the flows are the truth, and everything else is made from them again. That also bears with words that nobody
-//! wrote: whatever is in them, the table that comes out is a map, and no place is lost.
+//! A process can die between any two stores. An unfinished creation leaves a slot pending or aborted, with none, one or both of its index
+//! entries; an unfinished ending leaves it dying. Either may leave a slot that is neither in use nor on the free list, a share that nobody
+//! holds, counts that are one too high. Only a live flow is complete: it was written before it went live, and later changes are single
+//! words. So the flows are the truth, and everything else is rebuilt from them. This also survives arbitrary words: the rebuilt table is
+//! consistent, and no slot is lost.
 //!
-//! Kept as they are: affinity and fragments, whose readers never trust what they read. Forgotten: next hops, since the routes'
-//! generations start again.
+//! Affinity and fragments are kept, since their readers verify what they read. Next hops are cleared, since the routes' generations start
+//! again.
 
 use super::create::Key;
 use super::flow::{SEEN, STATE, TARGET, created_of, phase_of};
@@ -30,15 +30,15 @@ pub struct Expected {
 pub struct Recovered {
     /// The last process left it in order, see [`Conntrack::detach`].
     pub detached: bool,
-    /// Connections that go on.
+    /// Flows that continue.
     pub connections: u32,
-    /// Connections that were not whole: half made, half ended, or damaged.
+    /// Incomplete flows: half created, half ended, or damaged.
     pub not_whole: u32,
-    /// Connections that were whole but not wanted any more.
+    /// Complete flows that the caller ended.
     pub unwanted: u32,
 }
 
-/// Slots looked at ahead: the index lines of their flows are fetched meanwhile.
+/// How many slots ahead index lines are prefetched.
 const AHEAD: u32 = 8;
 
 /// What becomes of a slot.
@@ -51,12 +51,12 @@ enum Fate {
     Unwanted,
 }
 
-/// Takes over the table in a region that nobody else uses. `judge` says for each connection where its statistics are from now on
-/// (see [`crate::services::Backend::stats`]), or `None` to end it; replies that were announced are still to be announced, or
-/// withdrawn, by the caller. `now_ms`: what was seen later than that was not.
+/// Takes over the table in a region that nobody else uses. `judge` returns the place of each flow's statistics from now on (see
+/// [`crate::services::Backend::stats`]), or `None` to end it. The caller must announce or withdraw the replies. Last-seen times after
+/// `now_ms` are set to `now_ms`.
 ///
 /// # Errors
-/// When there is no such table in the region. Nothing has been changed then.
+/// When the region holds no such table. Nothing has changed then.
 pub fn recover<'r>(
     words: &'r [AtomicU64],
     expected: Expected,
@@ -73,7 +73,7 @@ pub fn recover<'r>(
     let table = Recovery { table: Conntrack { region } };
     let mut recovered = Recovered { detached: region.begin_use(), ..Recovered::default() };
     region.forget_what_follows_from_flows();
-    // From the last slot on: the first live one says how many have been used, and the free list will begin with the lowest.
+    // Backwards: the first live slot found gives the high-water mark, and the free list begins with the lowest slot.
     for slot in (0..region.capacity).rev() {
         if let Some(ahead) = slot.checked_sub(AHEAD) {
             table.fetch_places(ahead);
@@ -99,13 +99,13 @@ pub fn recover<'r>(
     Ok((table.table, recovered))
 }
 
-/// A table whose index is being made again.
+/// A table whose index is rebuilt.
 struct Recovery<'r> {
     table: Conntrack<'r>,
 }
 
 impl Recovery<'_> {
-    /// Fetches the index lines that a slot's flow will go to.
+    /// Prefetches the index lines of a slot's flow.
     fn fetch_places(&self, slot: u32) {
         let words = self.table.region.slot(slot);
         if words.word(STATE) & STATE_MASK == LIVE {
@@ -115,7 +115,7 @@ impl Recovery<'_> {
         }
     }
 
-    /// Puts a slot's flow back in its places, if it is a whole one.
+    /// Enters a slot's flow in the index and the counts, if it is complete.
     fn revive(&self, slot: u32, now_ms: u64, judge: &mut impl FnMut(&Flow) -> Option<u32>) -> Fate {
         let words = self.table.region.slot(slot);
         let state = words.word(STATE);
@@ -141,7 +141,7 @@ impl Recovery<'_> {
             return Fate::NotWhole;
         }
         if flow.replaces_source() {
-            // There is no limit, so it is counted.
+            // Cannot fail without a limit.
             let _ = self.table.snat_ports().take(&flow, u64::MAX);
         }
         Fate::GoesOn
@@ -152,7 +152,7 @@ impl Recovery<'_> {
         let hash = self.table.hash(key);
         match self.table.reserve_key(key, hash, direction, slot) {
             Key::Reserved => true,
-            // In this order they do not find room by themselves, but in another one all of them had some.
+            // The keys fit before, in another order: make room.
             Key::NoRoom => self.make_room(hash) && matches!(self.table.reserve_key(key, hash, direction, slot), Key::Reserved),
             Key::Live | Key::Busy => false,
         }

@@ -15,7 +15,7 @@
 //! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
 //! half names two buckets, and a key is in one of them.
 //!
-//! A region may be a file, and outlive the process: what the next one makes of it is told in `recovery`.
+//! A region may be a file and outlive the process; see `recovery`.
 
 use super::affinity::BUCKET_WORDS;
 use super::endpoints::ENDPOINT_WORDS;
@@ -30,9 +30,9 @@ pub(super) const VERSION: u64 = 8;
 const HEADER_WORDS: usize = 64;
 /// Words of the header's first line that never change; their check follows them.
 const FIXED_WORDS: usize = 7;
-/// Index entries in use at the most when the table is full: 60 %.
+/// Load of the index when the table is full: 60 %.
 const INDEX_LOAD: (usize, usize) = (3, 5);
-/// Fragmented packets remembered at the most; a newer one takes the place of an older one.
+/// Fragmented packets remembered; newer ones replace older ones.
 const FRAGMENTS: usize = if cfg!(loom) { 1 } else { 4_096 };
 const FRAGMENT_WORDS: usize = 2;
 /// Connections at the most.
@@ -47,7 +47,7 @@ pub(super) const W_LIVE: usize = 32;
 pub(super) const W_SNAT: usize = 40;
 const W_USE: usize = 48;
 
-/// A process uses the region, or has died while it did.
+/// A process uses the region, or died while it did.
 const IN_USE: u64 = 1;
 /// The last process left it in order.
 const DETACHED: u64 = 2;
@@ -67,23 +67,23 @@ pub enum RegionError {
     TooSmall,
     /// The capacity is 0 or beyond [`CAPACITY_MAX`].
     Capacity,
-    /// It does not begin as a connection table does.
+    /// It does not begin with a connection table's magic number.
     Foreign,
     /// The table of another version of this program.
     Version {
         /// The version found.
         found: u64,
     },
-    /// The header is torn, or has things in other places than this program.
+    /// The header is torn, or its layout is not this program's.
     Header,
     /// A table for another number of connections.
     OtherCapacity {
-        /// Connections that the table found is for.
+        /// Capacity of the table found.
         found: u32,
-        /// Connections that were asked for.
+        /// Wanted capacity.
         wanted: u32,
     },
-    /// From another boot of the machine: the clock has started again since.
+    /// From another boot of the machine: the clock has restarted since.
     OtherBoot,
 }
 
@@ -176,7 +176,7 @@ impl<'r> Region<'r> {
 
     pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
         let needed = Region::check_size(words, capacity)?;
-        // Zeroing also maps every page now instead of under traffic.
+        // Zeroing also maps every page now, not under traffic.
         words[..needed].iter().for_each(|w| w.store(0, Ordering::Relaxed));
         Region::format_zeroed(words, capacity, seed, boot_id)
     }
@@ -221,7 +221,7 @@ impl<'r> Region<'r> {
         Ok(Region::view(words, capacity, buckets as usize, seed))
     }
 
-    /// The parts of a region whose length was checked.
+    /// The parts of a region of checked length.
     fn view(words: &'r [AtomicU64], capacity: u32, buckets: usize, seed: u64) -> Region<'r> {
         let index = words[HEADER_WORDS..][..buckets * BUCKET_ENTRIES].as_chunks().0;
         let flows = words[flows_at(buckets)..][..capacity as usize * FLOW_WORDS].as_chunks().0;
@@ -262,7 +262,7 @@ impl<'r> Region<'r> {
         &buckets[fast_range((hash >> 32) as u32, buckets.len() as u32) as usize]
     }
 
-    /// The counters of who holds how many source ports.
+    /// The counters of source ports by client and Service.
     pub(super) fn shares(&self) -> &'r [AtomicU64] {
         &self.words[shares_at(self.capacity)..][..share_counters(self.capacity)]
     }
@@ -282,22 +282,22 @@ impl<'r> Region<'r> {
         W_BOOT_ID.map(|word| self.words[word].load(Ordering::Relaxed))
     }
 
-    /// The number that the hash's seed was made from.
+    /// The number that the hash seed was expanded from.
     pub(super) fn seed_number(&self) -> u64 {
         self.words[W_SEED].load(Ordering::Relaxed)
     }
 
-    /// Notes that a process uses it; whether the last one left it in order.
+    /// Marks the region as in use. Returns whether the last process left it in order.
     pub(super) fn begin_use(&self) -> bool {
         self.words[W_USE].swap(IN_USE, Ordering::AcqRel) == DETACHED
     }
 
-    /// Notes that it is left in order.
+    /// Marks the region as left in order.
     pub(super) fn end_use(&self) {
         self.words[W_USE].store(DETACHED, Ordering::Release);
     }
 
-    /// Forgets everything that can be made from the flows again: index, shares, endpoints, free list, counts. No slot counts as used.
+    /// Clears everything that can be rebuilt from the flows: index, shares, endpoints, free list, counts. No slot counts as used.
     pub(super) fn forget_what_follows_from_flows(&self) {
         let index = self.index.iter().flatten();
         let counts = [W_FREE_HEAD, W_HIGH_WATER, W_CURSOR, W_LIVE, W_SNAT].map(|word| &self.words[word]);
@@ -314,13 +314,13 @@ impl<'r> Region<'r> {
         self.words[W_HIGH_WATER].load(Ordering::Relaxed).min(u64::from(self.capacity)) as u32
     }
 
-    /// Takes a free slot and makes it pending. The caller owns it until it goes live or is freed.
+    /// Takes a free slot and sets it pending. The caller owns it until it goes live or is freed.
     pub(super) fn allocate(&self) -> Option<u32> {
         let slot = self.pop_free().or_else(|| self.take_unused())?;
         let state = &self.slot(slot).0[STATE];
-        // Whoever sees it pending must see that its former keys are gone: an entry that named it was no rival's.
+        // A reader that sees it pending must also see that its former keys are gone: an old entry is no rival's.
         state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Release);
-        // Readers of the slot's former life must see the state change before the new words (seqlock, writer side).
+        // Readers of the slot's former flow must see the state change before the new words (seqlock, writer side).
         fence(Ordering::Release);
         Some(slot)
     }
@@ -340,7 +340,7 @@ impl<'r> Region<'r> {
         None
     }
 
-    /// The slot that the next creation will take, if it is one: it has a whole creation's time to come.
+    /// Prefetches the slot that the next creation will probably take.
     fn prefetch_slot(&self, slot: u32) {
         if let Some(words) = self.flows.get(slot as usize) {
             prefetch(&words[0]);
@@ -366,22 +366,22 @@ impl<'r> Region<'r> {
         }
     }
 
-    /// Gives back a slot that no index entry names any more.
+    /// Frees a slot that no index entry names any more.
     pub(super) fn free(&self, slot: u32) {
         self.retire(slot);
         self.link(slot);
     }
 
-    /// Ends a slot's life: whoever still looks at its words finds out.
+    /// Retires a slot: readers that still look at its words notice.
     pub(super) fn retire(&self, slot: u32) {
         let state = &self.slot(slot).0[STATE];
         state.store((state.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
     }
 
-    /// Puts a retired slot on the free list. Its links are in words that only a slot's owner writes.
+    /// Puts a retired slot on the free list. The link is in a word that only the slot's owner writes.
     pub(super) fn link(&self, slot: u32) {
         let words = self.slot(slot).0;
-        // As in `allocate`: whoever sees the link below in place of the ports must see that the slot is free.
+        // As in `allocate`: a reader that sees the link in place of the ports must see that the slot is free.
         fence(Ordering::Release);
         words[KEYS + 1].store(0, Ordering::Relaxed);
         let head = &self.words[W_FREE_HEAD];

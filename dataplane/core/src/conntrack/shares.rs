@@ -1,32 +1,32 @@
-//! Who holds how many source ports: so that one client or one Service cannot take the last ones towards an endpoint.
+//! Counts the source ports of each client and Service, so that none of them can take all ports towards an endpoint.
 //!
-//! A counter for each (endpoint, client) and (endpoint, Service address), in a table of counters found by hash. Two holders that share a counter
-//! are taken for one: with a limit of thousands of ports and few holders of many that costs nobody a port.
+//! A counter for each (endpoint, client) and (endpoint, Service address), found by hash. Holders whose hashes collide share a counter. With
+//! limits of thousands of ports, and few holders of many, that has no effect in practice.
 
 use super::region::{Region, W_SNAT};
 use super::{EndpointPorts, Flow};
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 
-/// Why a connection gets no source port.
+/// Why a flow gets no source port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NoPort {
-    /// Its client or its Service holds as many as one may.
+    /// Its client or its Service has reached the limit.
     Share,
     /// All of them are taken.
     Exhausted,
 }
 
-/// The source ports of the gateway's: see [`Conntrack::snat_ports`](super::Conntrack::snat_ports).
+/// The source ports of flows with SNAT: see [`Conntrack::snat_ports`](super::Conntrack::snat_ports).
 #[derive(Clone, Copy)]
 pub struct SnatPorts<'r> {
     pub(super) region: Region<'r>,
 }
 
 impl<'r> SnatPorts<'r> {
-    /// Counts a source port for a connection's client, Service and endpoint.
+    /// Counts a source port for a flow's client, Service and endpoint.
     ///
     /// # Errors
-    /// When the client or the Service holds `most` already, or it is known that all are taken. Nothing is counted then.
+    /// When the client or the Service holds `most` already, or the endpoint is marked as exhausted. Nothing is counted then.
     pub fn take(&self, flow: &Flow, most: u64) -> Result<EndpointPorts<'r>, NoPort> {
         let holders = self.holders(flow);
         for (i, holder) in holders.iter().enumerate() {
@@ -43,12 +43,12 @@ impl<'r> SnatPorts<'r> {
         Ok(ports)
     }
 
-    /// Takes back what [`SnatPorts::take`] counted, when the connection ends or never began.
+    /// Reverses [`SnatPorts::take`], when the flow ends or was not created.
     pub fn give_back(&self, flow: &Flow) {
         self.uncount(flow, true);
     }
 
-    /// The same for a connection that has found all ports taken: until one is given back the next ones are refused at once.
+    /// The same for a flow that found all ports taken. Until one is released, further flows are refused at once.
     pub fn give_back_unfound(&self, flow: &Flow, ports: EndpointPorts<'_>) {
         self.uncount(flow, false);
         ports.none_left();
@@ -60,7 +60,7 @@ impl<'r> SnatPorts<'r> {
         self.give_port(flow, was_taken);
     }
 
-    /// Connections with a source port of ours.
+    /// Flows with SNAT.
     pub fn in_use(&self) -> u64 {
         self.region.header(W_SNAT).load(Relaxed)
     }
@@ -70,7 +70,7 @@ impl<'r> SnatPorts<'r> {
         self.region.shares().iter().map(|holder| holder.load(Relaxed)).max().unwrap_or(0)
     }
 
-    fn holders(&self, flow: &Flow) -> [&'r AtomicU64; 2] {
+    pub(super) fn holders(&self, flow: &Flow) -> [&'r AtomicU64; 2] {
         let seed = &self.region.seed;
         let kind = (u64::from(flow.backend_port) << 16) | (u64::from(flow.proto as u8) << 8) | u64::from(flow.v6);
         let [b0, b1] = flow.backend;

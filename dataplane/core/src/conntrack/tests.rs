@@ -203,9 +203,9 @@ fn what_a_worker_whose_clock_is_ahead_has_just_noted_is_new() {
     let words = region(4);
     let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
     let sticky = Sticky { id: 1, client: [0, 5], v6: false, timeout_s: 100 };
-    assert_eq!(table.affinity().stick(&sticky, 100_000, |_| true, 1), 1);
-    assert_eq!(table.affinity().stick(&sticky, 99_999, |_| true, 2), 1, "another second, and not a long time ago");
-    assert_eq!(table.affinity().stick(&sticky, 250_000, |_| true, 3), 3, "over");
+    assert_eq!(table.affinity().stick(&sticky, 100_000, |_| true, 1).0, 1);
+    assert_eq!(table.affinity().stick(&sticky, 99_999, |_| true, 2).0, 1, "another second, and not a long time ago");
+    assert_eq!(table.affinity().stick(&sticky, 250_000, |_| true, 3).0, 3, "over");
 
     let f = flow(0);
     let hit = create(&table, f, 100_000).unwrap();

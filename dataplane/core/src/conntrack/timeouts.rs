@@ -1,4 +1,4 @@
-//! How long a connection that nobody uses is remembered, by its phase.
+//! Idle times of flows, by phase.
 
 use super::SEEN_RESOLUTION_MS;
 use super::direction::Direction;
@@ -14,17 +14,17 @@ pub struct Timeouts {
     pub syn_received_ms: u64,
     /// TCP, established.
     pub established_ms: u64,
-    /// TCP, one side done.
+    /// TCP, one side has sent its FIN.
     pub fin_wait_ms: u64,
-    /// TCP, one side done, and the other one knows: half-closed.
+    /// TCP, that FIN is acknowledged: half-closed.
     pub close_wait_ms: u64,
-    /// TCP, both sides done.
+    /// TCP, both sides have sent their FIN.
     pub last_ack_ms: u64,
-    /// TCP, both sides done, and both know.
+    /// TCP, both FINs are acknowledged.
     pub time_wait_ms: u64,
     /// TCP, reset.
     pub closed_ms: u64,
-    /// TCP, met in its middle, only one side heard yet.
+    /// TCP, mid-stream, only one side was seen yet.
     pub picked_up_ms: u64,
     /// UDP, unanswered or answered (nf_conntrack_udp_timeout).
     pub udp_ms: u64,
@@ -38,7 +38,7 @@ pub struct Timeouts {
     pub sctp_shutdown_ms: u64,
     /// SCTP, aborted or shut down; also after the INIT, as in Linux.
     pub sctp_closed_ms: u64,
-    /// SCTP, met in its middle, only one side heard yet.
+    /// SCTP, mid-stream, only one side was seen yet.
     pub sctp_picked_up_ms: u64,
 }
 
@@ -115,8 +115,8 @@ impl IdleTimes {
         self.all[phase.place()]
     }
 
-    /// A packet without SYN, FIN and RST from this side, which is what nearly all are, surely does not change the phase when the last one was
-    /// seen less than so many milliseconds ago.
+    /// Within this many milliseconds after the last packet, one from this side without SYN, FIN and RST (nearly all are) cannot change the
+    /// phase.
     #[inline(always)]
     pub fn settled(&self, phase: Phase, direction: Direction) -> u64 {
         self.settled[direction as usize][phase.place()]

@@ -7,32 +7,22 @@ use crate::conntrack::{EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::Packet;
 use crate::reason::Reason;
-use crate::services::{Backend, SnatCause};
+use crate::services::{Backend, SnatCause, Source};
 use crate::tuple::{Proto, Tuple, addr_words};
 use crate::wire::tcp;
 
 /// Evictions for one new flow: for a slot, and for an index entry of each of its two keys.
 const ROOM_TRIES: u32 = 3;
 
-/// The source address of a new flow towards its backend.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// The client's.
-    Client,
-    /// An address of the gateway.
-    Replaced([u64; 2]),
-}
-
-impl Source {
-    pub(super) fn choose(ctx: &Context<'_>, packet: &Packet, snat: Option<SnatCause>, needs_internal: bool) -> Result<Source, Reason> {
-        let (range, v6) = (&ctx.services.snat, packet.tuple.v6);
-        let addr = match snat {
-            _ if needs_internal => range.internal(v6).ok_or(Reason::NextHopKernel)?,
-            Some(_) => range.addr(v6).ok_or(Reason::SnatAddressMissing)?,
-            None => return Ok(Source::Client),
-        };
-        Ok(Source::Replaced(addr_words(addr).0))
-    }
+/// Chooses the source address of a new flow towards its backend.
+pub(super) fn choose_source(ctx: &Context<'_>, packet: &Packet, snat: Option<SnatCause>, needs_internal: bool) -> Result<Source, Reason> {
+    let (range, v6) = (&ctx.services.snat, packet.tuple.v6);
+    let addr = match snat {
+        _ if needs_internal => range.internal(v6).ok_or(Reason::NextHopKernel)?,
+        Some(_) => range.addr(v6).ok_or(Reason::SnatAddressMissing)?,
+        None => return Ok(Source::Client),
+    };
+    Ok(Source::Replaced(addr_words(addr).0))
 }
 
 /// Whether a packet may open a flow. The rules are those of the kernel's conntrack: mid-stream connections are picked up, a lone RST, FIN or
@@ -52,7 +42,7 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
 /// Prefetches the memory of the likely reply key as soon as the backend is known. Some hundred instructions pass before it is used.
 #[inline]
 pub(super) fn prefetch_reply_key(ctx: &Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) {
-    let Ok(source) = Source::choose(ctx, packet, snat, false) else { return };
+    let Ok(source) = choose_source(ctx, packet, snat, false) else { return };
     let (src, sport) = (addr_words(backend.addr).0, backend.port);
     let dport = SourcePorts::new(ctx, packet, hash, source).next().unwrap_or(packet.tuple.sport);
     let dst = if let Source::Replaced(addr) = source { addr } else { packet.tuple.src };

@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 
 use super::Context;
-use super::open::Source;
 use crate::parse::Packet;
 use crate::rss::Answers;
+use crate::services::Source;
 use crate::tuple::{Proto, fast_range};
 use crate::wire::tcp;
 

@@ -1,6 +1,17 @@
-//! What replaces a client's address.
+//! Source addresses and ports for SNAT.
 
 use std::net::IpAddr;
+
+use crate::tuple::AddrWords;
+
+/// The source address of a flow towards its backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The client's.
+    Client,
+    /// An address of the gateway.
+    Replaced(AddrWords),
+}
 
 /// Source addresses and ports for connections whose client address is replaced.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -13,10 +24,9 @@ pub struct SnatRange {
     pub port_first: u16,
     /// Last port, inclusive. Smaller than `port_first`: no ports.
     pub port_last: u16,
-    /// The most of the ports towards one endpoint that one client or one Service may hold, percent; 0 and 100: no limit.
+    /// Largest share of the ports towards one endpoint that one client or one Service may hold, percent; 0 and 100: no limit.
     pub share_percent: u8,
-    /// IPv4 address that the kernel routes to the internal port: the source towards backends whose answers would otherwise not come
-    /// back here.
+    /// IPv4 address that the kernel routes to the internal port: the source towards backends whose answers would not come back otherwise.
     pub internal_v4: Option<IpAddr>,
     /// The IPv6 one.
     pub internal_v6: Option<IpAddr>,
@@ -33,7 +43,7 @@ impl SnatRange {
         if v6 { self.internal_v6 } else { self.internal_v4 }
     }
 
-    /// Ports towards one endpoint that one client or one Service may hold at the most.
+    /// Most ports towards one endpoint that one client or one Service may hold.
     pub fn holder_max(&self) -> u64 {
         let ports = (u64::from(self.port_last) + 1).saturating_sub(u64::from(self.port_first));
         match self.share_percent {

@@ -309,7 +309,7 @@ fn two_workers_that_choose_for_one_client_choose_the_same_endpoint() {
                 std::hint::spin_loop();
             }
             let sticky = Sticky { id: 1, client: [0, client], v6: false, timeout_s: 3_600 };
-            let endpoint = table.affinity().stick(&sticky, 1_000 * client, |identity| identity == 1 || identity == 2, u64::from(me) + 1);
+            let endpoint = table.affinity().stick(&sticky, 1_000 * client, |identity| identity == 1 || identity == 2, u64::from(me) + 1).0;
             chosen[me as usize][client as usize].store(endpoint as u32, SeqCst);
         }
     });

@@ -76,7 +76,7 @@ fn workers_that_choose_for_one_client_at_once_agree() {
                 let (start, sticky) = (&start, &sticky);
                 scope.spawn(move || {
                     start.wait();
-                    table.affinity().stick(sticky, 1_000, |identity| identity == 11 || identity == 22, chosen)
+                    table.affinity().stick(sticky, 1_000, |identity| identity == 11 || identity == 22, chosen).0
                 })
             };
             [choose(11), choose(22)].map(|t| t.join().unwrap()).into()
@@ -91,7 +91,7 @@ fn a_full_bucket_forgets_the_client_that_was_away_longest() {
     // One bucket of four.
     let table = Conntrack::format(&words, 16, 1, [0, 0]).unwrap();
     let ask = |client: u64, now_s: u64, chosen| {
-        table.affinity().stick(&Sticky { id: 1, client: [0, client], v6: false, timeout_s: 1_000 }, now_s * 1_000, |i| i < 100, chosen)
+        table.affinity().stick(&Sticky { id: 1, client: [0, client], v6: false, timeout_s: 1_000 }, now_s * 1_000, |i| i < 100, chosen).0
     };
     for client in 1..=4 {
         assert_eq!(ask(client, client, client), client);

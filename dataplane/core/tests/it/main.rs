@@ -7,6 +7,7 @@ mod lifetimes;
 mod local;
 mod maglev;
 mod nat_model;
+mod observe;
 mod packets;
 mod pieces;
 mod reasons;

@@ -410,7 +410,7 @@ fn two_workers_remember_one_endpoint_for_a_client() {
     const LONG_AFTER_MS: u64 = 8_000_000_000;
     fn stick(table: &Conntrack<'_>, client: u64, chosen: u64, now_ms: u64) -> u64 {
         let sticky = Sticky { id: 1, client: [0, client], v6: false, timeout_s: 100 };
-        table.affinity().stick(&sticky, now_ms, |identity| (1..9).contains(&identity), chosen)
+        table.affinity().stick(&sticky, now_ms, |identity| (1..9).contains(&identity), chosen).0
     }
     for client in 0..4 {
         model(move || {

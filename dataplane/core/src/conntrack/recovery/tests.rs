@@ -204,11 +204,11 @@ fn clients_keep_their_endpoints_and_nobody_was_seen_in_the_future() {
     let words = region(64);
     let table = Conntrack::format(&words, 64, 5, BOOT).unwrap();
     let sticky = Sticky { id: 3, client: [0, 9], v6: false, timeout_s: 100 };
-    assert_eq!(table.affinity().stick(&sticky, 1_000, |_| true, 77), 77);
+    assert_eq!(table.affinity().stick(&sticky, 1_000, |_| true, 77).0, 77);
     let hit = create(&table, flow(1), 1_000).unwrap();
     table.region.slot(hit.slot).0[SEEN].store(u64::MAX, Ordering::Relaxed);
     let (table, _) = recover_all(&words, 64, 2_000);
-    assert_eq!(table.affinity().stick(&sticky, 3_000, |_| true, 78), 77);
+    assert_eq!(table.affinity().stick(&sticky, 3_000, |_| true, 78).0, 77);
     assert_eq!(find(&table, &flow(1).original()).unwrap().seen_ms, 2_000);
 }
 

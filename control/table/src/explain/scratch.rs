@@ -1,0 +1,78 @@
+//! A gateway in miniature: one packet through the packet path, with a connection table of its own.
+
+use std::sync::atomic::AtomicU64;
+
+use arrayvec::ArrayVec;
+use nomagic_core::conntrack::{Conntrack, Timeouts};
+use nomagic_core::counters::Counters;
+use nomagic_core::first_packet::first_packet;
+use nomagic_core::frame::{Frame, HEADROOM_MIN, Outputs, PortId};
+use nomagic_core::pipeline::{Context, WorkerState, process_observed};
+use nomagic_core::routes::{InternalPort, Leg, Port, Route, RouteKind, Routes};
+use nomagic_core::services::Services;
+use nomagic_core::tuple::{Prefix, Tuple};
+
+use super::live::{self, Copied, LiveState, TakenPorts};
+use super::story::Story;
+
+/// Room for a reject: the longest has 1,280 bytes behind the Ethernet header.
+const SPARE_LEN: usize = 2_048;
+/// The port that the packet comes in by: none in particular.
+const ARRIVAL: PortId = PortId(u16::MAX);
+
+/// Flows of the largest scratch table: more than there are ports.
+const ROOM_MAX: u32 = 1 << 20;
+
+/// What a packet meets.
+pub(super) struct Scratch<'s> {
+    pub services: &'s Services,
+    pub routes: &'s Routes,
+    pub live: Option<&'s LiveState<'s>>,
+}
+
+/// Routes that lead everywhere, where no gateway is there to ask.
+pub(super) fn routes_everywhere() -> Routes {
+    let port = Port { mac: [2, 0, 0, 0, 0, 3], mtu: u32::from(u16::MAX), up: true };
+    let internal = InternalPort { port: PortId(0), kernel_mac: [2, 0, 0, 0, 0, 4] };
+    let route = |prefix: Prefix| Route {
+        prefix,
+        metric: 0,
+        kind: RouteKind::Unicast(vec![Leg { port: None, captured: true, gateway: None, weight: 1 }]),
+    };
+    let everything = [[0; 4].into(), [0; 16].into()].into_iter().filter_map(|addr| Prefix::new(addr, 0));
+    Routes::build(1, vec![port], Some(internal), everything.map(route).collect(), &[]).0
+}
+
+impl Scratch<'_> {
+    /// Sends the first packet of a flow through the packet path, and hands over what was heard.
+    pub(super) fn observe<R>(&self, tuple: &Tuple, tell: impl FnOnce(&Story<'_>, &Copied) -> R) -> R {
+        // Which source ports are taken is known only when the endpoint is: so a live gateway is asked twice.
+        let taken = self.live.and_then(|live| {
+            self.run(tuple, None, TakenPorts::room(None), |story, _| {
+                story.opened.as_ref().map(|hit| live.taken_ports(self.services, tuple, hit))
+            })
+        });
+        self.run(tuple, taken.as_ref(), TakenPorts::room(taken.as_ref()), tell)
+    }
+
+    /// With a table of `room` flows, or of more when that is too small.
+    fn run<R>(&self, tuple: &Tuple, taken: Option<&TakenPorts>, room: u32, tell: impl FnOnce(&Story<'_>, &Copied) -> R) -> R {
+        let (now_ms, timeouts) = self.live.map_or((0, Timeouts::default()), |live| (live.now_ms, live.timeouts));
+        let (counters, mut worker) = (Counters::new(1), WorkerState::with_timeouts(0, timeouts));
+        let packet = first_packet(tuple);
+        let (mut buffer, mut spare) = (vec![0; HEADROOM_MIN], vec![0; SPARE_LEN]);
+        buffer.extend(&packet);
+        let words: Vec<AtomicU64> = (0..Conntrack::words_needed(room)).map(|_| AtomicU64::new(0)).collect();
+        let mut story = Story::default();
+        let Some((table, copied)) = live::fill(&words, room, self.services, tuple, self.live, taken) else {
+            return if room < ROOM_MAX { self.run(tuple, taken, 2 * room, tell) } else { tell(&story, &Copied::default()) };
+        };
+        let Scratch { services, routes, .. } = self;
+        let mut ctx = Context { now_ms, services, routes, table, filter: None, counters: &counters, worker: &mut worker };
+        let mut frames = [Frame::new(&mut buffer, HEADROOM_MIN, packet.len(), ARRIVAL, 0)];
+        let (mut verdicts, mut out) = (ArrayVec::new(), Outputs::default());
+        out.spare.push(Frame::new(&mut spare, 0, 0, ARRIVAL, 0));
+        process_observed(&mut ctx, &mut frames, &mut verdicts, &mut out, &mut story);
+        tell(&story, &copied)
+    }
+}

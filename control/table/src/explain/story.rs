@@ -1,0 +1,82 @@
+//! What an observer of the packet path heard about one packet: what `explain` tells.
+
+use std::net::IpAddr;
+
+use nomagic_core::conntrack::{Hit, Remembered};
+use nomagic_core::frame::Verdict;
+use nomagic_core::observe::{FlowFate, Observer};
+use nomagic_core::reason::Reason;
+use nomagic_core::routes::Resolution;
+use nomagic_core::services::{Decision, Source};
+use nomagic_core::tuple::{Tuple, words_addr};
+
+/// See the [module](self). `None`: that decision did not come up.
+#[derive(Default)]
+pub(super) struct Story<'c> {
+    /// The known flow of the packet, and what happens to it.
+    pub known: Option<(Hit, FlowFate)>,
+    pub remembered: Option<Remembered>,
+    pub decision: Option<Decision<'c>>,
+    pub next_hop: Option<Resolution>,
+    pub source: Option<Result<Source, Reason>>,
+    /// Answers come back only to the internal address.
+    pub needs_internal: bool,
+    /// The flow that was created.
+    pub opened: Option<Hit>,
+    /// The sender is told.
+    pub rejected: bool,
+    pub verdict: Option<Verdict>,
+}
+
+impl Story<'_> {
+    /// The address that replaces the client's.
+    pub fn replaced_source(&self, v6: bool) -> Option<IpAddr> {
+        match self.source {
+            Some(Ok(Source::Replaced(words))) => Some(words_addr(words, v6)),
+            Some(Ok(Source::Client) | Err(_)) | None => None,
+        }
+    }
+
+    /// The reason of the verdict.
+    pub fn reason(&self) -> Option<Reason> {
+        match self.verdict {
+            Some(Verdict::Kernel(reason) | Verdict::Drop(reason)) => Some(reason),
+            Some(Verdict::Forward(..) | Verdict::Hold(_)) | None => None,
+        }
+    }
+}
+
+impl<'c> Observer<'c> for Story<'c> {
+    fn known_flow(&mut self, hit: &Hit, fate: FlowFate) {
+        self.known = Some((*hit, fate));
+    }
+
+    fn affinity(&mut self, remembered: Remembered) {
+        self.remembered = Some(remembered);
+    }
+
+    fn service(&mut self, decision: &Decision<'c>) {
+        self.decision = Some(*decision);
+    }
+
+    fn next_hop(&mut self, _: &Tuple, resolution: &Resolution) {
+        self.next_hop = Some(*resolution);
+    }
+
+    fn source(&mut self, source: Result<Source, Reason>, needs_internal: bool) {
+        self.source = Some(source);
+        self.needs_internal = needs_internal;
+    }
+
+    fn opened(&mut self, hit: &Hit) {
+        self.opened = Some(*hit);
+    }
+
+    fn rejected(&mut self, _: Reason, _: bool) {
+        self.rejected = true;
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) {
+        self.verdict = Some(*verdict);
+    }
+}

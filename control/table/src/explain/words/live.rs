@@ -1,0 +1,135 @@
+//! Sentences about the state of a running gateway.
+
+use nomagic_core::conntrack::{Direction, Flow, Hit, PhaseKind};
+use nomagic_core::frame::{NextHopId, Wanted};
+use nomagic_core::observe::FlowFate;
+use nomagic_core::routes::{NextHop, Resolution};
+use nomagic_core::services::{Backend, SnatRange};
+use nomagic_core::tuple::{AddrWords, Tuple, words_addr};
+
+use crate::explain::live::LiveState;
+use crate::objects::addr::socket;
+
+fn end(addr: AddrWords, v6: bool, port: u16) -> String {
+    socket(words_addr(addr, v6), port)
+}
+
+/// Seconds of milliseconds, as people say them.
+fn seconds(ms: u64) -> String {
+    if ms < 10_000 { format!("{}.{} s", ms / 1_000, ms % 1_000 / 100) } else { format!("{} s", ms / 1_000) }
+}
+
+fn phase(kind: PhaseKind) -> &'static str {
+    match kind {
+        PhaseKind::SynSent => "half-open: only the client's first packet was seen",
+        PhaseKind::SynReceived => "half-open: the endpoint has answered, the client has not confirmed",
+        PhaseKind::Established => "established",
+        PhaseKind::FinWait => "closing: one side has sent its FIN",
+        PhaseKind::CloseWait => "half-closed: one side is done",
+        PhaseKind::LastAck => "closing: both sides have sent their FIN",
+        PhaseKind::TimeWait => "closed",
+        PhaseKind::Closed => "reset",
+        PhaseKind::PickedUp => "picked up mid-stream, only the client was seen yet",
+        PhaseKind::PickedUpReply => "picked up mid-stream, only the endpoint was seen yet",
+        PhaseKind::Unreplied => "unanswered",
+        PhaseKind::Replied => "answered",
+        PhaseKind::Stream => "a stream in both directions",
+    }
+}
+
+/// The flow that a packet belongs to, and what becomes of that flow.
+pub(in crate::explain) fn known_flow(live: &LiveState<'_>, flow: &Flow, hit: &Hit, fate: FlowFate) -> String {
+    let (client, service) = (end(flow.client, flow.v6, flow.client_port), end(flow.service, flow.v6, flow.service_port));
+    let backend = end(flow.backend, flow.v6, flow.backend_port);
+    let (idle_ms, timeout_ms) = (live.now_ms.saturating_sub(hit.seen_ms), live.timeouts.table().of(hit.phase));
+    let state = format!("{}, its last packet came {} ago", phase(hit.phase.kind()), seconds(idle_ms));
+    let whose = match hit.direction {
+        Direction::Original => format!("The gateway knows this flow: it goes to {backend}"),
+        Direction::Reply => format!("The packet is an answer in a known flow: {client} has asked {service}, and {backend} answers"),
+    };
+    match fate {
+        FlowFate::Continues => format!(
+            "{whose}. It is {state}, and without another one it ends in {}. The packet goes the way of that flow; Services and endpoints are not asked again.",
+            seconds(timeout_ms.saturating_sub(idle_ms))
+        ),
+        FlowFate::TimedOut => {
+            format!(
+                "{whose}. But it is {state}, and {} are allowed: it has timed out and ends now, and the packet opens a new flow.",
+                seconds(timeout_ms)
+            )
+        }
+        FlowFate::Replaced => format!("{whose}. But it is {state}: it ends now, and the packet opens a new flow."),
+    }
+}
+
+/// What a packet of a known flow becomes.
+pub(in crate::explain) fn known_rewrite(tuple: &Tuple, hit: &Hit) -> String {
+    let ends = |t: &Tuple| (end(t.src, t.v6, t.sport), end(t.dst, t.v6, t.dport));
+    let ((old_src, old_dst), (src, dst)) = (ends(tuple), ends(&hit.new));
+    let source = if old_src == src { "the source stays as it is".into() } else { format!("the source {old_src} to {src}") };
+    let destination =
+        if old_dst == dst { "the destination stays as it is".into() } else { format!("The destination {old_dst} is rewritten to {dst}") };
+    format!("{destination}, {source}.")
+}
+
+/// What affinity knows of the client.
+pub(in crate::explain) fn remembered(age_s: u64, endpoint: Option<&Backend>, kept: bool) -> String {
+    match endpoint {
+        Some(b) if kept => {
+            format!("The client opened its last connection to this port {age_s} s ago, to {}: it goes there again.", socket(b.addr, b.port))
+        }
+        Some(b) => {
+            format!("The client opened its last connection to this port {age_s} s ago, to {}: its time is over.", socket(b.addr, b.port))
+        }
+        None => format!("The client opened its last connection to this port {age_s} s ago, but that endpoint is no candidate any more."),
+    }
+}
+
+pub(in crate::explain) const NOBODY_REMEMBERS: &str = "The gateway does not remember this client, so its hash decides.";
+
+/// The way to the rewritten packet's destination. `None`: there is none, and the verdict says why.
+pub(in crate::explain) fn next_hop(live: &LiveState<'_>, resolution: &Resolution) -> Option<String> {
+    match resolution {
+        Resolution::Hop(id) => by_hop(live, *id),
+        Resolution::Kernel { captured: true } => {
+            Some("The way there is no port of the gateway: the kernel sends the packet on, and answers come back through a captured interface.".into())
+        }
+        Resolution::Kernel { captured: false } => Some(
+            "The way there is no port of the gateway: the kernel sends the packet on. Answers come back only to an address that the kernel routes to the gateway."
+                .into(),
+        ),
+        Resolution::Ask(Wanted { port, addr }) => Some(format!(
+            "The next hop is {addr} on {}. Its MAC address is not known yet: it is asked for, and the packet is held until the answer comes.",
+            live.port_name(*port)
+        )),
+        Resolution::Nowhere(_) => None,
+    }
+}
+
+fn by_hop(live: &LiveState<'_>, id: NextHopId) -> Option<String> {
+    if live.routes.kernel_hop().is_some_and(|(_, kernel)| kernel == id) {
+        return Some("The way there is no port of the gateway: the kernel sends the packet on.".into());
+    }
+    let hop: &NextHop = live.routes.hop(id)?;
+    let mac = hop.dst_mac().map(|byte| format!("{byte:02x}")).join(":");
+    Some(format!("The packet leaves by {}, to the MAC address {mac}.", live.port_name(hop.port)))
+}
+
+/// How many of the source ports towards an endpoint are taken.
+pub(in crate::explain) fn ports_in_use(range: &SnatRange, in_use: usize) -> String {
+    let all = (usize::from(range.port_last) + 1).saturating_sub(usize::from(range.port_first));
+    let limit = match range.holder_max() {
+        u64::MAX => String::new(),
+        most => format!(" One client, and one Service, may hold {most} of them."),
+    };
+    format!("{in_use} of the {all} source ports towards this endpoint are in use.{limit}")
+}
+
+/// Why the internal address replaces the client's.
+pub(in crate::explain) const WHY_INTERNAL: &str =
+    "the endpoint is reached through the kernel, and its answers find back only to this address";
+
+pub(in crate::explain) const TABLE_FULL: &str = "The connection table is full. A flow that is closed, half-open or an idle UDP flow must make room for this one; \
+    when there is none the packet is dropped (conntrack_full).";
+
+pub(in crate::explain) const HELD: &str = "The packet is held, not dropped: when the next hop answers it goes on as a first packet again.";
