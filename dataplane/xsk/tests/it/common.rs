@@ -189,13 +189,20 @@ impl Scene {
 
     /// Asks by UDP; true when the answer comes within the time.
     pub fn ask(&self, to: &str, port: u16, patience: Duration) -> bool {
+        self.ask_by_flows(to, port, 1, patience)
+    }
+
+    /// The same by several flows. All sockets are open until the end, so that the kernel gives each a port of its own.
+    pub fn ask_by_flows(&self, to: &str, port: u16, flows: usize, patience: Duration) -> bool {
         let to = SocketAddr::new(ip(to), port);
         self.client.run(move || {
             let any: SocketAddr = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }.parse().unwrap();
-            let socket = UdpSocket::bind(any).unwrap();
-            socket.set_read_timeout(Some(patience)).unwrap();
-            let mut answer = [0; 64];
-            socket.send_to(b"are you there?", to).is_ok() && matches!(socket.recv_from(&mut answer), Ok((14, from)) if from == to)
+            let sockets: Vec<UdpSocket> = (0..flows).map(|_| UdpSocket::bind(any).unwrap()).collect();
+            sockets.iter().all(|socket| {
+                socket.set_read_timeout(Some(patience)).unwrap();
+                let mut answer = [0; 64];
+                socket.send_to(b"are you there?", to).is_ok() && matches!(socket.recv_from(&mut answer), Ok((14, from)) if from == to)
+            })
         })
     }
 

@@ -29,7 +29,7 @@ fn a_service_is_carried_both_ways_and_every_frame_is_accounted_for() {
         let (base, before) = seen_and_received(&scene, &edge);
         scene.serve(&mut edge);
         for service in [SERVICE, SERVICE6] {
-            assert!((0..20).all(|_| scene.ask(service, 80, SOON)), "UDP to {service}");
+            assert!(scene.ask_by_flows(service, 80, 20, SOON), "UDP to {service}");
             scene.transfer(service, 3_000_000);
         }
         let status = settled(&edge);
