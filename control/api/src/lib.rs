@@ -5,6 +5,7 @@
 // Field names say it; only what they leave open has words.
 #![allow(missing_docs)]
 
+pub mod explain;
 pub mod socket;
 mod status;
 

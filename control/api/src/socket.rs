@@ -3,13 +3,14 @@
 //! ```text
 //! {"version":1,"request":{"status":{}}}
 //! {"version":1,"response":{"status":{"schema":1,"ready":true,...}}}
-//! {"version":1,"error":"unknown request `flows`; known: status"}
+//! {"version":1,"error":"unknown request `flows`; known: status, explain"}
 //! ```
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Status;
+use crate::explain::Answer;
 
 /// The version that this program speaks.
 pub const VERSION: u32 = 1;
@@ -24,10 +25,12 @@ pub const ANSWER_MAX: u64 = 256 << 20;
 pub enum Request {
     /// The gateway's [`Status`].
     Status {},
+    /// What becomes of a packet now, by the tables, flows and routes of the gateway; `flow` is written as for `nomagic explain`.
+    Explain { flow: String },
 }
 
 /// The names of all requests.
-const KNOWN: [&str; 1] = ["status"];
+const KNOWN: [&str; 2] = ["status", "explain"];
 
 /// What a gateway answers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -35,6 +38,8 @@ const KNOWN: [&str; 1] = ["status"];
 pub enum Response {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Explain`].
+    Explain(Box<Answer>),
 }
 
 #[derive(Deserialize)]
@@ -128,8 +133,11 @@ mod tests {
 
     #[test]
     fn every_known_request_can_be_made() {
-        for name in KNOWN {
-            assert!(Request::parse(&format!(r#"{{"version":1,"request":{{"{name}":{{}}}}}}"#)).is_ok(), "{name}");
+        let requests = [Request::Status {}, Request::Explain { flow: "udp 10.0.0.1:1 -> 10.0.0.2:53".into() }];
+        assert_eq!(requests.len(), KNOWN.len());
+        for (request, name) in requests.iter().zip(KNOWN) {
+            assert!(request.line().contains(&format!("{{\"{name}\":")), "{name}");
+            assert_eq!(Request::parse(&request.line()).as_ref(), Ok(request));
         }
     }
 
@@ -140,10 +148,11 @@ mod tests {
             ("", "not a request"),
             ("{}", "missing field `version`"),
             (r#"{"version":2,"request":{"status":{}}}"#, "this gateway speaks version 1"),
-            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `flows`; known: status"),
+            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `flows`; known: status, explain"),
             (r#"{"version":1,"request":"status"}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":{},"flows":{}}}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":7}}"#, "request `status`: "),
+            (r#"{"version":1,"request":{"explain":{}}}"#, "request `explain`: missing field `flow`"),
         ] {
             let error = Request::parse(line).unwrap_err();
             assert!(error.contains(words), "{line}: {error}");

@@ -19,10 +19,12 @@ mod workers;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nomagic_api::Status;
 use nomagic_api::socket::{Request, Response};
+use nomagic_api::{Status, explain};
 use nomagic_core::counters::Counters;
 use nomagic_core::frame::Wanted;
+use nomagic_sys::time::monotonic_ns;
+use nomagic_table::explain::{LiveState, parse_flow};
 use nomagic_xsk::Edge;
 use tokio::sync::mpsc;
 
@@ -105,8 +107,8 @@ impl Gateway {
         }
         startup::prepare_sources(&tables.settings(), &mirror.local_addresses(), &pair)?;
         tables.compile();
-        let mut routing = Routing::new(&config, mirror, &pair);
-        let edge = startup::start_edge(&config, &tables, &mut routing)?;
+        let routing = Routing::new(&config, mirror, &pair);
+        let edge = startup::start_edge(&config, &tables, &routing)?;
         let mut gateway = Gateway {
             wanted: forward_wanted(&edge)?,
             reconciler: startup::start_reconciler(&edge)?,
@@ -259,8 +261,22 @@ impl Gateway {
 
     fn answer(&mut self, request: &Request) -> Result<Response, String> {
         match request {
+            Request::Explain { flow } => self.explain(flow).map(|answer| Response::Explain(Box::new(answer))),
             Request::Status {} => self.status().map(|status| Response::Status(Box::new(status))).map_err(|e| format!("{e:#}")),
         }
+    }
+
+    /// Nothing of the living table changes: the packet goes through the packet path with a table of its own.
+    fn explain(&self, flow: &str) -> Result<explain::Answer, String> {
+        let tuple = parse_flow(flow)?;
+        let live = LiveState {
+            table: self.edge.table(),
+            routes: &self.routing.in_force,
+            ports: &self.routing.ports,
+            timeouts: self.config.conntrack.timeouts.into(),
+            now_ms: monotonic_ns() / 1_000_000,
+        };
+        Ok(self.tables.explainer().with_state(live).answer(flow.trim(), &tuple))
     }
 
     fn status(&mut self) -> Result<Status> {

@@ -11,15 +11,14 @@ mod story;
 mod words;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
+use nomagic_api::explain::{Answer, Verdict};
 use nomagic_core::conntrack::{Direction, Remembered};
 use nomagic_core::frame;
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, Matched, ServicePort, Services, SnatCause, Source};
 use nomagic_core::tuple::{Proto, Tuple, words_addr};
-use serde::Serialize;
 
 use crate::compile::endpoints::{self, Class, Selection};
 use crate::compile::{Compiled, HealthCheck};
@@ -33,49 +32,6 @@ pub use live::LiveState;
 use names::Names;
 use scratch::Scratch;
 use story::Story;
-
-/// What becomes of a packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Sent to a backend.
-    Forward,
-    /// Answered with ICMP port unreachable, or with a TCP reset.
-    Reject,
-    /// Silence.
-    Drop,
-    /// Waits until the next hop's MAC address is known; only of a running gateway.
-    Hold,
-    /// For the health check server of the proxy itself.
-    Local,
-    /// Not nomagic's business: the kernel goes on with it.
-    Pass,
-}
-
-/// The answer about one flow; the fields are those of the JSON output, in its order.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Answer {
-    /// The question, as it was put.
-    pub flow: String,
-    /// What becomes of the packet.
-    pub verdict: Verdict,
-    /// Why, as the metric label; `null` when it is forwarded.
-    pub reason: Option<&'static str>,
-    /// `namespace/name`
-    pub service: Option<String>,
-    /// The Service's port.
-    pub port: Option<u16>,
-    /// `clusterIP`, `nodePort`, `externalIP` or `loadBalancerIP`.
-    pub address: Option<&'static str>,
-    /// All candidates.
-    pub backends: Vec<String>,
-    /// The one that this flow gets.
-    pub chosen: Option<String>,
-    /// The address that replaces the client's, if it is replaced. Its port is chosen at run time.
-    pub snat: Option<IpAddr>,
-    /// The story in words.
-    pub steps: Vec<String>,
-}
 
 /// A compiled table with everything that is needed to talk about it.
 pub struct Explainer<'e> {
@@ -97,28 +53,6 @@ struct Match<'e> {
     /// Whose endpoints the traffic policy asks for.
     class: Class,
     selection: Selection<'e>,
-}
-
-impl Answer {
-    fn new(flow: &str, verdict: Verdict) -> Answer {
-        Answer {
-            flow: flow.into(),
-            verdict,
-            reason: None,
-            service: None,
-            port: None,
-            address: None,
-            backends: Vec::new(),
-            chosen: None,
-            snat: None,
-            steps: Vec::new(),
-        }
-    }
-
-    fn because(mut self, reason: Reason) -> Answer {
-        self.reason = Some(reason.label());
-        self
-    }
 }
 
 impl<'e> Explainer<'e> {
@@ -167,7 +101,7 @@ impl<'e> Explainer<'e> {
             _ => Verdict::Drop,
         };
         let mut answer = Answer::new(flow, verdict);
-        answer.reason = story.reason().map(Reason::label);
+        answer.reason = story.reason().map(|reason| reason.label().into());
         if let (Some(live), Some((hit, fate)), Some(flow)) = (&self.live, &story.known, &copied.flow) {
             answer.steps.push(words::live::known_flow(live, flow, hit, *fate));
         }
@@ -199,7 +133,7 @@ impl<'e> Explainer<'e> {
             if let Some(frontend) = services.frontend(words_addr(flow.service, flow.v6), flow.service_port, flow.proto) {
                 answer.service = Some(format!("{}/{}", frontend.port.namespace, frontend.port.name));
                 answer.port = Some(frontend.port.port);
-                answer.address = Some(frontend.kind.label());
+                answer.address = Some(frontend.kind.label().into());
             }
             if hit.direction == Direction::Original && matches!(answer.verdict, Verdict::Forward | Verdict::Hold) {
                 answer.chosen = Some(socket(hit.new.dst_addr(), hit.new.dport));
@@ -236,12 +170,12 @@ impl<'e> Explainer<'e> {
     fn tell_match(&self, answer: &mut Answer, found: &Match<'_>, tuple: &Tuple) {
         answer.service = Some(found.service.key.to_string());
         answer.port = Some(found.port.port);
-        answer.address = Some(found.frontend.kind.label());
+        answer.address = Some(found.frontend.kind.label().into());
         answer.steps.push(words::address(found, tuple));
         answer.steps.push(words::client(self.settings, found.client, tuple));
         if let Some(ranges) = &found.frontend.source_ranges {
             answer.steps.push(words::source_ranges(ranges, tuple.src_addr()));
-            if answer.reason == Some(Reason::SourceRange.label()) {
+            if answer.reason.as_deref() == Some(Reason::SourceRange.label()) {
                 return;
             }
         }
@@ -318,7 +252,7 @@ impl<'e> Explainer<'e> {
             self.tell_match(&mut answer, &found, tuple);
         } else if let Some(key) = self.names.cluster_ips.get(&tuple.dst_addr()) {
             answer.service = Some(key.to_string());
-            answer.address = Some(AddressKind::ClusterIp.label());
+            answer.address = Some(AddressKind::ClusterIp.label().into());
             answer.steps.push(words::other_port(self.index.service(key).map(|s| &**s), key, tuple));
         } else {
             answer.steps.push(words::unallocated(self.settings, tuple.dst_addr()));
@@ -350,7 +284,7 @@ impl<'e> Explainer<'e> {
         if let Some((service, port)) = found {
             answer.service = Some(service.key.to_string());
             answer.port = Some(port.port);
-            answer.address = Some(AddressKind::NodePort.label());
+            answer.address = Some(AddressKind::NodePort.label().into());
             answer.steps.push(words::node_port_elsewhere(self.settings, &service.key, tuple));
             answer.steps.push(outcome);
             return answer;

@@ -21,8 +21,13 @@ fn text(name: &str) -> String {
 /// nomagic's answers about flows, with the rig's configuration.
 fn explain(flows: &[&str]) -> Vec<Value> {
     let file = ConfigFile { config: Some(rigs("nomagic/nomagic.yaml")), kube_proxy_config: None };
-    let args =
-        Args { config: ConfigArgs { file, manifests: None }, format: Format::Json, flows: flows.iter().map(|f| f.to_string()).collect() };
+    let args = Args {
+        config: ConfigArgs { file, manifests: None },
+        running: false,
+        state_dir: None,
+        format: Format::Json,
+        flows: flows.iter().map(|f| f.to_string()).collect(),
+    };
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = run(&args, &mut &b""[..], &mut out, &mut err).unwrap();
     assert_eq!((code, String::from_utf8(err).unwrap().as_str()), (0, ""), "not even a warning");

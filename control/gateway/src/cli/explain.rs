@@ -1,18 +1,23 @@
 //! `nomagic explain`: configuration and manifests in, answers out. Needs neither privileges nor interfaces.
 
 use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
 
+use nomagic_api::explain::{Answer, Verdict};
+use nomagic_api::socket::{Request, Response};
 use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
 use nomagic_table::explain::flow::LINE_MAX;
-use nomagic_table::explain::{Answer, Explainer, Verdict, parse_flow};
+use nomagic_table::explain::{Explainer, parse_flow};
 use nomagic_table::index::Index;
 use nomagic_table::problem::Problem;
 use nomagic_table::settings::Settings;
 
 use super::config_args::{ConfigArgs, Loaded as Configuration};
+use crate::config::Config;
 use crate::config::error::ConfigError;
 use crate::kubeproxy::Warning;
 use crate::manifests;
+use crate::run::socket;
 
 /// Problems printed before the answers at the most.
 const WARNINGS_MAX: usize = 50;
@@ -35,13 +40,21 @@ pub enum Format {
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic explain --config nomagic.yaml 'udp [fd00::5]:40000 -> [fd00:10:109::24]:53'
   nomagic explain --kube-proxy-config config.conf --manifests services.yaml 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
+  nomagic explain --running 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
   printf '%s\\n' 'tcp 203.0.113.9:1234 -> 192.168.0.2:30080' | nomagic explain --config nomagic.yaml --format json
 
-Exit codes: 0 all flows answered, 1 failure, 2 a configuration, manifest path or flow that cannot be used (the other flows are answered).")]
+Exit codes: 0 all flows answered, 1 failure, 2 a configuration, manifest path or flow that cannot be used, or no gateway that answers (the
+other flows are answered).")]
 pub struct Args {
     /// The configuration; `interfaces` may be missing.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Ask the gateway that runs here, in place of files: its flows, affinity and routes count as well.
+    #[arg(long, group = "ConfigFile", conflicts_with = "manifests")]
+    pub running: bool,
+    /// The state directory of the running gateway [default: /run/nomagic].
+    #[arg(long, value_name = "DIR", requires = "running")]
+    pub state_dir: Option<PathBuf>,
     /// How answers are printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -59,28 +72,40 @@ struct Loaded {
     left_out: Vec<Warning>,
 }
 
+/// Who answers.
+enum Source {
+    Files(Box<Loaded>),
+    /// The gateway with this state directory.
+    Running(PathBuf),
+}
+
+impl Source {
+    fn answer(&self, explainer: Option<&Explainer<'_>>, flow: &str) -> Result<Answer, String> {
+        let tuple = parse_flow(flow)?;
+        match (self, explainer) {
+            (Source::Running(state_dir), _) => {
+                match socket::ask(state_dir, &Request::Explain { flow: flow.into() }).map_err(|e| format!("{e:#}"))? {
+                    Response::Explain(answer) => Ok(*answer),
+                    Response::Status(_) => Err("the gateway answered with its status".into()),
+                }
+            }
+            (Source::Files(_), Some(explainer)) => Ok(explainer.answer(flow, &tuple)),
+            (Source::Files(_), None) => Err("there is nothing to answer from".into()),
+        }
+    }
+}
+
 /// Runs the command; the exit code is 0, or 2 for bad input.
 pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
-    let loaded = match load(&args.config) {
-        Ok((loaded, problems)) => {
-            loaded.left_out.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
-            if loaded.settings.node.ips.is_empty() {
-                let field = if args.config.file.kube_proxy_config.is_some() { "bindAddress" } else { "node.primaryIPs" };
-                writeln!(err, "warning: {}: {field}: {NO_NODE}", args.config.path().display())?;
-            }
-            warn(&problems, err)?;
-            loaded
-        }
-        Err(message) => {
-            writeln!(err, "error: {message}")?;
-            return Ok(2);
-        }
+    let Some(source) = open(args, err)? else { return Ok(2) };
+    let explainer = match &source {
+        Source::Files(loaded) => Some(Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled)),
+        Source::Running(_) => None,
     };
-    let explainer = Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled);
     let mut all_good = true;
     let mut answer = |place: &str, text: &str, out: &mut dyn Write| -> io::Result<()> {
-        match parse_flow(text) {
-            Ok(tuple) => print(&explainer.answer(text.trim(), &tuple), args.format, out),
+        match source.answer(explainer.as_ref(), text.trim()) {
+            Ok(answer) => print(&answer, args.format, out),
             Err(message) => {
                 all_good = false;
                 writeln!(err, "error: {place}: {message}")
@@ -103,6 +128,28 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
     }
     out.flush()?;
     Ok(if all_good { 0 } else { 2 })
+}
+
+/// Loads the files, unless a gateway is to be asked. `None`: they cannot be used, and the error says why.
+fn open(args: &Args, err: &mut dyn Write) -> io::Result<Option<Source>> {
+    if args.running {
+        return Ok(Some(Source::Running(args.state_dir.clone().unwrap_or_else(|| Config::default().state_dir))));
+    }
+    match load(&args.config) {
+        Ok((loaded, problems)) => {
+            loaded.left_out.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
+            if loaded.settings.node.ips.is_empty() {
+                let field = if args.config.file.kube_proxy_config.is_some() { "bindAddress" } else { "node.primaryIPs" };
+                writeln!(err, "warning: {}: {field}: {NO_NODE}", args.config.path().display())?;
+            }
+            warn(&problems, err)?;
+            Ok(Some(Source::Files(Box::new(loaded))))
+        }
+        Err(message) => {
+            writeln!(err, "error: {message}")?;
+            Ok(None)
+        }
+    }
 }
 
 fn load(args: &ConfigArgs) -> Result<(Loaded, Vec<Problem>), String> {

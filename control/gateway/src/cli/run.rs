@@ -67,7 +67,9 @@ pub fn run_gateway(args: &Args) -> Result<()> {
 
 /// The status of the process that runs with this state directory: one line of JSON, or a page.
 pub fn status(state_dir: &Path, json: bool) -> Result<String> {
-    let Response::Status(status) = socket::ask(state_dir, &Request::Status {})?;
+    let Response::Status(status) = socket::ask(state_dir, &Request::Status {})? else {
+        bail!("the gateway did not answer with its status")
+    };
     if json {
         return serde_json::to_string(&status).context("the status cannot be written as JSON");
     }

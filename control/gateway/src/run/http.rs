@@ -35,6 +35,10 @@ impl News {
         News { changes: Changes::default(), noticed: Moment::now(), health_checks: Arc::default(), no_local: NoLocalEndpoints::default() }
     }
 
+    pub fn health_checks(&self) -> &BTreeMap<u16, HealthCheck> {
+        &self.health_checks
+    }
+
     /// These changes, noticed at this moment, have been compiled.
     pub fn compiled(&mut self, changes: Changes, compiled: &Compiled, noticed: Moment) {
         (self.changes, self.noticed) = (changes, noticed);

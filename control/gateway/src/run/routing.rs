@@ -20,26 +20,26 @@ const STALE_MAX: usize = 256;
 pub struct Routing {
     pub mirror: Mirror,
     /// Interface names in the order of their [`PortId`]s; the last one is the edge's end of the internal pair.
-    ports: Vec<String>,
+    pub ports: Vec<String>,
     internal: InternalPort,
     /// The kernel's end of the internal pair.
     kernel_side: String,
     generation: u64,
     /// How the ports spread received frames over the workers, as the published routes have it.
     rss: Vec<Option<Arc<Rss>>>,
+    /// The routes that were published last.
+    pub in_force: Arc<Routes>,
 }
 
 impl Routing {
-    pub fn new(config: &Config, mirror: Mirror, pair: &Pair) -> Routing {
+    /// With the routes that the edge starts with: redirect ports are attached later.
+    pub fn new(config: &Config, mut mirror: Mirror, pair: &Pair) -> Routing {
         let ports: Vec<String> = config.interfaces.iter().map(ToString::to_string).chain([pair.edge.name.clone()]).collect();
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
         let rss = ports.iter().map(|_| None).collect();
-        Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation: 1, rss }
-    }
-
-    /// The routes that the edge starts with: redirect ports are attached later.
-    pub fn first(&mut self) -> Routes {
-        self.mirror.routes(self.generation, &self.ports, &BTreeSet::new(), Some(self.internal))
+        let generation = 1;
+        let in_force = Arc::new(mirror.routes(generation, &ports, &BTreeSet::new(), Some(internal)));
+        Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation, rss, in_force }
     }
 
     /// The interfaces that these patterns name, without the gateway's own.
@@ -61,7 +61,8 @@ impl Routing {
         };
         if let Some(routes) = routes {
             self.generation = generation;
-            edge.publish_routes(Arc::new(routes.with_rss(rss.iter().cloned())));
+            self.in_force = Arc::new(routes.with_rss(rss.iter().cloned()));
+            edge.publish_routes(self.in_force.clone());
             self.rss = rss;
         }
     }

@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_request_is_answered_and_what_is_none_is_told_why() {
         serve(7, |dir| {
-            let Response::Status(status) = ask(dir, &Request::Status {}).unwrap();
+            let Response::Status(status) = ask(dir, &Request::Status {}).unwrap() else { panic!("not a status") };
             assert_eq!(status.uptime_s, 7);
             assert!(somebody_listens(dir));
             let again = ControlSocket::open(dir).err().expect("one gateway a directory");

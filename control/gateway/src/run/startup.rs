@@ -1,7 +1,6 @@
 //! The stages of a start, in the order in which [`super::Gateway::start`] takes them.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -79,10 +78,13 @@ pub async fn wait_for_objects(
     while !tables.complete() {
         tokio::select! {
             changed = tables.changed() => drop(changed?),
-            Some((Request::Status {}, answer)) = requests.recv() => {
-                let status = status::waiting(tables.missing(), tables.source_status(), started.elapsed().as_secs());
-                answer.send(Ok(Response::Status(Box::new(status))));
-            }
+            Some((request, answer)) = requests.recv() => answer.send(match request {
+                Request::Status {} => {
+                    let status = status::waiting(tables.missing(), tables.source_status(), started.elapsed().as_secs());
+                    Ok(Response::Status(Box::new(status)))
+                }
+                Request::Explain { .. } => Err(format!("there is no table yet: {}", tables.missing())),
+            }),
             asked = signals.next() => if asked == Asked::ToEnd {
                 return Ok(false);
             },
@@ -116,8 +118,8 @@ pub fn prepare_sources(settings: &Settings, present: &[IpAddr], pair: &Pair) -> 
 
 /// Starts the workers with the first tables, then gives up the capabilities that nothing needs any more. Threads started from here on
 /// inherit what is left.
-pub fn start_edge(config: &Config, tables: &Tables, routing: &mut Routing) -> Result<Edge> {
-    let edge = Edge::start(edge_config(config, &internal::Names::default()), tables.services(), Arc::new(routing.first()))?;
+pub fn start_edge(config: &Config, tables: &Tables, routing: &Routing) -> Result<Edge> {
+    let edge = Edge::start(edge_config(config, &internal::Names::default()), tables.services(), routing.in_force.clone())?;
     if let Err(e) = nomagic_sys::capabilities::keep_what_is_needed() {
         tracing::warn!("capabilities that are no longer needed could not be given up: {e}");
     }

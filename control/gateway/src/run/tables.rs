@@ -18,6 +18,7 @@ use crate::observe::health::Moment;
 use nomagic_table::changes::Changes;
 use nomagic_table::compile::serving::Serving;
 use nomagic_table::compile::{Compiler, PortKey, TARGETS_MAX};
+use nomagic_table::explain::Explainer;
 use nomagic_table::index::Index;
 use nomagic_table::settings::Settings;
 
@@ -135,6 +136,11 @@ impl Tables {
                 self.settings.snat.clone()
             }
         }
+    }
+
+    /// Explains the compiled table.
+    pub fn explainer(&self) -> Explainer<'_> {
+        Explainer::of_parts(&self.index, &self.settings, &self.services, self.news.health_checks())
     }
 
     /// How the watch of an API server fares; none without one.

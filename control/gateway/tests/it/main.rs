@@ -16,6 +16,7 @@ mod drop_in_http;
 mod e2e;
 mod established;
 mod events;
+mod explain_running;
 mod flows;
 mod gateway;
 mod http;

@@ -200,7 +200,7 @@ fn disagreement(answer: &Answer, tuple: &Tuple, (verdict, told, packet): (frame:
         frame::Verdict::Drop(reason) | frame::Verdict::Kernel(reason) => Some(reason.label()),
         frame::Verdict::Forward(..) | frame::Verdict::Hold(_) => None,
     };
-    let mut agrees = answer.verdict == expected && answer.reason == reason && !answer.steps.is_empty();
+    let mut agrees = answer.verdict == expected && answer.reason.as_deref() == reason && !answer.steps.is_empty();
     if let (Verdict::Forward, Some(new)) = (expected, packet.map(|p| p.tuple)) {
         let to = socket(new.dst_addr(), new.dport);
         // An answer in a known flow goes to its client, which is no choice.
@@ -270,7 +270,7 @@ fn what_is_explained_happens() {
             let answer = g.explain(&tuple.to_string());
             assert!(g.words.iter().zip(&before).all(|(now, before)| now.load(Relaxed) == *before), "explaining changes nothing");
             let happened = g.send(&first_packet(&tuple));
-            *seen.entry(format!("{:?} {}", answer.verdict, answer.reason.unwrap_or("-"))).or_default() += 1;
+            *seen.entry(format!("{:?} {}", answer.verdict, answer.reason.as_deref().unwrap_or("-"))).or_default() += 1;
             if let Some(what) = disagreement(&answer, &tuple, happened) {
                 panic!("round {round}, step {step}: {what}");
             }
@@ -322,7 +322,7 @@ fn a_known_flow_is_told() {
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }
-    assert_eq!((answer.service.as_deref(), answer.port, answer.address), (Some("n/s1"), Some(80), Some("clusterIP")));
+    assert_eq!((answer.service.as_deref(), answer.port, answer.address.as_deref()), (Some("n/s1"), Some(80), Some("clusterIP")));
     assert_eq!((answer.chosen.as_deref(), answer.verdict), (Some("10.1.0.1:8080"), Verdict::Forward));
     let reply = g.explain("tcp 10.1.0.1:8080 -> 10.9.0.1:1000");
     assert_eq!((reply.verdict, reply.chosen), (Verdict::Forward, None));

@@ -4,11 +4,12 @@ pub(super) mod live;
 
 use std::net::IpAddr;
 
+use nomagic_api::explain::Verdict;
 use nomagic_core::reason::Reason;
 use nomagic_core::services::{AddressKind, Backend, ClientClass, Pool, SnatCause, TcpReject};
 use nomagic_core::tuple::{Prefix, Proto, Tuple};
 
-use super::{Match, Verdict};
+use super::Match;
 use crate::compile::HealthCheck;
 use crate::compile::endpoints::{Class, Topology};
 use crate::objects::addr::socket;

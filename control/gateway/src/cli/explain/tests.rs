@@ -76,7 +76,7 @@ fn ask(config: &Path, format: Format, flows: &[&str], stdin: &[u8]) -> (u8, Stri
 }
 
 fn ask_with(config: ConfigArgs, format: Format, flows: &[&str], stdin: &[u8]) -> (u8, String, String) {
-    let args = Args { config, format, flows: flows.iter().map(|f| f.to_string()).collect() };
+    let args = Args { config, running: false, state_dir: None, format, flows: flows.iter().map(|f| f.to_string()).collect() };
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = run(&args, &mut &stdin[..], &mut out, &mut err).unwrap();
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
