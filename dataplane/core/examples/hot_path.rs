@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use arrayvec::ArrayVec;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::counters::Counters;
-use nomagic_core::filter::ReplyFilter;
+use nomagic_core::filter::{ReplyFilter, ReplyKey};
 use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::{Context, WorkerState, process};
 use nomagic_core::routes::{Leg, Neighbour, Port, Route, RouteKind, Routes};
-use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services};
+use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Limits, Pool, ServicePort, Services};
 use nomagic_core::tuple::{HashSeed, Proto};
 
 const FLOWS: usize = 1_024;
@@ -31,7 +31,7 @@ fn main() {
     let words: Vec<AtomicU64> = (0..Conntrack::words_needed(2 * flows as u32) + ALIGN).map(|_| AtomicU64::new(0)).collect();
     let skip = words.as_ptr().align_offset(ALIGN * 8);
     let table = Conntrack::format(&words[skip..], 2 * flows as u32, 1, [0, 0]).expect("room");
-    let announced: Vec<AtomicU32> = (0..(4 * flows).next_power_of_two()).map(|_| AtomicU32::new(0)).collect();
+    let [announced, owners] = [0, 1].map(|_| (0..(4 * flows).next_power_of_two()).map(|_| AtomicU32::new(0)).collect::<Vec<_>>());
     let mut worker = WorkerState::new(0);
     let mut frames = vec![0; BATCH_MAX * FRAME_BYTES];
     let mut run = |first: usize, now_ms: u64| {
@@ -43,7 +43,7 @@ fn main() {
             frames.chunks_exact_mut(FRAME_BYTES).map(|b| Frame::new(b, START, 64, PortId(0), 0)).collect();
         let mut verdicts = ArrayVec::new();
         let (services, routes, counters, worker) = (&services, &routes, &counters, &mut worker);
-        let filter = ReplyFilter::new(&announced, 1);
+        let filter = ReplyFilter::new(&announced, &owners, ReplyKey([1, 2]));
         let mut ctx = Context { now_ms, services, routes, table, filter, counters, worker };
         process(&mut ctx, &mut batch, &mut verdicts, &mut Outputs::default());
         assert!(verdicts.iter().all(|v| matches!(v, Verdict::Forward(..))), "{verdicts:?}");
@@ -64,6 +64,8 @@ fn services() -> Services {
         port: 80,
         proto: Proto::Udp,
         affinity: None,
+        limits: Limits::default(),
+        refused: Arc::default(),
     });
     for (addr, backends) in [("10.96.0.1", ["192.168.0.1", "192.168.0.2"]), ("fd00:96::1", ["fd01::1", "fd01::2"])] {
         let backends = vec![backend(backends[0], 1), backend(backends[1], 2)];

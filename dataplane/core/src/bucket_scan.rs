@@ -2,7 +2,7 @@
 //!
 //! On x86_64 four vector loads (SSE2, which every such processor has) read all eight entries at once. A concurrent write makes the result a hint,
 //! with one guarantee: each half of an entry is read whole, as any aligned four bytes are, so a tag published earlier is found.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "vector loads of words that others write")]
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -17,9 +17,6 @@ pub struct Places(u32);
 const BITS: u32 = 2;
 
 impl Places {
-    /// The empty set.
-    pub const NONE: Places = Places(0);
-
     /// Number of places.
     #[inline(always)]
     pub fn len(self) -> u32 {

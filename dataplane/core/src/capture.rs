@@ -1,57 +1,66 @@
-//! Capture rules: which frames the XDP filter takes from the wire, by destination. (Replies of flows without SNAT, which go to clients, are
-//! announced one by one: see [`filter`](crate::filter).)
+//! Capture rules: which frames the XDP filter takes from the wire, by destination. (Replies have no rules. Each flow's
+//! reply is announced: see [`filter`](crate::filter). A rule for the SNAT ports would capture the node's own connections.)
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use crate::services::{AddressKind, Frontend, Services, SnatRange};
-use crate::tuple::{Prefix, Proto};
+use crate::services::{AddressKind, Frontend, Services};
+use crate::tuple::{Prefix, Proto, Tuple};
+
+/// How many rules for an address and port ([`FilterRules::services`]) a table may need.
+pub const SERVICE_RULES_MAX: usize = 262_144;
 
 /// Captured destinations; everything else stays with the kernel.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct FilterRules {
-    /// Exactly this address, port and protocol: node ports, external and load balancer addresses.
+    /// Exactly this address, port and protocol: node ports, external and load balancer addresses, and cluster IPs that the node has too.
     pub services: HashSet<(IpAddr, u16, Proto)>,
-    /// Every port of these addresses: cluster IPs, whose unused ports are rejected.
+    /// Every port of these addresses: cluster IPs, whose unused ports are rejected. Not those in [`Services::kernel_ips`].
     pub addresses: HashSet<IpAddr>,
-    /// Every port in these ranges: Service ranges, whose unallocated addresses are dropped.
+    /// Every port in these ranges: Service ranges, whose unallocated addresses are dropped. Not [`Services::kernel_ips`] in them: the filter has
+    /// these, too, and takes them by [`FilterRules::services`] only.
     pub service_cidrs: HashSet<Prefix>,
-    /// Replies to replaced sources: address, first and last port.
-    pub snat: HashSet<(IpAddr, u16, u16)>,
 }
 
-/// Whether a frontend needs a rule of its own in [`FilterRules::services`]. Cluster IPs are taken whole.
-pub fn has_own_rule(frontend: &Frontend) -> bool {
-    frontend.kind != AddressKind::ClusterIp
+/// Whether a table's frontend at an address needs a rule of its own in [`FilterRules::services`]. Cluster IPs are taken whole, but for those that
+/// are the kernel's.
+pub fn has_own_rule(services: &Services, addr: IpAddr, frontend: &Frontend) -> bool {
+    frontend.kind != AddressKind::ClusterIp || services.kernel_ips.contains(&addr)
 }
 
-fn snat_ranges(range: &SnatRange) -> impl Iterator<Item = (IpAddr, u16, u16)> {
-    [range.v4, range.v6].into_iter().flatten().map(|addr| (addr, range.port_first, range.port_last))
+/// Whether the rules that a service table needs take a packet, by its destination.
+pub fn takes(services: &Services, packet: &Tuple) -> bool {
+    let dst = packet.dst_addr();
+    if services.frontend(dst, packet.dport, packet.proto).is_some_and(|f| has_own_rule(services, dst, f)) {
+        return true;
+    }
+    let whole = services.cluster_ips.contains(&dst) || services.service_cidrs.iter().any(|range| range.contains(dst));
+    whole && !services.kernel_ips.contains(&dst)
 }
 
 impl FilterRules {
     /// The rules that a service table needs.
     pub fn of(services: &Services) -> FilterRules {
-        let outer = services.frontends().filter(|(.., frontend)| has_own_rule(frontend));
+        let own = services.frontends().filter(|(addr, .., frontend)| has_own_rule(services, *addr, frontend));
         FilterRules {
-            services: outer.map(|(addr, port, proto, _)| (addr, port, proto)).collect(),
-            addresses: services.cluster_ips.iter().map(|(addr, _)| *addr).collect(),
+            services: own.map(|(addr, port, proto, _)| (addr, port, proto)).collect(),
+            addresses: services.cluster_ips.iter().map(|(addr, _)| *addr).filter(|addr| !services.kernel_ips.contains(addr)).collect(),
             service_cidrs: services.service_cidrs.iter().copied().collect(),
-            snat: snat_ranges(&services.snat).collect(),
         }
     }
 
     /// The rules in here that a service table does not need: [`FilterRules::without`] those [`FilterRules::of`] it, but visits only these
     /// rules, not the whole table.
     pub fn not_needed_by(&self, services: &Services) -> FilterRules {
-        let needed = |(addr, port, proto): &(IpAddr, u16, Proto)| services.frontend(*addr, *port, *proto).is_some_and(has_own_rule);
-        let ranges: Vec<_> = snat_ranges(&services.snat).collect();
+        let needed = |(addr, port, proto): &(IpAddr, u16, Proto)| {
+            services.frontend(*addr, *port, *proto).is_some_and(|frontend| has_own_rule(services, *addr, frontend))
+        };
+        let whole = |addr: &IpAddr| services.cluster_ips.contains(addr) && !services.kernel_ips.contains(addr);
         FilterRules {
             services: self.services.iter().filter(|rule| !needed(rule)).copied().collect(),
-            addresses: self.addresses.iter().filter(|addr| !services.cluster_ips.contains(addr)).copied().collect(),
+            addresses: self.addresses.iter().filter(|addr| !whole(addr)).copied().collect(),
             service_cidrs: self.service_cidrs.iter().filter(|cidr| !services.service_cidrs.contains(cidr)).copied().collect(),
-            snat: self.snat.iter().filter(|range| !ranges.contains(range)).copied().collect(),
         }
     }
 
@@ -64,7 +73,6 @@ impl FilterRules {
             services: minus(&self.services, &other.services),
             addresses: minus(&self.addresses, &other.addresses),
             service_cidrs: minus(&self.service_cidrs, &other.service_cidrs),
-            snat: minus(&self.snat, &other.snat),
         }
     }
 
@@ -73,12 +81,11 @@ impl FilterRules {
         self.services.extend(other.services);
         self.addresses.extend(other.addresses);
         self.service_cidrs.extend(other.service_cidrs);
-        self.snat.extend(other.snat);
     }
 
     /// Number of rules.
     pub fn len(&self) -> usize {
-        self.services.len() + self.addresses.len() + self.service_cidrs.len() + self.snat.len()
+        self.services.len() + self.addresses.len() + self.service_cidrs.len()
     }
 
     /// Whether there are no rules.
@@ -93,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::reason::Reason;
-    use crate::services::{Action, ServicePort};
+    use crate::services::{Action, Limits, ServicePort};
     use crate::tuple::HashSeed;
 
     fn ip(text: &str) -> IpAddr {
@@ -103,8 +110,16 @@ mod tests {
     /// A Service of one cluster IP and one external address.
     fn services(port: u16) -> Services {
         let mut services = Services::empty(HashSeed::new(1));
-        let name =
-            ServicePort { namespace: "n".into(), name: "s".into(), port_name: String::new(), port, proto: Proto::Tcp, affinity: None };
+        let name = ServicePort {
+            namespace: "n".into(),
+            name: "s".into(),
+            port_name: String::new(),
+            port,
+            proto: Proto::Tcp,
+            affinity: None,
+            limits: Limits::default(),
+            refused: Arc::default(),
+        };
         let owner = Arc::new(name);
         for (addr, kind) in [("10.96.0.1", AddressKind::ClusterIp), ("203.0.113.7", AddressKind::ExternalIp)] {
             let action = || Action::Reject(Reason::NoEndpoints);
@@ -114,7 +129,6 @@ mod tests {
         }
         services.cluster_ips.insert(ip("10.96.0.1"), 1);
         services.service_cidrs.push("10.96.0.0/16".parse().unwrap());
-        services.snat = SnatRange { v4: Some(ip("10.0.0.1")), port_first: 61_000, port_last: 61_999, ..SnatRange::default() };
         services
     }
 
@@ -126,9 +140,8 @@ mod tests {
             services: [(ip("203.0.113.7"), 80, Proto::Tcp)].into(),
             addresses: [ip("10.96.0.1")].into(),
             service_cidrs: ["10.96.0.0/16".parse().unwrap()].into(),
-            snat: [(ip("10.0.0.1"), 61_000, 61_999)].into(),
         };
-        assert_eq!((rules.len(), &rules), (4, &expected));
+        assert_eq!((rules.len(), &rules), (3, &expected));
         assert!(rules.not_needed_by(&old).is_empty());
         let empty = Services::empty(HashSeed::new(1));
         for table in [&old, &new, &empty] {
@@ -138,10 +151,28 @@ mod tests {
     }
 
     #[test]
+    fn a_table_takes_what_its_rules_name() {
+        let table = services(80);
+        let rules = FilterRules::of(&table);
+        let mut taken = Vec::new();
+        for dst in ["203.0.113.7", "203.0.113.8", "10.96.0.1", "10.96.7.7", "10.97.0.1"] {
+            for (port, proto) in [(80, Proto::Tcp), (81, Proto::Tcp), (80, Proto::Udp)] {
+                let packet = Tuple::new(proto, ip("192.0.2.1"), 1_000, ip(dst), port).unwrap();
+                let named = rules.services.contains(&(ip(dst), port, proto))
+                    || rules.addresses.contains(&ip(dst))
+                    || rules.service_cidrs.iter().any(|range| range.contains(ip(dst)));
+                assert_eq!(takes(&table, &packet), named, "{packet}");
+                taken.extend(named.then(|| packet.to_string()));
+            }
+        }
+        assert_eq!((taken.len(), taken[0].as_str()), (7, "tcp 192.0.2.1:1000 -> 203.0.113.7:80"));
+    }
+
+    #[test]
     fn differences_and_sums() {
         let addr = ip("10.0.0.1");
-        let one = FilterRules { addresses: [addr].into(), snat: [(addr, 1, 2)].into(), ..FilterRules::default() };
-        let two = FilterRules { snat: [(addr, 1, 3)].into(), ..FilterRules::default() };
+        let one = FilterRules { addresses: [addr].into(), services: [(addr, 1, Proto::Tcp)].into(), ..FilterRules::default() };
+        let two = FilterRules { services: [(addr, 1, Proto::Udp)].into(), ..FilterRules::default() };
         assert_eq!(one.without(&two), one);
         assert!(one.without(&one).is_empty());
         let mut both = one.clone();

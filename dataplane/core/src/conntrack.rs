@@ -6,48 +6,51 @@
 //! that create the same flow.
 
 pub mod affinity;
+mod clients;
 pub mod copy;
 mod create;
 mod direction;
 mod endpoints;
 pub mod flow;
 mod fragments;
+mod hit;
 mod lookup;
 pub mod phase;
 mod recovery;
 mod region;
+mod sequence;
 mod shares;
 mod timeouts;
 
 pub use affinity::{Affinity, Remembered, Sticky};
+pub use clients::{ClientCount, Clients, CountedClient};
 pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;
 pub use flow::{Deltas, Flow};
 pub use fragments::Fragments;
+pub use hit::{FlowRef, Hit};
 pub use lookup::Prefetched;
 pub use phase::{EvictionRank, Phase, PhaseKind};
 pub use recovery::{Expected, Recovered, recover};
 pub use region::{CAPACITY_MAX, RegionError};
+pub use sequence::{NextNumbers, Sequences};
 pub use shares::{NoPort, SnatPorts};
 pub use timeouts::{IdleTimes, Timeouts};
 
 use std::ops::Range;
 
-use crate::frame::NextHopId;
+use crate::frame::{NextHopId, PortId};
 use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering};
-use crate::tuple::{Key, Tuple, fast_range};
-use flow::{HOP_MASK, HOPS, HOPS_MASK, SEEN, STATE, TARGET, hops_empty, is_old, with_phase};
+use crate::tuple::{INGRESS_MASK, Key, Tuple, fast_range, ingress_mark};
+use clients::counted_of;
+use flow::{HOP_MASK, HOPS, HOPS_MASK, KEYS, SEEN, STATE, TARGET, hops_empty, with_phase};
+use hit::{hop_half, hop_shift};
 use region::{DYING, Region, STATE_MASK, W_CURSOR, W_LIVE};
 
-/// Next hops that a flow can name.
-const NEXT_HOP_MAX: u16 = (1 << 14) - 1;
-const _: () = assert!(crate::routes::NEXT_HOPS_MAX < NEXT_HOP_MAX as usize);
-const HOP_GENERATION_BITS: u32 = 12;
-const HOP_GENERATION_MASK: u32 = (1 << HOP_GENERATION_BITS) - 1;
 /// Resolution of last-seen times: hits within this time write nothing.
-const SEEN_RESOLUTION_MS: u64 = 256;
+pub(crate) const SEEN_RESOLUTION_MS: u64 = 256;
 
 /// Slots of a sample that are prefetched together.
 const SAMPLE_FETCHED: u32 = 10;
@@ -58,76 +61,8 @@ pub struct Conntrack<'r> {
     region: Region<'r>,
 }
 
-/// A flow found, as it was at that moment.
-#[derive(Clone, Copy, Debug)]
-pub struct Hit {
-    slot: u32,
-    /// The state word: generation and LIVE.
-    state: u64,
-    /// Which way the packet goes.
-    pub direction: Direction,
-    /// The packet's tuple after the rewrite.
-    pub new: Tuple,
-    /// Its ports in packet layout.
-    pub new_ports: u32,
-    /// Place of the statistics, see [`crate::services::Backend::stats`].
-    pub stats: u32,
-    /// Checksum deltas for this direction.
-    pub deltas: Deltas,
-    /// The flow's phase.
-    pub phase: Phase,
-    /// When it was last seen, to [`SEEN_RESOLUTION_MS`].
-    pub seen_ms: u64,
-    /// The `hops` word.
-    hops: u64,
-    /// The `target` word.
-    target: u64,
-}
-
-/// A short reference to a flow: its phase and age, and what is needed to find it again.
-#[derive(Clone, Copy, Debug)]
-pub struct FlowRef {
-    slot: u32,
-    state: u64,
-    /// See [`Hit::phase`].
-    pub phase: Phase,
-    /// See [`Hit::seen_ms`].
-    pub seen_ms: u64,
-}
-
-impl Hit {
-    /// A short reference to the flow.
-    pub fn flow_ref(&self) -> FlowRef {
-        FlowRef { slot: self.slot, state: self.state, phase: self.phase, seen_ms: self.seen_ms }
-    }
-
-    /// The phase after this packet.
-    pub fn phase_after(&self, tcp_flags: u8, now_ms: u64) -> Phase {
-        // Only when this packet's time will be written: until then the fast path, which ignores the age, may take the flow's packets as
-        // well.
-        let grown_old = now_ms.saturating_sub(self.seen_ms) >= SEEN_RESOLUTION_MS && is_old(self.target, now_ms);
-        if grown_old { self.phase.grown_old() } else { self.phase }.after(self.direction, tcp_flags)
-    }
-
-    /// The next hop cached for this direction, if it was resolved under this generation of the routes (compared by its low 12 bits).
-    #[inline(always)]
-    pub fn cached_hop(&self, routes_generation: u64) -> Option<NextHopId> {
-        let id = self.cached_hop_or_none(routes_generation)?;
-        (id.0 != 0).then_some(id)
-    }
-
-    /// Like [`Hit::cached_hop`], but returns id 0 for "none". Hop 0 has MTU 0, so [`check`](crate::rewrite::check) rejects it without an
-    /// extra branch.
-    #[inline(always)]
-    pub fn cached_hop_or_none(&self, routes_generation: u64) -> Option<NextHopId> {
-        let half = (self.hops >> hop_shift(self.direction)) as u32;
-        let id = (half >> HOP_GENERATION_BITS) as u16 & NEXT_HOP_MAX;
-        ((half ^ routes_generation as u32) & HOP_GENERATION_MASK == 0).then_some(NextHopId(id))
-    }
-}
-
 impl<'r> Conntrack<'r> {
-    /// Words that a table for this many connections needs; about 158 bytes a connection.
+    /// Words that a table for this many connections needs; about 176 bytes a connection.
     pub fn words_needed(capacity: u32) -> usize {
         Region::words_needed(capacity)
     }
@@ -174,36 +109,63 @@ impl<'r> Conntrack<'r> {
         key.hash(v6, &self.region.seed)
     }
 
+    /// A hash of a few words, with the key of [`Conntrack::hash`].
+    pub fn hash_words(&self, words: &[u64]) -> u64 {
+        self.region.seed.hash_words(words)
+    }
+
     /// Updates last-seen time and phase. Usually writes nothing.
     pub fn touch(&self, hit: &Hit, phase: Phase, now_ms: u64) {
-        self.touch_seen(hit, now_ms);
+        if hit.is_touch_due(now_ms) {
+            self.set_seen(hit.slot, hit.state, now_ms);
+        }
         if phase != hit.phase {
             self.set_phase(hit, phase);
         }
     }
 
-    /// Updates the last-seen time. Usually writes nothing.
-    #[inline(always)]
-    pub fn touch_seen(&self, hit: &Hit, now_ms: u64) {
-        if now_ms.wrapping_sub(hit.seen_ms) >= SEEN_RESOLUTION_MS {
-            self.set_seen(hit.slot, hit.state, now_ms);
-        }
-    }
-
-    /// Takes plain words so that `hit` can stay in registers.
-    #[cold]
-    #[inline(never)]
-    fn set_seen(&self, slot: u32, state: u64, now_ms: u64) {
+    /// Updates the last-seen time of a flow, found by [`Hit::place`].
+    #[inline]
+    pub fn set_seen(&self, slot: u32, state: u64, now_ms: u64) {
         let words = self.region.slot(slot).0;
         if words[STATE].load(Ordering::Relaxed) == state {
             words[SEEN].store(now_ms, Ordering::Relaxed);
         }
     }
 
-    /// Changes the phase, unless another worker changed it first; then the next packet decides again.
+    /// Changes the phase, unless another worker changed it first, or a flow goes on after it was closed and there is no room for its count.
+    /// Then the next packet decides again.
     fn set_phase(&self, hit: &Hit, phase: Phase) {
+        let (counted, was_over, is_over) = (counted_of(hit.state), hit.phase.is_over(), phase.is_over());
+        // Counted before the change: from then on, whoever ends the flow gives the count back.
+        let counted_again = counted.filter(|_| was_over && !is_over);
+        if counted_again.is_some_and(|client| self.clients().take(client, u64::MAX) != ClientCount::Counted) {
+            return;
+        }
         let word = &self.region.slot(hit.slot).0[TARGET];
-        let _ = word.compare_exchange(hit.target, with_phase(hit.target, phase), Ordering::Relaxed, Ordering::Relaxed);
+        // Whoever gives a count back must see it taken.
+        let changed = word.compare_exchange(hit.target, with_phase(hit.target, phase), Ordering::AcqRel, Ordering::Relaxed);
+        let given_back = if changed.is_ok() { counted.filter(|_| !was_over && is_over) } else { counted_again };
+        if let Some(client) = given_back {
+            self.clients().give_back(client);
+        }
+    }
+
+    /// Whether this direction's packets were last seen to come in by this port.
+    pub fn came_by(&self, hit: &Hit, port: PortId) -> bool {
+        let word = self.region.slot(hit.slot).word(KEYS + hit.direction as usize);
+        word & INGRESS_MASK == ingress_mark(port)
+    }
+
+    /// Remembers that this direction's packets come in by this port.
+    pub fn remember_ingress(&self, hit: &Hit, port: PortId) {
+        let slot = self.region.slot(hit.slot);
+        let word = &slot.0[KEYS + hit.direction as usize];
+        let old = word.load(Ordering::Relaxed);
+        // A free slot has a link here, or nothing: numbers below those of a key, whose upper port is not 0.
+        if old >> 32 & 0xffff != 0 && slot.0[STATE].load(Ordering::Acquire) == hit.state {
+            let _ = word.compare_exchange(old, (old & !INGRESS_MASK) | ingress_mark(port), Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// Caches a next hop for this direction. When another worker was faster nothing is written, and the next packet resolves again.
@@ -230,14 +192,23 @@ impl<'r> Conntrack<'r> {
         if flow.replaces_source() {
             self.snat_ports().give_back(&flow);
         }
+        if let Some(client) = flow.counted {
+            self.clients().end(client, &slot.0[TARGET]);
+        }
         self.region.header(W_LIVE).fetch_sub(1, Ordering::Relaxed);
         self.region.free(hit.slot);
         Some(flow)
     }
 
     /// Visits the next `places` slots from a cursor that all workers share. Clears stale next hops, ends every live flow for which `ends`
-    /// is true, and hands it to `ended`.
-    pub fn sweep(&self, places: u32, routes_generation: u64, ends: impl Fn(&Hit) -> bool, mut ended: impl FnMut(Flow)) {
+    /// is true, and hands it to `ended`, an established TCP connection's with its next sequence numbers.
+    pub fn sweep(
+        &self,
+        places: u32,
+        routes_generation: u64,
+        ends: impl Fn(&Hit) -> bool,
+        mut ended: impl FnMut(Flow, Option<NextNumbers>),
+    ) {
         let range = self.region.high_water();
         if range == 0 {
             return;
@@ -246,10 +217,11 @@ impl<'r> Conntrack<'r> {
         let from = self.region.header(W_CURSOR).fetch_add(u64::from(places), Ordering::Relaxed);
         for i in 0..u64::from(places) {
             let Some(hit) = self.live_at(((from + i) % u64::from(range)) as u32) else { continue };
-            let gone = if ends(&hit) { self.end(&hit) } else { None };
+            // Read before the end: afterwards another worker may reuse the slot.
+            let gone = if ends(&hit) { Some((self.sequences().established(&hit), self.end(&hit))) } else { None };
             match gone {
-                Some(flow) => ended(flow),
-                None => self.forget_stale_hops(&hit, routes_generation),
+                Some((next, Some(flow))) => ended(flow, next),
+                _ => self.forget_stale_hops(&hit, routes_generation),
             }
         }
     }
@@ -275,6 +247,12 @@ impl<'r> Conntrack<'r> {
     /// The flow as it is now, unless it has ended.
     pub fn revalidate(&self, seen: &FlowRef) -> Option<Hit> {
         self.live_at(seen.slot).filter(|now| now.state == seen.state)
+    }
+
+    /// The live flow in a slot; `None` as well for a number that is no slot's.
+    pub fn flow_in(&self, slot: u32) -> Option<(FlowRef, Flow)> {
+        let seen = if slot < self.region.capacity { self.flow_ref(slot)? } else { return None };
+        Some((seen, self.flow_at(slot, seen.state)?))
     }
 
     /// Prefetches the index lines that [`Conntrack::end`] will touch. Returns the flow so that the caller can prefetch its reply-filter
@@ -322,6 +300,17 @@ impl<'r> Conntrack<'r> {
         SnatPorts { region: self.region }
     }
 
+    /// The sequence numbers of TCP flows.
+    #[inline(always)]
+    pub fn sequences(&self) -> Sequences<'_, 'r> {
+        Sequences { region: &self.region }
+    }
+
+    /// The flows of each client to each Service that limits them.
+    pub fn clients(&self) -> Clients<'r> {
+        Clients { region: self.region }
+    }
+
     /// Notes that the table is left in order: no thread of this process uses it any more.
     pub fn detach(&self) {
         self.region.end_use();
@@ -355,16 +344,6 @@ fn entry_slot(entry: u64) -> u32 {
 #[inline(always)]
 fn entry_direction(entry: u64) -> Direction {
     if entry & 1 == 0 { Direction::Original } else { Direction::Reply }
-}
-
-/// A direction's half of the `hops` word.
-fn hop_half(routes_generation: u64, hop: NextHopId) -> u64 {
-    (u64::from(hop.0 & NEXT_HOP_MAX) << HOP_GENERATION_BITS) | (routes_generation & u64::from(HOP_GENERATION_MASK))
-}
-
-#[inline(always)]
-fn hop_shift(direction: Direction) -> u32 {
-    direction as u32 * 32
 }
 
 #[cfg(test)]

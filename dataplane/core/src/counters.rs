@@ -5,7 +5,7 @@
 mod kinds;
 mod list;
 
-pub use kinds::{Count, CountBy, Counter, CounterBy, CounterInfo, Kind, Labels, Series, Traffic, Volume};
+pub use kinds::{Count, CountBy, Counter, CounterBy, CounterInfo, CounterKind, Labels, Series, Traffic, Volume};
 pub use list::{
     ConntrackCounters, ConntrackCounts, FrameCounters, FrameCounts, IoCounters, IoCounts, NeighbourCounters, NeighbourCounts, PathCounters,
     PathCounts, ReasonCounters, ReasonCounts, SendCounters, SendCounts, SendError, SocketCounts, WorkerCounts, XdpCounts,
@@ -24,7 +24,16 @@ pub struct TargetStats {
     pub forward: Traffic,
     /// Backend to client.
     pub reply: Traffic,
+    /// Connections refused because there was no source port for them.
+    pub snat_refused: Counter,
+    /// New connections refused by the limit of the Service port.
+    pub rate_limited: Counter,
+    /// New connections refused by the limit of the client.
+    pub client_limited: Counter,
 }
+
+// One cache line.
+const _: () = assert!(size_of::<TargetStats>() == 64);
 
 /// One worker's counters of the packet path.
 #[derive(Debug)]

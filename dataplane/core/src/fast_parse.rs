@@ -63,12 +63,12 @@ impl Plain {
         use ipv4::field::*;
         let ip_len = usize::from(TOTAL_LEN.after(L3).u16(start));
         let fragment = FRAGMENT.after(L3).u16(start) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET);
-        if (fragment != 0) | (ip_len < PLAIN_MIN - L3) | (ip_len > data.len() - L3) {
+        if (fragment != 0) | (ip_len > data.len() - L3) {
             return None;
         }
         let l4: &[u8; udp::HEADER_LEN] = array_at(start, L4_V4)?;
         let (protocol, addrs) = (PROTOCOL.after(L3).u8(start), ADDRESSES.after(L3).u64(start));
-        Plain::transport(data, l4, L4_V4, ip_len - ipv4::HEADER_LEN, protocol, addrs, false)
+        Plain::transport(data, l4, L4_V4, ip_len.cast_signed() - ipv4::HEADER_LEN.cast_signed(), protocol, addrs, false)
     }
 
     #[inline(always)]
@@ -77,20 +77,21 @@ impl Plain {
         let start: &[u8; PLAIN_V6_MIN] = data.first_chunk()?;
         let l4_len = usize::from(PAYLOAD_LEN.after(L3).u16(start));
         let version = ipv6::version(VERSION.after(L3).u8(start));
-        if (version != 6) | (l4_len < udp::HEADER_LEN) | (l4_len + L4_V6 > data.len()) {
+        if (version != 6) | (l4_len + L4_V6 > data.len()) {
             return None;
         }
         let l4: &[u8; udp::HEADER_LEN] = array_at(start, L4_V6)?;
-        Plain::transport(data, l4, L4_V6, l4_len, NEXT_HEADER.after(L3).u8(start), 0, true)
+        Plain::transport(data, l4, L4_V6, l4_len.cast_signed(), NEXT_HEADER.after(L3).u8(start), 0, true)
     }
 
-    /// Reads the transport header, which begins with `start`. The caller has checked that `data` holds its `l4_len` bytes, at least eight.
+    /// Reads the transport header, which begins with `start`. The caller has checked that `data` holds its `l4_len` bytes. An IPv4 header with a
+    /// total length below its own makes that negative: less than any transport header.
     #[inline(always)]
     fn transport(
         data: &[u8],
         start: &[u8; udp::HEADER_LEN],
         l4: usize,
-        l4_len: usize,
+        l4_len: isize,
         protocol: u8,
         addrs: u64,
         v6: bool,
@@ -98,7 +99,7 @@ impl Plain {
         let (proto, tcp_flags, covered) = match protocol {
             protocol::UDP => {
                 let udp_len = usize::from(udp::field::LEN.u16(start));
-                if (udp_len < udp::HEADER_LEN) | (udp_len > l4_len) {
+                if (udp_len < udp::HEADER_LEN) | (udp_len.cast_signed() > l4_len) {
                     return None;
                 }
                 (Proto::Udp, 0, udp_len)
@@ -106,15 +107,15 @@ impl Plain {
             protocol::TCP => {
                 let header: &[u8; tcp::HEADER_LEN] = array_at(data, l4)?;
                 let header_len = tcp::header_len(tcp::field::DATA_OFFSET.u8(header));
-                if (header_len < tcp::HEADER_LEN) | (header_len > l4_len) {
+                if (header_len < tcp::HEADER_LEN) | (header_len.cast_signed() > l4_len) {
                     return None;
                 }
-                (Proto::Tcp, tcp::field::FLAGS.u8(header), l4_len)
+                (Proto::Tcp, tcp::field::FLAGS.u8(header), l4_len.cast_unsigned())
             }
             _ => return None,
         };
         let meta = key_meta(ports::field::BOTH.u32(start), proto, v6);
-        Some(Plain { meta, addrs, l4_len: l4_len as u16, covered_len: covered as u16, tcp_flags, v6 })
+        Some(Plain { meta, addrs, l4_len: l4_len.cast_unsigned() as u16, covered_len: covered as u16, tcp_flags, v6 })
     }
 
     /// The key of the packet. `data` are the bytes of its frame; `V6` is [`Plain::v6`] as a const generic, so each family gets its own code.

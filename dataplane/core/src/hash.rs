@@ -6,10 +6,22 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use crate::tuple::HashSeed;
+
 /// A map with [`WordHasher`].
 pub type WordMap<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 /// A set with [`WordHasher`].
 pub type WordSet<K> = HashSet<K, BuildHasherDefault<WordHasher>>;
+
+/// A number for these texts, the same in every process.
+pub fn identity_of(kind: u64, texts: &[&str]) -> u64 {
+    let mut words = vec![kind];
+    for text in texts {
+        words.push(text.len() as u64);
+        words.extend(text.as_bytes().chunks(8).map(|c| c.iter().fold(0, |w, b| (w << 8) | u64::from(*b))));
+    }
+    HashSeed::new(0).hash_words(&words)
+}
 
 /// One multiplication for every eight bytes. Unsuitable for values that consist of a length only.
 #[derive(Default, Clone, Copy)]
@@ -39,7 +51,7 @@ impl Hasher for WordHasher {
 
     #[inline]
     fn write_isize(&mut self, n: isize) {
-        self.write_usize(n as usize);
+        self.write_usize(n.cast_unsigned());
     }
 
     #[inline]

@@ -7,6 +7,7 @@ use crate::conntrack::{Hit, Remembered};
 use crate::frame::Verdict;
 use crate::parse::Packet;
 use crate::reason::Reason;
+use crate::reject::Answer;
 use crate::routes::Resolution;
 use crate::services::{Decision, Source};
 use crate::tuple::Tuple;
@@ -48,8 +49,8 @@ pub trait Observer<'c> {
     /// A new flow was created; `hit.new` has the chosen source port.
     fn opened(&mut self, _hit: &Hit) {}
 
-    /// The packet is refused, and its sender is told why, unless limits forbid it (`sent` is false).
-    fn rejected(&mut self, _reason: Reason, _sent: bool) {}
+    /// The packet is refused, and its sender is told so by this answer, unless limits forbid it (`sent` is false).
+    fn rejected(&mut self, _reason: Reason, _answer: Answer, _sent: bool) {}
 
     /// The verdict about the frame: the last word.
     fn verdict(&mut self, _verdict: &Verdict) {}

@@ -61,7 +61,32 @@ pub struct LaterFragment {
     pub ttl: u8,
 }
 
+/// Where a TCP segment lies in its sender's sequence space, and what it acknowledges (RFC 9293, section 3.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TcpNumbers {
+    /// Number of its first byte, or of its SYN.
+    pub sequence: u32,
+    /// Number after its last byte; SYN and FIN count as one each.
+    pub end: u32,
+    /// The next number that its sender expects, if it carries one.
+    pub acknowledgment: Option<u32>,
+}
+
 impl Packet {
+    /// The segment's numbers; `None` unless this is TCP. `head` is the frame's first segment.
+    pub fn tcp_numbers(&self, head: &[u8]) -> Option<TcpNumbers> {
+        use tcp::field::*;
+        if self.tuple.proto != Proto::Tcp {
+            return None;
+        }
+        let header: &[u8; tcp::HEADER_LEN] = array_at(head, self.l4.into())?;
+        let sequence = SEQUENCE.u32(header);
+        let payload = usize::from(self.l4_len).saturating_sub(tcp::header_len(DATA_OFFSET.u8(header)));
+        let flags = [tcp::SYN, tcp::FIN].into_iter().filter(|flag| self.tcp_flags & flag != 0).count();
+        let acknowledgment = (self.tcp_flags & tcp::ACK != 0).then(|| ACKNOWLEDGMENT.u32(header));
+        Some(TcpNumbers { sequence, end: sequence.wrapping_add((payload + flags) as u32), acknowledgment })
+    }
+
     /// Whether its headers are where those of a [plain](crate::fast_parse) frame are.
     pub fn is_plain(&self) -> bool {
         let ip_header_len = if self.tuple.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
@@ -141,6 +166,9 @@ fn ipv4_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
     if martian(src, false) {
         return Err(Malformed(Reason::Martian));
     }
+    if !carried_options(&data[l3 + ipv4::HEADER_LEN..l3 + header_len]) {
+        return Err(Kernel(Reason::Ipv4Options));
+    }
     let l4_len = total_len - header_len;
     let mut ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: TTL.u8(header), src, dst, v6: false, fragment_id: None };
     let fragment = FRAGMENT.u16(header) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET);
@@ -152,6 +180,21 @@ fn ipv4_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
         ip.fragment_id = Some(id);
     }
     transport(data, PROTOCOL.u8(header), ip)
+}
+
+/// Whether a packet with these IPv4 options may be carried: they can be read, and none is a source route, which would name the next hop in place of
+/// the destination (RFC 1812, 5.2.4.1; the kernel's `accept_source_route`).
+fn carried_options(mut options: &[u8]) -> bool {
+    use ipv4::option::*;
+    loop {
+        options = match *options {
+            [] | [END, ..] => return true,
+            [NOP, ref rest @ ..] => rest,
+            [LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE, ..] => return false,
+            [_, len, ..] if len >= 2 && usize::from(len) <= options.len() => &options[usize::from(len)..],
+            _ => return false,
+        }
+    }
 }
 
 fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPacket> {

@@ -4,90 +4,45 @@
 //! prefetch the flows that the index seems to name, then decide frame by frame. [`dispatch`] and the functions below it hold the branches, and
 //! tell each decision to an [`Observer`].
 
+mod context;
 mod ending;
 mod evict;
 mod fast_path;
+mod foreign;
+mod idle_reset;
+mod limits;
 mod open;
 mod prefetched;
 mod refuse;
+mod reply_port;
 mod source_ports;
 
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
-use evict::Evictor;
 use fast_path::{Tally, fast_path};
-use prefetched::{BatchScratch, read_and_prefetch};
-use refuse::{refuse, to_kernel};
+use foreign::refuse_source;
+use prefetched::{Ahead, BatchScratch, read_and_prefetch};
+use refuse::{Refusal, count_refused, refuse, refuse_opening, to_kernel};
+use reply_port::comes_by_right_port;
 
-use crate::conntrack::{Conntrack, Direction, Hit, IdleTimes, PhaseKind, Sticky, Timeouts};
+use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
 use crate::counters::Counters;
 use crate::fast_parse::Plain;
-use crate::filter::ReplyFilter;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
 use crate::observe::{FlowFate, Observer, Silent};
 use crate::parse::{LaterFragment, NotPacket, Packet, martian, parse};
 use crate::reason::Reason;
-use crate::reject::Limiter;
 use crate::rewrite;
-use crate::route_cache::RouteCache;
-use crate::routes::{NextHop, Resolution, Routes};
-use crate::services::{Decision, Services};
+use crate::routes::{NextHop, Resolution};
+use crate::services::{Decision, Matched, Source};
 use crate::tuple::{Tuple, addr_words};
 use crate::wire::tcp;
 
+pub use context::{Context, WorkerState};
 pub use ending::{end_connection, sweep};
-
-/// State that one worker owns.
-#[derive(Debug)]
-pub struct WorkerState {
-    number: u16,
-    /// Spreads the workers over the source ports.
-    port_hint: u32,
-    limiter: Limiter,
-    idle: IdleTimes,
-    route_cache: RouteCache,
-    evictor: Evictor,
-}
-
-impl WorkerState {
-    /// The state of worker number `worker`, with the default time-outs.
-    pub fn new(worker: u16) -> WorkerState {
-        WorkerState::with_timeouts(worker, Timeouts::default())
-    }
-
-    /// The state of worker number `worker`.
-    pub fn with_timeouts(worker: u16, timeouts: Timeouts) -> WorkerState {
-        WorkerState {
-            number: worker,
-            port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9),
-            limiter: Limiter::default(),
-            idle: timeouts.table(),
-            route_cache: RouteCache::default(),
-            evictor: Evictor::default(),
-        }
-    }
-}
 
 /// Placeholder verdict for frames that are not processed yet.
 const UNDECIDED: Verdict = Verdict::Forward(PortId(u16::MAX), NextHopId(0));
-
-/// The inputs of a batch's verdicts.
-pub struct Context<'c> {
-    /// Monotonic time, milliseconds.
-    pub now_ms: u64,
-    /// The service table.
-    pub services: &'c Services,
-    /// Routes and neighbours.
-    pub routes: &'c Routes,
-    /// The connection table.
-    pub table: Conntrack<'c>,
-    /// The reply filter. `None`: the caller receives every frame anyway (tests, benchmarks).
-    pub filter: Option<ReplyFilter<'c>>,
-    /// The worker's counters.
-    pub counters: &'c Counters,
-    /// The worker's own state.
-    pub worker: &'c mut WorkerState,
-}
 
 /// Decides and rewrites a batch: one verdict a frame, in order.
 ///
@@ -99,12 +54,13 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
     // Cannot fail: there is room for a batch.
     let _ = verdicts.try_extend_from_slice(&[UNDECIDED; BATCH_MAX][..frames.len()]);
     let mut scratch = BatchScratch::new();
-    let (read, prefetched) = read_and_prefetch(ctx, frames, &mut scratch);
+    let ahead = read_and_prefetch(ctx, frames, &mut scratch);
     let mut tally = Tally::default();
-    for (((frame, read), prefetched), verdict) in frames.iter_mut().zip(read).zip(prefetched).zip(verdicts) {
+    let touch_ms = ctx.touch_ms();
+    for ((frame, Ahead { read, prefetched }), verdict) in frames.iter_mut().zip(ahead).zip(verdicts) {
         let ordinary = match read {
-            Some(plain) if plain.v6 => fast_path::<true>(ctx, frame, plain, prefetched, &mut tally),
-            Some(plain) => fast_path::<false>(ctx, frame, plain, prefetched, &mut tally),
+            Some(plain) if plain.v6 => fast_path::<true>(ctx, frame, plain, prefetched, touch_ms, &mut tally),
+            Some(plain) => fast_path::<false>(ctx, frame, plain, prefetched, touch_ms, &mut tally),
             None => None,
         };
         match ordinary {
@@ -198,28 +154,39 @@ fn forward_known<'f, 'c>(
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
     observer.known_flow(hit, FlowFate::Continues);
+    if !comes_by_right_port(ctx, frame.port, &packet.tuple, hit) {
+        return Verdict::Drop(Reason::ReplyPort);
+    }
     let (hop, id) = match next_hop(ctx, hit, observer) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
-        return refuse(ctx, frame, packet, (reason, hop.mtu.into()), out, observer);
+        return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &hop, Some(hit)), out, observer);
     }
-    update_state(ctx, packet, hit);
+    update_state(ctx, frame, packet, hit);
     forward(ctx, frame, packet, hit, &hop, id)
 }
 
-/// Updates the phase and the last-seen time of a flow.
-fn update_state(ctx: &Context<'_>, packet: &Packet, hit: &Hit) {
-    let phase = hit.phase_after(packet.tcp_flags, ctx.now_ms);
+/// Updates the phase, the last-seen time and the sequence numbers of a flow.
+fn update_state(ctx: &Context<'_>, frame: &Frame<'_>, packet: &Packet, hit: &Hit) {
+    let numbers = packet.tcp_numbers(frame.head());
+    let phase = ctx.table.sequences().phase_after(hit, packet.tcp_flags, numbers.as_ref(), ctx.now_ms);
     if phase == hit.phase && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         // A repeated SYN does not refresh the flow, as in nf_conntrack_proto_tcp.c: otherwise a client that retries from one port would
         // stay with a backend that does not answer.
         ctx.counters.conntrack.syn_repeated.add(1);
         return;
     }
+    if phase == hit.phase && phase.kind() == PhaseKind::SynReceived && hit.direction == Direction::Original && numbers.is_some() {
+        // Nor does a packet that should complete the handshake and does not.
+        return;
+    }
     if hit.phase.kind() == PhaseKind::Closed && phase.kind() != PhaseKind::Closed {
         ctx.counters.conntrack.revived.add(1);
+    }
+    if let Some(numbers) = numbers {
+        ctx.table.sequences().remember(hit, packet.tcp_flags, phase, &numbers, (ctx.now_ms, ctx.touch_ms()));
     }
     ctx.table.touch(hit, phase, ctx.now_ms);
 }
@@ -242,6 +209,9 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
 fn later_fragment<'c>(ctx: &mut Context<'c>, frame: &mut Frame<'_>, fragment: &LaterFragment, observer: &mut impl Observer<'c>) -> Verdict {
     let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
     observer.known_flow(&hit, FlowFate::Continues);
+    if !comes_by_right_port(ctx, frame.port, &fragment.tuple, &hit) {
+        return Verdict::Drop(Reason::ReplyPort);
+    }
     let (hop, id) = match next_hop(ctx, &hit, observer) {
         Ok(way) => way,
         Err(verdict) => return verdict,
@@ -291,6 +261,9 @@ fn admit_new<'f, 'c>(
     out: &mut Outputs<'f>,
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
+    if let Some(verdict) = refuse_source(ctx, frame, packet) {
+        return verdict;
+    }
     let services = ctx.services;
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
     let decision = services.decide_with(tuple, |affinity, pool, chosen| {
@@ -301,12 +274,18 @@ fn admit_new<'f, 'c>(
         pool.by_identity(identity)
     });
     observer.service(&decision);
-    let (backend, snat) = match decision {
+    let (backend, snat, port) = match decision {
         Decision::Pass(reason) => return to_kernel(ctx, frame, Some(packet), reason),
-        Decision::Drop(_, reason) => return Verdict::Drop(reason),
-        Decision::Reject(_, reason) => return refuse(ctx, frame, packet, (reason, 0), out, observer),
-        Decision::Forward { backend, snat, .. } => (backend, snat),
+        Decision::Drop(matched, reason) => return drop_by_service(matched, reason),
+        Decision::Reject(matched, reason) => {
+            matched.iter().for_each(|m| m.frontend.port.refused.count_rejected());
+            return refuse(ctx, frame, packet, Refusal::by_service(reason, services, frame, packet), out, observer);
+        }
+        Decision::Forward { matched, backend, snat, .. } => (backend, snat, &matched.frontend.port),
     };
+    if let Err(reason) = open::may_open(packet, snat.is_some()) {
+        return refuse_opening(ctx, frame, packet, reason, out, observer);
+    }
     open::prefetch_reply_key(ctx, packet, hash, backend, snat);
     let (backend_addr, _) = addr_words(backend.addr);
     let to_backend = Tuple { dst: backend_addr, dport: backend.port, ..packet.tuple };
@@ -314,21 +293,23 @@ fn admit_new<'f, 'c>(
         Ok(onward) => onward,
         Err(verdict) => return verdict,
     };
-    let source = open::choose_source(ctx, packet, snat, onward.needs_internal);
+    let source = open::choose_source(ctx, packet, hash, snat, onward.needs_internal);
     observer.source(source, onward.needs_internal);
     let source = match source {
         Ok(source) => source,
         Err(reason) => return Verdict::Drop(reason),
     };
-    if let Err(reason) = open::may_open(packet, source) {
-        return Verdict::Drop(reason);
+    // The way on may ask for SNAT as well.
+    if let Err(reason) = open::may_open(packet, source != Source::Client) {
+        return refuse_opening(ctx, frame, packet, reason, out, observer);
     }
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
-        return refuse(ctx, frame, packet, (reason, onward.hop.mtu.into()), out, observer);
+        return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &onward.hop, None), out, observer);
     }
-    match open::open(ctx, packet, hash, backend, source, &onward) {
+    match open::open(ctx, packet, hash, &port.limits, backend, source, &onward) {
         Ok(hit) => {
             observer.opened(&hit);
+            ctx.table.remember_ingress(&hit, frame.port);
             ctx.counters.conntrack.created.add(1);
             if hit.phase.kind() == PhaseKind::PickedUp {
                 ctx.counters.conntrack.mid_stream.add(1);
@@ -344,8 +325,18 @@ fn admit_new<'f, 'c>(
                 None => Verdict::Drop(Reason::ConntrackBusy),
             }
         }
-        Err(reason) => Verdict::Drop(reason),
+        Err(reason) => {
+            port.refused.count_dropped();
+            count_refused(ctx.counters, backend, reason);
+            refuse_opening(ctx, frame, packet, reason, out, observer)
+        }
     }
+}
+
+/// Drops a packet in silence, as its Service says.
+fn drop_by_service(matched: Option<Matched<'_>>, reason: Reason) -> Verdict {
+    matched.iter().for_each(|m| m.frontend.port.refused.count_dropped());
+    Verdict::Drop(reason)
 }
 
 /// Where a rewritten packet goes.

@@ -1,5 +1,5 @@
 //! Prefetch hints for the processor.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the prefetch instruction")]
 
 /// Prefetches the cache line at `place`. Does nothing where there is no such instruction.
 #[inline(always)]

@@ -53,10 +53,15 @@ reasons! {
     UdpMalformed = "udp_malformed", Drop, "the UDP header contradicts the packet's length";
     SctpMalformed = "sctp_malformed", Drop, "the SCTP header or its first chunk is cut short";
     Martian = "martian", Drop, "a source address that no host may send from";
+    OwnSource = "own_source", Drop, "from outside, but with an address of this node as its source";
+    ServiceSource = "service_source", Drop, "from outside, but with a Service's address and port, or a cluster IP, as its source";
 
     // Frames that are the kernel's. They are dropped where giving them back would lead them here again.
     NotIp = "not_ip", Kernel | Drop, "neither IPv4 nor IPv6";
+    Ipv4Options = "ipv4_options", Kernel | Drop, "an IPv4 source route, or IPv4 options that cannot be read: left to the kernel";
+    LinkLocalSource = "link_local_source", Kernel | Drop, "a link-local source address, which is no client's of a Service: left to the kernel";
     NotOurs = "not_ours", Kernel | Drop, "no Service has this address, port and protocol";
+    ReplyPort = "reply_port", Drop, "looks like a reply, but came in by a port that does not lead to the endpoint";
     NoFlow = "no_flow", Kernel | Drop, "looks like a reply, but no connection is known for it";
     Icmp = "icmp", Kernel | Drop, "ICMP is left to the kernel";
     Fragment = "fragment", Kernel | Drop, "an IP fragment without its first one, or of a protocol whose checksum covers all of them: left to the kernel";
@@ -73,6 +78,8 @@ reasons! {
     // Connections.
     MidFlowSnat = "mid_flow_snat", Drop, "the middle of an unknown connection that would need a new source port";
     SnatShare = "snat_share", Drop, "the client or the Service holds its share of the source ports towards this endpoint";
+    ServiceRateLimited = "service_rate_limited", Drop, "the Service port has taken as many new connections as it may in a second";
+    ClientConnectionLimit = "client_connection_limit", Drop, "the client has as many connections to the Service as it may have at a time";
     ConntrackFull = "conntrack_full", Drop, "the connection table is full";
     ConntrackBusy = "conntrack_busy", Drop, "another worker was creating the same connection at this moment";
     SnatPortsExhausted = "snat_ports_exhausted", Drop, "no free source port towards this backend";
@@ -119,7 +126,7 @@ pub struct DropReasons;
 macro_rules! reason_labels {
     ($( $labels:ident, $disposition:ident; )*) => {$(
         impl Labels for $labels {
-            type Key = Reason;
+            type LabelValue = Reason;
             const NAME: &'static str = "reason";
             const ALL: &'static [Reason] = Reason::ALL;
 

@@ -1,7 +1,10 @@
 //! Rejects: ICMP errors and resets to the sender of a packet that is not forwarded.
 //!
 //! Built on the slow path with etherparse. Sources: RFC 792, RFC 4443 (ICMPv6), RFC 1122 3.2.2 (when not to send), RFC 1812 4.3.2.3 and
-//! RFC 4443 2.4 (how much to quote), RFC 9293 3.10.7.1 (resets).
+//! RFC 4443 2.4 (how much to quote), RFC 9293 3.10.7.1 (resets),
+//! RFC 9260 8.4 (SCTP's).
+
+mod limit;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +14,10 @@ use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, I
 
 use crate::frame::Frame;
 use crate::parse::Packet;
-use crate::wire::{ethernet, icmp, icmpv6, ipv4, ipv6, tcp};
+use crate::tuple::{Proto, Tuple};
+use crate::wire::{Field, ethernet, ethertype, icmp, icmpv6, ipv4, ipv6, ports, sctp, tcp};
+
+pub use limit::{Class, Limiter, Rate, sender_hash};
 
 /// Longest IPv4 packet with an ICMP error, bytes (RFC 1812).
 const V4_LEN_MAX: usize = 576;
@@ -31,16 +37,63 @@ pub enum Error {
     TooBig(u32),
 }
 
-/// Builds an error about `packet` (still unchanged in `frame`) into `spare`, addressed to the packet's sender.
-/// False, with `spare` unchanged in size, when no error may be sent or it does not fit.
-pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spare: &mut Frame<'_>) -> bool {
+/// What the sender of a packet is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// An ICMP error.
+    Icmp(Error),
+    /// The reset that a host sends for a closed port.
+    Reset,
+    /// SCTP's reset: an ABORT, or for a SHUTDOWN ACK the SHUTDOWN COMPLETE that it waits for.
+    Abort,
+}
+
+/// The answer that ends the connection which a packet is in the middle of (RFC 9293, 3.10.7.1; RFC 9260, 8.4). `None`: it opens or ends one, or
+/// is answered by nobody. A segment without ACK is only sent by scanners, but for the SYN.
+pub fn ending(frame: &Frame<'_>, packet: &Packet) -> Option<Answer> {
+    use sctp::chunk::*;
+    match packet.tuple.proto {
+        Proto::Tcp => (packet.tcp_flags & (tcp::ACK | tcp::RST) == tcp::ACK).then_some(Answer::Reset),
+        Proto::Sctp => {
+            let header = frame.head().get(packet.l4.into()..)?;
+            let quiet = [INIT, INIT_ACK, ABORT, ERROR, COOKIE_ECHO, COOKIE_ACK, SHUTDOWN_COMPLETE];
+            // Only an INIT has no tag.
+            let stray = quiet.contains(&sctp::field::CHUNK_TYPE.get(header)?[0]) || sctp::field::VERIFICATION_TAG.get(header)? == [0; 4];
+            (!stray).then_some(Answer::Abort)
+        }
+        Proto::Udp => None,
+    }
+}
+
+/// Whether the sender of a packet may be answered at all. Not after a link-layer broadcast or multicast (RFC 1122, 3.2.2), and no reset by a reset. A
+/// router would fragment an IPv4 packet without the DF bit; nomagic does not fragment, and sends no error about these.
+pub fn may_answer(answer: Answer, frame: &Frame<'_>, packet: &Packet) -> bool {
+    let received = frame.head();
+    let fits = match answer {
+        Answer::Reset => packet.tuple.proto == Proto::Tcp && packet.tcp_flags & tcp::RST == 0,
+        Answer::Abort => packet.tuple.proto == Proto::Sctp && packet.tcp_flags & tcp::RST == 0,
+        Answer::Icmp(Error::TooBig(_)) => {
+            packet.tuple.v6 || ipv4::field::FRAGMENT.after(packet.l3.into()).u16(received) & ipv4::DONT_FRAGMENT != 0
+        }
+        Answer::Icmp(Error::PortUnreachable | Error::TimeExceeded) => true,
+    };
+    fits && received[0] & ethernet::GROUP == 0
+}
+
+/// Builds an answer about `packet` (still unchanged in `frame`) into `spare`, addressed to the packet's sender. `from` is the sender of an ICMP error.
+/// False, with `spare` unchanged in size, when it [may not](may_answer) be sent or does not fit.
+pub fn build(answer: Answer, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spare: &mut Frame<'_>) -> bool {
+    may_answer(answer, frame, packet)
+        && match answer {
+            Answer::Icmp(error) => build_error(error, frame, packet, from, spare),
+            Answer::Reset => build_reset(frame, packet, spare),
+            Answer::Abort => build_abort(frame, packet, spare),
+        }
+}
+
+fn build_error(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spare: &mut Frame<'_>) -> bool {
     let l3 = usize::from(packet.l3);
     let received = frame.head();
-    let may_fragment = !packet.tuple.v6 && ipv4::field::FRAGMENT.after(l3).u16(received) & ipv4::DONT_FRAGMENT == 0;
-    // A link-layer broadcast or multicast is never answered (RFC 1122, 3.2.2).
-    if is_group(received) || (error_needs_df(error) && may_fragment) {
-        return false;
-    }
     let packet_end = received.len().min(l3 + packet.ip_len());
     let quoted = &received[l3..packet_end];
     let mut message = [0u8; V6_LEN_MAX];
@@ -52,15 +105,37 @@ pub fn build(error: Error, frame: &Frame<'_>, packet: &Packet, from: IpAddr, spa
     send_back(frame, l3, &message[..len], spare)
 }
 
-/// Builds the reset that a host sends for a closed port. Like [`build`]; a reset is never answered.
-pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) -> bool {
-    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    let received = frame.head();
-    // Nor is a link-layer broadcast or multicast. `parse` has checked that the header is in the first segment.
-    let Some((segment, _)) = received.get(l4..).and_then(|l4| TcpHeader::from_slice(l4).ok()) else { return false };
-    if is_group(received) || segment.rst {
-        return false;
+/// Builds a reset that no segment asked for into `spare`, with these numbers. Returns the length of its Ethernet header, whose addresses the
+/// caller writes. `None`, with `spare` unchanged in size, when it does not fit.
+pub fn build_idle_reset(tuple: &Tuple, sequence: u32, acknowledgment: u32, spare: &mut Frame<'_>) -> Option<u16> {
+    let mut reset = TcpHeader::new(tuple.sport, tuple.dport, sequence, 0);
+    (reset.rst, reset.ack, reset.acknowledgment_number) = (true, true, acknowledgment);
+    let mut packet = [0; ipv6::HEADER_LEN + tcp::HEADER_LEN];
+    let (ethertype, len) = match (tuple.src_addr(), tuple.dst_addr()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            reset.checksum = reset.calc_checksum_ipv4_raw(from.octets(), to.octets(), &[]).ok()?;
+            (ethertype::IPV4, join(&mut packet, &[&header_v4(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()]))
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            reset.checksum = reset.calc_checksum_ipv6_raw(from.octets(), to.octets(), &[]).ok()?;
+            (ethertype::IPV6, join(&mut packet, &[&header_v6(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()]))
+        }
+        _ => return None,
+    };
+    let start = crate::frame::HEADROOM_MIN.min(spare.capacity());
+    if ethernet::HEADER_LEN + len > spare.capacity() - start || !spare.set_range(start, ethernet::HEADER_LEN + len) {
+        return None;
     }
+    let out = spare.head_mut();
+    ethernet::field::TYPE.write(out, ethertype.to_be_bytes());
+    out[ethernet::HEADER_LEN..].copy_from_slice(&packet[..len]);
+    Some(ethernet::HEADER_LEN as u16)
+}
+
+/// Builds a reset (RFC 9293, 3.10.7.1), from the address that the segment was for.
+fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) -> bool {
+    // `parse` has checked that the header is in the first segment.
+    let Some((segment, _)) = frame.head().get(packet.l4.into()..).and_then(|l4| TcpHeader::from_slice(l4).ok()) else { return false };
     let mut reset = TcpHeader::new(segment.destination_port, segment.source_port, 0, 0);
     reset.rst = true;
     if segment.ack {
@@ -71,13 +146,44 @@ pub fn build_reset(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) ->
         let length = payload as u32 + u32::from(segment.syn) + u32::from(segment.fin);
         reset.acknowledgment_number = segment.sequence_number.wrapping_add(length);
     }
-    let mut message = [0u8; ipv6::HEADER_LEN + tcp::HEADER_LEN];
-    let len = match (packet.tuple.dst_addr(), packet.tuple.src_addr()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => reset_v4(reset, from, to, &mut message),
-        (IpAddr::V6(from), IpAddr::V6(to)) => reset_v6(reset, from, to, &mut message),
+    let checksum = match (packet.tuple.dst_addr(), packet.tuple.src_addr()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => reset.calc_checksum_ipv4_raw(from.octets(), to.octets(), &[]),
+        (IpAddr::V6(from), IpAddr::V6(to)) => reset.calc_checksum_ipv6_raw(from.octets(), to.octets(), &[]),
         _ => return false,
     };
-    len > 0 && send_back(frame, l3, &message[..len], spare)
+    let Ok(checksum) = checksum else { return false };
+    reset.checksum = checksum;
+    send_from_service(frame, packet, IpNumber::TCP, &reset.to_bytes(), spare)
+}
+
+/// Builds an SCTP packet that ends an association, with the verification tag of the packet that it answers (RFC 9260, 8.4).
+fn build_abort(frame: &Frame<'_>, packet: &Packet, spare: &mut Frame<'_>) -> bool {
+    const CHUNK: Field<{ sctp::CHUNK_HEADER_LEN }> = Field::at(sctp::HEADER_LEN);
+    // `parse` has checked that the header is in the first segment.
+    let Some(received) = frame.head().get(packet.l4.into()..) else { return false };
+    let chunk = match sctp::field::CHUNK_TYPE.u8(received) {
+        sctp::chunk::SHUTDOWN_ACK => sctp::chunk::SHUTDOWN_COMPLETE,
+        _ => sctp::chunk::ABORT,
+    };
+    let mut abort = [0; sctp::HEADER_LEN + sctp::CHUNK_HEADER_LEN];
+    ports::field::SOURCE.write(&mut abort, ports::field::DESTINATION.read(received));
+    ports::field::DESTINATION.write(&mut abort, ports::field::SOURCE.read(received));
+    sctp::field::VERIFICATION_TAG.write(&mut abort, sctp::field::VERIFICATION_TAG.read(received));
+    CHUNK.write(&mut abort, [chunk, sctp::TAG_REFLECTED, 0, sctp::CHUNK_HEADER_LEN as u8]);
+    let crc = crc32c::crc32c(&abort);
+    sctp::field::CHECKSUM.write(&mut abort, crc.to_le_bytes());
+    send_from_service(frame, packet, IpNumber::SCTP, &abort, spare)
+}
+
+/// Builds a frame with these bytes from the address that a packet was for to its sender.
+fn send_from_service(frame: &Frame<'_>, packet: &Packet, protocol: IpNumber, transport: &[u8], spare: &mut Frame<'_>) -> bool {
+    let mut message = [0u8; ipv6::HEADER_LEN + tcp::HEADER_LEN];
+    let len = match (packet.tuple.dst_addr(), packet.tuple.src_addr()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => join(&mut message, &[&header_v4(transport.len(), protocol, from, to), transport]),
+        (IpAddr::V6(from), IpAddr::V6(to)) => join(&mut message, &[&header_v6(transport.len(), protocol, from, to), transport]),
+        _ => return false,
+    };
+    send_back(frame, packet.l3.into(), &message[..len], spare)
 }
 
 /// Builds a frame with this IP packet for the sender of another frame. False when it does not fit.
@@ -96,16 +202,6 @@ fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>)
     out[l3..].copy_from_slice(packet);
     spare.port = frame.port;
     true
-}
-
-/// Whether a frame's destination is a broadcast or multicast address.
-fn is_group(frame: &[u8]) -> bool {
-    frame[0] & ethernet::GROUP != 0
-}
-
-/// A router would fragment an IPv4 packet without the DF bit. nomagic does not fragment, and sends no error for these.
-fn error_needs_df(error: Error) -> bool {
-    matches!(error, Error::TooBig(_))
 }
 
 fn v4(error: Error, from: Ipv4Addr, to: Ipv4Addr, quoted: &[u8], out: &mut [u8]) -> usize {
@@ -132,18 +228,6 @@ fn v6(error: Error, from: Ipv6Addr, to: Ipv6Addr, quoted: &[u8], out: &mut [u8])
     let Ok(icmp) = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), quoted) else { return 0 };
     let icmp = icmp.to_bytes();
     join(out, &[&header_v6(icmp.len() + quoted.len(), IpNumber::IPV6_ICMP, from, to), &icmp, quoted])
-}
-
-fn reset_v4(mut reset: TcpHeader, from: Ipv4Addr, to: Ipv4Addr, out: &mut [u8]) -> usize {
-    let Ok(checksum) = reset.calc_checksum_ipv4_raw(from.octets(), to.octets(), &[]) else { return 0 };
-    reset.checksum = checksum;
-    join(out, &[&header_v4(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
-}
-
-fn reset_v6(mut reset: TcpHeader, from: Ipv6Addr, to: Ipv6Addr, out: &mut [u8]) -> usize {
-    let Ok(checksum) = reset.calc_checksum_ipv6_raw(from.octets(), to.octets(), &[]) else { return 0 };
-    reset.checksum = checksum;
-    join(out, &[&header_v6(tcp::HEADER_LEN, IpNumber::TCP, from, to), &reset.to_bytes()])
 }
 
 /// An IPv4 header for a payload of this many bytes, which is far below the largest packet.
@@ -183,50 +267,4 @@ fn join(out: &mut [u8], parts: &[&[u8]]) -> usize {
         at += part.len();
     }
     at
-}
-
-/// Limits the rate of rejects: a token bucket.
-#[derive(Debug)]
-pub struct Limiter {
-    tokens: u64,
-    refilled_ms: u64,
-}
-
-impl Limiter {
-    /// Rejects a second and worker (the kernel's icmp_msgs_per_sec).
-    pub const PER_SECOND: u64 = 1_000;
-    /// Rejects in a burst.
-    pub const BURST: u64 = 200;
-
-    /// Takes a token. False when none is left.
-    pub fn take(&mut self, now_ms: u64) -> bool {
-        let earned = now_ms.saturating_sub(self.refilled_ms).saturating_mul(Limiter::PER_SECOND) / 1_000;
-        if earned > 0 {
-            self.tokens = self.tokens.saturating_add(earned).min(Limiter::BURST);
-            self.refilled_ms = now_ms;
-        }
-        let allowed = self.tokens > 0;
-        self.tokens -= u64::from(allowed);
-        allowed
-    }
-}
-
-impl Default for Limiter {
-    fn default() -> Limiter {
-        Limiter { tokens: Limiter::BURST, refilled_ms: 0 }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limiter_allows_a_burst_and_then_a_rate() {
-        let mut limiter = Limiter::default();
-        let burst = (0..500).filter(|_| limiter.take(1)).count() as u64;
-        assert!((Limiter::BURST..=Limiter::BURST + 1).contains(&burst));
-        let sent = (1..=1_000u64).flat_map(|ms| [ms; 5]).filter(|&ms| limiter.take(1 + ms)).count() as u64;
-        assert!((Limiter::PER_SECOND - 1..=Limiter::PER_SECOND + 1).contains(&sent), "{sent}");
-    }
 }

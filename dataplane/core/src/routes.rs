@@ -3,14 +3,18 @@
 //! The control plane mirrors the kernel's routes and neighbours into a [`Routes`] and publishes it whole; nothing is
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
 
+mod next_hop;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::frame::{NextHopId, PortId, Wanted};
-use crate::hash::WordMap;
+use crate::hash::{WordMap, WordSet};
 use crate::reason::Reason;
 use crate::rss::Rss;
 use crate::tuple::{Prefix, fast_range, mask_addr};
+
+pub use next_hop::{NextHop, Resolution};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -81,52 +85,6 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A link-layer destination, in 16 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NextHop {
-    /// Destination and source MAC addresses, in frame layout.
-    pub link: [u8; 12],
-    /// The port that sends.
-    pub port: PortId,
-    /// MTU of the port: bytes of an IP packet, which are 65,535 at the most.
-    pub mtu: u16,
-}
-
-impl NextHop {
-    fn new(id: PortId, port: &Port, dst: Mac) -> NextHop {
-        let mut link = [0; 12];
-        link[..6].copy_from_slice(&dst);
-        link[6..].copy_from_slice(&port.mac);
-        NextHop { link, port: id, mtu: u16::try_from(port.mtu).unwrap_or(u16::MAX) }
-    }
-
-    /// To this MAC address.
-    pub fn dst_mac(&self) -> Mac {
-        std::array::from_fn(|i| self.link[i])
-    }
-
-    /// From this one.
-    pub fn src_mac(&self) -> Mac {
-        std::array::from_fn(|i| self.link[6 + i])
-    }
-}
-
-/// The route of a destination, resolved.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Resolution {
-    /// The next hop with its MAC address.
-    Hop(NextHopId),
-    /// The neighbour's MAC address must be resolved first.
-    Ask(Wanted),
-    /// Through the kernel: see [`Routes::kernel_hop`].
-    Kernel {
-        /// Answers arrive at an interface with the XDP filter.
-        captured: bool,
-    },
-    /// Unreachable.
-    Nowhere(Reason),
-}
-
 /// Routes, neighbours and next hops of one moment. Immutable once published.
 #[derive(Debug, Default)]
 pub struct Routes {
@@ -140,12 +98,17 @@ pub struct Routes {
     /// By prefix length, longest first, a family each: `(length, network -> route)`.
     v4: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
     v6: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
+    /// What is this node's own, by family and prefix length.
+    local: [Vec<(u8, WordSet<IpAddr>)>; 2],
     /// Place 0 is never used.
     hops: Vec<NextHop>,
     neighbours: WordMap<(PortId, IpAddr), NextHopId>,
     /// The kernel's end of the internal port.
     kernel: NextHopId,
 }
+
+/// Most ports: flows have 7 bits for the port that their packets come in by, and 0 means none.
+pub const PORTS_MAX: usize = (1 << 7) - 1;
 
 /// Most neighbours: flows have 14 bits for a next hop; 0 means none, and one is the kernel.
 pub const NEXT_HOPS_MAX: usize = (1 << 14) - 2;
@@ -165,6 +128,9 @@ impl Routes {
         let none = NextHop { port: PortId(u16::MAX), link: [0; 12], mtu: 0 };
         let mut table = Routes { generation, internal, ports, hops: vec![none], ..Routes::default() };
         for route in routes {
+            if route.kind == RouteKind::Local {
+                table.add_local(&route.prefix);
+            }
             let family = if route.prefix.addr().is_ipv6() { &mut table.v6 } else { &mut table.v4 };
             let len = route.prefix.prefix_len();
             if family.last().is_none_or(|(l, _)| *l != len) {
@@ -193,6 +159,21 @@ impl Routes {
             table.neighbours.insert((n.port, n.addr), id);
         }
         (table, left_out)
+    }
+
+    fn add_local(&mut self, prefix: &Prefix) {
+        let (addr, len) = (prefix.addr(), prefix.prefix_len());
+        let family = &mut self.local[usize::from(addr.is_ipv6())];
+        if let Some((_, nets)) = family.iter_mut().find(|(l, _)| *l == len) {
+            nets.insert(addr);
+        } else {
+            family.push((len, WordSet::from_iter([addr])));
+        }
+    }
+
+    /// Whether an address is one of this node's own: the kernel's `local` table has it.
+    pub fn is_local(&self, addr: IpAddr) -> bool {
+        self.local[usize::from(addr.is_ipv6())].iter().any(|(len, nets)| nets.contains(&mask_addr(addr, *len)))
     }
 
     /// Adds how the ports spread received packets over the workers, in the order of the ports. Ports whose packets all reach one worker are
@@ -249,6 +230,27 @@ impl Routes {
             [] => (Resolution::Nowhere(Reason::NoRoute), true),
             [leg] => (self.by_leg(leg, dst), true),
             legs => (pick_leg(legs, hash()).map_or(Resolution::Nowhere(Reason::NoRoute), |leg| self.by_leg(leg, dst)), false),
+        }
+    }
+
+    /// Whether a port leads to this destination: the port of one of its route's legs, or the internal port for what lies behind the kernel.
+    /// Answers come in by such a port.
+    pub fn leads_by(&self, dst: IpAddr, port: PortId) -> bool {
+        let internal = self.internal.is_some_and(|internal| internal.port == port);
+        match self.lookup(dst) {
+            Some(RouteKind::Unicast(legs)) => legs.iter().any(|leg| leg.port.map_or(internal, |leg| leg == port)),
+            Some(RouteKind::Local) => internal,
+            Some(RouteKind::Unreachable) | None => false,
+        }
+    }
+
+    /// A port that leads to this destination, and so receives its answers: see [`Routes::leads_by`].
+    pub fn port_towards(&self, dst: IpAddr) -> Option<PortId> {
+        let internal = self.internal.map(|internal| internal.port);
+        match self.lookup(dst)? {
+            RouteKind::Unicast(legs) => legs.first()?.port.or(internal),
+            RouteKind::Local => internal,
+            RouteKind::Unreachable => None,
         }
     }
 
@@ -334,6 +336,7 @@ mod tests {
         assert_eq!(r.resolve(ip("192.168.0.9"), 0), Resolution::Kernel { captured: false });
         assert_eq!(r.resolve(ip("172.16.3.3"), 0), Resolution::Kernel { captured: false });
         assert_eq!(r.resolve(ip("172.31.3.3"), 0), Resolution::Kernel { captured: true });
+        assert_eq!(["192.168.0.9", "192.168.0.8", "::192.168.0.9"].map(|addr| r.is_local(ip(addr))), [true, false, false]);
         assert_eq!(r.kernel_hop(), None, "without an internal port");
         assert_eq!(r.resolve(ip("fd01::1"), 0), Resolution::Nowhere(Reason::NoRoute));
         assert_eq!(r.hop(NextHopId(0)), None);

@@ -4,7 +4,9 @@
 //! traffic policies, readiness and source classes is decided while compiling: here an address, port and protocol lead to a
 //! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
 
+mod limits;
 mod pool;
+mod refused;
 mod snat;
 
 use std::hash::{Hash, Hasher};
@@ -12,13 +14,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::cow_map::CowMap;
-use crate::hash::WordSet;
+use crate::hash::{WordSet, identity_of};
 use crate::reason::Reason;
-use crate::tuple::{AddrWords, HashSeed, Prefix, Proto, Tuple, addr_words};
+use crate::tuple::{AddrWords, HashSeed, Prefix, PrefixSet, Proto, Tuple, addr_words};
 
 pub use crate::backend::Backend;
+pub use limits::{ClientLimit, ConnectionsPerClient, ConnectionsPerSecond, Limits, RateLimit, TokenBucket};
 pub use pool::Pool;
-pub use snat::{SnatRange, Source};
+pub use refused::Refused;
+pub use snat::{PortLimits, PortSet, SnatRange, Source};
 
 /// Which of a Service's addresses a packet was sent to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -96,7 +100,7 @@ pub struct Frontend {
     /// For everybody else.
     pub external: Action,
     /// Load balancer addresses with source ranges: clients outside are dropped.
-    pub source_ranges: Option<Arc<[Prefix]>>,
+    pub source_ranges: Option<Arc<PrefixSet>>,
 }
 
 impl Action {
@@ -140,6 +144,10 @@ pub struct ServicePort {
     pub proto: Proto,
     /// Whether a client's connections go to one backend (`sessionAffinity: ClientIP`).
     pub affinity: Option<Affinity>,
+    /// How many flows it takes.
+    pub limits: Limits,
+    /// How many packets it refused.
+    pub refused: Arc<Refused>,
 }
 
 /// Session affinity of a Service port.
@@ -154,12 +162,7 @@ pub struct Affinity {
 impl Affinity {
     /// Affinity of the port with this name of a Service.
     pub fn new(namespace: &str, name: &str, port_name: &str, proto: Proto, timeout_s: u32) -> Affinity {
-        let mut words = vec![proto as u64];
-        for text in [namespace, name, port_name] {
-            words.push(text.len() as u64);
-            words.extend(text.as_bytes().chunks(8).map(|c| c.iter().fold(0, |w, b| (w << 8) | u64::from(*b))));
-        }
-        Affinity { id: HashSeed::new(0).hash_words(&words), timeout_s }
+        Affinity { id: identity_of(proto as u64, &[namespace, name, port_name]), timeout_s }
     }
 }
 
@@ -182,11 +185,16 @@ pub struct Services {
     pub pod_ips: WordSet<IpAddr>,
     /// This node's own addresses.
     pub node_ips: WordSet<IpAddr>,
+    /// Addresses that are the kernel's but for the ports of Services: this node's, and those of Services that are not served here. What is for
+    /// another port of them is neither rejected nor dropped.
+    pub kernel_ips: WordSet<IpAddr>,
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
     frontends: CowMap<FrontendKey, Frontend>,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
+    /// Both ends of a TCP connection that ends by its idle timeout get a reset.
+    pub reset_idle: bool,
 }
 
 /// The Service's address that a packet was sent to, and where its client is.
@@ -267,9 +275,11 @@ impl Services {
             pod_cidrs: Vec::new(),
             pod_ips: WordSet::default(),
             node_ips: WordSet::default(),
+            kernel_ips: WordSet::default(),
             snat: SnatRange::default(),
             frontends: CowMap::default(),
             tcp_reject: TcpReject::default(),
+            reset_idle: false,
         }
     }
 
@@ -352,7 +362,7 @@ impl Services {
         let client = tuple.src_addr();
         let matched = Matched { frontend, client: self.client_class(client) };
         if let Some(ranges) = &frontend.source_ranges
-            && !ranges.iter().any(|r| r.contains(client))
+            && !ranges.contains(client)
         {
             return Decision::Drop(Some(matched), Reason::SourceRange);
         }
@@ -379,14 +389,16 @@ impl Services {
     }
 
     /// No frontend: unused ports of a cluster IP are rejected, unallocated addresses of the Service range dropped (kube-proxy's nftables
-    /// mode), everything else is left to the kernel.
+    /// mode), everything else is left to the kernel. So is what is for the node itself: kube-proxy rejects and drops in the hooks forward and
+    /// output only.
     fn decide_unmatched(&self, tuple: &Tuple) -> Decision<'_> {
         let dst = tuple.dst_addr();
-        if self.cluster_ips.contains(&dst) {
-            return Decision::Reject(None, Reason::UnusedServicePort);
-        }
-        if self.service_cidrs.iter().any(|p| p.contains(dst)) {
-            return Decision::Drop(None, Reason::UnallocatedServiceAddress);
+        let of_services = || self.cluster_ips.contains(&dst) || self.service_cidrs.iter().any(|p| p.contains(dst));
+        if of_services() && !self.kernel_ips.contains(&dst) {
+            return match self.cluster_ips.contains(&dst) {
+                true => Decision::Reject(None, Reason::UnusedServicePort),
+                false => Decision::Drop(None, Reason::UnallocatedServiceAddress),
+            };
         }
         if self.snat.contains(dst, tuple.dport) {
             return Decision::Pass(Reason::NoFlow);

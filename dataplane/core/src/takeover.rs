@@ -1,9 +1,7 @@
 //! Taking over the flows that an earlier process left in the connection table.
 
-use std::net::IpAddr;
-
 use crate::conntrack::Flow;
-use crate::services::{Action, Backend, Services, SnatRange};
+use crate::services::{Action, Backend, Services};
 use crate::tuple::words_addr;
 
 impl Services {
@@ -28,18 +26,10 @@ impl Services {
     }
 }
 
-impl SnatRange {
-    /// Whether flows may get this source address and port.
-    fn gives(&self, addr: IpAddr, port: u16) -> bool {
-        let v6 = addr.is_ipv6();
-        [self.addr(v6), self.internal(v6)].contains(&Some(addr)) && (self.port_first..=self.port_last).contains(&port)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::{AddressKind, Frontend, Pool, ServicePort};
+    use crate::services::{AddressKind, Frontend, Limits, Pool, ServicePort, SnatRange};
     use crate::tuple::{HashSeed, Proto, addr_words};
     use std::sync::Arc;
 
@@ -58,10 +48,12 @@ mod tests {
             port: 80,
             proto: Proto::Tcp,
             affinity: None,
+            limits: Limits::default(),
+            refused: Arc::default(),
         });
         let frontend = Frontend { port, kind: AddressKind::ClusterIp, pod: reject, node: all, external: local, source_ranges: None };
         services.add_frontend([10, 96, 0, 1].into(), 80, Proto::Tcp, frontend).unwrap();
-        let (v4, internal) = (Some([10, 0, 0, 1].into()), Some([169, 254, 78, 78].into()));
+        let (v4, internal) = (vec![[10, 0, 0, 1].into()], Some([169, 254, 78, 78].into()));
         services.snat = SnatRange { v4, port_first: 61_000, port_last: 62_000, internal_v4: internal, ..SnatRange::default() };
         services
     }
@@ -81,6 +73,7 @@ mod tests {
             source: words(source),
             source_port,
             stats: 4,
+            counted: None,
         }
     }
 

@@ -3,10 +3,15 @@
 //! A [`Tuple`] is what the packet path passes around: both families in one fixed-size value, compared
 //! word by word, convertible to and from `std::net` types at the edges.
 
+mod prefix;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::frame::PortId;
 use crate::wire::protocol;
+
+pub use prefix::{Prefix, PrefixSet, mask_addr};
 
 /// A transport protocol that Services can name (Kubernetes `ServicePort.protocol`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -157,11 +162,27 @@ impl Key {
         fold(h ^ k[2], k[3])
     }
 
+    /// The key of a packet that came in by this port, as [`Conntrack::lookup_prefetched`](crate::conntrack::Conntrack::lookup_prefetched)
+    /// compares it. Its hash is another one.
+    #[inline(always)]
+    pub fn by_port(self, port: PortId) -> Key {
+        Key { meta: self.meta | ingress_mark(port), ..self }
+    }
+
     /// Source and destination address.
     pub fn addresses(&self, v6: bool) -> (AddrWords, AddrWords) {
         let a = &self.addrs;
         if v6 { ([a[0], a[1]], [a[2], a[3]]) } else { ([0, a[0] >> 32], [0, a[0] & 0xffff_ffff]) }
     }
+}
+
+/// In the low byte of a flow's key: the port that the direction's packets were last seen to come in by, plus one. 0: none yet.
+pub(crate) const INGRESS_MASK: u64 = 0xfe;
+
+/// A port as a key's word has it, for ports below [`PORTS_MAX`](crate::routes::PORTS_MAX).
+#[inline(always)]
+pub(crate) fn ingress_mark(port: PortId) -> u64 {
+    ((u64::from(port.0) + 1) << 1) & INGRESS_MASK
 }
 
 /// [`Tuple::meta`] of two ports as they are in a packet, a protocol and a family.
@@ -244,80 +265,6 @@ pub fn fast_range(hash: u32, n: u32) -> u32 {
     ((u64::from(hash) * u64::from(n)) >> 32) as u32
 }
 
-/// An address prefix (CIDR).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Prefix {
-    addr: IpAddr,
-    len: u8,
-}
-
-impl Prefix {
-    /// A prefix; host bits are cleared. `None` when `len` is longer than the address.
-    pub fn new(addr: IpAddr, len: u8) -> Option<Prefix> {
-        let bits = if addr.is_ipv6() { 128 } else { 32 };
-        if len > bits {
-            return None;
-        }
-        Some(Prefix { addr: mask_addr(addr, len), len })
-    }
-
-    /// The single-address prefix.
-    pub fn host(addr: IpAddr) -> Prefix {
-        Prefix { addr, len: if addr.is_ipv6() { 128 } else { 32 } }
-    }
-
-    /// The network address.
-    pub fn addr(&self) -> IpAddr {
-        self.addr
-    }
-
-    /// The number of leading bits that count.
-    pub fn prefix_len(&self) -> u8 {
-        self.len
-    }
-
-    /// Whether the address is inside (same family and same leading bits).
-    pub fn contains(&self, addr: IpAddr) -> bool {
-        addr.is_ipv6() == self.addr.is_ipv6() && mask_addr(addr, self.len) == self.addr
-    }
-}
-
-/// Clears the host bits of an address.
-pub fn mask_addr(addr: IpAddr, len: u8) -> IpAddr {
-    match addr {
-        IpAddr::V4(a) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
-            IpAddr::V4(Ipv4Addr::from(u32::from(a) & mask))
-        }
-        IpAddr::V6(a) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
-            IpAddr::V6(Ipv6Addr::from(u128::from(a) & mask))
-        }
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.addr, self.len)
-    }
-}
-
-impl std::str::FromStr for Prefix {
-    type Err = String;
-
-    /// Reads `10.0.0.0/8` or a bare address (a single-address prefix).
-    fn from_str(s: &str) -> Result<Prefix, String> {
-        let (addr, len) = match s.split_once('/') {
-            Some((a, l)) => (a, Some(l)),
-            None => (s, None),
-        };
-        let addr: IpAddr = addr.parse().map_err(|_| format!("`{s}` is not an address or CIDR"))?;
-        let Some(len) = len else { return Ok(Prefix::host(addr)) };
-        let len: u8 = len.parse().map_err(|_| format!("`{s}`: the prefix length is not a number"))?;
-        Prefix::new(addr, len).ok_or_else(|| format!("`{s}`: the prefix length is longer than the address"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -375,19 +322,5 @@ mod tests {
             counts[fast_range(tuple.hash(&seed) as u32, 64) as usize] += 1;
         }
         assert!(counts.iter().all(|&c| (850..1150).contains(&c)), "{counts:?}");
-    }
-
-    #[test]
-    fn prefixes() {
-        let p: Prefix = "10.1.2.3/8".parse().unwrap();
-        assert_eq!(p.to_string(), "10.0.0.0/8");
-        assert!(p.contains("10.255.0.1".parse().unwrap()));
-        assert!(!p.contains("11.0.0.1".parse().unwrap()));
-        assert!(!p.contains("::a00:1".parse().unwrap()));
-        let all: Prefix = "::/0".parse().unwrap();
-        assert!(all.contains("fd00::1".parse().unwrap()));
-        for bad in ["10.0.0.0/33", "::/129", "x/8", "10.0.0.0/", "10.0.0.0/-1"] {
-            assert!(bad.parse::<Prefix>().is_err(), "{bad}");
-        }
     }
 }

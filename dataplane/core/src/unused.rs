@@ -16,18 +16,13 @@ impl Unused {
     /// Of these rules, those without a flow. No Service may have them any more, so that none begins meanwhile.
     pub fn of(mut rules: FilterRules, table: Conntrack<'_>) -> Unused {
         let mut used: HashSet<(IpAddr, u16, Proto)> = HashSet::new();
-        let mut sources: HashSet<(IpAddr, u16)> = HashSet::new();
         table.for_each(|_, flow| {
             used.insert((words_addr(flow.service, flow.v6), flow.service_port, flow.proto));
-            if flow.source != flow.client {
-                sources.insert((words_addr(flow.source, flow.v6), flow.source_port));
-            }
         });
         let addresses: HashSet<IpAddr> = used.iter().map(|(addr, ..)| *addr).collect();
         rules.services.retain(|service| !used.contains(service));
         rules.addresses.retain(|addr| !addresses.contains(addr));
         rules.service_cidrs.retain(|prefix| !addresses.iter().any(|a| prefix.contains(*a)));
-        rules.snat.retain(|(addr, first, last)| !sources.iter().any(|(a, port)| a == addr && (first..=last).contains(&port)));
         Unused(rules)
     }
 
@@ -61,15 +56,13 @@ mod tests {
             services: [(ip("10.96.0.1"), 80, Proto::Tcp)].into(),
             addresses: [ip("10.96.0.1")].into(),
             service_cidrs: ["10.96.0.0/16".parse().unwrap()].into(),
-            snat: [(ip("10.0.0.1"), 60_000, 61_000)].into(),
         };
         let others = FilterRules {
             services: [(ip("10.96.0.1"), 80, Proto::Udp), (ip("10.96.0.1"), 81, Proto::Tcp), (ip("10.96.0.2"), 80, Proto::Tcp)].into(),
             addresses: [ip("10.96.0.2"), ip("10.0.0.9")].into(),
             service_cidrs: ["10.97.0.0/16".parse().unwrap()].into(),
-            snat: [(ip("10.0.0.1"), 60_000, 60_999), (ip("10.0.0.2"), 60_000, 61_000)].into(),
         };
-        let mut all = needed.clone();
+        let mut all = needed;
         all.extend(others.clone());
         assert_eq!(Unused::of(all.clone(), table).rules(), &all, "there is no flow");
 
@@ -87,6 +80,7 @@ mod tests {
             source: words("10.0.0.1"),
             source_port: 61_000,
             stats: 0,
+            counted: None,
         };
         let hash = table.hash(&flow.original());
         let pending = table.reserve(&mut flow, hash, Phase::first(Proto::Tcp, 2), 0, std::iter::once(61_000)).unwrap();

@@ -91,6 +91,18 @@ pub mod ipv4 {
     /// In [`field::FRAGMENT`]: offset in the packet, in units of 8 bytes.
     pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 
+    /// Kinds of options (RFC 791, 3.1): those of one byte, and source routes.
+    pub mod option {
+        /// End of the list.
+        pub const END: u8 = 0;
+        /// No operation.
+        pub const NOP: u8 = 1;
+        /// Loose source and record route.
+        pub const LOOSE_SOURCE_ROUTE: u8 = 131;
+        /// Strict source and record route.
+        pub const STRICT_SOURCE_ROUTE: u8 = 137;
+    }
+
     /// Version in [`field::VERSION_IHL`].
     #[inline(always)]
     pub const fn version(version_ihl: u8) -> u8 {
@@ -293,14 +305,25 @@ pub mod sctp {
         pub const SHUTDOWN: u8 = 7;
         /// SHUTDOWN ACK.
         pub const SHUTDOWN_ACK: u8 = 8;
+        /// ERROR.
+        pub const ERROR: u8 = 9;
+        /// COOKIE ECHO.
+        pub const COOKIE_ECHO: u8 = 10;
+        /// COOKIE ACK.
+        pub const COOKIE_ACK: u8 = 11;
         /// SHUTDOWN COMPLETE.
         pub const SHUTDOWN_COMPLETE: u8 = 14;
     }
+
+    /// Flag of ABORT and SHUTDOWN COMPLETE: the verification tag is the one that the receiver itself has sent.
+    pub const TAG_REFLECTED: u8 = 1;
 
     /// Fields.
     pub mod field {
         use super::super::Field;
 
+        /// Verification tag.
+        pub const VERIFICATION_TAG: Field<4> = Field::at(4);
         /// CRC32c, least significant byte first.
         pub const CHECKSUM: Field<4> = Field::at(8);
         /// Type of the first chunk.

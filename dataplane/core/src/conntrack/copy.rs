@@ -3,10 +3,11 @@
 //! The table that is copied from is only read, while workers use it. The other one must be the caller's alone, and have the same seed.
 
 use super::flow::{HOPS, HOPS_MASK, TARGET, created_of, with_created};
-use super::{Conntrack, Flow, Hit, Sticky};
+use super::{Conntrack, CountedClient, Flow, Hit, Sticky};
+use crate::services::PortLimits;
 use crate::sync::Ordering::Relaxed;
 
-/// Copies the flow behind `hit`, as it was when it was found: phase, times, cached next hops, and the source port that is counted for it. `None`: it
+/// Copies the flow behind `hit`, as it was when it was found: phase, times, cached next hops, sequence numbers, and what is counted for it. `None`: it
 /// has ended meanwhile, has been copied before, or there is no room.
 pub fn copy_flow(from: &Conntrack<'_>, hit: &Hit, to: &Conntrack<'_>) -> Option<Flow> {
     let mut flow = from.flow(hit)?;
@@ -16,31 +17,30 @@ pub fn copy_flow(from: &Conntrack<'_>, hit: &Hit, to: &Conntrack<'_>) -> Option<
     let words = to.region.slot(copy.slot).0;
     words[TARGET].store(with_created(copy.target, created_of(hit.target)), Relaxed);
     words[HOPS].store((copy.hops & !HOPS_MASK) | (hit.hops & HOPS_MASK), Relaxed);
+    to.region.sequence(copy.slot).store(from.region.sequence(hit.slot).load(Relaxed), Relaxed);
+    if let Some(client) = flow.counted.filter(|_| !hit.phase.is_over()) {
+        let _ = to.clients().take(client, u64::MAX);
+    }
     if flow.replaces_source() {
         // Without a limit it cannot fail but for a mark that nobody has set here.
-        let _ = to.snat_ports().take(&flow, u64::MAX);
+        let _ = to.snat_ports().take(&flow, PortLimits::NONE);
     }
     Some(flow)
 }
 
-/// Copies how many source ports the clients, Services and endpoints of these flows hold, and what is known of the endpoints' ports. False: the other
-/// table is so small that counters which are apart in the first one fall together.
-#[must_use]
-pub fn copy_port_counts(from: &Conntrack<'_>, flows: &[Flow], to: &Conntrack<'_>) -> bool {
-    let holders =
-        |table: &Conntrack<'_>| flows.iter().flat_map(|flow| table.snat_ports().holders(flow)).map(std::ptr::from_ref).collect::<Vec<_>>();
-    let (theirs, ours) = (holders(from), holders(to));
-    let alike = |a: usize, b: usize| (theirs[a] == theirs[b]) == (ours[a] == ours[b]);
-    if !(0..ours.len()).all(|a| (0..a).all(|b| alike(a, b))) {
-        return false;
+/// Copies how many source ports each client and Service holds, and what is known of the ports of these flows' endpoints.
+pub fn copy_port_counts(from: &Conntrack<'_>, flows: &[Flow], to: &Conntrack<'_>) {
+    for (theirs, ours) in from.region.shares().iter().zip(to.region.shares()) {
+        ours.store(theirs.load(Relaxed), Relaxed);
     }
     for flow in flows {
-        for (theirs, ours) in from.snat_ports().holders(flow).into_iter().zip(to.snat_ports().holders(flow)) {
-            ours.store(theirs.load(Relaxed), Relaxed);
-        }
         to.snat_ports().copy_line(&from.snat_ports(), flow);
     }
-    true
+}
+
+/// Copies how many flows are counted for a client.
+pub fn copy_client_count(from: &Conntrack<'_>, client: CountedClient, to: &Conntrack<'_>) {
+    to.clients().copy(&from.clients(), client);
 }
 
 /// Copies which endpoint is remembered for a client, and since when. Returns both, see [`Affinity::remembered`](super::Affinity::remembered).

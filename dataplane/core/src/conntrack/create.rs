@@ -7,7 +7,7 @@
 use super::flow::{HOPS, Rewritten, STATE, TARGET, created_at, hops_empty};
 use super::region::{ABORTED, Home, LIVE, PENDING, STATE_MASK, W_LIVE};
 use super::{Conntrack, Direction, Flow, FlowRef, Hit, Phase, entry, entry_direction, entry_slot, hop_half};
-use crate::bucket_scan::{BUCKET_ENTRIES, Places, entry_at, free, tagged};
+use crate::bucket_scan::{BUCKET_ENTRIES, entry_at, free, tagged};
 use crate::frame::NextHopId;
 use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, LOOK, Ordering, PUBLISH, fence, publish_fence};
@@ -47,8 +47,15 @@ pub struct Pending<'f> {
     now_ms: u64,
 }
 
+impl Pending<'_> {
+    /// The number of the flow's slot.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
 /// The outcome of a key's reservation.
-pub(super) enum Key {
+pub(super) enum Reservation {
     Reserved,
     Live,
     Busy,
@@ -66,19 +73,19 @@ impl<'r> Conntrack<'r> {
         now_ms: u64,
         source_ports: impl Iterator<Item = u16>,
     ) -> Result<Pending<'f>, Refused> {
-        let slot = self.region.allocate().ok_or(Refused::Full)?;
+        let slot = self.region.allocate(flow.counted).ok_or(Refused::Full)?;
         let words = self.region.slot(slot);
         let state = words.word(STATE);
         words.write(flow, phase, now_ms, created_at(now_ms));
         words.write_ports(flow);
         // The original key first: two creations of one flow collide here, before either tries another source port.
         let reserved = match self.reserve_key(&flow.original(), original_hash, Direction::Original, slot) {
-            Key::Reserved => self
+            Reservation::Reserved => self
                 .reserve_reply(flow, slot, state, source_ports)
                 .inspect_err(|_| self.clear_key(&flow.original(), Direction::Original, slot)),
-            Key::NoRoom => Err(Refused::Crowded(Direction::Original)),
-            Key::Live => Err(Refused::Exists),
-            Key::Busy => Err(Refused::Busy),
+            Reservation::NoRoom => Err(Refused::Crowded(Direction::Original)),
+            Reservation::Live => Err(Refused::Exists),
+            Reservation::Busy => Err(Refused::Busy),
         };
         match reserved {
             Ok(()) => Ok(Pending { slot, state, flow, phase, now_ms }),
@@ -130,11 +137,11 @@ impl<'r> Conntrack<'r> {
             words.write_ports(flow);
         }
         match self.reserve_key(&flow.reply(), hash, Direction::Reply, slot) {
-            Key::Reserved => Ok(true),
-            Key::NoRoom => Err(Refused::Crowded(Direction::Reply)),
+            Reservation::Reserved => Ok(true),
+            Reservation::NoRoom => Err(Refused::Crowded(Direction::Reply)),
             // This slot was aborted: the other entry may be the same flow.
-            Key::Live | Key::Busy if words.word(STATE) != state => Err(Refused::Busy),
-            Key::Live | Key::Busy => Ok(false),
+            Reservation::Live | Reservation::Busy if words.word(STATE) != state => Err(Refused::Busy),
+            Reservation::Live | Reservation::Busy => Ok(false),
         }
     }
 
@@ -207,15 +214,15 @@ impl<'r> Conntrack<'r> {
     }
 
     /// Publishes a slot's entry for a key, unless the key is taken.
-    pub(super) fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Key {
+    pub(super) fn reserve_key(&self, tuple: &Tuple, hash: u64, direction: Direction, slot: u32) -> Reservation {
         let home = self.region.home(hash);
         let entry = entry(home.tag, slot, direction);
         for _ in 0..INSERT_TRIES {
             let Some(place) = self.free_place(&home) else {
                 return match self.rival(&home, tuple, None) {
-                    Some((_, _, state)) if state & STATE_MASK == LIVE => Key::Live,
-                    Some(_) => Key::Busy,
-                    None => Key::NoRoom,
+                    Some((_, _, state)) if state & STATE_MASK == LIVE => Reservation::Live,
+                    Some(_) => Reservation::Busy,
+                    None => Reservation::NoRoom,
                 };
             };
             let word = self.place(&home, place);
@@ -225,17 +232,17 @@ impl<'r> Conntrack<'r> {
             // Publish first, look second: of two workers doing this at least one sees the other.
             publish_fence();
             if self.alone(&home, place) {
-                return Key::Reserved;
+                return Reservation::Reserved;
             }
             return match self.settle(&home, tuple, place) {
-                Key::Reserved => Key::Reserved,
+                Reservation::Reserved => Reservation::Reserved,
                 lost => {
                     word.store(0, Ordering::Release);
                     lost
                 }
             };
         }
-        Key::Busy
+        Reservation::Busy
     }
 
     /// A free place: in the first bucket while that has room to spare, else in the emptier bucket.
@@ -245,7 +252,7 @@ impl<'r> Conntrack<'r> {
         if first.len() >= FIRST_BUCKET_SPARE {
             return Some(first.first());
         }
-        let second = if home.buckets[1] == home.buckets[0] { Places::NONE } else { free(self.region.bucket(home.buckets[1])) };
+        let second = free(self.region.bucket(home.buckets[1]));
         match second.len() > first.len() {
             true => Some(BUCKET_ENTRIES + second.first()),
             false => (!first.is_empty()).then(|| first.first()),
@@ -257,30 +264,29 @@ impl<'r> Conntrack<'r> {
     fn alone(&self, home: &Home, mine: usize) -> bool {
         let [first, second] = home.buckets.map(|bucket| tagged(self.region.bucket(bucket), home.tag));
         match mine < BUCKET_ENTRIES {
-            true => first.without(mine).is_empty() & ((home.buckets[0] == home.buckets[1]) | second.is_empty()),
+            true => first.without(mine).is_empty() & second.is_empty(),
             false => first.is_empty() & second.without(mine - BUCKET_ENTRIES).is_empty(),
         }
     }
 
     /// Decides between the entry just published at `mine` and others of the same key.
-    fn settle(&self, home: &Home, tuple: &Tuple, mine: usize) -> Key {
+    fn settle(&self, home: &Home, tuple: &Tuple, mine: usize) -> Reservation {
         while let Some((place, slot, state)) = self.rival(home, tuple, Some(mine)) {
             if state & STATE_MASK == LIVE {
-                return Key::Live;
+                return Reservation::Live;
             }
             if place < mine {
-                return Key::Busy;
+                return Reservation::Busy;
             }
             let aborted = (state & !STATE_MASK) | ABORTED;
             let _ = self.region.slot(slot).0[STATE].compare_exchange(state, aborted, Ordering::AcqRel, Ordering::Relaxed);
         }
-        Key::Reserved
+        Reservation::Reserved
     }
 
     /// The first entry of this key that is live or pending, except at `mine`: `(place, slot, state)`.
     fn rival(&self, home: &Home, tuple: &Tuple, mine: Option<usize>) -> Option<(usize, u32, u64)> {
-        let last = if home.buckets[0] == home.buckets[1] { BUCKET_ENTRIES } else { 2 * BUCKET_ENTRIES };
-        (0..last).filter(|&p| Some(p) != mine).find_map(|place| {
+        (0..2 * BUCKET_ENTRIES).filter(|&p| Some(p) != mine).find_map(|place| {
             let entry = self.place(home, place).load(LOOK);
             if entry == 0 || (entry >> 32) as u32 != home.tag {
                 return None;

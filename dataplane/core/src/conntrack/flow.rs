@@ -1,10 +1,10 @@
 //! One flow in 128 bytes: sixteen words. Every packet needs the first eight; the other eight hold IPv6 addresses.
 //!
 //! ```text
-//! line 0   state    generation << 32 | FREE, PENDING, LIVE, DYING
+//! line 0   state    generation << 32 | counted client << 8 | FREE, PENDING, LIVE, DYING
 //!          seen     milliseconds
-//!          original L4 delta << 48 | client port << 32 | service port << 16 | protocol << 8 | family
-//!          reply    L3 delta << 48 | backend port << 32 | source port << 16 | protocol << 8 | family
+//!          original L4 delta << 48 | client port << 32 | service port << 16 | protocol << 8 | ingress << 1 | family
+//!          reply    L3 delta << 48 | backend port << 32 | source port << 16 | protocol << 8 | ingress << 1 | family
 //!          v4 a     client << 32 | service
 //!          v4 b     backend << 32 | source
 //!          hops     original 26 bits | slot generation 6 bits | reply 26 bits | slot generation 6 bits
@@ -15,14 +15,16 @@
 //! A direction's word is selected by index, without a branch. A rewritten packet has the other direction's key, with source and destination
 //! swapped. Ports, protocol and family of a key are laid out as in [`Tuple::meta`], so they compare in one step.
 //!
-//! `hops` and `target` change while the flow is live. They carry the slot's generation: the compare-and-swap of a worker that was
+//! The ingress ports, `hops` and `target` change while the flow is live. An ingress port is changed by compare-and-swap of its key's word, so
+//! only if the slot still holds a flow with this key. The other two words carry the slot's generation: the compare-and-swap of a worker that was
 //! interrupted fails once the slot holds another flow. A late write to `seen` does no harm.
 
+use super::clients::{CountedClient, counted_of};
 use super::direction::Direction;
 use super::phase::{Phase, STREAM_AGE_MS};
 use crate::checksum::{addr_sum, delta};
 use crate::sync::{AtomicU64, Ordering::Relaxed, overwrite};
-use crate::tuple::{AddrWords, Key, META_BITS, Proto, Tuple, meta_parts};
+use crate::tuple::{AddrWords, INGRESS_MASK, Key, META_BITS, Proto, Tuple, meta_parts};
 
 /// Words of a flow.
 pub(super) const FLOW_WORDS: usize = 16;
@@ -75,6 +77,8 @@ pub struct Flow {
     pub source_port: u16,
     /// Place of its statistics, see [`crate::services::Backend::stats`].
     pub stats: u32,
+    /// Its client, if its Service limits the flows of each client: see [`Clients`](super::Clients).
+    pub counted: Option<CountedClient>,
 }
 
 impl Flow {
@@ -148,6 +152,9 @@ pub(super) fn is_old(target: u64, now_ms: u64) -> bool {
     created_at(now_ms).wrapping_sub(created_of(target)) & CREATED_MASK > STREAM_AGE_MS / CREATED_STEP_MS
 }
 
+/// One generation in a `target` word.
+pub(super) const TARGET_GENERATION_ONE: u64 = 1 << GENERATION_AT;
+
 /// A `target` word with another phase.
 pub(super) fn with_phase(target: u64, phase: Phase) -> u64 {
     (target & !PHASE_MASK) | (u64::from(phase.bits()) << PHASE_AT)
@@ -211,8 +218,8 @@ impl Slot<'_> {
 
     /// Whether these words can be a flow: both keys have the same family and the same protocol, one that Services can name.
     pub(super) fn is_flow(&self) -> bool {
-        let kind = self.word(KEYS) as u16;
-        kind == self.word(KEYS + 1) as u16 && kind & 0xff <= 1 && Proto::from_ip_number((kind >> 8) as u8).is_some()
+        let [kind, other] = [KEYS, KEYS + 1].map(|at| (self.word(at) & !INGRESS_MASK) as u16);
+        kind == other && Proto::from_ip_number((kind >> 8) as u8).is_some()
     }
 
     /// The flow as it is in memory; only meaningful while the state does not change (the caller checks).
@@ -238,6 +245,7 @@ impl Slot<'_> {
             source: addrs[3],
             source_port: reply.dport,
             stats: target as u32,
+            counted: counted_of(self.word(STATE)),
         }
     }
 
@@ -274,9 +282,20 @@ impl Slot<'_> {
     /// Whether this flow has this key in this direction. `v6` is what the key says.
     #[inline(always)]
     pub(super) fn has_key(&self, key: &Key, v6: bool, direction: Direction) -> bool {
+        self.matches(key, v6, direction, !INGRESS_MASK)
+    }
+
+    /// The same for a key that carries an [`ingress_mark`](crate::tuple::ingress_mark): the direction's packets were last seen to come in by that port.
+    #[inline(always)]
+    pub(super) fn has_marked_key(&self, key: &Key, v6: bool, direction: Direction) -> bool {
+        self.matches(key, v6, direction, !0)
+    }
+
+    #[inline(always)]
+    fn matches(&self, key: &Key, v6: bool, direction: Direction, mask: u64) -> bool {
         let at = direction as usize;
         // The delta is shifted out.
-        let meta = (self.word(KEYS + at) ^ key.meta) << (64 - META_BITS);
+        let meta = ((self.word(KEYS + at) ^ key.meta) & mask) << (64 - META_BITS);
         let addrs = if v6 {
             let base = V6 + 4 * at;
             (0..4).fold(0, |d, i| d | (self.word(base + i) ^ key.addrs[i]))

@@ -72,7 +72,7 @@ impl<'r> Conntrack<'r> {
     /// the key's family.
     #[inline(always)]
     pub fn lookup_prefetched(&self, prefetched: &Prefetched<'r>, key: &Key, v6: bool) -> Option<Hit> {
-        read_live(prefetched.entry, prefetched.slot?, key, v6)
+        read_live(prefetched.entry, prefetched.slot?, key, v6, Slot::has_marked_key)
     }
 
     /// Finds the flow that a packet belongs to.
@@ -82,7 +82,7 @@ impl<'r> Conntrack<'r> {
             let bucket = self.region.bucket(bucket);
             tagged(bucket, home.tag).map(|place| entry_at(bucket, place)).find_map(|entry| match entry as u32 {
                 0 => None,
-                _ => read_live(entry, self.region.slot(entry_slot(entry)), &key, tuple.v6),
+                _ => read_live(entry, self.region.slot(entry_slot(entry)), &key, tuple.v6, Slot::has_key),
             })
         })
     }
@@ -130,10 +130,16 @@ impl<'r> Conntrack<'r> {
 
 /// Reads the flow of an entry, if it is live, has this key and did not change meanwhile (seqlock, reader side).
 #[inline(always)]
-fn read_live(entry: u64, slot: Slot<'_>, key: &Key, v6: bool) -> Option<Hit> {
+fn read_live<'r>(
+    entry: u64,
+    slot: Slot<'r>,
+    key: &Key,
+    v6: bool,
+    has_key: impl Fn(&Slot<'r>, &Key, bool, Direction) -> bool,
+) -> Option<Hit> {
     let direction = entry_direction(entry);
     let state = slot.0[STATE].load(Ordering::Acquire);
-    if state & STATE_MASK != LIVE || !slot.has_key(key, v6, direction) {
+    if state & STATE_MASK != LIVE || !has_key(&slot, key, v6, direction) {
         return None;
     }
     let Rewritten { new, new_ports, deltas } = slot.rewritten(v6, direction);

@@ -9,12 +9,15 @@
 //! Affinity and fragments are kept, since their readers verify what they read. Next hops are cleared, since the routes' generations start
 //! again.
 
-use super::create::Key;
+use super::clients::with_counted;
+use super::create::Reservation;
 use super::flow::{SEEN, STATE, TARGET, created_of, phase_of};
 use super::region::{FREE, LIVE, Region, RegionError, STATE_MASK, W_LIVE};
-use super::{Conntrack, Direction, Flow, entry_direction, entry_slot};
+use super::{ClientCount, Conntrack, Direction, Flow, entry_direction, entry_slot};
+use crate::services::PortLimits;
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 use crate::tuple::Tuple;
+use arrayvec::ArrayVec;
 
 /// The table that a process looks for in a region.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,9 @@ pub struct Recovered {
 
 /// How many slots ahead index lines are prefetched.
 const AHEAD: u32 = 8;
+
+/// Buckets searched for a free place before a flow counts as not whole.
+const SEARCHED_MAX: usize = 64;
 
 /// What becomes of a slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,7 +135,6 @@ impl Recovery<'_> {
             Some(stats) => flow.stats = stats,
             None => return Fate::Unwanted,
         }
-        words.0[STATE].store((state & !u64::from(u32::MAX)) | LIVE, Relaxed);
         let target = words.word(TARGET);
         words.write(&flow, phase_of(target), words.word(SEEN).min(now_ms), created_of(target));
         words.write_ports(&flow);
@@ -142,7 +147,12 @@ impl Recovery<'_> {
         }
         if flow.replaces_source() {
             // Cannot fail without a limit.
-            let _ = self.table.snat_ports().take(&flow, u64::MAX);
+            let _ = self.table.snat_ports().take(&flow, PortLimits::NONE);
+        }
+        if let Some(client) = flow.counted.filter(|_| !phase_of(target).is_over())
+            && self.table.clients().take(client, u64::MAX) != ClientCount::Counted
+        {
+            words.0[STATE].store(with_counted(state, None), Relaxed);
         }
         Fate::GoesOn
     }
@@ -151,30 +161,65 @@ impl Recovery<'_> {
     fn put(&self, key: &Tuple, direction: Direction, slot: u32) -> bool {
         let hash = self.table.hash(key);
         match self.table.reserve_key(key, hash, direction, slot) {
-            Key::Reserved => true,
+            Reservation::Reserved => true,
             // The keys fit before, in another order: make room.
-            Key::NoRoom => self.make_room(hash) && matches!(self.table.reserve_key(key, hash, direction, slot), Key::Reserved),
-            Key::Live | Key::Busy => false,
+            Reservation::NoRoom => {
+                self.make_room(hash) && matches!(self.table.reserve_key(key, hash, direction, slot), Reservation::Reserved)
+            }
+            Reservation::Live | Reservation::Busy => false,
         }
     }
 
-    /// Moves one entry out of the full buckets of a key, into the other bucket of its own key.
+    /// Frees a place in the full buckets of a key: moves entries, each into the other bucket of its own key, along the shortest chain of
+    /// buckets that ends at a free place. The keys fit before, so there is one; it is found in every table of at most [`SEARCHED_MAX`]
+    /// buckets, and in a larger one before that many buckets in a row are full.
     fn make_room(&self, hash: u64) -> bool {
-        self.table.region.home(hash).buckets.into_iter().any(|bucket| {
-            self.table.region.bucket(bucket).iter().any(|place| {
-                let entry = place.load(Relaxed);
-                let flow = self.table.region.slot(entry_slot(entry)).read();
-                let key = if entry_direction(entry) == Direction::Reply { flow.reply() } else { flow.original() };
-                let others = self.table.region.home(self.table.hash(&key)).buckets.into_iter().filter(|other| *other != bucket);
-                let free = others.flat_map(|other| self.table.region.bucket(other)).find(|free| free.load(Relaxed) == 0);
-                free.is_some_and(|free| {
-                    free.store(entry, Relaxed);
-                    place.store(0, Relaxed);
-                    true
-                })
-            })
-        })
+        let mut searched = ArrayVec::<SearchedBucket<'_>, SEARCHED_MAX>::new();
+        searched.extend(self.table.region.home(hash).buckets.map(|bucket| SearchedBucket { bucket, leads_here: None }));
+        let mut at = 0;
+        while let Some(bucket) = searched.get(at).map(|s| s.bucket) {
+            for place in self.table.region.bucket(bucket) {
+                let other = self.other_bucket(place.load(Relaxed), bucket);
+                if searched.iter().any(|s| s.bucket == other) {
+                    continue;
+                }
+                if let Some(free) = self.table.region.bucket(other).iter().find(|free| free.load(Relaxed) == 0) {
+                    move_along(&searched, Some((at, place)), free);
+                    return true;
+                }
+                if searched.try_push(SearchedBucket { bucket: other, leads_here: Some((at, place)) }).is_err() {
+                    return false;
+                }
+            }
+            at += 1;
+        }
+        false
     }
+
+    /// The other bucket where an entry may be.
+    fn other_bucket(&self, entry: u64, bucket: u32) -> u32 {
+        let flow = self.table.region.slot(entry_slot(entry)).read();
+        let key = if entry_direction(entry) == Direction::Reply { flow.reply() } else { flow.original() };
+        let [first, second] = self.table.region.home(self.table.hash(&key)).buckets;
+        if bucket == first { second } else { first }
+    }
+}
+
+/// A full bucket that [`Recovery::make_room`] has reached.
+struct SearchedBucket<'r> {
+    bucket: u32,
+    /// The searched bucket and the place in it whose entry can move to this bucket; none for a bucket of the key itself.
+    leads_here: Option<(usize, &'r AtomicU64)>,
+}
+
+/// Moves the entry at a place to the free one, and those before it in the chain one bucket on each.
+fn move_along<'r>(searched: &[SearchedBucket<'r>], mut last: Option<(usize, &'r AtomicU64)>, mut free: &'r AtomicU64) {
+    while let Some((at, place)) = last {
+        free.store(place.load(Relaxed), Relaxed);
+        free = place;
+        last = searched[at].leads_here;
+    }
+    free.store(0, Relaxed);
 }
 
 #[cfg(test)]

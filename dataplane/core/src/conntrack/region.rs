@@ -6,18 +6,23 @@
 //!                    free list; slots ever used; cursor of the sweep; live flows; flows with a source port of ours; use
 //! words 64..         index: buckets of eight entries, one cache line each
 //! then, aligned      flows: 16 words each
+//! then               sequence numbers: a word for each flow, see `sequence`
 //! then               fragments: 2 words each, see `fragments`
 //! then, aligned      affinity: buckets of a cache line, see `affinity`
 //! then               shares: a word each, see `shares`
 //! then, aligned      endpoints: a cache line each, see `endpoints`
+//! then, aligned      flows of clients: buckets of a cache line, see `clients`
 //! ```
 //!
 //! An index entry is `tag << 32 | (slot + 1) << 1 | direction`; 0 is empty. The tag is the upper half of the key's hash; the lower
-//! half names two buckets, and a key is in one of them.
+//! half names two different buckets, and a key is in one of them.
 //!
 //! A region may be a file and outlive the process; see `recovery`.
 
+mod error;
+
 use super::affinity::BUCKET_WORDS;
+use super::clients::{CountedClient, with_counted};
 use super::endpoints::ENDPOINT_WORDS;
 use super::flow::{FLOW_WORDS, KEYS, STATE, Slot};
 use crate::bucket_scan::BUCKET_ENTRIES;
@@ -25,8 +30,10 @@ use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::tuple::{HashSeed, fast_range};
 
+pub use error::RegionError;
+
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nomagic\x01");
-pub(super) const VERSION: u64 = 8;
+pub(super) const VERSION: u64 = 10;
 const HEADER_WORDS: usize = 64;
 /// Words of the header's first line that never change; their check follows them.
 const FIXED_WORDS: usize = 7;
@@ -59,49 +66,7 @@ pub(super) const DYING: u64 = 3;
 pub(super) const ABORTED: u64 = 4;
 pub(super) const STATE_MASK: u64 = 0xff;
 const GENERATION_ONE: u64 = 1 << 32;
-
-/// Why a region cannot be used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RegionError {
-    /// Fewer words than the capacity needs.
-    TooSmall,
-    /// The capacity is 0 or beyond [`CAPACITY_MAX`].
-    Capacity,
-    /// It does not begin with a connection table's magic number.
-    Foreign,
-    /// The table of another version of this program.
-    Version {
-        /// The version found.
-        found: u64,
-    },
-    /// The header is torn, or its layout is not this program's.
-    Header,
-    /// A table for another number of connections.
-    OtherCapacity {
-        /// Capacity of the table found.
-        found: u32,
-        /// Wanted capacity.
-        wanted: u32,
-    },
-    /// From another boot of the machine: the clock has restarted since.
-    OtherBoot,
-}
-
-impl std::fmt::Display for RegionError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            RegionError::TooSmall => f.write_str("the memory is smaller than the table's capacity needs"),
-            RegionError::Capacity => write!(f, "the table's capacity must be between 1 and {CAPACITY_MAX} connections"),
-            RegionError::Foreign => f.write_str("it is no connection table"),
-            RegionError::Version { found } => write!(f, "it is a connection table of version {found}, this is version {VERSION}"),
-            RegionError::Header => f.write_str("its header is torn or of another layout"),
-            RegionError::OtherCapacity { found, wanted } => write!(f, "it is for {found} connections, {wanted} are configured"),
-            RegionError::OtherBoot => f.write_str("it is from another boot of the machine"),
-        }
-    }
-}
-
-impl std::error::Error for RegionError {}
+const GENERATION_MASK: u64 = !(GENERATION_ONE - 1);
 
 /// Where things are in a region, and the words themselves.
 #[derive(Clone, Copy)]
@@ -114,7 +79,7 @@ pub(super) struct Region<'r> {
     pub(super) seed: HashSeed,
 }
 
-/// The places where a key may be.
+/// The places where a key may be: two buckets, never the same.
 #[derive(Clone, Copy)]
 pub(super) struct Home {
     pub(super) tag: u32,
@@ -129,8 +94,12 @@ fn flows_at(buckets: usize) -> usize {
     (HEADER_WORDS + buckets * BUCKET_ENTRIES).next_multiple_of(FLOW_WORDS)
 }
 
+fn sequences_at(buckets: usize, capacity: u32) -> usize {
+    flows_at(buckets) + capacity as usize * FLOW_WORDS
+}
+
 fn fragments_at(capacity: u32) -> usize {
-    flows_at(buckets_for(capacity)) + capacity as usize * FLOW_WORDS
+    sequences_at(buckets_for(capacity), capacity) + capacity as usize
 }
 
 fn affinity_at(capacity: u32) -> usize {
@@ -146,12 +115,11 @@ fn shares_at(capacity: u32) -> usize {
     affinity_at(capacity) + affinity_buckets(capacity) * BUCKET_WORDS
 }
 
-fn share_counters(capacity: u32) -> usize {
-    (capacity as usize / 16).clamp(2, 1 << 16)
-}
+/// Counters of source ports. As many in every table, so that holders share a counter in a copy of a table if they do in the table.
+const SHARE_COUNTERS: usize = if cfg!(loom) { 2 } else { 1 << 16 };
 
 fn endpoints_at(capacity: u32) -> usize {
-    (shares_at(capacity) + share_counters(capacity)).next_multiple_of(ENDPOINT_WORDS)
+    (shares_at(capacity) + SHARE_COUNTERS).next_multiple_of(ENDPOINT_WORDS)
 }
 
 /// An endpoint for every 64 connections.
@@ -159,11 +127,24 @@ fn endpoint_lines(capacity: u32) -> usize {
     (capacity as usize / 64).max(if cfg!(loom) { 1 } else { 8 })
 }
 
+fn clients_at(capacity: u32) -> usize {
+    (endpoints_at(capacity) + endpoint_lines(capacity) * ENDPOINT_WORDS).next_multiple_of(BUCKET_ENTRIES)
+}
+
+/// Buckets of counters: five counters for every four connections.
+fn client_buckets(capacity: u32) -> usize {
+    (5 * capacity as usize).div_ceil(4 * BUCKET_ENTRIES).max(if cfg!(loom) { 1 } else { 8 })
+}
+
 /// Ties the header's first line together, and to where this program has things in a region.
 fn check_of(fixed: &[u64; FIXED_WORDS], capacity: u32) -> u64 {
     let buckets = buckets_for(capacity);
-    let places = [flows_at(buckets), fragments_at(capacity), affinity_at(capacity), shares_at(capacity)];
-    let places = places.into_iter().chain([endpoints_at(capacity), Region::words_needed(capacity)]);
+    let places = [flows_at(buckets), sequences_at(buckets, capacity), fragments_at(capacity), affinity_at(capacity)];
+    let places = places.into_iter().chain([shares_at(capacity)]).chain([
+        endpoints_at(capacity),
+        clients_at(capacity),
+        Region::words_needed(capacity),
+    ]);
     let words = fixed.iter().copied().chain(places.map(|place| place as u64));
     let seed = HashSeed::new(MAGIC);
     words.fold(0, |check, word| seed.hash_words(&[check, word]))
@@ -171,7 +152,7 @@ fn check_of(fixed: &[u64; FIXED_WORDS], capacity: u32) -> u64 {
 
 impl<'r> Region<'r> {
     pub(super) fn words_needed(capacity: u32) -> usize {
-        endpoints_at(capacity) + endpoint_lines(capacity) * ENDPOINT_WORDS
+        clients_at(capacity) + client_buckets(capacity) * BUCKET_ENTRIES
     }
 
     pub(super) fn format(words: &'r [AtomicU64], capacity: u32, seed: u64, boot_id: [u64; 2]) -> Result<Region<'r>, RegionError> {
@@ -236,8 +217,11 @@ impl<'r> Region<'r> {
     #[inline(always)]
     pub(super) fn home(&self, hash: u64) -> Home {
         let (low, tag) = (hash as u32, (hash >> 32) as u32);
+        let first = fast_range(low, self.buckets);
         let second = (low ^ tag.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca77);
-        Home { tag, buckets: [fast_range(low, self.buckets), fast_range(second, self.buckets)] }
+        // One of the others: a key with one bucket only would find it full in a small table.
+        let second = fast_range(second, self.buckets - 1);
+        Home { tag, buckets: [first, second + u32::from(second >= first)] }
     }
 
     #[inline(always)]
@@ -248,6 +232,11 @@ impl<'r> Region<'r> {
     #[inline(always)]
     pub(super) fn slot(&self, slot: u32) -> Slot<'r> {
         Slot(&self.flows[slot as usize])
+    }
+
+    /// The sequence numbers of the flow in a slot.
+    pub(super) fn sequence(&self, slot: u32) -> &'r AtomicU64 {
+        &self.words[sequences_at(self.buckets as usize, self.capacity) + slot as usize]
     }
 
     /// The two words where a fragmented packet with this hash is remembered.
@@ -264,17 +253,17 @@ impl<'r> Region<'r> {
 
     /// The counters of source ports by client and Service.
     pub(super) fn shares(&self) -> &'r [AtomicU64] {
-        &self.words[shares_at(self.capacity)..][..share_counters(self.capacity)]
-    }
-
-    pub(super) fn share(&self, hash: u64) -> &'r AtomicU64 {
-        let shares = self.shares();
-        &shares[fast_range((hash >> 32) as u32, shares.len() as u32) as usize]
+        &self.words[shares_at(self.capacity)..][..SHARE_COUNTERS]
     }
 
     /// What is known of the source ports towards each endpoint.
     pub(super) fn endpoints(&self) -> &'r [[AtomicU64; ENDPOINT_WORDS]] {
         self.words[endpoints_at(self.capacity)..][..endpoint_lines(self.capacity) * ENDPOINT_WORDS].as_chunks().0
+    }
+
+    /// The counters of clients' flows.
+    pub(super) fn client_counters(&self) -> &'r [[AtomicU64; BUCKET_ENTRIES]] {
+        self.words[clients_at(self.capacity)..][..client_buckets(self.capacity) * BUCKET_ENTRIES].as_chunks().0
     }
 
     /// The boot of the machine that the region is of.
@@ -297,11 +286,13 @@ impl<'r> Region<'r> {
         self.words[W_USE].store(DETACHED, Ordering::Release);
     }
 
-    /// Clears everything that can be rebuilt from the flows: index, shares, endpoints, free list, counts. No slot counts as used.
+    /// Clears everything that can be rebuilt from the flows: index, shares, endpoints, flows of clients, free list, counts. No slot counts as used.
     pub(super) fn forget_what_follows_from_flows(&self) {
         let index = self.index.iter().flatten();
         let counts = [W_FREE_HEAD, W_HIGH_WATER, W_CURSOR, W_LIVE, W_SNAT].map(|word| &self.words[word]);
-        index.chain(self.shares()).chain(self.endpoints().iter().flatten()).chain(counts).for_each(|word| word.store(0, Ordering::Relaxed));
+        let of_ports = self.shares().iter().chain(self.endpoints().iter().flatten());
+        let of_clients = self.client_counters().iter().flatten();
+        index.chain(of_ports).chain(of_clients).chain(counts).for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
     /// Counts the slots below this one as used.
@@ -314,12 +305,13 @@ impl<'r> Region<'r> {
         self.words[W_HIGH_WATER].load(Ordering::Relaxed).min(u64::from(self.capacity)) as u32
     }
 
-    /// Takes a free slot and sets it pending. The caller owns it until it goes live or is freed.
-    pub(super) fn allocate(&self) -> Option<u32> {
+    /// Takes a free slot and sets it pending, for a flow that is counted for this client. The caller owns it until it goes live or is freed.
+    pub(super) fn allocate(&self, counted: Option<CountedClient>) -> Option<u32> {
         let slot = self.pop_free().or_else(|| self.take_unused())?;
         let state = &self.slot(slot).0[STATE];
         // A reader that sees it pending must also see that its former keys are gone: an old entry is no rival's.
-        state.store((state.load(Ordering::Relaxed) & !STATE_MASK) | PENDING, Ordering::Release);
+        let pending = (state.load(Ordering::Relaxed) & GENERATION_MASK) | PENDING;
+        state.store(with_counted(pending, counted), Ordering::Release);
         // Readers of the slot's former flow must see the state change before the new words (seqlock, writer side).
         fence(Ordering::Release);
         Some(slot)
@@ -375,7 +367,7 @@ impl<'r> Region<'r> {
     /// Retires a slot: readers that still look at its words notice.
     pub(super) fn retire(&self, slot: u32) {
         let state = &self.slot(slot).0[STATE];
-        state.store((state.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
+        state.store((state.load(Ordering::Relaxed) & GENERATION_MASK).wrapping_add(GENERATION_ONE) | FREE, Ordering::Relaxed);
     }
 
     /// Puts a retired slot on the free list. The link is in a word that only the slot's owner writes.

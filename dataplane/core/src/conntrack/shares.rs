@@ -1,17 +1,21 @@
 //! Counts the source ports of each client and Service, so that none of them can take all ports towards an endpoint.
 //!
-//! A counter for each (endpoint, client) and (endpoint, Service address), found by hash. Holders whose hashes collide share a counter. With
-//! limits of thousands of ports, and few holders of many, that has no effect in practice.
+//! A counter for each (endpoint, client) in one half of an array, and for each (endpoint, Service address) in the other, found by hash.
+//! Holders whose hashes collide share a counter. With limits of thousands of ports, and few holders of many, that has no effect in practice.
 
 use super::region::{Region, W_SNAT};
 use super::{EndpointPorts, Flow};
+use crate::services::PortLimits;
 use crate::sync::{AtomicU64, Ordering::Relaxed};
+use crate::tuple::fast_range;
 
 /// Why a flow gets no source port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NoPort {
-    /// Its client or its Service has reached the limit.
-    Share,
+    /// Its client has reached the limit.
+    ClientShare,
+    /// Its Service has reached the limit.
+    ServiceShare,
     /// All of them are taken.
     Exhausted,
 }
@@ -26,13 +30,14 @@ impl<'r> SnatPorts<'r> {
     /// Counts a source port for a flow's client, Service and endpoint.
     ///
     /// # Errors
-    /// When the client or the Service holds `most` already, or the endpoint is marked as exhausted. Nothing is counted then.
-    pub fn take(&self, flow: &Flow, most: u64) -> Result<EndpointPorts<'r>, NoPort> {
+    /// When the client or the Service has reached its limit, or the endpoint is marked as exhausted. Nothing is counted then.
+    pub fn take(&self, flow: &Flow, limits: PortLimits) -> Result<EndpointPorts<'r>, NoPort> {
         let holders = self.holders(flow);
-        for (i, holder) in holders.iter().enumerate() {
+        let limits = [(limits.client, NoPort::ClientShare), (limits.service, NoPort::ServiceShare)];
+        for (i, (holder, (most, refused))) in holders.iter().zip(limits).enumerate() {
             if holder.fetch_add(1, Relaxed) >= most {
                 holders[..=i].iter().for_each(|h| give(h));
-                return Err(NoPort::Share);
+                return Err(refused);
             }
         }
         let Some(ports) = self.take_port(flow) else {
@@ -65,9 +70,16 @@ impl<'r> SnatPorts<'r> {
         self.region.header(W_SNAT).load(Relaxed)
     }
 
-    /// The most source ports that one client or Service holds towards one endpoint.
-    pub fn largest_share(&self) -> u64 {
-        self.region.shares().iter().map(|holder| holder.load(Relaxed)).max().unwrap_or(0)
+    /// The most source ports that one client, and that one Service, holds towards one endpoint.
+    pub fn largest_shares(&self) -> PortLimits {
+        let most = |half: &[AtomicU64]| half.iter().map(|holder| holder.load(Relaxed)).max().unwrap_or(0);
+        let (clients, services) = self.halves();
+        PortLimits { client: most(clients), service: most(services) }
+    }
+
+    fn halves(&self) -> (&'r [AtomicU64], &'r [AtomicU64]) {
+        let all = self.region.shares();
+        all.split_at(all.len() / 2)
     }
 
     pub(super) fn holders(&self, flow: &Flow) -> [&'r AtomicU64; 2] {
@@ -76,7 +88,8 @@ impl<'r> SnatPorts<'r> {
         let [b0, b1] = flow.backend;
         let client = seed.hash_words(&[b0, b1, kind, flow.client[0], flow.client[1]]);
         let service = seed.hash_words(&[b0, b1, kind, flow.service[0], flow.service[1], u64::from(flow.service_port)]);
-        [client, service].map(|hash| self.region.share(hash))
+        let (clients, services) = self.halves();
+        [(clients, client), (services, service)].map(|(half, hash)| &half[fast_range((hash >> 32) as u32, half.len() as u32) as usize])
     }
 }
 

@@ -70,6 +70,9 @@ impl Timeouts {
     fn of(&self, phase: Phase) -> u64 {
         use PhaseKind::*;
         match (phase.kind(), phase.is_sctp()) {
+            // It lives on unless its end is proven.
+            (FinWait | LastAck | Closed, false) if phase.is_doubtful() => self.established_ms,
+            (FinWait | LastAck | Closed, true) if phase.is_doubtful() => self.sctp_established_ms,
             (SynSent, false) => self.syn_sent_ms,
             (SynReceived, false) => self.syn_received_ms,
             (Established, false) => self.established_ms,
@@ -79,7 +82,7 @@ impl Timeouts {
             (TimeWait, false) => self.time_wait_ms,
             (Closed, false) => self.closed_ms,
             (PickedUp | PickedUpReply, false) => self.picked_up_ms,
-            (Unreplied | Replied, _) => self.udp_ms,
+            (Unreplied | Replied | Confirmed, _) => self.udp_ms,
             (Stream, _) => self.udp_stream_ms,
             (SynReceived, true) => self.sctp_cookie_ms,
             (Established, true) => self.sctp_established_ms,
@@ -132,7 +135,7 @@ mod tests {
     /// The idle time of the phase that these packets lead to, seconds.
     fn idle_s(proto: Proto, packets: &[(Direction, u8)]) -> u64 {
         let first = Phase::first(proto, packets[0].1);
-        let phase = packets[1..].iter().fold(first, |phase, (direction, flags)| phase.after(*direction, *flags));
+        let phase = packets[1..].iter().fold(first, |phase, (direction, flags)| phase.after(*direction, *flags, true));
         Timeouts::default().table().of(phase) / 1_000
     }
 
@@ -155,7 +158,7 @@ mod tests {
         assert_eq!(of(Proto::Tcp), [120, 60, 86_400, 86_400, 120, 3_600, 30, 120, 10, 300]);
         assert_eq!(of(Proto::Sctp), [10, 3, 3, 210, 3, 3, 3, 3, 10, 30]);
         assert_eq!(of(Proto::Udp), [30; 10]);
-        let replied = Phase::first(Proto::Udp, 0).after(Reply, 0);
+        let replied = Phase::first(Proto::Udp, 0).after(Reply, 0, true);
         assert_eq!(Timeouts::default().table().of(replied.grown_old()), 120_000);
     }
 
@@ -163,17 +166,20 @@ mod tests {
     fn settled_means_that_nothing_changes() {
         let (mut settled, idle) = (0, Timeouts::default().table());
         for phase in (0..=255).map(Phase::from_bits) {
-            for (direction, flags) in [Direction::Original, Direction::Reply].into_iter().flat_map(|d| (0..=255).map(move |f| (d, f))) {
+            let packets = [Direction::Original, Direction::Reply].into_iter().flat_map(|d| (0..=255).map(move |f| (d, f)));
+            for ((direction, flags), proven) in packets.flat_map(|packet| [(packet, false), (packet, true)]) {
                 let ordinary = flags & (SYN | FIN | RST) == 0;
                 if ordinary && idle.settled(phase, direction) > 0 {
                     settled += 1;
-                    assert_eq!(phase.after(direction, flags).bits(), phase.bits(), "{phase:?} {direction:?} {flags:#x}");
-                    let until = if phase.kind() == PhaseKind::Replied { SEEN_RESOLUTION_MS } else { idle.of(phase) };
+                    assert_eq!(phase.after(direction, flags, proven).bits(), phase.bits(), "{phase:?} {direction:?} {flags:#x} {proven}");
+                    let ages = matches!(phase.kind(), PhaseKind::Replied | PhaseKind::Confirmed);
+                    let until = if ages { SEEN_RESOLUTION_MS } else { idle.of(phase) };
                     assert_eq!(idle.settled(phase, direction), until);
                 }
             }
         }
-        // Established, CloseWait, Replied and Stream from both sides, PickedUp, PickedUpReply and Unreplied from one, with 32 flags, whatever the other four bits.
-        assert_eq!(settled, (4 * 2 + 3) * 32 * 16);
+        // Established, CloseWait, Confirmed and Stream from both sides, unless doubtful; PickedUp, Unreplied and Replied from one. With 32
+        // flags, proven or not, for all values of the other bits.
+        assert_eq!(settled, (4 * 2 * 8 + 3 * 16) * 32 * 2);
     }
 }

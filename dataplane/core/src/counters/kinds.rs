@@ -74,20 +74,20 @@ pub struct Volume {
 /// The values that a label of a counter may have.
 pub trait Labels: Copy + Eq + std::fmt::Debug + 'static {
     /// What stands for a value in code.
-    type Key: Copy + Eq + std::fmt::Debug + 'static;
+    type LabelValue: Copy + Eq + std::fmt::Debug + 'static;
     /// The label's name in metrics.
     const NAME: &'static str;
     /// Every key, in the order of [`Labels::index`].
-    const ALL: &'static [Self::Key];
+    const ALL: &'static [Self::LabelValue];
 
     /// The key's place among [`Labels::ALL`].
-    fn index(key: Self::Key) -> usize;
+    fn index(key: Self::LabelValue) -> usize;
 
     /// The key's word in metrics and in the status.
-    fn label(key: Self::Key) -> &'static str;
+    fn label(key: Self::LabelValue) -> &'static str;
 
     /// Whether this label may have that value; others are neither counted nor shown.
-    fn holds(_key: Self::Key) -> bool {
+    fn holds(_key: Self::LabelValue) -> bool {
         true
     }
 }
@@ -99,7 +99,7 @@ pub struct CounterBy<L: Labels>(Box<[Counter]>, PhantomData<L>);
 impl<L: Labels> CounterBy<L> {
     /// The counter of one value.
     #[inline]
-    pub fn of(&self, key: L::Key) -> &Counter {
+    pub fn of(&self, key: L::LabelValue) -> &Counter {
         debug_assert!(L::holds(key), "{key:?} is no value of this label");
         &self.0[L::index(key)]
     }
@@ -117,7 +117,7 @@ pub struct CountBy<L: Labels>(Box<[u64]>, PhantomData<L>);
 
 impl<L: Labels> CountBy<L> {
     /// Every value that the label may have, with its count.
-    pub fn iter(&self) -> impl Iterator<Item = (L::Key, u64)> {
+    pub fn iter(&self) -> impl Iterator<Item = (L::LabelValue, u64)> {
         L::ALL.iter().copied().zip(self.0.iter().copied()).filter(|(key, _)| L::holds(*key))
     }
 
@@ -133,16 +133,16 @@ impl<L: Labels> Default for CountBy<L> {
     }
 }
 
-impl<L: Labels> Index<L::Key> for CountBy<L> {
+impl<L: Labels> Index<L::LabelValue> for CountBy<L> {
     type Output = u64;
 
-    fn index(&self, key: L::Key) -> &u64 {
+    fn index(&self, key: L::LabelValue) -> &u64 {
         &self.0[L::index(key)]
     }
 }
 
-impl<L: Labels> IndexMut<L::Key> for CountBy<L> {
-    fn index_mut(&mut self, key: L::Key) -> &mut u64 {
+impl<L: Labels> IndexMut<L::LabelValue> for CountBy<L> {
+    fn index_mut(&mut self, key: L::LabelValue) -> &mut u64 {
         &mut self.0[L::index(key)]
     }
 }
@@ -185,7 +185,7 @@ impl Series {
 }
 
 /// A kind of counter.
-pub trait Kind: Default {
+pub trait CounterKind: Default {
     /// Its values.
     type Count: Count;
 
@@ -202,7 +202,7 @@ pub trait Count: Default {
     fn each(&self, info: &'static CounterInfo, f: &mut dyn FnMut(Series, u64));
 }
 
-impl Kind for Counter {
+impl CounterKind for Counter {
     type Count = u64;
 
     fn read(&self) -> u64 {
@@ -220,7 +220,7 @@ impl Count for u64 {
     }
 }
 
-impl Kind for Traffic {
+impl CounterKind for Traffic {
     type Count = Volume;
 
     fn read(&self) -> Volume {
@@ -241,7 +241,7 @@ impl Count for Volume {
     }
 }
 
-impl<L: Labels> Kind for CounterBy<L> {
+impl<L: Labels> CounterKind for CounterBy<L> {
     type Count = CountBy<L>;
 
     fn read(&self) -> CountBy<L> {

@@ -3,9 +3,10 @@
 //! One line is all that a counter needs besides the place that counts: the struct of counters, the struct of values, the status and
 //! `/metrics` follow from it. The edge's counters stand here as well, since what shows them links no AF_XDP.
 
-use super::kinds::{Count, Counter, CounterBy, CounterInfo, Kind, Labels, Series, Traffic};
+use super::kinds::{Count, Counter, CounterBy, CounterInfo, CounterKind, Labels, Series, Traffic};
 use crate::conntrack::EvictionRank;
 use crate::reason::{DropReasons, KernelReasons};
+use crate::reject::Class;
 
 /// Defines structs of values; see [`counters`].
 macro_rules! counts {
@@ -49,7 +50,7 @@ macro_rules! counters {
 
         counts! {
             $(#[$doc])*
-            $counts { $( $field: <$kind as Kind>::Count = $metric, $help; )* }
+            $counts { $( $field: <$kind as CounterKind>::Count = $metric, $help; )* }
         }
     )*};
 }
@@ -69,7 +70,8 @@ counters! {
 
     /// What the packet path did besides.
     PathCounters, PathCounts {
-        made_suppressed: Counter = "nomagic_rejects_suppressed_total", "Rejects that could not be sent (rate limit or no spare frame).";
+        rejects_made: CounterBy<Class> = "nomagic_rejects_made_total", "Rejects (ICMP errors, resets), by what they are about.";
+        rejects_suppressed: CounterBy<Class> = "nomagic_rejects_suppressed_total", "Rejects that were not sent, by what they are about: over a limit, without a spare frame, or an answer to a broadcast, to a reset or to what may be fragmented.";
         checksum_completed: Counter = "nomagic_checksums_completed_total", "Checksums computed in full because the sender left them to its NIC.";
     }
 
@@ -82,9 +84,11 @@ counters! {
         replaced: Counter = "nomagic_flows_replaced_total", "Connections whose client opened a new one from the same port.";
         snat_searched: Counter = "nomagic_flows_snat_searched_total", "Connections whose first choice of a source port was taken, so that others were tried: a sign that the range fills up.";
         busy: Counter = "nomagic_flows_busy_total", "Creations given up because another worker was creating the same connection.";
+        snat_reclaimed: CounterBy<EvictionRank> = "nomagic_flows_snat_reclaimed_total", "Connections with SNAT that ended because a new connection needed their source port, by rank as nomagic_flows_evicted_total.";
+        client_uncounted: Counter = "nomagic_flows_client_uncounted_total", "Connections that do not count for the limit of their client, because there was no room for another counter.";
         revived: Counter = "nomagic_flows_revived_total", "Connections that continued after an RST, which was forged or late.";
         syn_repeated: Counter = "nomagic_flow_syns_repeated_total", "SYNs of known connections that changed nothing: sent again, or from a port that is used again too soon.";
-        evicted: CounterBy<EvictionRank> = "nomagic_flows_evicted_total", "Connections evicted to make room, by what they were: closed, half-open, or UDP that was answered but idle.";
+        evicted: CounterBy<EvictionRank> = "nomagic_flows_evicted_total", "Connections evicted to make room, by rank: closed; unconfirmed (handshake not complete, UDP with at most one answer); doubtful (reset or closed by a segment whose sequence number did not fit); confirmed UDP that was idle.";
     }
 
     /// Why frames were not forwarded, by what became of them.
@@ -178,14 +182,14 @@ counts! {
 /// Defines the XDP program's counts: a line is a field, what became of the frames, and a sentence.
 macro_rules! outcomes {
     ($( $field:ident : $class:ident, $text:literal; )*) => {
-        /// The XDP program's counts of one interface. Received frames are `passed() + taken + dropped()`.
+        /// The XDP program's counts of one interface. Received frames are `passed() + taken + denied + dropped()`.
         #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
         pub struct XdpCounts { $( #[doc = $text] pub $field: u64, )* }
 
         impl XdpCounts {
             /// What the program counts, in the order of its places: `enum stat` of bpf/maps.h, in lower case.
-            pub const OUTCOMES: [&'static str; 12] = [ $( stringify!($field), )* ];
+            pub const OUTCOMES: [&'static str; 16] = [ $( stringify!($field), )* ];
 
             /// Reads each place, in their order.
             pub fn read<E>(mut place: impl FnMut(u32) -> Result<u64, E>) -> Result<XdpCounts, E> {
@@ -204,7 +208,7 @@ macro_rules! outcomes {
                 self.sum(Outcome::Passed)
             }
 
-            /// Frames dropped by the program.
+            /// Frames dropped by the program because no worker takes them.
             pub fn dropped(&self) -> u64 {
                 self.sum(Outcome::Dropped)
             }
@@ -226,12 +230,17 @@ macro_rules! outcomes {
 enum Outcome {
     Passed,
     Taken,
+    /// Dropped on purpose: no sign of a fault, unlike `Dropped`.
+    Denied,
     Dropped,
 }
 
 outcomes! {
     pass_not_ours: Passed, "To the kernel: no Service, no announced reply.";
+    pass_other_mac: Passed, "To the kernel: addressed to another host's MAC address, to a group or to all.";
+    pass_vlan: Passed, "To the kernel: with a VLAN tag that the configuration does not name, or with several.";
     pass_not_ip: Passed, "To the kernel: neither IPv4 nor IPv6.";
+    pass_ipv4_checksum: Passed, "To the kernel: the checksum of the IPv4 header is wrong.";
     pass_fragment: Passed, "To the kernel: fragments.";
     pass_icmp: Passed, "To the kernel: ICMP.";
     pass_other_protocol: Passed, "To the kernel: transport protocols that are not taken.";
@@ -242,10 +251,11 @@ outcomes! {
     dropped_no_socket: Dropped, "Dropped: the worker's socket is closed.";
     dropped_stale: Dropped, "Dropped: the worker's heartbeat is stale, within the grace period.";
     failed_closed: Dropped, "Dropped: the worker has been gone for longer than the grace period.";
+    denied: Denied, "Dropped: the source is in the deny list.";
 }
 
 impl Labels for EvictionRank {
-    type Key = EvictionRank;
+    type LabelValue = EvictionRank;
     const NAME: &'static str = "rank";
     const ALL: &'static [EvictionRank] = &EvictionRank::ALL;
 
@@ -256,7 +266,8 @@ impl Labels for EvictionRank {
     fn label(rank: EvictionRank) -> &'static str {
         match rank {
             EvictionRank::Closed => "closed",
-            EvictionRank::HalfOpen => "half_open",
+            EvictionRank::Unconfirmed => "unconfirmed",
+            EvictionRank::Doubtful => "doubtful",
             EvictionRank::IdleUdp => "idle_udp",
         }
     }
@@ -276,7 +287,7 @@ pub enum SendError {
 }
 
 impl Labels for SendError {
-    type Key = SendError;
+    type LabelValue = SendError;
     const NAME: &'static str = "error";
     const ALL: &'static [SendError] = &[SendError::Busy, SendError::NoBuffers, SendError::Down, SendError::Other];
 
@@ -307,7 +318,7 @@ mod tests {
         frames.held.add(n, 10 * n);
         frames.read().each(&mut push);
         let conntrack = ConntrackCounters::default();
-        conntrack.evicted.of(EvictionRank::HalfOpen).add(n);
+        conntrack.evicted.of(EvictionRank::Unconfirmed).add(n);
         conntrack.read().each(&mut push);
         PathCounts::default().each(&mut push);
         ReasonCounts::default().each(&mut push);
@@ -332,7 +343,7 @@ mod tests {
         let expected = [
             ("nomagic_worker_held_frames_total", "held", None, 7),
             ("nomagic_worker_held_bytes_total", "held", None, 70),
-            ("nomagic_flows_evicted_total", "evicted", Some(("rank", "half_open")), 7),
+            ("nomagic_flows_evicted_total", "evicted", Some(("rank", "unconfirmed")), 7),
         ];
         assert_eq!(nonzero, expected);
         let bytes = all.iter().find(|(s, _)| s.metric == "nomagic_worker_held_bytes_total").unwrap();
@@ -354,9 +365,9 @@ mod tests {
     #[test]
     fn the_programs_counts_add_up_to_what_it_received() {
         let counts = XdpCounts::read(|place| Ok::<_, ()>(1 << place)).unwrap();
-        assert_eq!((counts.pass_not_ours, counts.failed_closed), (1, 1 << 11));
+        assert_eq!((counts.pass_not_ours, counts.failed_closed, counts.denied), (1, 1 << 14, 1 << 15));
         assert_eq!(counts.received(), (1 << XdpCounts::OUTCOMES.len()) - 1);
-        assert_eq!((counts.passed(), counts.taken, counts.dropped()), (0xff, 0x100, 0xe00));
+        assert_eq!((counts.passed(), counts.taken, counts.dropped()), (0x7ff, 0x800, 0x7000));
         assert!(counts.iter().map(|(name, _)| name).eq(XdpCounts::OUTCOMES.iter().copied()));
         assert_eq!(XdpCounts::read(|place| if place == 3 { Err("gone") } else { Ok(0) }), Err("gone"));
     }

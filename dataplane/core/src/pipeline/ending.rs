@@ -1,22 +1,35 @@
 //! Ending flows: timed out, or on request.
 
+use arrayvec::ArrayVec;
+
 use super::Context;
-use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes, Phase};
+use super::idle_reset::reset_both;
+use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes, NextNumbers, Phase};
 use crate::counters::Counter;
 use crate::filter::ReplyFilter;
+use crate::frame::{OUTPUT_MAX, Outputs};
+use crate::reject::Class;
 
-/// Ends the timed-out flows among the next `places` slots of the connection table.
-pub fn sweep(ctx: &mut Context<'_>, places: u32) {
+/// Ends the timed-out flows among the next `places` slots of the connection table. If the configuration says so, both ends of established TCP
+/// connections among them get a reset in `out`, as far as there are spare frames.
+pub fn sweep(ctx: &mut Context<'_>, places: u32, out: &mut Outputs<'_>) {
     let (now_ms, idle) = (ctx.now_ms, &ctx.worker.idle);
+    let mut to_reset: ArrayVec<(Flow, NextNumbers), OUTPUT_MAX> = ArrayVec::new();
     ctx.table.sweep(
         places,
         ctx.routes.generation,
         |hit| expired(hit, idle, now_ms),
-        |flow| {
+        |flow, next| {
             ctx.counters.conntrack.expired.add(1);
             withdraw(ctx.filter, &flow);
+            if let Some(next) = next.filter(|_| ctx.services.reset_idle)
+                && to_reset.try_push((flow, next)).is_err()
+            {
+                ctx.counters.path.rejects_suppressed.of(Class::Idle).add(2);
+            }
         },
     );
+    to_reset.iter().for_each(|(flow, next)| reset_both(ctx, flow, *next, out));
 }
 
 /// Ends a flow and withdraws its announcement. Any thread may call it while workers use the table. False when the flow had ended already.

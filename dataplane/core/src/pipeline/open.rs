@@ -1,13 +1,13 @@
 //! New flows: which packets may open one, and with which source address and port.
 
-use super::evict::make_room;
+use super::evict::{announce, make_room, reclaim_port};
 use super::source_ports::{SourcePorts, TRIED_FIRST};
-use super::{Context, Onward, withdraw};
-use crate::conntrack::{EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
+use super::{Context, Onward, limits, withdraw};
+use crate::conntrack::{CountedClient, EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::Packet;
 use crate::reason::Reason;
-use crate::services::{Backend, SnatCause, Source};
+use crate::services::{Backend, Limits, SnatCause, Source};
 use crate::tuple::{Proto, Tuple, addr_words};
 use crate::wire::tcp;
 
@@ -15,25 +15,31 @@ use crate::wire::tcp;
 const ROOM_TRIES: u32 = 3;
 
 /// Chooses the source address of a new flow towards its backend.
-pub(super) fn choose_source(ctx: &Context<'_>, packet: &Packet, snat: Option<SnatCause>, needs_internal: bool) -> Result<Source, Reason> {
+pub(super) fn choose_source(
+    ctx: &Context<'_>,
+    packet: &Packet,
+    hash: u64,
+    snat: Option<SnatCause>,
+    needs_internal: bool,
+) -> Result<Source, Reason> {
     let (range, v6) = (&ctx.services.snat, packet.tuple.v6);
     let addr = match snat {
         _ if needs_internal => range.internal(v6).ok_or(Reason::NextHopKernel)?,
-        Some(_) => range.addr(v6).ok_or(Reason::SnatAddressMissing)?,
+        Some(_) => range.addr_for(v6, hash.rotate_left(16)).ok_or(Reason::SnatAddressMissing)?,
         None => return Ok(Source::Client),
     };
     Ok(Source::Replaced(addr_words(addr).0))
 }
 
 /// Whether a packet may open a flow. The rules are those of the kernel's conntrack: mid-stream connections are picked up, a lone RST, FIN or
-/// SYN+ACK is invalid. In addition a mid-stream connection that needs SNAT is refused, since its earlier source port is unknown.
-pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
+/// SYN+ACK is invalid. In addition a mid-stream connection whose source is `replaced` is refused, since its earlier source port is unknown.
+pub(super) fn may_open(packet: &Packet, replaced: bool) -> Result<(), Reason> {
     if packet.tuple.proto == Proto::Udp {
         return Ok(());
     }
     match packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) {
         tcp::SYN => Ok(()),
-        tcp::ACK if source == Source::Client => Ok(()),
+        tcp::ACK if !replaced => Ok(()),
         tcp::ACK => Err(Reason::MidFlowSnat),
         _ => Err(Reason::TcpFlags),
     }
@@ -42,23 +48,53 @@ pub(super) fn may_open(packet: &Packet, source: Source) -> Result<(), Reason> {
 /// Prefetches the memory of the likely reply key as soon as the backend is known. Some hundred instructions pass before it is used.
 #[inline]
 pub(super) fn prefetch_reply_key(ctx: &Context<'_>, packet: &Packet, hash: u64, backend: &Backend, snat: Option<SnatCause>) {
-    let Ok(source) = choose_source(ctx, packet, snat, false) else { return };
+    let Ok(source) = choose_source(ctx, packet, hash, snat, false) else { return };
     let (src, sport) = (addr_words(backend.addr).0, backend.port);
     let dport = SourcePorts::new(ctx, packet, hash, source).next().unwrap_or(packet.tuple.sport);
     let dst = if let Source::Replaced(addr) = source { addr } else { packet.tuple.src };
     let reply = Tuple { src, dst, sport, dport, ..packet.tuple };
     ctx.table.prefetch_key(&reply);
-    if let (Some(filter), Source::Client) = (&ctx.filter, source) {
-        filter.prefetch(&reply);
+    if let Some(filter) = &ctx.filter {
+        filter.prefetch(&reply, true);
     }
 }
 
-/// Creates the flow.
+/// What is known of a new flow beside its addresses.
+#[derive(Clone, Copy)]
+struct Opening {
+    /// Hash of the original key.
+    hash: u64,
+    phase: Phase,
+    /// The next hop of the client's packets.
+    hop: NextHopId,
+}
+
+/// Creates the flow, within the limits of its Service.
 #[inline(always)]
 pub(super) fn open(
     ctx: &mut Context<'_>,
     packet: &Packet,
     hash: u64,
+    limits: &Limits,
+    backend: &Backend,
+    source: Source,
+    onward: &Onward,
+) -> Result<Hit, Reason> {
+    let counted = limits::take(ctx, limits, &packet.tuple)?;
+    let hit = open_counted(ctx, packet, hash, counted, backend, source, onward);
+    if hit.is_err() && !limits.is_off() {
+        limits::give_back(ctx, limits, counted);
+    }
+    hit
+}
+
+/// Creates the flow, which is counted for this client.
+#[inline(always)]
+fn open_counted(
+    ctx: &mut Context<'_>,
+    packet: &Packet,
+    hash: u64,
+    counted: Option<CountedClient>,
     backend: &Backend,
     source: Source,
     onward: &Onward,
@@ -67,8 +103,8 @@ pub(super) fn open(
     let mut flow = Flow {
         proto: t.proto,
         v6: t.v6,
-        // Captured by a rule when the source is replaced; otherwise the filter must learn the reply.
-        announced: source == Source::Client && ctx.filter.is_some(),
+        // The filter learns the reply of each flow. A rule for the source ports would capture the node's own connections.
+        announced: ctx.filter.is_some(),
         client: t.src,
         client_port: t.sport,
         service: t.dst,
@@ -78,8 +114,9 @@ pub(super) fn open(
         source: if let Source::Replaced(addr) = source { addr } else { t.src },
         source_port: t.sport,
         stats: backend.stats,
+        counted,
     };
-    let phase = Phase::first(t.proto, packet.tcp_flags);
+    let opening = Opening { hash, phase: Phase::first(t.proto, packet.tcp_flags), hop: onward.id };
     let ports = SourcePorts::new(ctx, packet, hash, source);
     if source != Source::Client
         && let Some(rss) = ctx.routes.rss(onward.hop.port)
@@ -90,32 +127,43 @@ pub(super) fn open(
         if let Some(port) = ports.peek() {
             ctx.table.prefetch_key(&Flow { source_port: *port, ..flow }.reply());
         }
-        return create(ctx, hash, &mut flow, phase, ports, onward.id);
+        return create(ctx, opening, &mut flow, ports);
     }
-    create(ctx, hash, &mut flow, phase, ports, onward.id)
+    create(ctx, opening, &mut flow, ports)
 }
 
 /// Creates the flow with the first free one of these source ports.
 #[inline(always)]
-fn create(
-    ctx: &mut Context<'_>,
-    hash: u64,
-    flow: &mut Flow,
-    phase: Phase,
-    ports: impl Iterator<Item = u16> + Clone,
-    hop: NextHopId,
-) -> Result<Hit, Reason> {
+fn create(ctx: &mut Context<'_>, opening: Opening, flow: &mut Flow, ports: impl Iterator<Item = u16> + Clone) -> Result<Hit, Reason> {
     flow.source_port = ports.clone().next().unwrap_or(flow.source_port);
+    if flow.replaces_source() { with_source_port(ctx, opening, flow, ports) } else { reserve(ctx, opening, flow, ports) }
+}
+
+/// Creates a flow with SNAT: within the shares of its client and its Service, and with the port of a flow that makes room if all are taken.
+fn with_source_port(
+    ctx: &mut Context<'_>,
+    opening: Opening,
+    flow: &mut Flow,
+    ports: impl Iterator<Item = u16> + Clone,
+) -> Result<Hit, Reason> {
     let first_choice = flow.source_port;
-    let endpoint = if flow.replaces_source() { Some(take_share(ctx, flow)?) } else { None };
-    let range = ctx.services.snat.port_first..=ctx.services.snat.port_last;
-    let given_back = endpoint.into_iter().flat_map(EndpointPorts::given_back).filter(move |port| range.contains(port));
-    let ports = ports.clone().take(TRIED_FIRST).chain(given_back).chain(ports.skip(TRIED_FIRST));
-    let hit = reserve(ctx, hash, flow, phase, ports, hop);
-    if endpoint.is_some() && flow.source_port != first_choice {
+    let endpoint = take_share(ctx, flow, ports.clone())?;
+    let set = ctx.services.snat.ports();
+    let given_back = endpoint.given_back().filter(move |port| set.contains(*port));
+    let likely = ports.clone().take(TRIED_FIRST).chain(given_back);
+    let mut hit = reserve(ctx, opening, flow, likely);
+    if hit.is_err_and(is_exhausted)
+        && let Some(port) = reclaim_port(ctx, flow, ports.clone(), None)
+    {
+        hit = reserve(ctx, opening, flow, std::iter::once(port));
+    }
+    if hit.is_err_and(is_exhausted) {
+        hit = reserve(ctx, opening, flow, ports.skip(TRIED_FIRST));
+    }
+    if flow.source_port != first_choice {
         ctx.counters.conntrack.snat_searched.add(1);
     }
-    if let (Err(reason), Some(endpoint)) = (&hit, endpoint) {
+    if let Err(reason) = &hit {
         match reason {
             Reason::SnatPortsExhausted => ctx.table.snat_ports().give_back_unfound(flow, endpoint),
             _ => ctx.table.snat_ports().give_back(flow),
@@ -124,29 +172,33 @@ fn create(
     hit
 }
 
-/// Counts a source port for a flow before the search for one.
+fn is_exhausted(reason: Reason) -> bool {
+    reason == Reason::SnatPortsExhausted
+}
+
+/// Counts a source port for a flow before the search for one. At a limit, a flow of the same holder makes room.
 #[inline(always)]
-fn take_share<'c>(ctx: &Context<'c>, flow: &Flow) -> Result<EndpointPorts<'c>, Reason> {
-    ctx.table.snat_ports().take(flow, ctx.services.snat.holder_max()).map_err(|none| match none {
-        NoPort::Share => Reason::SnatShare,
+fn take_share<'c>(ctx: &mut Context<'c>, flow: &Flow, ports: impl Iterator<Item = u16>) -> Result<EndpointPorts<'c>, Reason> {
+    let limits = ctx.services.snat.limits();
+    let refused = match ctx.table.snat_ports().take(flow, limits) {
+        Ok(endpoint) => return Ok(endpoint),
+        Err(refused) => refused,
+    };
+    let reason = match refused {
+        NoPort::ClientShare | NoPort::ServiceShare => Reason::SnatShare,
         NoPort::Exhausted => Reason::SnatPortsExhausted,
-    })
+    };
+    reclaim_port(ctx, flow, ports, Some(refused)).ok_or(reason)?;
+    ctx.table.snat_ports().take(flow, limits).map_err(|_| reason)
 }
 
 /// Reserves both keys of a flow, announces its reply and sets it live.
 #[inline(always)]
-fn reserve(
-    ctx: &mut Context<'_>,
-    hash: u64,
-    flow: &mut Flow,
-    phase: Phase,
-    ports: impl Iterator<Item = u16> + Clone,
-    hop: NextHopId,
-) -> Result<Hit, Reason> {
+fn reserve(ctx: &mut Context<'_>, opening: Opening, flow: &mut Flow, ports: impl Iterator<Item = u16> + Clone) -> Result<Hit, Reason> {
     let replaced = flow.replaces_source();
     let mut tries = 0;
     let pending = loop {
-        match ctx.table.reserve(flow, hash, phase, ctx.now_ms, ports.clone()) {
+        match ctx.table.reserve(flow, opening.hash, opening.phase, ctx.now_ms, ports.clone()) {
             Ok(pending) => break pending,
             Err(refused) => {
                 if tries == ROOM_TRIES || !make_room(ctx, refused, flow) {
@@ -157,8 +209,8 @@ fn reserve(
         }
     };
     let created = pending.flow;
-    ctx.table.set_hop(&pending, ctx.routes.generation, hop);
-    if created.announced && !ctx.filter.is_none_or(|f| f.insert(&created.reply())) {
+    ctx.table.set_hop(&pending, ctx.routes.generation, opening.hop);
+    if created.announced && !announce(ctx, &created.reply(), pending.slot()) {
         ctx.table.abort(pending);
         return Err(Reason::ReplyFilterFull);
     }

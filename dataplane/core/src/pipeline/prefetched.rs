@@ -1,5 +1,5 @@
 //! The first two passes over a batch: parse all frames, and prefetch the memory that their look-ups will touch.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "arrays that are written before they are read, without a first clearing")]
 
 use std::mem::MaybeUninit;
 
@@ -14,58 +14,56 @@ use crate::frame::{BATCH_MAX, Frame};
 /// a first-level cache, which hold 16 lines.
 const HEADERS_AHEAD: usize = 12;
 
-/// What the passes know of the frames. Uninitialised, since clearing it for each batch would take a thirtieth of the packet path.
-pub(super) struct BatchScratch<'c> {
-    read: [MaybeUninit<Option<Plain>>; BATCH_MAX],
-    prefetched: [MaybeUninit<Prefetched<'c>>; BATCH_MAX],
+/// What the first passes know of a frame.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<'c> {
+    /// The result of [`Plain::read`].
+    pub read: Option<Plain>,
+    /// Where the connection table seems to have a plain frame's key.
+    pub prefetched: Prefetched<'c>,
 }
+
+/// One entry for each frame. Uninitialised, since clearing it for each batch would take a thirtieth of the packet path.
+pub(super) struct BatchScratch<'c>([MaybeUninit<Ahead<'c>>; BATCH_MAX]);
 
 impl BatchScratch<'_> {
     pub(super) fn new() -> Self {
-        BatchScratch { read: [const { MaybeUninit::uninit() }; BATCH_MAX], prefetched: [const { MaybeUninit::uninit() }; BATCH_MAX] }
+        BatchScratch([const { MaybeUninit::uninit() }; BATCH_MAX])
     }
 }
 
-/// For each frame the result of [`Plain::read`], and for plain ones the place where the connection table seems to have their key.
+/// Parses the frames and prefetches their flows.
 ///
 /// # Panics
 /// When there are more than [`BATCH_MAX`] frames.
 #[inline(always)]
-pub(super) fn read_and_prefetch<'n, 'c>(
-    ctx: &Context<'c>,
-    frames: &[Frame<'_>],
-    scratch: &'n mut BatchScratch<'c>,
-) -> (&'n [Option<Plain>], &'n [Prefetched<'c>]) {
-    let BatchScratch { read, prefetched } = scratch;
-    let (read, prefetched) = (&mut read[..frames.len()], &mut prefetched[..frames.len()]);
+pub(super) fn read_and_prefetch<'n, 'c>(ctx: &Context<'c>, frames: &[Frame<'_>], scratch: &'n mut BatchScratch<'c>) -> &'n [Ahead<'c>] {
+    let places = &mut scratch.0[..frames.len()];
     frames.iter().take(HEADERS_AHEAD).for_each(Frame::prefetch_head);
-    for (i, ((frame, read), prefetched)) in frames.iter().zip(&mut *read).zip(&mut *prefetched).enumerate() {
+    for (i, (frame, place)) in frames.iter().zip(&mut *places).enumerate() {
         if let Some(later) = frames.get(i + HEADERS_AHEAD) {
             later.prefetch_head();
         }
-        match read.write(Plain::read(frame)) {
-            Some(plain) => {
-                let hash = if plain.v6 { key_hash::<true>(ctx, frame, plain) } else { key_hash::<false>(ctx, frame, plain) };
-                prefetched.write(ctx.table.prefetch_index(hash, plain.v6));
-            }
-            None => {
-                prefetched.write(Prefetched::default());
-            }
-        }
+        let Some(plain) = Plain::read(frame) else {
+            place.write(Ahead { read: None, prefetched: Prefetched::default() });
+            continue;
+        };
+        let hash = if plain.v6 { key_hash::<true>(ctx, frame, &plain) } else { key_hash::<false>(ctx, frame, &plain) };
+        place.write(Ahead { read: Some(plain), prefetched: ctx.table.prefetch_index(hash, plain.v6) });
     }
-    // SAFETY: both slices are as long as `frames`, and the loop has written an element of both for each frame.
-    let (read, prefetched) = unsafe { (read.assume_init_ref(), prefetched.assume_init_mut()) };
+    // SAFETY: `places` is as long as `frames`, and the loop has written a place for each frame.
+    let ahead = unsafe { places.assume_init_mut() };
 
     let mut second: ArrayVec<u8, BATCH_MAX> = ArrayVec::new();
-    for (i, prefetched) in prefetched.iter_mut().enumerate() {
+    for (i, Ahead { prefetched, .. }) in ahead.iter_mut().enumerate() {
         if !ctx.table.prefetch_flow(prefetched) {
             second.push(i as u8);
         }
     }
     for i in second {
-        ctx.table.prefetch_second(&mut prefetched[usize::from(i)]);
+        ctx.table.prefetch_second(&mut ahead[usize::from(i)].prefetched);
     }
-    (read, prefetched)
+    ahead
 }
 
 #[inline(always)]

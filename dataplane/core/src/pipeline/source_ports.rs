@@ -1,11 +1,9 @@
 //! The source ports that a new flow tries, in order.
 
-use std::ops::RangeInclusive;
-
 use super::Context;
 use crate::parse::Packet;
 use crate::rss::Answers;
-use crate::services::Source;
+use crate::services::{PortSet, Source};
 use crate::tuple::{Proto, fast_range};
 use crate::wire::tcp;
 
@@ -28,8 +26,7 @@ const FAR: u32 = 0x9e37_79b9;
 #[derive(Clone)]
 pub(super) struct SourcePorts {
     first: Option<u16>,
-    base: u16,
-    range: u32,
+    ports: PortSet,
     at: u32,
     step: u32,
     left: u32,
@@ -37,31 +34,29 @@ pub(super) struct SourcePorts {
 
 impl SourcePorts {
     pub(super) fn new(ctx: &Context<'_>, packet: &Packet, hash: u64, source: Source) -> SourcePorts {
-        let snat_range = &ctx.services.snat;
-        let (first, base, last, tries) = match source {
-            Source::Replaced(_) => (None, snat_range.port_first, snat_range.port_last, u32::MAX),
+        let any = PortSet::new(1_024..=u16::MAX, None);
+        let (first, ports, tries) = match source {
+            Source::Replaced(_) => (None, ctx.services.snat.ports(), u32::MAX),
             // The client's own port; mid-stream only that one.
-            Source::Client if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), 1, 0, 0),
-            Source::Client => (Some(packet.tuple.sport), 1_024, u16::MAX, CLIENT_TRIED_MAX),
+            Source::Client if packet.tcp_flags & tcp::SYN == 0 && packet.tuple.proto != Proto::Udp => (Some(packet.tuple.sport), any, 0),
+            Source::Client => (Some(packet.tuple.sport), any, CLIENT_TRIED_MAX),
         };
-        SourcePorts::of_range(first, base..=last, tries, hash, ctx.worker.port_hint)
+        SourcePorts::of_set(first, ports, tries, hash, ctx.worker.port_hint)
     }
 
     #[inline(always)]
-    fn of_range(first: Option<u16>, ports: RangeInclusive<u16>, tries: u32, hash: u64, hint: u32) -> SourcePorts {
-        let (base, last) = ports.into_inner();
-        let range = (u32::from(last) + 1).saturating_sub(u32::from(base));
-        let at = fast_range((hash as u32).wrapping_add(hint), range);
-        SourcePorts { first, base, range, at, step: (hash >> 32) as u32 | 1, left: tries.min(range) }
+    fn of_set(first: Option<u16>, ports: PortSet, tries: u32, hash: u64, hint: u32) -> SourcePorts {
+        let at = fast_range((hash as u32).wrapping_add(hint), ports.len());
+        SourcePorts { first, ports, at, step: (hash >> 32) as u32 | 1, left: tries.min(ports.len()) }
     }
 
     /// Among some ports, starting at the worker's hint, those whose answers arrive at this worker.
     pub(super) fn leading<'r>(&self, answers: Answers<'r>) -> impl Iterator<Item = u16> + Clone + use<'r> {
-        let SourcePorts { base, range, mut at, .. } = *self;
-        let step = fast_range(FAR, range) | 1;
-        let far = (0..range.min(LOOKED_AT_MAX)).map(move |_| {
-            let port = base + at as u16;
-            at = (at + step) % range;
+        let SourcePorts { ports, mut at, .. } = *self;
+        let step = fast_range(FAR, ports.len()) | 1;
+        let far = (0..ports.len().min(LOOKED_AT_MAX)).map(move |_| {
+            let port = ports.port(at);
+            at = (at + step) % ports.len();
             port
         });
         far.filter(move |port| answers.come_back(*port))
@@ -76,10 +71,10 @@ impl Iterator for SourcePorts {
             return Some(first);
         }
         self.left = self.left.checked_sub(1)?;
-        let port = self.base + self.at as u16;
-        let mask = self.range.next_power_of_two() - 1;
+        let port = self.ports.port(self.at);
+        let mask = self.ports.len().next_power_of_two() - 1;
         self.at = self.at.wrapping_add(self.step) & mask;
-        while self.at >= self.range {
+        while self.at >= self.ports.len() {
             self.at = self.at.wrapping_add(self.step) & mask;
         }
         Some(port)
@@ -89,12 +84,13 @@ impl Iterator for SourcePorts {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::ops::RangeInclusive;
 
     use super::*;
     use crate::tuple::splitmix64;
 
     fn ports(range: RangeInclusive<u16>, hash: u64) -> SourcePorts {
-        SourcePorts::of_range(None, range, u32::MAX, hash, 0)
+        SourcePorts::of_set(None, PortSet::new(range, None), u32::MAX, hash, 0)
     }
 
     #[test]

@@ -20,6 +20,9 @@
 //!   that it gives back.
 //! - A reservation that is given back was possible for each of its keys at some moment, not for both at one.
 //!
+//! And while a call that ends a connection has not returned, that connection's source port counts as taken: the search for a free one reads the
+//! index only, and the index entries are removed after the connection.
+//!
 //! Not in here: `Full` (this table is large enough never to say so; one that is full but for a few places may say so while others take and
 //! give back the last ones), the time of the last packet and the next hop, which are hints.
 
@@ -58,17 +61,17 @@ const GROUPS: [Group; 4] = [
 
 const FIRST_PORT: u16 = 61_000;
 
-/// A number that tells group, client and creation.
+/// A number of 24 bits that tells group, client and creation.
 fn value(group: usize, original: u8, count: u32) -> u32 {
-    (group as u32) << 28 | u32::from(original) << 24 | count
+    (group as u32) << 20 | u32::from(original) << 16 | (count & 0xffff)
 }
 
 fn group_of(value: u32) -> usize {
-    (value >> 28) as usize
+    (value >> 20) as usize
 }
 
 fn original_of(value: u32) -> u8 {
-    (value >> 24) as u8 & 0xf
+    (value >> 16) as u8 & 0xf
 }
 
 fn flow(group: usize, original: u8, held: Held) -> Flow {
@@ -87,6 +90,7 @@ fn flow(group: usize, original: u8, held: Held) -> Flow {
         source: addr(3),
         source_port: FIRST_PORT + u16::from(held.port),
         stats: held.value,
+        counted: None,
     }
 }
 
@@ -149,7 +153,7 @@ impl Thread<'_> {
         let mut flow = flow(group, original, Held { value, port: 0 });
         let (hash, phase) = (self.table.hash(&flow.original()), Phase::first(flow.proto, 2));
         let ports = (FIRST_PORT..).take(usize::from(GROUPS[group].ports)).inspect(|_| self.breathe());
-        assert!(self.table.snat_ports().take(&flow, u64::MAX).is_ok());
+        self.table.snat_ports().take(&flow, nomagic_core::services::PortLimits::NONE).unwrap();
         let call = self.now();
         let reserved = self.table.reserve(&mut flow, hash, phase, 0, ports);
         let done = reserved.and_then(|pending| {
@@ -220,7 +224,8 @@ impl Thread<'_> {
         self.old.set(Some(hit));
     }
 
-    /// Each slot is a call of its own.
+    /// Each slot is a call of its own. The sweep reads a slot before it calls back, so the call for a slot begins when the slot before was
+    /// reported. An end that failed is recorded at the next report.
     fn sweep(&self) {
         let since = Cell::new(self.now());
         // The connection that is to end, and when that was decided.
@@ -235,10 +240,12 @@ impl Thread<'_> {
             places,
             self.random(3),
             |hit| {
+                let read_since = since.get();
+                self.breathe();
                 too_late();
                 let (group, original) = (group_of(hit.stats), original_of(hit.stats));
                 let found = Some(Self::held(hit, group, original));
-                since.set(self.record(group, since.get(), Did::Original { original, found }));
+                since.set(self.record(group, read_since, Did::Original { original, found }));
                 let ends = self.random(3) == 0;
                 if ends {
                     ending.set(Some(hit.stats));
@@ -246,7 +253,7 @@ impl Thread<'_> {
                 self.breathe();
                 ends
             },
-            |ended| {
+            |ended, _| {
                 assert_eq!(ending.take(), Some(ended.stats));
                 since.set(self.record(group_of(ended.stats), since.get(), Did::Ended { value: ended.stats, ended: true }));
             },
@@ -287,7 +294,7 @@ fn history(seed: u64) -> Vec<Record> {
                     let random = Cell::new(seed << 8 | thread);
                     let thread_part = Thread { table, clock, random, records: RefCell::default(), old: Cell::new(None) };
                     barrier.wait();
-                    (0..CALLS).for_each(|i| thread_part.act((thread as u32) << 20 | i));
+                    (0..CALLS).for_each(|i| thread_part.act((thread as u32) << 12 | i));
                     thread_part.records.into_inner()
                 })
             })

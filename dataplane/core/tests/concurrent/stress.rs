@@ -46,6 +46,7 @@ fn flow(n: u32) -> Flow {
         // No two lives of one round have a reply's key in common.
         source_port: n as u16,
         stats: n,
+        counted: None,
     }
 }
 
@@ -63,7 +64,7 @@ fn check(hit: &Hit, key: Option<Tuple>) {
     let deltas = if reply { Deltas { l3: !l3, l4: !l4 } } else { Deltas { l3, l4 } };
     assert_eq!((hit.new, hit.deltas), (leaves.reversed(), deltas), "torn: {hit:?}");
     let kinds: &[PhaseKind] = match f.proto {
-        Proto::Udp => &[PhaseKind::Unreplied, PhaseKind::Replied, PhaseKind::Stream],
+        Proto::Udp => &[PhaseKind::Unreplied, PhaseKind::Replied, PhaseKind::Confirmed, PhaseKind::Stream],
         _ => &[PhaseKind::SynSent, PhaseKind::SynReceived],
     };
     assert!(kinds.contains(&hit.phase.kind()), "the phase of another: {hit:?}");
@@ -77,7 +78,7 @@ fn region(capacity: u32) -> Vec<AtomicU64> {
 fn create(table: &Conntrack<'_>, f: &mut Flow, ports: impl Iterator<Item = u16>) -> Result<Hit, Refused> {
     let (hash, phase) = (table.hash(&f.original()), Phase::first(f.proto, tcp::SYN));
     if f.replaces_source() {
-        assert!(table.snat_ports().take(f, u64::MAX).is_ok());
+        table.snat_ports().take(f, nomagic_core::services::PortLimits::NONE).unwrap();
     }
     let done = table.reserve(f, hash, phase, 0, ports).and_then(|pending| table.commit(pending));
     if done.is_err() && f.replaces_source() {
@@ -152,7 +153,7 @@ impl Round<'_> {
                 std::thread::yield_now();
             }
             if r.is_multiple_of(8) {
-                self.table.sweep(4, ROUTES, |hit| mixed(hit.stats) % 2 == r % 2, |flow| self.end(&flow));
+                self.table.sweep(4, ROUTES, |hit| mixed(hit.stats) % 2 == r % 2, |flow, _| self.end(&flow));
             } else if let Some(hit) = find(&self.table, &flow((r >> 8) as u32 % KEYS).original()) {
                 check(&hit, None);
                 if let Some(flow) = self.table.end(&hit) {
@@ -188,7 +189,7 @@ impl Round<'_> {
             if r & 0x100 == 0 {
                 std::thread::yield_now();
             }
-            self.table.touch(&hit, hit.phase.after(Direction::Reply, 0), r >> 32);
+            self.table.touch(&hit, hit.phase.after(Direction::Reply, 0, true), r >> 32);
             self.table.cache_hop(&hit, ROUTES, hop(hit.stats, hit.direction));
             let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..key }, id, l3: 14, ip_len: 100, ttl: 64 };
             if let Some(hit) = self.table.fragments().lookup(&piece, 0) {
@@ -229,12 +230,13 @@ fn who_reads_while_places_are_reused_reads_whole_connections() {
         assert_eq!(count(&shared.opened), count(&shared.ended), "each ended once");
         assert!(live <= u64::from(KEYS));
         assert_eq!(
-            (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint()),
+            (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_shares().service, table.snat_ports().fullest_endpoint()),
             (0, 0, 0, 0)
         );
         // No place was lost.
-        (0..CAPACITY)
-            .for_each(|n| assert!(create(&table, &mut Flow { client_port: n as u16, ..flow(n) }, std::iter::once(n as u16)).is_ok()));
+        (0..CAPACITY).for_each(|n| {
+            create(&table, &mut Flow { client_port: n as u16, ..flow(n) }, std::iter::once(n as u16)).unwrap();
+        });
     }
     let read = read.into_inner();
     println!("{read} connections were met");
@@ -283,7 +285,7 @@ fn a_source_port_belongs_to_one_connection_at_a_time() {
     let (got, refused) = (got.into_inner(), refused.into_inner());
     assert!(got > TIMES && (refused > 10 || cfg!(miri)), "{got} got one, {refused} did not");
     assert_eq!(
-        (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_share(), table.snat_ports().fullest_endpoint()),
+        (table.live(), table.snat_ports().in_use(), table.snat_ports().largest_shares().service, table.snat_ports().fullest_endpoint()),
         (0, 0, 0, 0)
     );
 }

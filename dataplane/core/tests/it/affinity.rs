@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
 use nomagic_core::conntrack::{Conntrack, Sticky};
-use nomagic_core::frame::Verdict;
+use nomagic_core::frame::{NextHopId, Verdict};
 use nomagic_core::reason::Reason;
 use nomagic_core::services::Affinity;
 use nomagic_core::tuple::Proto;
@@ -110,7 +110,10 @@ fn nobody_takes_the_last_source_ports() {
     change_backends(&mut s, |backends| backends[..1].to_vec());
     add_service(&mut s, "10.96.0.3", 80, Proto::Tcp, &[backend("192.168.1.1", 8080)], true);
     let mut w = World::new(s, 4_096);
-    let open = |w: &mut World, client: &str, service: &str| w.run(CLIENTS, &spec("tcp", client, service, SYN).frame()).verdict;
+    let open = |w: &mut World, client: &str, service: &str| match w.connect(&spec("tcp", client, service, SYN)) {
+        Ok(_) => Verdict::Forward(PODS, NextHopId(0)),
+        Err(verdict) => verdict,
+    };
     for port in 0..60 {
         let verdict = open(&mut w, &format!("10.0.0.2:{}", 1_000 + port), "10.96.0.2:80");
         assert!(matches!(verdict, Verdict::Forward(..)), "{port}: {verdict:?}");
@@ -118,12 +121,13 @@ fn nobody_takes_the_last_source_ports() {
     assert_eq!(open(&mut w, "10.0.0.2:2000", "10.96.0.2:80"), Verdict::Drop(Reason::SnatShare), "the client's share");
     assert_eq!(open(&mut w, "10.0.0.3:2000", "10.96.0.2:80"), Verdict::Drop(Reason::SnatShare), "the Service's share");
     assert!(matches!(open(&mut w, "10.0.0.3:2000", "10.96.0.3:80"), Verdict::Forward(..)), "another client of another Service");
-    let ports =
-        w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().largest_share(), ctx.table.snat_ports().fullest_endpoint()));
+    let ports = w.with(|ctx| {
+        (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().largest_shares().service, ctx.table.snat_ports().fullest_endpoint())
+    });
     assert_eq!(ports, (61, 60, 61));
     // What ends gives its port back.
-    w.now_ms += 200_000;
+    w.now_ms += 100_000_000;
     w.sweep_all();
-    assert_eq!(w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().largest_share())), (0, 0));
+    assert_eq!(w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().largest_shares().service)), (0, 0));
     assert!(matches!(open(&mut w, "10.0.0.2:2000", "10.96.0.2:80"), Verdict::Forward(..)));
 }

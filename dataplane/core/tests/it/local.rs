@@ -62,7 +62,7 @@ fn a_captured_pod_sees_its_client_and_its_answers_are_announced() {
 fn with_snat_a_captured_pod_answers_to_the_nodes_ports() {
     let mut w = world();
     let (_, seen) = forwarded(&w.run(CLIENTS, &spec("tcp", "10.0.0.2:40000", "10.96.2.2:80", SYN).frame()));
-    assert_eq!((seen.tuple.src_addr(), w.announced()), (ip("10.0.0.1"), 0));
+    assert_eq!((seen.tuple.src_addr(), w.announced()), (ip("10.0.0.1"), 1));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_pod_out_of_sight_answers_to_an_address_that_leads_here() {
         let mut w = world();
         let request = spec("tcp", "10.0.0.2:40000", service, SYN);
         let (port, seen) = forwarded(&w.run(CLIENTS, &request.frame()));
-        assert_eq!((port, seen.tuple.src_addr(), w.announced()), (INTERNAL, ip("169.254.78.78"), 0), "{service}");
+        assert_eq!((port, seen.tuple.src_addr(), w.announced()), (INTERNAL, ip("169.254.78.78"), 1), "{service}");
         assert!((61_000..62_000).contains(&seen.tuple.sport));
         let (port, seen) = forwarded(&w.run(INTERNAL, &answer(&seen).frame()));
         assert_eq!((port, seen.tuple), (CLIENTS, request.tuple().reversed()), "{service}");

@@ -2,8 +2,11 @@
 
 mod affinity;
 mod client_class;
+mod foreign;
+mod forged;
 mod hostile;
 mod lifetimes;
+mod limits;
 mod local;
 mod maglev;
 mod nat_model;
@@ -11,10 +14,13 @@ mod observe;
 mod packets;
 mod pieces;
 mod reasons;
+mod reject_limits;
+mod reply_filter;
 mod resets;
 mod rss;
 mod source_ports;
 mod stride;
+mod talk;
 
 #[test]
 fn every_test_file_is_compiled() {

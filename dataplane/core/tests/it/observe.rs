@@ -8,6 +8,7 @@ use nomagic_core::observe::{FlowFate, Observer};
 use nomagic_core::parse::{Packet, parse};
 use nomagic_core::pipeline::process_observed;
 use nomagic_core::reason::Reason;
+use nomagic_core::reject::Answer;
 use nomagic_core::routes::Resolution;
 use nomagic_core::services::{Action, Affinity, Decision, Source};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
@@ -63,8 +64,8 @@ impl Observer<'_> for Notes {
         self.0.push(format!("opened, {}", if hit.new.sport >= 61_000 { "port of the range" } else { "own port" }));
     }
 
-    fn rejected(&mut self, reason: Reason, sent: bool) {
-        self.0.push(format!("rejected {} {sent}", reason.label()));
+    fn rejected(&mut self, reason: Reason, answer: Answer, sent: bool) {
+        self.0.push(format!("rejected {} {answer:?} {sent}", reason.label()));
     }
 
     fn verdict(&mut self, verdict: &Verdict) {
@@ -111,8 +112,11 @@ fn every_decision_about_a_new_flow_is_heard_in_order() {
         ("10.96.0.4:80", "for External: one of 1, None; kernel false; source replaced internal; opened, port of the range; forward"),
         ("10.96.0.5:80", "for External: one of 1, None; ask 192.168.9.9; held"),
         ("10.96.0.6:80", "for External: one of 1, None; nowhere unreachable; dropped: unreachable"),
-        ("10.96.0.7:80", "parsed TCP; reject no_endpoints true; rejected no_endpoints true; dropped: no_endpoints"),
-        ("10.96.0.1:81", "parsed TCP; reject unused_service_port false; rejected unused_service_port true; dropped: unused_service_port"),
+        ("10.96.0.7:80", "parsed TCP; reject no_endpoints true; rejected no_endpoints Icmp(PortUnreachable) true; dropped: no_endpoints"),
+        (
+            "10.96.0.1:81",
+            "parsed TCP; reject unused_service_port false; rejected unused_service_port Icmp(PortUnreachable) true; dropped: unused_service_port",
+        ),
         ("10.96.9.9:80", "parsed TCP; drop unallocated_service_address false; dropped: unallocated_service_address"),
         ("8.8.8.8:80", "parsed TCP; pass not_ours; to the kernel: not_ours"),
     ];
@@ -120,11 +124,36 @@ fn every_decision_about_a_new_flow_is_heard_in_order() {
         let told = heard(&mut w, &spec("tcp", "10.0.0.2:1000", to, SYN).frame());
         assert!(told.starts_with("parsed TCP; ") && told.ends_with(expected), "{to}: {told}");
     }
-    w.services.snat.v4 = None;
+    w.services.snat.v4.clear();
     let told = heard(&mut w, &spec("tcp", "10.0.0.2:1001", "10.96.0.2:80", SYN).frame());
     assert!(told.ends_with("hop; no source: snat_address_missing; dropped: snat_address_missing"), "{told}");
     assert_eq!(heard(&mut w, &spec("tcp", "127.0.0.1:1", "10.96.0.1:80", SYN).frame()), "dropped: martian");
     assert_eq!(heard(&mut w, &[0; 10]), "dropped: ethernet_truncated");
+}
+
+#[test]
+fn what_the_sender_is_told_is_heard() {
+    let mut w = World::new(services(), 64);
+    let table = [
+        (spec("tcp", "10.0.0.2:1000", "10.96.0.2:80", ACK), "rejected mid_flow_snat Reset true; dropped: mid_flow_snat"),
+        (spec("tcp", "10.0.0.2:1000", "10.96.0.1:80", FIN_ACK), "rejected tcp_flags Reset true; dropped: tcp_flags"),
+        (spec("tcp", "10.0.0.2:1000", "10.96.0.1:80", RST), "s0 for External: one of 3, None; dropped: tcp_flags"),
+        (
+            Spec { ttl: 1, ..spec("udp", "10.0.0.2:1000", "10.96.0.1:80", 0) },
+            "rejected ttl_exceeded Icmp(TimeExceeded) true; dropped: ttl_exceeded",
+        ),
+        (
+            Spec { payload: 1_500, ..spec("udp", "10.0.0.2:1000", "10.96.0.1:80", 0) },
+            "rejected too_big Icmp(TooBig(1500)) true; dropped: too_big",
+        ),
+    ];
+    for (sent, expected) in table {
+        let told = heard(&mut w, &sent.frame());
+        assert!(told.ends_with(expected), "{told}");
+    }
+    (0..1_000).for_each(|_| drop(heard(&mut w, &table[0].0.frame())));
+    let told = heard(&mut w, &table[0].0.frame());
+    assert!(told.ends_with("rejected mid_flow_snat Reset false; dropped: mid_flow_snat"), "{told}");
 }
 
 #[test]
@@ -161,9 +190,10 @@ fn hearing_changes_nothing() {
     let (mut plain, mut watched) = (World::new(services(), 32), World::new(services(), 32));
     let mut random = 5;
     let honest = honest_frames();
-    for _ in 0..20_000 {
+    for _ in 0..24_000 {
         let mut next = |n: u64| splitmix64(&mut random) % n;
-        let client = format!("10.0.0.{}:{}", 1 + next(3), 1_000 + next(12));
+        // Three clients, and now and then one with the gateway's own address.
+        let client = format!("10.0.0.{}:{}", if next(25) == 0 { 1 } else { 2 + next(3) }, 1_000 + next(12));
         let to = ["10.96.0.1:80", "10.96.0.2:80", "10.96.0.1:9", "10.96.7.7:80", "10.0.0.1:61005"][next(5) as usize];
         let flags = [SYN, SYN, ACK, SYN_ACK, FIN_ACK, RST][next(6) as usize];
         let mut frame = match next(8) {
@@ -187,7 +217,8 @@ fn hearing_changes_nothing() {
     }
     assert_eq!(plain.counters.frames.read(), watched.counters.frames.read());
     assert_eq!((plain.live(), plain.announced()), (watched.live(), watched.announced()));
-    assert!(plain.live() > 10 && plain.counters.frames.read().forwarded.packets > 5_000);
+    let (live, forwarded) = (plain.live(), plain.counters.frames.read().forwarded.packets);
+    assert!(live > 10 && forwarded > 5_000, "{live} live, {forwarded} forwarded");
 }
 
 #[test]
@@ -209,7 +240,7 @@ fn first_packets_are_whole() {
             bytes[l4 + 8..l4 + 12].fill(0);
             assert_eq!(naive_crc32c(&bytes[l4..]).to_le_bytes(), crc);
         } else {
-            assert_eq!(nomagic_core_fixtures::read(&bytes).map(|seen| seen.tuple), Ok(tuple));
+            assert_eq!(read(&bytes).map(|seen| seen.tuple), Ok(tuple));
         }
         let packet = parse(&Frame::new(&mut bytes, 0, len, CLIENTS, 0)).unwrap();
         assert_eq!((packet.tuple, usize::from(packet.l3) + packet.ip_len()), (tuple, len), "nothing behind it");

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{Port, Routes};
-use nomagic_core::services::{Action, Frontend};
-use nomagic_core::tuple::Proto;
+use nomagic_core::services::{Action, ClientLimit, ConnectionsPerClient, ConnectionsPerSecond, Frontend, Limits, RateLimit, ServicePort};
+use nomagic_core::tuple::{PrefixSet, Proto};
 use nomagic_core_fixtures::*;
 
 /// Reasons that only the edge gives: nomagic-xsk's tests meet them.
@@ -58,6 +59,7 @@ fn short_sctp(len: usize) -> Vec<u8> {
 }
 
 /// `(frame, port)` for each reason about single packets.
+#[expect(clippy::too_many_lines, reason = "a packet for each reason")]
 fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
     let tcp = spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN);
     let udp = spec("udp", "10.0.0.2:40000", "10.96.0.1:80", 0);
@@ -97,6 +99,13 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::TcpFlags, Spec { flags: SYN_ACK, ..tcp }.frame(), CLIENTS),
         (Reason::TcpFlags, Spec { flags: SYN | 1, ..tcp }.frame(), CLIENTS),
         (Reason::NotIp, edited(tcp, |f| f[12..14].copy_from_slice(&[8, 6])), CLIENTS),
+        (Reason::Ipv4Options, with_ipv4_options(&tcp.frame(), &[131, 7, 4, 10, 0, 0, 9, 0]), CLIENTS),
+        (Reason::Ipv4Options, with_ipv4_options(&tcp.frame(), &[137, 7, 4, 10, 0, 0, 9, 0]), PODS),
+        (Reason::OwnSource, spec("tcp", "10.0.0.1:40000", "10.96.0.1:80", SYN).frame(), CLIENTS),
+        (Reason::OwnSource, spec("udp", "[fd4e:6f6d:6167::78]:40000", "[fd00:96::1]:80", 0).frame(), CLIENTS),
+        (Reason::ServiceSource, spec("tcp", "10.96.0.2:40000", "10.96.0.1:80", SYN).frame(), CLIENTS),
+        (Reason::LinkLocalSource, spec("udp", "169.254.1.1:40000", "10.96.0.1:80", 0).frame(), CLIENTS),
+        (Reason::LinkLocalSource, spec("tcp", "[fe80::1]:40000", "[fd00:96::1]:80", SYN).frame(), PODS),
         (Reason::NotOurs, to("10.0.0.1:22").frame(), CLIENTS),
         (Reason::NoFlow, to("10.0.0.1:61000").frame(), CLIENTS),
         (Reason::Icmp, edited(tcp, |f| f[23] = 1), CLIENTS),
@@ -134,7 +143,7 @@ fn world() -> World {
     add_action(&mut s, "10.96.1.1", 80, Proto::Tcp, Action::Reject(Reason::NoEndpoints));
     add_action(&mut s, "10.96.1.2", 80, Proto::Tcp, Action::Drop(Reason::NoLocalEndpoints));
     let open = s.frontend(ip("10.96.0.1"), 80, Proto::Tcp).expect("there").clone();
-    let fenced = Frontend { source_ranges: Some(["203.0.113.0/24".parse().unwrap()].into()), ..open };
+    let fenced = Frontend { source_ranges: Some(PrefixSet::new(["203.0.113.0/24".parse().unwrap()]).into()), ..open };
     s.add_frontend(ip("10.96.1.3"), 80, Proto::Tcp, fenced).expect("free");
     add_service(&mut s, "10.96.1.4", 80, Proto::Tcp, &[backend("100.64.0.1", 80)], false);
     add_service(&mut s, "10.96.1.5", 80, Proto::Tcp, &[backend("192.168.77.1", 80)], false);
@@ -149,7 +158,7 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
     for (reason, frame, port) in packets() {
         let mut w = world();
         if reason == Reason::SnatAddressMissing {
-            w.services.snat.v4 = None;
+            w.services.snat.v4.clear();
         }
         if reason == Reason::NextHopKernel {
             w.services.snat.internal_v4 = None;
@@ -163,7 +172,7 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
             Verdict::Kernel(r) => r,
             other => panic!("{reason:?}: {other:?}"),
         };
-        assert_eq!(verdict_reason, reason, "{:02x?}", frame);
+        assert_eq!(verdict_reason, reason, "{frame:02x?}");
         let (frames, reasons) = (w.reconciled(), w.counters.reasons.read());
         let kernel = u64::from(matches!(done.verdict, Verdict::Kernel(_)));
         assert_eq!((frames.kernel.packets, frames.dropped.packets), (kernel, 1 - kernel), "{reason:?}");
@@ -199,8 +208,10 @@ fn a_frame_that_would_loop_counts_as_dropped_and_not_as_left_to_the_kernel() {
 }
 
 /// The limits: a full table, a lost race, no ports left, a full filter, a way back that is taken, no way to the kernel.
+#[expect(clippy::too_many_lines, reason = "a limit for each reason")]
 fn limits() -> Vec<Reason> {
     let request = |i: u16| spec("tcp", &format!("10.0.0.2:{}", 1024 + i), "10.96.0.1:80", SYN);
+    let to_snat = |i: u16| Spec { dst: "10.96.0.2:80".parse().unwrap(), ..request(i) };
     let mut met = Vec::new();
     let mut meet = |w: &World, done: &Done, reason: Reason| {
         assert_eq!(done.verdict, Verdict::Drop(reason));
@@ -209,18 +220,15 @@ fn limits() -> Vec<Reason> {
         met.push(reason);
     };
 
-    // Established connections fill the table: the next one is refused. A half-open one makes room.
+    // Established connections fill the table: the next one is refused. A closed one makes room.
     let mut w = World::new(services(), 4);
     for i in 0..4 {
-        let seen = read(&w.run(CLIENTS, &request(i).frame()).bytes).unwrap();
-        let reply = Spec { src: (seen.tuple.dst_addr(), 8080).into(), dst: request(i).src, flags: SYN_ACK, ..request(i) };
-        w.run(PODS, &reply.frame());
-        w.run(CLIENTS, &Spec { flags: ACK, ..request(i) }.frame());
+        w.connect(&request(i)).unwrap();
     }
     let done = w.run(CLIENTS, &request(9).frame());
     meet(&w, &done, Reason::ConntrackFull);
     assert_eq!((w.live(), w.announced()), (4, 4));
-    w.run(CLIENTS, &Spec { flags: RST, ..request(2) }.frame());
+    w.run(CLIENTS, &Spec { flags: RST, sequence: request(2).sequence + 1, ..request(2) }.frame());
     assert!(matches!(w.run(CLIENTS, &request(9).frame()).verdict, Verdict::Forward(..)));
     assert_eq!((w.live(), w.announced(), w.counters.conntrack.evicted.of(EvictionRank::Closed).get()), (4, 4, 1));
 
@@ -240,6 +248,7 @@ fn limits() -> Vec<Reason> {
         source: key.src,
         source_port: key.sport,
         stats: 1,
+        counted: None,
     };
     let pending = w.with(|ctx| {
         let (hash, ports) = (ctx.table.hash(&key), std::iter::once(key.sport));
@@ -258,7 +267,7 @@ fn limits() -> Vec<Reason> {
     add_service(&mut s, "10.96.0.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
     let mut w = World::new(s, 16);
     let to7 = |i: u16| Spec { dst: "10.96.0.7:80".parse().unwrap(), ..request(i) };
-    let ports: HashSet<u16> = (0..2).map(|i| read(&w.run(CLIENTS, &to7(i).frame()).bytes).unwrap().tuple.sport).collect();
+    let ports: HashSet<u16> = (0..2).map(|i| w.connect(&to7(i)).unwrap().tuple.sport).collect();
     assert_eq!(ports, HashSet::from([61_000, 61_001]));
     let done = w.run(CLIENTS, &to7(2).frame());
     meet(&w, &done, Reason::SnatPortsExhausted);
@@ -267,20 +276,43 @@ fn limits() -> Vec<Reason> {
     // Half of two ports for a client.
     w.services.snat.share_percent = 50;
     let mut w = World::new(w.services, 64);
-    w.run(CLIENTS, &to7(0).frame());
+    w.connect(&to7(0)).unwrap();
     let done = w.run(CLIENTS, &to7(1).frame());
     meet(&w, &done, Reason::SnatShare);
     assert_eq!(w.live(), 1);
 
-    // One bucket of sixteen announcements.
+    // One new connection a second, one connection of a client.
+    let rate = ConnectionsPerSecond::new(1).map(RateLimit::new);
+    let per_client = ConnectionsPerClient::new(1).map(|most| ClientLimit::new(most, "n", "s"));
+    let limits = [(rate, None, Reason::ServiceRateLimited), (None, per_client, Reason::ClientConnectionLimit)];
+    for (rate, per_client, reason) in limits {
+        let mut w = World::new(services(), 64);
+        change(&mut w.services, |f| {
+            let limits = Limits { rate: rate.clone(), per_client };
+            f.port = Arc::new(ServicePort { limits, ..(*f.port).clone() });
+        });
+        w.connect(&request(0)).unwrap();
+        let done = w.run(CLIENTS, &request(1).frame());
+        meet(&w, &done, reason);
+        assert_eq!((w.live(), w.announced()), (1, 1));
+    }
+
+    // One bucket of sixteen announcements, of connections that must not go.
     let mut w = World::new(services(), 64);
-    w.filter_words.truncate(16);
+    w.replies = Replies::new(1);
     for i in 0..16 {
-        w.run(CLIENTS, &request(i).frame());
+        w.connect(&request(i)).unwrap();
     }
     let done = w.run(CLIENTS, &request(16).frame());
     meet(&w, &done, Reason::ReplyFilterFull);
     assert_eq!((w.live(), w.announced()), (16, 16));
+
+    // A reply by the clients' port.
+    let mut w = world();
+    let seen = w.connect(&to_snat(0)).unwrap();
+    let forged = Spec { src: (seen.tuple.dst_addr(), 8080).into(), dst: (seen.tuple.src_addr(), seen.tuple.sport).into(), ..request(0) };
+    let done = w.run(CLIENTS, &Spec { flags: ACK, ..forged }.frame());
+    meet(&w, &done, Reason::ReplyPort);
 
     // Two Services lead to one backend; the client uses one port for both. The second connection gets another source port,
     // but not when it is met in its middle.

@@ -132,7 +132,7 @@ fn other_ports_follow_when_those_with_the_right_queue_are_taken() {
     add_service(&mut s, "10.96.0.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
     let mut w = with_rss(World::new(s, 256), PODS, Some(rss(4)));
     let to7 = |i: u16| spec("tcp", &format!("10.0.0.2:{}", 1_024 + i), "10.96.0.7:80", SYN);
-    let ports: Vec<(u16, u32)> = (0..100).map(|i| open(&mut w, &to7(i))).map(|t| (t.sport, queue(&t.reversed(), 4))).collect();
+    let ports: Vec<(u16, u32)> = (0..100).map(|i| w.connect(&to7(i)).unwrap().tuple).map(|t| (t.sport, queue(&t.reversed(), 4))).collect();
     assert_eq!(ports.iter().map(|(port, _)| *port).collect::<HashSet<_>>().len(), 100, "every port is used");
     let first_other = ports.iter().position(|(_, queue)| *queue != 0).unwrap();
     assert!(first_other >= 12, "about a quarter have the right queue, and they come first: {ports:?}");

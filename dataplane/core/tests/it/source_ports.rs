@@ -1,9 +1,10 @@
 //! Source ports towards one endpoint: as long as one is free a newcomer gets one, and when none is that is what it is told.
 
-use nomagic_core::conntrack::{Flow, Phase};
+use nomagic_core::conntrack::{Direction, Flow, Phase};
 use nomagic_core::frame::Verdict;
 use nomagic_core::pipeline::WorkerState;
 use nomagic_core::reason::Reason;
+use nomagic_core::services::PortLimits;
 use nomagic_core::tuple::{Proto, Tuple, addr_words};
 use nomagic_core::wire::tcp;
 use nomagic_core_fixtures::*;
@@ -36,6 +37,7 @@ fn holder(port: u16) -> Flow {
         source: addr("10.0.0.1"),
         source_port: port,
         stats: 1,
+        counted: None,
     }
 }
 
@@ -43,8 +45,10 @@ fn take(w: &mut World, ports: impl Iterator<Item = u16>) {
     w.with(|ctx| {
         for port in ports {
             let mut flow = holder(port);
-            assert!(ctx.table.snat_ports().take(&flow, u64::MAX).is_ok());
-            let (hash, phase) = (ctx.table.hash(&flow.original()), Phase::first(flow.proto, tcp::SYN));
+            ctx.table.snat_ports().take(&flow, PortLimits::NONE).unwrap();
+            let established = [(Direction::Reply, tcp::SYN | tcp::ACK), (Direction::Original, tcp::ACK)];
+            let phase = established.into_iter().fold(Phase::first(flow.proto, tcp::SYN), |phase, (d, flags)| phase.after(d, flags, true));
+            let hash = ctx.table.hash(&flow.original());
             let pending = ctx.table.reserve(&mut flow, hash, phase, ctx.now_ms, std::iter::once(port));
             ctx.table.commit(pending.expect("a free port")).expect("nobody else");
         }
@@ -61,10 +65,10 @@ fn give_back(w: &mut World, port: u16) {
 
 /// The source port of newcomer number `i`, or why it gets none.
 fn newcomer(w: &mut World, i: u16) -> Result<u16, Reason> {
-    let done = w.run(CLIENTS, &spec("tcp", &format!("10.0.0.2:{}", 1_024 + i), SERVICE, SYN).frame());
-    match done.verdict {
-        Verdict::Drop(reason) => Err(reason),
-        _ => Ok(read(&done.bytes).expect("a packet").tuple.sport),
+    match w.connect(&spec("tcp", &format!("10.0.0.2:{}", 1_024 + i), SERVICE, SYN)) {
+        Ok(seen) => Ok(seen.tuple.sport),
+        Err(Verdict::Drop(reason)) => Err(reason),
+        Err(verdict) => panic!("{verdict:?}"),
     }
 }
 
@@ -148,9 +152,9 @@ fn what_ends_by_itself_gives_its_port_back() {
     let mut w = world();
     take(&mut w, FIRST..=LAST);
     assert_eq!(newcomer(&mut w, 0), Err(Reason::SnatPortsExhausted));
-    w.now_ms += 120_000;
+    w.now_ms += 86_400_000;
     w.sweep_all();
-    assert!(newcomer(&mut w, 0).is_ok());
+    newcomer(&mut w, 0).unwrap();
     assert_eq!(w.with(|ctx| (ctx.table.snat_ports().in_use(), ctx.table.snat_ports().fullest_endpoint())), (1, 1));
 }
 

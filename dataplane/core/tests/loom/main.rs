@@ -1,5 +1,6 @@
 //! The connection table under every interleaving that loom finds (up to a number of preemptions): `make loom`.
 #![cfg(loom)]
 
+mod clients;
 mod pipeline;
 mod table;

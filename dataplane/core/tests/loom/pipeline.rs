@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -22,8 +21,8 @@ use nomagic_core_fixtures::*;
 const STACK: usize = 1 << 16;
 
 /// What both workers share, except the connection table: only that is loom's, the rest does not change or does not matter here.
-struct Gateway {
-    filter: Vec<AtomicU32>,
+struct SharedTables {
+    filter: Replies,
     services: Services,
     routes: Routes,
     counters: Counters,
@@ -32,7 +31,7 @@ struct Gateway {
 /// What became of a packet: where from and where to it went on, or why not.
 type Went = Result<(IpAddr, u16, IpAddr), Reason>;
 
-impl Gateway {
+impl SharedTables {
     /// One worker, one packet.
     fn carry(&self, words: &[AtomicU64], worker: u16, packet: &Spec) -> Went {
         let bytes = packet.frame();
@@ -45,7 +44,7 @@ impl Gateway {
             services: &self.services,
             routes: &self.routes,
             table: Conntrack::attach(words).unwrap(),
-            filter: ReplyFilter::new(&self.filter, 7),
+            filter: Some(self.filter.filter()),
             counters: &self.counters,
             worker: &mut WorkerState::new(worker),
         };
@@ -61,21 +60,16 @@ impl Gateway {
     }
 }
 
-fn gateway() -> Arc<Gateway> {
-    Arc::new(Gateway {
-        filter: (0..64).map(|_| AtomicU32::new(0)).collect(),
-        services: services(),
-        routes: routes(1),
-        counters: Counters::new(8),
-    })
+fn gateway() -> Arc<SharedTables> {
+    Arc::new(SharedTables { filter: Replies::new(4), services: services(), routes: routes(1), counters: Counters::new(8) })
 }
 
 /// An empty table, and the gateway's filter, emptied.
-fn table(gateway: &Gateway) -> (Arc<Vec<AtomicU64>>, ReplyFilter<'_>) {
+fn table(gateway: &SharedTables) -> (Arc<Vec<AtomicU64>>, ReplyFilter<'_>) {
     let capacity = 2;
     let words: Arc<Vec<AtomicU64>> = Arc::new((0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0)).collect());
     Conntrack::format(&words, capacity, 99, [0, 0]).unwrap();
-    let filter = ReplyFilter::new(&gateway.filter, 7).unwrap();
+    let filter = gateway.filter.filter();
     filter.clear();
     (words, filter)
 }
@@ -159,7 +153,7 @@ fn a_connection_that_is_ended_from_outside_ends_once_and_whole() {
             assert!((1..=2).contains(&ended), "{ended}");
             let live = table.live();
             assert!(live + ended <= 2 && live <= 1, "{live} live, {ended} ended");
-            assert_eq!((filter.len() as u64, table.snat_ports().in_use()), if snat { (0, live) } else { (live, 0) });
+            assert_eq!((filter.len() as u64, table.snat_ports().in_use()), (live, if snat { live } else { 0 }));
             if live == 1 {
                 // It is whole: found by both keys.
                 let hit = table.lookup(&packet.tuple(), table.hash(&packet.tuple())).unwrap();

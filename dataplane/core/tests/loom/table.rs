@@ -21,9 +21,9 @@ const TIME_MAX: Duration = Duration::from_secs(15);
 
 const SOURCE_PORTS: std::ops::Range<u16> = 61_000..61_002;
 
-type Words = Arc<Vec<AtomicU64>>;
+pub type Words = Arc<Vec<AtomicU64>>;
 
-fn model(test: impl Fn() + Sync + Send + 'static) {
+pub fn model(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(PREEMPTIONS);
     builder.max_branches = 100_000;
@@ -31,23 +31,23 @@ fn model(test: impl Fn() + Sync + Send + 'static) {
     builder.check(test);
 }
 
-fn table(capacity: u32) -> Words {
+pub fn table(capacity: u32) -> Words {
     let words: Vec<AtomicU64> = (0..Conntrack::words_needed(capacity)).map(|_| AtomicU64::new(0)).collect();
     Conntrack::format(&words, capacity, 1, [0, 0]).unwrap();
     Arc::new(words)
 }
 
-fn view(words: &Words) -> Conntrack<'_> {
+pub fn view(words: &Words) -> Conntrack<'_> {
     Conntrack::attach(words).unwrap()
 }
 
-fn start<T: 'static>(words: &Words, part: impl FnOnce(&Conntrack<'_>) -> T + 'static) -> thread::JoinHandle<T> {
+pub fn start<T: 'static>(words: &Words, part: impl FnOnce(&Conntrack<'_>) -> T + 'static) -> thread::JoinHandle<T> {
     let words = words.clone();
     thread::spawn(move || part(&view(&words)))
 }
 
 /// Two workers at one table; what each of them returned.
-fn race<A: 'static, B: 'static>(
+pub fn race<A: 'static, B: 'static>(
     words: &Words,
     a: impl FnOnce(&Conntrack<'_>) -> A + 'static,
     b: impl FnOnce(&Conntrack<'_>) -> B + 'static,
@@ -56,7 +56,7 @@ fn race<A: 'static, B: 'static>(
     (a.join().unwrap(), b.join().unwrap())
 }
 
-fn flow(client_port: u16, stats: u32) -> Flow {
+pub fn flow(client_port: u16, stats: u32) -> Flow {
     Flow {
         proto: Proto::Udp,
         v6: false,
@@ -70,6 +70,7 @@ fn flow(client_port: u16, stats: u32) -> Flow {
         source: [0, 5],
         source_port: client_port,
         stats,
+        counted: None,
     }
 }
 
@@ -201,7 +202,7 @@ fn a_connection_that_expires_and_is_made_again_is_one_or_the_other() {
         create(&view(&words), flow(1000, 1)).unwrap();
         let sweeper = start(&words, |table| {
             let mut ended = 0;
-            table.sweep(2, 0, |hit| hit.stats == 1, |flow| ended += flow.stats);
+            table.sweep(2, 0, |hit| hit.stats == 1, |flow, _| ended += flow.stats);
             ended
         });
         let creator = start(&words, |table| {
@@ -363,7 +364,7 @@ fn late_notes_about_a_connection_do_not_change_the_next_one() {
         let words = table(1);
         let old = create(&view(&words), flow(1000, 1)).unwrap();
         let late = move |table: &Conntrack<'_>| {
-            table.touch(&old, old.phase.after(Direction::Reply, 0), 1_000);
+            table.touch(&old, old.phase.after(Direction::Reply, 0, true), 1_000);
             table.cache_hop(&old, 1, NextHopId(7));
             table.end(&old).is_some()
         };

@@ -90,7 +90,8 @@ pub fn check(group: usize, records: &[Record]) -> Result<(), String> {
     let mut entries = Vec::new();
     for (i, record) in records.iter().enumerate() {
         let rivals = records.iter().enumerate().any(|(j, r)| i != j && creates(r) && r.call < record.ret && record.call < r.ret);
-        for op in ops(record, rivals, &GROUPS[group])? {
+        let leaving = |port: u8| records.iter().any(|r| ends_with_port(r, port, &records) && r.call < record.ret && record.call < r.ret);
+        for op in ops(record, rivals, leaving, &GROUPS[group])? {
             entries.push(Entry { call: record.call, ret: record.ret, op });
         }
     }
@@ -103,9 +104,16 @@ fn creates(record: &Record) -> bool {
     !matches!(record.did, Did::Original { .. } | Did::Reply { .. } | Did::Ended { .. })
 }
 
-fn ops(record: &Record, rivals: bool, group: &Group) -> Result<Vec<Op>, String> {
-    // Ports are tried in order: those before the one that was got were taken, unless a rival was about to take them.
-    let taken = |before: u8| (0..before).filter(|_| !rivals).map(|port| Op::Taken { port });
+/// Whether a call ends the connection that has this source port.
+fn ends_with_port(record: &Record, port: u8, records: &[&Record]) -> bool {
+    let Did::Ended { value: end, ended: true } = record.did else { return false };
+    records.iter().any(|r| matches!(r.did, Did::Created { held, .. } if held == Held { value: end, port }))
+}
+
+/// `rivals`: other creations overlap. `leaving`: whether a call that ends the connection with this source port overlaps.
+fn ops(record: &Record, rivals: bool, leaving: impl Fn(u8) -> bool, group: &Group) -> Result<Vec<Op>, String> {
+    // Ports are tried in order: those before the one that was got were taken, unless a rival was about to take them or they were about to be free.
+    let taken = |before: u8| (0..before).filter(|&port| !rivals && !leaving(port)).map(|port| Op::Taken { port });
     Ok(match record.did {
         Did::Created { original, held } => taken(held.port).chain([Op::Create { original, held }]).collect(),
         Did::Reserved { original, port } => {
@@ -160,6 +168,9 @@ mod tests {
         assert_eq!(run(&[(0, 9, Did::Busy { original: 0 }), (1, 8, Did::Busy { original: 0 })]), Ok(()), "both may lose");
         assert_eq!(run(&[(0, 5, Did::Reserved { original: 0, port: 0 }), (1, 4, Did::ReplyTaken { original: 1 })]), Ok(()));
         assert_eq!(run(&[(0, 5, Did::Reserved { original: 1, port: 0 }), (1, 4, created(0, 7, 1))]), Ok(()));
+        let (end, gone) = (Did::Ended { value: 7, ended: true }, Did::Original { original: 0, found: None });
+        let leaving = [(0, 1, created(0, 7, 0)), (2, 9, end), (3, 4, gone), (5, 6, created(1, 8, 1))];
+        assert_eq!(run(&leaving), Ok(()), "a port counts as taken until the call that ends its connection returns");
     }
 
     #[test]
@@ -173,6 +184,8 @@ mod tests {
             vec![(0, 1, created(0, 7, 0)), (2, 3, Did::ReplyTaken { original: 1 })],
             vec![(0, 1, Did::Exists { original: 0 })],
             vec![(0, 1, created(0, 7, 0)), (2, 3, Did::Reserved { original: 0, port: 1 })],
+            vec![(0, 1, created(0, 7, 0)), (2, 3, Did::Ended { value: 7, ended: true }), (4, 5, created(1, 8, 1))],
+            vec![(0, 1, created(0, 7, 0)), (2, 9, Did::Ended { value: 7, ended: false }), (3, 8, created(1, 8, 1))],
             vec![(0, 1, created(0, 7, 0)), (2, 3, Did::Reply { port: 0, found: None })],
             vec![(0, 1, created(0, 7, 0)), (2, 9, Did::Ended { value: 7, ended: true }), (3, 8, Did::Ended { value: 7, ended: true })],
         ];

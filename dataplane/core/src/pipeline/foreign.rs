@@ -1,0 +1,46 @@
+//! Sources that no packet from outside may have.
+
+use super::Context;
+use super::refuse::to_kernel;
+use crate::frame::{Frame, Verdict};
+use crate::parse::Packet;
+use crate::reason::Reason;
+use crate::tuple::{AddrWords, Tuple, words_addr};
+
+/// Refuses a packet of an unknown flow that comes from outside with a source that is this node's own, a Service's, or valid on one link only. What
+/// the node itself sends arrives at the internal port, addressed to the kernel's end; what pods send there comes from outside too.
+///
+/// Own sources are dropped: the kernel does so at any interface (unless `accept_local` is set), but not where it would receive them from here.
+#[inline]
+pub(super) fn refuse_source(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet) -> Option<Verdict> {
+    let Tuple { src, v6, sport, proto, .. } = packet.tuple;
+    // `explain` asks about a packet that came by no port.
+    if ctx.routes.port(frame.port).is_none() || is_from_node(ctx, frame) {
+        return None;
+    }
+    let addr = words_addr(src, v6);
+    if ctx.services.snat.is_own(addr) {
+        return Some(Verdict::Drop(Reason::OwnSource));
+    }
+    if link_local(src, v6) {
+        return Some(to_kernel(ctx, frame, Some(packet), Reason::LinkLocalSource));
+    }
+    if ctx.routes.is_local(addr) {
+        return Some(Verdict::Drop(Reason::OwnSource));
+    }
+    // Only answers come from there. Two Services, or one and itself, would answer each other until the TTL ends.
+    let services = ctx.services;
+    let answers = services.cluster_ips.contains(&addr) || services.frontend(addr, sport, proto).is_some();
+    answers.then_some(Verdict::Drop(Reason::ServiceSource))
+}
+
+/// Whether the kernel has sent a frame into the internal port. It addresses its own frames to its end of the pair, since that answers no ARP;
+/// frames redirected from a pod's interface have other addresses.
+pub(super) fn is_from_node(ctx: &Context<'_>, frame: &Frame<'_>) -> bool {
+    ctx.routes.internal.is_some_and(|internal| frame.port == internal.port && frame.head().first_chunk() == Some(&internal.kernel_mac))
+}
+
+/// 169.254.0.0/16 (RFC 3927) and fe80::/10 (RFC 4291, 2.5.6): no router forwards them.
+fn link_local(src: AddrWords, v6: bool) -> bool {
+    if v6 { src[0] >> 54 == 0xfe80 >> 6 } else { src[1] >> 16 == 0xa9fe }
+}
