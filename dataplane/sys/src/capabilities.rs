@@ -1,31 +1,50 @@
-//! Giving up privileges once everything is set up.
+//! Drops privileges after setup.
 //!
-//! Capabilities belong to threads. Workers need none: sending on a socket that is bound asks for nothing. Control keeps what binding
-//! an interface again takes.
+//! Capabilities are per thread. Workers need none: sending on a bound socket requires no capability. The control threads keep the
+//! capabilities that rebinding an interface requires.
 
 use std::io;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_no_new_privs};
 
-/// Routes, neighbours and XDP programs; AF_XDP sockets; locked memory; what the verifier asks for; BPF maps.
+/// Routes, neighbours and XDP programs; AF_XDP sockets; locked memory; the BPF verifier; BPF maps.
 const NEEDED_LATER: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::NET_RAW)
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::PERFMON)
     .union(CapabilitySet::BPF);
 
-/// Leaves the calling thread, and those that it starts from now on, what binding interfaces again takes, as far as it has it.
+/// Reduces the capabilities of the calling thread, and of threads it starts later, to those that rebinding an interface requires.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
 pub fn keep_what_is_needed() -> io::Result<()> {
     keep(NEEDED_LATER)
 }
 
-/// Leaves the calling thread no capability at all.
+/// Reduces the capabilities of the calling thread to the one that marking a socket (`SO_MARK`) requires.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
+pub fn keep_marking() -> io::Result<()> {
+    keep(CapabilitySet::NET_ADMIN)
+}
+
+/// Whether the calling thread has the capabilities that rebinding an interface requires.
+pub fn has_what_is_needed() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(NEEDED_LATER))
+}
+
+/// Whether a seccomp profile filters the system calls of the calling thread.
+pub fn is_filtered() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+}
+
+/// Drops all capabilities of the calling thread.
+///
+/// # Errors
+/// System errors.
 pub fn keep_nothing() -> io::Result<()> {
     keep(CapabilitySet::empty())
 }
@@ -35,7 +54,7 @@ fn keep(wanted: CapabilitySet) -> io::Result<()> {
     sets.permitted &= wanted;
     (sets.effective, sets.inheritable) = (sets.permitted, CapabilitySet::empty());
     set_capabilities(None, sets)?;
-    // Programs that are executed later get no more than this thread has.
+    // Programs executed later get no more than this thread has.
     Ok(set_no_new_privs(true)?)
 }
 
@@ -43,8 +62,8 @@ fn keep(wanted: CapabilitySet) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The calling thread's effective and permitted capabilities, as /proc tells them.
-    fn told() -> (u64, u64) {
+    /// The calling thread's effective and permitted capabilities, as reported by /proc.
+    fn reported() -> (u64, u64) {
         let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let of = |name: &str| {
             let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap();
@@ -54,19 +73,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_gone_for_this_thread() {
-        let before = told();
+    fn capabilities_are_dropped_for_the_calling_thread_only() {
+        let before = reported();
         let wanted = [12, 13, 14, 38, 39].iter().fold(0, |bits, c| bits | 1u64 << c);
         let later = std::thread::spawn(move || {
             keep_what_is_needed().unwrap();
-            let some = told();
-            let inherited = std::thread::spawn(told).join().unwrap();
+            assert!(has_what_is_needed() == (before.1 & wanted == wanted) && !is_filtered());
+            let some = reported();
+            let inherited = std::thread::spawn(reported).join().unwrap();
+            keep_marking().unwrap();
+            let marking = reported();
             keep_nothing().unwrap();
-            (some, inherited, told())
+            assert!(!has_what_is_needed());
+            (some, inherited, marking, reported())
         });
-        let (some, inherited, none) = later.join().unwrap();
+        let (some, inherited, marking, none) = later.join().unwrap();
         assert_eq!(some, (before.1 & wanted, before.1 & wanted));
         assert_eq!((inherited, none), (some, (0, 0)));
-        assert_eq!(told(), before, "other threads keep theirs");
+        assert_eq!(marking, (before.1 & 1 << 12, before.1 & 1 << 12));
+        assert_eq!(reported(), before, "other threads keep theirs");
     }
 }

@@ -1,13 +1,13 @@
-//! On which CPUs a thread may run.
+//! CPU affinity of threads.
 
 use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Keeps the calling thread on one CPU.
+/// Pins the calling thread to one CPU.
 ///
 /// # Errors
-/// The system's: EINVAL when the CPU does not exist, or this process may not use it.
+/// System errors: EINVAL if the CPU does not exist, or this process may not use it.
 pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     if cpu >= CpuSet::MAX_CPU {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -17,10 +17,10 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Keeps the calling thread, and threads that it starts, off these CPUs, unless there are no others.
+/// Keeps the calling thread, and threads it starts later, off these CPUs, unless no others remain.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
 pub fn leave_cpus(cpus: &[usize]) -> io::Result<()> {
     let mut set = sched_getaffinity(None)?;
     cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.unset(*cpu));
@@ -34,7 +34,7 @@ pub fn leave_cpus(cpus: &[usize]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The CPUs that the calling thread may use.
+    /// The CPUs the calling thread may run on.
     fn allowed() -> Vec<usize> {
         let set = sched_getaffinity(None).unwrap();
         (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
@@ -47,13 +47,12 @@ mod tests {
         let (first, others) = (*first, others.to_vec());
         let pinned = std::thread::spawn(move || pin_to_cpu(first).map(|()| allowed()));
         assert_eq!(pinned.join().unwrap().unwrap(), [first]);
-        let left = others.clone();
-        let alone = std::thread::spawn(move || leave_cpus(&left).map(|()| allowed()));
+        let alone = std::thread::spawn(move || leave_cpus(&others).map(|()| allowed()));
         assert_eq!(alone.join().unwrap().unwrap(), [first]);
         let left = all.clone();
         let nowhere = std::thread::spawn(move || leave_cpus(&left).map(|()| allowed()));
         assert_eq!(nowhere.join().unwrap().unwrap(), all, "a thread has to run somewhere");
-        assert_eq!(allowed(), all, "other threads are not concerned");
+        assert_eq!(allowed(), all, "other threads are not affected");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! File descriptors: waiting for them, waking who waits, and keeping them from child processes.
+//! File descriptors: polling, waking a sleeping thread, close-on-exec.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,10 +9,10 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
 pub use rustix::event::{PollFd, PollFlags};
 
-/// Waits for one of the descriptors. The number that is ready; interruptions count as none.
+/// Waits for one of the descriptors and returns the number of ready ones. An interruption by a signal counts as none.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
 pub fn poll(fds: &mut [PollFd<'_>], limit: Duration) -> io::Result<usize> {
     let limit = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput)?;
     match rustix::event::poll(fds, Some(&limit)) {
@@ -25,23 +25,20 @@ pub fn poll(fds: &mut [PollFd<'_>], limit: Duration) -> io::Result<usize> {
 pub struct Waker(OwnedFd);
 
 impl Waker {
-    /// A new one.
-    ///
     /// # Errors
-    /// The system's: EMFILE and ENFILE when there are too many descriptors.
+    /// System errors: EMFILE and ENFILE if too many descriptors are open.
     pub fn new() -> io::Result<Waker> {
         Ok(Waker(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Wakes the thread.
     pub fn wake(&self) {
-        // A full counter (EAGAIN) means that the thread is being woken anyway.
+        // A full counter (EAGAIN) means a wake-up is already pending.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes back all wake-ups so far.
+    /// Discards all pending wake-ups.
     pub fn clear(&self) {
-        // EAGAIN means that there was none.
+        // EAGAIN: no wake-up was pending.
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 }
@@ -53,12 +50,12 @@ impl AsFd for Waker {
     }
 }
 
-/// Keeps a descriptor from child processes: one that has an AF_XDP socket too keeps its queue bound for as long as it lives.
+/// Closes a descriptor in child processes. A child that inherits an AF_XDP socket would keep its queue bound for its whole life.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
 pub fn close_on_exec(fd: impl AsFd) -> io::Result<()> {
-    // There are no other descriptor flags to keep.
+    // FD_CLOEXEC is the only descriptor flag, so none is lost.
     Ok(fcntl_setfd(fd, FdFlags::CLOEXEC)?)
 }
 
@@ -81,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_is_kept_from_children() {
+    fn a_descriptor_is_closed_in_children() {
         let (reader, _writer) = io::pipe().unwrap();
         fcntl_setfd(&reader, FdFlags::empty()).unwrap();
         close_on_exec(&reader).unwrap();

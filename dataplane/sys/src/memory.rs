@@ -1,7 +1,7 @@
-//! Memory that outlives every borrow: the connection table, and the BPF arrays shared with the XDP program.
+//! Memory with the `'static` lifetime: the connection table, and the BPF arrays shared with the XDP program.
 //!
-//! Mappings are never undone: the process's threads and the kernel read them until the process ends.
-#![allow(unsafe_code)]
+//! Mappings are never unmapped: the process's threads and the kernel read them until the process ends.
+#![allow(unsafe_code, reason = "mmap(2) and madvise(2)")]
 
 use std::ffi::c_void;
 use std::io;
@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-/// What mappings of files begin at a multiple of: the largest page of x86-64 and of arm64 with pages of 4 KiB, so that a file in a hugetlbfs fits too.
+/// Alignment of file mappings: the largest page size of x86-64, and of arm64 with 4 KiB pages, so that a file in a hugetlbfs fits too.
 const RESERVED_PAGE: usize = 1 << 30;
 
-/// A word that zeroed shared memory may be viewed as.
+/// A word type that zeroed shared memory may be viewed as.
 ///
 /// # Safety
 /// Every bit pattern must be valid, and access through `&Self` must be atomic.
@@ -25,23 +25,23 @@ unsafe impl Word for AtomicU32 {}
 // SAFETY: as above.
 unsafe impl Word for AtomicU64 {}
 
-/// Zeroed private memory for the rest of the process's life.
+/// Zeroed private memory that stays mapped until the process ends.
 ///
 /// # Errors
-/// The system's: ENOMEM. EINVAL for no words, and for more than an address space holds.
+/// System errors: ENOMEM; EINVAL for zero words, or more than the address space holds.
 pub fn anonymous(words: usize) -> io::Result<&'static [AtomicU64]> {
     private(words, MapFlags::empty())
 }
 
-/// As [`anonymous`], on huge pages that have been set aside.
+/// Like [`anonymous`], on preallocated huge pages.
 ///
 /// # Errors
-/// As [`anonymous`]; ENOMEM when too few of them are free.
+/// As [`anonymous`]; ENOMEM if too few of them are free.
 pub fn anonymous_huge(words: usize) -> io::Result<&'static [AtomicU64]> {
     private(words, MapFlags::HUGETLB)
 }
 
-/// As [`anonymous`], in 32-bit words.
+/// Like [`anonymous`], in 32-bit words.
 ///
 /// # Errors
 /// As [`anonymous`].
@@ -49,15 +49,15 @@ pub fn anonymous32(words: usize) -> io::Result<&'static [AtomicU32]> {
     private(words, MapFlags::empty())
 }
 
-/// An array map of 64-bit values.
+/// Maps a BPF array map with 64-bit values.
 ///
 /// # Errors
-/// The system's: EINVAL and EPERM for what is no such map.
+/// System errors: EINVAL and EPERM if the descriptor is not such a map.
 pub fn bpf_words64(map: BorrowedFd<'_>, words: usize) -> io::Result<&'static [AtomicU64]> {
     Ok(Mapping::shared(map, byte_count::<AtomicU64>(words)?, None)?.words())
 }
 
-/// An array map whose values are whole numbers of 32-bit words, and of 8 bytes.
+/// Maps a BPF array map whose value size is a multiple of 8 bytes, viewed as 32-bit words.
 ///
 /// # Errors
 /// As [`bpf_words64`].
@@ -65,20 +65,21 @@ pub fn bpf_words32(map: BorrowedFd<'_>, words: usize) -> io::Result<&'static [At
     Ok(Mapping::shared(map, byte_count::<AtomicU32>(words)?, None)?.words())
 }
 
-/// The beginning of a file that is at least as long and stays so. Every page is there afterwards: the file system had room for it (later that would be a
-/// SIGBUS), and no worker waits for one. In a tmpfs the pages become huge ones where Linux (6.1 or later) finds them, whatever its settings say: some
-/// milliseconds each, once; whoever maps the file later finds them there.
+/// Maps the start of a file that is at least this long and does not shrink. Every page is allocated when this returns: the file system had
+/// room for it (a shortage later would raise SIGBUS), and no worker takes a page fault that allocates. In a tmpfs, Linux 6.1 or later
+/// collapses the pages into huge ones where it finds them, regardless of the mount's settings. This takes some milliseconds per huge page,
+/// once; later mappings of the file reuse them.
 ///
 /// # Errors
-/// The system's; `StorageFull` when the file system has no room for it.
+/// System errors; `StorageFull` if the file system has no room.
 pub fn file_words(file: BorrowedFd<'_>, words: usize) -> io::Result<&'static [AtomicU64]> {
     let bytes = byte_count::<AtomicU64>(words)?;
     let mapping = Mapping::shared(file, bytes, Some(Reserved::new(bytes)?))?;
-    // Some tmpfs follow this at once.
+    // Advice only; some tmpfs mounts follow it at once.
     let _ = mapping.advise(Advice::HugePages);
     if let Err(error) = mapping.advise(Advice::Populate) {
         mapping.unmap();
-        // Linux 5.14 or later says EFAULT where a write would be a SIGBUS.
+        // Linux 5.14 or later returns EFAULT where a write would raise SIGBUS.
         return Err(if Errno::from_io_error(&error) == Some(Errno::FAULT) { io::ErrorKind::StorageFull.into() } else { error });
     }
     let _ = mapping.advise(Advice::Collapse);
@@ -95,22 +96,22 @@ fn byte_count<W: Word>(words: usize) -> io::Result<usize> {
     words.checked_mul(size_of::<W>()).filter(|&b| b > 0 && b <= isize::MAX as usize).ok_or(io::ErrorKind::InvalidInput.into())
 }
 
-/// Address space that begins where a huge page may. Nobody else uses it.
+/// A reserved range of address space that starts at a huge-page boundary.
 struct Reserved(*mut c_void);
 
 impl Reserved {
-    /// Room for so many bytes in whole pages of that size.
+    /// Reserves this many bytes.
     fn new(bytes: usize) -> io::Result<Reserved> {
         let whole = bytes.checked_next_multiple_of(RESERVED_PAGE).and_then(|b| b.checked_add(RESERVED_PAGE));
         let room = whole.ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: no address is asked for, so no existing mapping is touched. Every mmap() is unsafe in rustix.
+        // SAFETY: no address is requested, so no existing mapping is touched. Every mmap() is unsafe in rustix.
         let at = unsafe { mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE) }?;
-        // What lies beside the part that is used stays reserved: address space, no memory.
+        // The unused part of the reservation stays: it costs address space, not memory.
         Ok(Reserved(at.map_addr(|a| a.next_multiple_of(RESERVED_PAGE))))
     }
 }
 
-/// What the kernel may do with the pages of a mapping. None of it changes their contents.
+/// Hints about the pages of a mapping. None of them changes the contents.
 #[derive(Clone, Copy)]
 #[repr(i32)]
 enum Advice {
@@ -119,7 +120,7 @@ enum Advice {
     Collapse = libc::MADV_COLLAPSE,
 }
 
-/// A mapping that may be read and written, and that nobody has a reference into yet. `bytes` are at least one.
+/// A readable and writable mapping without references into it. `bytes` is at least one.
 struct Mapping {
     at: *mut c_void,
     bytes: usize,
@@ -127,34 +128,34 @@ struct Mapping {
 
 impl Mapping {
     fn private(bytes: usize, flags: MapFlags) -> io::Result<Mapping> {
-        // SAFETY: no address is asked for, so no existing mapping is touched. Every mmap() is unsafe in rustix.
+        // SAFETY: no address is requested, so no existing mapping is touched. Every mmap() is unsafe in rustix.
         let at = unsafe { mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | flags) }?;
         Ok(Mapping { at, bytes })
     }
 
-    /// The beginning of a file or of a BPF array, at an address of the kernel's choice or one that was reserved for it.
+    /// Maps the start of a file or of a BPF array, at an address the kernel chooses or in the reserved range.
     fn shared(fd: BorrowedFd<'_>, bytes: usize, reserved: Option<Reserved>) -> io::Result<Mapping> {
         let (at, fixed) = reserved.map_or((ptr::null_mut(), MapFlags::empty()), |Reserved(at)| (at, MapFlags::FIXED));
-        // SAFETY: no existing mapping is touched but the one that was reserved for this. Every mmap() is unsafe in rustix.
+        // SAFETY: the only existing mapping this replaces is the reservation made for it. Every mmap() is unsafe in rustix.
         let at = unsafe { mmap(at, bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | fixed, fd, 0) }?;
         Ok(Mapping { at, bytes })
     }
 
-    /// Advice: a refusal changes nothing.
+    /// A refused hint changes nothing.
     fn advise(&self, advice: Advice) -> io::Result<()> {
-        // SAFETY: the range is mapped, and its contents stay as they are. rustix does not know MADV_COLLAPSE, and its madvise() is unsafe too.
+        // SAFETY: the range is mapped, and its contents do not change. rustix does not know MADV_COLLAPSE, and its madvise() is unsafe too.
         let done = unsafe { libc::madvise(self.at, self.bytes, advice as libc::c_int) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn unmap(self) {
-        // SAFETY: the range is mapped, and nobody has a reference into it. Every munmap() is unsafe in rustix.
+        // SAFETY: the range is mapped, and there are no references into it. Every munmap() is unsafe in rustix.
         let _ = unsafe { munmap(self.at, self.bytes) };
     }
 
-    /// All of it, for ever.
+    /// The whole mapping; it is never unmapped.
     fn words<W: Word>(self) -> &'static [W] {
-        // SAFETY: the range is mapped, page-aligned, zeroed or filled by the kernel, and never unmapped; `Word` allows any bits.
+        // SAFETY: the range is mapped, page-aligned, zeroed or filled by the kernel, and never unmapped; `Word` allows any bit pattern.
         unsafe { std::slice::from_raw_parts(self.at.cast::<W>(), self.bytes / size_of::<W>()) }
     }
 }
@@ -171,12 +172,12 @@ mod tests {
         assert!(words.iter().all(|w| w.load(Relaxed) == 0));
         words[9_999].store(7, Relaxed);
         assert_eq!(words[9_999].load(Relaxed), 7);
-        assert!(anonymous(0).is_err());
-        assert!(anonymous(usize::MAX).is_err());
+        anonymous(0).unwrap_err();
+        anonymous(usize::MAX).unwrap_err();
     }
 
     #[test]
-    fn a_file_keeps_what_was_written_through_another_mapping() {
+    fn two_mappings_of_a_file_share_their_contents() {
         let path = format!("/dev/shm/nm-memory-{}", std::process::id());
         let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_there_or_missed_by_name() {
+    fn missing_huge_pages_are_reported_as_enomem() {
         match anonymous_huge(1 << 18) {
             Ok(words) => {
                 words[(1 << 18) - 1].store(7, Relaxed);

@@ -1,5 +1,5 @@
 //! Network namespaces.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a hook between fork and exec")]
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,15 +11,15 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// Moves the calling thread into a network namespace: a descriptor of `/run/netns/NAME` or `/proc/PID/ns/net`.
 ///
 /// # Errors
-/// The system's: EPERM without privileges, EINVAL when it is no network namespace.
+/// System errors: EPERM without privileges, EINVAL if the descriptor is not a network namespace.
 pub fn enter(namespace: impl AsFd) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// Lets a command run inside of a network namespace. Only that differs from this process: /run, /sys and bpffs stay the same.
+/// Makes a command run in a network namespace. Only the network namespace differs from this process's: /run, /sys and bpffs are the same.
 pub fn run_inside(command: &mut Command, namespace: impl AsFd + Send + Sync + 'static) {
-    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe and allocates nothing; it owns the open
-    // descriptor. The standard library's hook is unsafe whatever it runs.
+    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe, and allocates nothing; it owns the open
+    // descriptor. `pre_exec` is unsafe for any closure.
     unsafe { command.pre_exec(move || enter(&namespace)) };
 }
 
@@ -37,7 +37,7 @@ mod tests {
     fn threads_and_commands_move_and_others_stay() {
         let before = current();
         let make = || {
-            // SAFETY: a network namespace of its own changes no table of file descriptors.
+            // SAFETY: unsharing the network namespace does not affect the table of file descriptors.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("needs root");
             (current(), File::open("/proc/thread-self/ns/net").unwrap())
         };

@@ -1,5 +1,5 @@
-//! AF_XDP sockets, beside their rings.
-#![allow(unsafe_code)]
+//! AF_XDP socket calls other than ring access.
+#![allow(unsafe_code, reason = "a socket option that rustix does not have")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,44 +9,44 @@ use rustix::net::{RecvFlags, SendFlags};
 
 pub use rustix::net::xdp::XdpStatistics as Statistics;
 
-/// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h: frames that one sendto() may send in copy mode.
+/// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h: maximum number of frames per sendto() in copy mode.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
-/// Tells the kernel to send what is in an AF_XDP socket's transmit ring.
+/// Makes the kernel send the frames on an AF_XDP socket's tx ring.
 ///
 /// # Errors
-/// The system's: EAGAIN when there is more to send, or no room for completions; EBUSY and ENOBUFS when the driver cannot take it now; others
-/// when the port is down or gone.
+/// System errors: EAGAIN if more frames remain, or the completion ring is full; EBUSY and ENOBUFS if the driver cannot take frames now;
+/// others if the interface is down or gone.
 #[inline]
 pub fn kick_tx(socket: impl AsFd) -> io::Result<()> {
     rustix::net::send(socket, &[], SendFlags::DONTWAIT)?;
     Ok(())
 }
 
-/// Tells the kernel that the fill ring has frames again.
+/// Notifies the kernel that the fill ring has frames again.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
 pub fn kick_rx(socket: impl AsFd) -> io::Result<()> {
     rustix::net::recv(socket, &mut [0u8; 0], RecvFlags::DONTWAIT)?;
     Ok(())
 }
 
-/// An AF_XDP socket's statistics.
+/// Reads the kernel's statistics of an AF_XDP socket.
 ///
 /// # Errors
-/// The system's.
+/// System errors.
 pub fn statistics(socket: impl AsFd) -> io::Result<Statistics> {
     Ok(rustix::net::sockopt::xdp_statistics(socket)?)
 }
 
-/// Asks for up to `frames` sent by one [`kick_tx`] of an AF_XDP socket in copy mode.
+/// Raises the number of frames that one [`kick_tx`] sends on an AF_XDP socket in copy mode.
 ///
 /// # Errors
-/// The system's: ENOPROTOOPT of kernels that do not know the option (before Linux 6.17). They send 32.
+/// System errors: ENOPROTOOPT on kernels without the option (before Linux 6.17). These send 32.
 pub fn set_tx_budget(socket: impl AsFd, frames: u32) -> io::Result<()> {
     let (fd, len) = (socket.as_fd().as_raw_fd(), size_of::<u32>() as libc::socklen_t);
-    // SAFETY: the value is valid for its length, and the descriptor is open. rustix sets only options that it knows, and this one it does not.
+    // SAFETY: the value is valid for its length, and the descriptor is open. rustix has no wrapper for this option.
     let done = unsafe { libc::setsockopt(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, ptr::from_ref(&frames).cast(), len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -69,7 +69,7 @@ mod tests {
         let statistics = statistics(&socket).unwrap();
         assert_eq!((statistics.rx_dropped, statistics.rx_ring_full), (0, Some(0)));
         assert!(kick_tx(&socket).is_err(), "it is not bound");
-        // Without a transmit ring there is nothing to bound; older kernels do not know the option.
+        // Without a tx ring there is nothing to set; older kernels do not know the option.
         let refused = set_tx_budget(&socket, 64).unwrap_err();
         assert!(matches!(refused.raw_os_error(), Some(libc::EACCES | libc::ENOPROTOOPT)), "{refused}");
     }

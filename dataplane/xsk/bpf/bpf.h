@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the project's BPF programs need of libbpf's headers: sections, maps as BTF describes them, and the kernel's helpers by their numbers
-// (enum bpf_func_id of linux/bpf.h).
+// The parts of libbpf's headers that the project's BPF programs use: sections, BTF map definitions, and kernel helpers by number (enum
+// bpf_func_id of linux/bpf.h).
 
 #pragma once
 
@@ -19,4 +19,7 @@ static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 static long (*bpf_xdp_adjust_tail)(struct xdp_md *ctx, int delta) = (void *)65;
+static struct bpf_sock *(*bpf_sk_lookup_udp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)85;
+static long (*bpf_sk_release)(void *sock) = (void *)86;
+static struct bpf_sock *(*bpf_skc_lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
 static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;

@@ -10,8 +10,10 @@
 #define QUEUES_MAX 256
 #define WORKERS_MAX 64
 #define BUCKET_SLOTS 16
+#define MORE_MACS_MAX 8
+#define VLAN_IDS 4096
 
-// An address as nomagic_core::tuple has it: big-endian words in host order, IPv4 in the last one.
+// An address as in nomagic_core::tuple: big-endian words in host order, IPv4 in the last one.
 struct address {
 	__u32 words[4];
 	__u32 family; // 4 or 6
@@ -31,10 +33,9 @@ struct prefix {
 	__be32 addr[4]; // IPv4 in the first one
 };
 
-struct port_range {
-	__u16 first;
-	__u16 last;
-};
+// Values in `services`. ON_KERNEL_ADDRESS: its address is in `kernel_addresses`.
+#define PLAIN_RULE 1
+#define ON_KERNEL_ADDRESS 2
 
 struct settings {
 	__u32 layout;
@@ -43,10 +44,13 @@ struct settings {
 	__u64 grace_ns;
 };
 
-// The places of `stats`: nomagic_core::counters::XdpCounts lists them in the same order, which a test compares.
+// The indices of `stats`. nomagic_core::counters::XdpCounts lists the counters in the same order; a test compares them.
 enum stat {
 	PASS_NOT_OURS,
+	PASS_OTHER_MAC,
+	PASS_VLAN,
 	PASS_NOT_IP,
+	PASS_IPV4_CHECKSUM,
 	PASS_FRAGMENT,
 	PASS_ICMP,
 	PASS_OTHER_PROTOCOL,
@@ -57,15 +61,16 @@ enum stat {
 	DROPPED_NO_SOCKET,
 	DROPPED_STALE,
 	FAILED_CLOSED,
+	DENIED,
 	STAT_COUNT,
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 262144);
+	__uint(max_entries, 524288);
 	__type(key, struct service);
-	__type(value, __u32);
+	__type(value, __u32); // PLAIN_RULE or ON_KERNEL_ADDRESS
 } services SEC(".maps");
 
 struct {
@@ -84,12 +89,36 @@ struct {
 	__type(value, __u32);
 } service_cidrs SEC(".maps");
 
+// Addresses that are the kernel's but for the ports in `services`: the node's own, and those of Services that are not served here.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
 	__type(key, struct address);
-	__type(value, struct port_range);
-} snat SEC(".maps");
+	__type(value, __u32);
+} kernel_addresses SEC(".maps");
+
+struct denied {
+	__u64 packets;          // dropped
+	__u64 command_until_ns; // not read here: the control plane's note for the next process (src/denied.rs)
+};
+
+// The deny list, by source. One place more than the limit: before Linux 6.13 a full trie refuses to replace a value.
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536 + 1);
+	__type(key, struct prefix);
+	__type(value, struct denied);
+} denied SEC(".maps");
+
+// Prefixes in `denied`; if it is 0, the look-up is skipped. Not in `settings`: another layout would make the pins of the previous version unusable.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} denied_count SEC(".maps");
 
 struct bucket {
 	__u32 fingerprints[BUCKET_SLOTS];
@@ -98,12 +127,12 @@ struct bucket {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1); // set when loaded: a power of two
+	__uint(max_entries, 1); // set at load time: a power of two of buckets, and the key (src/reply_key.rs)
 	__type(key, __u32);
 	__type(value, struct bucket);
 } replies SEC(".maps");
 
-// CLOCK_MONOTONIC in ns, one a worker; 0: never started.
+// CLOCK_MONOTONIC in ns, one per worker; 0: never started.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -119,7 +148,7 @@ struct {
 	__type(value, struct settings);
 } settings SEC(".maps");
 
-// Those below are each interface's own.
+// Each interface has its own instance of the following maps.
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -128,7 +157,8 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
-// Later fragments carry no ports: those whose first fragment was taken are known by what they share with it. The oldest make room.
+// Later fragments carry no ports. Those of a captured first fragment are recognised by the fields they share with it. LRU: the oldest
+// entries are evicted.
 struct fragment {
 	__u32 src[4];
 	__u32 dst[4];
@@ -143,7 +173,7 @@ struct {
 	__type(value, __u32);
 } fragments SEC(".maps");
 
-// Queue to worker.
+// The worker that owns each queue.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, QUEUES_MAX);
@@ -158,10 +188,41 @@ struct {
 	__type(value, __u64);
 } stats SEC(".maps");
 
+// The MAC addresses of an interface, first byte lowest, as MAC_OF_FRAME() reads them.
+struct port_macs {
+	__u64 own;
+	__u64 other; // of the bridge or bond that it belongs to; NO_MAC; or ANY_UNICAST
+};
+
+// No frame has these: an address has 48 bits.
+#define NO_MAC (~0ull)
+#define ANY_UNICAST (~0ull - 1)
+
+// Never pinned: each loaded program has its own, filled before it is attached.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct port_macs);
+} macs SEC(".maps");
+
+// The same for redirect ports, which share a program, by interface index; with room for those that are just being replaced.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct port_macs);
+} redirect_macs SEC(".maps");
+
+volatile const __u64 more_macs[MORE_MACS_MAX] = {}; // configured ones, else NO_MAC
+volatile const __u64 vlans[VLAN_IDS / 64] = {};     // a bit for each VLAN that belongs to the port; bit 0: priority tags
+
 volatile const __u32 reply_mask = 0;       // buckets - 1
-volatile const __u32 reply_seed = 0;
+volatile const __u64 reply_key[2] = {};
 volatile const __u32 take_everything = 0;  // the internal port: all unicast frames are nomagic's
-volatile const __u32 redirect_to = 0;      // a redirect port: taken frames go to this interface instead of a socket
-// The internal port: the kernel routes these addresses into it, whoever sends there. It does not get such packets back.
+volatile const __u32 redirect_to = 0;      // a redirect port: captured frames go to this interface instead of a socket
+// The internal port: addresses that the kernel always routes into it. Packets to them are not passed back to the kernel, because they would
+// loop.
 volatile const __u32 internal_v4 = 0;
 volatile const __u32 internal_v6[4] = {};

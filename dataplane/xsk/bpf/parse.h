@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Reading a frame as nomagic_core::parse does, as far as addresses and ports.
+// Parses a frame like nomagic_core::parse, but only addresses and ports.
 
 #pragma once
 
 #include "maps.h"
 
-#define VLAN_TAGS_MAX 2
 #define IPV6_EXTENSIONS_MAX 8
 
 struct tuple {
@@ -26,7 +25,7 @@ enum piece {
 	LATER_FRAGMENT, // without ports
 };
 
-// What is left of the frame. `at` only ever moves forward, and each read is checked against `end`.
+// The rest of the frame. `at` only moves forward, and each read is checked against `end`.
 struct cursor {
 	void *at;
 	void *end;
@@ -42,6 +41,9 @@ struct ethernet {
 	__u8 src[6];
 	__be16 type;
 } __attribute__((packed));
+
+// The destination of a frame as `struct port_macs` has it. Not of a packed structure, which would be read byte by byte.
+#define MAC_OF_FRAME(frame) (*(const __u32 *)(frame) | (__u64)((const __u16 *)(frame))[2] << 32)
 
 struct vlan_tag {
 	__be16 tci;
@@ -90,27 +92,57 @@ struct ports {
 
 #define TO_HOST_16(x) __builtin_bswap16(x)
 #define TO_HOST_32(x) __builtin_bswap32(x)
+#define TO_NETWORK_16(x) __builtin_bswap16(x)
+#define TO_NETWORK_32(x) __builtin_bswap32(x)
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "written for little-endian machines"
 #endif
 
-// Every parser returns TAKEN when it could read all, else the counter that names why the frame is passed.
+// Every parser returns TAKEN if it could read everything, else the counter with the reason for passing the frame.
 
 INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 {
 	if (proto == 1 || proto == 58)
-		return PASS_ICMP; // errors about our flows: to be matched by the packet they quote
+		return PASS_ICMP; // includes errors about nomagic's flows
 	if (proto != 6 && proto != 17 && proto != 132)
 		return PASS_OTHER_PROTOCOL;
 	t->proto = proto;
 	if (t->piece != WHOLE && proto == 132)
-		return PASS_FRAGMENT; // its CRC covers what is in the other fragments
+		return PASS_FRAGMENT; // its CRC covers the payload of all fragments
 	if (t->piece == LATER_FRAGMENT)
 		return TAKEN;
 	READ(struct ports, c, ports);
 	t->sport = TO_HOST_16(ports->source);
 	t->dport = TO_HOST_16(ports->dest);
 	return TAKEN;
+}
+
+#define IPV4_HEADER_MAX 60
+
+// The checksum of an IPv4 header, options included: the ones' complement sum of all its words is 0xffff (RFC 1071). In 32-bit words: the order of
+// bytes and the width do not matter to it. What the options say is read by nomagic_core::parse alone: lengths that add up are not for the verifier.
+INLINE enum stat check_ipv4(const struct ipv4 *ip, __u32 header_len, const void *end)
+{
+	const __u32 *words = (const __u32 *)ip;
+	__u64 sum = 0;
+#pragma unroll
+	for (int i = 0; i < (int)sizeof(*ip) / 4; i++)
+		sum += words[i];
+	if (header_len > sizeof(*ip)) {
+#pragma unroll
+		for (int i = sizeof(*ip) / 4; i < IPV4_HEADER_MAX / 4; i++) {
+			if (i * 4u >= header_len)
+				continue;
+			if ((const void *)(words + i + 1) > end)
+				return PASS_UNREADABLE;
+			sum += words[i];
+		}
+	}
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff ? TAKEN : PASS_IPV4_CHECKSUM;
 }
 
 INLINE enum stat parse_ipv4(struct cursor *c, struct tuple *t)
@@ -127,8 +159,11 @@ INLINE enum stat parse_ipv4(struct cursor *c, struct tuple *t)
 	t->family = 4;
 	t->src[3] = TO_HOST_32(ip->src);
 	t->dst[3] = TO_HOST_32(ip->dst);
+	// All that is needed later is read before the checks: then the verifier goes on from all their ends in one state.
+	__u8 proto = *(const volatile __u8 *)&ip->proto;
 	c->at += header_len;
-	return parse_ports(c, ip->proto, t);
+	enum stat sound = check_ipv4(ip, header_len, c->end);
+	return sound == TAKEN ? parse_ports(c, proto, t) : sound;
 }
 
 INLINE enum stat parse_ipv6(struct cursor *c, struct tuple *t)
@@ -152,7 +187,7 @@ INLINE enum stat parse_ipv6(struct cursor *c, struct tuple *t)
 		__u16 detail = TO_HOST_16(extension->detail);
 		__u32 len = (extension->len + 1) * 8;
 		if (next == 43 && (detail & 0xff) != 0)
-			return PASS_OTHER_PROTOCOL; // not at its destination yet
+			return PASS_OTHER_PROTOCOL; // it has not reached its final destination yet
 		if (next == 44) {
 			READ(struct ipv6_fragment, c, fragment);
 			if (detail & 0xfff9) {
@@ -176,11 +211,11 @@ INLINE enum stat parse(struct cursor *c, struct tuple *t)
 	READ(struct ethernet, c, eth);
 	__be16 type = eth->type;
 	c->at += sizeof(*eth);
-#pragma unroll
-	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
-		if (type != TO_HOST_16(0x8100) && type != TO_HOST_16(0x88a8) && type != TO_HOST_16(0x9100))
-			break;
+	if (type == TO_HOST_16(0x8100)) {
 		READ(struct vlan_tag, c, tag);
+		__u16 id = TO_HOST_16(tag->tci) & (VLAN_IDS - 1);
+		if (!(vlans[id / 64] >> id % 64 & 1))
+			return PASS_VLAN;
 		type = tag->type;
 		c->at += sizeof(*tag);
 	}
@@ -188,5 +223,7 @@ INLINE enum stat parse(struct cursor *c, struct tuple *t)
 		return parse_ipv4(c, t);
 	if (type == TO_HOST_16(0x86dd))
 		return parse_ipv6(c, t);
+	if (type == TO_HOST_16(0x8100) || type == TO_HOST_16(0x88a8) || type == TO_HOST_16(0x9100))
+		return PASS_VLAN; // a second tag, or one that is no customer VLAN's
 	return PASS_NOT_IP;
 }

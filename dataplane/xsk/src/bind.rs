@@ -1,8 +1,8 @@
-//! Binding AF_XDP sockets: groups of ports, each on one UMEM.
+//! Binds AF_XDP sockets in port groups, each on one UMEM.
 //!
-//! The kernel gives a UMEM one mode, zero-copy or copy, for all its sockets. So ports form groups: interfaces that offer zero-copy,
-//! those that do not, and the internal port. Within a group frames go from port to port without a copy.
-#![allow(unsafe_code)]
+//! The kernel gives a UMEM one mode, zero-copy or copy, for all its sockets. So ports form groups: interfaces with zero-copy, interfaces
+//! without it, and the internal port. Frames are not copied between ports of a group.
+#![allow(unsafe_code, reason = "sockets that share a UMEM")]
 
 use std::io;
 use std::ops::Range;
@@ -19,47 +19,44 @@ use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig}
 use crate::config::{EdgeConfig, QUEUES_MAX};
 use crate::error::{EdgeError, os_error};
 use crate::queue::{Queue, QueueParts, Rings, socket_of};
-use crate::umem::{FrameSizes, Frames, Place, PoolId};
+use crate::umem::{FrameSizes, Frames, PoolId, RingId};
 
-/// How long a queue may stay busy: a socket that was just closed lets go of it within 100 ms.
+/// How long binding retries a busy queue. The kernel releases the queue of a closed socket within 100 ms.
 const BUSY_MAX: Duration = Duration::from_secs(1);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
-/// Entries of the rings of a socket that only owns a UMEM.
+/// Ring entries of a socket that only owns a UMEM.
 const OWNER_RING: u32 = 64;
 
 /// A port to be bound.
 #[derive(Clone, Debug)]
 pub struct Member {
-    /// Its place in the list of ports.
+    /// Its index in the list of ports.
     pub port: PortId,
-    /// Its interface.
     pub name: String,
-    /// Its receive queues, all of which are bound.
+    /// Its receive queues; all of them are bound.
     pub queues: u32,
 }
 
-/// Ports on one UMEM.
-pub struct Group {
-    /// The shared memory.
+/// A port group: ports on one UMEM.
+pub struct PortGroup {
     pub frames: Arc<Frames>,
-    /// The mode.
     pub zero_copy: bool,
     ring_size: u32,
-    /// A socket on an interface that stays. The kernel binds further sockets to a UMEM only while its first one is bound.
+    /// A socket on an interface that is never removed. The kernel binds further sockets to a UMEM only while the first one is bound.
     _owner: Mutex<Option<Rings>>,
 }
 
-/// The groups of all ports, and the bound queues of each.
+/// All port groups, and the bound queues of each port.
 #[derive(Default)]
 pub struct Bound {
     /// By pool id.
-    pub groups: Vec<Group>,
-    /// By port: its group, and its queues.
+    pub groups: Vec<PortGroup>,
+    /// By port: its group and its queues.
     pub ports: Vec<(usize, Vec<Queue>)>,
 }
 
-/// Names a queue's rings: a queue is bound once at a time, so no two have the same.
-pub fn place(port: PortId, queue: u32) -> Place {
+/// Identifies a queue's rings. A queue is bound once at a time, so the id is unique.
+pub fn ring_id(port: PortId, queue: u32) -> RingId {
     1 + port.0 * QUEUES_MAX as u16 + queue as u16
 }
 
@@ -69,7 +66,7 @@ pub fn bind_ports(config: &EdgeConfig, outside: &[Member], inside: &[Member]) ->
     let mut ports: Vec<Option<(usize, Vec<Queue>)>> = outside.iter().chain(inside).map(|_| None).collect();
     let mut bind_all = |bound: &mut Bound, mode: BindFlags, owner: Option<&str>, members: &[&Member]| {
         let id = bound.groups.len();
-        let group = Group::open(id as PoolId, config, mode, owner, members)?;
+        let group = PortGroup::open(id as PoolId, config, mode, owner, members)?;
         let mut refused = Vec::new();
         let mut used = false;
         for member in members {
@@ -92,10 +89,10 @@ pub fn bind_ports(config: &EdgeConfig, outside: &[Member], inside: &[Member]) ->
         copied.retain(|m| refused.iter().any(|(port, _)| *port == m.port));
         for (port, source) in refused {
             let interface = &outside[usize::from(port.0)].name;
-            tracing::warn!(interface, "zero-copy is not offered here ({source}): the kernel copies each frame once in and once out");
+            tracing::warn!(interface, "zero-copy is not supported here ({source}): the kernel copies each frame on receive and on send");
         }
     }
-    // A veth offers no zero-copy. Both ends of the internal pair stay, so they own the UMEMs.
+    // A veth has no zero-copy mode. Neither end of the internal pair is ever removed, so they own the UMEMs.
     let kernel_side = config.internal.as_ref().map(|pair| pair.kernel_side.as_str());
     for (owner, members) in [(kernel_side, copied), (None, inside.iter().collect())] {
         if !members.is_empty() {
@@ -110,16 +107,16 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::INVAL | Errno::PROTONOSUPPORT))
 }
 
-/// Frames for each worker: a full fill ring and a full tx ring for each queue that it may own, as many on their way to other workers
-/// as a lane takes, a batch in hand, and what is held.
+/// Frames per worker: a full fill ring and a full tx ring for each queue it may own, a full lane's frames in transit to other workers, one
+/// batch in hand, and the held frames.
 fn share(config: &EdgeConfig, members: &[&Member]) -> u32 {
     let queues: u32 = members.iter().map(|m| m.queues.div_ceil(config.workers.get())).sum();
     let held = (config.hold_frames_max as u32).div_ceil(config.workers.get());
     (queues * 2 + 1).saturating_mul(config.ring_size.get()).saturating_add(2 * BATCH_MAX as u32 + OUTPUT_MAX as u32 + held)
 }
 
-impl Group {
-    fn open(id: PoolId, config: &EdgeConfig, mode: BindFlags, owner: Option<&str>, members: &[&Member]) -> Result<Group, EdgeError> {
+impl PortGroup {
+    fn open(id: PoolId, config: &EdgeConfig, mode: BindFlags, owner: Option<&str>, members: &[&Member]) -> Result<PortGroup, EdgeError> {
         let sizes = FrameSizes {
             share: share(config, members),
             frame: config.frame_size.get(),
@@ -129,7 +126,7 @@ impl Group {
         };
         let frames = Frames::new(id, config.workers.get(), sizes)?;
         let owner = owner.map(|name| bind_socket(&frames, name, 0, OWNER_RING, mode)).transpose()?;
-        Ok(Group {
+        Ok(PortGroup {
             frames,
             zero_copy: mode.contains(BindFlags::XDP_ZEROCOPY),
             ring_size: config.ring_size.get(),
@@ -137,7 +134,7 @@ impl Group {
         })
     }
 
-    /// Binds queues of an interface.
+    /// Binds an interface's queues in this range.
     pub fn bind(&self, port: PortId, interface: &str, queues: Range<u32>) -> Result<Vec<Queue>, EdgeError> {
         let mode = if self.zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
         let bind = |queue| {
@@ -145,12 +142,12 @@ impl Group {
                 port,
                 index: queue,
                 pool: usize::from(self.frames.id()),
-                place: place(port, queue),
+                ring_id: ring_id(port, queue),
                 ring_size: self.ring_size,
                 rings: bind_socket(&self.frames, interface, queue, self.ring_size, mode)?,
             });
             if let Err(e) = set_tx_budget(bound.fd(), self.ring_size) {
-                tracing::debug!(interface, queue, "the kernel sends 32 frames a call: {e}");
+                tracing::debug!(interface, queue, "the kernel sends at most 32 frames per call: {e}");
             }
             Ok(bound)
         };
@@ -170,10 +167,10 @@ pub(crate) fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mo
     let interface: Interface = name.parse().map_err(|e: std::ffi::NulError| invalid(&e))?;
     let deadline = Instant::now() + BUSY_MAX;
     loop {
-        // SAFETY: INHIBIT_PROG_LOAD is set, as sharing a UMEM asks for, and each queue is bound once.
+        // SAFETY: INHIBIT_PROG_LOAD is set, as a shared UMEM requires, and each queue is bound once.
         let error = match unsafe { Socket::new(config, frames.umem(), &interface, queue) } {
             Ok((tx, rx, Some((fill, comp)))) => {
-                // libxdp leaves that out.
+                // libxdp does not set close-on-exec.
                 close_on_exec(socket_of(&tx)).map_err(|e| EdgeError::io(format!("socket on {name}"), e))?;
                 return Ok(Rings { tx, rx, fill, comp });
             }
@@ -198,11 +195,11 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn every_queue_has_a_place_of_its_own() {
-        let all = (0..PORTS_MAX as u16).flat_map(|port| (0..QUEUES_MAX).map(move |queue| place(PortId(port), queue)));
-        let places: HashSet<Place> = all.collect();
-        assert_eq!(places.len(), PORTS_MAX * QUEUES_MAX as usize);
-        assert!(!places.contains(&0), "0 is no ring");
+    fn every_queue_has_a_unique_ring_id() {
+        let all = (0..PORTS_MAX as u16).flat_map(|port| (0..QUEUES_MAX).map(move |queue| ring_id(PortId(port), queue)));
+        let ids: HashSet<RingId> = all.collect();
+        assert_eq!(ids.len(), PORTS_MAX * QUEUES_MAX as usize);
+        assert!(!ids.contains(&0), "0 means not on a ring");
     }
 
     #[test]

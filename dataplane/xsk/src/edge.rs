@@ -1,6 +1,7 @@
-//! The edge as control sees it: start, publish, ask, stop.
+//! The edge's interface for the control plane: start, publish, query, stop.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +11,18 @@ use nomagic_core::conntrack::{Conntrack, Recovered};
 use nomagic_core::counters::{Counters, XdpCounts};
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::Wanted;
+use nomagic_core::hash::WordSet;
 use nomagic_core::routes::Routes;
 use nomagic_core::rss::Rss;
 use nomagic_core::services::Services;
+use nomagic_core::tuple::Prefix;
 use nomagic_core::unused::Unused;
 use nomagic_sys::process::raise_memory_lock;
 
+use crate::addressed::Configured;
 use crate::bind::bind_ports;
 use crate::config::EdgeConfig;
+use crate::denied::{Denied, DeniedMaps};
 use crate::error::EdgeError;
 use crate::filter::FilterMaps;
 use crate::hold::WANTED_MAX;
@@ -28,10 +33,11 @@ use crate::pool::FrameAccount;
 use crate::ports::{Binding, Ports, members};
 use crate::program::{self, Constants};
 use crate::redirect::Redirects;
-use crate::region::Table;
-use crate::setup::{reply_seed, share_memory};
+use crate::region::ConntrackMemory;
+use crate::reply_key;
+use crate::setup::share_memory;
 use crate::status::{EdgeStatus, PortInfo, RedirectStatus, WorkerStatus};
-use crate::tables::Tables;
+use crate::tables::{Tables, TablesApplied};
 use crate::workers::Workers;
 
 /// The running dataplane.
@@ -43,14 +49,15 @@ pub struct Edge {
     workers: Workers,
     tables: Tables,
     filter: FilterMaps,
+    denied: DeniedMaps,
     wanted: Receiver<Wanted>,
-    table: Table,
+    table: ConntrackMemory,
     replies: ReplyFilter<'static>,
     replies_capacity: u64,
 }
 
-/// Every worker that is alive uses all that has been published. Only now, and only until the next publication, may the XDP filter take more:
-/// what it takes before the workers know it would be refused or go astray.
+/// Proof that every live worker uses everything published so far. Only now, and only until the next publication, may the XDP filter be
+/// widened: frames captured before the workers know their rules would be rejected or lost.
 ///
 /// ```compile_fail,E0499
 /// # use std::{sync::Arc, time::Duration};
@@ -58,7 +65,7 @@ pub struct Edge {
 /// # fn f(edge: &mut nomagic_xsk::Edge, services: Arc<Services>, rules: &FilterRules) {
 /// let applied = edge.wait_applied(Duration::from_secs(1)).unwrap();
 /// edge.publish_services(services);
-/// applied.widen_filter(rules); // not known to the workers yet
+/// applied.widen_filter(rules, &Default::default()); // not known to the workers yet
 /// # }
 /// ```
 pub struct Applied<'e> {
@@ -67,23 +74,26 @@ pub struct Applied<'e> {
 }
 
 impl Applied<'_> {
-    /// How many workers that is.
+    /// The number of live workers.
     pub fn workers(&self) -> usize {
         self.workers
     }
 
-    /// Lets the XDP filter take this too; rules that exist stay. Refused as a whole when a limit would be exceeded. An SNAT address has one range:
-    /// adding another replaces it.
-    pub fn widen_filter(self, rules: &FilterRules) -> Result<(), EdgeError> {
-        self.filter.add(rules)
+    /// Adds rules to the XDP filter; existing rules stay. `kernel_ips` are the addresses that the table leaves to the kernel
+    /// ([`Services::kernel_ips`]). If a limit would be exceeded, as many rules are added as fit, and an error says so.
+    pub fn widen_filter(self, rules: &FilterRules, kernel_ips: &WordSet<IpAddr>) -> Result<(), EdgeError> {
+        // Rules first. A cluster IP that the node has from now on needs rules for its ports before the rest of it is left to the kernel: packets of
+        // its connections must not reach the kernel in between. The opposite is harmless: workers hand the kernel what is its own.
+        let added = self.filter.add(rules);
+        self.filter.set_kernel_addresses(kernel_ips).and(added)
     }
 }
 
 impl Edge {
-    /// Sets everything up in the calling thread's network namespace, starts the workers and attaches the XDP programs, in this
-    /// order: no frame is taken before somebody listens. What an earlier process has pinned is taken over, its filter rules included:
-    /// so the tables should be complete already. Ports are numbered as the interfaces are configured, the internal port comes last;
-    /// [`Link::query`] tells their addresses beforehand.
+    /// Sets everything up in the calling thread's network namespace, starts the workers and attaches the XDP programs, in this order: no
+    /// frame is captured before a worker runs. Objects pinned by an earlier process are reused, including the filter rules, so the tables
+    /// should already be complete. Ports are numbered in the order of the configured interfaces; the internal port comes last.
+    /// [`Link::query`] returns their addresses in advance.
     pub fn start(config: EdgeConfig, services: Arc<Services>, routes: Arc<Routes>) -> Result<Edge, EdgeError> {
         config.validate()?;
         let links = free_links(&config)?;
@@ -92,21 +102,22 @@ impl Edge {
         tracing::debug!(locked_bytes, "limit of locked memory");
 
         let pins = Pins::open(&config.state_dir)?;
-        program::check_layout(&pins, config.reply_buckets)?;
-        let table = Table::open(&config, &services)?;
+        program::check_layout(&pins)?;
+        let reply_key = reply_key::take_over(&pins, config.reply_buckets)?;
+        let table = ConntrackMemory::open(&config, &services)?;
         let constants = Constants {
             reply_buckets: config.reply_buckets,
-            // Of the table's seed, not a new one: what an earlier process has announced with it goes on.
-            reply_seed: reply_seed(table.conntrack.seed()),
+            reply_key,
             take_everything: false,
             redirect_to: 0,
             internal: config.internal.as_ref().map_or([None; 2], |pair| pair.addresses),
+            configured: Configured::new(&config.mac_addresses, &config.vlans),
         };
         let mut bindings = load_programs(&config, &links, constants, &pins)?;
         let first = &mut bindings[0].ebpf;
         program::write_settings(first, &config)?;
-        let memory = share_memory(&config, first, &table)?;
-        let filter = FilterMaps::open(first)?;
+        let memory = share_memory(&config, first, &table, reply_key)?;
+        let (filter, denied) = (FilterMaps::open(first)?, DeniedMaps::open(first)?);
         let redirects = open_redirects(&config, constants, &pins)?;
 
         let (outside, inside) = members.split_at(config.interfaces.len());
@@ -121,6 +132,7 @@ impl Edge {
             workers,
             tables,
             filter,
+            denied,
             wanted,
             table,
             replies: memory.replies,
@@ -132,66 +144,81 @@ impl Edge {
         Ok(edge)
     }
 
-    /// The ports: the interfaces in the order of the configuration, then the internal port.
+    /// The ports: the interfaces in configuration order, then the internal port.
     pub fn ports(&self) -> &[PortInfo] {
         self.ports.infos()
     }
 
-    /// How the ports spread what they receive over the workers, as far as that is known: for [`Routes::with_rss`].
+    /// The receive side scaling of each port, where known, for [`Routes::with_rss`].
     pub fn rss(&self) -> Vec<Option<Arc<Rss>>> {
         self.ports().iter().map(|port| port.rss.clone().ok()).collect()
     }
 
-    /// The redirect ports.
     pub fn redirects(&self) -> Vec<RedirectStatus> {
         self.redirects.as_ref().map(Redirects::status).unwrap_or_default()
     }
 
-    /// Looks after the ports; to be called a few times a second, and when an interface has changed. What had to be done is logged and
-    /// shows in [`Edge::ports`]. Returns whether anything did.
+    /// Checks and repairs the ports. Call it a few times a second, and after an interface has changed. Repairs are logged and visible in
+    /// [`Edge::ports`]. Returns whether anything changed.
     pub fn tend(&mut self) -> bool {
         self.ports.tend(&self.workers)
     }
 
-    /// Makes exactly these interfaces redirect ports: attaches what is new, detaches what is gone. An interface that another program
-    /// holds, or that cannot be attached to, is left alone and reported. Returns whether anything has changed. Cheap when nothing did;
-    /// to be called when interfaces have come or gone, and now and then.
+    /// Makes exactly these interfaces redirect ports: attaches new ones, detaches removed ones. An interface that another program holds, or
+    /// that cannot be attached to, is left alone and reported. Returns whether anything changed. Cheap if nothing did. Call it when
+    /// interfaces appear or disappear, and periodically.
     pub fn redirect(&mut self, names: &BTreeSet<String>) -> bool {
-        // The internal port is the last one, and has one queue.
+        // The internal port is the last one and has one queue.
         let owner = self.ports.infos().last().and_then(|internal| internal.owners.first().copied());
         self.redirects.as_mut().is_some_and(|redirects| redirects.follow(names, owner))
     }
 
-    /// Gives the workers a new service table.
+    /// Publishes a new service table to the workers.
     pub fn publish_services(&mut self, services: Arc<Services>) {
         self.tables.services.publish(services);
         self.workers.wake();
     }
 
-    /// Gives the workers new routes; held frames are submitted again.
+    /// Publishes new routes to the workers; they resubmit held frames.
     pub fn publish_routes(&mut self, routes: Arc<Routes>) {
         self.tables.routes.publish(routes);
         self.workers.wake();
     }
 
-    /// Waits until every worker that is alive uses all that has been published so far. `None` when the time is up.
+    /// Waits until every live worker uses everything published so far. `None` on timeout.
     pub fn wait_applied(&mut self, limit: Duration) -> Option<Applied<'_>> {
         let applied = self.tables.wait(limit, |worker| self.workers.live(worker));
         let workers = self.workers_alive().0;
         applied.then_some(Applied { filter: &mut self.filter, workers })
     }
 
-    /// What the XDP filter takes now.
+    /// The rules the XDP filter applies now.
     pub fn filter_rules(&self) -> &FilterRules {
         self.filter.rules()
     }
 
-    /// Lets the XDP filter take no more what no flow needs; rules that do not exist are passed over.
+    /// Removes rules that no flow needs from the XDP filter; missing rules are ignored.
     pub fn narrow_filter(&mut self, unused: &Unused) -> Result<(), EdgeError> {
         self.filter.remove(unused.rules())
     }
 
-    /// Neighbours that frames are waiting for. Each is repeated a few times a second while frames ask for it.
+    /// The deny list of the XDP filter; at first, what an earlier process left.
+    pub fn denied(&self) -> &Denied {
+        self.denied.known()
+    }
+
+    /// Makes the deny list of the XDP filter exactly this one. Prefixes that stay keep their counters. Needs no agreement with the workers: they
+    /// never see a denied frame.
+    pub fn deny(&mut self, wanted: &Denied) -> Result<(), EdgeError> {
+        self.denied.follow(wanted)
+    }
+
+    /// How many packets the XDP filter has dropped for a denied prefix.
+    pub fn packets_denied(&self, prefix: &Prefix) -> Result<u64, EdgeError> {
+        self.denied.packets(prefix)
+    }
+
+    /// Neighbours that held frames wait for. Each is repeated a few times a second while frames need it.
     pub fn wanted(&self) -> &Receiver<Wanted> {
         &self.wanted
     }
@@ -201,27 +228,38 @@ impl Edge {
         self.table.conntrack
     }
 
-    /// What is announced to the XDP filter: for who ends connections of the table, see [`nomagic_core::pipeline::end_connection`].
+    /// The replies announced to the XDP filter, for ending connections with [`nomagic_core::pipeline::end_connection`].
     pub fn replies(&self) -> ReplyFilter<'static> {
         self.replies
     }
 
-    /// What was taken over from an earlier process, see [`EdgeConfig::conntrack_file`].
+    /// What is wrong with the table's file, see [`EdgeConfig::conntrack_file`].
+    pub fn table_file_problem(&self) -> Option<String> {
+        self.table.file.as_ref()?.problem()
+    }
+
+    /// What was recovered from an earlier process's table, see [`EdgeConfig::conntrack_file`].
     pub fn taken_over(&self) -> Option<Recovered> {
         self.table.taken_over
     }
 
-    /// A worker's counters of the packet path.
+    /// A worker's packet path counters.
     pub fn counters(&self, worker: usize) -> Option<&Counters> {
         self.workers.shared(worker).map(|shared| &shared.counters)
     }
 
-    /// Workers that are alive, and all of them. One that is dead or stuck for longer than the grace period does not count.
+    /// The numbers of live workers and of all workers. A worker is not live if it has ended, or has been stuck for longer than the grace
+    /// period.
     pub fn workers_alive(&self) -> (usize, usize) {
         (self.workers.all_live().count(), self.workers.len())
     }
 
-    /// Everything that can be counted.
+    /// Whether every live worker uses the tables published last.
+    pub fn tables_applied(&self) -> TablesApplied {
+        self.tables.applied(|worker| self.workers.live(worker))
+    }
+
+    /// Reads all counters.
     pub fn status(&self) -> Result<EdgeStatus, EdgeError> {
         let Tables { services, routes } = &self.tables;
         services.collect();
@@ -232,7 +270,7 @@ impl Edge {
         let of_pool = |pool: usize| workers.iter().filter_map(move |w| w.pools.get(pool));
         let sum = |pool| of_pool(pool).fold(FrameAccount::default(), |sum, account| sum.and(account));
         let pools = (0..self.ports.pools()).map(sum).collect();
-        let live = |worker: usize| self.workers.live(worker);
+        let applied = self.tables_applied();
         Ok(EdgeStatus {
             workers,
             ports: self.ports.status()?,
@@ -244,24 +282,24 @@ impl Edge {
             replies_announced: self.replies.len() as u64,
             source_ports: self.table.conntrack.snat_ports().in_use(),
             source_ports_fullest: self.table.conntrack.snat_ports().fullest_endpoint(),
-            source_ports_largest: self.table.conntrack.snat_ports().largest_share(),
+            source_port_shares: self.table.conntrack.snat_ports().largest_shares(),
             replies_capacity: self.replies_capacity,
             services_generation: services.current().generation,
-            services_applied: services.applied(live) == services.sequence(),
+            services_applied: applied.services,
             routes_generation: routes.current().generation,
-            routes_applied: routes.applied(live) == routes.sequence(),
+            routes_applied: applied.routes,
         })
     }
 
-    /// Ends the workers. `detach`: the interfaces are given back to the kernel first; else the filter stays pinned, drops our frames
-    /// for the grace period and then does what `on_failure` says, until a new process takes over.
+    /// Stops the workers. With `detach`, the interfaces are first returned to the kernel. Otherwise the filter stays pinned, drops
+    /// nomagic's frames for the grace period and then applies `on_failure`, until a new process takes over.
     pub fn stop(mut self, detach: bool) -> Result<(), EdgeError> {
-        let detached = if detach { self.pins.remove_all() } else { Ok(()) };
+        let detached = if detach { self.pins.remove_all().map(drop) } else { Ok(()) };
         self.end();
         detached
     }
 
-    /// What follows in the table is no worker's any more: the next process is told so.
+    /// Marks the table as detached once no worker can write to it, so that the next process knows of the orderly end.
     fn end(&mut self) {
         if self.workers.end() {
             self.table.conntrack.detach();
@@ -275,7 +313,7 @@ impl Drop for Edge {
     }
 }
 
-/// The configured interfaces, then the internal port, none of which is somebody else's.
+/// The configured interfaces, then the internal port. Fails if another XDP program holds one of them.
 fn free_links(config: &EdgeConfig) -> Result<Vec<Link>, EdgeError> {
     let inside = config.internal.as_ref().map(|pair| pair.edge_side.as_str());
     let names = config.interfaces.iter().map(InterfaceName::as_str).chain(inside);
@@ -285,13 +323,13 @@ fn free_links(config: &EdgeConfig) -> Result<Vec<Link>, EdgeError> {
     Ok(links)
 }
 
-/// The program of each port. That of the internal port takes everything.
+/// Loads the program of each port. The internal port's captures everything.
 fn load_programs(config: &EdgeConfig, links: &[Link], constants: Constants, pins: &Pins) -> Result<Vec<Binding>, EdgeError> {
     let load = |(port, link)| Binding::load(link, Constants { take_everything: port >= config.interfaces.len(), ..constants }, pins);
     links.iter().enumerate().map(load).collect()
 }
 
-/// Redirect ports lead to the kernel's end of the internal pair.
+/// Redirect ports redirect to the kernel's end of the internal pair.
 fn open_redirects(config: &EdgeConfig, constants: Constants, pins: &Pins) -> Result<Option<Redirects>, EdgeError> {
     let Some(pair) = &config.internal else { return Ok(None) };
     let redirect_to = Link::query(&pair.kernel_side)?.ifindex;

@@ -1,56 +1,50 @@
-//! What can go wrong at the edge, in words that say what to do.
+//! Errors of the edge. Their messages name the remedy.
 
 use std::io;
 use std::path::PathBuf;
 
+use nomagic_sys::capabilities::{has_what_is_needed, is_filtered};
 use rustix::io::Errno;
 
-/// The capabilities that the edge needs when it does not run as root.
+/// The capabilities the edge needs when not running as root.
 const CAPABILITIES: &str =
     "root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK (and CAP_SYS_ADMIN to mount a bpffs)";
 
-/// Why the edge could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum EdgeError {
-    /// A value of the configuration is outside of its limits.
+    /// A configuration value is out of range.
     #[error("{0}")]
     Config(String),
-    /// The interface does not exist in this network namespace.
     #[error("interface {interface} does not exist in this network namespace; `ip link show` lists those that do")]
-    NoInterface {
-        /// Its name.
-        interface: String,
-    },
-    /// Somebody else's XDP program is attached.
+    NoInterface { interface: String },
+    /// Another XDP program is attached.
     #[error(
         "interface {interface} is held by another XDP program ({program}); see `ip link show dev {interface}`, detach it with `ip link set dev {interface} xdp off` or stop its owner"
     )]
     XdpBusy {
-        /// The interface.
         interface: String,
-        /// Id and name of the program that holds it.
+        /// Id and name of the attached program.
         program: String,
     },
-    /// The interface takes no XDP program, neither in its driver nor generically.
-    #[error("interface {interface} takes no XDP program: {detail}")]
+    /// The interface accepts no XDP program, neither in its driver nor generically.
+    #[error("interface {interface} accepts no XDP program: {detail}")]
     XdpRefused {
-        /// The interface.
         interface: String,
-        /// What the kernel said, and what to look at.
+        /// The kernel's error and a hint.
         detail: String,
     },
-    /// Not privileged.
-    #[error("{what}: not permitted; run as {CAPABILITIES}")]
+    /// Missing privileges.
+    #[error("{what}: not permitted; {}", permit_hint())]
     Privileges {
-        /// What was tried.
+        /// The attempted operation.
         what: String,
     },
-    /// Locked memory is limited too tightly.
+    /// The limit of locked memory is too low.
     #[error(
         "{what}: too little memory may be locked (RLIMIT_MEMLOCK is {limit_bytes} bytes and could not be raised); raise it with `ulimit -l unlimited` or LimitMEMLOCK=infinity, or grant CAP_IPC_LOCK"
     )]
     MemoryLock {
-        /// What was tried.
+        /// The attempted operation.
         what: String,
         /// The limit in force, in bytes.
         limit_bytes: u64,
@@ -60,54 +54,37 @@ pub enum EdgeError {
     Bpffs {
         /// The mount point.
         path: PathBuf,
-        /// What the kernel said.
         source: io::Error,
     },
-    /// What is pinned was left by an incompatible version.
-    #[error("what is pinned in {} does not fit this version ({detail}); run `nomagic cleanup` and start again", path.display())]
+    /// The pinned objects are of an incompatible version.
+    #[error("the pinned objects in {} do not fit this version ({detail}); run `nomagic cleanup` and start again", path.display())]
     Layout {
         /// The pinned object.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         detail: String,
     },
     /// The XDP program could not be loaded.
     #[error("cannot load the XDP program for {interface}: {detail}")]
-    Program {
-        /// The interface it was for.
-        interface: String,
-        /// What the kernel said.
-        detail: String,
-    },
+    Program { interface: String, detail: String },
     /// A BPF map could not be used.
     #[error("BPF map {map}: {detail}")]
-    Map {
-        /// Its name.
-        map: String,
-        /// What the kernel said.
-        detail: String,
-    },
+    Map { map: String, detail: String },
     /// More filter rules than the map holds.
     #[error("the XDP filter has room for {limit} {map}, but there are {wanted}")]
     FilterFull {
-        /// What there are too many of.
+        /// The kind of rules.
         map: &'static str,
-        /// The limit.
         limit: usize,
-        /// How many there would be.
+        /// The number of rules there would be.
         wanted: usize,
     },
     /// The sockets' memory could not be set up.
     #[error("cannot register {bytes} bytes of packet memory: {source}")]
-    Umem {
-        /// Its size in bytes.
-        bytes: u64,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Too few huge pages are set aside.
+    Umem { bytes: u64, source: io::Error },
+    /// Too few huge pages are free.
     #[error(
-        "{pages} huge pages of 2 MiB are asked for, which are not free; set them aside with `sysctl vm.nr_hugepages=N` (`grep Huge /proc/meminfo` shows them) or turn `hugePages` off"
+        "{pages} huge pages of 2 MiB are needed but not free; reserve them with `sysctl vm.nr_hugepages=N` (`grep Huge /proc/meminfo` shows them) or turn `hugePages` off"
     )]
     HugePages {
         /// Pages asked for.
@@ -116,41 +93,27 @@ pub enum EdgeError {
     /// The connection table's file cannot be used.
     #[error("conntrack file {}: {detail}", path.display())]
     TableFile {
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// The problem and its remedy.
         detail: String,
     },
     /// A queue could not be bound.
     #[error("cannot bind an AF_XDP socket to {interface} queue {queue}: {source}{}", bind_hint(source))]
-    Bind {
-        /// The interface.
-        interface: String,
-        /// The queue.
-        queue: u32,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A worker is not there, or does not answer.
-    #[error("{what}; the log says why workers ended, and `nomagic status` shows who is alive")]
+    Bind { interface: String, queue: u32, source: io::Error },
+    /// A worker has ended or does not respond.
+    #[error("{what}; the log shows why workers ended, and `nomagic status` shows the live ones")]
     Workers {
-        /// What was expected of whom.
+        /// The worker and the failed operation.
         what: String,
     },
-    /// The worker's CPU cannot be had.
+    /// The worker cannot be pinned to its CPU.
     #[error("cannot pin the worker to CPU {cpu}: {source}; `taskset -p $$` shows the CPUs this process may use")]
-    Cpu {
-        /// Number of the CPU.
-        cpu: usize,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Anything else the operating system refused.
-    #[error("{what}: {source}")]
+    Cpu { cpu: usize, source: io::Error },
+    /// Any other operating system error.
+    #[error("{what}: {source}{}", shortage_hint(source))]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         what: String,
-        /// What the kernel said.
         source: io::Error,
     },
 }
@@ -163,8 +126,39 @@ fn bind_hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// What lets a process do what it was not permitted to.
+fn permit_hint() -> String {
+    if !has_what_is_needed() {
+        return format!("run as {CAPABILITIES}");
+    }
+    let forbids = if is_filtered() {
+        "its seccomp profile forbids the system call (mostly bpf(2)). Use a profile that allows it with CAP_BPF, as the default ones of Docker \
+         23 and of current containerd and podman do, or none (`seccompProfile: {type: Unconfined}`)"
+    } else {
+        "a security module (AppArmor, SELinux, lockdown) forbids it: the kernel's log says which"
+    };
+    format!("this process has the capabilities for it, so {forbids}")
+}
+
+/// What to do if something is used up.
+fn shortage_hint(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => "; raise the limit of open files (LimitNOFILE, `ulimit -n`) and start again",
+        Some(Errno::NFILE) => "; raise `sysctl fs.file-max` and start again",
+        Some(Errno::NOMEM) => "; free memory, or raise the limits (memory.max of the cgroup, `ulimit -v`), and start again",
+        Some(Errno::NOSPC) => "; free room there and start again",
+        Some(Errno::AGAIN) => "; raise the limits of threads (pids.max of the cgroup, `ulimit -u`) and start again",
+        _ => "",
+    }
+}
+
+/// Whether an error may pass by itself, so that it says nothing about what was asked for.
+pub(crate) fn is_shortage(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR | Errno::PERM | Errno::ACCESS)
+}
+
 impl EdgeError {
-    /// An operating system error, with missing privileges told apart.
+    /// An operating system error; missing privileges become [`EdgeError::Privileges`].
     pub(crate) fn io(what: impl Into<String>, source: io::Error) -> EdgeError {
         match Errno::from_io_error(&source) {
             Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: what.into() },
@@ -172,7 +166,7 @@ impl EdgeError {
         }
     }
 
-    /// A BPF map's error, with missing privileges told apart.
+    /// A BPF map's error; missing privileges become [`EdgeError::Privileges`].
     pub(crate) fn map(map: &str, error: &(dyn std::error::Error + 'static)) -> EdgeError {
         match os_error(error) {
             Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("BPF map {map}") },
@@ -200,7 +194,7 @@ pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<Errn
         if let Some(io) = e.downcast_ref::<io::Error>() {
             return Errno::from_io_error(io);
         }
-        // Transparent wrappers hide themselves from `source`.
+        // Transparent wrappers do not appear in `source`.
         if let Some(call) = e.downcast_ref::<aya::sys::SyscallError>() {
             return Errno::from_io_error(&call.io_error);
         }
@@ -213,4 +207,30 @@ pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<Errn
         cause = e.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_a_remedy_that_helps() {
+        let refused = || EdgeError::io("loading a program", Errno::PERM.into()).to_string();
+        let without = std::thread::spawn(move || {
+            nomagic_sys::capabilities::keep_nothing().unwrap();
+            refused()
+        });
+        let without = without.join().unwrap();
+        assert!(without.contains("run as root, or CAP_NET_ADMIN"), "{without}");
+        // As root, only something else can forbid it.
+        let with = refused();
+        assert!(has_what_is_needed() && with.contains("this process has the capabilities for it, so"), "{with}");
+        for (error, words) in
+            [(Errno::MFILE, "ulimit -n"), (Errno::NOMEM, "memory.max"), (Errno::NOSPC, "free room"), (Errno::AGAIN, "pids.max")]
+        {
+            let text = EdgeError::io("opening a socket", error.into()).to_string();
+            assert!(text.contains(words) && text.contains("start again"), "{text}");
+        }
+        assert!(!EdgeError::io("opening a socket", Errno::INVAL.into()).to_string().contains(';'));
+    }
 }

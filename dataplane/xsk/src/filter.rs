@@ -1,80 +1,114 @@
-//! The maps by which the XDP filter knows what to take ([`FilterRules`]).
+//! The BPF maps with the XDP filter's rules ([`FilterRules`]).
 
 use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
-use nomagic_core::capture::FilterRules;
+use nomagic_core::capture::{FilterRules, SERVICE_RULES_MAX};
+use nomagic_core::hash::WordSet;
 use nomagic_core::tuple::{Prefix, Proto, addr_words, words_addr};
 use rustix::io::Errno;
 
 use crate::error::{EdgeError, os_error};
 use crate::program::take_map;
 
-/// Services at the most; the maps of bpf/filter.c have these sizes.
-pub const SERVICES_MAX: usize = 262_144;
-/// Whole addresses at the most.
+/// Maximum number of Services; the maps of bpf/maps.h have these sizes. Twice [`nomagic_core::capture::SERVICE_RULES_MAX`]: rules that a new table
+/// no longer needs stay until their last flow ends.
+pub const SERVICES_MAX: usize = 2 * SERVICE_RULES_MAX;
+/// Maximum number of whole addresses.
 pub const ADDRESSES_MAX: usize = 131_072;
-/// Service ranges at the most.
+/// Maximum number of Service ranges.
 pub const SERVICE_CIDRS_MAX: usize = 1024;
-/// SNAT addresses at the most.
-pub const SNAT_MAX: usize = 64;
+/// Maximum number of addresses that are the kernel's.
+pub const KERNEL_ADDRESSES_MAX: usize = 131_072;
 
-/// The filter's maps in the kernel, and what is in them.
+/// Values in the map `services`.
+const PLAIN_RULE: u32 = 1;
+const ON_KERNEL_ADDRESS: u32 = 2;
+
+/// The filter's maps in the kernel, and a copy of their contents.
 pub(crate) struct FilterMaps {
     services: HashMap<MapData, [u8; 20], u32>,
     addresses: HashMap<MapData, [u8; 20], u32>,
     service_cidrs: LpmTrie<MapData, [u8; 20], u32>,
-    snat: HashMap<MapData, [u8; 20], u32>,
+    kernel_addresses: HashMap<MapData, [u8; 20], u32>,
     known: FilterRules,
+    kernel: WordSet<IpAddr>,
 }
 
 impl FilterMaps {
-    /// Takes the maps of a loaded program; what an earlier process left in them is known afterwards.
+    /// Takes the maps of a loaded program, and reads the rules an earlier process left in them.
     pub fn open(ebpf: &mut Ebpf) -> Result<FilterMaps, EdgeError> {
         let mut maps = FilterMaps {
             services: take_map(ebpf, "services")?.try_into().map_err(failed("services"))?,
             addresses: take_map(ebpf, "addresses")?.try_into().map_err(failed("addresses"))?,
             service_cidrs: take_map(ebpf, "service_cidrs")?.try_into().map_err(failed("service_cidrs"))?,
-            snat: take_map(ebpf, "snat")?.try_into().map_err(failed("snat"))?,
+            kernel_addresses: take_map(ebpf, "kernel_addresses")?.try_into().map_err(failed("kernel_addresses"))?,
             known: FilterRules::default(),
+            kernel: WordSet::default(),
         };
         maps.known = maps.read()?;
+        for key in maps.kernel_addresses.keys() {
+            maps.kernel.extend(address_of(key.map_err(failed("kernel_addresses"))?));
+        }
         Ok(maps)
     }
 
-    /// What the filter takes now.
+    /// The rules in the maps.
     pub fn rules(&self) -> &FilterRules {
         &self.known
     }
 
-    /// Adds rules; those that exist stay. Refused as a whole when a limit would be exceeded.
-    /// An SNAT address has one range: adding another replaces it.
+    /// Adds rules; existing rules stay. Of rules beyond a limit, as many are added as fit.
+    ///
+    /// # Errors
+    /// [`EdgeError::FilterFull`] if some did not fit.
     pub fn add(&mut self, rules: &FilterRules) -> Result<(), EdgeError> {
         let new = rules.without(&self.known);
-        self.check_limits(&new)?;
-        for service in &new.services {
-            self.services.insert(service_key(service), 1, 0).map_err(failed("services"))?;
+        let full = self.check_limits(&new);
+        for service in new.services.iter().take(SERVICES_MAX - self.known.services.len()) {
+            self.services.insert(service_key(service), self.rule_at(&service.0), 0).map_err(failed("services"))?;
             self.known.services.insert(*service);
         }
-        for addr in &new.addresses {
+        for addr in new.addresses.iter().take(ADDRESSES_MAX - self.known.addresses.len()) {
             self.addresses.insert(address_key(*addr), 1, 0).map_err(failed("addresses"))?;
             self.known.addresses.insert(*addr);
         }
-        for prefix in &new.service_cidrs {
+        for prefix in new.service_cidrs.iter().take(SERVICE_CIDRS_MAX - self.known.service_cidrs.len()) {
             self.service_cidrs.insert(&prefix_key(prefix), 1, 0).map_err(failed("service_cidrs"))?;
             self.known.service_cidrs.insert(*prefix);
         }
-        for (addr, first, last) in &new.snat {
-            self.snat.insert(address_key(*addr), range_value(*first, *last), 0).map_err(failed("snat"))?;
-            self.known.snat.retain(|(a, _, _)| a != addr);
-            self.known.snat.insert((*addr, *first, *last));
+        full
+    }
+
+    /// Sets the addresses that are the kernel's. Those beyond the limit are left to the workers, which hand their packets to the kernel.
+    pub fn set_kernel_addresses(&mut self, wanted: &WordSet<IpAddr>) -> Result<(), EdgeError> {
+        let gone: Vec<IpAddr> = self.kernel.iter().filter(|addr| !wanted.contains(*addr)).copied().collect();
+        let new: Vec<IpAddr> = wanted.iter().filter(|addr| !self.kernel.contains(*addr)).copied().collect();
+        for addr in &gone {
+            crate::filter::gone(self.kernel_addresses.remove(&address_key(*addr)), "kernel_addresses")?;
+            self.kernel.remove(addr);
+        }
+        for addr in new.iter().take(KERNEL_ADDRESSES_MAX - self.kernel.len()) {
+            self.kernel_addresses.insert(address_key(*addr), 1, 0).map_err(failed("kernel_addresses"))?;
+            self.kernel.insert(*addr);
+        }
+        if gone.is_empty() && new.is_empty() {
+            return Ok(());
+        }
+        let changed: WordSet<IpAddr> = gone.into_iter().chain(new).collect();
+        for service in self.known.services.iter().filter(|(addr, ..)| changed.contains(addr)) {
+            self.services.insert(service_key(service), self.rule_at(&service.0), 0).map_err(failed("services"))?;
         }
         Ok(())
     }
 
-    /// Removes rules; those that do not exist are passed over.
+    fn rule_at(&self, addr: &IpAddr) -> u32 {
+        if self.kernel.contains(addr) { ON_KERNEL_ADDRESS } else { PLAIN_RULE }
+    }
+
+    /// Removes rules; missing rules are ignored.
     pub fn remove(&mut self, rules: &FilterRules) -> Result<(), EdgeError> {
         for service in &rules.services {
             if self.known.services.remove(service) {
@@ -91,11 +125,6 @@ impl FilterMaps {
                 gone(self.service_cidrs.remove(&prefix_key(prefix)), "service_cidrs")?;
             }
         }
-        for range in &rules.snat {
-            if self.known.snat.remove(range) {
-                gone(self.snat.remove(&address_key(range.0)), "snat")?;
-            }
-        }
         Ok(())
     }
 
@@ -104,7 +133,6 @@ impl FilterMaps {
             ("services", SERVICES_MAX, self.known.services.len() + new.services.len()),
             ("addresses", ADDRESSES_MAX, self.known.addresses.len() + new.addresses.len()),
             ("service ranges", SERVICE_CIDRS_MAX, self.known.service_cidrs.len() + new.service_cidrs.len()),
-            ("SNAT addresses", SNAT_MAX, self.known.snat.len() + new.snat.len()),
         ];
         match sizes.into_iter().find(|(_, limit, wanted)| wanted > limit) {
             Some((map, limit, wanted)) => Err(EdgeError::FilterFull { map, limit, wanted }),
@@ -123,22 +151,16 @@ impl FilterMaps {
         for key in self.service_cidrs.keys() {
             rules.service_cidrs.extend(prefix_of(key.map_err(failed("service_cidrs"))?));
         }
-        for entry in self.snat.iter() {
-            let (key, value) = entry.map_err(failed("snat"))?;
-            let bytes = value.to_ne_bytes();
-            let (first, last) = (u16::from_ne_bytes([bytes[0], bytes[1]]), u16::from_ne_bytes([bytes[2], bytes[3]]));
-            rules.snat.extend(address_of(key).map(|addr| (addr, first, last)));
-        }
         Ok(rules)
     }
 }
 
-fn failed(map: &'static str) -> impl Fn(MapError) -> EdgeError {
+pub(crate) fn failed(map: &'static str) -> impl Fn(MapError) -> EdgeError {
     move |e| EdgeError::map(map, &e)
 }
 
-/// A rule that is gone already is what was wanted.
-fn gone(result: Result<(), MapError>, map: &'static str) -> Result<(), EdgeError> {
+/// A rule that is already missing counts as removed.
+pub(crate) fn gone(result: Result<(), MapError>, map: &'static str) -> Result<(), EdgeError> {
     match result {
         Err(e) if os_error(&e) != Some(Errno::NOENT) => Err(EdgeError::map(map, &e)),
         _ => Ok(()),
@@ -195,7 +217,7 @@ fn address_of(key: [u8; 20]) -> Option<IpAddr> {
 }
 
 /// `struct prefix`: family and address in network order.
-fn prefix_key(prefix: &Prefix) -> Key<[u8; 20]> {
+pub(crate) fn prefix_key(prefix: &Prefix) -> Key<[u8; 20]> {
     let mut data = [0; 20];
     data[3] = family(prefix.addr());
     match prefix.addr() {
@@ -205,7 +227,7 @@ fn prefix_key(prefix: &Prefix) -> Key<[u8; 20]> {
     Key::new(32 + u32::from(prefix.prefix_len()), data)
 }
 
-fn prefix_of(key: Key<[u8; 20]>) -> Option<Prefix> {
+pub(crate) fn prefix_of(key: Key<[u8; 20]>) -> Option<Prefix> {
     let (data, len) = (key.data(), u8::try_from(key.prefix_len().checked_sub(32)?).ok()?);
     let addr = match data[3] {
         4 => IpAddr::from(*data[4..].first_chunk::<4>()?),
@@ -214,18 +236,12 @@ fn prefix_of(key: Key<[u8; 20]>) -> Option<Prefix> {
     Prefix::new(addr, len)
 }
 
-/// `struct port_range`.
-fn range_value(first: u16, last: u16) -> u32 {
-    let ([a, b], [c, d]) = (first.to_ne_bytes(), last.to_ne_bytes());
-    u32::from_ne_bytes([a, b, c, d])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn keys_go_there_and_back() {
+    fn keys_round_trip() {
         for text in ["10.1.2.3", "fd00:1:2:3:4:5:6:7", "::ffff:10.1.2.3", "0.0.0.0"] {
             let addr: IpAddr = text.parse().unwrap();
             assert_eq!(address_of(address_key(addr)), Some(addr));

@@ -1,4 +1,4 @@
-//! A worker's queues, its frames, and its neighbours among the workers: everything between a verdict and a ring.
+//! A worker's queues, frames and peers: everything between a verdict and a ring.
 
 use std::sync::Arc;
 
@@ -6,51 +6,51 @@ use arrayvec::ArrayVec;
 use nomagic_core::frame::{OUTPUT_MAX, PortId};
 use nomagic_core::reason::Reason;
 
-use crate::hold::Packet;
+use crate::hold::OwnedFrame;
 use crate::lanes::{Handed, Peer};
-use crate::pool::{CopyError, FrameAccount, Pool};
+use crate::pool::{CopyError, FrameAccount, FramePool};
 use crate::queue::{Origin, Queue};
-use crate::shared::Shared;
+use crate::shared::WorkerShared;
 use crate::topology::Topology;
 use crate::umem::Token;
 
-/// Frames taken over from one worker in one round at the most.
+/// Maximum number of frames taken from one peer per round.
 const TAKE_OVER_MAX: usize = 256;
 
-/// How frames leave by a port.
+/// How frames leave through a port.
 #[derive(Debug)]
 enum Exit {
-    /// Not at all: it is not bound.
+    /// Not at all: the port is not bound.
     Closed,
-    /// By own queues: places in the list.
+    /// Through the worker's own queues, as indices into its list.
     Own { pool: usize, queues: Vec<usize> },
-    /// Over the workers that own its queues.
+    /// Through the workers that own the port's queues.
     Peers { pool: usize, workers: Vec<u16> },
 }
 
 /// A worker's input and output.
-pub(crate) struct Io {
+pub(crate) struct WorkerIo {
     id: u16,
-    pub shared: Arc<Shared>,
-    pub pools: Vec<Pool>,
-    /// Free frames, lent to the packet path with each batch; by pool.
+    pub shared: Arc<WorkerShared>,
+    pub pools: Vec<FramePool>,
+    /// Free frames lent to the packet path with each batch, by pool.
     pub spares: Vec<ArrayVec<Token, OUTPUT_MAX>>,
     pub queues: Vec<Queue>,
-    /// By worker; `None` is this one.
+    /// By worker; this worker's entry is `None`.
     peers: Vec<Option<Peer>>,
     /// By port.
     exits: Vec<Exit>,
     pub now_ns: u64,
 }
 
-impl Io {
-    /// Without queues yet.
-    pub fn new(id: u16, shared: Arc<Shared>, pools: Vec<Pool>, peers: Vec<Option<Peer>>) -> Io {
+impl WorkerIo {
+    /// Starts without queues.
+    pub fn new(id: u16, shared: Arc<WorkerShared>, pools: Vec<FramePool>, peers: Vec<Option<Peer>>) -> WorkerIo {
         let spares = pools.iter().map(|_| ArrayVec::new()).collect();
-        Io { id, shared, pools, spares, queues: Vec::new(), peers, exits: Vec::new(), now_ns: 0 }
+        WorkerIo { id, shared, pools, spares, queues: Vec::new(), peers, exits: Vec::new(), now_ns: 0 }
     }
 
-    /// Works out how frames leave by each port.
+    /// Computes each port's exit.
     pub fn plan(&mut self, topology: &Topology) {
         let exit = |port: usize| {
             let port = PortId(port as u16);
@@ -58,7 +58,7 @@ impl Io {
             let own: Vec<usize> = (0..self.queues.len()).filter(|&q| self.queues[q].port == port).collect();
             match own.is_empty() {
                 false => Exit::Own { pool: plan.pool, queues: own },
-                // Queues that are announced but have not arrived yet have nobody to send by.
+                // This worker owns queues that have not arrived yet, so it cannot send on the port.
                 true if plan.owners.contains(&self.id) => Exit::Closed,
                 true => Exit::Peers { pool: plan.pool, workers: plan.owners.clone() },
             }
@@ -68,17 +68,16 @@ impl Io {
             let id = usize::from(pool.id());
             let queues = self.queues.iter_mut().filter(|q| q.pool == id);
             let count = queues.count() as u32;
-            // Half of the frames to receive into, half to send, when there are fewer than all rings could take.
+            // If frames are too few for full rings, half of them go to the fill rings and half stay for sending.
             self.queues.iter_mut().filter(|q| q.pool == id).for_each(|q| q.limit_fill(pool.total() / (2 * count)));
         }
     }
 
-    /// Serves more queues.
     pub fn add(&mut self, queues: Vec<Queue>) {
         self.queues.extend(queues);
     }
 
-    /// Gives up the queues of a port, with what their rings hold.
+    /// Removes the queues of a port, with the frames on their rings.
     pub fn remove(&mut self, port: PortId) -> Vec<Queue> {
         let (gone, kept): (Vec<Queue>, Vec<Queue>) = self.queues.drain(..).partition(|q| q.port == port);
         self.queues = kept;
@@ -89,7 +88,7 @@ impl Io {
         gone
     }
 
-    /// Takes back what a closed queue had held.
+    /// Takes back the frames of a closed queue's rings.
     pub fn reclaim(&mut self, tokens: Vec<Token>) {
         for token in tokens {
             self.pools[usize::from(token.pool())].take_over(&token);
@@ -97,8 +96,8 @@ impl Io {
         }
     }
 
-    /// Sends a frame by a port; what cannot be sent is counted and freed.
-    pub fn send(&mut self, packet: Packet, port: PortId, origin: Origin) {
+    /// Sends a frame through a port; a frame that cannot be sent is counted and freed.
+    pub fn send(&mut self, packet: OwnedFrame, port: PortId, origin: Origin) {
         let len = packet.len;
         if let Err((token, reason)) = self.dispatch(packet, port, origin) {
             self.free(token);
@@ -106,8 +105,8 @@ impl Io {
         }
     }
 
-    fn dispatch(&mut self, packet: Packet, port: PortId, origin: Origin) -> Result<(), (Token, Reason)> {
-        let Packet { token, start, len, queue, .. } = packet;
+    fn dispatch(&mut self, packet: OwnedFrame, port: PortId, origin: Origin) -> Result<(), (Token, Reason)> {
+        let OwnedFrame { token, start, len, queue, .. } = packet;
         match self.exits.get(usize::from(port.0)) {
             None | Some(Exit::Closed) => Err((token, Reason::PortDown)),
             Some(Exit::Own { pool, queues }) => {
@@ -126,7 +125,7 @@ impl Io {
         }
     }
 
-    /// Makes the frame's data what will be sent, in the pool that the port sends from.
+    /// Sets the frame's data range, and moves the frame into the pool of the outgoing port.
     fn fit(&mut self, mut token: Token, target: usize, start: usize, len: usize) -> Result<Token, (Token, Reason)> {
         let home = usize::from(token.pool());
         if home != target {
@@ -138,7 +137,7 @@ impl Io {
         Ok(token)
     }
 
-    /// A copy in another pool; the original is free again.
+    /// Copies a frame into another pool and frees the original.
     fn copy(&mut self, mut token: Token, target: usize, start: usize, len: usize) -> Result<Token, (Token, Reason)> {
         let home = usize::from(token.pool());
         let Ok([home, target]) = self.pools.get_disjoint_mut([home, target]) else { return Err((token, Reason::PortDown)) };
@@ -177,8 +176,8 @@ impl Io {
         Ok(())
     }
 
-    /// Sends what other workers have handed over, and takes this worker's own frames back. The number of frames taken over.
-    pub fn take_over(&mut self) -> usize {
+    /// Sends frames handed over by peers, and takes returned frames back. Returns the number of handed-over frames.
+    pub fn drain_handovers(&mut self) -> usize {
         let mut frames = 0;
         for worker in 0..self.peers.len() {
             while let Some(token) = self.peers[worker].as_ref().and_then(Peer::returned) {
@@ -215,8 +214,8 @@ impl Io {
         }
     }
 
-    /// Takes back what workers that are dead or stuck have left lying.
-    pub fn take_back(&mut self) {
+    /// Takes back frames from the lanes to dead or stuck workers.
+    pub fn reclaim_from_dead_peers(&mut self) {
         for worker in 0..self.peers.len() {
             let now_ns = self.now_ns;
             while let Some(handed) = self.peers[worker].as_ref().filter(|p| !p.alive(now_ns)).and_then(Peer::take_back) {
@@ -228,13 +227,13 @@ impl Io {
         }
     }
 
-    /// Sends other workers' free frames home, and wakes who sleeps.
-    pub fn part(&mut self) {
+    /// Returns other workers' frames and wakes sleeping peers.
+    pub fn return_foreign_frames(&mut self) {
         for pool in &mut self.pools {
             while let Some((token, home)) = pool.stray() {
                 pool.hand_over(&token);
                 let Some(peer) = self.peers.get_mut(home).and_then(Option::as_mut) else {
-                    debug_assert!(false, "a stray frame of this worker's own");
+                    debug_assert!(false, "a foreign frame that belongs to this worker");
                     break;
                 };
                 if let Err(token) = peer.send_home(token) {
@@ -248,13 +247,13 @@ impl Io {
         self.peers.iter_mut().flatten().for_each(Peer::wake);
     }
 
-    /// Whether another worker has left something.
+    /// Whether a peer has left frames for this worker.
     pub fn waiting(&self) -> bool {
         self.peers.iter().flatten().any(Peer::waiting)
     }
 
-    /// Fills up the spare frames.
-    pub fn lend(&mut self, pool: usize) {
+    /// Refills the spare frames.
+    pub fn refill_spares(&mut self, pool: usize) {
         while !self.spares[pool].is_full()
             && let Some(token) = self.pools[pool].take()
         {
@@ -262,7 +261,7 @@ impl Io {
         }
     }
 
-    /// Puts everything that is staged onto the rings.
+    /// Puts all staged frames onto the tx rings.
     pub fn flush(&mut self) {
         (0..self.queues.len()).for_each(|q| self.flush_queue(q));
     }
@@ -277,9 +276,9 @@ impl Io {
         }
     }
 
-    /// Corrects the counters for a frame that was not sent after all.
+    /// Corrects the counters for a frame that could not be sent.
     fn failed(&self, origin: Origin, reason: Reason, len: usize) {
-        let Shared { counters, io, .. } = &*self.shared;
+        let WorkerShared { counters, io, .. } = &*self.shared;
         match origin {
             Origin::Forward => counters.forward_failed(reason, len),
             Origin::Kernel(judged) => counters.kernel_failed(judged, reason, len),
@@ -291,26 +290,25 @@ impl Io {
         }
     }
 
-    /// Takes a frame back.
     pub fn free(&mut self, token: Token) {
         self.pools[usize::from(token.pool())].give(token);
     }
 
-    /// Tells the kernel about frames to send.
+    /// Makes the kernel send the frames on the tx rings.
     pub fn kick(&mut self) {
         for queue in &mut self.queues {
             queue.kick(&mut self.pools[queue.pool], &self.shared.sends);
         }
     }
 
-    /// Looks whether ports that were down are back.
+    /// Checks whether ports that were down are up again.
     pub fn probe(&mut self) {
         for queue in &mut self.queues {
             queue.probe(&mut self.pools[queue.pool], &self.shared.sends);
         }
     }
 
-    /// Where the frames of a pool are, beside those that are held.
+    /// The locations of a pool's frames, except those held.
     pub fn account(&self, pool: usize) -> FrameAccount {
         let mut account = FrameAccount {
             total: self.pools[pool].total(),

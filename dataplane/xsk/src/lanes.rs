@@ -1,7 +1,7 @@
-//! Between workers: frames on their way to a port that another worker owns, and free frames on their way home.
+//! Rings between workers: frames handed over to the owner of the outgoing queue, and free frames on their way back.
 //!
-//! Each ordered pair of workers has one [`Lane`] of two bounded rings with one producer and one consumer each. The ring of handed-over
-//! frames may be full, which is a named drop; the ring of returning frames has room for all frames that could ever be on it.
+//! Each ordered pair of workers has one [`Lane`] of two bounded single-producer, single-consumer rings. A full hand-over ring drops frames
+//! with a reason; the return ring has room for all frames that could ever be on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,22 +10,21 @@ use crossbeam::queue::ArrayQueue;
 use nomagic_core::frame::PortId;
 
 use crate::queue::Origin;
-use crate::shared::Shared;
+use crate::shared::WorkerShared;
 use crate::umem::Token;
 
 /// A frame that is ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Handed {
     pub token: Token,
-    /// The port to send it by.
     pub port: PortId,
-    /// The queue it came in by: frames of one queue stay in order.
+    /// The queue it was received on: frames of one queue stay in order.
     pub queue: u32,
-    /// What its first worker counted it as.
+    /// How the first worker counted it.
     pub origin: Origin,
 }
 
-/// From one worker to another.
+/// The rings from one worker to another.
 pub(crate) struct Lane {
     frames: ArrayQueue<Handed>,
     returns: ArrayQueue<Token>,
@@ -37,67 +36,67 @@ pub(crate) fn mesh(workers: usize, frames_max: usize, returns_max: usize) -> Vec
     (0..workers).map(|_| (0..workers).map(|_| lane()).collect()).collect()
 }
 
-/// Another worker, as one of them sees it.
+/// Another worker, seen from this one.
 pub(crate) struct Peer {
     to: Arc<Lane>,
     from: Arc<Lane>,
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
     heartbeat: &'static AtomicU64,
     fresh_ns: u64,
-    /// Something was put on a lane since it was last woken.
+    /// A frame was put on a lane since the peer was last woken.
     wake_due: bool,
 }
 
 impl Peer {
-    pub fn new(to: Arc<Lane>, from: Arc<Lane>, shared: Arc<Shared>, heartbeat: &'static AtomicU64, fresh_ns: u64) -> Peer {
+    pub fn new(to: Arc<Lane>, from: Arc<Lane>, shared: Arc<WorkerShared>, heartbeat: &'static AtomicU64, fresh_ns: u64) -> Peer {
         Peer { to, from, shared, heartbeat, fresh_ns, wake_due: false }
     }
 
-    /// Whether it has shown a sign of life lately.
+    /// Whether its heartbeat is fresh.
     pub fn alive(&self, now_ns: u64) -> bool {
         now_ns.saturating_sub(self.heartbeat.load(Ordering::Relaxed)) <= self.fresh_ns
     }
 
-    /// Gives it a frame to send. `Err` gives the frame back: it does not keep up.
+    /// Hands it a frame to send. `Err` returns the frame: the lane is full.
     pub fn hand_over(&mut self, handed: Handed) -> Result<(), Handed> {
         self.to.frames.push(handed)?;
         self.wake_due = true;
         Ok(())
     }
 
-    /// A frame that it wants to be sent.
+    /// Takes a frame it has handed over.
     pub fn handed(&self) -> Option<Handed> {
         self.from.frames.pop()
     }
 
-    /// Takes back a frame that it has not looked at.
+    /// Takes back a frame it has not taken yet.
     pub fn take_back(&self) -> Option<Handed> {
         self.to.frames.pop()
     }
 
-    /// Sends one of its frames home. `Err` gives the frame back.
+    /// Returns one of its frames. `Err` gives the frame back.
     pub fn send_home(&mut self, token: Token) -> Result<(), Token> {
         self.to.returns.push(token)?;
         self.wake_due = true;
         Ok(())
     }
 
-    /// A frame of this worker that comes home.
+    /// Takes a frame of this worker that it has returned.
     pub fn returned(&self) -> Option<Token> {
         self.from.returns.pop()
     }
 
-    /// Whether something waits for this worker.
+    /// Whether it has left frames for this worker.
     pub fn waiting(&self) -> bool {
         !self.from.frames.is_empty() || !self.from.returns.is_empty()
     }
 
-    /// Wakes it if it sleeps while something waits for it.
+    /// Wakes it if it sleeps while frames wait for it.
     pub fn wake(&mut self) {
         if !std::mem::take(&mut self.wake_due) {
             return;
         }
-        // Together with the fence in `Shared::fall_asleep`: either it sees what was pushed above, or this sees that it sleeps.
+        // Pairs with the fence in `fall_asleep`: either the peer sees the pushed frame, or this thread sees that it sleeps.
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.shared.sleeping.load(Ordering::Relaxed) {
             self.shared.waker.wake();
@@ -116,14 +115,14 @@ mod tests {
     fn pair(frames_max: usize) -> (Peer, Peer, &'static AtomicU64) {
         let lanes = mesh(2, frames_max, 8);
         let beat: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1_000)));
-        let shared = || Arc::new(Shared::new(1).unwrap());
+        let shared = || Arc::new(WorkerShared::new(1).unwrap());
         let b_seen_by_a = Peer::new(lanes[0][1].clone(), lanes[1][0].clone(), shared(), beat, 100);
         let a_seen_by_b = Peer::new(lanes[1][0].clone(), lanes[0][1].clone(), shared(), beat, 100);
         (b_seen_by_a, a_seen_by_b, beat)
     }
 
     #[test]
-    fn frames_go_there_in_order_and_come_home() {
+    fn frames_are_handed_over_in_order_and_returned() {
         let (mut pool, (mut there, mut here, _)) = (pool(0, 8), pair(2));
         let mut handed = |queue| Handed { token: pool.take().unwrap(), port: PortId(1), queue, origin: Origin::Forward };
         there.hand_over(handed(0)).unwrap();
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_worker_has_not_taken_is_taken_back() {
+    fn frames_a_dead_worker_has_not_taken_are_taken_back() {
         let (mut pool, (mut there, _here, beat)) = (pool(0, 8), pair(4));
         assert!(there.alive(1_100) && !there.alive(1_101));
         beat.store(1_050, Ordering::Relaxed);

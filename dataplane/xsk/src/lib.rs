@@ -1,14 +1,16 @@
-//! The edge of nomagic: how frames come in and go out.
+//! The edge of nomagic: receives and sends frames.
 //!
-//! An XDP filter on each interface takes what is nomagic's and leaves the rest to the kernel (`nomagic_core::capture`). Taken frames reach a
-//! worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and does what the verdicts say. [`Edge`] puts
-//! it all together: it is what the control plane starts, publishes tables to, and stops.
+//! An XDP filter on each interface captures nomagic's frames and leaves the others to the kernel (`nomagic_core::capture`). Captured frames
+//! reach a worker through AF_XDP sockets; the worker runs them through `nomagic_core::pipeline` and applies the verdicts. [`Edge`] combines
+//! these parts: the control plane starts it, publishes tables to it, and stops it.
 //!
-//! `unsafe` is confined to `umem` (frames' bytes), `queue` (rings), `bind` (socket creation) and `ethtool` (one ioctl); system calls are in
-//! `nomagic_sys`.
+//! `unsafe` is confined to `umem` (frame buffers), `queue` (rings), `bind` (socket creation), `ethtool` (one ioctl) and `xdp_features` (one
+//! libbpf call); system calls are in `nomagic_sys`.
 
+mod addressed;
 mod bind;
 mod config;
+mod denied;
 mod edge;
 mod error;
 mod ethtool;
@@ -26,6 +28,7 @@ mod published;
 mod queue;
 mod redirect;
 pub mod region;
+mod reply_key;
 mod setup;
 mod shared;
 mod status;
@@ -36,18 +39,21 @@ mod worker;
 mod workers;
 mod xdp_features;
 
+pub use addressed::{MAC_ADDRESSES_MAX, VLANS_MAX};
 pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX};
+pub use denied::{Denied, NO_END_NS};
 pub use edge::{Applied, Edge};
 pub use error::EdgeError;
 pub use ethtool::{RssError, prepare_kernel_side};
-pub use filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX, SNAT_MAX};
-pub use limits::{FrameSize, Headroom, InterfaceName, Limited, OutOfLimits, RingSize, WorkerCount};
-pub use link::{Attached, Link};
+pub use filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX};
+pub use limits::{FrameSize, Headroom, InterfaceName, Limited, MacAddress, OutOfLimits, RingSize, VlanId, WorkerCount};
+pub use link::{Attached, Link, LinkState};
 pub use nomagic_core::conntrack::Recovered;
-pub use pins::cleanup;
+pub use pins::{PinsCleaned, cleanup, cleanup_directory};
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
 pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
+pub use tables::TablesApplied;
 pub use xdp_features::xdp_features;
 
 const _: () = {

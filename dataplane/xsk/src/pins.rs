@@ -1,7 +1,7 @@
-//! Where BPF objects are pinned, so that they outlive the process.
+//! The paths where BPF objects are pinned, so that they outlive the process.
 //!
-//! Everything lies in a bpffs of our own on `<state_dir>/bpf`: shared maps at its top, and each interface's own maps and link
-//! in `if/<name>/`. A pinned link keeps its program attached until the pin is removed.
+//! All pins are in a dedicated bpffs on `<state_dir>/bpf`: shared maps at the top, and each interface's own maps and link in `if/<name>/`.
+//! A pinned link keeps its program attached until the pin is removed.
 
 use std::fs;
 use std::io;
@@ -23,7 +23,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Makes sure that a bpffs is mounted on `<state_dir>/bpf`.
+    /// Mounts a bpffs on `<state_dir>/bpf` unless one is mounted already.
     pub fn open(state_dir: &Path) -> Result<Pins, EdgeError> {
         let root = state_dir.join("bpf");
         fs::create_dir_all(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
@@ -37,7 +37,7 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins that exist already, if any.
+    /// Opens existing pins, if any.
     pub fn existing(state_dir: &Path) -> Option<Pins> {
         let root = state_dir.join("bpf");
         is_bpffs(&root).unwrap_or(false).then_some(Pins { root })
@@ -94,13 +94,14 @@ impl Pins {
         remove_tree(&self.directory(interface))
     }
 
-    /// Removes one pin. Its absence is no error.
+    /// Removes one pin, if it exists.
     pub fn remove(&self, path: &Path) -> Result<(), EdgeError> {
         remove(path)
     }
 
-    /// Removes all pins, links first.
-    pub fn remove_all(&self) -> Result<(), EdgeError> {
+    /// Removes all pins, links first. False if there were none.
+    pub fn remove_all(&self) -> Result<bool, EdgeError> {
+        let mut removed = false;
         for interface in self.interfaces() {
             self.remove_interface(&interface)?;
         }
@@ -112,17 +113,18 @@ impl Pins {
             // The kernel's own entries (maps.debug, progs.debug) have dots in their names and cannot be removed.
             if !entry.file_name().as_encoded_bytes().contains(&b'.') {
                 remove_tree(&entry.path())?;
+                removed = true;
             }
         }
-        Ok(())
+        Ok(removed)
     }
 
-    /// Where an interface's own maps and link are.
+    /// The directory of an interface's own maps and link.
     pub fn directory(&self, interface: &str) -> PathBuf {
         self.root.join("if").join(encode(interface))
     }
 
-    /// Makes a directory of pins.
+    /// Creates a directory for pins.
     pub fn create(&self, directory: &Path) -> Result<(), EdgeError> {
         match fs::create_dir(directory) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(EdgeError::io(format!("creating {}", directory.display()), e)),
@@ -131,13 +133,38 @@ impl Pins {
     }
 }
 
-/// Detaches every program and removes everything that is pinned under this state directory. False when there was nothing.
-pub fn cleanup(state_dir: &Path) -> Result<bool, EdgeError> {
-    let Some(pins) = Pins::existing(state_dir) else { return Ok(false) };
-    pins.remove_all()?;
-    unmount(&pins.root).map_err(|e| EdgeError::io(format!("unmounting {}", pins.root.display()), e))?;
-    // Only if empty: whatever else lies there is not ours.
+/// What [`cleanup`] did.
+#[derive(Debug, Default)]
+pub struct PinsCleaned {
+    /// There were programs or maps.
+    pub removed: bool,
+    /// The bpffs could not be unmounted: it is empty, and does nothing.
+    pub left_mounted: Option<(PathBuf, io::Error)>,
+}
+
+/// Detaches every program and removes all pins in this state directory, then unmounts its bpffs if the process may.
+pub fn cleanup(state_dir: &Path) -> Result<PinsCleaned, EdgeError> {
+    let Some(pins) = Pins::existing(state_dir) else { return Ok(PinsCleaned::default()) };
+    let removed = pins.remove_all()?;
+    let left_mounted = match unmount(&pins.root) {
+        Ok(()) => None,
+        // A container may not unmount what its runtime has mounted, and a directory of another bpffs is no mount point.
+        Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::ACCESS | Errno::INVAL)) => Some((pins.root.clone(), e)),
+        Err(e) => return Err(EdgeError::io(format!("unmounting {}", pins.root.display()), e)),
+    };
+    // Only if empty: other files are not nomagic's.
     let _ = fs::remove_dir(&pins.root);
+    Ok(PinsCleaned { removed: removed || left_mounted.is_none(), left_mounted })
+}
+
+/// The same for a directory of pins in a bpffs of the node, which a pod had mounted. False if it is none.
+pub fn cleanup_directory(root: &Path) -> Result<bool, EdgeError> {
+    let pins = Pins { root: root.to_owned() };
+    if !is_bpffs(root).unwrap_or(false) || !root.join("if").is_dir() {
+        return Ok(false);
+    }
+    pins.remove_all()?;
+    let _ = fs::remove_dir(root);
     Ok(true)
 }
 
@@ -148,7 +175,7 @@ fn mount_error(path: &Path, source: io::Error) -> EdgeError {
     }
 }
 
-/// bpffs refuses dots in names, and VLAN interfaces have them.
+/// bpffs refuses dots in names, which VLAN interfaces have.
 fn encode(interface: &str) -> String {
     interface.replace('%', "%25").replace('.', "%2e")
 }
@@ -157,7 +184,7 @@ fn decode(name: &str) -> String {
     name.replace("%2e", ".").replace("%25", "%")
 }
 
-/// What directories of pins are named after, sorted.
+/// The interface names of a directory of pins, sorted.
 fn names(directory: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> = entries.filter_map(|e| Some(decode(e.ok()?.file_name().to_str()?))).collect();
@@ -165,7 +192,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Detaches a pinned link's program and removes the pin. A link that is not there is no error.
+/// Detaches a pinned link's program and removes the pin, if it exists.
 fn detach(link: &Path) -> Result<(), EdgeError> {
     match detach_pinned_link(link) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(EdgeError::io(format!("detaching {}", link.display()), e)),
@@ -202,6 +229,7 @@ mod tests {
 
     #[test]
     fn cleaning_up_nothing_is_fine() {
-        assert!(!cleanup(Path::new("/nowhere/at/all")).unwrap());
+        assert!(!cleanup(Path::new("/nowhere/at/all")).unwrap().removed);
+        assert!(!cleanup_directory(Path::new("/proc")).unwrap());
     }
 }

@@ -1,42 +1,39 @@
 //! A worker's frames.
 //!
-//! All workers share a UMEM; each is at home with an equal share of its frames. A frame that has left home, to be sent by another
-//! worker, returns there when it is free again.
+//! All workers share a UMEM; each is the home of an equal share of its frames. A frame handed over to another worker returns to its home
+//! when it is free again.
 
 use std::sync::Arc;
 
 use xsk_rs::FrameDesc;
 
-use crate::umem::{Frames, Place, PoolId, Token};
+use crate::umem::{Frames, PoolId, RingId, Token};
 
-/// Where the frames of a worker's share are. `free + fill + tx + held + in_hand + away = total`, always.
+/// The locations of the frames of a worker's share. `free + fill + tx + held + in_hand + away = total`, always.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FrameAccount {
-    /// The share.
     pub total: u32,
-    /// Unused.
     pub free: u32,
-    /// With the kernel for receiving: on fill rings, and received but not yet taken from the rx rings.
+    /// With the kernel for receiving: on fill rings, or received and still on the rx rings.
     pub fill: u32,
-    /// With the kernel for sending: on tx rings, and sent but not yet taken from the completion rings.
+    /// With the kernel for sending: on tx rings, or sent and still on the completion rings.
     pub tx: u32,
-    /// Waiting for neighbours.
+    /// Held for neighbours.
     pub held: u32,
-    /// With the worker: lent to the packet path to build rejects in.
+    /// With the worker: lent to the packet path for building rejects.
     pub in_hand: u32,
-    /// Handed over to other workers, less what they have handed over to this one. Added up over all workers: what is on its way
-    /// between them.
+    /// Frames handed over to other workers minus frames taken over from them. Summed over all workers: frames in transit.
     pub away: i32,
 }
 
 impl FrameAccount {
-    /// Whether every frame is somewhere.
+    /// Whether every frame is accounted for.
     pub fn closes(&self) -> bool {
         let here = self.free + self.fill + self.tx + self.held + self.in_hand;
         i64::from(here) + i64::from(self.away) == i64::from(self.total)
     }
 
-    /// This and another worker's together.
+    /// The sum of this account and another worker's.
     #[must_use]
     pub fn and(&self, other: &FrameAccount) -> FrameAccount {
         FrameAccount {
@@ -52,60 +49,60 @@ impl FrameAccount {
 }
 
 /// One worker's share of a UMEM.
-pub struct Pool {
+pub struct FramePool {
     frames: Arc<Frames>,
     first: usize,
     free: Vec<FrameDesc>,
-    /// Free frames of other shares, on their way home.
+    /// Free frames of other shares, to be returned.
     strays: Vec<FrameDesc>,
     /// See [`FrameAccount::away`].
     away: i32,
 }
 
-impl Pool {
-    /// A worker's share, all of it free.
-    pub(crate) fn of_worker(frames: &Arc<Frames>, worker: u32) -> Pool {
+impl FramePool {
+    /// A worker's share, with all frames free.
+    pub(crate) fn of_worker(frames: &Arc<Frames>, worker: u32) -> FramePool {
         let (first, free) = frames.share_of(worker);
-        Pool::new(frames.clone(), first, free.to_vec())
+        FramePool::new(frames.clone(), first, free.to_vec())
     }
 
-    /// The frames from number `first` on, all of them free.
-    pub(crate) fn new(frames: Arc<Frames>, first: usize, free: Vec<FrameDesc>) -> Pool {
-        Pool { frames, first, free, strays: Vec::new(), away: 0 }
+    /// The frames from number `first` on, all free.
+    pub(crate) fn new(frames: Arc<Frames>, first: usize, free: Vec<FrameDesc>) -> FramePool {
+        FramePool { frames, first, free, strays: Vec::new(), away: 0 }
     }
 
-    /// The number of its UMEM.
+    /// The id of its UMEM.
     pub fn id(&self) -> PoolId {
         self.frames.id()
     }
 
-    /// Frames of the share.
+    /// The number of frames in the share.
     pub fn total(&self) -> u32 {
         self.frames.share()
     }
 
-    /// Unused frames.
+    /// The number of free frames.
     pub fn free(&self) -> u32 {
         (self.free.len() + self.strays.len()) as u32
     }
 
-    /// Frames handed over less frames taken over.
+    /// Frames handed over minus frames taken over.
     pub fn away(&self) -> i32 {
         self.away
     }
 
-    /// A free frame.
+    /// Takes a free frame.
     pub fn take(&mut self) -> Option<Token> {
         self.free.pop().map(|desc| self.frames.token(desc))
     }
 
-    /// Takes a frame back.
+    /// Frees a frame.
     pub fn give(&mut self, token: Token) {
         assert_eq!(token.pool(), self.frames.id(), "a frame returns to the pool it came from");
         self.give_desc(token.into_desc());
     }
 
-    /// Takes back a free frame, of whichever share.
+    /// Frees a frame of this or another share.
     #[inline]
     fn give_desc(&mut self, desc: FrameDesc) {
         if self.frames.index(&desc).wrapping_sub(self.first) < self.frames.share() as usize {
@@ -115,79 +112,79 @@ impl Pool {
         }
     }
 
-    /// A frame that leaves this worker.
+    /// Records a frame that is handed over.
     pub fn hand_over(&mut self, token: &Token) {
         debug_assert_eq!(token.pool(), self.frames.id());
         self.away += 1;
     }
 
-    /// A frame that this worker is given.
+    /// Records a frame that is taken over.
     pub fn take_over(&mut self, token: &Token) {
         debug_assert_eq!(token.pool(), self.frames.id());
         self.away -= 1;
     }
 
-    /// What a closed queue held leaves this worker.
+    /// Records that a closed queue's frames leave this worker.
     pub(crate) fn leave_behind(&mut self, frames: u32) {
-        self.away += frames as i32;
+        self.away = self.away.wrapping_add_unsigned(frames);
     }
 
-    /// A free frame of another share, and the worker that it must return to.
+    /// Takes a free frame of another share, with the worker to return it to.
     pub fn stray(&mut self) -> Option<(Token, usize)> {
         let token = self.frames.token(self.strays.pop()?);
         let home = self.frames.home(&token);
         Some((token, home))
     }
 
-    /// A frame that came off a ring.
+    /// Makes a token of a frame that came off a ring.
     #[inline]
-    pub(crate) fn token_of(&self, desc: FrameDesc, place: Place) -> Token {
-        self.frames.take(&desc, place);
+    pub(crate) fn token_of(&self, desc: FrameDesc, ring_id: RingId) -> Token {
+        self.frames.take(&desc, ring_id);
         self.frames.token(desc)
     }
 
-    /// A sent frame that came off a ring: it is free.
+    /// Frees a sent frame that came off a ring.
     #[inline]
-    pub(crate) fn complete(&mut self, desc: FrameDesc, place: Place) {
-        self.frames.take(&desc, place);
+    pub(crate) fn complete(&mut self, desc: FrameDesc, ring_id: RingId) {
+        self.frames.take(&desc, ring_id);
         self.give_desc(desc);
     }
 
-    /// A staged frame that does not go onto a ring after all.
+    /// Frees a staged frame that does not go onto a ring.
     pub(crate) fn give_up(&mut self, desc: FrameDesc) {
         self.give_desc(desc);
     }
 
-    /// A free frame for a ring.
+    /// Takes a free frame for a ring.
     pub(crate) fn take_desc(&mut self) -> Option<FrameDesc> {
         self.free.pop()
     }
 
-    /// Frames that go onto a ring: say so before the kernel can see them.
+    /// Records frames that go onto a ring. Call this before the kernel can see them.
     #[inline]
-    pub(crate) fn put(&self, descs: &[FrameDesc], place: Place) {
-        descs.iter().for_each(|desc| self.frames.put(desc, place));
+    pub(crate) fn put(&self, descs: &[FrameDesc], ring_id: RingId) {
+        descs.iter().for_each(|desc| self.frames.put(desc, ring_id));
     }
 
-    /// Frames that found no room on the ring.
-    pub(crate) fn take_off(&self, descs: &[FrameDesc], place: Place) {
-        descs.iter().for_each(|desc| self.frames.take(desc, place));
+    /// Records frames that did not fit onto the ring.
+    pub(crate) fn take_off(&self, descs: &[FrameDesc], ring_id: RingId) {
+        descs.iter().for_each(|desc| self.frames.take(desc, ring_id));
     }
 
-    /// Where the data starts in [`Pool::bytes`].
+    /// Offset of the data in [`FramePool::bytes`].
     #[inline]
     pub fn data_start(&self, token: &Token) -> usize {
         token.desc().addr() & (self.frames.frame_size() - 1)
     }
 
-    /// The whole frame: headroom, data, tailroom.
+    /// The whole buffer: headroom, data, tailroom.
     #[inline]
     pub fn bytes<'f>(&'f self, token: &'f mut Token) -> &'f mut [u8] {
         self.frames.bytes(token)
     }
 
-    /// Makes `bytes[start..start + len]` the data that will be sent. Moves the bytes when they start elsewhere than the
-    /// descriptor says, which only happens when the link-layer header has grown or shrunk. False when they do not fit.
+    /// Sets `bytes[start..start + len]` as the data to send. Moves the bytes if they do not start where the descriptor points, which
+    /// happens only when the link-layer header has changed its length. False if they do not fit.
     pub fn place(&self, token: &mut Token, start: usize, len: usize) -> bool {
         let data_start = self.data_start(token);
         if len > self.frames.frame_size() - data_start {
@@ -200,7 +197,7 @@ impl Pool {
         true
     }
 
-    /// Copies a frame of another pool into a free frame of this one. `Err` gives the reason: no free frame, or too long.
+    /// Copies a frame of another pool into a free frame of this one.
     pub fn copy_from(&mut self, data: &[u8]) -> Result<Token, CopyError> {
         let mut token = self.take().ok_or(CopyError::Empty)?;
         let start = self.data_start(&token);
@@ -217,9 +214,9 @@ impl Pool {
 /// Why a frame could not be copied into another pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CopyError {
-    /// No free frame there.
+    /// No free frame in the target pool.
     Empty,
-    /// Longer than a frame there.
+    /// Longer than a frame of the target pool.
     TooLong,
 }
 
@@ -228,12 +225,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::umem::FrameSizes;
 
-    /// The only worker's pool.
-    pub fn pool(id: PoolId, share: u32) -> Pool {
-        Pool::of_worker(&frames(id, 1, share), 0)
+    /// The pool of the only worker.
+    pub fn pool(id: PoolId, share: u32) -> FramePool {
+        FramePool::of_worker(&frames(id, 1, share), 0)
     }
 
-    /// A UMEM.
     pub fn frames(id: PoolId, workers: u32, share: u32) -> Arc<Frames> {
         let sizes = FrameSizes { share, frame: 2048, headroom: 0, ring: 64, huge_pages: false };
         Frames::new(id, workers, sizes).expect("needs root or CAP_NET_RAW")
@@ -257,13 +253,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_frame_that_left_home_returns_there() {
+    fn a_handed_over_frame_returns_home() {
         let frames = frames(0, 2, 4);
-        let (mut a, mut b) = (Pool::of_worker(&frames, 0), Pool::of_worker(&frames, 1));
+        let (mut a, mut b) = (FramePool::of_worker(&frames, 0), FramePool::of_worker(&frames, 1));
         let token = a.take().unwrap();
         a.hand_over(&token);
         b.take_over(&token);
-        let account = |p: &Pool| FrameAccount { total: p.total(), free: p.free(), away: p.away(), ..FrameAccount::default() };
+        let account = |p: &FramePool| FrameAccount { total: p.total(), free: p.free(), away: p.away(), ..FrameAccount::default() };
         b.give(token);
         assert!(account(&a).closes() && account(&b).closes(), "{:?} {:?}", account(&a), account(&b));
         assert_eq!((account(&a).away, account(&b).away, b.free()), (1, -1, 5));
@@ -279,9 +275,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_on_the_rings_of_a_closed_queue_is_found_again() {
+    fn frames_on_the_rings_of_a_closed_queue_are_reclaimed() {
         let frames = frames(0, 1, 8);
-        let mut pool = Pool::of_worker(&frames, 0);
+        let mut pool = FramePool::of_worker(&frames, 0);
         let (on, off) = ([pool.take_desc().unwrap(), pool.take_desc().unwrap()], pool.take_desc().unwrap());
         pool.put(&on, 7);
         pool.put(&[off], 8);
@@ -298,7 +294,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn data_that_moved_is_brought_back_to_where_the_descriptor_points() {
+    fn moved_data_is_shifted_back_to_the_descriptors_start() {
         let mut pool = pool(0, 1);
         let mut token = pool.copy_from(b"....abcdef").unwrap();
         let start = pool.data_start(&token);

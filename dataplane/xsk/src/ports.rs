@@ -13,7 +13,8 @@ use nomagic_core::frame::PortId;
 use nomagic_sys::time::monotonic_ns;
 use nomagic_sys::xdp_socket::statistics;
 
-use crate::bind::{Group, Member, place};
+use crate::addressed::PortMacs;
+use crate::bind::{Member, PortGroup, ring_id};
 use crate::config::QUEUES_MAX;
 use crate::error::EdgeError;
 use crate::ethtool::{self, RssError};
@@ -22,27 +23,28 @@ use crate::pins::Pins;
 use crate::program::{self, Constants};
 use crate::published::Published;
 use crate::queue::Queue;
-use crate::shared::Command;
+use crate::shared::WorkerCommand;
 use crate::status::{Condition, PortInfo, PortStatus, read_xdp, socket_counts};
 use crate::topology::{PortPlan, Topology, spread};
 use crate::workers::{ANSWER_MAX, Workers, silent};
 
-/// Nanoseconds between looks at a NIC's receive side scaling: `ethtool -X` and `-N` tell nobody.
+/// Nanoseconds between queries of a NIC's receive side scaling: `ethtool -X` and `-N` send no notification.
 const RSS_LOOK_NS: u64 = 5_000_000_000;
 
-/// What a port is made of, beside what it tells about itself.
+/// A port's resources, in addition to its [`PortInfo`].
 pub(crate) struct Binding {
     /// Keeps the program and its maps open.
     pub ebpf: Ebpf,
     stats: PerCpuArray<MapData, u64>,
-    /// A second descriptor of each socket, for its statistics, by queue.
+    /// A duplicate descriptor of each socket, for its statistics, by queue.
     sockets: Vec<OwnedFd>,
-    /// Its group's number, which is that of its pool.
+    /// The index of its port group, which equals its pool id.
     group: usize,
-    /// The program's number while it is attached.
+    /// The program's id while it is attached.
     program_id: u32,
     constants: Constants,
-    /// The program must be loaded once more.
+    macs: PortMacs,
+    /// The program must be loaded again.
     reload_due: bool,
     retry_ns: u64,
     rss_due_ns: u64,
@@ -51,39 +53,64 @@ pub(crate) struct Binding {
 impl Binding {
     /// Loads the program of an interface.
     pub fn load(link: &Link, constants: Constants, pins: &Pins) -> Result<Binding, EdgeError> {
-        let mut ebpf = program::load(&link.name, constants, Some((pins, &pins.directory(&link.name))))?;
+        let macs = PortMacs::of(link);
+        let mut ebpf = load_program(link, constants, macs, pins)?;
         let stats = program::take_map(&mut ebpf, "stats")?.try_into().map_err(|e: MapError| EdgeError::map("stats", &e))?;
-        Ok(Binding { ebpf, stats, sockets: Vec::new(), group: 0, program_id: 0, constants, reload_due: false, retry_ns: 0, rss_due_ns: 0 })
+        let (sockets, group, program_id) = (Vec::new(), 0, 0);
+        Ok(Binding { ebpf, stats, sockets, group, program_id, constants, macs, reload_due: false, retry_ns: 0, rss_due_ns: 0 })
+    }
+
+    /// Loads the program once more; it is not attached yet.
+    fn reload(&mut self, link: &Link, pins: &Pins) -> Result<(), EdgeError> {
+        self.ebpf = load_program(link, self.constants, self.macs, pins)?;
+        Ok(())
+    }
+
+    /// Tells the program when the interface has another MAC address, or belongs to another bridge.
+    fn follow_macs(&mut self, link: &Link) -> Result<(), EdgeError> {
+        let macs = PortMacs::of(link);
+        if macs != self.macs {
+            program::set_macs(&mut self.ebpf, macs)?;
+            self.macs = macs;
+            tracing::info!(interface = link.name, "the interface has another MAC address: frames to it are taken now");
+        }
+        Ok(())
     }
 }
 
-/// All ports, by [`PortId`]: the interfaces in the order of the configuration, then the internal port.
+/// Loads the program of an interface, which knows its MAC addresses before it is attached.
+fn load_program(link: &Link, constants: Constants, macs: PortMacs, pins: &Pins) -> Result<Ebpf, EdgeError> {
+    let mut ebpf = program::load(&link.name, constants, Some((pins, &pins.directory(&link.name))))?;
+    program::set_macs(&mut ebpf, macs)?;
+    Ok(ebpf)
+}
+
+/// All ports, by [`PortId`]: the interfaces in configuration order, then the internal port.
 pub(crate) struct Ports {
     pins: Pins,
     infos: Vec<PortInfo>,
     bindings: Vec<Binding>,
-    groups: Vec<Group>,
+    groups: Vec<PortGroup>,
     topology: Published<Topology>,
 }
 
 impl Ports {
-    /// Ports whose programs are loaded, and which have neither queues nor an interface with a program yet.
-    pub fn new(pins: Pins, links: &[Link], bindings: Vec<Binding>, groups: Vec<Group>, topology: Published<Topology>) -> Ports {
+    /// Creates ports whose programs are loaded but not attached, without queues.
+    pub fn new(pins: Pins, links: &[Link], bindings: Vec<Binding>, groups: Vec<PortGroup>, topology: Published<Topology>) -> Ports {
         let infos = links.iter().enumerate().map(|(i, link)| unbound(PortId(i as u16), link)).collect();
         Ports { pins, infos, bindings, groups, topology }
     }
 
-    /// What each tells about itself.
     pub fn infos(&self) -> &[PortInfo] {
         &self.infos
     }
 
-    /// UMEMs, each of which is a pool.
+    /// The number of UMEMs, each of which is a pool.
     pub fn pools(&self) -> usize {
         self.groups.len()
     }
 
-    /// What each tells, with its counters. Frees topologies that nobody uses any more.
+    /// Each port's status and counters. Also frees unused topologies.
     pub fn status(&self) -> Result<Vec<PortStatus>, EdgeError> {
         self.topology.collect();
         let status = |(info, binding): (&PortInfo, &Binding)| {
@@ -94,7 +121,7 @@ impl Ports {
         self.infos.iter().zip(&self.bindings).map(status).collect()
     }
 
-    /// Gives the queues that were bound at the start to the workers.
+    /// Gives the queues bound at startup to the workers.
     pub fn install_all(&mut self, bound: Vec<(usize, Vec<Queue>)>, workers: &Workers) -> Result<(), EdgeError> {
         for (port, (group, queues)) in bound.into_iter().enumerate() {
             self.bindings[port].group = group;
@@ -108,7 +135,7 @@ impl Ports {
         Ok(())
     }
 
-    /// Attaches or replaces the programs; when one fails, those that were attached anew are detached again.
+    /// Attaches or replaces the programs. If one fails, newly attached ones are detached again.
     pub fn attach(&mut self, links: &[Link]) -> Result<(), EdgeError> {
         let mut created: Vec<&Link> = Vec::new();
         for (port, link) in links.iter().enumerate() {
@@ -128,7 +155,7 @@ impl Ports {
         Ok(())
     }
 
-    /// Whether there was none to be replaced.
+    /// Returns whether the program is newly attached, not a replacement.
     fn attach_one(&mut self, port: usize, link: &Link) -> Result<bool, EdgeError> {
         let (info, binding) = (&mut self.infos[port], &mut self.bindings[port]);
         let attachment = program::attach(&mut binding.ebpf, link, &self.pins, &self.pins.link(&link.name))?;
@@ -145,7 +172,7 @@ impl Ports {
         Ok(attachment.created)
     }
 
-    /// Interfaces that an earlier configuration named are left to the kernel.
+    /// Detaches the programs from interfaces of an earlier configuration.
     pub fn forget_others(&self) {
         for name in self.pins.interfaces() {
             if !self.infos.iter().any(|p| p.name == name) {
@@ -166,11 +193,11 @@ impl Ports {
         self.install(port, bound, workers)
     }
 
-    /// Leads queues to their sockets and gives them to the workers that own them from now on.
+    /// Connects queues to their sockets and gives them to the workers that own them.
     fn install(&mut self, port: usize, queues: Vec<Queue>, workers: &Workers) -> Result<(), EdgeError> {
         let live: Vec<u16> = workers.all_live().map(|w| w as u16).collect();
         if live.is_empty() {
-            return Err(EdgeError::Workers { what: "there is none alive to own the queues".into() });
+            return Err(EdgeError::Workers { what: "no live worker to own the queues".into() });
         }
         let (info, binding) = (&mut self.infos[port], &mut self.bindings[port]);
         let total = info.queues + queues.len() as u32;
@@ -187,7 +214,7 @@ impl Ports {
         info.zero_copy = self.groups[binding.group].zero_copy;
         for (worker, queues) in parcels.into_iter().enumerate().filter(|(_, queues)| !queues.is_empty()) {
             let (done, answer) = bounded(1);
-            workers.tell(worker, Command::Add(queues, done))?;
+            workers.send_command(worker, WorkerCommand::Add(queues, done))?;
             answer.recv_timeout(ANSWER_MAX).map_err(|_| silent(worker))?;
         }
         self.publish_topology(workers);
@@ -196,7 +223,7 @@ impl Ports {
         Ok(())
     }
 
-    /// Takes a port's queues away from the workers, closes their sockets and brings the frames home that these held.
+    /// Takes a port's queues away from the workers, closes their sockets and returns the frames on their rings to their homes.
     fn unbind(&mut self, port: usize, workers: &Workers) -> Result<(), EdgeError> {
         let id = PortId(port as u16);
         let info = &mut self.infos[port];
@@ -209,30 +236,30 @@ impl Ports {
         owners.dedup();
         self.publish_topology(workers);
         let mut gone = Vec::new();
-        // A dead worker's sockets were closed when it ended; what they held is lost with it.
+        // A dead worker's sockets were closed when its thread ended; the frames on their rings are lost with it.
         for owner in owners.into_iter().map(usize::from).filter(|&owner| workers.runs(owner)) {
             let (give, queues) = bounded(1);
-            workers.tell(owner, Command::Remove(id, give))?;
+            workers.send_command(owner, WorkerCommand::Remove(id, give))?;
             gone.extend(queues.recv_timeout(ANSWER_MAX).map_err(|_| silent(owner))?);
         }
         let binding = &mut self.bindings[port];
         binding.sockets.clear();
         binding.program_id = 0;
         let frames = self.groups[binding.group].frames.clone();
-        let places: Vec<_> = gone.iter().map(|q: &Queue| place(id, q.index)).collect();
-        // The sockets close here; the kernel has let go of their frames when this is done.
+        let ring_ids: Vec<_> = gone.iter().map(|q: &Queue| ring_id(id, q.index)).collect();
+        // The sockets close here. The kernel has released their frames when this returns.
         drop(gone);
         let mut homes: Vec<Vec<_>> = (0..workers.len()).map(|_| Vec::new()).collect();
-        for token in places.into_iter().flat_map(|place| frames.reclaim(place)) {
+        for token in ring_ids.into_iter().flat_map(|ring_id| frames.reclaim(ring_id)) {
             homes[frames.home(&token)].push(token);
         }
         for (home, tokens) in homes.into_iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()) {
-            workers.tell(home, Command::Reclaimed(tokens))?;
+            workers.send_command(home, WorkerCommand::Reclaimed(tokens))?;
         }
         Ok(())
     }
 
-    /// Looks how the NIC spreads what it receives: at once when the queues are others, else every few seconds.
+    /// Reads the NIC's receive side scaling: at once if the queues have changed, else every few seconds.
     fn follow_rss(&mut self, port: usize) {
         let (info, binding) = (&mut self.infos[port], &mut self.bindings[port]);
         let now_ns = monotonic_ns();
@@ -245,8 +272,8 @@ impl Ports {
             return;
         }
         match &rss {
-            Ok(known) => tracing::info!(interface = info.name, entries = known.entries(), "the queues of answers can be told beforehand"),
-            Err(reason) => tracing::debug!(interface = info.name, "the queues of answers cannot be told beforehand: {reason}"),
+            Ok(known) => tracing::info!(interface = info.name, entries = known.entries(), "the queues of replies are predictable"),
+            Err(reason) => tracing::debug!(interface = info.name, "the queues of replies are not predictable: {reason}"),
         }
         info.rss = rss;
     }
@@ -260,7 +287,7 @@ impl Ports {
     }
 }
 
-/// A port before it is bound.
+/// A port that is not bound yet.
 fn unbound(port: PortId, link: &Link) -> PortInfo {
     PortInfo {
         id: port,
@@ -273,12 +300,13 @@ fn unbound(port: PortId, link: &Link) -> PortInfo {
         queues: 0,
         owners: Vec::new(),
         condition: Condition::Missing,
+        link: link.state,
         rebinds: 0,
         rss: Err(RssError::NotBound),
     }
 }
 
-/// The interfaces as they are to be bound.
+/// The interfaces to bind.
 pub(crate) fn members(links: &[Link]) -> Result<Vec<Member>, EdgeError> {
     let member = |(i, link): (usize, &Link)| Ok(Member { port: PortId(i as u16), name: link.name.clone(), queues: rx_queues(&link.name)? });
     links.iter().enumerate().map(member).collect()
@@ -286,10 +314,10 @@ pub(crate) fn members(links: &[Link]) -> Result<Vec<Member>, EdgeError> {
 
 /// Receive queues of an interface, within the limit.
 fn rx_queues(interface: &str) -> Result<u32, EdgeError> {
-    let queues = ethtool::rx_queues(interface).map_err(|e| EdgeError::io(format!("asking for the queues of {interface}"), e))?;
+    let queues = ethtool::rx_queues(interface).map_err(|e| EdgeError::io(format!("querying the queues of {interface}"), e))?;
     if queues > QUEUES_MAX {
         return Err(EdgeError::Config(format!(
-            "{interface} has {queues} queues: {QUEUES_MAX} at the most (`ethtool -L {interface} combined {QUEUES_MAX}`)"
+            "{interface} has {queues} queues: at most {QUEUES_MAX} are supported (`ethtool -L {interface} combined {QUEUES_MAX}`)"
         )));
     }
     Ok(queues)

@@ -4,63 +4,77 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use aya::maps::{Array, MapData, MapInfo, XskMap};
+use aya::maps::{Array, HashMap, MapData, MapInfo, XskMap};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use nomagic_core::counters::XdpCounts;
+use nomagic_core::filter::ReplyKey;
 use nomagic_core::tuple::addr_words;
 use rustix::io::Errno;
 
+use crate::addressed::{Configured, PortMacs};
 use crate::config::{EdgeConfig, OnFailure};
 use crate::error::{EdgeError, chain, os_error};
+use crate::filter::SERVICES_MAX;
 use crate::link::{Attached, Link, describe_program};
 use crate::pins::Pins;
+use crate::reply_key;
 
-/// Version of what is pinned: maps' keys, values and meaning. Raised with each incompatible change of bpf/filter.c.
+/// Version of the pinned maps' keys, values and meaning. Raise it with each incompatible change of bpf/filter.c.
 pub(crate) const LAYOUT: u32 = 1;
-/// Maps that all interfaces share.
-const SHARED_MAPS: [&str; 7] = ["services", "addresses", "service_cidrs", "snat", "replies", "heartbeats", "settings"];
-/// Maps that each interface has for itself.
+/// Maps shared by all interfaces.
+const SHARED_MAPS: [&str; 9] =
+    ["services", "addresses", "service_cidrs", "kernel_addresses", "denied", "denied_count", "replies", "heartbeats", "settings"];
+/// Maps of a single interface.
 const OWN_MAPS: [&str; 3] = ["xsks", "owners", "stats"];
 /// Bytes of `struct settings`.
 const SETTINGS_LEN: usize = 24;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
 
-/// What the program is compiled with for one interface.
+/// Constants compiled into the program for one interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Constants {
     pub reply_buckets: u32,
-    pub reply_seed: u32,
-    /// All unicast frames are ours: the internal port.
+    pub reply_key: ReplyKey,
+    /// Capture all unicast frames: the internal port.
     pub take_everything: bool,
-    /// Taken frames go to the interface of this index; 0: to the sockets.
+    /// Interface index that captured frames are redirected to; 0: the sockets.
     pub redirect_to: u32,
     /// Addresses that the kernel always routes to the internal port, by family.
     pub internal: [Option<IpAddr>; 2],
+    /// MAC addresses and VLANs beside the port's own.
+    pub configured: Configured,
 }
 
-/// Loads the program; with `pins` and the directory of its own maps, its maps are taken from there or pinned there.
+/// Loads the program. With `pins` and the directory of its own maps, maps are opened from there or pinned there.
 pub(crate) fn load(interface: &str, constants: Constants, pins: Option<(&Pins, &Path)>) -> Result<Ebpf, EdgeError> {
-    let (mask, seed, all) = (constants.reply_buckets - 1, constants.reply_seed, u32::from(constants.take_everything));
+    let (mask, key, all) = (constants.reply_buckets - 1, constants.reply_key.0, u32::from(constants.take_everything));
     let mut loader = EbpfLoader::new();
-    // No relocations against the kernel's types: its BTF is not needed.
+    // The program has no relocations against kernel types, so the kernel's BTF is not needed.
     loader.btf(None);
     loader.override_global("reply_mask", &mask, true);
-    loader.override_global("reply_seed", &seed, true);
+    loader.override_global("reply_key", &key, true);
     loader.override_global("take_everything", &all, true);
     loader.override_global("redirect_to", &constants.redirect_to, true);
     let [v4, v6] = constants.internal.map(|addr| addr.map_or([0; 2], |addr| addr_words(addr).0));
     let (v4, v6) = (v4[1] as u32, [(v6[0] >> 32) as u32, v6[0] as u32, (v6[1] >> 32) as u32, v6[1] as u32]);
     loader.override_global("internal_v4", &v4, true);
     loader.override_global("internal_v6", &v6, true);
-    loader.map_max_entries("replies", constants.reply_buckets);
+    loader.override_global("more_macs", &constants.configured.macs, true);
+    loader.override_global("vlans", &constants.configured.vlans, true);
+    loader.map_max_entries("replies", reply_key::entries(constants.reply_buckets));
     if let Some((pins, own)) = pins {
         pins.create(own)?;
         for map in SHARED_MAPS {
             loader.map_pin_path(map, pins.shared(map));
         }
+        // The rules of a version with another limit: they are added again.
+        replace_resized(pins, &pins.shared("services"), SERVICES_MAX as u32)?;
+        // The counters of a version that counts other outcomes.
+        replace_resized(pins, &own.join("stats"), XdpCounts::OUTCOMES.len() as u32)?;
         for map in OWN_MAPS {
             loader.map_pin_path(map, own.join(map));
         }
@@ -71,7 +85,7 @@ pub(crate) fn load(interface: &str, constants: Constants, pins: Option<(&Pins, &
     Ok(ebpf)
 }
 
-/// The one program of the object.
+/// The object's only program.
 pub(crate) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, EdgeError> {
     let missing = || EdgeError::Program { interface: "all".into(), detail: "the embedded object has no program nomagic_filter".into() };
     ebpf.program_mut("nomagic_filter").ok_or_else(missing)?.try_into().map_err(|_| missing())
@@ -84,8 +98,8 @@ fn load_error(interface: &str, error: &EbpfError) -> EdgeError {
     }
 }
 
-/// Checks what an earlier process has pinned. A reply filter of another size is replaced; it starts empty anyway.
-pub(crate) fn check_layout(pins: &Pins, reply_buckets: u32) -> Result<(), EdgeError> {
+/// Checks an earlier process's pins.
+pub(crate) fn check_layout(pins: &Pins) -> Result<(), EdgeError> {
     let path = pins.shared("settings");
     if let Ok(map) = MapData::from_pin(&path) {
         let misfit = |detail: String| EdgeError::Layout { path: path.clone(), detail };
@@ -97,17 +111,21 @@ pub(crate) fn check_layout(pins: &Pins, reply_buckets: u32) -> Result<(), EdgeEr
         let value = settings.get(&0, 0).map_err(|e| misfit(chain(&e)))?;
         let layout = u32::from_ne_bytes([value[0], value[1], value[2], value[3]]);
         if layout != LAYOUT && layout != 0 {
-            return Err(misfit(format!("layout {layout}, this is {LAYOUT}")));
+            return Err(misfit(format!("layout {layout}, expected {LAYOUT}")));
         }
     }
-    let path = pins.shared("replies");
-    match MapInfo::from_pin(&path) {
-        Ok(info) if info.max_entries() != reply_buckets => pins.remove(&path),
+    Ok(())
+}
+
+/// Removes a pinned map of another size; loading makes a new one. A program that is attached keeps the old one until it is replaced.
+fn replace_resized(pins: &Pins, path: &Path, entries: u32) -> Result<(), EdgeError> {
+    match MapInfo::from_pin(path) {
+        Ok(info) if info.max_entries() != entries => pins.remove(path),
         _ => Ok(()),
     }
 }
 
-/// Tells the programs how to judge heartbeats.
+/// Writes the heartbeat limits and the failure policy for the programs.
 pub(crate) fn write_settings(ebpf: &mut Ebpf, config: &EdgeConfig) -> Result<(), EdgeError> {
     let mut value = [0u8; SETTINGS_LEN];
     let action: u32 = match config.on_failure {
@@ -122,13 +140,30 @@ pub(crate) fn write_settings(ebpf: &mut Ebpf, config: &EdgeConfig) -> Result<(),
     settings.set(0, value, 0).map_err(|e| EdgeError::map("settings", &e))
 }
 
-/// Names the worker that owns a queue.
+/// Sets the MAC addresses of a port. Until then its program captures nothing.
+pub(crate) fn set_macs(ebpf: &mut Ebpf, macs: PortMacs) -> Result<(), EdgeError> {
+    let mut map = Array::<_, [u64; 2]>::try_from(map_mut(ebpf, "macs")?).map_err(|e| EdgeError::map("macs", &e))?;
+    map.set(0, macs.value(), 0).map_err(|e| EdgeError::map("macs", &e))
+}
+
+/// The same for a redirect port, by interface index; `None`: it is no longer one.
+pub(crate) fn set_redirect_macs(ebpf: &mut Ebpf, ifindex: u32, macs: Option<PortMacs>) -> Result<(), EdgeError> {
+    const MAP: &str = "redirect_macs";
+    let mut map = HashMap::<_, u32, [u64; 2]>::try_from(map_mut(ebpf, MAP)?).map_err(|e| EdgeError::map(MAP, &e))?;
+    let done = match macs {
+        Some(macs) => map.insert(ifindex, macs.value(), 0),
+        None => map.remove(&ifindex),
+    };
+    done.map_err(|e| EdgeError::map(MAP, &e))
+}
+
+/// Sets the worker that owns a queue.
 pub(crate) fn set_owner(ebpf: &mut Ebpf, queue: u32, worker: u32) -> Result<(), EdgeError> {
     let mut owners = Array::<_, u32>::try_from(map_mut(ebpf, "owners")?).map_err(|e| EdgeError::map("owners", &e))?;
     owners.set(queue, worker, 0).map_err(|e| EdgeError::map("owners", &e))
 }
 
-/// Leads a queue to its socket and names the worker that owns it.
+/// Connects a queue to its socket and sets the worker that owns it.
 pub(crate) fn connect_queue(ebpf: &mut Ebpf, queue: u32, socket: BorrowedFd<'_>, worker: u32) -> Result<(), EdgeError> {
     set_owner(ebpf, queue, worker)?;
     let mut xsks = XskMap::try_from(map_mut(ebpf, "xsks")?).map_err(|e| EdgeError::map("xsks", &e))?;
@@ -139,27 +174,27 @@ fn map_mut<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut aya::ma
     ebpf.map_mut(name).ok_or_else(|| EdgeError::Map { map: name.into(), detail: "missing in the embedded object".into() })
 }
 
-/// Takes a map out of the object for a longer life.
+/// Takes a map out of the object.
 pub(crate) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, EdgeError> {
     ebpf.take_map(name).ok_or_else(|| EdgeError::Map { map: name.into(), detail: "missing in the embedded object".into() })
 }
 
-/// The loaded program's number.
+/// The loaded program's id.
 pub(crate) fn id(ebpf: &mut Ebpf) -> Result<u32, EdgeError> {
     let unknown = |e| EdgeError::Program { interface: "all".into(), detail: chain(&e) };
     Ok(program(ebpf)?.info().map_err(unknown)?.id())
 }
 
-/// How a program came onto its interface.
+/// How a program was attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Attachment {
     /// In the driver (true) or generic.
     pub native: bool,
-    /// The link is new (true), or one that was pinned before.
+    /// Whether the link is new, or was pinned before.
     pub created: bool,
 }
 
-/// Refuses an interface that somebody else's program holds, before anything is changed.
+/// Refuses an interface with another XDP program, before anything is changed.
 pub(crate) fn check_free(link: &Link, pins: Option<&Pins>) -> Result<(), EdgeError> {
     let pinned = pins.is_some_and(|p| PinnedLink::from_pin(p.link(&link.name)).is_ok());
     match link.xdp {
@@ -173,8 +208,8 @@ fn busy(interface: &str, attached: Option<Attached>) -> EdgeError {
     EdgeError::XdpBusy { interface: interface.into(), program }
 }
 
-/// Attaches the program: through the pinned link when there is one (atomically, no frame sees a gap), else anew.
-/// `pin` is where the link is, or will be, pinned.
+/// Attaches the program: through the pinned link if there is one (atomically, so every frame meets a program), else with a new link. `pin`
+/// is the link's path.
 pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins, pin: &Path) -> Result<Attachment, EdgeError> {
     let path = pin.to_path_buf();
     let program = program(ebpf)?;
@@ -186,13 +221,13 @@ pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins, pin: &Path) -> R
     let id = program.info().map_err(|e| refused(link, &chain(&e)))?.id();
     match Link::query(&link.name)?.xdp {
         Some(now) if now.program_id == id => Ok(Attachment { native: now.native, created: !replaced }),
-        // The pinned link is on an interface of this name in another namespace, or on one that has been renamed.
+        // The pinned link is on an interface of this name in another namespace, or on a renamed interface.
         _ if replaced => Err(EdgeError::Layout { path, detail: format!("the pinned link is not attached to this {}", link.name) }),
         other => Err(busy(&link.name, other)),
     }
 }
 
-/// False when there is no link to replace the program of, or its interface is gone.
+/// Replaces the pinned link's program. False if there is no link, or its interface is gone.
 fn replace_pinned(program: &mut Xdp, path: &Path, link: &Link) -> Result<bool, EdgeError> {
     let pinned = match PinnedLink::from_pin(path) {
         Ok(pinned) => pinned,
@@ -202,13 +237,13 @@ fn replace_pinned(program: &mut Xdp, path: &Path, link: &Link) -> Result<bool, E
     let xdp = XdpLink::try_from(FdLink::from(pinned)).map_err(|e| refused(link, &chain(&e)))?;
     match program.attach_to_link(xdp) {
         Ok(_) => Ok(true),
-        // The interface was deleted (and perhaps made again under its name): the link holds nothing any more.
+        // The interface was deleted (and perhaps created again under the same name): the link is detached for good.
         Err(e) if os_error(&e) == Some(Errno::NOLINK) => Ok(false),
         Err(e) => Err(refused(link, &chain(&e))),
     }
 }
 
-/// In the driver first; generic XDP works everywhere but is slow and loses super-frames.
+/// Attaches in the driver if possible. Generic XDP works everywhere, but is slow and loses GSO super-frames.
 fn attach_new(program: &mut Xdp, path: &Path, link: &Link) -> Result<(), EdgeError> {
     let id = match program.attach_to_if_index(link.ifindex, XdpMode::Driver) {
         Ok(id) => id,
@@ -225,13 +260,13 @@ fn attach_new(program: &mut Xdp, path: &Path, link: &Link) -> Result<(), EdgeErr
         }
     };
     let xdp = program.take_link(id).map_err(|e| refused(link, &chain(&e)))?;
-    let fd =
-        FdLink::try_from(xdp).map_err(|e| refused(link, &format!("the kernel offers no XDP links (Linux 5.9 or later): {}", chain(&e))))?;
+    let fd = FdLink::try_from(xdp)
+        .map_err(|e| refused(link, &format!("the kernel has no XDP links (they need Linux 5.9 or later): {}", chain(&e))))?;
     fd.pin(path).map_err(|e| EdgeError::io(format!("pinning {}: {}", path.display(), chain(&e)), std::io::ErrorKind::Other.into()))?;
     Ok(())
 }
 
-/// Errors that another mode would not mend.
+/// Errors that generic mode would not avoid.
 fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError> {
     match os_error(error) {
         Some(Errno::BUSY | Errno::EXIST) => Err(busy(&link.name, Link::query(&link.name)?.xdp)),
@@ -241,7 +276,7 @@ fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError
     }
 }
 
-/// What drivers mean by their error numbers.
+/// Explains drivers' error numbers.
 fn hint(link: &Link, error: &ProgramError) -> String {
     let text = chain(error);
     match os_error(error) {

@@ -1,7 +1,7 @@
 //! Tables that the control plane replaces while workers read them.
 //!
-//! Control publishes a whole new `Arc`; a worker notices by one relaxed load a batch, takes it, and sends its old `Arc` back:
-//! only control ever frees a table.
+//! Control publishes a whole new `Arc`. A worker notices it by one relaxed load per batch, takes it, and sends its old `Arc` back: only
+//! control ever frees a table.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,43 +9,43 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-/// The control plane's end.
+/// The control plane's handle.
 pub struct Published<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<Latest<T>>,
     retired: Receiver<Arc<T>>,
     retire: Sender<Arc<T>>,
-    /// What each reader uses, by sequence number.
+    /// The sequence number each reader uses.
     applied: Vec<Arc<AtomicU64>>,
 }
 
-struct Shared<T> {
-    /// Counts publications, from 1.
+struct Latest<T> {
+    /// Number of publications so far, starting at 1.
     sequence: AtomicU64,
     current: Mutex<Arc<T>>,
 }
 
-/// A worker's end.
+/// A worker's handle.
 pub struct Reader<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<Latest<T>>,
     retire: Sender<Arc<T>>,
     applied: Arc<AtomicU64>,
     seen: u64,
     table: Arc<T>,
 }
 
-impl<T> Shared<T> {
-    /// The mutex guards one pointer, which is whole whatever happened to the thread that held it.
+impl<T> Latest<T> {
+    /// The mutex guards a single pointer, which is valid even if the thread that held it panicked.
     fn lock(&self) -> MutexGuard<'_, Arc<T>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T> Published<T> {
-    /// The first table, for this many readers.
+    /// Publishes the first table, for this many readers.
     pub fn new(table: Arc<T>, readers: usize) -> (Published<T>, Vec<Reader<T>>) {
-        // Between two publications, which empty the channel, each reader can retire two tables at the most.
+        // Between two publications, which empty the channel, each reader can retire at most two tables.
         let (retire, retired) = bounded(readers.max(1) * 4);
-        let shared = Arc::new(Shared { sequence: AtomicU64::new(1), current: Mutex::new(table.clone()) });
+        let shared = Arc::new(Latest { sequence: AtomicU64::new(1), current: Mutex::new(table.clone()) });
         let readers: Vec<Reader<T>> = (0..readers)
             .map(|_| Reader {
                 shared: shared.clone(),
@@ -65,30 +65,30 @@ impl<T> Published<T> {
         let mut current = self.shared.lock();
         let old = std::mem::replace(&mut *current, table);
         let sequence = self.shared.sequence.load(Ordering::Relaxed) + 1;
-        // Release: whoever sees the number finds the table behind the mutex, which orders it anyway.
+        // Release: a reader that sees the number finds the table behind the mutex. The mutex orders it anyway.
         self.shared.sequence.store(sequence, Ordering::Release);
         drop(current);
         drop(old);
         sequence
     }
 
-    /// The table that was published last.
+    /// The latest table.
     pub fn current(&self) -> Arc<T> {
         self.shared.lock().clone()
     }
 
-    /// The sequence number of the last publication.
+    /// The sequence number of the latest publication.
     pub fn sequence(&self) -> u64 {
         self.shared.sequence.load(Ordering::Acquire)
     }
 
-    /// The oldest sequence number that a reader still uses, of those that count.
+    /// The oldest sequence number still in use by the readers that count.
     pub fn applied(&self, counts: impl Fn(usize) -> bool) -> u64 {
         let counted = self.applied.iter().enumerate().filter(|(reader, _)| counts(*reader));
         counted.map(|(_, at)| at.load(Ordering::Acquire)).min().unwrap_or_else(|| self.sequence())
     }
 
-    /// Waits until every reader that counts uses this publication or a later one. False when the time is up.
+    /// Waits until every reader that counts uses this publication or a later one. False on timeout.
     pub fn wait(&self, sequence: u64, timeout: Duration, counts: impl Fn(usize) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let mut pause = Duration::from_micros(5);
@@ -103,12 +103,12 @@ impl<T> Published<T> {
         true
     }
 
-    /// Frees what readers have given back.
+    /// Frees the tables that readers have returned.
     pub fn collect(&self) {
         self.retired.try_iter().for_each(drop);
     }
 
-    /// Tables that were given back and not yet freed.
+    /// The number of tables returned but not yet freed.
     pub fn retired(&self) -> usize {
         debug_assert!(self.retired.len() <= self.retire.capacity().unwrap_or(usize::MAX));
         self.retired.len()
@@ -122,7 +122,7 @@ impl<T> Reader<T> {
         &self.table
     }
 
-    /// Takes a newer table when there is one. Call between batches. True when the table changed.
+    /// Switches to a newer table if there is one. Call it between batches. Returns whether the table changed.
     #[inline]
     pub fn refresh(&mut self) -> bool {
         if self.shared.sequence.load(Ordering::Relaxed) == self.seen {
@@ -138,7 +138,7 @@ impl<T> Reader<T> {
             (current.clone(), self.shared.sequence.load(Ordering::Relaxed))
         };
         let old = std::mem::replace(&mut self.table, table);
-        // The channel has room for what can accumulate; if control is gone nobody minds who frees it.
+        // The channel has room for all tables that can accumulate. If control has ended, the table is freed here.
         drop(self.retire.try_send(old));
         self.seen = sequence;
         self.applied.store(sequence, Ordering::Release);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_follow_and_only_control_frees() {
+    fn readers_follow_and_only_control_frees_tables() {
         let freed_by = Arc::new(Mutex::new(Vec::new()));
         let table = |value| Arc::new(Table { value, freed_by: freed_by.clone() });
         let (published, readers) = Published::new(table(0), 2);
@@ -205,7 +205,7 @@ mod tests {
         let (published, mut readers) = Published::new(Arc::new(1u32), 1);
         let sequence = published.publish(Arc::new(2));
         assert!(!published.wait(sequence, Duration::from_millis(20), |_| true));
-        assert!(published.wait(sequence, Duration::from_millis(20), |_| false), "nobody waits for the dead");
+        assert!(published.wait(sequence, Duration::from_millis(20), |_| false), "dead readers do not count");
         assert!(readers[0].refresh());
         assert!(!readers[0].refresh());
         assert!(published.wait(sequence, Duration::from_millis(20), |_| true));

@@ -1,8 +1,8 @@
 //! One queue of one port: an AF_XDP socket with its four rings.
 //!
-//! The only place that touches rings. Descriptors that go onto a ring come from consumed tokens or free lists, those that
-//! come off one become tokens or return to the free list, so a frame is never in two places.
-#![allow(unsafe_code)]
+//! Rings are touched only here. Descriptors that go onto a ring come from consumed tokens or free lists; descriptors that come off one
+//! become tokens or return to the free list. So a frame is never in two places.
+#![allow(unsafe_code, reason = "the rings of an AF_XDP socket")]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -14,35 +14,34 @@ use nomagic_sys::xdp_socket::{kick_rx, kick_tx};
 use rustix::io::Errno;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
-use crate::pool::Pool;
-use crate::umem::{Place, Token};
+use crate::pool::FramePool;
+use crate::umem::{RingId, Token};
 
-/// Frames that one batch may leave for one queue.
+/// Maximum number of frames that a batch may stage on one queue.
 pub const STAGED_MAX: usize = 2 * BATCH_MAX;
-/// Times that a full transmit ring is kicked and looked at again before its frames are given up.
+/// Times that a full tx ring is kicked and checked again before its frames are given up.
 const FLUSH_TRIES: u32 = 16;
-/// sendto() calls in a row that stop early (EAGAIN) before the rest waits for the next round.
+/// Consecutive sendto() calls that stop early (EAGAIN) before the remaining frames wait for the next round.
 const KICK_TRIES: u32 = 8;
 
-/// What a staged frame was counted as, to take it back when it cannot be sent.
+/// How a staged frame was counted, so that the count can be corrected if it cannot be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
-    /// A forwarded frame.
     Forward,
-    /// A frame for the kernel, for this reason.
+    /// A frame for the kernel, with the reason.
     Kernel(Reason),
-    /// A frame made here.
+    /// A frame built here.
     Made,
-    /// Another worker's frame.
+    /// A frame handed over by another worker.
     Handed,
 }
 
 /// A staged frame that could not be sent: its frame is free again.
 #[derive(Clone, Copy, Debug)]
 pub struct Unsent {
-    /// What it was.
+    /// How it was counted.
     pub origin: Origin,
-    /// Bytes of it.
+    /// Length of its data in bytes.
     pub len: usize,
 }
 
@@ -54,72 +53,71 @@ pub(crate) struct Rings {
     pub comp: CompQueue,
 }
 
-/// What a queue is made of.
+/// The parts of a new [`Queue`].
 pub(crate) struct QueueParts {
     pub port: PortId,
-    /// Its number on the port.
+    /// Its index on the port.
     pub index: u32,
-    /// The number of its pool.
+    /// The id of its pool.
     pub pool: usize,
-    /// What its rings are called in the account of frames.
-    pub place: Place,
+    /// Identifies its rings, see [`RingId`].
+    pub ring_id: RingId,
     /// Entries of each ring.
     pub ring_size: u32,
-    /// Those of a freshly bound socket.
+    /// The rings of a newly bound socket.
     pub rings: Rings,
 }
 
 /// A bound queue.
 pub struct Queue {
-    /// Its port.
     pub port: PortId,
-    /// Number of the queue on the port.
+    /// Its index on the port.
     pub index: u32,
-    /// The number of its pool.
+    /// The id of its pool.
     pub pool: usize,
-    /// What its rings are called in the account of frames.
-    pub place: Place,
-    /// The last sendto() said that the port is down or gone.
+    /// Identifies its rings, see [`RingId`].
+    pub ring_id: RingId,
+    /// The last sendto() reported that the port is down or gone.
     pub down: bool,
     #[cfg(test)]
-    told_instead: Option<std::net::UdpSocket>,
+    kicked_instead: Option<std::net::UdpSocket>,
     tx: TxQueue,
     rx: RxQueue,
     fill: FillQueue,
     comp: CompQueue,
-    /// Frames that are kept with the kernel for receiving, at most the size of the ring.
+    /// The number of frames to keep with the kernel for receiving, at most the ring size.
     fill_target: u32,
     ring_size: u32,
     /// Frames on the fill and rx rings.
     in_fill: u32,
     /// Frames on the tx and completion rings.
     in_tx: u32,
-    /// Frames are on the tx ring that the kernel was not told about.
+    /// The tx ring has frames that the kernel was not notified of.
     kick_due: bool,
     staged: ArrayVec<FrameDesc, STAGED_MAX>,
     origins: ArrayVec<Origin, STAGED_MAX>,
-    /// Where descriptors that come off a ring are read into; what is in it between two calls means nothing.
+    /// Scratch buffer for descriptors that come off a ring; meaningless between calls.
     taken: [FrameDesc; BATCH_MAX],
 }
 
-/// The socket that a ring is of.
+/// The socket of a tx ring.
 pub(crate) fn socket_of(tx: &TxQueue) -> BorrowedFd<'_> {
-    // SAFETY: the ring keeps its socket open. xsk-rs gives the number only.
+    // SAFETY: the ring keeps its socket open. xsk-rs returns only the raw descriptor.
     unsafe { BorrowedFd::borrow_raw(tx.fd().as_raw_fd()) }
 }
 
 impl Queue {
     /// With empty rings.
-    pub(crate) fn new(QueueParts { port, index, pool, place, ring_size, rings }: QueueParts) -> Queue {
+    pub(crate) fn new(QueueParts { port, index, pool, ring_id, ring_size, rings }: QueueParts) -> Queue {
         let Rings { tx, rx, fill, comp } = rings;
         Queue {
             port,
             index,
             pool,
-            place,
+            ring_id,
             down: false,
             #[cfg(test)]
-            told_instead: None,
+            kicked_instead: None,
             tx,
             rx,
             fill,
@@ -135,35 +133,34 @@ impl Queue {
         }
     }
 
-    /// The socket.
     pub fn fd(&self) -> BorrowedFd<'_> {
         socket_of(&self.tx)
     }
 
-    /// Limits the frames that wait for data, when there are fewer than all fill rings could take.
+    /// Limits the frames on the fill ring, for pools with fewer frames than all fill rings could hold.
     pub fn limit_fill(&mut self, frames: u32) {
         self.fill_target = frames.min(self.ring_size);
     }
 
-    /// Frames that are with the kernel: `(for receiving, for sending)`.
+    /// The numbers of frames with the kernel: `(for receiving, for sending)`.
     pub fn outstanding(&self) -> (u32, u32) {
         (self.in_fill, self.in_tx + self.staged.len() as u32)
     }
 
-    /// Whether the kernel must be told about frames to send.
+    /// Whether the kernel must be notified of frames to send.
     pub fn kick_due(&self) -> bool {
         self.kick_due
     }
 
-    /// Takes sent frames back.
-    pub fn complete(&mut self, pool: &mut Pool) {
+    /// Frees sent frames.
+    pub fn complete(&mut self, pool: &mut FramePool) {
         if self.in_tx == 0 {
             return;
         }
         loop {
-            // SAFETY: the ring belongs to this pool's UMEM; what comes off it is used as frames of this pool only.
+            // SAFETY: the ring belongs to this pool's UMEM; its descriptors are used only as frames of this pool.
             let n = unsafe { self.comp.consume(&mut self.taken) };
-            self.taken[..n].iter().for_each(|d| pool.complete(*d, self.place));
+            self.taken[..n].iter().for_each(|d| pool.complete(*d, self.ring_id));
             self.in_tx -= n as u32;
             if n < self.taken.len() {
                 return;
@@ -171,9 +168,9 @@ impl Queue {
         }
     }
 
-    /// Gives the kernel free frames to receive into, up to the size of the ring.
-    pub fn refill(&mut self, pool: &mut Pool) {
-        // In chunks: a few frames are not worth a store to shared memory.
+    /// Fills the fill ring up to its target with free frames.
+    pub fn refill(&mut self, pool: &mut FramePool) {
+        // In chunks: a few frames are not worth a write to the shared ring.
         while self.fill_target.saturating_sub(self.in_fill) >= BATCH_MAX as u32 / 2 {
             let wanted = ((self.fill_target.saturating_sub(self.in_fill)) as usize).min(BATCH_MAX);
             let mut descs: ArrayVec<FrameDesc, BATCH_MAX> = ArrayVec::new();
@@ -182,10 +179,10 @@ impl Queue {
             {
                 descs.push(desc);
             }
-            pool.put(&descs, self.place);
+            pool.put(&descs, self.ring_id);
             // SAFETY: the frames come from this pool's free list, and the ring belongs to its UMEM.
             let n = unsafe { self.fill.produce(&descs) };
-            pool.take_off(&descs[n..], self.place);
+            pool.take_off(&descs[n..], self.ring_id);
             descs[n..].iter().for_each(|d| pool.give_up(*d));
             self.in_fill += n as u32;
             if n < wanted {
@@ -193,22 +190,22 @@ impl Queue {
             }
         }
         if self.fill.needs_wakeup() && !self.down {
-            // Errors say that the port is down, which the next transmission counts.
+            // Errors mean that the port is down; the next transmission counts that.
             let _ = kick_rx(self.fd());
         }
     }
 
-    /// Received frames, up to `max`: calls `take` for each.
-    pub fn receive(&mut self, pool: &Pool, max: usize, mut take: impl FnMut(Token)) -> usize {
+    /// Calls `take` for up to `max` received frames. Returns their number.
+    pub fn receive(&mut self, pool: &FramePool, max: usize, mut take: impl FnMut(Token)) -> usize {
         let max = max.min(BATCH_MAX);
         // SAFETY: the ring belongs to this pool's UMEM; each frame that comes off it becomes one token of this pool.
         let n = unsafe { self.rx.consume(&mut self.taken[..max]) };
         self.in_fill -= n as u32;
-        self.taken[..n].iter().for_each(|d| take(pool.token_of(*d, self.place)));
+        self.taken[..n].iter().for_each(|d| take(pool.token_of(*d, self.ring_id)));
         n
     }
 
-    /// Leaves a placed frame for the next [`Queue::flush`]. Gives it back when there is no room.
+    /// Stages a frame for the next [`Queue::flush`]. Returns it if there is no room.
     pub fn stage(&mut self, token: Token, origin: Origin) -> Result<(), Token> {
         if self.staged.is_full() {
             return Err(token);
@@ -218,18 +215,18 @@ impl Queue {
         Ok(())
     }
 
-    /// Puts what is staged onto the ring. When the ring is full the kernel is kicked and asked for completions a bounded
-    /// number of times; what is left then is given up.
-    pub fn flush(&mut self, pool: &mut Pool, sends: &SendCounters) -> ArrayVec<Unsent, STAGED_MAX> {
+    /// Puts the staged frames onto the tx ring. While the ring is full, kicks the kernel and frees sent frames, a bounded number of times; then
+    /// gives the remaining frames up and returns them.
+    pub fn flush(&mut self, pool: &mut FramePool, sends: &SendCounters) -> ArrayVec<Unsent, STAGED_MAX> {
         let mut unsent = ArrayVec::new();
         let mut tries = 0;
         while !self.staged.is_empty() && !self.down {
             let wanted = self.staged.len() as u32;
             let n = self.tx.nb_free(wanted).min(wanted) as usize;
-            pool.put(&self.staged[..n], self.place);
+            pool.put(&self.staged[..n], self.ring_id);
             // SAFETY: staged descriptors come from consumed tokens of the pool whose UMEM the ring belongs to.
             let sent = unsafe { self.tx.produce(&self.staged[..n]) };
-            pool.take_off(&self.staged[sent..n], self.place);
+            pool.take_off(&self.staged[sent..n], self.ring_id);
             let n = sent;
             self.staged.drain(..n);
             self.origins.drain(..n);
@@ -250,8 +247,8 @@ impl Queue {
         unsent
     }
 
-    /// Tells the kernel to send, if it must be told.
-    pub fn kick(&mut self, pool: &mut Pool, sends: &SendCounters) {
+    /// Makes the kernel send, if it must be notified.
+    pub fn kick(&mut self, pool: &mut FramePool, sends: &SendCounters) {
         if !self.kick_due {
             return;
         }
@@ -261,7 +258,7 @@ impl Queue {
         }
         for _ in 0..KICK_TRIES {
             sends.calls.add(1);
-            let Err(error) = self.tell_kernel() else {
+            let Err(error) = self.kick_socket() else {
                 self.kick_due = false;
                 self.down = false;
                 return;
@@ -272,7 +269,7 @@ impl Queue {
                 Some(Errno::NOBUFS) => return sends.errors.of(SendError::NoBuffers).add(1),
                 Some(Errno::NETDOWN | Errno::NXIO | Errno::NODEV | Errno::BADF | Errno::INVAL) => {
                     sends.errors.of(SendError::Down).add(1);
-                    // What is on the ring is sent when the port is back; see `probe`.
+                    // Frames on the ring are sent when the port is up again; see `probe`.
                     self.kick_due = false;
                     self.down = true;
                     return;
@@ -283,22 +280,22 @@ impl Queue {
         }
     }
 
-    fn tell_kernel(&self) -> std::io::Result<()> {
+    fn kick_socket(&self) -> std::io::Result<()> {
         #[cfg(test)]
-        if let Some(socket) = &self.told_instead {
+        if let Some(socket) = &self.kicked_instead {
             return kick_tx(socket);
         }
         kick_tx(self.fd())
     }
 
-    /// From now on this socket is told to send in place of the queue's own.
+    /// From now on, kicks this socket instead of the queue's own.
     #[cfg(test)]
-    pub(crate) fn tell_instead(&mut self, socket: std::net::UdpSocket) {
-        self.told_instead = Some(socket);
+    pub(crate) fn kick_instead(&mut self, socket: std::net::UdpSocket) {
+        self.kicked_instead = Some(socket);
     }
 
-    /// Looks whether a port that was down is back.
-    pub fn probe(&mut self, pool: &mut Pool, sends: &SendCounters) {
+    /// Checks whether a port that was down is up again.
+    pub fn probe(&mut self, pool: &mut FramePool, sends: &SendCounters) {
         if self.down {
             self.kick_due = true;
             self.kick(pool, sends);

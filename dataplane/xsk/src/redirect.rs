@@ -1,7 +1,7 @@
-//! Redirect ports: interfaces that come and go (the host's ends of pods' cables, tunnels).
+//! Redirect ports: interfaces that come and go (the host's ends of pods' veth pairs, tunnels).
 //!
-//! They have no sockets. The same filter runs on them, but what it takes is redirected into the kernel's end of the internal pair and
-//! arrives on the internal port. One program and one set of maps serve all of them; each has a pinned link of its own.
+//! They have no sockets. The same filter runs on them, but it redirects captured frames to the kernel's end of the internal pair, and they
+//! arrive on the internal port. All of them share one program and one set of maps; each has its own pinned link.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +9,7 @@ use aya::Ebpf;
 use aya::maps::{MapData, MapError, PerCpuArray};
 use nomagic_core::counters::XdpCounts;
 
+use crate::addressed::PortMacs;
 use crate::config::{QUEUES_MAX, REDIRECTS_MAX};
 use crate::error::EdgeError;
 use crate::link::Link;
@@ -16,22 +17,46 @@ use crate::pins::Pins;
 use crate::program::{self, Constants};
 use crate::status::{Condition, RedirectStatus, read_xdp};
 
-/// The redirect ports and what they share.
+/// The redirect ports and their shared program.
 pub(crate) struct Redirects {
     pins: Pins,
     constants: Constants,
-    loaded: Option<Loaded>,
+    loaded: Option<LoadedProgram>,
     ports: BTreeMap<String, RedirectStatus>,
 }
 
-struct Loaded {
+struct LoadedProgram {
     ebpf: Ebpf,
     stats: PerCpuArray<MapData, u64>,
     owner: Option<u16>,
+    /// What the program knows, by interface index.
+    macs: BTreeMap<u32, PortMacs>,
+}
+
+impl LoadedProgram {
+    /// Tells the program the MAC addresses of an interface.
+    fn follow_macs(&mut self, link: &Link) -> Result<(), EdgeError> {
+        let macs = PortMacs::of_redirect(link);
+        if self.macs.get(&link.ifindex) != Some(&macs) {
+            program::set_redirect_macs(&mut self.ebpf, link.ifindex, Some(macs))?;
+            self.macs.insert(link.ifindex, macs);
+        }
+        Ok(())
+    }
+
+    /// Forgets interfaces other than these.
+    fn forget_others(&mut self, kept: &BTreeSet<u32>) -> Result<(), EdgeError> {
+        let gone: Vec<u32> = self.macs.keys().copied().filter(|ifindex| !kept.contains(ifindex)).collect();
+        for ifindex in gone {
+            program::set_redirect_macs(&mut self.ebpf, ifindex, None)?;
+            self.macs.remove(&ifindex);
+        }
+        Ok(())
+    }
 }
 
 impl Redirects {
-    /// None yet; `constants` are those of the redirect ports' program.
+    /// Starts without ports; `constants` are those of the redirect ports' program.
     pub fn new(pins: Pins, constants: Constants) -> Redirects {
         Redirects { pins, constants, loaded: None, ports: BTreeMap::new() }
     }
@@ -41,14 +66,14 @@ impl Redirects {
         self.ports.values().cloned().collect()
     }
 
-    /// What their program did on all of them.
+    /// Their program's counters, summed over all of them.
     pub fn counters(&self) -> Result<XdpCounts, EdgeError> {
         self.loaded.as_ref().map_or(Ok(XdpCounts::default()), |loaded| read_xdp(&loaded.stats))
     }
 
-    /// Makes exactly these interfaces redirect ports: attaches what is new, detaches what is gone. An interface that another program
-    /// holds, or that cannot be attached to, is left alone and reported. `owner`: the worker that owns the internal port's queue, and so answers
-    /// for them. Returns whether anything has changed.
+    /// Makes exactly these interfaces redirect ports: attaches new ones, detaches removed ones. An interface that another program holds, or
+    /// that cannot be attached to, is left alone and reported. `owner` is the worker that owns the internal port's queue; the redirect
+    /// ports follow its heartbeat. Returns whether anything changed.
     pub fn follow(&mut self, names: &BTreeSet<String>, owner: Option<u16>) -> bool {
         let before = self.ports.clone();
         if let Err(e) = self.follow_all(names, owner) {
@@ -58,13 +83,16 @@ impl Redirects {
     }
 
     fn follow_all(&mut self, names: &BTreeSet<String>, owner: Option<u16>) -> Result<(), EdgeError> {
-        // What an earlier process has left counts too.
+        // Includes the redirect ports of an earlier process.
         let known: BTreeSet<String> = self.ports.keys().cloned().chain(self.pins.redirects()).collect();
         for gone in known.difference(names) {
             self.pins.remove_redirect(gone)?;
             self.ports.remove(gone);
-            tracing::info!(interface = gone, "no redirect port any more");
+            tracing::info!(interface = gone, "no longer a redirect port");
         }
+        // Before others are added: there is room for twice the limit.
+        let kept = self.ports.values().map(|port| port.ifindex).collect();
+        self.loaded.as_mut().map_or(Ok(()), |loaded| loaded.forget_others(&kept))?;
         if names.is_empty() {
             return Ok(());
         }
@@ -73,19 +101,22 @@ impl Redirects {
             self.follow_one(name);
         }
         if names.len() > REDIRECTS_MAX {
-            tracing::error!("{} interfaces match, {REDIRECTS_MAX} can be redirect ports: the others are left to the kernel", names.len());
+            tracing::error!(
+                "{} interfaces match, but at most {REDIRECTS_MAX} can be redirect ports: the others are left to the kernel",
+                names.len()
+            );
         }
         Ok(())
     }
 
-    /// Loads the program once, and keeps it told who owns the internal port.
+    /// Loads the program once, and keeps its queue owner up to date.
     fn load(&mut self, owner: Option<u16>) -> Result<(), EdgeError> {
         let loaded = match &mut self.loaded {
             Some(loaded) => loaded,
             none => {
                 let mut ebpf = program::load("redirect ports", self.constants, Some((&self.pins, &self.pins.redirect_directory())))?;
                 let stats = program::take_map(&mut ebpf, "stats")?.try_into().map_err(|e: MapError| EdgeError::map("stats", &e))?;
-                none.insert(Loaded { ebpf, stats, owner: None })
+                none.insert(LoadedProgram { ebpf, stats, owner: None, macs: BTreeMap::new() })
             }
         };
         if let Some(owner) = owner
@@ -100,7 +131,7 @@ impl Redirects {
     fn follow_one(&mut self, name: &str) {
         let Some(loaded) = &mut self.loaded else { return };
         let known = self.ports.get(name);
-        let status = match attach(&self.pins, &mut loaded.ebpf, name, known) {
+        let status = match attach(&self.pins, loaded, name, known) {
             Ok(status) => status,
             Err(EdgeError::NoInterface { .. }) => {
                 self.ports.remove(name);
@@ -117,27 +148,29 @@ impl Redirects {
         if known.is_none_or(|known| *known != status) {
             match &status.condition {
                 Condition::Bound => tracing::info!(interface = name, native = status.native, "redirect port"),
-                other => tracing::warn!(interface = name, "this redirect port is {other}: its traffic is the kernel's"),
+                other => tracing::warn!(interface = name, "this redirect port is {other}: its traffic is left to the kernel"),
             }
         }
         self.ports.insert(name.into(), status);
     }
 }
 
-/// The port as it is, or attached now.
-fn attach(pins: &Pins, ebpf: &mut Ebpf, name: &str, known: Option<&RedirectStatus>) -> Result<RedirectStatus, EdgeError> {
+/// Attaches the port's program unless it is attached already.
+fn attach(pins: &Pins, loaded: &mut LoadedProgram, name: &str, known: Option<&RedirectStatus>) -> Result<RedirectStatus, EdgeError> {
     let link = Link::query(name)?;
-    let id = program::id(ebpf)?;
+    let id = program::id(&mut loaded.ebpf)?;
     if let Some(known) = known
         && known.ifindex == link.ifindex
         && link.xdp.is_some_and(|xdp| xdp.program_id == id)
     {
+        loaded.follow_macs(&link)?;
         return Ok(known.clone());
     }
     let pin = pins.redirect_link(name);
     if !pin.exists() {
         program::check_free(&link, None)?;
     }
-    let attachment = program::attach(ebpf, &link, pins, &pin)?;
+    loaded.follow_macs(&link)?;
+    let attachment = program::attach(&mut loaded.ebpf, &link, pins, &pin)?;
     Ok(RedirectStatus { name: name.into(), ifindex: link.ifindex, native: attachment.native, condition: Condition::Bound })
 }

@@ -1,4 +1,4 @@
-//! What a worker shows to other threads, and how they talk to it.
+//! A worker's state that other threads read, and the commands it receives.
 
 use std::io;
 use std::sync::Mutex;
@@ -13,37 +13,37 @@ use crate::pool::FrameAccount;
 use crate::queue::Queue;
 use crate::umem::Token;
 
-/// What the edge tells a worker. Each is answered or acknowledged by a message on the channel it carries.
-pub(crate) enum Command {
-    /// Queues to serve from now on.
+/// A command from the edge to a worker. The worker answers or acknowledges it on the channel it carries.
+pub(crate) enum WorkerCommand {
+    /// Serve these queues from now on.
     Add(Vec<Queue>, Sender<()>),
-    /// Give up the queues of a port: they come back, with their sockets open and their rings as they are.
+    /// Return the queues of a port, with their sockets open and their rings as they are.
     Remove(PortId, Sender<Vec<Queue>>),
-    /// Frames of this worker that were on the rings of a closed queue.
+    /// Take back these frames of this worker, which were on the rings of a closed queue.
     Reclaimed(Vec<Token>),
 }
 
-/// What a worker shows to other threads.
-pub(crate) struct Shared {
+/// A worker's state that other threads read.
+pub(crate) struct WorkerShared {
     pub counters: Counters,
     pub io: IoCounters,
     pub sends: SendCounters,
     pub neighbours: NeighbourCounters,
-    /// Where the frames are, by pool, as of the last housekeeping.
+    /// The frame accounts, by pool, as of the last housekeeping.
     pub accounts: Mutex<Vec<FrameAccount>>,
     /// Held frames.
     pub held: AtomicU64,
     pub waker: Waker,
-    /// In poll(2), or about to be.
+    /// In poll(2), or about to call it.
     pub sleeping: AtomicBool,
     pub stop: AtomicBool,
     pub alive: AtomicBool,
 }
 
-impl Shared {
+impl WorkerShared {
     /// With room for this many (Service port, backend) pairs.
-    pub fn new(targets_max: usize) -> io::Result<Shared> {
-        Ok(Shared {
+    pub fn new(targets_max: usize) -> io::Result<WorkerShared> {
+        Ok(WorkerShared {
             counters: Counters::new(targets_max),
             io: IoCounters::default(),
             sends: SendCounters::default(),
@@ -57,14 +57,14 @@ impl Shared {
         })
     }
 
-    /// To be called before the last look at what other workers have left: whatever they leave later wakes this one.
+    /// Call it before the last check of the lanes: frames put there afterwards wake this worker.
     pub fn fall_asleep(&self) {
         self.sleeping.store(true, Ordering::Relaxed);
         // See `Peer::wake`.
         std::sync::atomic::fence(Ordering::SeqCst);
     }
 
-    /// After poll(2).
+    /// Call it after poll(2).
     pub fn wake_up(&self) {
         self.sleeping.store(false, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What the edge tells about itself: plain values, read at one moment.
+//! The edge's status: plain values, read at one moment.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -7,30 +7,28 @@ use aya::maps::{MapData, PerCpuArray};
 use nomagic_core::counters::{SocketCounts, WorkerCounts, XdpCounts};
 use nomagic_core::frame::PortId;
 use nomagic_core::rss::Rss;
+use nomagic_core::services::PortLimits;
 use nomagic_sys::xdp_socket::Statistics;
 
 use crate::error::EdgeError;
 use crate::ethtool::RssError;
+use crate::link::LinkState;
 use crate::pool::FrameAccount;
-use crate::shared::Shared;
+use crate::shared::WorkerShared;
 
-/// How a port is doing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Condition {
-    /// Its XDP program is attached and all its queues are bound.
+    /// The XDP program is attached and all queues are bound.
     Bound,
-    /// Its interface does not exist; it is bound again when it comes back.
+    /// The interface does not exist; the port is bound again when it reappears.
     Missing,
-    /// Somebody else's XDP program has taken the place of ours; see [`EdgeError::XdpBusy`].
+    /// Another XDP program has replaced nomagic's; see [`EdgeError::XdpBusy`].
     Held {
         /// Id and name of the program.
         program: String,
     },
-    /// It could not be bound again; tried again every second.
-    Failed {
-        /// Why.
-        error: String,
-    },
+    /// Binding again failed; retried every second.
+    Failed { error: String },
 }
 
 impl std::fmt::Display for Condition {
@@ -44,16 +42,13 @@ impl std::fmt::Display for Condition {
     }
 }
 
-/// A port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PortInfo {
-    /// Its place in the list of ports.
+    /// Its index in the list of ports.
     pub id: PortId,
-    /// Its interface.
     pub name: String,
     /// The interface's index.
     pub ifindex: u32,
-    /// Its MAC address.
     pub mac: [u8; 6],
     /// Its MTU in bytes.
     pub mtu: u32,
@@ -65,33 +60,32 @@ pub struct PortInfo {
     pub queues: u32,
     /// The worker that owns each queue.
     pub owners: Vec<u16>,
-    /// Whether it works.
     pub condition: Condition,
+    /// The state of the interface's link when last seen.
+    pub link: LinkState,
     /// Times that it was bound again.
     pub rebinds: u64,
-    /// How its NIC spreads what it receives over the workers; or why that cannot be told.
+    /// How its NIC spreads received packets over the workers, or why that is unknown.
     pub rss: Result<Arc<Rss>, RssError>,
 }
 
 /// A redirect port: see [`crate::Edge::redirect`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RedirectStatus {
-    /// Its interface.
     pub name: String,
     /// The interface's index while the program is attached.
     pub ifindex: u32,
     /// XDP runs in the driver (true) or generically.
     pub native: bool,
-    /// Whether it works.
     pub condition: Condition,
 }
 
-/// Sums up the CPUs.
+/// Sums over the CPUs.
 pub(crate) fn read_xdp(stats: &PerCpuArray<MapData, u64>) -> Result<XdpCounts, EdgeError> {
     XdpCounts::read(|place| Ok(stats.get(&place, 0).map_err(|e| EdgeError::map("stats", &e))?.iter().sum()))
 }
 
-/// A socket's counts as the kernel keeps them; kernels before 5.9 do not count the last three.
+/// The kernel's counts of a socket; kernels before 5.9 do not have the last three.
 pub(crate) fn socket_counts(raw: &Statistics) -> SocketCounts {
     SocketCounts {
         rx_dropped: raw.rx_dropped,
@@ -103,36 +97,32 @@ pub(crate) fn socket_counts(raw: &Statistics) -> SocketCounts {
     }
 }
 
-/// A port's counters.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PortStatus {
     /// The port.
     pub info: PortInfo,
-    /// What its XDP program did; since the program was first attached, over restarts.
+    /// The XDP program's counters since it was first attached, across restarts.
     pub xdp: XdpCounts,
     /// Its sockets, by queue.
     pub sockets: Vec<SocketCounts>,
 }
 
-/// A worker's counts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WorkerStatus {
-    /// Its number.
     pub id: u32,
-    /// Its thread runs.
+    /// Whether its thread runs.
     pub alive: bool,
     /// Age of its heartbeat in ns.
     pub heartbeat_age_ns: u64,
-    /// Frames waiting for neighbours now.
+    /// Frames held for neighbours now.
     pub held_now: u64,
-    /// What it counted.
     pub counts: WorkerCounts,
-    /// Where its frames are, by pool.
+    /// Its frame accounts, by pool.
     pub pools: Vec<FrameAccount>,
 }
 
 impl WorkerStatus {
-    pub(crate) fn read(id: u32, shared: &Shared, heartbeat_age_ns: u64) -> WorkerStatus {
+    pub(crate) fn read(id: u32, shared: &WorkerShared, heartbeat_age_ns: u64) -> WorkerStatus {
         let counters = &shared.counters;
         WorkerStatus {
             id,
@@ -154,7 +144,7 @@ impl WorkerStatus {
 }
 
 impl EdgeStatus {
-    /// What all workers together counted.
+    /// The sum over all workers.
     pub fn totals(&self) -> WorkerCounts {
         let mut totals = WorkerCounts::default();
         self.workers.iter().for_each(|w| totals.add(&w.counts));
@@ -162,7 +152,7 @@ impl EdgeStatus {
     }
 }
 
-/// The edge at one moment.
+/// The edge's status at one moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EdgeStatus {
     /// By worker.
@@ -171,30 +161,31 @@ pub struct EdgeStatus {
     pub ports: Vec<PortStatus>,
     /// Redirect ports, by name.
     pub redirects: Vec<RedirectStatus>,
-    /// What the XDP program did on all redirect ports.
+    /// The XDP program's counters, summed over all redirect ports.
     pub redirects_xdp: XdpCounts,
-    /// Where the frames of all workers are, by pool. Adds up while nothing moves; `away` is what is on its way between workers.
+    /// The frame accounts of all workers, by pool. Consistent while nothing moves; `away` is the number of frames in transit between
+    /// workers.
     pub pools: Vec<FrameAccount>,
     /// Live connections.
     pub flows_live: u64,
-    /// Connections at the most.
+    /// Maximum number of connections.
     pub flows_capacity: u32,
     /// Replies announced to the XDP filter.
     pub replies_announced: u64,
-    /// Connections with a source port of ours.
+    /// Connections with a source port allocated by nomagic.
     pub source_ports: u64,
-    /// The most source ports in use towards one endpoint.
+    /// The most source ports in use towards a single endpoint.
     pub source_ports_fullest: u64,
-    /// The most source ports that one client or one Service holds towards one endpoint.
-    pub source_ports_largest: u64,
+    /// The most source ports that a single client, and a single Service, holds towards one endpoint.
+    pub source_port_shares: PortLimits,
     /// Places for announced replies.
     pub replies_capacity: u64,
-    /// Generation of the service table published last.
+    /// Generation of the latest published service table.
     pub services_generation: u64,
-    /// Whether every worker uses that one.
+    /// Whether every worker uses it.
     pub services_applied: bool,
-    /// Generation of the routes published last.
+    /// Generation of the latest published routes.
     pub routes_generation: u64,
-    /// Whether every worker uses those.
+    /// Whether every worker uses them.
     pub routes_applied: bool,
 }

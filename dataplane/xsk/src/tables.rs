@@ -1,4 +1,4 @@
-//! The tables that control publishes and every worker follows.
+//! The tables that control publishes to every worker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +9,28 @@ use nomagic_core::services::Services;
 use crate::published::{Published, Reader};
 use crate::topology::Topology;
 
-/// A worker's end of them.
+/// A worker's handles.
 pub(crate) struct Readers {
     pub services: Reader<Services>,
     pub routes: Reader<Routes>,
     pub topology: Reader<Topology>,
 }
 
-/// Control's end of those that come from outside; the topology is the ports'.
+/// Which of the tables published last every live worker uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TablesApplied {
+    pub services: bool,
+    pub routes: bool,
+}
+
+/// Control's handles of the services and routes; `Ports` has the topology's.
 pub(crate) struct Tables {
     pub services: Published<Services>,
     pub routes: Published<Routes>,
 }
 
 impl Tables {
-    /// The first ones, and an end for each of so many workers.
+    /// Publishes the first tables, with handles for this many workers.
     pub fn new(services: Arc<Services>, routes: Arc<Routes>, workers: usize) -> (Tables, Published<Topology>, Vec<Readers>) {
         let (services, service_readers) = Published::new(services, workers);
         let (routes, route_readers) = Published::new(routes, workers);
@@ -33,7 +40,15 @@ impl Tables {
         (Tables { services, routes }, topology, readers)
     }
 
-    /// Waits until every worker that counts uses all that was published so far; this long for each of them. False when the time is up.
+    /// Whether every worker that counts uses the latest services, and the latest routes.
+    pub fn applied(&self, counts: impl Fn(usize) -> bool) -> TablesApplied {
+        TablesApplied {
+            services: self.services.applied(&counts) == self.services.sequence(),
+            routes: self.routes.applied(&counts) == self.routes.sequence(),
+        }
+    }
+
+    /// Waits until every worker that counts uses everything published so far. The limit applies to each table. False on timeout.
     pub fn wait(&self, limit: Duration, counts: impl Fn(usize) -> bool) -> bool {
         self.services.wait(self.services.sequence(), limit, &counts) && self.routes.wait(self.routes.sequence(), limit, &counts)
     }

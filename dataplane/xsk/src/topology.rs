@@ -1,32 +1,29 @@
-//! Which worker owns which queue.
+//! The worker that owns each queue.
 
 use nomagic_core::frame::PortId;
 
-/// The owners of all queues. Published whole; workers look up here who sends by which port.
+/// The owners of all queues. Workers look up here which workers send through a port.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Topology {
-    /// By [`PortId`]; `None`: not bound.
+    /// By [`PortId`]; `None` for unbound ports.
     pub ports: Vec<Option<PortPlan>>,
 }
 
-/// The queues of a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PortPlan {
-    /// The pool of its frames.
     pub pool: usize,
     /// The owning worker, by queue.
     pub owners: Vec<u16>,
 }
 
 impl Topology {
-    /// The plan of a bound port.
     pub fn port(&self, port: PortId) -> Option<&PortPlan> {
         self.ports.get(usize::from(port.0))?.as_ref()
     }
 }
 
-/// Spreads a port's queues over the workers in turn, so that each has one where there are enough. A port with fewer queues than workers
-/// starts at worker number `first`, so that not all such ports fall to the same.
+/// Spreads a port's queues over the workers in turn, so that each has one if there are enough. A port with fewer queues than workers starts
+/// at worker index `first`, so that such ports do not all use the same workers.
 pub(crate) fn spread(queues: u32, workers: &[u16], first: usize) -> Vec<u16> {
     let first = if queues as usize >= workers.len() { 0 } else { first };
     (0..queues as usize).map(|queue| workers[(first + queue) % workers.len()]).collect()

@@ -1,8 +1,8 @@
-//! Shared memory for frames (UMEM), and the right to touch one.
+//! Shared memory for frames (UMEM), and tokens for exclusive access.
 //!
-//! A [`Token`] is the right to one frame: it can be neither copied nor made outside of this module, `pool` and `queue`, so whoever
-//! has it is alone with the frame's bytes. Frames on a ring belong to the kernel and have no token.
-#![allow(unsafe_code)]
+//! A [`Token`] is exclusive access to one frame. It can be neither copied nor created outside of this module, `pool` and `queue`, so its
+//! holder is the only user of the frame's bytes. Frames on a ring belong to the kernel and have no token.
+#![allow(unsafe_code, reason = "access to frames that the kernel also writes")]
 
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
@@ -19,13 +19,13 @@ use crate::error::{EdgeError, os_error};
 /// Which UMEM a frame belongs to.
 pub type PoolId = u8;
 
-/// Names the rings of one queue; see [`Frames`].
-pub type Place = u16;
+/// Identifies the rings of one queue; see [`Frames`].
+pub type RingId = u16;
 
-/// Not on a ring: free, or in somebody's hands.
-const NO_RING: Place = 0;
+/// Not on a ring: free, or represented by a token.
+const NO_RING: RingId = 0;
 
-/// The right to one frame.
+/// Exclusive access to one frame.
 #[must_use = "a lost token is a lost frame"]
 #[derive(Debug)]
 pub struct Token {
@@ -34,39 +34,36 @@ pub struct Token {
 }
 
 impl Token {
-    /// The pool it belongs to.
     pub fn pool(&self) -> PoolId {
         self.pool
     }
 
-    /// Bytes of data, as the kernel or [`Pool::place`] set them.
+    /// Length of the data, as set by the kernel or [`FramePool::place`].
     pub fn data_len(&self) -> usize {
         self.desc.lengths().data()
     }
 
-    /// What the rings call the frame.
     pub(crate) fn desc(&self) -> &FrameDesc {
         &self.desc
     }
 
-    /// Gives the frame away, to a ring.
+    /// Gives the frame up, to a ring.
     pub(crate) fn into_desc(self) -> FrameDesc {
         self.desc
     }
 }
 
-/// Sizes of a UMEM.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameSizes {
-    /// Frames of each worker.
+    /// Frames per worker.
     pub share: u32,
     /// Bytes of a frame, a power of two.
     pub frame: u32,
-    /// Bytes before the data, beside the 256 of XDP.
+    /// Headroom in addition to the 256 bytes of XDP.
     pub headroom: u32,
     /// Entries of its fill and completion rings.
     pub ring: u32,
-    /// On pages of 2 MiB.
+    /// Use 2 MiB pages.
     pub huge_pages: bool,
 }
 
@@ -78,14 +75,14 @@ pub struct Frames {
     frame_size: usize,
     share: u32,
     descs: Box<[FrameDesc]>,
-    /// On which queue's rings each frame is: what a socket held when it was closed is found here.
-    places: Box<[AtomicU16]>,
+    /// The ring id of each frame: the frames on a socket's rings are found here when it is closed.
+    ring_ids: Box<[AtomicU16]>,
 }
 
 /// The start of the UMEM.
 struct Base(NonNull<u8>);
 
-// SAFETY: the memory is not tied to a thread; access is granted frame by frame through tokens.
+// SAFETY: the memory is not tied to a thread; tokens grant access frame by frame.
 unsafe impl Send for Base {}
 // SAFETY: as above.
 unsafe impl Sync for Base {}
@@ -109,90 +106,89 @@ impl Frames {
         let count = NonZeroU32::new(frames).ok_or_else(|| invalid("no frames".into()))?;
         let (umem, descs) = Umem::new(config, count, sizes.huge_pages).map_err(|e| create_error(bytes, sizes.huge_pages, &e))?;
         let base = base_of(&umem, descs[0]);
-        let places = descs.iter().map(|_| AtomicU16::new(NO_RING)).collect();
-        Ok(Arc::new(Frames { id, umem, base, frame_size: sizes.frame as usize, share: sizes.share, descs: descs.into(), places }))
+        let ring_ids = descs.iter().map(|_| AtomicU16::new(NO_RING)).collect();
+        Ok(Arc::new(Frames { id, umem, base, frame_size: sizes.frame as usize, share: sizes.share, descs: descs.into(), ring_ids }))
     }
 
-    /// A worker's share: the number of its first frame, and all of them.
+    /// A worker's share: the number of its first frame, and its descriptors.
     pub(crate) fn share_of(&self, worker: u32) -> (usize, &[FrameDesc]) {
         let first = worker as usize * self.share as usize;
         (first, &self.descs[first..first + self.share as usize])
     }
 
-    /// Its number.
     pub fn id(&self) -> PoolId {
         self.id
     }
 
-    /// Frames of each worker.
+    /// Frames per worker.
     pub fn share(&self) -> u32 {
         self.share
     }
 
-    /// The right to a frame that has just come off a ring or a free list.
+    /// Makes a token of a frame that has just come off a ring or a free list.
     pub(crate) fn token(&self, desc: FrameDesc) -> Token {
         Token { desc, pool: self.id }
     }
 
-    /// For binding sockets.
     pub(crate) fn umem(&self) -> &Umem {
         &self.umem
     }
 
-    /// The worker whose share a frame is of.
+    /// The worker whose share the frame is from.
     pub fn home(&self, token: &Token) -> usize {
         self.index(&token.desc) / self.share as usize
     }
 
-    /// The frames that a queue's rings held when its socket was closed. To be called once for each closed queue.
-    pub(crate) fn reclaim(&self, place: Place) -> Vec<Token> {
-        let held = self.places.iter().zip(&self.descs).filter(|(at, _)| at.compare_exchange(place, NO_RING, Relaxed, Relaxed).is_ok());
+    /// Takes the frames that were on a queue's rings when its socket was closed. Call it once per closed queue.
+    pub(crate) fn reclaim(&self, ring_id: RingId) -> Vec<Token> {
+        let held = self.ring_ids.iter().zip(&self.descs).filter(|(at, _)| at.compare_exchange(ring_id, NO_RING, Relaxed, Relaxed).is_ok());
         held.map(|(_, desc)| Token { desc: *desc, pool: self.id }).collect()
     }
 
-    /// Bytes of a frame.
+    /// Buffer size in bytes.
     pub fn frame_size(&self) -> usize {
         self.frame_size
     }
 
-    /// The whole frame: headroom, data, tailroom.
+    /// The whole buffer: headroom, data, tailroom.
     #[inline]
     pub fn bytes<'f>(&'f self, token: &'f mut Token) -> &'f mut [u8] {
         assert_eq!(token.pool, self.id, "a frame is read in the pool it came from");
         let first = token.desc.addr() & !(self.frame_size - 1);
         debug_assert!(first + self.frame_size <= self.descs.len() * self.frame_size);
-        // SAFETY: the frame lies inside of the UMEM, which `self.umem` keeps mapped; descriptors only come from it or from
-        // its rings. The token is the only right to this frame and is borrowed for as long as the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.base.0.as_ptr().add(first), self.frame_size) }
+        // SAFETY: the frame lies in the UMEM: descriptors come only from it or its rings.
+        let start = unsafe { self.base.0.add(first) };
+        // SAFETY: `self.umem` keeps the memory mapped. The token is the only access to this frame and is borrowed for the life of the slice.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.frame_size) }
     }
 
-    /// Makes `len` bytes from where the descriptor points the data that will be sent.
+    /// Sets `len` bytes from the descriptor's start as the data to send.
     pub(crate) fn set_len(&self, token: &mut Token, len: usize) {
         token.desc.set_options(0);
-        // SAFETY: the descriptor is of this UMEM and the token's holder alone uses the frame.
+        // SAFETY: the descriptor is of this UMEM, and only the token's holder uses the frame.
         let mut data = unsafe { self.umem.data_mut(&mut token.desc) };
         data.cursor().set_pos(len);
     }
 
-    /// A frame's number.
+    /// The frame's index.
     #[inline]
     pub(crate) fn index(&self, desc: &FrameDesc) -> usize {
         desc.addr() >> self.frame_size.trailing_zeros()
     }
 
-    /// The frame goes onto a ring.
+    /// Records that the frame goes onto a ring.
     #[inline]
-    pub(crate) fn put(&self, desc: &FrameDesc, place: Place) {
-        let at = &self.places[self.index(desc)];
+    pub(crate) fn put(&self, desc: &FrameDesc, ring_id: RingId) {
+        let at = &self.ring_ids[self.index(desc)];
         debug_assert_eq!(at.load(Relaxed), NO_RING, "a frame is on two rings");
-        at.store(place, Relaxed);
+        at.store(ring_id, Relaxed);
     }
 
-    /// The frame came off a ring.
+    /// Records that the frame came off a ring.
     #[inline]
-    pub(crate) fn take(&self, desc: &FrameDesc, place: Place) {
-        let at = &self.places[self.index(desc)];
-        debug_assert_eq!(at.load(Relaxed), place, "a frame came off a ring that it was not on");
+    pub(crate) fn take(&self, desc: &FrameDesc, ring_id: RingId) {
+        let at = &self.ring_ids[self.index(desc)];
+        debug_assert_eq!(at.load(Relaxed), ring_id, "a frame came off a ring that it was not on");
         at.store(NO_RING, Relaxed);
     }
 }
@@ -202,7 +198,7 @@ fn base_of(umem: &Umem, first: FrameDesc) -> Base {
     let offset = desc.addr();
     // SAFETY: the descriptor is of this UMEM, and no socket or token exists yet.
     let mut data = unsafe { umem.data_mut(&mut desc) };
-    // xsk-rs hands out the part behind the headroom only; the mapping starts `offset` bytes before it.
+    // xsk-rs exposes only the part after the headroom; the mapping starts `offset` bytes before it.
     let at = data.contents_mut().as_mut_ptr().expose_provenance() - offset;
     Base(NonNull::new(std::ptr::with_exposed_provenance_mut(at)).expect("a mapping does not start at address 0"))
 }

@@ -1,7 +1,7 @@
 //! The worker: one thread that owns queues and carries their frames through the packet path.
 //!
-//! A round: keep house, take new tables, send what other workers have handed over, serve each queue (completions, refill, receive,
-//! judge, send), rest when idle.
+//! A round: housekeeping, new tables, frames handed over by other workers, each queue (completions, refill, receive, process, send), then
+//! idling if there was no work.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -21,40 +21,40 @@ use nomagic_sys::fds::{PollFd, PollFlags, poll};
 use nomagic_sys::time::monotonic_ns;
 
 use crate::config::{Idle, PacketPath};
-use crate::hold::{Asker, Hold, Packet};
-use crate::io::Io;
-use crate::pool::{FrameAccount, Pool};
+use crate::hold::{Hold, NeighbourRequester, OwnedFrame};
+use crate::io::WorkerIo;
+use crate::pool::{FrameAccount, FramePool};
 use crate::published::Reader;
 use crate::queue::{Origin, Queue};
-use crate::shared::{Command, Shared};
+use crate::shared::{WorkerCommand, WorkerShared};
 use crate::topology::Topology;
+use crate::umem::Token;
 
-/// Nanoseconds between two rounds of housekeeping at the least.
+/// Minimum nanoseconds between two rounds of housekeeping.
 const HOUSEKEEPING_NS: u64 = 1_000_000;
-/// Nanoseconds after which a port that is down is tried again.
+/// Nanoseconds between checks of a port that is down.
 const PROBE_NS: u64 = 100_000_000;
 /// Longest sleep: well below the time a heartbeat stays fresh.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// The whole connection table is looked at once in this time, in ns, by all workers together.
+/// Nanoseconds in which all workers together sweep the whole connection table once.
 const SWEEP_PERIOD_NS: u64 = 10_000_000_000;
-/// Flows that one housekeeping looks at, at the most.
+/// Maximum number of flows swept per housekeeping.
 const SWEEP_MAX: u64 = 16_384;
 
-/// What a worker is made of.
 pub(crate) struct Worker {
-    pub io: Io,
+    pub io: WorkerIo,
     pub heartbeat: &'static AtomicU64,
-    pub commands: Receiver<Command>,
+    pub commands: Receiver<WorkerCommand>,
     pub services: Reader<Services>,
     pub routes: Reader<Routes>,
     pub topology: Reader<Topology>,
     pub table: Conntrack<'static>,
-    /// This worker's part of the table's sweep.
+    /// The number of flows this worker sweeps per period.
     pub sweep_flows: u32,
     pub filter: ReplyFilter<'static>,
     pub state: WorkerState,
     pub hold: Hold,
-    pub asker: Asker,
+    pub requester: NeighbourRequester,
     pub idle: Idle,
     pub path: PacketPath,
     pub busy_ns: u64,
@@ -62,8 +62,8 @@ pub(crate) struct Worker {
     pub probed_ns: u64,
 }
 
-/// Says that the thread has ended, however it did.
-struct Alive(Arc<Shared>);
+/// Marks the worker as ended when its thread ends, also by a panic.
+struct Alive(Arc<WorkerShared>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
@@ -72,7 +72,7 @@ impl Drop for Alive {
 }
 
 impl Worker {
-    /// Works until told to stop.
+    /// Runs until stopped.
     pub fn run(mut self) {
         let shared = self.io.shared.clone();
         let _alive = Alive(shared.clone());
@@ -81,51 +81,49 @@ impl Worker {
         while !shared.stop.load(Relaxed) {
             self.io.now_ns = monotonic_ns();
             shared.io.rounds.add(1);
-            self.obey();
-            self.keep_house();
+            self.handle_commands();
+            self.housekeep();
             self.take_tables();
-            let handed = self.io.take_over();
+            let handed = self.io.drain_handovers();
             let frames: usize = (0..self.io.queues.len()).map(|q| self.serve(q)).sum();
             self.io.kick();
-            self.io.part();
-            self.rest(handed + frames);
+            self.io.return_foreign_frames();
+            self.idle(handed + frames);
         }
         self.finish();
     }
 
-    /// Completions, refill, receive, judge, send. The number of frames received.
+    /// Completions, refill, receive, process, send. Returns the number of received frames.
     fn serve(&mut self, q: usize) -> usize {
         let queue = &mut self.io.queues[q];
         let pool = &mut self.io.pools[queue.pool];
         queue.complete(pool);
         queue.refill(pool);
-        let mut packets: ArrayVec<Packet, BATCH_MAX> = ArrayVec::new();
+        let mut packets: ArrayVec<OwnedFrame, BATCH_MAX> = ArrayVec::new();
         let (port, index) = (queue.port, queue.index);
         queue.receive(pool, BATCH_MAX, |token| {
             let (start, len) = (pool.data_start(&token), token.data_len());
-            packets.push(Packet { token, start, len, port, queue: index, held_since_ns: None });
+            packets.push(OwnedFrame { token, start, len, port, queue: index, held_since_ns: None });
         });
         let frames = packets.len();
         if frames > 0 {
             let pool = queue.pool;
-            self.judge(pool, &mut packets);
+            self.process_batch(pool, &mut packets);
         }
         frames
     }
 
-    /// Runs a batch of one pool's frames through the packet path and does what it says. Emptied, not moved: these arrays are kilobytes, whatever is in them.
-    fn judge(&mut self, pool: usize, packets: &mut ArrayVec<Packet, BATCH_MAX>) {
+    /// Runs a batch of one pool's frames through the packet path and applies the verdicts. The arrays are emptied, not moved: they are
+    /// kilobytes long regardless of their contents.
+    fn process_batch(&mut self, pool: usize, packets: &mut ArrayVec<OwnedFrame, BATCH_MAX>) {
         let mut verdicts: ArrayVec<Verdict, BATCH_MAX> = ArrayVec::new();
         let mut extents: ArrayVec<(usize, usize), BATCH_MAX> = ArrayVec::new();
         let mut made: ArrayVec<(usize, usize, usize, PortId), OUTPUT_MAX> = ArrayVec::new();
-        let Io { pools, spares, shared, now_ns, .. } = &mut self.io;
+        let WorkerIo { pools, spares, shared, now_ns, .. } = &mut self.io;
         let home = &pools[pool];
         {
             let mut out = Outputs::default();
-            for (i, token) in spares[pool].iter_mut().enumerate() {
-                let start = home.data_start(token);
-                out.spare.push(Frame::new(home.bytes(token), start, 0, PortId(0), i as u64));
-            }
+            lend(home, &mut spares[pool], &mut out);
             let mut frames: ArrayVec<Frame<'_>, BATCH_MAX> = packets.iter_mut().enumerate().map(|(i, p)| view(home, i, p)).collect();
             let mut context = Context {
                 now_ms: *now_ns / 1_000_000,
@@ -138,25 +136,25 @@ impl Worker {
             };
             (self.path)(&mut context, &mut frames, &mut verdicts, &mut out);
             extents.extend(frames.iter().map(|f| (f.start(), f.head_len())));
-            made.extend(out.made.iter().map(|(f, port, _)| (f.token as usize, f.start(), f.head_len(), *port)));
+            made.extend(made_frames(&out));
         }
         debug_assert_eq!(verdicts.len(), packets.len(), "one verdict a frame");
         let queue = packets.first().map_or(0, |p| p.queue);
         for ((mut packet, (start, len)), verdict) in packets.drain(..).zip(extents.iter().copied()).zip(verdicts.drain(..)) {
             (packet.start, packet.len) = (start, len);
-            self.act(packet, verdict);
+            self.apply_verdict(packet, verdict);
         }
         self.send_made(pool, queue, &mut made);
         self.io.flush();
     }
 
-    fn act(&mut self, packet: Packet, verdict: Verdict) {
+    fn apply_verdict(&mut self, packet: OwnedFrame, verdict: Verdict) {
         match verdict {
             Verdict::Forward(port, _) => self.io.send(packet, port, Origin::Forward),
             Verdict::Kernel(reason) => self.send_to_kernel(packet, reason),
             Verdict::Drop(_) => self.io.free(packet.token),
             Verdict::Hold(wanted) => {
-                self.asker.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
+                self.requester.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
                 if let Err(packet) = self.hold.keep(packet, self.io.now_ns) {
                     self.io.shared.counters.held_failed(Reason::HoldFull, packet.len);
                     self.io.free(packet.token);
@@ -165,22 +163,22 @@ impl Worker {
         }
     }
 
-    /// Sends the frames that the packet path made, and lends it new ones.
+    /// Sends the frames the packet path built, and lends it new ones.
     fn send_made(&mut self, pool: usize, queue: u32, made: &mut ArrayVec<(usize, usize, usize, PortId), OUTPUT_MAX>) {
         if made.is_empty() {
             return;
         }
-        // From the last place on, so that taking one does not move another.
+        // In descending order, so that each removal leaves the remaining indices valid.
         made.sort_unstable_by_key(|m| std::cmp::Reverse(m.0));
         for (place, start, len, port) in made.drain(..) {
             let token = self.io.spares[pool].swap_remove(place);
-            self.io.send(Packet { token, start, len, port, queue, held_since_ns: None }, port, Origin::Made);
+            self.io.send(OwnedFrame { token, start, len, port, queue, held_since_ns: None }, port, Origin::Made);
         }
-        self.io.lend(pool);
+        self.io.refill_spares(pool);
     }
 
-    /// To the kernel's end of the internal pair; the packet path has addressed it.
-    fn send_to_kernel(&mut self, packet: Packet, reason: Reason) {
+    /// Sends a frame to the kernel's end of the internal pair; the packet path has set its MAC addresses.
+    fn send_to_kernel(&mut self, packet: OwnedFrame, reason: Reason) {
         match self.routes.table().internal {
             Some(internal) => self.io.send(packet, internal.port, Origin::Kernel(reason)),
             None => {
@@ -190,7 +188,7 @@ impl Worker {
         }
     }
 
-    /// Uses what control has published; new routes may be what held frames waited for.
+    /// Switches to newly published tables; held frames are resubmitted after new routes.
     fn take_tables(&mut self) {
         self.services.refresh();
         if self.topology.refresh() {
@@ -214,30 +212,30 @@ impl Worker {
                 packets.push(packet);
                 left -= 1;
             }
-            self.judge(pool, &mut packets);
+            self.process_batch(pool, &mut packets);
         }
     }
 
-    /// Does what the edge says.
-    fn obey(&mut self) {
+    /// Handles the edge's commands.
+    fn handle_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
-            // Whoever no longer waits for the answer has given up.
+            // The requester may have timed out; ignore a closed channel.
             match command {
-                Command::Add(queues, done) => {
+                WorkerCommand::Add(queues, done) => {
                     self.io.add(queues);
                     let _ = done.try_send(());
                 }
-                Command::Remove(port, gone) => {
+                WorkerCommand::Remove(port, gone) => {
                     let _ = gone.try_send(self.io.remove(port));
                 }
-                Command::Reclaimed(tokens) => self.io.reclaim(tokens),
+                WorkerCommand::Reclaimed(tokens) => self.io.reclaim(tokens),
             }
             self.io.plan(self.topology.table());
         }
     }
 
-    /// About once a millisecond: heartbeat, held frames, the table's sweep, ports that were down, the frame account.
-    fn keep_house(&mut self) {
+    /// About once a millisecond: heartbeat, held frames, the table's sweep, ports that were down, the frame accounts.
+    fn housekeep(&mut self) {
         let now_ns = self.io.now_ns;
         let elapsed_ns = now_ns.saturating_sub(self.housekept_ns);
         if elapsed_ns < HOUSEKEEPING_NS {
@@ -249,9 +247,9 @@ impl Worker {
             self.io.shared.counters.held_failed(Reason::NeighbourTimeout, packet.len);
             self.io.free(packet.token);
         }
-        self.io.take_back();
+        self.io.reclaim_from_dead_peers();
         self.sweep((u64::from(self.sweep_flows) * elapsed_ns.min(SWEEP_PERIOD_NS) / SWEEP_PERIOD_NS).clamp(1, SWEEP_MAX));
-        (0..self.io.pools.len()).for_each(|pool| self.io.lend(pool));
+        (0..self.io.pools.len()).for_each(|pool| self.io.refill_spares(pool));
         if now_ns.saturating_sub(self.probed_ns) >= PROBE_NS {
             self.probed_ns = now_ns;
             self.io.probe();
@@ -259,23 +257,37 @@ impl Worker {
         self.publish_account();
     }
 
+    /// Ends timed-out flows, and sends their resets if the configuration wants some: they are built in the first pool's spare frames.
     fn sweep(&mut self, flows: u64) {
-        let mut context = Context {
-            now_ms: self.io.now_ns / 1_000_000,
-            services: self.services.table(),
-            routes: self.routes.table(),
-            table: self.table,
-            filter: Some(self.filter),
-            counters: &self.io.shared.counters,
-            worker: &mut self.state,
-        };
-        sweep(&mut context, flows as u32);
+        let mut made: ArrayVec<(usize, usize, usize, PortId), OUTPUT_MAX> = ArrayVec::new();
+        let WorkerIo { pools, spares, shared, now_ns, .. } = &mut self.io;
+        {
+            let mut out = Outputs::default();
+            if let (true, Some(home), Some(spares)) = (self.services.table().reset_idle, pools.first(), spares.first_mut()) {
+                lend(home, spares, &mut out);
+            }
+            let mut context = Context {
+                now_ms: *now_ns / 1_000_000,
+                services: self.services.table(),
+                routes: self.routes.table(),
+                table: self.table,
+                filter: Some(self.filter),
+                counters: &shared.counters,
+                worker: &mut self.state,
+            };
+            sweep(&mut context, flows as u32, &mut out);
+            made.extend(made_frames(&out));
+        }
+        if !made.is_empty() {
+            self.send_made(0, 0, &mut made);
+            self.io.flush();
+        }
     }
 
     fn publish_account(&self) {
-        let Io { shared, pools, .. } = &self.io;
+        let WorkerIo { shared, pools, .. } = &self.io;
         shared.held.store(self.hold.len() as u64, Relaxed);
-        // A reader that holds the lock sees this account a millisecond later.
+        // If a reader holds the lock, the account is published a millisecond later.
         if let Ok(mut accounts) = shared.accounts.try_lock() {
             accounts.clear();
             accounts.extend((0..pools.len()).map(|pool| FrameAccount { held: self.hold.of_pool(pool), ..self.io.account(pool) }));
@@ -283,8 +295,8 @@ impl Worker {
         }
     }
 
-    /// Sleeps if there is nothing to do and the configuration says so.
-    fn rest(&mut self, frames: usize) {
+    /// Sleeps if there is nothing to do and the configuration allows it.
+    fn idle(&mut self, frames: usize) {
         if frames > 0 || self.io.queues.iter().any(Queue::kick_due) {
             self.busy_ns = self.io.now_ns;
             return;
@@ -296,8 +308,8 @@ impl Worker {
     }
 
     fn sleep(&mut self) {
-        let Io { queues, shared, .. } = &self.io;
-        // A port that is down must not wake us again and again.
+        let WorkerIo { queues, shared, .. } = &self.io;
+        // A port that is down would wake this thread continuously.
         let listening: Vec<usize> = (0..queues.len()).filter(|q| !queues[*q].down).collect();
         let sockets = listening.iter().map(|q| queues[*q].fd()).chain([shared.waker.as_fd()]);
         let mut fds: Vec<PollFd<'_>> = sockets.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
@@ -318,24 +330,37 @@ impl Worker {
         }
     }
 
-    /// Ends what waits; the sockets close when the worker is dropped.
+    /// Drops held and staged frames; the sockets close when the worker is dropped.
     fn finish(&mut self) {
         while let Some(packet) = self.hold.pop() {
             self.io.shared.counters.held_failed(Reason::Shutdown, packet.len);
             self.io.free(packet.token);
         }
-        self.io.take_over();
+        self.io.drain_handovers();
         self.io.kick();
-        self.io.part();
+        self.io.return_foreign_frames();
         self.publish_account();
     }
 }
 
 /// A frame as the packet path sees it.
-fn view<'f>(pool: &'f Pool, place: usize, packet: &'f mut Packet) -> Frame<'f> {
+fn view<'f>(pool: &'f FramePool, place: usize, packet: &'f mut OwnedFrame) -> Frame<'f> {
     let mut frame = Frame::new(pool.bytes(&mut packet.token), packet.start, packet.len, packet.port, place as u64);
     frame.resubmitted = packet.held_since_ns.is_some();
     frame
+}
+
+/// Lends spare frames of a pool to the packet path; their tokens are their places.
+fn lend<'f>(pool: &'f FramePool, spares: &'f mut [Token], out: &mut Outputs<'f>) {
+    for (place, token) in spares.iter_mut().enumerate() {
+        let start = pool.data_start(token);
+        out.spare.push(Frame::new(pool.bytes(token), start, 0, PortId(0), place as u64));
+    }
+}
+
+/// The frames that the packet path built: place, start, length, port.
+fn made_frames<'f>(out: &'f Outputs<'_>) -> impl Iterator<Item = (usize, usize, usize, PortId)> + 'f {
+    out.made.iter().map(|(f, port, _)| (f.token as usize, f.start(), f.head_len(), *port))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! All workers, as control sees them: started, woken, told, asked whether they live, ended.
+//! All workers, for the control plane: start, wake, command, check and stop them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,30 +12,30 @@ use nomagic_sys::capabilities::keep_nothing;
 use nomagic_sys::cpu::pin_to_cpu;
 use nomagic_sys::time::monotonic_ns;
 
-use crate::bind::Group;
+use crate::bind::PortGroup;
 use crate::config::EdgeConfig;
 use crate::error::EdgeError;
-use crate::hold::{Asker, Hold};
-use crate::io::Io;
+use crate::hold::{Hold, NeighbourRequester};
+use crate::io::WorkerIo;
 use crate::lanes::{Peer, mesh};
-use crate::pool::Pool;
-use crate::setup::Memory;
-use crate::shared::{Command, Shared};
+use crate::pool::FramePool;
+use crate::setup::SharedMemory;
+use crate::shared::{WorkerCommand, WorkerShared};
 use crate::tables::Readers;
 use crate::worker::Worker;
 
-/// Commands that wait for a worker at the most.
+/// Maximum number of commands queued for a worker.
 const COMMANDS_MAX: usize = 256;
-/// How long a worker may take to answer: it looks once a round.
+/// How long a worker may take to answer; it checks for commands once per round.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 struct Handle {
-    shared: Arc<Shared>,
-    commands: Sender<Command>,
+    shared: Arc<WorkerShared>,
+    commands: Sender<WorkerCommand>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The workers; they end with it.
+/// The worker threads. They are stopped when this is dropped.
 pub(crate) struct Workers {
     handles: Vec<Handle>,
     heartbeats: &'static [AtomicU64],
@@ -43,21 +43,21 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts all of them, without queues yet.
+    /// Starts all workers, without queues.
     pub fn start(
         config: &EdgeConfig,
-        groups: &[Group],
-        memory: &Memory,
+        groups: &[PortGroup],
+        memory: &SharedMemory,
         readers: Vec<Readers>,
         wanted: &Sender<Wanted>,
     ) -> Result<Workers, EdgeError> {
         let count = config.workers.get() as usize;
-        let all_shared: Vec<Arc<Shared>> = (0..count)
-            .map(|_| Ok(Arc::new(Shared::new(config.targets_max).map_err(|e| EdgeError::io("creating an eventfd", e))?)))
+        let all_shared: Vec<Arc<WorkerShared>> = (0..count)
+            .map(|_| Ok(Arc::new(WorkerShared::new(config.targets_max).map_err(|e| EdgeError::io("creating an eventfd", e))?)))
             .collect::<Result<_, EdgeError>>()?;
         let frames_of_one: u32 = groups.iter().map(|g| g.frames.share()).sum();
         let lanes = mesh(count, config.ring_size.get() as usize, frames_of_one as usize);
-        // Those that run already end with it when another cannot be started.
+        // If one cannot be started, dropping this stops the others.
         let mut workers = Workers { handles: Vec::new(), heartbeats: memory.heartbeats, grace_ns: config.grace.as_nanos() as u64 };
         for (id, readers) in readers.into_iter().enumerate() {
             let peer = |other: usize| {
@@ -65,8 +65,8 @@ impl Workers {
                 Peer::new(to, from, all_shared[other].clone(), &memory.heartbeats[other], config.fresh.as_nanos() as u64)
             };
             let peers = (0..count).map(|other| (other != id).then(|| peer(other))).collect();
-            let pools = groups.iter().map(|g| Pool::of_worker(&g.frames, id as u32)).collect();
-            let io = Io::new(id as u16, all_shared[id].clone(), pools, peers);
+            let pools = groups.iter().map(|g| FramePool::of_worker(&g.frames, id as u32)).collect();
+            let io = WorkerIo::new(id as u16, all_shared[id].clone(), pools, peers);
             let (commands, receiver) = bounded(COMMANDS_MAX);
             let worker = Worker {
                 io,
@@ -80,7 +80,7 @@ impl Workers {
                 filter: memory.replies,
                 state: WorkerState::with_timeouts(id as u16, config.timeouts),
                 hold: Hold::new(config.hold_frames_max.div_ceil(count), config.hold_max.as_nanos() as u64),
-                asker: Asker::new(wanted.clone()),
+                requester: NeighbourRequester::new(wanted.clone()),
                 idle: config.idle,
                 path: config.path,
                 busy_ns: 0,
@@ -93,27 +93,26 @@ impl Workers {
         Ok(workers)
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.handles.len()
     }
 
-    /// What a worker shows, if there is one of this number.
-    pub fn shared(&self, worker: usize) -> Option<&Shared> {
+    /// A worker's shared state, if it exists.
+    pub fn shared(&self, worker: usize) -> Option<&WorkerShared> {
         self.handles.get(worker).map(|h| &*h.shared)
     }
 
-    /// Whether its thread runs, however busy it is.
+    /// Whether its thread runs, even if stuck.
     pub fn runs(&self, worker: usize) -> bool {
         self.handles[worker].shared.alive.load(Relaxed)
     }
 
-    /// Whether it runs and has shown a sign of life within the grace period.
+    /// Whether its thread runs and its heartbeat is within the grace period.
     pub fn live(&self, worker: usize) -> bool {
         self.runs(worker) && self.heartbeat_age_ns(worker) <= self.grace_ns
     }
 
-    /// The numbers of those that are live.
+    /// The indices of the live workers.
     pub fn all_live(&self) -> impl Iterator<Item = usize> {
         (0..self.len()).filter(|&worker| self.live(worker))
     }
@@ -122,20 +121,20 @@ impl Workers {
         monotonic_ns().saturating_sub(self.heartbeats[worker].load(Relaxed))
     }
 
-    /// Wakes those that sleep: there is something new to be seen.
+    /// Wakes sleeping workers, to check for new tables or commands.
     pub fn wake(&self) {
         self.handles.iter().for_each(|h| h.shared.waker.wake());
     }
 
-    /// Gives a worker a command.
-    pub fn tell(&self, worker: usize, command: Command) -> Result<(), EdgeError> {
+    /// Sends a worker a command.
+    pub fn send_command(&self, worker: usize, command: WorkerCommand) -> Result<(), EdgeError> {
         let handle = &self.handles[worker];
         handle.commands.send_timeout(command, ANSWER_MAX).map_err(|_| silent(worker))?;
         handle.shared.waker.wake();
         Ok(())
     }
 
-    /// Ends them and waits. Whether there were any, and all of them ended in order.
+    /// Stops all workers and waits for them. Returns whether there were any and none had panicked.
     pub fn end(&mut self) -> bool {
         self.handles.iter().for_each(|h| h.shared.stop.store(true, Relaxed));
         self.wake();
@@ -154,10 +153,10 @@ impl Drop for Workers {
 }
 
 pub(crate) fn silent(worker: usize) -> EdgeError {
-    EdgeError::Workers { what: format!("worker {worker} does not answer") }
+    EdgeError::Workers { what: format!("worker {worker} does not respond") }
 }
 
-/// Starts the thread and waits until it runs where it should.
+/// Starts the thread and waits until it runs on its CPU.
 fn start_thread(id: usize, worker: Worker, cpu: Option<usize>) -> Result<JoinHandle<()>, EdgeError> {
     let (ready, started) = bounded(1);
     let run = move || {

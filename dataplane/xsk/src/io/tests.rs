@@ -1,4 +1,4 @@
-//! Frames that cannot be sent after their verdict: why, and that each counts once.
+//! Frames that cannot be sent after their verdict: the reason is named, and each frame counts once.
 
 use std::net::UdpSocket;
 use std::sync::atomic::AtomicU64;
@@ -13,21 +13,21 @@ use crate::lanes::mesh;
 use crate::pool::tests::frames;
 use crate::queue::QueueParts;
 
-/// Port 1 belongs to worker 1 and sends from pool 0, port 2 the same from pool 1; port 0 is not bound.
-fn io() -> Io {
-    let shared = || Arc::new(Shared::new(1).unwrap());
+/// Port 1 belongs to worker 1 and sends from pool 0; port 2 belongs to worker 1 and sends from pool 1; port 0 is not bound.
+fn io() -> WorkerIo {
+    let shared = || Arc::new(WorkerShared::new(1).unwrap());
     let lanes = mesh(2, 1, 8);
     let beat: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1_000)));
     let peer = Peer::new(lanes[0][1].clone(), lanes[1][0].clone(), shared(), beat, 100);
-    let pools = vec![Pool::of_worker(&frames(0, 1, 8), 0), Pool::of_worker(&frames(1, 1, 1), 0)];
-    let mut io = Io::new(0, shared(), pools, vec![None, Some(peer)]);
+    let pools = vec![FramePool::of_worker(&frames(0, 1, 8), 0), FramePool::of_worker(&frames(1, 1, 1), 0)];
+    let mut io = WorkerIo::new(0, shared(), pools, vec![None, Some(peer)]);
     io.exits = vec![Exit::Closed, Exit::Peers { pool: 0, workers: vec![1] }, Exit::Peers { pool: 1, workers: vec![1] }];
     io.now_ns = 1_000;
     io
 }
 
-/// Sends a frame that was judged so; the reason that it was dropped for, if it was.
-fn send(io: &mut Io, port: u16, len: usize, origin: Origin) -> Option<Reason> {
+/// Sends a frame with this origin and returns its drop reason, if it was dropped.
+fn send(io: &mut WorkerIo, port: u16, len: usize, origin: Origin) -> Option<Reason> {
     let before = io.shared.counters.reasons.read();
     let verdict = match origin {
         Origin::Kernel(reason) => Verdict::Kernel(reason),
@@ -35,9 +35,9 @@ fn send(io: &mut Io, port: u16, len: usize, origin: Origin) -> Option<Reason> {
     };
     io.shared.counters.judged(&verdict, false, len);
     let token = io.pools[0].take().unwrap();
-    // Its link-layer header has grown.
+    // The link-layer header has grown.
     let start = io.pools[0].data_start(&token) - 8;
-    io.send(Packet { token, start, len, port: PortId(0), queue: 0, held_since_ns: None }, PortId(port), origin);
+    io.send(OwnedFrame { token, start, len, port: PortId(0), queue: 0, held_since_ns: None }, PortId(port), origin);
 
     let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
     assert_eq!(frames.kernel.packets, reasons.kernel.total(), "left to the kernel");
@@ -48,28 +48,28 @@ fn send(io: &mut Io, port: u16, len: usize, origin: Origin) -> Option<Reason> {
 }
 
 #[test]
-fn what_cannot_be_sent_is_dropped_by_name() {
+fn unsendable_frames_are_dropped_with_a_reason() {
     let mut io = io();
     assert_eq!(send(&mut io, 0, 60, Origin::Forward), Some(Reason::PortDown), "not bound");
     assert_eq!(send(&mut io, 7, 60, Origin::Forward), Some(Reason::PortDown), "no such port");
-    assert_eq!(send(&mut io, 2, 1_793, Origin::Forward), Some(Reason::FrameTooLong), "too long for the other memory");
-    assert_eq!(send(&mut io, 1, 1_793, Origin::Forward), Some(Reason::FrameTooLong), "too long for its own");
+    assert_eq!(send(&mut io, 2, 1_793, Origin::Forward), Some(Reason::FrameTooLong), "too long for the other pool");
+    assert_eq!(send(&mut io, 1, 1_793, Origin::Forward), Some(Reason::FrameTooLong), "too long for its own pool");
     assert_eq!(send(&mut io, 2, 60, Origin::Forward), None, "copied and handed over");
-    assert_eq!(send(&mut io, 2, 60, Origin::Forward), Some(Reason::PoolEmpty), "the only frame of that memory is away");
+    assert_eq!(send(&mut io, 2, 60, Origin::Forward), Some(Reason::PoolEmpty), "that pool's only frame is in transit");
     assert_eq!(send(&mut io, 1, 60, Origin::Forward), Some(Reason::HandoverFull), "a lane of one");
     io.now_ns = 1_101;
-    assert_eq!(send(&mut io, 1, 60, Origin::Forward), Some(Reason::WorkerGone), "no sign of life");
+    assert_eq!(send(&mut io, 1, 60, Origin::Forward), Some(Reason::WorkerGone), "no heartbeat");
     assert_eq!(io.shared.counters.frames.read().forwarded.packets, 1);
     assert_eq!((io.pools[0].free(), io.pools[1].free()), (8, 0), "all others are free again");
 
-    // What lies on the dead worker's lane is taken back.
-    io.take_back();
+    // Frames on the dead worker's lane are taken back.
+    io.reclaim_from_dead_peers();
     assert_eq!((io.shared.counters.frames.read().forwarded.packets, io.pools[1].free()), (0, 1));
     assert_eq!(io.shared.counters.reasons.drop.of(Reason::WorkerGone).get(), 2);
 }
 
 #[test]
-fn what_the_kernel_does_not_get_no_longer_counts_as_left_to_it() {
+fn a_frame_the_kernel_does_not_get_is_no_longer_counted_as_left_to_it() {
     let mut io = io();
     assert_eq!(send(&mut io, 0, 60, Origin::Kernel(Reason::NotOurs)), Some(Reason::PortDown));
     assert_eq!(send(&mut io, 1, 60, Origin::Kernel(Reason::Icmp)), None);
@@ -77,13 +77,13 @@ fn what_the_kernel_does_not_get_no_longer_counts_as_left_to_it() {
     assert_eq!((frames.kernel.packets, frames.dropped.packets), (1, 1));
     assert_eq!((reasons.kernel[Reason::NotOurs], reasons.kernel[Reason::Icmp], reasons.drop[Reason::NotOurs]), (0, 1, 0));
     io.now_ns = 1_101;
-    io.take_back();
+    io.reclaim_from_dead_peers();
     let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
     assert_eq!((frames.kernel.packets, reasons.kernel.total(), reasons.drop[Reason::WorkerGone]), (0, 0, 1));
 }
 
 #[test]
-fn what_another_worker_handed_over_is_counted_apart() {
+fn failures_of_handed_over_frames_are_counted_separately() {
     let io = io();
     io.failed(Origin::Handed, Reason::TxFull, 60);
     io.failed(Origin::Made, Reason::TxFull, 60);
@@ -93,14 +93,14 @@ fn what_another_worker_handed_over_is_counted_apart() {
 }
 
 #[test]
-fn a_ring_that_stays_full_costs_named_frames_only() {
+fn a_full_ring_drops_frames_with_a_reason() {
     const RING: usize = 64;
     let memory = frames(0, 1, 2 * RING as u32);
     let rings = bind_socket(&memory, "lo", 0, RING as u32, BindFlags::XDP_COPY).expect("needs root");
-    let mut queue = Queue::new(QueueParts { port: PortId(0), index: 0, pool: 0, place: 1, ring_size: RING as u32, rings });
-    // Nothing leaves: this socket refuses to send without an address.
-    queue.tell_instead(UdpSocket::bind("127.0.0.1:0").unwrap());
-    let mut io = Io::new(0, Arc::new(Shared::new(1).unwrap()), vec![Pool::of_worker(&memory, 0)], vec![None]);
+    let mut queue = Queue::new(QueueParts { port: PortId(0), index: 0, pool: 0, ring_id: 1, ring_size: RING as u32, rings });
+    // This socket has no peer address, so every send fails and no frame leaves.
+    queue.kick_instead(UdpSocket::bind("127.0.0.1:0").unwrap());
+    let mut io = WorkerIo::new(0, Arc::new(WorkerShared::new(1).unwrap()), vec![FramePool::of_worker(&memory, 0)], vec![None]);
     io.queues.push(queue);
     io.exits = vec![Exit::Own { pool: 0, queues: vec![0] }];
     for _ in 0..RING {

@@ -1,24 +1,24 @@
-//! Looking after the ports: lost, found again, changed.
+//! Periodic checks and repairs of the ports.
 //!
-//! Each port is compared with what the kernel says of its interface, and what has changed is mended: an interface that was deleted and made
-//! again is bound anew, new queues are bound, a program that was taken off is put back. The other ports go on.
+//! Each port is compared with the kernel's state of its interface, and differences are repaired: an interface that was deleted and created
+//! again is bound again, new queues are bound, a detached program is attached again. Other ports are not affected.
 
 use nomagic_core::frame::PortId;
 use nomagic_sys::time::monotonic_ns;
 
 use super::{Ports, rx_queues};
 use crate::error::EdgeError;
-use crate::link::{Link, describe_program};
+use crate::link::{Link, LinkState, describe_program};
 use crate::program;
 use crate::status::Condition;
 use crate::workers::Workers;
 
-/// Nanoseconds after which a port that could not be bound is tried again.
+/// Nanoseconds between attempts to bind a port.
 const RETRY_NS: u64 = 1_000_000_000;
 
 impl Ports {
-    /// Looks after the ports; to be called a few times a second, and when an interface has changed. What had to be done is logged and
-    /// shows in [`Ports::infos`]. Returns whether anything did.
+    /// Checks and repairs the ports. Call it a few times a second, and after an interface has changed. Repairs are logged and visible in
+    /// [`Ports::infos`]. Returns whether anything changed.
     pub fn tend(&mut self, workers: &Workers) -> bool {
         let mut changed = false;
         for port in 0..self.infos.len() {
@@ -31,7 +31,7 @@ impl Ports {
                 let interface = &before.name;
                 match &condition {
                     Condition::Bound => tracing::info!(interface, "the port is bound again"),
-                    lost => tracing::error!(interface, "the port is {lost}; the other ports go on"),
+                    lost => tracing::error!(interface, "the port is {lost}; other ports are not affected"),
                 }
             }
             self.infos[port].condition = condition;
@@ -44,21 +44,25 @@ impl Ports {
         let info = &self.infos[port];
         let link = match Link::query(&info.name) {
             Err(EdgeError::NoInterface { .. }) => {
+                self.infos[port].link = LinkState::Down;
                 self.unbind(port, workers)?;
                 return Ok(Condition::Missing);
             }
             link => link?,
         };
+        self.follow_link(port, &link);
+        let info = &self.infos[port];
         let same = link.ifindex == info.ifindex && info.queues > 0;
         if !same && monotonic_ns() < self.bindings[port].retry_ns {
             return Ok(info.condition.clone());
         }
-        if !same {
+        self.bindings[port].follow_macs(&link)?;
+        if same {
+            self.follow_queues(port, &link, workers)?;
+        } else {
             self.unbind(port, workers)?;
             self.bind(port, &link, workers)?;
             self.infos[port].rebinds += 1;
-        } else {
-            self.follow_queues(port, &link, workers)?;
         }
         self.follow_rss(port);
         let info = &mut self.infos[port];
@@ -66,7 +70,22 @@ impl Ports {
         self.keep_attached(port, &link)
     }
 
-    /// Binds queues that are new. The kernel lets nobody take queues away from under a socket.
+    /// Records the state of the link. A port without carrier stays bound.
+    fn follow_link(&mut self, port: usize, link: &Link) {
+        let info = &mut self.infos[port];
+        if link.state == info.link {
+            return;
+        }
+        let interface = &info.name;
+        match link.state {
+            LinkState::Up => tracing::info!(interface, "the link is up"),
+            LinkState::Down => tracing::error!(interface, "the link is down: `ip link set dev {interface} up`"),
+            LinkState::NoCarrier => tracing::error!(interface, "the link has no carrier: check the cable and the other end"),
+        }
+        info.link = link.state;
+    }
+
+    /// Binds new queues. The kernel removes no queue that has a socket.
     fn follow_queues(&mut self, port: usize, link: &Link, workers: &Workers) -> Result<(), EdgeError> {
         let bound = self.infos[port].queues;
         let queues = rx_queues(&link.name)?;
@@ -77,10 +96,10 @@ impl Ports {
             self.install(port, new, workers)?;
             self.bindings[port].reload_due = true;
         }
-        // veth runs no program on queues that are newer than it (Linux 6.18), and passes over an update by the same one.
+        // veth runs no program on queues added after it was attached (Linux 6.18), and ignores an update by the same program.
         let binding = &mut self.bindings[port];
         if binding.reload_due {
-            binding.ebpf = program::load(&link.name, binding.constants, Some((&self.pins, &self.pins.directory(&link.name))))?;
+            binding.reload(link, &self.pins)?;
             program::attach(&mut binding.ebpf, link, &self.pins, &self.pins.link(&link.name))?;
             binding.program_id = program::id(&mut binding.ebpf)?;
             binding.reload_due = false;
@@ -88,7 +107,7 @@ impl Ports {
         Ok(())
     }
 
-    /// Puts the program back where it was taken off, and tells when another has taken its place.
+    /// Attaches the program again if it was detached, and reports another program in its place.
     fn keep_attached(&mut self, port: usize, link: &Link) -> Result<Condition, EdgeError> {
         let binding = &mut self.bindings[port];
         match Link::query(&link.name)?.xdp {

@@ -1,4 +1,4 @@
-//! What a child process gets. Needs root. Runs in a process of its own: the sockets that other tests are about to open would count.
+//! What a child process inherits. Needs root. Runs in a separate process, because sockets being opened by other tests would count.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::common::*;
 /// `socket:[inode]` of every AF_XDP socket of this process.
 fn xdp_sockets() -> BTreeSet<String> {
     let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-    // What is no socket is an error, and so is what was closed meanwhile.
+    // Descriptors that are not sockets, or are closed meanwhile, give an error.
     let is_xdp = |fd| {
         let fd = pidfd_getfd(&this, fd, PidfdGetfdFlags::empty());
         fd.and_then(socket_domain) == Ok(AddressFamily::XDP)
@@ -30,7 +30,7 @@ fn files_of_a_child() -> String {
     String::from_utf8(child.stdout).unwrap()
 }
 
-/// Tells the test's process that it runs this test alone.
+/// Set in the process that runs only this test.
 const ALONE: &str = "NOMAGIC_TEST_ALONE";
 
 #[test]
@@ -55,7 +55,7 @@ fn look_at_a_child() {
     assert!(inherited.is_empty(), "{inherited:?}");
     edge.stop(true).unwrap();
 
-    // Such a list does tell: a socket without the flag is in it.
+    // Counter-check: a socket without the flag is in the list.
     let socket = socket(AddressFamily::XDP, SocketType::RAW, None).unwrap();
     let name = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
     let (sockets, files) = (xdp_sockets(), files_of_a_child());

@@ -1,4 +1,4 @@
-//! A client, a gateway and a pod in network namespaces of their own, and an edge on the gateway.
+//! A client, a gateway and a pod in network namespaces, and an edge on the gateway.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::counters::WorkerCounts;
 use nomagic_core::frame::PortId;
+use nomagic_core::hash::WordSet;
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
-use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services};
+use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Limits, Pool, ServicePort, Services};
 use nomagic_core::tuple::{HashSeed, Proto};
 use nomagic_testbed::rig;
 use nomagic_xsk::{Edge, EdgeConfig, EdgeStatus, Idle, InterfaceName, InternalPair, Link, RingSize, WorkerCount};
 
-/// A network namespace of the testbed; whatever fails in it fails the test.
+/// A network namespace of the testbed whose failures panic.
 pub struct Netns(rig::Netns);
 
 impl Netns {
@@ -34,7 +35,7 @@ impl Netns {
         self.0.ip(words).unwrap();
     }
 
-    /// Runs a closure on a thread inside of the namespace.
+    /// Runs a closure on a thread in the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.0.run(work).unwrap()
     }
@@ -47,7 +48,7 @@ impl Netns {
         self.run(|| Link::query(name).unwrap())
     }
 
-    /// Frames received and sent by an interface.
+    /// Frames received and sent by an interface, as counted by the kernel.
     pub fn packets(&self, interface: &str) -> (u64, u64) {
         let counters = self.0.link_counters(interface).unwrap();
         (counters.rx_packets, counters.tx_packets)
@@ -63,7 +64,7 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// The three namespaces, cabled and addressed. State is removed with it.
+/// The three namespaces with cables and addresses. Dropping it removes the state directory.
 pub struct Scene {
     pub client: Netns,
     pub gateway: Netns,
@@ -98,7 +99,7 @@ impl Scene {
             (&gateway, "gc", "10.1.0.1/24", "fd01::1/64"),
             (&gateway, "gp", "192.168.0.1/24", "fd02::1/64"),
             (&pod, "p0", "192.168.0.2/24", "fd02::2/64"),
-            // Any address will do, but without one reverse path filtering drops whatever comes in by nm0, even in loose mode.
+            // Any address will do. Without one, reverse path filtering drops all packets received on nm0, even in loose mode.
             (&gateway, "nm0", "169.254.77.1/32", "fd77::1/128"),
         ] {
             ns.ip(&format!("addr add {v4} dev {name}"));
@@ -114,7 +115,7 @@ impl Scene {
         Scene { client, gateway, pod, state }
     }
 
-    /// With two queues to the client, an echo server, and a configuration for two workers with small rings.
+    /// Two queues to the client, an echo server, and a configuration for two workers with small rings.
     pub fn two_workers() -> (Scene, EdgeConfig) {
         let scene = Scene::new();
         scene.client_queues(2);
@@ -135,7 +136,7 @@ impl Scene {
         config
     }
 
-    /// Starts an edge in the gateway, with routes (and neighbours, if asked for) and without Services.
+    /// Starts an edge in the gateway, with routes, without Services, and with neighbours if requested.
     pub fn start(&self, config: EdgeConfig, neighbours: bool) -> Edge {
         let mut edge = self.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).unwrap());
         edge.publish_routes(Arc::new(self.routes(&edge, 1, neighbours)));
@@ -163,7 +164,7 @@ impl Scene {
         Routes::build(generation, ports, Some(internal), routes, &known).0
     }
 
-    /// Publishes the Service on both addresses, TCP and UDP, with the pod as its backend, and lets the filter take it.
+    /// Publishes the Service on both addresses, TCP and UDP, with the pod as its backend, and widens the filter.
     pub fn serve(&self, edge: &mut Edge) {
         let mut rules = FilterRules::default();
         let mut entries = Vec::new();
@@ -187,12 +188,12 @@ impl Scene {
         }
     }
 
-    /// Asks by UDP; true when the answer comes within the time.
+    /// Sends a UDP datagram; true if the answer arrives in time.
     pub fn ask(&self, to: &str, port: u16, patience: Duration) -> bool {
         self.ask_by_flows(to, port, 1, patience)
     }
 
-    /// The same by several flows. All sockets are open until the end, so that the kernel gives each a port of its own.
+    /// The same over several flows. All sockets stay open until the end, so that each gets a different port.
     pub fn ask_by_flows(&self, to: &str, port: u16, flows: usize, patience: Duration) -> bool {
         let to = SocketAddr::new(ip(to), port);
         self.client.run(move || {
@@ -206,7 +207,7 @@ impl Scene {
         })
     }
 
-    /// Sends a body by TCP and compares what comes back.
+    /// Sends a body over TCP and compares the echo.
     pub fn transfer(&self, to: &str, bytes: usize) {
         let to = SocketAddr::new(ip(to), 80);
         self.client.run(move || {
@@ -222,7 +223,7 @@ impl Scene {
             let mut back = Vec::new();
             stream.read_to_end(&mut back).unwrap();
             writing.join().unwrap();
-            assert!(back == body, "{} bytes came back of {}", back.len(), body.len());
+            assert!(back == body, "{} of {} bytes were echoed", back.len(), body.len());
         });
     }
 }
@@ -260,8 +261,16 @@ pub fn services(generation: u64, entries: &[(IpAddr, u16, Proto, IpAddr, u16)]) 
     for (stats, (addr, port, proto, backend, backend_port)) in (1..).zip(entries) {
         let backends = vec![Backend { addr: *backend, port: *backend_port, weight: 1, stats }];
         let action = Action::Forward { pool: Arc::new(Pool::new(backends, &seed).unwrap()), snat: false };
-        let owner =
-            ServicePort { namespace: "d".into(), name: "s".into(), port_name: String::new(), port: *port, proto: *proto, affinity: None };
+        let owner = ServicePort {
+            namespace: "d".into(),
+            name: "s".into(),
+            port_name: String::new(),
+            port: *port,
+            proto: *proto,
+            affinity: None,
+            limits: Limits::default(),
+            refused: Arc::default(),
+        };
         table.ports += 1;
         let (pod, node) = (action.clone(), action.clone());
         let frontend = Frontend { port: Arc::new(owner), kind: AddressKind::ClusterIp, pod, node, external: action, source_ranges: None };
@@ -270,12 +279,12 @@ pub fn services(generation: u64, entries: &[(IpAddr, u16, Proto, IpAddr, u16)]) 
     Arc::new(table)
 }
 
-/// Lets the filter take more, once the workers know what was published.
+/// Widens the filter once the workers use the published tables.
 pub fn widen(edge: &mut Edge, rules: &FilterRules) {
-    edge.wait_applied(Duration::from_secs(5)).expect("the workers are alive").widen_filter(rules).unwrap();
+    edge.wait_applied(Duration::from_secs(5)).expect("the workers are alive").widen_filter(rules, &WordSet::default()).unwrap();
 }
 
-/// The status once the frames have come to rest, with the accounts checked.
+/// The status once no frame moves, with the accounts checked.
 pub fn settled(edge: &Edge) -> EdgeStatus {
     std::thread::sleep(Duration::from_millis(250));
     let status = edge.status().unwrap();
@@ -292,7 +301,7 @@ pub fn settled(edge: &Edge) -> EdgeStatus {
     status
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub fn until(what: &str, limit: Duration, mut so: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !so() {
@@ -303,13 +312,13 @@ pub fn until(what: &str, limit: Duration, mut so: impl FnMut() -> bool) -> Durat
 }
 
 impl Scene {
-    /// Makes the cable to the client again, with this many queues each way.
+    /// Replaces the cable to the client by one with this many queues in each direction.
     pub fn client_queues(&self, queues: u32) {
         self.gateway.ip("link delete gc");
         self.cable_client(queues);
     }
 
-    /// Makes the cable to the client where there is none.
+    /// Creates the cable to the client.
     pub fn cable_client(&self, queues: u32) {
         let count = format!("numrxqueues {queues} numtxqueues {queues}");
         self.gateway.ip(&format!("link add gc {count} type veth peer name c0 netns {} {count}", self.client.name()));
@@ -322,7 +331,7 @@ impl Scene {
         self.client.ip("-6 route add default via fd01::1");
     }
 
-    /// Sends `rounds` datagrams from each of `sockets` sockets, each after the answer to the one before. The number of answers.
+    /// Sends `rounds` datagrams from each of `sockets` sockets, each after the answer to the previous one. Returns the number of answers.
     pub fn ping_pong(&self, sockets: usize, rounds: usize) -> usize {
         let threads: Vec<JoinHandle<anyhow::Result<usize>>> = (0..sockets)
             .map(|_| {
@@ -343,7 +352,7 @@ impl Scene {
     }
 }
 
-/// The frames of all workers, once they have come to rest: every frame is somewhere, none is on its way.
+/// Prints the frame accounts of all workers once no frame moves: every frame is accounted for, none is in transit.
 pub fn print_frames(what: &str, edge: &Edge) {
     let status = settled(edge);
     for (pool, frames) in status.pools.iter().enumerate() {
@@ -352,7 +361,7 @@ pub fn print_frames(what: &str, edge: &Edge) {
     }
 }
 
-/// What all workers together count.
+/// The sum of a counter over all workers.
 pub fn total(status: &EdgeStatus, of: impl Fn(&WorkerCounts) -> u64) -> u64 {
     status.workers.iter().map(|w| of(&w.counts)).sum()
 }

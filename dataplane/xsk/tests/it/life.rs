@@ -14,7 +14,7 @@ use nomagic_xsk::{Condition, Edge, RingSize, WorkerCount};
 const SOON: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Looks after the ports as control does: from inside of the gateway's namespace.
+/// Calls [`Edge::tend`] like control: in the gateway's namespace.
 fn tend(scene: &Scene, edge: Edge) -> Edge {
     scene.gateway.run(move || {
         let mut edge = edge;
@@ -45,7 +45,7 @@ fn foreign_program(interface: &str) -> aya::Ebpf {
     ebpf
 }
 
-/// Fifty connections that echo a little every few milliseconds until told to end; each compares what comes back.
+/// Fifty connections that send a little every few milliseconds until stopped; each compares the echo.
 fn transfers(scene: &Scene, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHandle<anyhow::Result<std::io::Result<usize>>>> {
     let to = SocketAddr::new(ip(SERVICE), 80);
     let transfer = |stop: Arc<AtomicBool>| {
@@ -70,7 +70,7 @@ fn transfers(scene: &Scene, stop: &Arc<AtomicBool>) -> Vec<std::thread::JoinHand
 }
 
 #[test]
-fn point_6_a_link_flaps_under_fifty_transfers() {
+fn fifty_transfers_survive_link_flaps() {
     let (scene, mut config) = Scene::two_workers();
     config.ring_size = RingSize::from_static(512);
     let mut edge = scene.start(config, true);
@@ -86,7 +86,7 @@ fn point_6_a_link_flaps_under_fifty_transfers() {
         scene.gateway.ip("link set gp up");
         edge = tend(&scene, edge);
     }
-    // The MTU changes too, on both ends, and back.
+    // The MTU changes too, on both ends, and is restored.
     for mtu in [1400, 1500] {
         scene.gateway.ip(&format!("link set gp mtu {mtu}"));
         edge = tend(&scene, edge);
@@ -94,8 +94,8 @@ fn point_6_a_link_flaps_under_fifty_transfers() {
     }
     std::thread::sleep(Duration::from_millis(500));
     stop.store(true, Relaxed);
-    let echoed: Vec<usize> = running.into_iter().map(|t| t.join().unwrap().unwrap().expect("not one connection is lost")).collect();
-    assert!(echoed.iter().all(|&bytes| bytes > 10_000), "each went on: {echoed:?}");
+    let echoed: Vec<usize> = running.into_iter().map(|t| t.join().unwrap().unwrap().expect("no connection is lost")).collect();
+    assert!(echoed.iter().all(|&bytes| bytes > 10_000), "each continued: {echoed:?}");
     let status = settled(&edge);
     let down = total(&status, |w| w.reasons.drop[Reason::PortDown] + w.reasons.handed[Reason::PortDown]);
     assert!(down > 0, "frames for the port that was down are counted by name");
@@ -108,19 +108,19 @@ fn point_6_a_link_flaps_under_fifty_transfers() {
 }
 
 #[test]
-fn point_6_an_interface_deleted_and_made_again_is_bound_again() {
+fn an_interface_deleted_and_created_again_is_bound_again() {
     let (scene, config) = Scene::two_workers();
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
     for round in 1..=3 {
         assert_eq!(scene.ping_pong(4, 50), 200);
-        // The first interface, so that the memory's first socket would go if it were its.
+        // The first interface: had it been the UMEM's owner, the owner socket would be gone.
         scene.gateway.ip("link delete gc");
         edge = tend(&scene, edge);
         assert_eq!((&edge.ports()[0].condition, edge.ports()[0].queues), (&Condition::Missing, 0));
-        assert_eq!(edge.ports()[1].condition, Condition::Bound, "the others go on");
+        assert_eq!(edge.ports()[1].condition, Condition::Bound, "other ports are not affected");
         print_frames("the interface is gone", &edge);
-        // It comes back with another number of queues.
+        // It reappears with a different number of queues.
         scene.cable_client(if round == 2 { 1 } else { 2 });
         edge = tend_until("bound again", &scene, edge, |edge| edge.ports()[0].condition == Condition::Bound);
         assert_eq!((edge.ports()[0].rebinds, edge.ports()[0].queues), (round, if round == 2 { 1 } else { 2 }));
@@ -129,12 +129,12 @@ fn point_6_an_interface_deleted_and_made_again_is_bound_again() {
     }
     assert_eq!(scene.ping_pong(4, 50), 200);
     scene.transfer(SERVICE, 1_000_000);
-    print_frames("deleted and made again three times", &edge);
+    print_frames("deleted and created again three times", &edge);
     edge.stop(true).unwrap();
 }
 
 #[test]
-fn point_6_new_queues_are_bound() {
+fn new_queues_are_bound() {
     let scene = Scene::new();
     scene.client_queues(4);
     sh(&format!("ip netns exec {} ethtool -L gc rx 1 tx 4", scene.gateway.name()));
@@ -156,13 +156,13 @@ fn point_6_new_queues_are_bound() {
 }
 
 #[test]
-fn point_6_a_program_that_was_replaced_is_reported_and_put_back() {
+fn a_replaced_program_is_reported_and_attached_again() {
     let scene = Scene::new();
     scene.echo();
     let mut edge = scene.start(scene.config(), true);
     scene.serve(&mut edge);
     let ours = scene.gateway.link("gc").xdp.unwrap();
-    // Somebody takes it off by force, and puts a program of their own there.
+    // Another program is attached by force.
     for port in ["gc", "gp"] {
         detach_pinned_link(&scene.state.join("bpf/if").join(port).join("link")).unwrap();
         assert!(scene.gateway.link(port).xdp.is_none());
@@ -171,7 +171,7 @@ fn point_6_a_program_that_was_replaced_is_reported_and_put_back() {
     edge = tend(&scene, edge);
     let Condition::Held { program } = &edge.ports()[0].condition else { panic!("{:?}", edge.ports()[0]) };
     assert!(program.contains("id "), "{program}");
-    assert_eq!(edge.ports()[1].condition, Condition::Bound, "the others were mended at once");
+    assert_eq!(edge.ports()[1].condition, Condition::Bound, "other ports were repaired at once");
     drop(foreign);
     edge = tend_until("ours is back", &scene, edge, |edge| edge.ports()[0].condition == Condition::Bound);
     assert_eq!(scene.gateway.link("gc").xdp.unwrap(), ours);

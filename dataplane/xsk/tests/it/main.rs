@@ -1,5 +1,6 @@
 //! The edge on real interfaces, sockets and files. Needs root.
 
+mod addressed;
 mod child;
 mod common;
 mod life;

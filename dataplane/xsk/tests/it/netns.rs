@@ -45,7 +45,7 @@ fn a_service_is_carried_both_ways_and_every_frame_is_accounted_for() {
     }
 }
 
-/// Frames that the program on gc has seen, and those that the interface has received, at a moment when neither changed.
+/// Frames seen by the program on gc, and frames received by the interface, at a moment when neither changed.
 fn seen_and_received(scene: &Scene, edge: &Edge) -> (u64, u64) {
     let seen = || edge.status().unwrap().ports[0].xdp.received();
     loop {
@@ -57,7 +57,7 @@ fn seen_and_received(scene: &Scene, edge: &Edge) -> (u64, u64) {
 }
 
 #[test]
-fn what_is_not_ours_never_notices_and_what_was_taken_wrongly_goes_back() {
+fn other_frames_are_not_affected_and_wrongly_captured_ones_are_returned() {
     let scene = Scene::new();
     scene.echo();
     let mut edge = scene.start(scene.config(), true);
@@ -71,7 +71,7 @@ fn what_is_not_ours_never_notices_and_what_was_taken_wrongly_goes_back() {
     assert!((0..10).all(|_| scene.ask(GATEWAY, 7777, SOON)), "the gateway's own address");
     assert!(scene.ask(POD, 8080, SOON), "routed by the kernel");
     assert_eq!(settled(&edge).workers[0].counts.frames.received.packets, 0);
-    // Now the filter takes it although the service table does not know it: up, and back through nm1 into nm0.
+    // The filter now captures it although the service table does not know it: it goes to the worker, and back through nm1 into nm0.
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
     widen(&mut edge, &rules);
@@ -86,18 +86,18 @@ fn what_is_not_ours_never_notices_and_what_was_taken_wrongly_goes_back() {
 }
 
 #[test]
-fn frames_wait_for_their_neighbour_within_limits() {
+fn frames_are_held_for_their_neighbour_within_limits() {
     let scene = Scene::new();
     scene.echo();
     let mut config = scene.config();
     config.hold_frames_max = 8;
     let mut edge = scene.start(config, false);
     scene.serve(&mut edge);
-    assert!(!scene.ask(SERVICE, 80, SHORT), "nobody knows the pod");
+    assert!(!scene.ask(SERVICE, 80, SHORT), "the pod's neighbour entry is unknown");
     let wanted = edge.wanted().recv_timeout(SOON).unwrap();
     assert_eq!((wanted.port, wanted.addr), (PortId(1), ip(POD)));
     assert_eq!(settled(&edge).workers[0].held_now, 1);
-    // The neighbour answers while a frame waits: its sender notices a delay, no loss.
+    // The neighbour resolves while a frame is held: the sender sees a delay, no loss.
     let client = scene.client.spawn(|| {
         let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
         socket.set_read_timeout(Some(SOON)).unwrap();
@@ -108,7 +108,7 @@ fn frames_wait_for_their_neighbour_within_limits() {
     edge.publish_routes(Arc::new(scene.routes(&edge, 2, true)));
     assert!(client.join().unwrap().unwrap());
     assert_eq!(settled(&edge).workers[0].held_now, 0);
-    // It goes away again: eight frames wait, the others are dropped by name, and after a second so are the eight.
+    // It becomes unresolved again: eight frames are held, the others are dropped with a reason, and after a second the eight as well.
     edge.publish_routes(Arc::new(scene.routes(&edge, 3, false)));
     assert!(edge.wait_applied(SOON).is_some());
     scene.client.run(|| {
@@ -123,7 +123,7 @@ fn frames_wait_for_their_neighbour_within_limits() {
     let gone = until("held frames time out", SOON, || settled(&edge).workers[0].held_now == 0);
     assert!(gone < Duration::from_millis(1_900), "{gone:?}");
     assert_eq!(settled(&edge).workers[0].counts.reasons.drop[Reason::NeighbourTimeout], 8);
-    assert!(edge.wanted().len() < 10, "questions are few");
+    assert!(edge.wanted().len() < 10, "requests are rate-limited");
     edge.stop(true).unwrap();
 }
 
@@ -135,7 +135,7 @@ fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
     scene.serve(&mut edge);
     assert!(scene.ask(SERVICE, 80, SOON));
     let (old, taken) = (scene.gateway.link("gc").xdp.unwrap(), settled(&edge).ports[0].xdp.taken);
-    // A kernel proxy of sorts, to see when frames reach the kernel: the Service's address on the gateway itself.
+    // The Service's address on the gateway itself, in place of another Service proxy, shows when frames reach the kernel.
     scene.gateway.ip(&format!("addr add {SERVICE}/32 dev lo"));
     let socket = scene.gateway.run(|| UdpSocket::bind((SERVICE, 80)).unwrap());
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -149,7 +149,7 @@ fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
     let stopped = Instant::now();
     edge.stop(false).unwrap();
     assert_eq!(scene.gateway.link("gc").xdp, Some(old), "the program stays");
-    socket.recv_from(&mut [0; 64]).expect("frames are passed in the end");
+    socket.recv_from(&mut [0; 64]).expect("frames are passed after the grace period");
     let passed = stopped.elapsed();
     assert!(
         passed > Duration::from_millis(1_800) && passed < Duration::from_millis(3_000),
@@ -157,7 +157,7 @@ fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
     );
     sender.join().unwrap().unwrap();
     drop(socket);
-    // A new process: other pins' owner, same links. The filter's rules are still there.
+    // A new process takes over the links. The filter's rules still exist.
     let mut edge = scene.start(scene.config(), true);
     let new = scene.gateway.link("gc").xdp.unwrap();
     assert!(new.native && new.program_id != old.program_id, "the program was replaced");
@@ -165,12 +165,12 @@ fn a_dead_worker_fails_safe_and_a_new_one_takes_over() {
     scene.serve(&mut edge);
     assert!(scene.ask(SERVICE, 80, SOON) && scene.ask(SERVICE6, 80, SOON));
     let xdp = settled(&edge).ports[0].xdp;
-    assert!(xdp.taken > taken, "counters go on");
+    assert!(xdp.taken > taken, "counters continue");
     assert!(xdp.dropped_no_socket > 10 && xdp.dropped_stale > 50 && xdp.failed_open > 10, "{xdp:?}");
     edge.stop(false).unwrap();
-    assert!(nomagic_xsk::cleanup(&scene.state).unwrap());
+    assert!(nomagic_xsk::cleanup(&scene.state).unwrap().removed);
     assert!(scene.gateway.link("gc").xdp.is_none() && scene.gateway.link("nm1").xdp.is_none());
-    assert!(!nomagic_xsk::cleanup(&scene.state).unwrap(), "nothing is left");
+    assert!(!nomagic_xsk::cleanup(&scene.state).unwrap().removed, "nothing is left");
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn refusals_name_their_cause() {
     assert!(matches!(&error, EdgeError::XdpBusy { program, .. } if *program == format!("id {id}, name nomagic_filter")), "{error}");
     assert!(error.to_string().contains("ip link show dev gc"), "{error}");
     assert!(!other.exists(), "nothing was left behind");
-    // The queues of a living process are its own.
+    // A live process's queues are busy.
     let error = try_start(scene.config()).unwrap_err();
     assert!(matches!(&error, EdgeError::Bind { queue: 0, .. }) && error.to_string().contains("another process"), "{error}");
     edge.stop(true).unwrap();
@@ -238,7 +238,35 @@ fn pins_of_another_layout_are_refused_and_another_filter_size_is_not() {
 }
 
 #[test]
-fn a_flood_through_small_rings_loses_frames_by_name_only() {
+fn the_reply_filter_has_a_secret_of_its_own_as_long_as_its_array_lives() {
+    let scene = Scene::new();
+    scene.echo();
+    let restart = |detach| scene.start(scene.config(), true).stop(detach).unwrap();
+    let array = || {
+        let map = aya::maps::Map::Array(aya::maps::MapData::from_pin(scene.state.join("bpf/replies")).unwrap());
+        aya::maps::Array::<_, [u8; 64]>::try_from(map).unwrap()
+    };
+    // Behind the buckets.
+    let key = || array().get(&1024, 0).unwrap()[..16].to_vec();
+    restart(false);
+    let first = key();
+    assert_ne!(first, [0; 16]);
+    restart(false);
+    assert_eq!(key(), first, "what was announced by the process before stays readable");
+    // As after an end between creating the array and writing its key: its announcements cannot be read.
+    array().set(1024, [0; 64], 0).unwrap();
+    let mut edge = scene.start(scene.config(), true);
+    scene.serve(&mut edge);
+    assert!(scene.ask(SERVICE, 80, SOON) && scene.ask(SERVICE6, 80, SOON));
+    let second = key();
+    assert!(second != first && second != [0; 16]);
+    edge.stop(true).unwrap();
+    restart(false);
+    assert!(![first, second, vec![0; 16]].contains(&key()), "a new array, a new key");
+}
+
+#[test]
+fn a_flood_through_small_rings_loses_frames_only_with_a_reason() {
     let scene = Scene::new();
     scene.echo();
     let mut config = scene.config();
@@ -261,7 +289,7 @@ fn a_flood_through_small_rings_loses_frames_by_name_only() {
     let worker = &status.workers[0];
     let taken: u64 = status.ports.iter().map(|p| p.xdp.taken).sum();
     let lost: u64 = status.ports.iter().flat_map(|p| &p.sockets).map(|s| s.rx_dropped + s.rx_ring_full).sum();
-    assert_eq!(taken, worker.counts.frames.received.packets + lost, "what the filter took was received or lost by name");
+    assert_eq!(taken, worker.counts.frames.received.packets + lost, "captured frames were received or counted as lost");
     println!("frames: {:?}", worker.pools);
     assert!(scene.ask(SERVICE, 80, SOON), "and it still works");
     edge.stop(true).unwrap();
@@ -289,7 +317,7 @@ fn all_queues_are_bound_and_frames_cross_to_ports_with_fewer() {
 }
 
 #[test]
-fn where_the_driver_takes_no_program_generic_xdp_does() {
+fn generic_xdp_is_the_fallback_for_drivers_without_native_xdp() {
     let scene = Scene::new();
     scene.echo();
     scene.gateway.ip("link set gc mtu 9000");
@@ -316,7 +344,7 @@ fn an_interface_that_goes_down_or_away_is_counted_and_survived() {
     assert!(worker.counts.sends.errors[SendError::Down] > 0 && worker.counts.reasons.drop[Reason::PortDown] > 0, "{worker:?}");
     scene.gateway.ip("link set gp up");
     until("the port comes back by itself", Duration::from_secs(5), || scene.ask(SERVICE, 80, SHORT));
-    // Gone for good.
+    // Removed for good.
     scene.gateway.ip("link delete gp");
     assert!(!scene.ask(SERVICE, 80, SHORT));
     let before = settled(&edge).workers[0].clone();
@@ -332,7 +360,7 @@ fn an_interface_that_goes_down_or_away_is_counted_and_survived() {
 }
 
 #[test]
-fn an_interface_that_was_made_again_gets_a_new_link() {
+fn an_interface_created_again_gets_a_new_link() {
     let scene = Scene::new();
     let edge = scene.start(scene.config(), true);
     edge.stop(false).unwrap();
@@ -341,7 +369,7 @@ fn an_interface_that_was_made_again_gets_a_new_link() {
     scene.gateway.ip("link set gp up");
     scene.pod.ip("link set p0 up");
     let mut config = scene.config();
-    // gc is no longer configured: it is given back to the kernel.
+    // gc is no longer configured: it is returned to the kernel.
     config.interfaces = vec![InterfaceName::from_static("gp")];
     config.internal = None;
     config.on_failure = OnFailure::Drop;

@@ -1,4 +1,4 @@
-//! The connection table's file: taken over from a process that was killed, locked, refused, set aside. Needs root.
+//! The connection table's file: recovered after a killed process, locked, refused, set aside. Needs root.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader};
@@ -11,14 +11,14 @@ use nomagic_core::conntrack::{Conntrack, Flow, Hit, Phase, Refused};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 use nomagic_core::wire::tcp;
 use nomagic_xsk::EdgeError;
-use nomagic_xsk::region::{Table, remove};
+use nomagic_xsk::region::{ConntrackMemory, remove};
 
-/// Tells the test's process that it is the one to be killed, and the file.
+/// Set to the file's path in the process that is to be killed.
 const CHILD: &str = "NOMAGIC_TEST_TABLE";
 const FLOWS: u32 = 1_000_000;
 const CAPACITY: u32 = 1_250_000;
 
-/// A directory that goes with its owner, and what is mounted on it.
+/// A directory that is removed with its mounts when dropped.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -51,7 +51,7 @@ impl Drop for Dir {
     }
 }
 
-/// Flow `i`: every second one is IPv6, every third one has a source port of ours.
+/// Flow `i`: every second one is IPv6, every third one has a source port allocated by nomagic.
 fn flow(i: u32) -> Flow {
     let v6 = i % 2 == 1;
     let addr = |n: u32| if v6 { [0xfd00 << 48, u64::from(n)] } else { [0, 0x0a00_0000 + u64::from(n)] };
@@ -69,13 +69,14 @@ fn flow(i: u32) -> Flow {
         source: if i.is_multiple_of(3) { addr(9) } else { client },
         source_port: port,
         stats: i,
+        counted: None,
     }
 }
 
 fn create(table: &Conntrack<'_>, mut flow: Flow) -> Result<Hit, Refused> {
     let (hash, port) = (table.hash(&flow.original()), std::iter::once(flow.source_port));
     if flow.replaces_source() {
-        assert!(table.snat_ports().take(&flow, u64::MAX).is_ok());
+        table.snat_ports().take(&flow, nomagic_core::services::PortLimits::NONE).unwrap();
     }
     let pending = table.reserve(&mut flow, hash, Phase::first(Proto::Tcp, tcp::SYN), 1, port)?;
     table.commit(pending)
@@ -85,13 +86,13 @@ fn find(table: &Conntrack<'_>, key: &Tuple) -> Option<Hit> {
     table.lookup(key, table.hash(key))
 }
 
-fn open(path: &Path, capacity: u32) -> Result<Table, EdgeError> {
-    Table::in_file(path, capacity, 1, |flow| Some(flow.stats))
+fn open(path: &Path, capacity: u32) -> Result<ConntrackMemory, EdgeError> {
+    ConntrackMemory::in_file(path, capacity, 1, |flow| Some(flow.stats))
 }
 
-/// Creates all flows, and then creates and ends others on two threads.
+/// Creates all flows, then creates and ends others on two threads.
 fn fill_until_killed(path: &Path) {
-    let Table { conntrack: table, file: _locked, .. } = open(path, CAPACITY).unwrap();
+    let ConntrackMemory { conntrack: table, file: _locked, .. } = open(path, CAPACITY).unwrap();
     for i in 0..FLOWS {
         create(&table, flow(i)).unwrap();
         if (i + 1) % 1_000 == 0 {
@@ -120,7 +121,7 @@ fn a_million_connections_survive_the_kill_of_their_process() {
         return fill_until_killed(Path::new(&path));
     }
     let dir = Dir::new("kill");
-    // Killed while it fills the table, and while it creates and ends in a full one.
+    // Killed while filling the table, and while creating and ending flows in a full one.
     for (kill_at, then) in [(300_000, Duration::ZERO), (FLOWS, Duration::from_millis(200))] {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "region::a_million_connections_survive_the_kill_of_their_process", "--nocapture"])
@@ -131,7 +132,7 @@ fn a_million_connections_survive_the_kill_of_their_process() {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let (mut created, mut killed) = (0, false);
         for line in lines {
-            // The harness's words may stand before a number.
+            // The test harness may print text before a number.
             created = line.split_whitespace().last().and_then(|word| word.parse().ok()).unwrap_or(created);
             if created >= kill_at && !killed {
                 assert!(
@@ -139,14 +140,14 @@ fn a_million_connections_survive_the_kill_of_their_process() {
                 );
                 std::thread::sleep(then);
                 child.kill().unwrap();
-                // Lines that are still in the pipe are read on: they are promises too.
+                // Lines still in the pipe count as well.
                 killed = true;
             }
         }
         assert!(!child.wait().unwrap().success() && created >= kill_at, "killed at {created}");
 
         let start = Instant::now();
-        let Table { conntrack: table, taken_over, file } = open(&dir.table(), CAPACITY).unwrap();
+        let ConntrackMemory { conntrack: table, taken_over, file } = open(&dir.table(), CAPACITY).unwrap();
         let took = start.elapsed();
         let recovered = taken_over.expect("it was taken over");
         println!("killed after {created} connections; taken over in {took:?}: {recovered:?}");
@@ -157,11 +158,11 @@ fn a_million_connections_survive_the_kill_of_their_process() {
             let [original, reply] = [f.original(), f.reply()].map(|key| find(&table, &key).and_then(|hit| table.flow(&hit)));
             assert_eq!((original, reply), (Some(f), Some(f)), "connection {i}");
         }
-        // Every other place is free.
+        // All other slots are free.
         let strangers = (2 * FLOWS..3 * FLOWS).take_while(|_| table.live() < u64::from(CAPACITY));
         let strangers = strangers.filter(|&i| create(&table, flow(i)).is_ok()).count() as u32;
         assert_eq!(strangers, CAPACITY - recovered.connections);
-        // The next round begins with a new table.
+        // The next round starts with a new table.
         drop(file);
         assert!(remove(&dir.table()).unwrap());
         assert!(dir.names().is_empty());
@@ -169,15 +170,17 @@ fn a_million_connections_survive_the_kill_of_their_process() {
 }
 
 #[test]
-fn a_table_left_in_order_goes_on_and_its_seed_with_it() {
+fn a_table_continues_with_its_seed_after_a_clean_shutdown() {
     let dir = Dir::new("order");
     let first = open(&dir.table(), 4_096).unwrap();
     assert!(first.taken_over.is_none());
-    (0..100).for_each(|i| assert!(create(&first.conntrack, flow(i)).is_ok()));
+    (0..100).for_each(|i| {
+        create(&first.conntrack, flow(i)).unwrap();
+    });
     first.conntrack.detach();
     assert!(matches!(open(&dir.table(), 4_096), Err(EdgeError::TableFile { .. })), "locked by this process itself");
     drop(first);
-    let next = Table::in_file(&dir.table(), 4_096, 2, |flow| (flow.stats < 60).then_some(7)).unwrap();
+    let next = ConntrackMemory::in_file(&dir.table(), 4_096, 2, |flow| (flow.stats < 60).then_some(7)).unwrap();
     let recovered = next.taken_over.unwrap();
     assert_eq!((recovered.detached, recovered.connections, recovered.not_whole, recovered.unwanted), (true, 60, 0, 40));
     assert_eq!((next.conntrack.seed(), next.conntrack.snat_ports().in_use()), (1, 20));
@@ -186,23 +189,24 @@ fn a_table_left_in_order_goes_on_and_its_seed_with_it() {
 }
 
 #[test]
-fn what_does_not_fit_is_set_aside_and_the_latest_is_kept() {
+fn files_that_do_not_fit_are_set_aside_and_the_latest_are_kept() {
     let dir = Dir::new("aside");
-    let aside = dir.0.join("conntrack.set-aside");
+    let aside = |n: u32| dir.0.join(format!("conntrack.set-aside.{n}"));
     // Another capacity.
     let first = open(&dir.table(), 4_096).unwrap();
     create(&first.conntrack, flow(1)).unwrap();
     drop(first);
     assert!(open(&dir.table(), 2_048).unwrap().taken_over.is_none());
-    assert_eq!(dir.names(), ["conntrack", "conntrack.set-aside"]);
-    assert!(fs::metadata(&aside).unwrap().len() > fs::metadata(dir.table()).unwrap().len());
-    // Torn: the header says something else. The file that was set aside before makes room.
+    assert_eq!(dir.names(), ["conntrack", "conntrack.set-aside.1"]);
+    assert!(fs::metadata(aside(1)).unwrap().len() > fs::metadata(dir.table()).unwrap().len());
+    // Torn: the header differs.
     let mut bytes = fs::read(dir.table()).unwrap();
     bytes[16] ^= 1;
     fs::write(dir.table(), &bytes).unwrap();
     assert!(open(&dir.table(), 2_048).unwrap().taken_over.is_none());
-    assert!(dir.names().len() == 2 && fs::read(&aside).unwrap() == bytes);
-    // Of another boot of the machine.
+    assert_eq!(dir.names(), ["conntrack", "conntrack.set-aside.1", "conntrack.set-aside.2"]);
+    assert!(fs::read(aside(2)).unwrap() == bytes);
+    // From another boot of the machine.
     let table = open(&dir.table(), 2_048).unwrap();
     assert!(table.taken_over.is_some());
     drop(table);
@@ -210,23 +214,30 @@ fn what_does_not_fit_is_set_aside_and_the_latest_is_kept() {
     let words = nomagic_sys::memory::file_words(std::os::fd::AsFd::as_fd(&file), Conntrack::words_needed(2_048)).unwrap();
     Conntrack::format(words, 2_048, 1, [1, 2]).unwrap().detach();
     assert!(open(&dir.table(), 2_048).unwrap().taken_over.is_none());
-    // No table at all.
+    // Not a table.
     fs::write(dir.table(), "something that somebody wrote").unwrap();
     assert!(open(&dir.table(), 2_048).unwrap().taken_over.is_none());
-    assert_eq!(fs::read_to_string(&aside).unwrap(), "something that somebody wrote");
+    assert_eq!(fs::read_to_string(aside(4)).unwrap(), "something that somebody wrote");
+    assert_eq!(
+        dir.names(),
+        ["conntrack", "conntrack.set-aside.2", "conntrack.set-aside.3", "conntrack.set-aside.4"],
+        "the oldest is removed"
+    );
+    // Of an earlier version, without a number.
+    fs::write(dir.0.join("conntrack.set-aside"), "").unwrap();
     assert!(remove(&dir.table()).unwrap() && !remove(&dir.table()).unwrap());
     assert!(dir.names().is_empty());
 }
 
 #[test]
-fn files_that_are_not_ours_alone_are_refused_by_name() {
+fn files_not_exclusive_to_this_process_are_refused_with_a_reason() {
     let dir = Dir::new("refused");
     let refused = |word: &str| {
         let (opened, removed) = (open(&dir.table(), 2_048).map(|t| t.taken_over), remove(&dir.table()));
         for text in [opened.unwrap_err().to_string(), removed.unwrap_err().to_string()] {
             assert!(text.contains("conntrack") && text.contains(word), "{text}");
         }
-        assert!(!dir.0.join("conntrack.set-aside").exists());
+        assert!(!dir.names().iter().any(|name| name.contains("set-aside")));
     };
     fs::write(dir.0.join("other"), "").unwrap();
     symlink(dir.0.join("other"), dir.table()).unwrap();
@@ -248,7 +259,7 @@ fn files_that_are_not_ours_alone_are_refused_by_name() {
     refused("user 65534");
     fs::remove_file(dir.table()).unwrap();
     assert!(Command::new("mkfifo").args(["-m", "600"]).arg(dir.table()).status().unwrap().success());
-    refused("no regular file");
+    refused("not a regular file");
     fs::remove_file(dir.table()).unwrap();
     assert!(open(&dir.0.join("nowhere/conntrack"), 2_048).map(drop).unwrap_err().to_string().contains("nowhere/conntrack"));
 }
@@ -259,11 +270,90 @@ fn a_file_system_without_room_is_an_error_and_not_a_signal() {
     dir.mount(&["-t", "tmpfs", "-o", "size=1m", "none"]);
     let text = open(&dir.table(), 65_536).map(drop).unwrap_err().to_string();
     assert!(text.contains("no room") && text.contains("conntrack"), "{text}");
-    assert_eq!(fs::metadata(dir.table()).unwrap().len(), 0, "what there was of it is given back");
+    assert_eq!(fs::metadata(dir.table()).unwrap().len(), 0, "the partial allocation is released");
     assert!(create(&open(&dir.table(), 1_024).unwrap().conntrack, flow(1)).is_ok(), "a smaller one fits");
 }
 
-/// Needs `sysctl vm.nr_hugepages=8` or more to see more than the refusal.
+#[test]
+fn a_file_that_is_cut_leaves_an_empty_table_that_works() {
+    let dir = Dir::new("cut");
+    for left in [0, 4_096, 200_000] {
+        let opened = open(&dir.table(), 4_096).unwrap();
+        let (table, file) = (opened.conntrack, opened.file.unwrap());
+        (0..1_000).for_each(|i| {
+            create(&table, flow(i)).unwrap();
+        });
+        assert_eq!(file.problem(), None);
+        OpenOptions::new().write(true).open(dir.table()).unwrap().set_len(left).unwrap();
+        // The last flow is beyond the end.
+        assert!(find(&table, &flow(999).original()).is_none());
+        let found = (0..1_000).filter(|i| find(&table, &flow(*i).original()).is_some()).count();
+        let created = (5_000..9_000).filter(|i| create(&table, flow(*i)).is_ok()).count();
+        assert_eq!(
+            (found, created, table.live()),
+            (0, 4_000, 4_000),
+            "cut to {left}: all are gone, and there is room for as many as before"
+        );
+        assert!((5_000..9_000).all(|i| find(&table, &flow(i).reply()).is_some()) && table.seed() == 1);
+        let problem = file.problem().unwrap();
+        assert!(problem.contains("was cut") && problem.contains("Restart nomagic"), "{problem}");
+        drop(file);
+        let next = open(&dir.table(), 4_096).unwrap();
+        assert!(next.taken_over.is_none(), "what is left of the file is no table");
+        drop(next);
+        assert!(remove(&dir.table()).unwrap());
+    }
+}
+
+/// Set to the file's path in the process that runs out of something.
+const SHORT: &str = "NOMAGIC_TEST_SHORT";
+
+#[test]
+fn a_shortage_leaves_the_file() {
+    if let Some(path) = std::env::var_os(SHORT) {
+        let error = open(Path::new(&path), 65_536).map(drop).expect_err("something is short").to_string();
+        return println!("refused: {error}");
+    }
+    let dir = Dir::new("short");
+    let first = open(&dir.table(), 65_536).unwrap();
+    (0..100).for_each(|i| {
+        create(&first.conntrack, flow(i)).unwrap();
+    });
+    drop(first);
+    let own = std::env::current_exe().unwrap();
+    let own = own.to_str().unwrap();
+    let test = ["--exact", "region::a_shortage_leaves_the_file", "--nocapture"];
+    // Address space for the process, but not for the reservation of the table; a descriptor for the file, but none for anything else.
+    let descriptors = |n: u32| format!("ulimit -n {n}; exec \"$0\" \"$@\"");
+    let mut said = Vec::new();
+    for limit in ["ulimit -v 1500000; exec \"$0\" \"$@\"".to_owned()].into_iter().chain((4..12).map(descriptors)) {
+        let out = Command::new("sh").args(["-c", &limit, own]).args(test).env(SHORT, dir.table()).output().unwrap();
+        said.push(format!("{limit}: {}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)));
+        assert_eq!(dir.names(), ["conntrack"], "{said:#?}");
+    }
+    assert!(said[0].contains("cannot be mapped") && said[0].contains("left as they are"), "{said:#?}");
+    assert!(said[1..].iter().any(|s| s.contains("raise the limit of open files")), "{said:#?}");
+    let next = open(&dir.table(), 65_536).unwrap();
+    assert_eq!(next.taken_over.map(|r| r.connections), Some(100), "{said:#?}");
+}
+
+#[test]
+fn a_file_on_a_disk_is_reported() {
+    let dir = Dir::new("disk");
+    let on_tmpfs = open(&dir.table(), 1_024).unwrap();
+    assert_eq!(on_tmpfs.file.unwrap().problem(), None);
+    // Neither a disk nor memory that stays: any other file system is reported.
+    let disk = std::env::current_dir().unwrap().join(format!("nmx-disk-{}", std::process::id()));
+    let opened = open(&disk, 1_024);
+    let _ = fs::remove_file(&disk);
+    let problem = opened.unwrap().file.unwrap().problem();
+    if nomagic_sys::mount::is_in_memory(&std::env::current_dir().unwrap()).unwrap() {
+        return println!("the sources are in memory here: {problem:?}");
+    }
+    assert!(problem.as_ref().is_some_and(|p| p.contains("tmpfs") && p.contains("nmx-disk")), "{problem:?}");
+}
+
+/// Tests more than the refusal only with `sysctl vm.nr_hugepages=8` or more.
 #[test]
 fn huge_pages_come_from_a_hugetlbfs() {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();

@@ -1,4 +1,4 @@
-//! Several workers on one table: queues owned, frames handed over, groups of ports, a worker that is stuck. Needs root.
+//! Several workers on one table: queue ownership, hand-over of frames, port groups, a stuck worker. Needs root.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
 
 #[test]
-fn point_1_queues_and_workers() {
+fn queues_are_spread_over_workers() {
     let (scene, mut config) = Scene::two_workers();
     config.hold_frames_max = 16;
     let mut edge = scene.start(config, true);
@@ -33,7 +33,7 @@ fn point_1_queues_and_workers() {
     let (over, taken) = (total(&status, |w| w.io.handed_over.packets), total(&status, |w| w.io.handed_in.packets));
     assert!(over > 1_000 && over == taken, "handed over {over}, taken over {taken}");
     assert!(status.workers.iter().all(|w| w.counts.frames.received.packets > 1_000), "both work");
-    // What is given back to the kernel leaves by worker 0's queue of the internal port, whoever received it.
+    // Frames returned to the kernel leave through worker 0's queue of the internal port, regardless of the receiving worker.
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
     widen(&mut edge, &rules);
@@ -53,13 +53,13 @@ fn point_1_queues_and_workers() {
 }
 
 #[test]
-fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
+fn a_slow_worker_loses_frames_only_with_a_reason() {
     let (scene, config) = Scene::two_workers();
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
     let flood = || {
         let socket = std::net::UdpSocket::bind("10.1.0.2:0").unwrap();
-        // Errors are the sender's own full queue.
+        // Errors mean that the sender's own queue is full.
         (0..20_000).filter(|_| socket.send_to(&[7; 30], (SERVICE, 80)).is_ok()).count()
     };
     let senders: Vec<_> = (0..4).map(|_| scene.client.spawn(flood)).collect();
@@ -68,7 +68,7 @@ fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
     let sent = total(&status, |w| w.frames.forwarded.packets) - total(&status, |w| w.io.handed_failed.packets);
     let failed = total(&status, |w| w.frames.dropped.packets + w.io.handed_failed.packets);
     let received = total(&status, |w| w.frames.received.packets);
-    assert_eq!(received, sent + failed, "every frame was sent or dropped by name");
+    assert_eq!(received, sent + failed, "every frame was sent or dropped with a reason");
     let reasons = |reason| total(&status, |w| w.reasons.drop[reason] + w.reasons.handed[reason]);
     let named: u64 = [Reason::HandoverFull, Reason::TxFull, Reason::PoolEmpty, Reason::WorkerGone].into_iter().map(reasons).sum();
     assert_eq!(failed, named, "{:?}", status.workers);
@@ -78,7 +78,7 @@ fn point_1_a_worker_that_does_not_keep_up_costs_named_frames_only() {
 }
 
 #[test]
-fn point_2_groups_and_sizes() {
+fn port_groups_and_frame_sizes() {
     let scene = Scene::new();
     scene.echo();
     let mut config = scene.config();
@@ -89,7 +89,7 @@ fn point_2_groups_and_sizes() {
     scene.transfer(SERVICE, 1_000_000);
     let status = settled(&edge);
     assert_eq!(status.pools.len(), 2, "the interfaces are one group, the internal port another");
-    assert_eq!(total(&status, |w| w.io.copied.packets), 0, "within a group without a copy");
+    assert_eq!(total(&status, |w| w.io.copied.packets), 0, "no copy within a group");
     let mut rules = FilterRules::default();
     rules.services.insert((ip(GATEWAY), 7777, Proto::Udp));
     widen(&mut edge, &rules);
@@ -106,7 +106,7 @@ fn point_2_groups_and_sizes() {
 }
 
 #[test]
-fn point_2_huge_pages_are_used_or_missed_by_name() {
+fn huge_pages_are_used_or_reported_missing() {
     let free = || -> u64 {
         let text = fs::read_to_string("/proc/meminfo").unwrap();
         let line = text.lines().find(|l| l.starts_with("HugePages_Free:")).unwrap();
@@ -137,37 +137,37 @@ fn point_2_huge_pages_are_used_or_missed_by_name() {
 }
 
 #[test]
-fn point_2_a_queue_count_that_does_not_fit_is_refused_by_name() {
+fn an_unsupported_queue_count_is_refused_with_a_reason() {
     let scene = Scene::new();
     scene.client_queues(300);
     let config = scene.config();
     let error = scene.gateway.run(move || Edge::start(config, services(0, &[]), Arc::new(Routes::default())).map(drop).unwrap_err());
-    assert!(error.to_string().contains("gc has 300 queues: 256 at the most"), "{error}");
+    assert!(error.to_string().contains("gc has 300 queues: at most 256"), "{error}");
     assert!(scene.gateway.link("gc").xdp.is_none() && !scene.state.exists(), "nothing was left behind");
 }
 
-/// How often a reason was met.
+/// The count of a reason once no frame moves.
 fn settled_reason(edge: &Edge, reason: Reason) -> u64 {
     let status = edge.status().unwrap();
     total(&status, |w| w.reasons.drop[reason])
 }
 
-/// Threads that shall be stuck, by their number; 0: none.
+/// Ids of the threads to be stuck; 0: none.
 static STUCK: [AtomicU32; 4] = [const { AtomicU32::new(0) }; 4];
 
-/// Runs in the thread that is stuck.
+/// Runs in the stuck thread.
 #[allow(unsafe_code, reason = "a signal handler")]
 extern "C" fn be_stuck(_: libc::c_int) {
-    // SAFETY: asks for the calling thread's number.
-    let tid = unsafe { libc::syscall(libc::SYS_gettid) } as u32;
+    // SAFETY: returns the calling thread's id.
+    let tid = unsafe { libc::gettid() }.cast_unsigned();
     let pause = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
     while STUCK.iter().any(|s| s.load(SeqCst) == tid) {
         // SAFETY: the structure is valid; nanosleep may be called in a signal handler.
-        unsafe { libc::nanosleep(&pause, std::ptr::null_mut()) };
+        unsafe { libc::nanosleep(&raw const pause, std::ptr::null_mut()) };
     }
 }
 
-/// Holds a worker of this scene's edge in a signal handler until dropped.
+/// Keeps a worker of this scene's edge in a signal handler until dropped.
 struct Stuck(&'static AtomicU32);
 
 impl Stuck {
@@ -182,11 +182,11 @@ impl Stuck {
         let tid: u32 = tasks.into_iter().find(|t| wanted(t)).unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
         let slot = STUCK.iter().find(|s| s.compare_exchange(0, tid, SeqCst, SeqCst).is_ok()).unwrap();
         let handler: extern "C" fn(libc::c_int) = be_stuck;
-        // SAFETY: the handler only does what is allowed in one; the thread runs until its edge is stopped, later.
-        unsafe {
-            libc::signal(libc::SIGUSR2, handler as *const () as libc::sighandler_t);
-            assert_eq!(libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR2), 0);
-        }
+        // SAFETY: the handler calls only async-signal-safe functions.
+        unsafe { libc::signal(libc::SIGUSR2, handler as *const () as libc::sighandler_t) };
+        // SAFETY: the signal has a handler now; the thread runs until its edge is stopped, later.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, libc::SIGUSR2) };
+        assert_eq!(sent, 0);
         Stuck(slot)
     }
 }
@@ -198,15 +198,15 @@ impl Drop for Stuck {
 }
 
 #[test]
-fn point_7_a_stuck_workers_queues_fail_safe_alone() {
+fn only_a_stuck_workers_queues_fail_safe() {
     let (scene, config) = Scene::two_workers();
     let mut edge = scene.start(config, true);
     scene.serve(&mut edge);
-    // The pod's port belongs to worker 1, the client's second queue too: its first queue and the internal port are worker 0's.
+    // The pod's port and the client's second queue belong to worker 1; the client's first queue and the internal port to worker 0.
     assert_eq!(scene.ping_pong(8, 50), 400);
     let before = settled(&edge);
     let stuck = Stuck::worker(&scene, 1);
-    // Worker 0 lives: it takes frames, and says why it cannot send them on. The kernel gets worker 1's in the end.
+    // Worker 0 is alive: it takes frames, and counts why it cannot send them. The kernel gets worker 1's frames after the grace period.
     scene.gateway.ip(&format!("addr add {SERVICE}/32 dev lo"));
     let socket = scene.gateway.run(|| std::net::UdpSocket::bind((SERVICE, 80)).unwrap());
     socket.set_read_timeout(Some(SHORT)).unwrap();
@@ -218,7 +218,7 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
             }
         });
     };
-    // At first it only does not keep up: the ring towards it fills.
+    // At first worker 1 is only slow: the hand-over ring to it fills.
     (0..10).for_each(|_| ask_from_many_ports());
     let full = settled_reason(&edge, Reason::HandoverFull);
     assert!(full > 0, "400 datagrams, half of them worker 0's, and a ring of 64");
@@ -230,15 +230,15 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
     until("the edge notices", SOON, || edge.workers_alive() == (1, 2));
     let status = edge.status().unwrap();
     assert!(status.workers[0].heartbeat_age_ns < 500_000_000 && status.workers[1].heartbeat_age_ns > 1_000_000_000);
-    assert!(status.workers[0].counts.frames.received.packets > before.workers[0].counts.frames.received.packets, "worker 0 goes on");
+    assert!(status.workers[0].counts.frames.received.packets > before.workers[0].counts.frames.received.packets, "worker 0 continues");
     assert!(status.workers[0].counts.reasons.drop[Reason::WorkerGone] > 0, "{:?}", status.workers[0].counts.reasons);
     let xdp = status.ports[0].xdp;
     assert!(xdp.dropped_stale > 0 && xdp.failed_open > 0, "{xdp:?}");
-    // New tables are in force although one worker does not look.
+    // New tables take effect although one worker does not switch to them.
     edge.publish_services(services(2, &[]));
     assert!(edge.wait_applied(SOON).is_some());
     scene.serve(&mut edge);
-    // It was only asleep: everything is as before.
+    // The worker was only asleep: everything works as before.
     drop((stuck, socket));
     scene.gateway.ip(&format!("addr del {SERVICE}/32 dev lo"));
     until("the worker is back", SOON, || edge.workers_alive() == (2, 2));
@@ -248,17 +248,17 @@ fn point_7_a_stuck_workers_queues_fail_safe_alone() {
 }
 
 #[test]
-fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
+fn a_veth_without_receive_side_scaling_is_served() {
     let (scene, config) = Scene::two_workers();
     let mut edge = scene.start(config, true);
     assert_eq!(edge.rss(), [None, None, None]);
     for port in edge.ports() {
-        assert_eq!(port.rss, Err(RssError::NotTold), "{}", port.name);
+        assert_eq!(port.rss, Err(RssError::Unsupported), "{}", port.name);
     }
     edge.publish_routes(Arc::new(scene.routes(&edge, 2, true).with_rss(edge.rss())));
     scene.serve(&mut edge);
     assert!((0..20).all(|_| scene.ask(SERVICE, 80, SOON)));
-    // A port that is gone is not asked, one that came back is.
+    // A missing port is not queried; one that has reappeared is.
     scene.gateway.ip("link delete gc");
     let tend = |scene: &Scene, mut edge: Edge| {
         scene.gateway.run(move || {
@@ -270,6 +270,6 @@ fn a_veth_tells_nothing_of_its_queues_and_is_served_all_the_same() {
     assert_eq!(edge.ports()[0].rss, Err(RssError::NotBound));
     scene.cable_client(2);
     edge = tend(&scene, edge);
-    assert_eq!(edge.ports()[0].rss, Err(RssError::NotTold));
+    assert_eq!(edge.ports()[0].rss, Err(RssError::Unsupported));
     edge.stop(true).unwrap();
 }

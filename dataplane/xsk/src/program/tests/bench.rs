@@ -9,15 +9,19 @@ use aya::maps::{MapInfo, PerCpuArray};
 use aya::programs::{TestRun, TestRunOptions};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::counters::XdpCounts;
-use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
+use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter, ReplyKey};
 use nomagic_core::tuple::{Proto, Tuple};
+use nomagic_core_fixtures::set_ipv4_checksum;
 use nomagic_sys::memory;
 use nomagic_sys::time::monotonic_ns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use crate::addressed::{Configured, PortMacs};
 use crate::config::EdgeConfig;
+use crate::denied::DeniedMaps;
 use crate::filter::FilterMaps;
-use crate::limits::InterfaceName;
+use crate::limits::{InterfaceName, VlanId};
+use crate::link::Link;
 use crate::program::{self, Constants};
 use crate::status::read_xdp;
 
@@ -25,14 +29,22 @@ pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
 pub const REDIRECT: u32 = 4;
 const BUCKETS: u32 = 64;
-/// What the kernel always routes to the internal port.
+/// Addresses that the kernel always routes to the internal port.
 const INTERNAL: [&str; 2] = ["169.254.78.78", "fd4e::78"];
-const SEED: u32 = 0x1234_5678;
+const KEY: ReplyKey = ReplyKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+/// The port's address, to which all frames here are addressed.
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// That of its bridge, and a configured one (VRRP).
+pub const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x2b];
+pub const VRRP_MAC: [u8; 6] = [0, 0, 0x5e, 0, 1, 0xa];
+/// The only VLAN that is captured.
+pub const VLAN: u16 = 7;
 
 /// A loaded program with an AF_XDP socket on queue 0 and a live worker.
 pub struct Bench {
     pub ebpf: Ebpf,
     pub maps: FilterMaps,
+    pub denied: DeniedMaps,
     pub replies: ReplyFilter<'static>,
     pub heartbeat: &'static std::sync::atomic::AtomicU64,
     pub config: EdgeConfig,
@@ -45,31 +57,48 @@ impl Bench {
     }
 
     pub fn with_buckets(buckets: u32, take_everything: bool) -> Bench {
-        let constants = Constants {
-            reply_buckets: buckets,
-            reply_seed: SEED,
-            take_everything,
+        Bench::with_constants(Constants { reply_buckets: buckets, take_everything, ..Bench::constants() })
+    }
+
+    pub fn constants() -> Constants {
+        let macs: String = VRRP_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        Constants {
+            reply_buckets: BUCKETS,
+            reply_key: KEY,
+            take_everything: false,
             redirect_to: 0,
             internal: INTERNAL.map(|a| a.parse().ok()),
-        };
+            configured: Configured::new(&[macs.parse().unwrap()], &[VlanId::from_static(VLAN.into())]),
+        }
+    }
+
+    /// The port's interface, as the kernel would describe it.
+    pub fn link(mac: [u8; 6], master_mac: Option<[u8; 6]>) -> Link {
+        Link { name: "test".into(), ifindex: 1, mac, mtu: 1500, state: crate::link::LinkState::Up, xdp: None, master_mac }
+    }
+
+    pub fn with_constants(constants: Constants) -> Bench {
+        let buckets = constants.reply_buckets;
         let mut ebpf = program::load("test", constants, None).expect("loading needs root");
+        program::set_macs(&mut ebpf, PortMacs::of(&Bench::link(MAC, Some(BRIDGE_MAC)))).unwrap();
         let config = EdgeConfig::new("/nowhere", vec![InterfaceName::from_static("test")]);
         program::write_settings(&mut ebpf, &config).unwrap();
         let fd = |ebpf: &Ebpf, name| match ebpf.map(name) {
             Some(aya::maps::Map::Array(data)) => data.fd().as_fd().try_clone_to_owned().unwrap(),
-            _ => panic!("{name} is no array"),
+            _ => panic!("{name} is not an array"),
         };
         let words = memory::bpf_words32(fd(&ebpf, "replies").as_fd(), buckets as usize * BUCKET_SLOTS).unwrap();
         let heartbeats = memory::bpf_words64(fd(&ebpf, "heartbeats").as_fd(), 64).unwrap();
         heartbeats[0].store(monotonic_ns(), Relaxed);
         let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
         program::connect_queue(&mut ebpf, 0, socket.as_fd(), 0).unwrap();
-        let maps = FilterMaps::open(&mut ebpf).unwrap();
-        let replies = ReplyFilter::new(words, SEED).unwrap();
-        Bench { ebpf, maps, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }
+        let (maps, denied) = (FilterMaps::open(&mut ebpf).unwrap(), DeniedMaps::open(&mut ebpf).unwrap());
+        let owners = memory::anonymous32(words.len()).unwrap();
+        let replies = ReplyFilter::new(words, owners, constants.reply_key).unwrap();
+        Bench { ebpf, maps, denied, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }
     }
 
-    /// Makes the filter take exactly this, as control does: first it is widened, then narrowed.
+    /// Makes the filter's rules exactly these, as control does: widened first, then narrowed.
     pub fn apply(&mut self, rules: &FilterRules) {
         let surplus = self.maps.rules().without(rules);
         self.maps.add(rules).unwrap();
@@ -81,7 +110,7 @@ impl Bench {
         program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() }).unwrap().return_value
     }
 
-    /// Entries of a map at the most.
+    /// Maximum number of entries of a map.
     pub fn map_size(&mut self, map: &str) -> usize {
         let ids = program::program(&mut self.ebpf).unwrap().info().unwrap().map_ids().unwrap().expect("the kernel names them");
         let mut infos = ids.into_iter().map(|id| MapInfo::from_id(id).unwrap());
@@ -95,13 +124,24 @@ impl Bench {
         read_xdp(&PerCpuArray::try_from(map).unwrap()).unwrap()
     }
 
-    /// What the rules say about a packet.
+    /// Runs the program once on a frame: the action, and the outcome that it counted.
+    pub fn outcome(&mut self, frame: &[u8]) -> (u32, &'static str) {
+        let before = self.counters();
+        self.heartbeat.store(monotonic_ns(), Relaxed);
+        let action = self.run(frame);
+        let counted =
+            self.counters().iter().zip(before.iter()).filter(|((_, after), (_, before))| after != before).map(|(after, _)| after.0);
+        let counted: Vec<&str> = counted.collect();
+        let [outcome] = counted[..] else { panic!("{counted:?}: {frame:x?}") };
+        (action, outcome)
+    }
+
+    /// Whether the rules match a packet.
     pub fn ours(&self, t: &Tuple) -> bool {
         let (dst, rules) = (t.dst_addr(), self.maps.rules());
         rules.services.contains(&(dst, t.dport, t.proto))
             || rules.addresses.contains(&dst)
             || rules.service_cidrs.iter().any(|p| p.contains(dst))
-            || rules.snat.iter().any(|(a, first, last)| *a == dst && (*first..=*last).contains(&t.dport))
             || self.replies.contains(t)
     }
 }
@@ -115,22 +155,22 @@ pub fn tuple(proto: Proto, src: &str, dst: &str) -> Tuple {
     Tuple::new(proto, s.ip(), s.port(), d.ip(), d.port()).unwrap()
 }
 
-/// How a frame is dressed.
+/// Encapsulation and options of a test frame.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Dress {
     pub vlan_tags: usize,
     pub ipv4_options: usize,
     /// IPv6 extension headers, by number.
     pub extensions: &'static [u8],
-    /// Fragment offset and flags, where the family has them.
+    /// Fragment offset and flags, in families that have them.
     pub fragment: u16,
 }
 
 pub fn frame(t: &Tuple, dress: Dress) -> Vec<u8> {
     let l4_len = if t.proto == Proto::Udp { 8 } else { 20 };
-    let mut f = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    let mut f = [MAC, [2, 0, 0, 0, 0, 2]].concat();
     for i in 0..dress.vlan_tags {
-        f.extend(if i + 1 < dress.vlan_tags { [0x88, 0xa8, 0, 5] } else { [0x81, 0, 0, 7] });
+        f.extend(if i + 1 < dress.vlan_tags { [0x88, 0xa8, 0, 5] } else { [0x81, 0, 0, VLAN as u8] });
     }
     match (t.src_addr(), t.dst_addr()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -141,6 +181,8 @@ pub fn frame(t: &Tuple, dress: Dress) -> Vec<u8> {
             f.extend(src.octets());
             f.extend(dst.octets());
             f.extend(std::iter::repeat_n(1, dress.ipv4_options * 4));
+            let l3 = f.len() - header;
+            set_ipv4_checksum(&mut f, l3);
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let mut chain = Vec::new();
@@ -183,3 +225,28 @@ pub const DRESSES: [Dress; 8] = [
     Dress { vlan_tags: 3, ipv4_options: 0, extensions: &[], fragment: 0 },
     Dress { vlan_tags: 1, ipv4_options: 2, extensions: &[0, 0, 0, 0, 0, 0, 0, 0, 0], fragment: 0x0010 },
 ];
+
+/// What the program says of a frame before it looks at more than whose it is: a second opinion, written without it. `None`: the port's, and sound as
+/// far as the IPv4 header tells.
+pub fn refused(frame: &[u8]) -> Option<&'static str> {
+    let word = |at: usize| frame.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
+    if ![MAC, BRIDGE_MAC, VRRP_MAC].iter().any(|mac| frame.starts_with(mac)) {
+        return Some("pass_other_mac");
+    }
+    let mut at = 12;
+    if word(12)? == 0x8100 {
+        word(16)?; // else the tag is cut short
+        if ![0, VLAN].contains(&(word(14)? % 4096)) {
+            return Some("pass_vlan");
+        }
+        at = 16;
+    }
+    let ip = match word(at)? {
+        0x8100 | 0x88a8 | 0x9100 => return Some("pass_vlan"),
+        0x0800 => frame.get(at + 2..).filter(|ip| ip.len() >= 20 && ip[0] >> 4 == 4)?,
+        _ => return None,
+    };
+    let header = ip.get(..usize::from(ip[0] & 15) * 4).filter(|header| header.len() >= 20)?;
+    let sum = header.chunks(2).fold(0, |sum: u64, pair| sum + u64::from(pair[0]) * 256 + u64::from(pair[1]));
+    (sum % 0xffff != 0).then_some("pass_ipv4_checksum")
+}
