@@ -1,11 +1,11 @@
-//! What `explain` answers about a packet.
+//! The answer of `explain` about a packet.
 
 use std::net::IpAddr;
 
 use nomagic_core::reason::Reason;
 use serde::{Deserialize, Serialize};
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -13,24 +13,23 @@ pub enum Verdict {
     Forward,
     /// Answered with ICMP port unreachable, or with a TCP reset.
     Reject,
-    /// Silence.
+    /// Dropped silently.
     Drop,
-    /// Waits until the next hop's MAC address is known; only of a running gateway.
+    /// Held until the next hop's MAC address is known; only in answers of a running gateway.
     Hold,
-    /// For the health check server of the proxy itself.
+    /// For the proxy's own health check server.
     Local,
-    /// Not nomagic's business: the kernel goes on with it.
+    /// Not for nomagic: left to the kernel.
     Pass,
 }
 
-/// The answer about one flow; the fields are those of the JSON output, in its order.
+/// The answer about one flow. The JSON output has these fields in this order.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Answer {
-    /// The question, as it was put.
+    /// The question's text.
     pub flow: String,
-    /// What becomes of the packet.
     pub verdict: Verdict,
-    /// Why, as the metric label; `null` when it is forwarded.
+    /// The reason, as the metric label; `null` when forwarded.
     pub reason: Option<String>,
     /// `namespace/name`
     pub service: Option<String>,
@@ -40,12 +39,21 @@ pub struct Answer {
     pub address: Option<String>,
     /// All candidates.
     pub backends: Vec<String>,
-    /// The one that this flow gets.
+    /// The backend that this flow gets; if the answer is not `certain`, only one of those that it may get.
     pub chosen: Option<String>,
-    /// The address that replaces the client's, if it is replaced. Its port is chosen at run time.
+    /// False if the flow may get any of several backends, because the seed of the gateway's hash is not known. `chosen` is then the backend
+    /// for the seed 0, and `snat` and the verdict are those of that backend.
+    #[serde(default = "always")]
+    pub certain: bool,
+    /// The address that replaces the client's, if any. Its port is chosen at run time.
     pub snat: Option<IpAddr>,
-    /// The story in words.
+    /// The explanation in sentences.
     pub steps: Vec<String>,
+}
+
+/// An answer without the field is from a gateway, which knows its seed.
+fn always() -> bool {
+    true
 }
 
 impl Answer {
@@ -59,6 +67,7 @@ impl Answer {
             address: None,
             backends: Vec::new(),
             chosen: None,
+            certain: true,
             snat: None,
             steps: Vec::new(),
         }

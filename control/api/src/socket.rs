@@ -1,38 +1,49 @@
-//! The control socket: a client sends a line with a request and gets a line with the answer, both one JSON object.
+//! The control socket. A client sends one line with a request and receives one line with the answer; both are JSON objects.
 //!
 //! ```text
 //! {"version":1,"request":{"status":{}}}
 //! {"version":1,"response":{"status":{"schema":1,"ready":true,...}}}
-//! {"version":1,"error":"unknown request `flows`; known: status, explain"}
+//! {"version":1,"error":"unknown request `flows`; known: status, explain, deny_add, deny_remove, deny_list, drain, log"}
 //! ```
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Status;
+use crate::deny::{DenyChange, DenyReport};
 use crate::explain::Answer;
 
-/// The version that this program speaks.
+/// The protocol version of this program.
 pub const VERSION: u32 = 1;
-/// Bytes of a request at the most, with the end of its line.
+/// Maximum length of a request in bytes, including the newline.
 pub const REQUEST_MAX: u64 = 4_096;
-/// Bytes of an answer at the most.
+/// Maximum length of an answer in bytes.
 pub const ANSWER_MAX: u64 = 256 << 20;
 
-/// What a client may ask for.
+/// A client's request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// The gateway's [`Status`].
     Status {},
-    /// What becomes of a packet now, by the tables, flows and routes of the gateway; `flow` is written as for `nomagic explain`.
+    /// What happens to a packet now, with the gateway's tables, flows and routes; `flow` has the notation of `nomagic explain`.
     Explain { flow: String },
+    /// Denies a prefix, for a time or, without one, until it is removed. A prefix that is denied by command gets the new time.
+    DenyAdd { prefix: String, for_s: Option<u64> },
+    /// Takes a [`Request::DenyAdd`] back.
+    DenyRemove { prefix: String },
+    /// The deny list, with what each prefix has dropped.
+    DenyList {},
+    /// Tells load balancers to leave, or (`on: false`) to come back. Traffic goes on.
+    Drain { on: bool },
+    /// Logs from this level on until the process ends; `None` only asks.
+    Log { level: Option<String> },
 }
 
 /// The names of all requests.
-const KNOWN: [&str; 2] = ["status", "explain"];
+const KNOWN: [&str; 7] = ["status", "explain", "deny_add", "deny_remove", "deny_list", "drain", "log"];
 
-/// What a gateway answers.
+/// A gateway's answer to a request.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
@@ -40,6 +51,14 @@ pub enum Response {
     Status(Box<Status>),
     /// To [`Request::Explain`].
     Explain(Box<Answer>),
+    /// To [`Request::DenyAdd`] and [`Request::DenyRemove`].
+    DenyChange(DenyChange),
+    /// To [`Request::DenyList`].
+    DenyReport(DenyReport),
+    /// To [`Request::Drain`].
+    Drain { on: bool },
+    /// To [`Request::Log`]: the level now.
+    Log { level: String },
 }
 
 #[derive(Deserialize)]
@@ -63,12 +82,12 @@ enum Outcome {
 }
 
 impl Request {
-    /// The line to send, with its end.
+    /// The line to send, including the newline.
     pub fn line(&self) -> String {
         format!("{}\n", serde_json::json!({ "version": VERSION, "request": self }))
     }
 
-    /// Reads a client's line. `Err` is the answer to give instead, in words.
+    /// Parses a client's line. `Err` is the error message to answer with.
     pub fn parse(line: &str) -> Result<Request, String> {
         let call: Call = serde_json::from_str(line)
             .map_err(|e| format!("not a request ({e}); one is a line like {}", Request::Status {}.line().trim_end()))?;
@@ -87,18 +106,18 @@ impl Request {
     }
 }
 
-/// The line that answers a request, with its end.
+/// The line that answers a request, including the newline.
 pub fn reply(outcome: Result<Response, String>) -> String {
     let outcome = match outcome {
         Ok(response) => Outcome::Response(response),
         Err(error) => Outcome::Error(error),
     };
     let line = serde_json::to_string(&Reply { version: VERSION, outcome });
-    // No map here has keys that are not text, so that nothing can fail.
+    // Cannot fail: all maps have string keys.
     line.unwrap_or_else(|e| format!("{{\"version\":{VERSION},\"error\":\"the answer cannot be written: {e}\"}}")) + "\n"
 }
 
-/// Reads a gateway's line. `Err` says why there is no answer.
+/// Parses a gateway's line. `Err` says why there is no answer.
 pub fn parse_reply(line: &str) -> Result<Response, String> {
     #[derive(Deserialize)]
     struct Version {
@@ -120,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_and_answers_are_lines_that_come_back_as_they_were() {
+    fn requests_and_answers_round_trip() {
         assert_eq!(Request::Status {}.line(), "{\"request\":{\"status\":{}},\"version\":1}\n");
         assert_eq!(Request::parse(&Request::Status {}.line()), Ok(Request::Status {}));
         let status = Response::Status(Box::new(Status { uptime_s: 9, ..Status::default() }));
@@ -133,7 +152,16 @@ mod tests {
 
     #[test]
     fn every_known_request_can_be_made() {
-        let requests = [Request::Status {}, Request::Explain { flow: "udp 10.0.0.1:1 -> 10.0.0.2:53".into() }];
+        let prefix = "192.0.2.0/24".to_owned();
+        let requests = [
+            Request::Status {},
+            Request::Explain { flow: "udp 10.0.0.1:1 -> 10.0.0.2:53".into() },
+            Request::DenyAdd { prefix: prefix.clone(), for_s: Some(600) },
+            Request::DenyRemove { prefix },
+            Request::DenyList {},
+            Request::Drain { on: true },
+            Request::Log { level: Some("debug".into()) },
+        ];
         assert_eq!(requests.len(), KNOWN.len());
         for (request, name) in requests.iter().zip(KNOWN) {
             assert!(request.line().contains(&format!("{{\"{name}\":")), "{name}");
@@ -142,17 +170,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_answered_in_words() {
+    fn invalid_requests_are_answered_with_an_error() {
         for (line, words) in [
             ("status", "not a request"),
             ("", "not a request"),
             ("{}", "missing field `version`"),
             (r#"{"version":2,"request":{"status":{}}}"#, "this gateway speaks version 1"),
-            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `flows`; known: status, explain"),
+            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `flows`; known: status, explain, deny_add"),
             (r#"{"version":1,"request":"status"}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":{},"flows":{}}}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":7}}"#, "request `status`: "),
             (r#"{"version":1,"request":{"explain":{}}}"#, "request `explain`: missing field `flow`"),
+            (r#"{"version":1,"request":{"deny_add":{"for_s":1}}}"#, "request `deny_add`: missing field `prefix`"),
+            (r#"{"version":1,"request":{"deny_add":{"prefix":"::/0","for_s":-1}}}"#, "request `deny_add`: "),
         ] {
             let error = Request::parse(line).unwrap_err();
             assert!(error.contains(words), "{line}: {error}");

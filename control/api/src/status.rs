@@ -1,28 +1,38 @@
 //! The status of a gateway, at one moment.
 //!
-//! Field names are the keys in JSON. Within a schema version fields are only added: a reader passes over those that it does not know and
-//! takes those that are missing as zero or empty.
+//! Field names are the keys in JSON. Within a schema version, fields are only added: a reader ignores unknown fields and takes missing ones
+//! as zero or empty.
+
+mod ports;
 
 use std::path::PathBuf;
 
-use nomagic_core::counters::{SocketCounts, Volume, WorkerCounts, XdpCounts};
+use nomagic_core::counters::{Volume, WorkerCounts};
 use serde::{Deserialize, Serialize};
 
-/// Version of the schema; raised when a field goes or changes its meaning.
+use crate::deny::Deny;
+
+pub use ports::{PortLink, RedirectPort, Rss, StatusPort, Xdp, XdpMode};
+
+/// Version of the schema; raised when a field is removed or changes its meaning.
 pub const SCHEMA: u32 = 1;
 
-/// The status of a gateway. One that waits for its first objects has no workers yet.
+/// The status of a gateway. It has no workers yet while it waits for its first objects.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
     /// See [`SCHEMA`].
     pub schema: u32,
-    /// All tables are in force, all ports bound and all workers alive.
+    /// It can carry: all tables are in force, all workers are alive, and all ports are bound and have a carrier.
     pub ready: bool,
     /// Why it is not ready.
     pub not_ready: Vec<String>,
+    /// `nomagic drain` has told load balancers to leave.
+    pub draining: bool,
     pub uptime_s: u64,
-    /// The watch of an API server; none when objects come from files.
+    /// Where the seed of the hash that chooses endpoints comes from; `None`: it is not chosen yet. The seed itself is never shown.
+    pub hash_seed_source: Option<SeedSource>,
+    /// The watch of an API server; `None` if objects come from files.
     pub api: Option<ApiWatch>,
     pub workers: Vec<Worker>,
     /// Workers that are neither dead nor stuck.
@@ -31,18 +41,24 @@ pub struct Status {
     pub conntrack: Conntrack,
     pub snat: Snat,
     pub replies: Replies,
-    /// The packet memories. Each adds up while nothing moves.
+    /// The packet memories. Each account is consistent while nothing moves.
     pub pools: Vec<Pool>,
-    pub ports: Vec<Port>,
+    pub ports: Vec<StatusPort>,
     pub redirect_ports: Vec<RedirectPort>,
-    /// What the XDP program did on all redirect ports.
+    /// The XDP program's counters, summed over all redirect ports.
     pub redirect_xdp: Xdp,
+    /// The deny list; what it drops is in [`StatusPort::xdp`].
+    pub deny: Deny,
     pub services: Services,
     pub routes: Table,
-    /// What Services' backends carried, sorted: those whose counters came first, up to a limit.
+    /// The traffic of the Services' backends, sorted: those that got counters first, up to a limit.
     pub targets: Vec<Target>,
-    /// What the others carried.
+    /// The traffic of all other backends.
     pub targets_beyond: Beyond,
+    /// Service ports that have no backends or have refused packets, sorted, up to a limit.
+    pub service_ports: Vec<ServicePort>,
+    /// The number of such ports beyond the limit.
+    pub service_ports_beyond: u64,
 }
 
 impl Default for Status {
@@ -51,7 +67,9 @@ impl Default for Status {
             schema: SCHEMA,
             ready: false,
             not_ready: Vec::new(),
+            draining: false,
             uptime_s: 0,
+            hash_seed_source: None,
             api: None,
             workers: Vec::new(),
             workers_alive: 0,
@@ -63,18 +81,46 @@ impl Default for Status {
             ports: Vec::new(),
             redirect_ports: Vec::new(),
             redirect_xdp: Xdp::default(),
+            deny: Deny::default(),
             services: Services::default(),
             routes: Table::default(),
             targets: Vec::new(),
             targets_beyond: Beyond::default(),
+            service_ports: Vec::new(),
+            service_ports_beyond: 0,
         }
     }
 }
 
 impl Status {
     /// The port with this interface.
-    pub fn port(&self, name: &str) -> Option<&Port> {
+    pub fn port(&self, name: &str) -> Option<&StatusPort> {
         self.ports.iter().find(|p| p.name == name)
+    }
+}
+
+/// The source of the seed of the hash that chooses endpoints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeedSource {
+    /// `hash.seed`.
+    Configured,
+    /// `hash.seedFile`.
+    File,
+    /// The UID of the Namespace kube-system.
+    Cluster,
+    /// Chosen at random and kept in the state directory.
+    Random,
+}
+
+impl std::fmt::Display for SeedSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            SeedSource::Configured => "configured (hash.seed)",
+            SeedSource::File => "file (hash.seedFile)",
+            SeedSource::Cluster => "cluster (the UID of the Namespace kube-system)",
+            SeedSource::Random => "random (kept in the state directory; every gateway has its own)",
+        })
     }
 }
 
@@ -93,15 +139,15 @@ pub struct KindWatch {
     pub state: WatchState,
     /// Seconds in this state.
     pub for_s: u64,
-    /// All objects were listed once.
+    /// Whether all objects were listed at least once.
     pub listed: bool,
     pub objects: usize,
-    /// Seconds since the server sent anything.
+    /// Seconds since the server last sent anything.
     pub heard_s_ago: Option<u64>,
     pub lists: u64,
     pub events: u64,
     pub faults: u64,
-    /// The last fault.
+    /// The latest fault.
     pub error: Option<String>,
 }
 
@@ -111,7 +157,7 @@ pub struct KindWatch {
 pub enum WatchState {
     Connected,
     Connecting,
-    /// It was connected, or could not be.
+    /// The connection was lost, or could not be established.
     Away,
 }
 
@@ -130,53 +176,53 @@ impl std::fmt::Display for WatchState {
 #[serde(default)]
 pub struct Worker {
     pub id: u32,
-    /// Its thread runs.
+    /// Whether its thread runs.
     pub alive: bool,
     pub heartbeat_age_ns: u64,
-    /// Frames that wait for a neighbour now.
+    /// Frames held for a neighbour now.
     pub held_now: u64,
     #[serde(flatten)]
     pub counts: WorkerCounts,
 }
 
-/// All workers together.
+/// The sums over all workers.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Frames that wait for a neighbour now.
+    /// Frames held for a neighbour now.
     pub held_now: u64,
     #[serde(flatten)]
     pub counts: WorkerCounts,
 }
 
-/// The connection table; what happened in it is counted in [`Totals`].
+/// The connection table; its events are counted in [`Totals`].
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Conntrack {
-    /// Connections known.
+    /// The number of connections.
     pub live: u64,
     pub capacity: u32,
-    /// The file that holds it, if it outlives the process.
+    /// The table's file, if it outlives the process.
     pub file: Option<PathBuf>,
-    /// What an earlier process left in the file.
+    /// What was recovered from an earlier process's file.
     pub taken_over: Option<TakenOver>,
     /// Connections ended because their endpoint no longer serves.
     pub endpoint_gone: u64,
-    /// Walks over the whole table that looked for those.
+    /// Scans of the whole table for those connections.
     pub walks: u64,
 }
 
-/// Connections that were found in the file.
+/// Connections recovered from the file.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TakenOver {
-    /// Connections that go on.
+    /// Connections that continue.
     pub connections: u32,
     /// Connections that were half created, half ended or damaged.
     pub not_whole: u32,
-    /// Connections that were whole but no longer wanted.
+    /// Connections that were intact but no longer fit the configuration.
     pub unwanted: u32,
-    /// The earlier process ended in order.
+    /// Whether the earlier process shut down cleanly.
     pub detached: bool,
 }
 
@@ -184,16 +230,20 @@ pub struct TakenOver {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Snat {
-    /// Connections with a source port of the gateway's.
+    /// Connections with a source port allocated by the gateway.
     pub connections: u64,
     /// The most source ports in use towards one endpoint.
     pub fullest_endpoint: u64,
-    /// The most source ports that one client or one Service holds towards one endpoint.
-    pub largest_share: u64,
-    /// Source ports that there are towards one endpoint.
+    /// The most source ports that a single client holds towards one endpoint.
+    pub largest_client_share: u64,
+    /// The most that a single Service holds.
+    pub largest_service_share: u64,
+    /// The number of source ports towards one endpoint, for each SNAT address.
     pub ports: u64,
-    /// The most of them that one client or one Service may hold.
-    pub share_max: u64,
+    /// The most of them that a single client may hold.
+    pub client_share_max: u64,
+    /// The most that a single Service may hold.
+    pub service_share_max: u64,
 }
 
 /// The reply filter.
@@ -204,7 +254,7 @@ pub struct Replies {
     pub capacity: u64,
 }
 
-/// Where the frames of a packet memory are.
+/// The locations of a packet memory's frames.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pool {
@@ -214,97 +264,16 @@ pub struct Pool {
     pub tx: u32,
     pub held: u32,
     pub in_hand: u32,
-    /// On their way between workers; below zero for the one moment in which one worker has counted a frame and the other has not.
+    /// In transit between workers; negative while only one of two workers has counted a frame.
     pub handed_over: i32,
 }
 
 impl Pool {
-    /// Whether every frame is somewhere.
+    /// Whether every frame is accounted for.
     pub fn closes(&self) -> bool {
         let here = self.free + self.fill + self.tx + self.held + self.in_hand;
         i64::from(here) + i64::from(self.handed_over) == i64::from(self.total)
     }
-}
-
-/// A port: an interface with AF_XDP sockets on its queues.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Port {
-    pub name: String,
-    pub ifindex: u32,
-    pub mtu: u32,
-    pub queues: u32,
-    /// The worker that owns each queue.
-    pub owners: Vec<u16>,
-    /// Its XDP program is attached and all its queues are bound.
-    pub bound: bool,
-    /// The same in words, and why not.
-    pub condition: String,
-    pub rebinds: u64,
-    pub xdp_mode: XdpMode,
-    pub zero_copy: bool,
-    pub rss: Rss,
-    pub xdp: Xdp,
-    /// By queue.
-    pub sockets: Vec<SocketCounts>,
-}
-
-/// Where XDP runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum XdpMode {
-    /// In the driver.
-    Native,
-    /// After the kernel has built an skb.
-    Generic,
-}
-
-impl std::fmt::Display for XdpMode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            XdpMode::Native => "native",
-            XdpMode::Generic => "generic",
-        })
-    }
-}
-
-/// Whether the queue of an answer is known beforehand, so that source ports are chosen by it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Rss {
-    /// By the NIC's table of so many entries.
-    Predicted { entries: usize },
-    /// Why not.
-    Unknown { because: String },
-}
-
-/// What the XDP program did.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Xdp {
-    /// All frames: passed, taken and dropped.
-    pub received: u64,
-    /// Left to the kernel.
-    pub passed: u64,
-    pub dropped: u64,
-    /// One by one.
-    #[serde(flatten)]
-    pub counts: XdpCounts,
-}
-
-impl From<XdpCounts> for Xdp {
-    fn from(counts: XdpCounts) -> Xdp {
-        Xdp { received: counts.received(), passed: counts.passed(), dropped: counts.dropped(), counts }
-    }
-}
-
-/// A redirect port: an interface whose taken frames go to the internal port.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct RedirectPort {
-    pub name: String,
-    pub ifindex: u32,
-    pub xdp_mode: XdpMode,
-    pub bound: bool,
-    pub condition: String,
 }
 
 /// The service table.
@@ -315,19 +284,21 @@ pub struct Services {
     pub table: Table,
     /// Service ports.
     pub ports: usize,
-    /// Addresses and ports that they are reached at.
+    /// The number of addresses and ports where they answer.
     pub addresses: usize,
-    /// Problems of the objects in force, and of what else the gateway depends on.
+    /// Current problems of the objects and of the gateway's environment.
     pub problems: Vec<String>,
+    /// Objects that a Service proxy sets aside by design, such as headless Services: a line for each reason, with the first names.
+    pub set_aside: Vec<String>,
 }
 
 /// A table that workers read.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Table {
-    /// Of the table published last.
+    /// Generation of the latest published table.
     pub generation: u64,
-    /// Every worker uses that one.
+    /// Whether every worker uses it.
     pub applied: bool,
 }
 
@@ -337,7 +308,7 @@ pub struct Target {
     pub namespace: String,
     pub service: String,
     pub port_name: String,
-    /// The Service port's number; none for one that is no longer there.
+    /// The Service port's number; `None` if it no longer exists.
     pub port: Option<u16>,
     pub protocol: String,
     /// `address:port`.
@@ -346,31 +317,75 @@ pub struct Target {
     pub carried: Carried,
 }
 
+/// A Service port that has no backends or has refused packets.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServicePort {
+    pub namespace: String,
+    pub service: String,
+    pub port_name: String,
+    pub port: u16,
+    pub protocol: String,
+    /// The number of its backends.
+    pub backends: usize,
+    /// Packets that its Service rejected: their sender was told, within limits.
+    pub rejected: u64,
+    /// Packets to it that were dropped in silence, by policy or for want of something.
+    pub dropped: u64,
+}
+
+impl ServicePort {
+    /// In the notation `namespace/name:port/protocol`.
+    pub fn service_port(&self) -> String {
+        format!("{}/{}:{}/{}", self.namespace, self.service, self.port, self.protocol)
+    }
+}
+
 impl Target {
-    /// The Service port as people write it: `namespace/name:port/protocol`.
+    /// The Service port in the notation `namespace/name:port/protocol`.
     pub fn service_port(&self) -> String {
         let port = self.port.map_or_else(|| self.port_name.clone(), |port| port.to_string());
         format!("{}/{}:{port}/{}", self.namespace, self.service, self.protocol)
     }
 }
 
-/// What backends carried.
+/// Traffic of backends.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Carried {
     /// Connections opened.
     pub flows: u64,
+    /// Connections refused because there was no SNAT port for them.
+    pub snat_refused: u64,
+    /// Connections refused by the limit of new ones a second.
+    pub rate_limited: u64,
+    /// Connections refused because their client had as many to the Service as it may.
+    pub client_limited: u64,
     pub to_backend: Volume,
     pub to_client: Volume,
+}
+
+impl Carried {
+    /// Adds another one's counts.
+    pub fn add(&mut self, other: &Carried) {
+        self.flows += other.flows;
+        self.snat_refused += other.snat_refused;
+        self.rate_limited += other.rate_limited;
+        self.client_limited += other.client_limited;
+        for (sum, volume) in [(&mut self.to_backend, &other.to_backend), (&mut self.to_client, &other.to_client)] {
+            sum.packets += volume.packets;
+            sum.bytes += volume.bytes;
+        }
+    }
 }
 
 /// Pairs of a Service port and a backend beyond the limit of [`Status::targets`].
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Beyond {
-    /// How many there are now.
+    /// The current number of such pairs.
     pub targets: u64,
-    /// What they and their predecessors carried.
+    /// The traffic of these pairs and of earlier ones beyond the limit.
     #[serde(flatten)]
     pub carried: Carried,
 }

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn new_different_and_gone_count_and_what_is_gone_has_no_trigger() {
+    fn added_changed_and_removed_objects_count_and_removed_ones_have_no_trigger() {
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01.25Z");
         let before = [
             service("same", "10.0.0.1", 1),
@@ -102,7 +102,7 @@ mod tests {
         let all = Changes::of(&all, &index);
         assert_eq!((all.services, all.slices, all.triggers.len()), (3, 3, 3));
 
-        // There and back, and anything else in between, is no change.
+        // Changes that cancel out are no change.
         let other = slice("same", "10.1.0.77", late);
         assert!(index.apply(other) && index.delete(Kind::EndpointSlice, &slice("same", "10.1.0.1", late).key().clone()));
         for kind in [Kind::Service, Kind::EndpointSlice] {

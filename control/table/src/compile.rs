@@ -3,6 +3,7 @@
 //! All of kube-proxy's rules about readiness, traffic policies, topology and masquerading are applied here, once for each class of client;
 //! the packet path only looks up the result. Where kube-proxy's modes differ, nomagic follows the nftables mode.
 
+mod budget;
 mod claims;
 pub mod endpoints;
 mod memory;
@@ -14,27 +15,25 @@ use std::hash::{BuildHasherDefault, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use nomagic_core::capture::{self, FilterRules};
+use nomagic_core::capture::FilterRules;
 use nomagic_core::hash::{WordHasher, WordSet};
-use nomagic_core::services::{Frontend, Services};
+use nomagic_core::services::{AddressKind, Frontend, Services};
 use nomagic_core::tuple::HashSeed;
 
 use crate::index::{Index, Touched};
-use crate::objects::{Key, addr};
+use crate::objects::{NamespacedName, addr};
 use crate::problem::Problem;
 use crate::settings::Settings;
-use claims::{Claims, Rank};
+use budget::{Budget, CAPACITY, Demand, Refusal};
+use claims::{Claims, KindRank, Rank};
 use memory::Memory;
-pub use memory::{PortKey, TARGETS_MAX};
+pub use memory::{CountedPort, PortKey, TARGETS_MAX};
 use plan::{Address, Ground, Plan};
-
-/// Maximum number of frontends (address, port and protocol) in a table.
-const FRONTENDS_MAX: usize = 4_000_000;
 
 /// The state behind a `healthCheckNodePort`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthCheck {
-    pub service: Key,
+    pub service: NamespacedName,
     /// Number of distinct addresses of local ready endpoints.
     pub local_endpoints: usize,
 }
@@ -61,16 +60,20 @@ pub struct Compiler {
     memory: Memory,
     /// The settings of the last table.
     settings: Option<Settings>,
-    plans: HashMap<Key, Plan>,
+    plans: HashMap<NamespacedName, Plan>,
     addresses: Claims<Address, Frontend, BuildHasherDefault<WordHasher>>,
-    frontends_max: usize,
-    /// Frontends beyond the limit. While there are any, each table is compiled from scratch.
-    left_out: usize,
+    budget: Budget,
+    /// Cluster IPs of Services that are not served, by how many name them.
+    unserved_ips: BTreeMap<IpAddr, u32>,
+    /// The Services that they are from.
+    unserved: HashMap<NamespacedName, Vec<IpAddr>>,
+    /// This node's addresses.
+    own_ips: WordSet<IpAddr>,
     health: Claims<u16, usize, RandomState>,
     health_checks: Arc<BTreeMap<u16, HealthCheck>>,
     no_local_endpoints: [(u64, u64); 2],
     /// Services with problems in their plans.
-    troubled: BTreeSet<Key>,
+    troubled: BTreeSet<NamespacedName>,
     services: Services,
     opened: FilterRules,
     closed: bool,
@@ -79,13 +82,19 @@ pub struct Compiler {
 impl Compiler {
     /// `targets_max`: the number of (Service port, backend) pairs with their own counters; the others share index 0. See [`TARGETS_MAX`].
     pub fn new(targets_max: u32) -> Compiler {
+        Compiler::with_capacity(targets_max, CAPACITY)
+    }
+
+    fn with_capacity(targets_max: u32, capacity: Demand) -> Compiler {
         Compiler {
             memory: Memory::new(targets_max),
             settings: None,
             plans: HashMap::new(),
             addresses: Claims::default(),
-            frontends_max: FRONTENDS_MAX,
-            left_out: 0,
+            budget: Budget::new(capacity),
+            unserved_ips: BTreeMap::new(),
+            unserved: HashMap::new(),
+            own_ips: WordSet::default(),
             health: Claims::default(),
             health_checks: Arc::default(),
             no_local_endpoints: [(0, 0); 2],
@@ -98,8 +107,10 @@ impl Compiler {
 
     /// Compiles a table from scratch.
     pub fn compile(&mut self, index: &Index, settings: &Settings) -> Compiled {
-        self.start_anew(settings);
+        self.reset(settings);
         let ground = ground(index, settings);
+        index.services().for_each(|service| self.ask(&ground, &service.key));
+        self.budget.settle();
         index.services().for_each(|service| self.update(&ground, &service.key));
         self.memory.retain(|key| index.service(key).is_some());
         self.opened = FilterRules::of(&self.services);
@@ -109,11 +120,14 @@ impl Compiler {
 
     /// Compiles a table from the last one; only `touched` objects have changed. The result equals that of [`Compiler::compile`].
     pub fn recompile(&mut self, index: &Index, settings: &Settings, touched: &Touched) -> Compiled {
-        if self.left_out > 0 || !self.follow_settings(settings) {
+        if !self.follow_settings(settings) {
             return self.compile(index, settings);
         }
         let ground = ground(index, settings);
-        touched.services_concerned(index).iter().for_each(|key| self.update(&ground, key));
+        let mut concerned = touched.services_concerned(index);
+        concerned.iter().for_each(|key| self.ask(&ground, key));
+        concerned.extend(self.budget.settle());
+        concerned.iter().for_each(|key| self.update(&ground, key));
         self.finish(index)
     }
 
@@ -122,10 +136,16 @@ impl Compiler {
         self.memory.targets()
     }
 
+    /// The Service ports, with their numbers of backends and of refused packets.
+    pub fn ports(&self) -> impl Iterator<Item = CountedPort<'_>> {
+        self.memory.ports()
+    }
+
     /// Applies settings that change no plan: equal ones, or ones with other pod ranges. False: a compilation from scratch is needed.
     fn follow_settings(&mut self, new: &Settings) -> bool {
         let Some(old) = &self.settings else { return false };
         let same_pods = [false, true].iter().all(|v6| old.knows_pods(*v6) == new.knows_pods(*v6));
+        let same_pods = same_pods && old.pod_ranges().eq(new.pod_ranges());
         let same = |old: &Settings| same_pods && Settings { cluster_cidrs: new.cluster_cidrs.clone(), ..old.clone() } == *new;
         if old == new {
             return true;
@@ -140,7 +160,7 @@ impl Compiler {
     }
 
     /// Resets everything but counter indices and pools.
-    fn start_anew(&mut self, settings: &Settings) {
+    fn reset(&mut self, settings: &Settings) {
         self.memory.set_seed(&settings.seed);
         self.settings = Some(settings.clone());
         let mut services = Services::empty(settings.seed);
@@ -149,20 +169,34 @@ impl Compiler {
         services.set_pods(&settings.cluster_cidrs);
         services.snat = settings.snat.clone();
         services.tcp_reject = settings.tcp_reject;
+        services.reset_idle = settings.reset_idle;
         services.node_ips = node_clients(settings);
         self.services = services;
         self.plans.clear();
-        (self.addresses, self.left_out, self.health) = (Claims::default(), 0, Claims::default());
+        self.own_ips = kernel_ips(settings);
+        self.services.kernel_ips = self.own_ips.clone();
+        (self.addresses, self.health, self.budget) = (Claims::default(), Claims::default(), self.budget.emptied());
+        self.unserved_ips.clear();
+        self.unserved.clear();
         (self.health_checks, self.no_local_endpoints) = (Arc::default(), [(0, 0); 2]);
         self.troubled.clear();
     }
 
+    /// Sets what a Service asks for.
+    fn ask(&mut self, ground: &Ground<'_>, key: &NamespacedName) {
+        let service = ground.index.service(key).filter(|s| s.ignored.is_none());
+        self.budget.set(key, service.map(|s| (Demand::of(s, ground), s.created_s)));
+    }
+
     /// Plans a Service again and applies the differences to the table.
-    fn update(&mut self, ground: &Ground<'_>, key: &Key) {
+    fn update(&mut self, ground: &Ground<'_>, key: &NamespacedName) {
         let old = self.plans.remove(key);
         let ports = old.as_ref().map_or(&[][..], |p| &p.ports);
-        let service = ground.index.service(key).filter(|s| s.ignored.is_none());
-        let mut new = self.memory.update(key, |memory| service.map(|s| plan::plan(ground, s, ports, memory)));
+        let (known, refused) = (ground.index.service(key), self.budget.refused(key));
+        let refused_whole = refused.is_some_and(|r| r.what == Refusal::Whole);
+        let unserved = known.filter(|s| s.ignored.is_some() || refused_whole).map(|s| s.cluster_ips.clone()).unwrap_or_default();
+        let service = known.filter(|s| s.ignored.is_none());
+        let mut new = self.memory.update(key, |memory| service.map(|s| plan::plan(ground, s, ports, refused, memory)));
         // The new plan first, so that counts of what both plans have never drop to zero.
         for (plan, sign) in new.iter().map(|p| (p, 1)).chain(old.iter().map(|p| (p, -1))) {
             self.count(plan, sign);
@@ -178,21 +212,50 @@ impl Compiler {
         } else {
             self.troubled.remove(key);
         }
+        self.leave_to_kernel(key, unserved);
+        for ip in old.iter().chain(&new).flat_map(|plan| &plan.cluster_ips) {
+            self.settle_kernel_ip(*ip);
+        }
         self.plans.extend(new.map(|p| (key.clone(), p)));
+    }
+
+    /// Sets the cluster IPs of a Service that is not served: "nobody has it" would be wrong there.
+    fn leave_to_kernel(&mut self, key: &NamespacedName, ips: Vec<IpAddr>) {
+        let before = if ips.is_empty() { self.unserved.remove(key) } else { self.unserved.insert(key.clone(), ips.clone()) };
+        let before = before.unwrap_or_default();
+        ips.iter().for_each(|ip| *self.unserved_ips.entry(*ip).or_default() += 1);
+        for ip in &before {
+            match self.unserved_ips.get_mut(ip) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.unserved_ips.remove(ip)),
+            }
+        }
+        before.iter().chain(&ips).for_each(|ip| self.settle_kernel_ip(*ip));
+    }
+
+    /// Whether an address is the kernel's: it is this node's, or a cluster IP of unserved Services only.
+    fn settle_kernel_ip(&mut self, ip: IpAddr) {
+        let own = self.own_ips.contains(&ip);
+        if own || (self.unserved_ips.contains_key(&ip) && !self.services.cluster_ips.contains(&ip)) {
+            self.services.kernel_ips.insert(ip);
+        } else {
+            self.services.kernel_ips.remove(&ip);
+        }
     }
 
     /// Adds a plan's counts (sign 1) or subtracts them (sign -1).
     fn count(&mut self, plan: &Plan, sign: i64) {
-        self.services.ports = self.services.ports.wrapping_add_signed(sign as isize * plan.ports.len() as isize);
+        let signed = |count: u64| sign * count.cast_signed();
+        self.services.ports = self.services.ports.wrapping_add_signed(sign as isize * plan.ports.len().cast_signed());
         for (all, of_plan) in self.no_local_endpoints.iter_mut().zip(&plan.no_local_endpoints) {
-            all.0 = all.0.wrapping_add_signed(sign * of_plan.0 as i64);
-            all.1 = all.1.wrapping_add_signed(sign * of_plan.1 as i64);
+            all.0 = all.0.wrapping_add_signed(signed(of_plan.0));
+            all.1 = all.1.wrapping_add_signed(signed(of_plan.1));
         }
         for ip in &plan.cluster_ips {
             let count = self.services.cluster_ips.get(ip).copied().unwrap_or(0).wrapping_add_signed(sign as i32);
             if count > 0 {
                 let before = self.services.cluster_ips.insert(*ip, count);
-                if before.is_none() {
+                if before.is_none() && !self.own_ips.contains(ip) {
                     self.opened.addresses.insert(*ip);
                 }
             } else {
@@ -212,9 +275,7 @@ impl Compiler {
             }
         }
         for ((address, rank), frontend) in new.iter().zip(frontends) {
-            if self.addresses.len() >= self.frontends_max && !self.addresses.contains(address) {
-                self.left_out += 1;
-            } else if self.addresses.put(*address, rank, frontend, Frontend::same) {
+            if self.addresses.put(*address, rank, frontend, Frontend::same) {
                 moved.push(*address);
             }
         }
@@ -226,7 +287,9 @@ impl Compiler {
         let (ip, port, proto) = *address;
         let before = self.services.frontend(ip, port, proto);
         let holder = self.addresses.holder(address).map(|(_, frontend)| frontend);
-        match (before.is_some_and(capture::has_own_rule), holder.is_some_and(capture::has_own_rule)) {
+        // An address of unserved Services has no frontend of a cluster IP, so only this node's addresses matter.
+        let has_rule = |frontend: &Frontend| frontend.kind != AddressKind::ClusterIp || self.own_ips.contains(&ip);
+        match (before.is_some_and(has_rule), holder.is_some_and(has_rule)) {
             (false, true) => {
                 self.opened.services.insert(*address);
             }
@@ -237,7 +300,7 @@ impl Compiler {
     }
 
     fn move_health_check(&mut self, old: Option<&Plan>, new: Option<&Plan>) {
-        let rank = |plan: &Plan| Rank { node_port: true, turn: plan.turn.clone(), place: 0 };
+        let rank = |plan: &Plan| Rank { kind: KindRank::NodePort, precedence: plan.precedence.clone(), place: 0 };
         let (before, after) = (old.and_then(|p| Some((rank(p), p.health_check?))), new.and_then(|p| Some((rank(p), p.health_check?))));
         if before == after {
             return;
@@ -252,7 +315,7 @@ impl Compiler {
         for port in before.iter().chain(&after).map(|(_, (port, _))| *port) {
             match self.health.holder(&port) {
                 Some((rank, count)) => {
-                    checks.insert(port, HealthCheck { service: rank.turn.key.clone(), local_endpoints: *count });
+                    checks.insert(port, HealthCheck { service: rank.precedence.key.clone(), local_endpoints: *count });
                 }
                 None => drop(checks.remove(&port)),
             }
@@ -274,7 +337,7 @@ impl Compiler {
     fn problems(&self, index: &Index) -> Vec<Problem> {
         let of_plans = self.troubled.iter().filter_map(|key| self.plans.get(key)).flat_map(|p| &p.problems);
         let mut problems: Vec<Problem> = of_plans.cloned().collect();
-        let mut note = |key: &Key, field: &str, message: String| {
+        let mut note = |key: &NamespacedName, field: &str, message: String| {
             problems.extend(index.service(key).map(|service| plan::problem(service, field, message)));
         };
         for ((ip, port, proto), (holder, held), (rank, waits)) in self.addresses.waiting() {
@@ -284,29 +347,27 @@ impl Compiler {
             }
             let (socket, kind) = (addr::socket(*ip, *port), held.kind.label());
             let message = format!(
-                "{proto} {socket} is taken by Service {} ({kind}), which comes first by creation time and name; this Service does not answer there",
-                holder.turn.key
+                "{proto} {socket} is taken by Service {} ({kind}): cluster IPs come first, then node ports, load balancer addresses and external \
+                 IPs, each by creation time and name; this Service does not answer there",
+                holder.precedence.key
             );
-            let service = index.service(&rank.turn.key);
-            let of_port = |p: &&crate::objects::Port| (&p.name, p.proto) == (&waits.port.port_name, waits.port.proto);
+            let service = index.service(&rank.precedence.key);
+            let of_port = |p: &&crate::objects::ServicePortSpec| (&p.name, p.proto) == (&waits.port.port_name, waits.port.proto);
             let place = service.and_then(|s| s.ports.iter().find(of_port)).map_or(0, |p| p.index);
-            note(&rank.turn.key, &format!("spec.ports[{place}]"), message);
+            note(&rank.precedence.key, &format!("spec.ports[{place}]"), message);
         }
         for (port, (holder, _), (rank, _)) in self.health.waiting() {
-            let message = format!("{port} is already Service {}'s; it stays there", holder.turn.key);
-            note(&rank.turn.key, "spec.healthCheckNodePort", message);
-        }
-        if self.left_out > 0 {
-            let message = format!(
-                "{} of their addresses with ports have no room in the table of {}: connections to them are refused at cluster IPs, and elsewhere \
-                 left to the kernel. Delete Services, ports or external addresses that nobody uses: what then has room is served at once",
-                self.left_out, self.frontends_max
-            );
-            problems.push(Problem { object: "Services".into(), message, ..Problem::default() });
+            let message = format!("{port} is already Service {}'s; it stays there", holder.precedence.key);
+            note(&rank.precedence.key, "spec.healthCheckNodePort", message);
         }
         problems.extend(index.problems().cloned());
         problems
     }
+}
+
+/// The kernel's addresses of this node, on which only Service ports are taken.
+fn kernel_ips(settings: &Settings) -> WordSet<IpAddr> {
+    settings.kernel_ips.iter().chain(&settings.node.ips).chain(&settings.node.primary).copied().collect()
 }
 
 fn ground<'g>(index: &'g Index, settings: &'g Settings) -> Ground<'g> {
@@ -322,6 +383,10 @@ fn node_clients(settings: &Settings) -> WordSet<IpAddr> {
 }
 
 #[cfg(test)]
+mod guest_tests;
+#[cfg(test)]
 mod incremental_tests;
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod tests;

@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::objects::{Key, Kind, Node, Object, Service, ServiceCidr, Slice};
+use crate::objects::{Kind, NamespacedName, Node, Object, Service, ServiceCidr, Slice};
 use crate::problem::Problem;
 
 /// Changed objects, in their state before the change; `None` for those that did not exist.
 #[derive(Clone, Default, Debug)]
 pub struct Touched {
-    pub services: BTreeMap<Key, Option<Arc<Service>>>,
-    pub slices: BTreeMap<Key, Option<Arc<Slice>>>,
+    pub services: BTreeMap<NamespacedName, Option<Arc<Service>>>,
+    pub slices: BTreeMap<NamespacedName, Option<Arc<Slice>>>,
 }
 
 impl Touched {
     /// The Services that changed themselves, or whose slices changed, before or now.
-    pub fn services_concerned(&self, index: &Index) -> BTreeSet<Key> {
-        let mut concerned: BTreeSet<Key> = self.services.keys().cloned().collect();
+    pub fn services_concerned(&self, index: &Index) -> BTreeSet<NamespacedName> {
+        let mut concerned: BTreeSet<NamespacedName> = self.services.keys().cloned().collect();
         for (key, before) in &self.slices {
             let slices = before.iter().chain(index.slice(key));
             concerned.extend(slices.filter_map(|slice| slice.service.clone()));
@@ -28,14 +28,14 @@ impl Touched {
 /// Objects by namespace and name.
 #[derive(Default, Debug)]
 pub struct Index {
-    services: BTreeMap<Key, Arc<Service>>,
-    slices: BTreeMap<Key, Arc<Slice>>,
+    services: BTreeMap<NamespacedName, Arc<Service>>,
+    slices: BTreeMap<NamespacedName, Arc<Slice>>,
     /// Names of the slices of a Service that are not ignored.
-    members: BTreeMap<Key, BTreeSet<String>>,
-    nodes: BTreeMap<Key, Arc<Node>>,
-    service_cidrs: BTreeMap<Key, Arc<ServiceCidr>>,
+    members: BTreeMap<NamespacedName, BTreeSet<String>>,
+    nodes: BTreeMap<NamespacedName, Arc<Node>>,
+    service_cidrs: BTreeMap<NamespacedName, Arc<ServiceCidr>>,
     /// Objects with problems.
-    troubled: BTreeSet<(Kind, Key)>,
+    troubled: BTreeSet<(Kind, NamespacedName)>,
     /// Changes since the last [`Index::take_touched`].
     touched: Touched,
 }
@@ -104,7 +104,7 @@ impl Index {
     }
 
     /// Deletes an object. False when it was not known.
-    pub fn delete(&mut self, kind: Kind, key: &Key) -> bool {
+    pub fn delete(&mut self, kind: Kind, key: &NamespacedName) -> bool {
         if !self.troubled.is_empty() {
             self.troubled.remove(&(kind, key.clone()));
         }
@@ -134,8 +134,8 @@ impl Index {
 
     /// Replaces all objects of a kind (a relist), except for known ones in `kept`. Ignores objects of other kinds. False when nothing
     /// changed.
-    pub fn replace(&mut self, kind: Kind, objects: impl IntoIterator<Item = Object>, kept: &BTreeSet<Key>) -> bool {
-        let mut gone: BTreeSet<Key> = self.keys(kind).into_iter().filter(|key| !kept.contains(key)).collect();
+    pub fn replace(&mut self, kind: Kind, objects: impl IntoIterator<Item = Object>, kept: &BTreeSet<NamespacedName>) -> bool {
+        let mut gone: BTreeSet<NamespacedName> = self.keys(kind).into_iter().filter(|key| !kept.contains(key)).collect();
         let mut changed = false;
         for object in objects.into_iter().filter(|o| o.kind() == kind) {
             gone.remove(object.key());
@@ -147,7 +147,7 @@ impl Index {
         changed
     }
 
-    fn keys(&self, kind: Kind) -> Vec<Key> {
+    fn keys(&self, kind: Kind) -> Vec<NamespacedName> {
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
@@ -157,7 +157,7 @@ impl Index {
     }
 
     /// Whether an object is known.
-    pub fn knows(&self, kind: Kind, key: &Key) -> bool {
+    pub fn knows(&self, kind: Kind, key: &NamespacedName) -> bool {
         match kind {
             Kind::Service => self.services.contains_key(key),
             Kind::EndpointSlice => self.slices.contains_key(key),
@@ -176,7 +176,7 @@ impl Index {
         }
     }
 
-    pub fn service(&self, key: &Key) -> Option<&Arc<Service>> {
+    pub fn service(&self, key: &NamespacedName) -> Option<&Arc<Service>> {
         self.services.get(key)
     }
 
@@ -185,7 +185,7 @@ impl Index {
         self.services.values()
     }
 
-    pub fn slice(&self, key: &Key) -> Option<&Arc<Slice>> {
+    pub fn slice(&self, key: &NamespacedName) -> Option<&Arc<Slice>> {
         self.slices.get(key)
     }
 
@@ -195,14 +195,19 @@ impl Index {
     }
 
     /// The slices of a Service that are not ignored, by name.
-    pub fn slices_of(&self, service: &Key) -> impl Iterator<Item = &Arc<Slice>> {
+    pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = &Arc<Slice>> {
         let names = self.members.get(service).into_iter().flatten();
         let namespace = &service.namespace;
-        names.filter_map(move |name| self.slices.get(&Key { namespace: namespace.clone(), name: name.clone() }))
+        names.filter_map(move |name| self.slices.get(&NamespacedName { namespace: namespace.clone(), name: name.clone() }))
+    }
+
+    /// The names of the Services that slices name, whether they exist or not.
+    pub fn slice_owners(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.members.keys()
     }
 
     pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
-        self.nodes.get(&Key { namespace: String::new(), name: name.into() })
+        self.nodes.get(&NamespacedName { namespace: String::new(), name: name.into() })
     }
 
     /// All ServiceCIDRs, by name.
@@ -215,7 +220,7 @@ impl Index {
         self.troubled.iter().flat_map(|(kind, key)| self.problems_of(*kind, key))
     }
 
-    fn problems_of(&self, kind: Kind, key: &Key) -> &[Problem] {
+    fn problems_of(&self, kind: Kind, key: &NamespacedName) -> &[Problem] {
         let problems = match kind {
             Kind::Service => self.services.get(key).map(|s| &s.problems),
             Kind::EndpointSlice => self.slices.get(key).map(|s| &s.problems),
@@ -231,8 +236,8 @@ mod tests {
     use super::*;
     use crate::problem::Origin;
 
-    fn key(name: &str) -> Key {
-        Key { namespace: "n".into(), name: name.into() }
+    fn key(name: &str) -> NamespacedName {
+        NamespacedName { namespace: "n".into(), name: name.into() }
     }
 
     fn service(name: &str) -> Object {
@@ -274,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn a_relist_keeps_what_could_not_be_read_this_time() {
+    fn a_relist_keeps_objects_that_could_not_be_read() {
         let mut index = Index::of([service("web"), service("old")]);
         assert!(index.replace(Kind::Service, [service("new")], &[key("web"), key("never seen")].into()));
         assert_eq!(index.services().map(|s| s.key.name.as_str()).collect::<Vec<_>>(), ["new", "web"]);
     }
 
     #[test]
-    fn the_same_again_is_no_change() {
+    fn applying_an_equal_object_is_no_change() {
         let mut index = Index::default();
         for object in [service("web"), slice("a", "web")] {
             assert!(index.apply(object.clone()) && !index.apply(object));
@@ -289,11 +294,11 @@ mod tests {
         assert!(index.apply(slice("a", "other")));
     }
 
-    /// Any order of events leads to the index that a list of the last state leads to.
+    /// Any order of events leads to the same index as a list of the final state.
     #[test]
-    fn events_in_any_order_are_worth_a_list() {
+    fn events_in_any_order_equal_a_list() {
         let mut index = Index::default();
-        let mut last: BTreeMap<(Kind, Key), Object> = BTreeMap::new();
+        let mut last: BTreeMap<(Kind, NamespacedName), Object> = BTreeMap::new();
         let mut seed = 7u64;
         for _ in 0..5_000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

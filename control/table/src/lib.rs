@@ -11,6 +11,7 @@
 pub mod changes;
 pub mod compile;
 pub mod explain;
+pub mod findings;
 pub mod index;
 pub mod objects;
 pub mod problem;

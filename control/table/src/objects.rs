@@ -4,10 +4,14 @@
 //! [`Problem`] stored with the object.
 
 pub mod addr;
+pub mod limits;
+mod mirror;
 mod node;
 mod read;
+mod schema;
 mod service;
 mod service_cidr;
+mod shape;
 mod slice;
 
 use std::fmt;
@@ -18,19 +22,21 @@ use k8s_openapi::jiff::Timestamp;
 use nomagic_core::tuple::{Prefix, Proto};
 
 use crate::problem::{Origin, Problem, printable};
+pub use limits::{Annotated, LimitAnnotations};
+pub use mirror::{ENDPOINTS, mirror};
 pub use node::{Node, ZONE_LABEL, node_eligible};
 pub use read::{Unread, key, read};
 pub use service_cidr::ServiceCidr;
 
 /// Namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Key {
+pub struct NamespacedName {
     /// Empty for cluster-scoped kinds.
     pub namespace: String,
     pub name: String,
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for NamespacedName {
     /// `default/nginx`, or only the name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
@@ -95,7 +101,7 @@ pub enum ServiceType {
 
 /// A traffic policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Policy {
+pub enum TrafficPolicy {
     /// All endpoints.
     Cluster,
     /// Endpoints of this node only.
@@ -105,7 +111,7 @@ pub enum Policy {
 /// A Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
-    pub key: Key,
+    pub key: NamespacedName,
     pub origin: Origin,
     /// `metadata.creationTimestamp`, seconds since 1970; the maximum if absent.
     pub created_s: i64,
@@ -126,21 +132,23 @@ pub struct Service {
     /// All source ranges are invalid: no client may connect to the load balancer addresses.
     pub source_ranges_unreadable: bool,
     /// `spec.ports`
-    pub ports: Vec<Port>,
+    pub ports: Vec<ServicePortSpec>,
     /// `spec.internalTrafficPolicy`
-    pub internal_policy: Policy,
+    pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`, if the Service is reachable from outside the cluster.
-    pub external_policy: Policy,
+    pub external_policy: TrafficPolicy,
     /// Timeout of `sessionAffinity: ClientIP`, seconds.
     pub affinity_timeout_s: Option<u32>,
     /// `spec.healthCheckNodePort`, for type LoadBalancer with external policy Local.
     pub health_check_port: Option<u16>,
+    /// How many connections it takes, from annotations.
+    pub limits: LimitAnnotations,
     pub problems: Vec<Problem>,
 }
 
 /// One of `spec.ports`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Port {
+pub struct ServicePortSpec {
     /// "" for an unnamed port.
     pub name: String,
     pub proto: Proto,
@@ -155,10 +163,12 @@ pub struct Port {
 /// An EndpointSlice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Slice {
-    pub key: Key,
+    pub key: NamespacedName,
     pub origin: Origin,
     /// The Service of the slice.
-    pub service: Option<Key>,
+    pub service: Option<NamespacedName>,
+    /// Made from an `Endpoints` object of the Service's name (see [`mirror`]).
+    pub mirrored: bool,
     /// Why the slice is ignored; `None`: it is used.
     pub ignored: Option<&'static str>,
     /// `addressType: IPv6`
@@ -172,6 +182,16 @@ pub struct Slice {
     /// Unusable addresses, with the reason.
     pub unusable: Vec<(String, &'static str)>,
     pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Slice {
+    /// The object that was read: `EndpointSlice default/web-1`, or `Endpoints default/web`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.service {
+            Some(service) if self.mirrored => write!(f, "{ENDPOINTS} {service}"),
+            _ => write!(f, "{} {}", Kind::EndpointSlice, self.key),
+        }
+    }
 }
 
 /// One of a slice's ports.
@@ -225,12 +245,20 @@ impl Object {
         }
     }
 
-    pub fn key(&self) -> &Key {
+    pub fn key(&self) -> &NamespacedName {
         match self {
             Object::Service(s) => &s.key,
             Object::Slice(s) => &s.key,
             Object::Node(n) => &n.key,
             Object::ServiceCidr(c) => &c.key,
+        }
+    }
+
+    /// Kind and name, as in the file or at the API server.
+    pub fn label(&self) -> String {
+        match self {
+            Object::Slice(slice) => slice.to_string(),
+            _ => format!("{} {}", self.kind(), self.key()),
         }
     }
 
@@ -257,7 +285,9 @@ impl Object {
 const NAME_MAX: usize = 253;
 
 /// Reads an object's name. `Err((field, message))` for names that would make log lines, metric labels or `ns/name` ambiguous.
-pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Result<Key, (&'static str, String)> {
+pub(crate) fn read_key(
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+) -> Result<NamespacedName, (&'static str, String)> {
     let namespace = meta.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
     let name = meta.name.as_deref().unwrap_or("");
     if name.is_empty() {
@@ -271,7 +301,7 @@ pub(crate) fn read_key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Ob
             return Err((field, format!("{value:?} contains {c:?}, which no name may; the object is skipped")));
         }
     }
-    Ok(Key { namespace: namespace.into(), name: name.into() })
+    Ok(NamespacedName { namespace: namespace.into(), name: name.into() })
 }
 
 /// A message if the name of an object or a port is too long.
@@ -284,9 +314,9 @@ fn read_cluster_key(
     kind: Kind,
     meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
     origin: &Origin,
-) -> Result<Key, Problem> {
+) -> Result<NamespacedName, Problem> {
     match read_key(meta) {
-        Ok(key) => Ok(Key { namespace: String::new(), ..key }),
+        Ok(key) => Ok(NamespacedName { namespace: String::new(), ..key }),
         Err((field, message)) => {
             let object = format!("{kind} {:?}", meta.name.as_deref().unwrap_or(""));
             Err(Problem { origin: origin.clone(), object, field: field.into(), message })

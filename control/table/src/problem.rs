@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_where_what_and_which_field() {
+    fn a_problem_names_file_object_and_field() {
         let origin = Origin { file: Some(Path::new("m/nginx.yaml").into()), line: 7 };
         let mut notes = Notes::new(&origin, "Service a/b".into());
         notes.add("spec.ports", "empty");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_outside_acts_on_a_terminal() {
+    fn untrusted_text_cannot_control_a_terminal() {
         assert_eq!(shown("a\tb\nc\u{1b}[31m\0\u{202e}\u{7f}"), r"a\tb\nc\u{1b}[31m\0\u{202e}\u{7f}");
         assert_eq!(shown("\"x\" is '\\n'; Größe 日本"), "\"x\" is '\\n'; Größe 日本");
         let long = format!("{}\n{}; it is skipped", "é".repeat(600), "x".repeat(600));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_problems_is_counted() {
+    fn problems_beyond_the_limit_are_counted() {
         let mut notes = Notes::new(&Origin::default(), "EndpointSlice a/b".into());
         (0..100).for_each(|i| notes.add(format!("endpoints[{i}]"), "bad"));
         let problems = notes.finish();

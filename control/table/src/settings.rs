@@ -1,15 +1,17 @@
 //! The inputs of a table besides the objects.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
-use nomagic_core::services::{SnatRange, TcpReject};
+use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject};
 use nomagic_core::tuple::{HashSeed, Prefix};
 
 use crate::objects::addr;
 
 /// This node.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Node {
+pub struct ThisNode {
     /// The Node object's name: endpoints with this `nodeName` are local.
     pub name: String,
     pub ips: Vec<IpAddr>,
@@ -22,7 +24,7 @@ pub struct Node {
 /// Settings of the compiler.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
-    pub node: Node,
+    pub node: ThisNode,
     /// Pod ranges.
     pub cluster_cidrs: Vec<Prefix>,
     /// Pods are detected by the interfaces of their routes; then pods are known even if no route exists yet.
@@ -35,16 +37,63 @@ pub struct Settings {
     pub localhost_node_ports: bool,
     /// On which of the node's addresses node ports answer.
     pub node_port_addresses: NodePortAddresses,
+    /// All addresses of this node in the kernel. Only Service ports are taken there.
+    pub kernel_ips: BTreeSet<IpAddr>,
+    /// On addresses of this node in here, local processes keep even the ports of Services (a node-local DNS cache).
+    pub keep_local: Vec<Prefix>,
+    /// Which addresses `spec.externalIPs` may name.
+    pub external_ips: ExternalIps,
+    /// Addresses and ports of the API servers, which no Service may take.
+    pub api_servers: BTreeSet<SocketAddr>,
     pub snat: SnatRange,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
+    /// Both ends of a TCP connection that ends by its idle timeout get a reset.
+    pub reset_idle: bool,
+    /// Limits of Services without an annotation about them.
+    pub limits: DefaultLimits,
     pub seed: HashSeed,
+}
+
+/// Limits of the connections to each Service; `None`: no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct DefaultLimits {
+    pub per_second: Option<ConnectionsPerSecond>,
+    pub per_client: Option<ConnectionsPerClient>,
 }
 
 impl Settings {
     /// Whether pods of a family are distinguishable from other clients; only then is cluster IP traffic of others masqueraded.
     pub fn knows_pods(&self, v6: bool) -> bool {
         self.pods_by_interface || self.cluster_cidrs.iter().any(|c| c.addr().is_ipv6() == v6)
+    }
+
+    /// Whether Services are not served at this address, because it is this node's to keep.
+    pub fn keeps_local(&self, ip: IpAddr) -> bool {
+        self.kernel_ips.contains(&ip) && self.keep_local.iter().any(|range| range.contains(ip))
+    }
+
+    /// The pod ranges, without those of one address: these come and go with each pod.
+    pub fn pod_ranges(&self) -> impl Iterator<Item = Prefix> {
+        self.cluster_cidrs.iter().filter(|range| **range != Prefix::host(range.addr())).copied()
+    }
+
+    /// Why `spec.externalIPs` may not name this address; `None`: it may.
+    pub fn refuses_external_ip(&self, ip: IpAddr) -> Option<RefusedExternalIp> {
+        if let ExternalIps::Allowed(prefixes) = &self.external_ips {
+            return (!prefixes.iter().any(|p| p.contains(ip))).then_some(RefusedExternalIp::NotAllowed);
+        }
+        let range_of = |ranges: &[Prefix]| ranges.iter().find(|range| range.contains(ip)).copied();
+        if self.api_servers.iter().any(|server| server.ip() == ip) {
+            return Some(RefusedExternalIp::ApiServer);
+        }
+        // Others of this node may be there for the very Service: keepalived and kube-vip put external IPs on a node.
+        if self.node.primary.contains(&ip) {
+            return Some(RefusedExternalIp::Node);
+        }
+        range_of(&self.service_cidrs)
+            .map(RefusedExternalIp::ServiceRange)
+            .or_else(|| self.pod_ranges().find(|range| range.contains(ip)).map(RefusedExternalIp::PodRange))
     }
 
     /// The node's addresses of a family on which node ports answer.
@@ -56,6 +105,38 @@ impl Settings {
         let cidrs: Vec<&Prefix> = cidrs.iter().filter(|c| c.addr().is_ipv6() == v6).collect();
         let allowed = |ip: &&IpAddr| cidrs.is_empty() || cidrs.iter().any(|c| c.contains(**ip));
         self.node.ips.iter().filter(of_family).filter(allowed).copied().collect()
+    }
+}
+
+/// Which addresses `spec.externalIPs` may name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ExternalIps {
+    /// All but cluster IP ranges, pod ranges, this node's primary addresses and the API servers'.
+    #[default]
+    Foreign,
+    /// Those in these prefixes, and no others.
+    Allowed(Vec<Prefix>),
+}
+
+/// Why `spec.externalIPs` may not name an address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RefusedExternalIp {
+    ServiceRange(Prefix),
+    PodRange(Prefix),
+    Node,
+    ApiServer,
+    NotAllowed,
+}
+
+impl fmt::Display for RefusedExternalIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RefusedExternalIp::ServiceRange(range) => write!(f, "in the cluster IP range {range}"),
+            RefusedExternalIp::PodRange(range) => write!(f, "in the pod range {range}"),
+            RefusedExternalIp::Node => f.write_str("this node's primary address"),
+            RefusedExternalIp::ApiServer => f.write_str("an address of the API server"),
+            RefusedExternalIp::NotAllowed => f.write_str("not in allowedExternalIPs"),
+        }
     }
 }
 

@@ -1,11 +1,13 @@
-//! What the status looks like on the wire.
+//! The JSON format of the status.
 
 use super::*;
+use nomagic_core::counters::{SocketCounts, XdpCounts};
 use nomagic_core::reason::Reason;
 use serde_json::{Value, json};
 
 fn status() -> Status {
-    let mut status = Status { ready: true, uptime_s: 7, workers_alive: 1, ..Status::default() };
+    let mut status =
+        Status { ready: true, uptime_s: 7, hash_seed_source: Some(SeedSource::Cluster), workers_alive: 1, ..Status::default() };
     let counts = &mut status.totals.counts;
     counts.frames.received = Volume { packets: 3, bytes: 180 };
     counts.conntrack.created = 2;
@@ -27,7 +29,7 @@ fn status() -> Status {
             error: Some("refused".into()),
         }],
     });
-    status.ports = vec![Port {
+    status.ports = vec![StatusPort {
         name: "eth0".into(),
         ifindex: 2,
         mtu: 1500,
@@ -35,10 +37,11 @@ fn status() -> Status {
         owners: vec![0],
         bound: true,
         condition: "bound".into(),
+        link: PortLink::Up,
         rebinds: 0,
         xdp_mode: XdpMode::Native,
         zero_copy: false,
-        rss: Rss::Unknown { because: "the driver does not tell".into() },
+        rss: Rss::Unknown { because: "the driver does not support the query".into() },
         xdp: XdpCounts { taken: 5, pass_icmp: 1, ..XdpCounts::default() }.into(),
         sockets: vec![SocketCounts::default()],
     }];
@@ -46,17 +49,18 @@ fn status() -> Status {
 }
 
 #[test]
-fn what_is_written_is_read_again() {
+fn a_status_round_trips() {
     let written = serde_json::to_string(&status()).unwrap();
     assert_eq!(serde_json::from_str::<Status>(&written).unwrap(), status());
 }
 
 #[test]
-fn scripts_find_the_usual_things_by_their_keys() {
+fn well_known_keys_are_stable() {
     let json = serde_json::to_value(status()).unwrap();
     for (pointer, value) in [
         ("/schema", json!(1)),
         ("/ready", json!(true)),
+        ("/hash_seed_source", json!("cluster")),
         ("/totals/received/packets", json!(3)),
         ("/totals/conntrack/created", json!(2)),
         ("/totals/conntrack/evicted/closed", json!(0)),
@@ -67,7 +71,7 @@ fn scripts_find_the_usual_things_by_their_keys() {
         ("/ports/0/xdp/received", json!(6)),
         ("/ports/0/xdp/taken", json!(5)),
         ("/ports/0/xdp_mode", json!("native")),
-        ("/ports/0/rss/because", json!("the driver does not tell")),
+        ("/ports/0/rss/because", json!("the driver does not support the query")),
         ("/api/kinds/0/state", json!("away")),
         ("/conntrack/taken_over", Value::Null),
     ] {
@@ -76,16 +80,16 @@ fn scripts_find_the_usual_things_by_their_keys() {
 }
 
 #[test]
-fn a_reader_passes_over_what_is_new_and_takes_what_is_missing_as_nothing() {
+fn unknown_fields_are_ignored_and_missing_ones_are_empty() {
     let short = json!({ "schema": 1, "ready": true, "novelty": {}, "totals": { "reasons": { "drop": { "newer_reason": 9 } } } });
     let read: Status = serde_json::from_value(short).unwrap();
     assert_eq!(read, Status { ready: true, ..Status::default() });
     assert_eq!(read.totals.counts.reasons.drop.total(), 0);
-    assert!(serde_json::from_value::<Status>(json!({ "ready": "yes" })).is_err(), "but not what it is");
+    assert!(serde_json::from_value::<Status>(json!({ "ready": "yes" })).is_err(), "a field of the wrong type is an error");
 }
 
 #[test]
-fn a_service_port_reads_as_people_write_it() {
+fn a_service_port_is_written_as_namespace_name_port_and_protocol() {
     let target = Target {
         namespace: "shop".into(),
         service: "web".into(),

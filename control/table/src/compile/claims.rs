@@ -4,25 +4,48 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
-use crate::objects::Key;
+use nomagic_core::services::AddressKind;
+
+use crate::objects::NamespacedName;
 
 /// A Service's precedence: by age, then by name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Turn {
+pub(super) struct Precedence {
     /// `metadata.creationTimestamp`
     pub(super) created_s: i64,
     /// The Service.
-    pub(super) key: Key,
+    pub(super) key: NamespacedName,
 }
 
 /// A claim's precedence. The lowest is the holder's.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Rank {
-    /// As in kube-proxy, addresses of Services take precedence over node ports.
-    pub(super) node_port: bool,
-    pub(super) turn: Arc<Turn>,
+    /// The kind of the address comes first: a Service's owner can choose external IPs freely, node ports and load balancer addresses less so, and
+    /// cluster IPs are given out by the API server.
+    pub(super) kind: KindRank,
+    pub(super) precedence: Arc<Precedence>,
     /// The position among the claims of the Service.
     pub(super) place: u32,
+}
+
+/// Kinds of addresses in order of precedence.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum KindRank {
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+    ExternalIp,
+}
+
+impl From<AddressKind> for KindRank {
+    fn from(kind: AddressKind) -> KindRank {
+        match kind {
+            AddressKind::ClusterIp => KindRank::ClusterIp,
+            AddressKind::NodePort => KindRank::NodePort,
+            AddressKind::LoadBalancer => KindRank::LoadBalancer,
+            AddressKind::ExternalIp => KindRank::ExternalIp,
+        }
+    }
 }
 
 /// All claims.
@@ -81,16 +104,6 @@ impl<K: Copy + Eq + Ord + Hash, V, S: BuildHasher> Claims<K, V, S> {
             holder.iter().flat_map(move |holder| others.iter().map(move |other| (key, holder, other)))
         })
     }
-
-    /// Number of keys with a claim.
-    pub(super) fn len(&self) -> usize {
-        self.by_key.len()
-    }
-
-    /// Whether a key has a claim.
-    pub(super) fn contains(&self, key: &K) -> bool {
-        self.by_key.contains_key(key)
-    }
 }
 
 #[cfg(test)]
@@ -99,15 +112,16 @@ mod tests {
 
     use super::*;
 
-    fn rank(node_port: bool, created_s: i64, name: &str) -> Rank {
-        let key = Key { namespace: "n".into(), name: name.into() };
-        Rank { node_port, turn: Arc::new(Turn { created_s, key }), place: 0 }
+    fn rank(kind: KindRank, created_s: i64, name: &str) -> Rank {
+        let key = NamespacedName { namespace: "n".into(), name: name.into() };
+        Rank { kind, precedence: Arc::new(Precedence { created_s, key }), place: 0 }
     }
 
     #[test]
     fn the_first_in_line_holds_and_the_next_follows() {
         let mut claims: Claims<u16, &str, RandomState> = Claims::default();
-        let ranks = [rank(false, 1, "a"), rank(false, 1, "b"), rank(false, 2, "a"), rank(true, 0, "a")];
+        let (first, last) = (KindRank::ClusterIp, KindRank::ExternalIp);
+        let ranks = [rank(first, 1, "a"), rank(first, 1, "b"), rank(first, 2, "a"), rank(last, 0, "a")];
         for (i, name) in [(3, "fourth"), (1, "second"), (0, "first"), (2, "third")] {
             assert!(claims.put(80, &ranks[i], name, |a, b| a == b));
         }
@@ -118,7 +132,7 @@ mod tests {
         assert_eq!(claims.holder(&80).unwrap().1, "second");
         assert!(claims.remove(80, &ranks[1]) && claims.remove(80, &ranks[2]));
         assert!(waiting(&claims).is_empty());
-        assert_eq!((claims.len(), claims.contains(&80)), (1, true));
-        assert!(claims.remove(80, &ranks[3]) && claims.len() == 0 && claims.holder(&80).is_none());
+        assert_eq!(claims.holder(&80).unwrap().1, "fourth");
+        assert!(claims.remove(80, &ranks[3]) && claims.holder(&80).is_none());
     }
 }

@@ -1,10 +1,13 @@
 //! Selects the endpoints of a Service port by readiness, termination, locality and topology, in kube-proxy's order.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
+use nomagic_core::tuple::Proto;
+
 use crate::index::Index;
-use crate::objects::{Endpoint, Key, Port};
-use crate::settings::Node;
+use crate::objects::{Endpoint, NamespacedName, ServicePortSpec, Slice};
+use crate::settings::ThisNode;
 
 /// An endpoint of a Service port.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +41,7 @@ pub enum Class {
 
 /// The topology hints that narrow the selection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Topology {
+pub enum AppliedHints {
     /// None.
     All,
     /// All ready endpoints have node hints, and one names this node.
@@ -49,7 +52,7 @@ pub enum Topology {
 
 /// Why an endpoint gets no new connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LeftOut {
+pub enum Exclusion {
     /// Neither ready nor terminating.
     NotReady,
     /// Terminating while others are ready.
@@ -64,16 +67,16 @@ pub enum LeftOut {
     ZoneHint,
 }
 
-impl LeftOut {
+impl Exclusion {
     /// The reason in words.
     pub fn text(self) -> &'static str {
         match self {
-            LeftOut::NotReady => "not ready",
-            LeftOut::Terminating => "terminating, and others are ready",
-            LeftOut::NotServing => "terminating and no longer serving",
-            LeftOut::OtherNode => "on another node, and the traffic policy is Local",
-            LeftOut::NodeHint => "its topology hints name other nodes",
-            LeftOut::ZoneHint => "its topology hints name other zones",
+            Exclusion::NotReady => "not ready",
+            Exclusion::Terminating => "terminating, and others are ready",
+            Exclusion::NotServing => "terminating and no longer serving",
+            Exclusion::OtherNode => "on another node, and the traffic policy is Local",
+            Exclusion::NodeHint => "its topology hints name other nodes",
+            Exclusion::ZoneHint => "its topology hints name other zones",
         }
     }
 }
@@ -84,7 +87,7 @@ pub struct Selection<'i> {
     /// All known endpoints.
     pub candidates: Vec<Candidate<'i>>,
     /// The hints that apply to [`Class::Cluster`].
-    pub topology: Topology,
+    pub topology: AppliedHints,
     cluster: Vec<u32>,
     local: Vec<u32>,
 }
@@ -109,35 +112,62 @@ impl<'i> Selection<'i> {
     }
 
     /// The other endpoints, with the reason.
-    pub fn left_out(&self, class: Class) -> impl Iterator<Item = (&Candidate<'i>, LeftOut)> {
+    pub fn left_out(&self, class: Class) -> impl Iterator<Item = (&Candidate<'i>, Exclusion)> {
         let used = move |i: usize| self.members(class).binary_search(&(i as u32)).is_ok();
         self.candidates.iter().enumerate().filter(move |(i, _)| !used(*i)).map(move |(_, c)| (c, self.why(c, class)))
     }
 
-    fn why(&self, candidate: &Candidate<'_>, class: Class) -> LeftOut {
+    fn why(&self, candidate: &Candidate<'_>, class: Class) -> Exclusion {
         let endpoint = candidate.endpoint;
         match (class, self.topology) {
-            _ if !endpoint.ready && endpoint.terminating && !endpoint.serving => LeftOut::NotServing,
-            (Class::Local, _) if !candidate.local => LeftOut::OtherNode,
-            _ if !endpoint.ready && endpoint.terminating => LeftOut::Terminating,
-            _ if !endpoint.ready => LeftOut::NotReady,
-            (_, Topology::Node) => LeftOut::NodeHint,
-            (_, _) => LeftOut::ZoneHint,
+            _ if !endpoint.ready && endpoint.terminating && !endpoint.serving => Exclusion::NotServing,
+            (Class::Local, _) if !candidate.local => Exclusion::OtherNode,
+            _ if !endpoint.ready && endpoint.terminating => Exclusion::Terminating,
+            _ if !endpoint.ready => Exclusion::NotReady,
+            (_, AppliedHints::Node) => Exclusion::NodeHint,
+            (_, _) => Exclusion::ZoneHint,
         }
     }
 }
 
-/// All endpoints of a Service port in one family, sorted by address and port, one entry each.
-pub fn candidates<'i>(index: &'i Index, service: &Key, port: &Port, v6: bool, node: &Node) -> Vec<Candidate<'i>> {
-    let mut found = Vec::new();
-    for slice in index.slices_of(service).filter(|s| s.v6 == v6) {
-        for number in slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto) {
-            found.extend(slice.endpoints.iter().map(|endpoint| Candidate {
-                endpoint,
-                port: number.port,
-                local: endpoint.node.as_deref() == Some(node.name.as_str()),
-            }));
+/// The slices of a Service by the name, protocol and family of their ports, with the port's number: a Service may have thousands of ports.
+#[derive(Debug)]
+pub struct Members<'i>(HashMap<PortId<'i>, Vec<(&'i Slice, u16)>>);
+
+/// Name, protocol and family (IPv6) of a port.
+type PortId<'i> = (&'i str, Proto, bool);
+
+impl<'i> Members<'i> {
+    /// The slices of a Service.
+    pub fn of(index: &'i Index, service: &NamespacedName) -> Members<'i> {
+        let mut members: HashMap<PortId<'i>, Vec<(&'i Slice, u16)>> = HashMap::new();
+        for slice in index.slices_of(service) {
+            for port in &slice.ports {
+                members.entry((&port.name, port.proto, slice.v6)).or_default().push((slice, port.port));
+            }
         }
+        Members(members)
+    }
+
+    fn slices<'s>(&'s self, port: &'s ServicePortSpec, v6: bool) -> &'s [(&'i Slice, u16)] {
+        self.0.get(&(port.name.as_str(), port.proto, v6)).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many endpoints a Service port has at most in a family: those listed twice count twice.
+    pub fn count(&self, port: &ServicePortSpec, v6: bool) -> usize {
+        self.slices(port, v6).iter().map(|(slice, _)| slice.endpoints.len()).sum()
+    }
+}
+
+/// All endpoints of a Service port in one family, sorted by address and port, one entry each.
+pub fn candidates<'i>(members: &Members<'i>, port: &ServicePortSpec, v6: bool, node: &ThisNode) -> Vec<Candidate<'i>> {
+    let mut found = Vec::with_capacity(members.count(port, v6));
+    for (slice, number) in members.slices(port, v6) {
+        found.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+            endpoint,
+            port: *number,
+            local: endpoint.node.as_deref() == Some(node.name.as_str()),
+        }));
     }
     found.sort_by_key(Candidate::id);
     // An address is listed twice while a terminating pod's successor already has it: the running pod counts.
@@ -152,12 +182,12 @@ pub fn candidates<'i>(index: &'i Index, service: &Key, port: &Port, v6: bool, no
 }
 
 /// Applies the rules of readiness, termination and topology.
-pub fn select<'i>(candidates: Vec<Candidate<'i>>, node: &Node) -> Selection<'i> {
+pub fn select<'i>(candidates: Vec<Candidate<'i>>, node: &ThisNode) -> Selection<'i> {
     let topology = topology(&candidates, node);
     let near = |c: &Candidate<'_>| match topology {
-        Topology::All => true,
-        Topology::Node => names(&c.endpoint.node_hints, &node.name),
-        Topology::Zone => node.zone.as_deref().is_some_and(|zone| names(&c.endpoint.zone_hints, zone)),
+        AppliedHints::All => true,
+        AppliedHints::Node => names(&c.endpoint.node_hints, &node.name),
+        AppliedHints::Zone => node.zone.as_deref().is_some_and(|zone| names(&c.endpoint.zone_hints, zone)),
     };
     let places = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<u32> {
         candidates.iter().enumerate().filter(|(_, c)| wanted(c)).map(|(i, _)| i as u32).collect()
@@ -168,15 +198,15 @@ pub fn select<'i>(candidates: Vec<Candidate<'i>>, node: &Node) -> Selection<'i> 
     Selection { topology, cluster, local, candidates }
 }
 
-fn topology(candidates: &[Candidate<'_>], node: &Node) -> Topology {
+fn topology(candidates: &[Candidate<'_>], node: &ThisNode) -> AppliedHints {
     let ready = || candidates.iter().filter(|c| c.endpoint.ready).map(|c| c.endpoint);
     let by_node = ready().all(|e| !e.node_hints.is_empty()) && ready().any(|e| names(&e.node_hints, &node.name));
     if by_node {
-        return Topology::Node;
+        return AppliedHints::Node;
     }
-    let Some(zone) = node.zone.as_deref() else { return Topology::All };
+    let Some(zone) = node.zone.as_deref() else { return AppliedHints::All };
     let by_zone = ready().all(|e| !e.zone_hints.is_empty()) && ready().any(|e| names(&e.zone_hints, zone));
-    if by_zone { Topology::Zone } else { Topology::All }
+    if by_zone { AppliedHints::Zone } else { AppliedHints::All }
 }
 
 fn names(hints: &[Box<str>], wanted: &str) -> bool {

@@ -1,6 +1,5 @@
-//! A table that followed every change is the one that is compiled from nothing, whatever the changes were.
+//! An incrementally compiled table equals one compiled from scratch, for any sequence of changes.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use nomagic_core::services::Action;
@@ -10,6 +9,7 @@ use super::tests::settings;
 use super::*;
 use crate::objects::{Kind, Object, Service, Slice};
 use crate::problem::Origin;
+use crate::settings::ExternalIps;
 
 /// Random numbers below a limit.
 struct Dice(u64);
@@ -24,7 +24,7 @@ impl Dice {
     }
 }
 
-/// Of a few Services that are often in each other's way: same addresses, node ports, health check ports and ages.
+/// One of a few Services that often conflict: same addresses, node ports, health check ports and ages.
 fn service(dice: &mut Dice) -> Object {
     let name = dice.one(&["a", "b", "c", "d", "e"]);
     let kind = dice.one(&["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]);
@@ -40,8 +40,10 @@ fn service(dice: &mut Dice) -> Object {
     let ingress = dice.one(&["[]", "[{ip: 198.51.100.1}]", "[{ip: 198.51.100.2}]"]);
     let check = dice.one(&["0", "30500", "30501"]);
     let ranges = dice.one(&["[]", "[203.0.113.0/24]", "[what]"]);
+    let limits = dice.one(&["{}", "{nomagic.io/connections-per-second: '9'}", "{nomagic.io/max-connections-per-client: '5'}"]);
+    let labels = dice.one(&["{}", "{}", "{}", "{service.kubernetes.io/service-proxy-name: other}"]);
     let yaml = format!(
-        "metadata: {{name: {name}, namespace: n, creationTimestamp: '202{}-01-01T00:00:00Z'}}\nspec: {{type: {kind}, clusterIPs: {ips}, externalIPs: {outer}, \
+        "metadata: {{name: {name}, namespace: n, creationTimestamp: '202{}-01-01T00:00:00Z', annotations: {limits}, labels: {labels}}}\nspec: {{type: {kind}, clusterIPs: {ips}, externalIPs: {outer}, \
          externalTrafficPolicy: {policy}, internalTrafficPolicy: {inner}, sessionAffinity: {affinity}, ports: [{ports}], healthCheckNodePort: {check}, \
          loadBalancerSourceRanges: {ranges}}}\nstatus: {{loadBalancer: {{ingress: {ingress}}}}}",
         dice.below(2)
@@ -67,7 +69,7 @@ fn slice(dice: &mut Dice) -> Object {
     Object::Slice(Arc::new(Slice::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin::default()).unwrap()))
 }
 
-/// All of a table but its generation and its counters' places, as text.
+/// The contents of a table as text, without its generation and counter indices.
 fn page(c: &Compiled) -> String {
     let s = &c.services;
     let action = |action: &Action| match action {
@@ -87,11 +89,12 @@ fn page(c: &Compiled) -> String {
     let mut out = lines.join("\n");
     let _ = write!(out, "\n{} {:?} {:?} {:?} {:?}", s.ports, c.health_checks, c.no_local_endpoints, s.snat, s.pod_cidrs);
     let [nodes, pods] = [&s.node_ips, &s.pod_ips].map(|ips| ips.iter().collect::<BTreeSet<&IpAddr>>());
-    let _ = write!(out, "\n{nodes:?} {pods:?}");
+    let kernel: BTreeSet<&IpAddr> = s.kernel_ips.iter().collect();
+    let _ = write!(out, "\n{nodes:?} {pods:?} {kernel:?}");
     out
 }
 
-/// The filter's rules, by following what was opened, and forgetting what is not needed where something was closed.
+/// Applies a table's changes to the filter's rules: adds the opened ones, and removes unneeded ones if any were closed.
 fn follow(rules: &mut BTreeSet<String>, c: &Compiled) {
     let text = |rules: &FilterRules| -> BTreeSet<String> {
         let services = rules.services.iter().map(|r| format!("{r:?}"));
@@ -106,16 +109,25 @@ fn follow(rules: &mut BTreeSet<String>, c: &Compiled) {
 }
 
 #[test]
-fn following_changes_is_compiling_anew() {
-    let mut dice = Dice(3);
-    let plain = settings();
-    let other = Settings { masquerade_all: true, ..settings() };
+fn an_incremental_table_equals_one_from_scratch() {
+    for (seed, capacity) in [(3, CAPACITY), (9, TIGHT)] {
+        follow_changes(&mut Dice(seed), capacity);
+    }
+}
+
+/// Hardly enough for two Services.
+const TIGHT: Demand = Demand { rules: 8, frontends: 20, cluster_ips: 4, pool_bytes: 60_000 };
+
+fn follow_changes(dice: &mut Dice, capacity: Demand) {
+    let everywhere = ExternalIps::Allowed(vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
+    let plain = Settings { external_ips: everywhere, ..settings() };
+    let guarded = settings();
     let pods = Settings { cluster_cidrs: vec!["192.168.0.0/24".parse().unwrap(), "192.168.1.7".parse().unwrap()], ..plain.clone() };
-    let (mut index, mut compiler, mut rules) = (Index::default(), Compiler::new(TARGETS_MAX), BTreeSet::new());
-    let (mut contested, mut waiting) = (0, 0);
-    for round in 0..4_000 {
+    let (mut index, mut compiler, mut rules) = (Index::default(), Compiler::with_capacity(TARGETS_MAX, capacity), BTreeSet::new());
+    let (mut contested, mut waiting, mut refused) = (0, 0, 0);
+    for round in 0..5_000 {
         for _ in 0..=dice.below(3) {
-            let object = if dice.below(3) == 0 { service(&mut dice) } else { slice(&mut dice) };
+            let object = if dice.below(3) == 0 { service(dice) } else { slice(dice) };
             if dice.below(6) == 0 {
                 index.delete(object.kind(), &object.key().clone());
             } else if dice.below(200) == 0 {
@@ -125,48 +137,28 @@ fn following_changes_is_compiling_anew() {
             }
         }
         let settings = match round % 500 {
-            480.. => &other,
+            480.. => &guarded,
             300..320 => &pods,
             _ => &plain,
         };
         let touched = index.take_touched();
         let followed = compiler.recompile(&index, settings, &touched);
-        let anew = Compiler::new(TARGETS_MAX).compile(&index, settings);
+        let anew = Compiler::with_capacity(TARGETS_MAX, capacity).compile(&index, settings);
         assert_eq!(page(&followed), page(&anew), "round {round}");
         follow(&mut rules, &followed);
+        let most = capacity.rules + capacity.frontends;
+        assert!(followed.services.frontend_count() as u64 <= most, "round {round}: beyond the stated capacity");
         contested += usize::from(followed.problems.iter().any(|p| p.to_string().contains("is taken by Service")));
         waiting += usize::from(followed.problems.iter().any(|p| p.to_string().contains("is already Service")));
+        refused += usize::from(followed.problems.iter().any(|p| p.to_string().contains("it is the largest")));
         let places: Vec<u32> = compiler.targets().map(|t| t.0).collect();
-        assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "each has a place of its own");
+        assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "the indices are unique");
     }
-    assert!(contested > 500 && waiting > 50, "{contested} {waiting}");
+    assert!(contested > 100 && waiting > 20 && (refused > 500) == (capacity == TIGHT), "{contested} {waiting} {refused}");
 }
 
 #[test]
-fn what_has_no_room_is_named_and_gets_it_when_there_is_some() {
-    let web = |name: &str, ip: &str| {
-        let yaml = format!(
-            "metadata: {{name: {name}, namespace: n}}\nspec: {{clusterIP: {ip}, ports: [{{port: 80, name: p}}, {{port: 81, name: q}}]}}"
-        );
-        Object::Service(Arc::new(Service::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin::default()).unwrap()))
-    };
-    let mut index = Index::of([web("a", "172.30.0.1"), web("b", "172.30.0.2")]);
-    let (mut compiler, settings) = (Compiler::new(TARGETS_MAX), settings());
-    compiler.frontends_max = 3;
-    let mut next = |index: &mut Index| {
-        let touched = index.take_touched();
-        let c = compiler.recompile(index, &settings, &touched);
-        (c.services.frontend_count(), c.problems.iter().map(ToString::to_string).collect::<Vec<_>>())
-    };
-    let (fit, problems) = next(&mut index);
-    assert_eq!((fit, problems.len()), (3, 1));
-    assert!(problems[0].starts_with("Services: 1 of their addresses with ports have no room in the table of 3: "), "{problems:?}");
-    index.delete(Kind::Service, &Key { namespace: "n".into(), name: "a".into() });
-    assert_eq!(next(&mut index), (2, vec![]));
-}
-
-#[test]
-fn a_change_leaves_the_rest_of_the_table_as_it_is() {
+fn a_change_shares_the_rest_of_the_table() {
     let mut dice = Dice(5);
     let mut index = Index::default();
     for i in 0..500 {
@@ -180,7 +172,7 @@ fn a_change_leaves_the_rest_of_the_table_as_it_is() {
     let (mut compiler, settings) = (Compiler::new(TARGETS_MAX), settings());
     let before = compiler.recompile(&index, &settings, &Touched::default());
     let Object::Slice(mut changed) = slice(&mut dice) else { panic!("a slice") };
-    Arc::make_mut(&mut changed).service = Some(Key { namespace: "n".into(), name: "s77".into() });
+    Arc::make_mut(&mut changed).service = Some(NamespacedName { namespace: "n".into(), name: "s77".into() });
     index.take_touched();
     index.apply(Object::Slice(changed));
     let touched = index.take_touched();

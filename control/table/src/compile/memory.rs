@@ -1,14 +1,14 @@
-//! State kept from one table to the next: counter indices, and pools with unchanged backends.
+//! State kept from one table to the next: counter indices, pools with unchanged backends, and the token buckets of rate limits.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nomagic_core::services::{Backend, Pool};
+use nomagic_core::services::{Backend, ConnectionsPerSecond, Pool, RateLimit, Refused};
 use nomagic_core::tuple::{HashSeed, Proto};
 
 use super::endpoints::{Class, Selection};
-use crate::objects::Key;
+use crate::objects::NamespacedName;
 
 /// Default number of (Service port, backend) pairs with their own counters: about 10 MB per worker.
 pub const TARGETS_MAX: u32 = 1 << 17;
@@ -16,7 +16,7 @@ pub const TARGETS_MAX: u32 = 1 << 17;
 /// A Service port's identity.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortKey {
-    pub service: Key,
+    pub service: NamespacedName,
     /// "" for an unnamed port.
     pub port_name: String,
     pub proto: Proto,
@@ -25,16 +25,16 @@ pub struct PortKey {
 #[derive(Debug)]
 pub(super) struct Memory {
     /// By Service, so that one is updated without the others.
-    services: HashMap<Key, BTreeMap<PortKey, PortMemory>>,
+    services: HashMap<NamespacedName, BTreeMap<PortKey, PortMemory>>,
     seed: HashSeed,
-    places: Places,
-    /// Number of the update; entries not used by it are dropped.
+    places: CounterIndices,
+    /// Number of the current update; entries it does not use are dropped.
     round: u64,
 }
 
 /// Allocator of counter indices.
 #[derive(Debug)]
-struct Places {
+struct CounterIndices {
     /// The lowest index never allocated.
     next: u32,
     max: u32,
@@ -44,17 +44,21 @@ struct Places {
 
 #[derive(Debug, Default)]
 struct PortMemory {
-    targets: HashMap<(IpAddr, u16), Target>,
+    targets: HashMap<(IpAddr, u16), CountedTarget>,
     pools: BTreeMap<(bool, Class), (Arc<Pool>, u64)>,
+    /// The limit of new connections, and the update that used it last.
+    rate: Option<(RateLimit, u64)>,
+    /// The counters of refused packets, and the update that used them last.
+    refused: Option<(Arc<Refused>, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Target {
+struct CountedTarget {
     place: u32,
     round: u64,
 }
 
-impl Places {
+impl CounterIndices {
     /// Allocates an index; the shared index 0 when none is left.
     fn take(&mut self) -> u32 {
         if self.next < self.max {
@@ -73,7 +77,7 @@ impl Places {
 
 impl Memory {
     pub(super) fn new(places: u32) -> Memory {
-        let places = Places { next: 1, max: places, free: VecDeque::new() };
+        let places = CounterIndices { next: 1, max: places, free: VecDeque::new() };
         Memory { services: HashMap::new(), seed: HashSeed::new(0), places, round: 0 }
     }
 
@@ -86,7 +90,7 @@ impl Memory {
     }
 
     /// Runs `plan`, which requests the Service's pools; drops entries that it does not request.
-    pub(super) fn update<T>(&mut self, service: &Key, plan: impl FnOnce(&mut ServiceMemory<'_>) -> T) -> T {
+    pub(super) fn update<T>(&mut self, service: &NamespacedName, plan: impl FnOnce(&mut ServiceMemory<'_>) -> T) -> T {
         self.round += 1;
         let mut ports = self.services.remove(service).unwrap_or_default();
         let mut memory = ServiceMemory { ports: &mut ports, seed: self.seed, places: &mut self.places, round: self.round };
@@ -101,7 +105,9 @@ impl Memory {
                 }
                 stays
             });
-            !port.targets.is_empty()
+            port.rate.take_if(|(_, used)| *used != round);
+            port.refused.take_if(|(_, used)| *used != round);
+            !port.targets.is_empty() || port.rate.is_some() || port.refused.is_some()
         });
         if !ports.is_empty() {
             self.services.insert(service.clone(), ports);
@@ -110,8 +116,8 @@ impl Memory {
     }
 
     /// Drops Services that `stays` rejects.
-    pub(super) fn retain(&mut self, stays: impl Fn(&Key) -> bool) {
-        let gone: Vec<Key> = self.services.keys().filter(|key| !stays(key)).cloned().collect();
+    pub(super) fn retain(&mut self, stays: impl Fn(&NamespacedName) -> bool) {
+        let gone: Vec<NamespacedName> = self.services.keys().filter(|key| !stays(key)).cloned().collect();
         gone.iter().for_each(|key| self.update(key, |_| ()));
     }
 
@@ -121,25 +127,65 @@ impl Memory {
     }
 }
 
+/// A Service port of the current table.
+#[derive(Debug)]
+pub struct CountedPort<'m> {
+    pub key: &'m PortKey,
+    /// Its backends.
+    pub backends: usize,
+    /// The packets it refused.
+    pub refused: &'m Refused,
+}
+
+impl Memory {
+    pub(super) fn ports(&self) -> impl Iterator<Item = CountedPort<'_>> {
+        let ports = self.services.values().flatten();
+        ports.filter_map(|(key, port)| Some(CountedPort { key, backends: port.targets.len(), refused: &port.refused.as_ref()?.0 }))
+    }
+}
+
 /// The kept state of one Service.
 pub(super) struct ServiceMemory<'m> {
     ports: &'m mut BTreeMap<PortKey, PortMemory>,
     seed: HashSeed,
-    places: &'m mut Places,
+    places: &'m mut CounterIndices,
     round: u64,
 }
 
+fn port_memory<'p>(ports: &'p mut BTreeMap<PortKey, PortMemory>, key: &PortKey) -> Option<&'p mut PortMemory> {
+    if !ports.contains_key(key) {
+        ports.insert(key.clone(), PortMemory::default());
+    }
+    ports.get_mut(key)
+}
+
 impl ServiceMemory<'_> {
+    /// The limit of a port's new connections. Its bucket is that of the port's earlier limit, also if that was another number.
+    pub(super) fn rate_limit(&mut self, key: &PortKey, most: ConnectionsPerSecond) -> RateLimit {
+        let Some(port) = port_memory(self.ports, key) else { return RateLimit::new(most) };
+        let limit = match &port.rate {
+            Some((earlier, _)) => RateLimit { most, bucket: earlier.bucket.clone() },
+            None => RateLimit::new(most),
+        };
+        port.rate = Some((limit.clone(), self.round));
+        limit
+    }
+
+    /// The counters of a port's refused packets: those of the port in the earlier table.
+    pub(super) fn refused(&mut self, key: &PortKey) -> Arc<Refused> {
+        let Some(port) = port_memory(self.ports, key) else { return Arc::default() };
+        let refused = port.refused.take().map(|(refused, _)| refused).unwrap_or_default();
+        port.refused = Some((refused.clone(), self.round));
+        refused
+    }
+
     /// The pool of a class; the earlier one if its backends are the same. `None` without backends.
     pub(super) fn pool(&mut self, key: &PortKey, v6: bool, class: Class, selection: &Selection<'_>) -> Option<Arc<Pool>> {
-        if !self.ports.contains_key(key) {
-            self.ports.insert(key.clone(), PortMemory::default());
-        }
-        let port = self.ports.get_mut(key)?;
+        let port = port_memory(self.ports, key)?;
         let mut backends = Vec::with_capacity(selection.members(class).len());
         for candidate in selection.usable(class) {
             let (addr, number) = (candidate.endpoint.addr, candidate.port);
-            let fresh = || Target { place: self.places.take(), round: 0 };
+            let fresh = || CountedTarget { place: self.places.take(), round: 0 };
             let target = port.targets.entry((addr, number)).or_insert_with(fresh);
             target.round = self.round;
             backends.push(Backend { addr, port: number, weight: 1, stats: target.place });

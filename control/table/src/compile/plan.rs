@@ -1,29 +1,34 @@
 //! Plans one Service: its addresses, and the action for each class of clients. Applies kube-proxy's rules about readiness, traffic policies,
 //! topology, masquerading and source ranges.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use nomagic_core::reason::Reason;
-use nomagic_core::services::{Action, AddressKind, Affinity, Frontend, Pool, ServicePort};
-use nomagic_core::tuple::{Prefix, Proto};
+use nomagic_core::services::{Action, AddressKind, Affinity, ClientLimit, Frontend, Limits, Pool, ServicePort};
+use nomagic_core::tuple::{Prefix, PrefixSet, Proto};
 
 use super::Settings;
-use super::claims::{Rank, Turn};
-use super::endpoints::{self, Class, Selection};
+use super::budget::{Refusal, Refused};
+use super::claims::{Precedence, Rank};
+use super::endpoints::{self, Class, Members, Selection};
 use super::memory::{PortKey, ServiceMemory};
 use crate::index::Index;
-use crate::objects::{Policy, Port, Service};
+use crate::objects::{Service, ServicePortSpec, TrafficPolicy, addr};
 use crate::problem::Problem;
+use crate::settings::RefusedExternalIp;
 
 /// Maximum number of endpoints of one Service port and family.
 const BACKENDS_MAX: usize = 500_000;
 
+/// How many ports of the previous plan are searched for one that has moved.
+const SAME_PORT_MAX: usize = 128;
+
 /// An address, port and protocol.
 pub(super) type Address = (IpAddr, u16, Proto);
 
-/// The inputs that all plans share.
+/// Inputs shared by all plans.
 pub(super) struct Ground<'g> {
     pub(super) index: &'g Index,
     pub(super) settings: &'g Settings,
@@ -34,7 +39,7 @@ pub(super) struct Ground<'g> {
 /// The entries of one Service in the table.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) turn: Arc<Turn>,
+    pub(super) precedence: Arc<Precedence>,
     /// The Service's ports, shared by all of their addresses.
     pub(super) ports: Vec<Arc<ServicePort>>,
     /// The claimed addresses, in order.
@@ -47,6 +52,20 @@ pub(super) struct Plan {
     /// Ports with traffic policy Local and endpoints on other nodes only, by family: `(internal, external)`.
     pub(super) no_local_endpoints: [(u64, u64); 2],
     pub(super) problems: Vec<Problem>,
+}
+
+/// The addresses of a Service outside of its cluster IPs that are served.
+struct Outer {
+    load_balancer_ips: Vec<IpAddr>,
+    external_ips: Vec<IpAddr>,
+    node_ports: bool,
+}
+
+/// A Service while it is planned.
+struct Subject<'s> {
+    ground: &'s Ground<'s>,
+    service: &'s Service,
+    outer: Outer,
 }
 
 /// Actions by class of client.
@@ -63,11 +82,18 @@ impl Actions {
     }
 }
 
-/// Decides a Service. `ports`: those of the plan before, which stay the same objects where nothing about them has changed.
-pub(super) fn plan(ground: &Ground<'_>, service: &Service, ports: &[Arc<ServicePort>], memory: &mut ServiceMemory<'_>) -> Plan {
-    let turn = Arc::new(Turn { created_s: service.created_s, key: service.key.clone() });
+/// Plans a Service. `ports` are those of the previous plan; unchanged ones are reused, so that they stay the same objects. `refused` is what the
+/// table has no room for.
+pub(super) fn plan(
+    ground: &Ground<'_>,
+    service: &Service,
+    ports: &[Arc<ServicePort>],
+    refused: Option<&Refused>,
+    memory: &mut ServiceMemory<'_>,
+) -> Plan {
+    let precedence = Arc::new(Precedence { created_s: service.created_s, key: service.key.clone() });
     let mut plan = Plan {
-        turn,
+        precedence,
         ports: Vec::with_capacity(service.ports.len()),
         claims: Vec::new(),
         frontends: Vec::new(),
@@ -76,14 +102,24 @@ pub(super) fn plan(ground: &Ground<'_>, service: &Service, ports: &[Arc<ServiceP
         no_local_endpoints: [(0, 0); 2],
         problems: Vec::new(),
     };
+    if let Some(refused) = refused {
+        plan.problems.push(problem(service, "spec", refused.message.clone()));
+        if refused.what == Refusal::Whole {
+            return plan;
+        }
+    }
+    let subject = Subject { ground, service, outer: plan.outer(ground, service, refused.is_none()) };
+    let members = Members::of(ground.index, &service.key);
     let mut healthy: HashSet<IpAddr> = HashSet::new();
     for port in &service.ports {
-        let owner = service_port(service, port);
-        let owner = ports.iter().find(|p| ***p == owner).cloned().unwrap_or_else(|| Arc::new(owner));
+        let owner = service_port(ground, service, port, memory);
+        // Usually at the same place; a search among thousands would take quadratic time.
+        let earlier = ports.get(plan.ports.len()).into_iter().chain(ports.iter().take(SAME_PORT_MAX)).find(|p| ***p == owner);
+        let owner = earlier.cloned().unwrap_or_else(|| Arc::new(owner));
         plan.ports.push(owner.clone());
         for v6 in service.cluster_ips.iter().map(IpAddr::is_ipv6) {
             let node = &ground.settings.node;
-            let mut candidates = endpoints::candidates(ground.index, &service.key, port, v6, node);
+            let mut candidates = endpoints::candidates(&members, port, v6, node);
             if candidates.len() > BACKENDS_MAX {
                 let message = format!("{} endpoints: the first {BACKENDS_MAX} by address are used", candidates.len());
                 plan.problems.push(problem(service, &format!("spec.ports[{}]", port.index), message));
@@ -91,8 +127,9 @@ pub(super) fn plan(ground: &Ground<'_>, service: &Service, ports: &[Arc<ServiceP
             }
             let selection = endpoints::select(candidates, node);
             healthy.extend(selection.candidates.iter().filter(|c| c.local && c.endpoint.ready).map(|c| c.endpoint.addr));
-            let (internal, external) = plan.actions(ground, service, port, v6, &selection, memory);
-            plan.answer_at(ground, service, port, v6, &owner, &internal, &external);
+            plan.warn_of_lost_addresses(&subject, port, &selection);
+            let (internal, external) = plan.actions(&subject, port, v6, &selection, memory);
+            plan.answer_at(&subject, port, v6, &owner, &internal, &external);
         }
     }
     if !service.ports.is_empty() {
@@ -102,80 +139,141 @@ pub(super) fn plan(ground: &Ground<'_>, service: &Service, ports: &[Arc<ServiceP
     plan
 }
 
-fn service_port(service: &Service, port: &Port) -> ServicePort {
+fn service_port(ground: &Ground<'_>, service: &Service, port: &ServicePortSpec, memory: &mut ServiceMemory<'_>) -> ServicePort {
     let (namespace, name) = (service.key.namespace.clone(), service.key.name.clone());
     let sticks = |timeout_s| Affinity::new(&namespace, &name, &port.name, port.proto, timeout_s);
     let affinity = service.affinity_timeout_s.map(sticks);
-    ServicePort { namespace, name, port_name: port.name.clone(), port: port.port, proto: port.proto, affinity }
+    let defaults = &ground.settings.limits;
+    let rate = service.limits.per_second.or(defaults.per_second).map(|most| memory.rate_limit(&port_key(service, port), most));
+    let per_client = service.limits.per_client.or(defaults.per_client).map(|most| ClientLimit::new(most, &namespace, &name));
+    let limits = Limits { rate, per_client };
+    let refused = memory.refused(&port_key(service, port));
+    ServicePort { namespace, name, port_name: port.name.clone(), port: port.port, proto: port.proto, affinity, limits, refused }
+}
+
+fn port_key(service: &Service, port: &ServicePortSpec) -> PortKey {
+    PortKey { service: service.key.clone(), port_name: port.name.clone(), proto: port.proto }
 }
 
 impl Plan {
+    /// The addresses outside of cluster IPs. External IPs that are not the owner's to choose are refused.
+    fn outer(&mut self, ground: &Ground<'_>, service: &Service, room: bool) -> Outer {
+        if !room {
+            return Outer { load_balancer_ips: Vec::new(), external_ips: Vec::new(), node_ports: false };
+        }
+        let mut refused: BTreeMap<RefusedExternalIp, Vec<IpAddr>> = BTreeMap::new();
+        let mut external_ips = Vec::new();
+        for ip in &service.external_ips {
+            match ground.settings.refuses_external_ip(*ip) {
+                Some(why) => refused.entry(why).or_default().push(*ip),
+                None => external_ips.push(*ip),
+            }
+        }
+        for (why, ips) in refused {
+            let others = if ips.len() > 1 { format!(" (and {} more)", ips.len() - 1) } else { String::new() };
+            let message =
+                format!("{}{others} is {why}: the Service is not served there. If it should be, name it in allowedExternalIPs", ips[0]);
+            self.problems.push(problem(service, "spec.externalIPs", message));
+        }
+        Outer { load_balancer_ips: service.load_balancer_ips.clone(), external_ips, node_ports: true }
+    }
+
+    /// Policy Local promises the client's address. The node's own processes (pods of the host network) see nomagic's internal one: their answers
+    /// would otherwise leave the node past it.
+    fn warn_of_lost_addresses(&mut self, subject: &Subject<'_>, port: &ServicePortSpec, selection: &Selection<'_>) {
+        let Subject { ground, service, outer } = subject;
+        let settings = ground.settings;
+        if service.external_policy != TrafficPolicy::Local || !outer.of(port) {
+            return;
+        }
+        let own = |ip: &IpAddr| settings.kernel_ips.contains(ip) || settings.node.ips.contains(ip);
+        if let Some(found) = selection.usable(Class::Local).find(|c| own(&c.endpoint.addr)) {
+            let message = format!(
+                "Local promises the client's address, but endpoint {} is on this node's own network and sees snat.internalAddresses instead: give \
+                 its pod a network of its own (no hostNetwork)",
+                addr::socket(found.endpoint.addr, found.port)
+            );
+            self.problems.push(problem(service, "spec.externalTrafficPolicy", message));
+        }
+    }
+
     /// Applies traffic policies and masquerading. Returns the actions of `(cluster IPs, all other addresses)`.
     fn actions(
         &mut self,
-        ground: &Ground<'_>,
-        service: &Service,
-        port: &Port,
+        subject: &Subject<'_>,
+        port: &ServicePortSpec,
         v6: bool,
         selection: &Selection<'_>,
         memory: &mut ServiceMemory<'_>,
     ) -> (Actions, Actions) {
+        let Subject { ground, service, outer } = subject;
         if selection.members(Class::Cluster).is_empty() {
             let reject = Actions::all(Action::Reject(Reason::NoEndpoints));
             return (reject.clone(), reject);
         }
         if selection.members(Class::Local).is_empty() {
             let (internal, external) = &mut self.no_local_endpoints[usize::from(v6)];
-            *internal += u64::from(service.internal_policy == Policy::Local);
-            *external += u64::from(service.external_policy == Policy::Local);
+            *internal += u64::from(service.internal_policy == TrafficPolicy::Local);
+            *external += u64::from(service.external_policy == TrafficPolicy::Local);
         }
-        let key = PortKey { service: service.key.clone(), port_name: port.name.clone(), proto: port.proto };
+        let key = port_key(service, port);
         let pod_snat = ground.settings.masquerade_all;
         let other_snat = pod_snat || ground.settings.knows_pods(v6);
         let mut forward = |class: Class, snat: bool| match pool(memory, &key, v6, class, selection) {
             Some(pool) => Action::Forward { pool, snat },
             None => Action::Drop(Reason::NoLocalEndpoints),
         };
-        let internal_class = if service.internal_policy == Policy::Local { Class::Local } else { Class::Cluster };
+        let internal_class = if service.internal_policy == TrafficPolicy::Local { Class::Local } else { Class::Cluster };
         let internal = Actions { pod: forward(internal_class, pod_snat), ..Actions::all(forward(internal_class, other_snat)) };
-        if !has_outer_address(service, port) {
+        if !outer.of(port) {
             return (internal.clone(), internal);
         }
         let external = match service.external_policy {
-            Policy::Cluster => Actions::all(forward(Class::Cluster, true)),
-            Policy::Local => {
+            TrafficPolicy::Cluster => Actions::all(forward(Class::Cluster, true)),
+            TrafficPolicy::Local => {
                 Actions { pod: forward(Class::Cluster, false), node: forward(Class::Cluster, true), external: forward(Class::Local, false) }
             }
         };
         (internal, external)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one port in one family, with all that was decided about it")]
     fn answer_at(
         &mut self,
-        ground: &Ground<'_>,
-        service: &Service,
-        port: &Port,
+        subject: &Subject<'_>,
+        port: &ServicePortSpec,
         v6: bool,
         owner: &Arc<ServicePort>,
         internal: &Actions,
         external: &Actions,
     ) {
+        let Subject { ground, service, outer } = subject;
         let of_family = |ip: &&IpAddr| ip.is_ipv6() == v6;
         let ranges = source_ranges(ground, service, v6);
-        let mut add = |ip: &IpAddr, number: u16, kind: AddressKind, actions: &Actions, source_ranges: Option<Arc<[Prefix]>>| {
+        let mut taken: Vec<SocketAddr> = Vec::new();
+        let mut add = |ip: &IpAddr, number: u16, kind: AddressKind, actions: &Actions, source_ranges: Option<Arc<PrefixSet>>| {
+            if ground.settings.keeps_local(*ip) {
+                return;
+            }
+            let socket = SocketAddr::new(*ip, number);
+            if kind != AddressKind::ClusterIp && port.proto == Proto::Tcp && ground.settings.api_servers.contains(&socket) {
+                return taken.push(socket);
+            }
             let Actions { pod, node, external } = actions.clone();
             let frontend = Frontend { port: owner.clone(), kind, pod, node, external, source_ranges };
-            let rank = Rank { node_port: kind == AddressKind::NodePort, turn: self.turn.clone(), place: self.claims.len() as u32 };
+            let rank = Rank { kind: kind.into(), precedence: self.precedence.clone(), place: self.claims.len() as u32 };
             self.claims.push(((*ip, number, port.proto), rank));
             self.frontends.push(frontend);
         };
         service.cluster_ips.iter().filter(of_family).for_each(|ip| add(ip, port.port, AddressKind::ClusterIp, internal, None));
-        let balancers = service.load_balancer_ips.iter().filter(of_family);
+        let balancers = outer.load_balancer_ips.iter().filter(of_family);
         balancers.for_each(|ip| add(ip, port.port, AddressKind::LoadBalancer, external, ranges.clone()));
-        service.external_ips.iter().filter(of_family).for_each(|ip| add(ip, port.port, AddressKind::ExternalIp, external, None));
-        if let Some(node_port) = port.node_port {
+        outer.external_ips.iter().filter(of_family).for_each(|ip| add(ip, port.port, AddressKind::ExternalIp, external, None));
+        if let Some(node_port) = port.node_port.filter(|_| outer.node_ports) {
             ground.node_port_ips[usize::from(v6)].iter().for_each(|ip| add(ip, node_port, AddressKind::NodePort, external, None));
+        }
+        for socket in taken {
+            let message = format!("{socket} is an API server: the Service is not served there");
+            self.problems.push(problem(service, &format!("spec.ports[{}]", port.index), message));
         }
     }
 }
@@ -187,9 +285,9 @@ fn pool(memory: &mut ServiceMemory<'_>, key: &PortKey, v6: bool, class: Class, s
 }
 
 /// The clients that may connect to load balancer addresses; `None`: all.
-fn source_ranges(ground: &Ground<'_>, service: &Service, v6: bool) -> Option<Arc<[Prefix]>> {
+fn source_ranges(ground: &Ground<'_>, service: &Service, v6: bool) -> Option<Arc<PrefixSet>> {
     if service.source_ranges_unreadable {
-        return Some(Arc::new([]));
+        return Some(Arc::default());
     }
     let mut ranges: Vec<Prefix> = service.source_ranges.iter().filter(|r| r.addr().is_ipv6() == v6).copied().collect();
     if ranges.is_empty() || ranges.iter().any(|r| r.prefix_len() == 0) {
@@ -199,11 +297,14 @@ fn source_ranges(ground: &Ground<'_>, service: &Service, v6: bool) -> Option<Arc
     if ground.settings.node.primary.iter().any(|ip| ranges.iter().any(|r| r.contains(*ip))) {
         ranges.extend(service.load_balancer_ips.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| Prefix::host(*ip)));
     }
-    Some(ranges.into())
+    Some(Arc::new(PrefixSet::new(ranges)))
 }
 
-fn has_outer_address(service: &Service, port: &Port) -> bool {
-    port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty()
+impl Outer {
+    /// Whether a port is served at one of them.
+    fn of(&self, port: &ServicePortSpec) -> bool {
+        (self.node_ports && port.node_port.is_some()) || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
 }
 
 /// A problem of a Service.

@@ -11,19 +11,20 @@ use std::sync::Arc;
 use nomagic_core::conntrack::Flow;
 use nomagic_core::cow_map::CowMap;
 use nomagic_core::hash::WordMap;
+use nomagic_core::services::AddressKind;
 use nomagic_core::tuple::{Proto, words_addr};
 
-use super::endpoints::candidates;
+use super::endpoints::{Members, candidates};
 use crate::index::Index;
-use crate::objects::{Key, Service, Slice};
-use crate::settings::Node;
+use crate::objects::{NamespacedName, Service, Slice};
+use crate::settings::ThisNode;
 
 /// A UDP Service port in one family.
 #[derive(PartialEq, Eq, Debug)]
 struct UdpPort {
     v6: bool,
-    /// Cluster, external and load balancer addresses.
-    addresses: Vec<IpAddr>,
+    /// Cluster, load balancer and external addresses.
+    addresses: Vec<(AddressKind, IpAddr)>,
     port: u16,
     node_port: Option<u16>,
     /// Addresses and ports of serving endpoints, sorted.
@@ -41,12 +42,12 @@ struct UdpService {
 /// The serving endpoints of all UDP Service ports. Cheap to clone; unchanged parts are shared with earlier states.
 #[derive(Clone, Default, Debug)]
 pub struct Serving {
-    services: CowMap<Key, Arc<UdpService>>,
+    services: CowMap<NamespacedName, Arc<UdpService>>,
 }
 
 impl Serving {
     /// Applies the changes of these Services.
-    pub fn follow(&mut self, index: &Index, services: &BTreeSet<Key>) {
+    pub fn follow(&mut self, index: &Index, services: &BTreeSet<NamespacedName>) {
         let udp = |s: &&Arc<Service>| s.ignored.is_none() && s.ports.iter().any(|p| p.proto == Proto::Udp);
         for key in services {
             match index.service(key).filter(udp) {
@@ -70,16 +71,20 @@ impl Serving {
     /// The rule for individual connections.
     pub fn rule(&self) -> Rule {
         let mut services: Vec<&Arc<UdpService>> = self.services.iter().map(|(_, service)| service).collect();
-        // The same precedence as in the table: creation time, then name.
+        // The same precedence as in the table: the kind of the address, creation time, name.
         services.sort_by(|a, b| (a.service.created_s, &a.service.key).cmp(&(b.service.created_s, &b.service.key)));
         let (mut addresses, mut node_ports) = (WordMap::default(), WordMap::default());
-        for (service, port) in services.into_iter().flat_map(|s| s.ports.iter().enumerate().map(move |(port, _)| (s, port))) {
-            let of = &service.ports[port];
-            for address in &of.addresses {
-                addresses.entry((*address, of.port)).or_insert_with(|| (service.clone(), port));
+        let ports = || services.iter().flat_map(|s| s.ports.iter().enumerate().map(move |(place, port)| (*s, place, port)));
+        for kind in [AddressKind::ClusterIp, AddressKind::LoadBalancer, AddressKind::ExternalIp] {
+            for (service, place, port) in ports() {
+                for (_, address) in port.addresses.iter().filter(|(of, _)| *of == kind) {
+                    addresses.entry((*address, port.port)).or_insert_with(|| (service.clone(), place));
+                }
             }
-            if let Some(node_port) = of.node_port {
-                node_ports.entry((node_port, of.v6)).or_insert_with(|| (service.clone(), port));
+        }
+        for (service, place, port) in ports() {
+            if let Some(node_port) = port.node_port {
+                node_ports.entry((node_port, port.v6)).or_insert_with(|| (service.clone(), place));
             }
         }
         Rule { addresses, node_ports }
@@ -89,16 +94,24 @@ impl Serving {
 impl UdpService {
     fn new(service: &Arc<Service>, index: &Index) -> UdpService {
         let mut ports = Vec::new();
+        let members = Members::of(index, &service.key);
         for port in service.ports.iter().filter(|p| p.proto == Proto::Udp) {
             for cluster_ip in &service.cluster_ips {
                 let v6 = cluster_ip.is_ipv6();
-                let all = service.cluster_ips.iter().chain(&service.load_balancer_ips).chain(&service.external_ips);
+                let of_kind = |kind: AddressKind, ips: &[IpAddr]| {
+                    ips.iter().filter(|ip| ip.is_ipv6() == v6).map(|ip| (kind, *ip)).collect::<Vec<_>>()
+                };
                 // Locality does not matter here.
-                let node = Node { name: String::new(), ips: Vec::new(), primary: Vec::new(), zone: None };
-                let endpoints = candidates(index, &service.key, port, v6, &node);
+                let node = ThisNode { name: String::new(), ips: Vec::new(), primary: Vec::new(), zone: None };
+                let endpoints = candidates(&members, port, v6, &node);
                 ports.push(UdpPort {
                     v6,
-                    addresses: all.filter(|ip| ip.is_ipv6() == v6).copied().collect(),
+                    addresses: [
+                        of_kind(AddressKind::ClusterIp, &service.cluster_ips),
+                        of_kind(AddressKind::LoadBalancer, &service.load_balancer_ips),
+                        of_kind(AddressKind::ExternalIp, &service.external_ips),
+                    ]
+                    .concat(),
                     port: port.port,
                     node_port: port.node_port,
                     endpoints: endpoints.iter().filter(|c| c.endpoint.serving).map(|c| (c.endpoint.addr, c.port)).collect(),
@@ -135,14 +148,14 @@ impl UdpPort {
 }
 
 /// A Service and the index of one of its ports.
-type Place = (Arc<UdpService>, usize);
+type PortRef = (Arc<UdpService>, usize);
 
 /// Decides for each connection whether it stays.
 #[derive(Debug)]
 pub struct Rule {
-    addresses: WordMap<(IpAddr, u16), Place>,
+    addresses: WordMap<(IpAddr, u16), PortRef>,
     /// By node port and family (IPv6): on any address, since the node's addresses may have changed since the connection was opened.
-    node_ports: WordMap<(u16, bool), Place>,
+    node_ports: WordMap<(u16, bool), PortRef>,
 }
 
 impl Rule {

@@ -1,4 +1,4 @@
-//! The rules one by one; all of them together are tried by `tests/cases.rs`.
+//! Tests of the individual rules. The gateway's `tests/it/cases.rs` tests their combinations.
 
 use nomagic_core::services::{Action, ClientClass, Decision, SnatCause, SnatRange, TcpReject};
 use nomagic_core::tuple::{Proto, Tuple};
@@ -8,15 +8,15 @@ use crate::compile::endpoints::Class;
 use crate::objects::Service;
 use crate::objects::{Object, Slice};
 use crate::problem::Origin;
-use crate::settings::{Node, NodePortAddresses};
+use crate::settings::{DefaultLimits, ExternalIps, NodePortAddresses, ThisNode};
 
 /// A node with addresses of all kinds; node ports answer on its primary ones.
 pub(super) fn settings() -> Settings {
     let ips = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
     let primary = ips(&["192.168.0.2", "fd00:1::2"]);
     Settings {
-        snat: SnatRange { v4: Some(primary[0]), v6: Some(primary[1]), port_first: 61_000, port_last: 61_999, ..SnatRange::default() },
-        node: Node {
+        snat: SnatRange { v4: vec![primary[0]], v6: vec![primary[1]], port_first: 61_000, port_last: 61_999, ..SnatRange::default() },
+        node: ThisNode {
             name: "here".into(),
             ips: ips(&["192.168.0.2", "192.168.1.2", "10.0.0.1", "fd00:1::2", "127.0.0.1", "fe80::1"]),
             primary,
@@ -28,7 +28,13 @@ pub(super) fn settings() -> Settings {
         masquerade_all: false,
         localhost_node_ports: true,
         node_port_addresses: NodePortAddresses::Primary,
+        kernel_ips: BTreeSet::new(),
+        keep_local: Vec::new(),
+        external_ips: ExternalIps::default(),
+        api_servers: BTreeSet::new(),
         tcp_reject: TcpReject::PortUnreachable,
+        reset_idle: false,
+        limits: DefaultLimits::default(),
         seed: HashSeed::new(0),
     }
 }
@@ -37,13 +43,13 @@ fn service(name: &str, spec: &str) -> Object {
     named(&format!("{{name: {name}, namespace: n}}"), spec, "{}")
 }
 
-fn named(meta: &str, spec: &str, status: &str) -> Object {
+pub(super) fn named(meta: &str, spec: &str, status: &str) -> Object {
     let yaml = format!("metadata: {meta}\nspec: {spec}\nstatus: {status}");
     Object::Service(Arc::new(Service::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin::default()).unwrap()))
 }
 
 /// Endpoints as `address [node] [notready|draining|dead] [zone=x] [on=x]`.
-fn slice(name: &str, of: &str, port: &str, endpoints: &[&str]) -> Object {
+pub(super) fn slice(name: &str, of: &str, port: &str, endpoints: &[&str]) -> Object {
     let entry = |text: &&str| {
         let mut words = text.split(' ');
         let address = words.next().unwrap();
@@ -71,7 +77,7 @@ fn slice(name: &str, of: &str, port: &str, endpoints: &[&str]) -> Object {
 
 const P80: &str = "{name: '', port: 8080}";
 
-fn compile(objects: &[Object], settings: &Settings) -> Compiled {
+pub(super) fn compile(objects: &[Object], settings: &Settings) -> Compiled {
     Compiler::new(TARGETS_MAX).compile(&Index::of(objects.to_vec()), settings)
 }
 
@@ -94,8 +100,8 @@ fn decide(c: &Compiled, flow: &str) -> String {
 #[test]
 fn readiness_termination_locality_and_hints() {
     let near = settings();
-    let zoned = Settings { node: Node { zone: Some("z1".into()), ..near.node.clone() }, ..near.clone() };
-    // Endpoints, settings, those of policy Cluster, those of policy Local. Addresses are 10.1.0.x.
+    let zoned = Settings { node: ThisNode { zone: Some("z1".into()), ..near.node.clone() }, ..near.clone() };
+    // Endpoints, settings, endpoints of policy Cluster, endpoints of policy Local. Addresses are 10.1.0.x.
     let table: &[(&[&str], &Settings, &str, &str)] = &[
         (&["10.1.0.1 here", "10.1.0.2 there", "10.1.0.3"], &near, "1 2 3", "1"),
         (&["10.1.0.1 here notready", "10.1.0.2 there"], &near, "2", ""),
@@ -110,14 +116,17 @@ fn readiness_termination_locality_and_hints() {
         (&["10.1.0.1 zone=z1 notready", "10.1.0.2 zone=z2"], &zoned, "2", ""),
         (&["10.1.0.1 on=here", "10.1.0.2 on=there"], &near, "1", ""),
         (&["10.1.0.1 on=other", "10.1.0.2 on=there"], &near, "1 2", ""),
-        // A duplicate: the one that is not terminating counts, whichever comes first.
+        // A duplicate: the one that is not terminating counts, in either order.
         (&["10.1.0.1 here draining", "10.1.0.1 there"], &near, "1", ""),
         (&["10.1.0.1 here", "10.1.0.1 there draining"], &near, "1", "1"),
     ];
     for (endpoints, settings, cluster, local) in table {
         let index = Index::of([service("s", "{clusterIP: 172.30.0.1, ports: [{port: 80}]}"), slice("s-1", "s", P80, endpoints)]);
         let s = index.services().next().unwrap();
-        let selection = endpoints::select(endpoints::candidates(&index, &s.key, &s.ports[0], false, &settings.node), &settings.node);
+        let selection = endpoints::select(
+            endpoints::candidates(&endpoints::Members::of(&index, &s.key), &s.ports[0], false, &settings.node),
+            &settings.node,
+        );
         let last = |class| selection.usable(class).map(|c| c.endpoint.addr.to_string()[7..].to_string()).collect::<Vec<_>>().join(" ");
         assert_eq!((last(Class::Cluster).as_str(), last(Class::Local).as_str()), (*cluster, *local), "{endpoints:?}");
         let left_out = selection.left_out(Class::Cluster).count() + selection.usable(Class::Cluster).count();
@@ -138,9 +147,9 @@ fn why_endpoints_are_left_out() {
     ]);
     let s = index.services().next().unwrap();
     let node = settings().node;
-    let selection = endpoints::select(endpoints::candidates(&index, &s.key, &s.ports[0], false, &node), &node);
+    let selection = endpoints::select(endpoints::candidates(&endpoints::Members::of(&index, &s.key), &s.ports[0], false, &node), &node);
     let why = |class| selection.left_out(class).map(|(_, why)| why).collect::<Vec<_>>();
-    use endpoints::LeftOut::*;
+    use endpoints::Exclusion::*;
     assert_eq!(why(Class::Cluster), [NodeHint, NotReady, Terminating, NotServing, NodeHint]);
     assert_eq!(why(Class::Local), [OtherNode, OtherNode, OtherNode, OtherNode, NotServing], "the sixth is the local one");
 }
@@ -166,7 +175,7 @@ fn policies_and_masquerading_by_client() {
 }
 
 #[test]
-fn without_pod_ranges_nobody_is_a_pod() {
+fn without_pod_ranges_no_client_is_a_pod() {
     let mut s = settings();
     s.cluster_cidrs.clear();
     let object =
@@ -178,7 +187,7 @@ fn without_pod_ranges_nobody_is_a_pod() {
 }
 
 #[test]
-fn local_detection_is_a_matter_of_the_family() {
+fn local_detection_is_per_family() {
     let objects = [
         service("s", "{clusterIPs: ['fd00:10::1', 172.30.0.1], ports: [{port: 80}]}"),
         slice("s-4", "s", P80, &["10.1.0.1"]),
@@ -203,7 +212,7 @@ fn node_port_addresses() {
     let of = |cidrs: &[&str]| NodePortAddresses::Cidrs(cidrs.iter().map(|c| c.parse().unwrap()).collect());
     let ips = |node_port_addresses: NodePortAddresses, v6: bool| {
         let settings = Settings { node_port_addresses, ..settings() };
-        settings.node_port_ips(v6).iter().map(|ip| ip.to_string()).collect::<Vec<_>>().join(" ")
+        settings.node_port_ips(v6).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(ips(NodePortAddresses::Primary, false), "192.168.0.2");
     assert_eq!(ips(of(&[]), false), "192.168.0.2 192.168.1.2 10.0.0.1");
@@ -234,12 +243,12 @@ fn source_ranges_guard_load_balancer_addresses_only() {
     assert_eq!(decide(&spec("192.168.0.0/24"), "1.2.3.4 -> 1.2.3.4:80"), forward, "the node's primary address is inside");
     assert_eq!(decide(&spec("10.0.0.0/8, 0.0.0.0/0"), "203.0.113.200 -> 1.2.3.4:80"), forward);
     assert_eq!(decide(&spec("'fd00::/8'"), "203.0.113.200 -> 1.2.3.4:80"), forward, "no range of this family");
-    assert_eq!(decide(&spec("everybody"), "203.0.113.1 -> 1.2.3.4:80"), "drop source_range", "unreadable ranges let nobody in");
+    assert_eq!(decide(&spec("everybody"), "203.0.113.1 -> 1.2.3.4:80"), "drop source_range", "invalid ranges admit no client");
 }
 
 #[test]
-fn of_two_services_on_one_address_the_older_stays() {
-    let spec = "{clusterIP: 172.30.0.9, externalIPs: [198.51.100.1, 172.30.0.9], ports: [{port: 80}]}";
+fn the_older_of_two_services_holds_a_shared_address() {
+    let spec = "{clusterIP: 172.30.0.9, externalIPs: [198.51.100.1], ports: [{port: 80}]}";
     let old = named(
         "{name: z-old, namespace: n, creationTimestamp: '2020-01-01T00:00:00Z'}",
         spec,
@@ -249,43 +258,29 @@ fn of_two_services_on_one_address_the_older_stays() {
     let c = compile(&[young, old, slice("o", "z-old", P80, &["10.1.0.1"]), slice("y", "a-young", P80, &["10.1.0.2"])], &settings());
     assert!(decide(&c, "203.0.113.1 -> 198.51.100.1:80").contains("10.1.0.1"));
     assert!(decide(&c, "203.0.113.1 -> 172.30.0.8:80").contains("10.1.0.2"));
-    let shown: Vec<String> = c.problems.iter().map(|p| p.to_string()).collect();
-    assert_eq!(shown.len(), 2, "{shown:?}");
+    let shown: Vec<String> = c.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(shown.len(), 1, "{shown:?}");
     assert!(
-        shown[1].starts_with("Service n/a-young: spec.ports[0]: TCP 198.51.100.1:80 is taken by Service n/z-old (loadBalancerIP)"),
+        shown[0].starts_with("Service n/a-young: spec.ports[0]: TCP 198.51.100.1:80 is taken by Service n/z-old (loadBalancerIP)"),
         "{shown:?}"
     );
 }
 
 #[test]
-fn a_services_own_addresses_come_before_node_ports() {
-    let c = compile(
-        &[
-            service("a", "{type: NodePort, clusterIP: 172.30.0.1, ports: [{port: 80, nodePort: 30080}]}"),
-            service("b", "{clusterIP: 172.30.0.2, externalIPs: [192.168.0.2], ports: [{port: 30080}]}"),
-            slice("b-1", "b", P80, &["10.1.0.2"]),
-        ],
-        &settings(),
-    );
-    assert!(decide(&c, "203.0.113.1 -> 192.168.0.2:30080").contains("10.1.0.2"));
-    assert_eq!(c.problems.len(), 1);
-}
-
-#[test]
-fn what_no_service_answers() {
+fn addresses_without_an_answering_service() {
     let c = compile(
         &[service("s", "{clusterIP: 172.30.0.1, ports: [{port: 80}]}"), service("none", "{clusterIP: 172.30.0.2, ports: []}")],
         &settings(),
     );
     assert_eq!(decide(&c, "10.9.9.9 -> 172.30.0.1:80"), "reject no_endpoints");
     assert_eq!(decide(&c, "10.9.9.9 -> 172.30.0.1:81"), "reject unused_service_port");
-    assert_eq!(decide(&c, "10.9.9.9 -> 172.30.0.2:80"), "drop unallocated_service_address", "a Service without ports is none");
+    assert_eq!(decide(&c, "10.9.9.9 -> 172.30.0.2:80"), "drop unallocated_service_address", "a Service without ports holds no address");
     assert_eq!(decide(&c, "10.9.9.9 -> 8.8.8.8:53"), "pass not_ours");
     assert_eq!(c.problems.len(), 1);
 }
 
 #[test]
-fn counters_and_pools_last_while_their_backends_do() {
+fn counters_and_pools_last_as_long_as_their_backends() {
     let mut compiler = Compiler::new(4);
     let s = settings();
     let web = service("s", "{clusterIP: 172.30.0.1, ports: [{port: 80}]}");
@@ -300,15 +295,19 @@ fn counters_and_pools_last_while_their_backends_do() {
     assert_eq!((places(&first), first.services.generation), (vec![1, 2], 1));
     let same = compiler.compile(&index(&["10.1.0.2", "10.1.0.1"]), &s);
     assert!(Arc::ptr_eq(&pool(&first), &pool(&same)) && same.services.generation == 2);
-    assert_eq!(places(&compiler.compile(&index(&["10.1.0.2", "10.1.0.3", "10.1.0.4"]), &s)), [2, 3, 0], "a full house shares place 0");
-    assert_eq!(places(&compiler.compile(&index(&["10.1.0.2", "10.1.0.5"]), &s)), [2, 1], "a place given back is used again");
+    assert_eq!(
+        places(&compiler.compile(&index(&["10.1.0.2", "10.1.0.3", "10.1.0.4"]), &s)),
+        [2, 3, 0],
+        "without free indices, index 0 is shared"
+    );
+    assert_eq!(places(&compiler.compile(&index(&["10.1.0.2", "10.1.0.5"]), &s)), [2, 1], "a freed index is reused");
     let mut targets: Vec<u32> = compiler.targets().map(|t| t.0).collect();
     targets.sort();
     assert_eq!(targets, [1, 2]);
     let other_seed = Settings { seed: HashSeed::new(7), ..settings() };
     let before = compiler.compile(&index(&["10.1.0.2"]), &s);
     let after = compiler.compile(&index(&["10.1.0.2"]), &other_seed);
-    assert!(!Arc::ptr_eq(&pool(&before), &pool(&after)), "another seed is another table");
+    assert!(!Arc::ptr_eq(&pool(&before), &pool(&after)), "a new seed makes a new pool");
     compiler.compile(&Index::default(), &s);
     assert_eq!(compiler.targets().count(), 0);
 }
@@ -328,7 +327,7 @@ fn health_checks_count_local_ready_addresses() {
 }
 
 #[test]
-fn rules_for_the_wire() {
+fn filter_rules() {
     let s = settings();
     let c = compile(
         &[service(
@@ -344,7 +343,6 @@ fn rules_for_the_wire() {
             services: [(ip("192.168.0.2"), 30_080, Proto::Udp), (ip("198.51.100.1"), 80, Proto::Udp)].into(),
             addresses: [ip("172.30.0.1")].into(),
             service_cidrs: ["172.30.0.0/16".parse().unwrap()].into(),
-            snat: [(ip("192.168.0.2"), 61_000, 61_999), (ip("fd00:1::2"), 61_000, 61_999)].into(),
         }
     );
 }

@@ -6,10 +6,10 @@ use nomagic_core::tuple::{Proto, Tuple};
 
 use crate::objects::addr::parse_ip;
 
-/// Longest line, bytes.
+/// Maximum length of a line, bytes.
 pub const LINE_MAX: usize = 512;
 
-/// Reads a flow. The error says what is wrong and how a flow looks.
+/// Parses a flow. The error names the problem and the expected format.
 pub fn parse_flow(text: &str) -> Result<Tuple, String> {
     const SHAPE: &str = "a flow looks like `tcp 192.168.0.5:40000 -> 10.109.35.24:80`";
     if text.len() > LINE_MAX {

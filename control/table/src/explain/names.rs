@@ -1,4 +1,4 @@
-//! What people call the addresses that are not in the table: whose cluster IP, whose node port, whose health check.
+//! The meaning of addresses outside the service table: cluster IPs, node ports and proxied load balancer addresses, with their Services.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -6,21 +6,20 @@ use std::net::IpAddr;
 use nomagic_core::tuple::Proto;
 
 use crate::index::Index;
-use crate::objects::{Key, Service};
+use crate::objects::{NamespacedName, Service};
 
-/// See the [module](self).
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    /// Whose cluster IP it is.
-    pub cluster_ips: HashMap<IpAddr, Key>,
-    /// Whose node port it is, by (port, protocol, IPv6): the Service and the port's place in [`Service::ports`].
-    pub node_ports: HashMap<(u16, Proto, bool), (Key, usize)>,
+    /// The Service of each cluster IP.
+    pub cluster_ips: HashMap<IpAddr, NamespacedName>,
+    /// The Service of each node port, by (port, protocol, IPv6), and the index of the port in [`Service::ports`].
+    pub node_ports: HashMap<(u16, Proto, bool), (NamespacedName, usize)>,
     /// Load balancer addresses with `ipMode: Proxy`.
-    pub proxied: HashMap<IpAddr, Key>,
+    pub proxied: HashMap<IpAddr, NamespacedName>,
 }
 
 impl Names {
-    /// The names in these objects.
+    /// Collects the addresses of these objects.
     pub fn of(index: &Index) -> Names {
         let mut served: Vec<&Service> = index.services().map(|s| &**s).filter(|s| s.ignored.is_none()).collect();
         served.sort_by(|a, b| (a.created_s, &a.key).cmp(&(b.created_s, &b.key)));

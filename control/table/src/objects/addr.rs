@@ -42,10 +42,17 @@ pub fn fault(addr: IpAddr) -> Option<&'static str> {
         a if a.is_unspecified() => Some("the unspecified address"),
         a if a.is_loopback() => Some("a loopback address"),
         a if a.is_multicast() => Some("a multicast address"),
-        _ if link_local => Some("a link-local address"),
+        _ if link_local => Some(LINK_LOCAL),
         _ => None,
     }
 }
+
+/// The same for a cluster IP: the API server gives out link-local ones if a ServiceCIDR says so.
+pub fn fault_of_cluster_ip(addr: IpAddr) -> Option<&'static str> {
+    fault(addr).filter(|fault| *fault != LINK_LOCAL)
+}
+
+const LINK_LOCAL: &str = "a link-local address";
 
 /// `ip:port`, or `[v6]:port`.
 pub fn socket(addr: IpAddr, port: u16) -> String {

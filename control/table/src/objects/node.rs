@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use nomagic_core::tuple::Prefix;
 
 use super::addr::{fault, parse_cidr, parse_ip};
-use super::{Key, Kind, read_cluster_key};
+use super::{Kind, NamespacedName, read_cluster_key};
 use crate::problem::{Notes, Origin, Problem};
 
 /// The label that names a node's zone.
@@ -19,7 +19,7 @@ const LIST_MAX: usize = 256;
 /// A Node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {
-    pub key: Key,
+    pub key: NamespacedName,
     pub origin: Origin,
     /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
@@ -58,7 +58,7 @@ fn read_ips(addresses: &[k8s::NodeAddress], notes: &mut Notes) -> Vec<IpAddr> {
                 }
                 _ => notes.add(
                     format!("status.addresses[{i}].address"),
-                    format!("{:?} is no address that others can reach; it is skipped", address.address),
+                    format!("{:?} is not reachable from other hosts; it is skipped", address.address),
                 ),
             }
         }
@@ -120,7 +120,7 @@ status:
     }
 
     #[test]
-    fn faults_are_named_and_the_rest_is_kept() {
+    fn invalid_fields_are_reported_and_the_rest_is_kept() {
         let many = (0..300).map(|i| format!("10.{}.{}.0/24", i / 256, i % 256)).collect::<Vec<_>>().join(", ");
         let n = read(&format!(
             "metadata: {{name: gw}}\nspec: {{podCIDRs: [x, {many}]}}\nstatus: {{addresses: [{{type: InternalIP, address: 127.0.0.1}}, {{type: InternalIP, address: 10.0.0.1}}]}}"

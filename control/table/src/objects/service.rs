@@ -1,21 +1,20 @@
 //! Reads a Kubernetes Service.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as k8s;
 use nomagic_core::tuple::Proto;
 
-use super::addr::{fault, parse_cidr, parse_ip};
-use super::{Kind, Policy, Port, Service, ServiceType, read_key, read_port, read_proto, too_long};
+use super::addr::{fault, fault_of_cluster_ip, parse_cidr, parse_ip};
+use super::{Kind, LimitAnnotations, Service, ServicePortSpec, ServiceType, TrafficPolicy, read_key, read_port, read_proto, too_long};
 use crate::problem::{Notes, Origin, Problem};
 
 /// Services with this label belong to another proxy.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Maximum number of ports; the API server limits only the object's size.
-const PORTS_MAX: usize = 1_024;
-/// Maximum number of addresses of one kind, and of source ranges.
-const LIST_MAX: usize = 4_096;
+pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Why a Service without cluster IP is ignored.
+const NO_CLUSTER_IP: &str = "it has no cluster IP (yet)";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds`, default and limits.
 const AFFINITY_DEFAULT_S: i32 = 10_800;
 const AFFINITY_MAX_S: i32 = 86_400;
@@ -47,17 +46,21 @@ impl Service {
             source_ranges: Vec::new(),
             source_ranges_unreadable: false,
             ports: Vec::new(),
-            internal_policy: Policy::Cluster,
-            external_policy: Policy::Cluster,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
             affinity_timeout_s: None,
             health_check_port: None,
+            limits: LimitAnnotations::default(),
             problems: Vec::new(),
             origin: origin.clone(),
             key,
         };
-        if ignored.is_none() {
-            read.fill(service, spec, &mut notes);
+        if ignored == Some(NO_CLUSTER_IP) && origin.file.is_some() {
+            notes.add("spec.clusterIP", "missing, so it is not served; the API server would choose one, a file must name it");
         }
+        // What an ignored Service would have is only for `explain`, so its faults are nobody's concern.
+        let mut silent = Notes::new(origin, String::new());
+        read.fill(service, spec, if ignored.is_none() { &mut notes } else { &mut silent });
         read.problems = notes.finish();
         Ok(read)
     }
@@ -74,7 +77,8 @@ impl Service {
             self.external_policy = external;
         }
         self.affinity_timeout_s = read_affinity(spec, notes);
-        if self.kind == ServiceType::LoadBalancer && self.external_policy == Policy::Local {
+        self.limits = LimitAnnotations::read(service.metadata.annotations.as_ref(), notes);
+        if self.kind == ServiceType::LoadBalancer && self.external_policy == TrafficPolicy::Local {
             self.health_check_port = read_optional_port("spec.healthCheckNodePort", spec.health_check_node_port, notes);
         }
     }
@@ -90,26 +94,29 @@ impl Service {
 
     fn read_load_balancer(&mut self, service: &k8s::Service, notes: &mut Notes) {
         let ingress = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()).and_then(|l| l.ingress.as_deref()).unwrap_or(&[]);
-        for (i, entry) in limited("status.loadBalancer.ingress", ingress, LIST_MAX, notes).iter().enumerate() {
+        for (i, entry) in ingress.iter().enumerate() {
             let Some(text) = entry.ip.as_deref().filter(|t| !t.is_empty()) else { continue };
             let field = format!("status.loadBalancer.ingress[{i}].ip");
-            let Some(addr) = read_address(&field, text, notes) else { continue };
+            let Some(addr) = read_address(&field, text, fault, notes) else { continue };
             let proxied = entry.ip_mode.as_deref() == Some("Proxy");
             let list = if proxied { &mut self.proxied_ips } else { &mut self.load_balancer_ips };
-            push_new(list, addr);
+            list.push(addr);
         }
+        self.proxied_ips = without_repetitions(std::mem::take(&mut self.proxied_ips));
+        self.load_balancer_ips = without_repetitions(std::mem::take(&mut self.load_balancer_ips));
     }
 
     fn read_source_ranges(&mut self, ranges: &[String], notes: &mut Notes) {
-        for (i, text) in limited("spec.loadBalancerSourceRanges", ranges, LIST_MAX, notes).iter().enumerate() {
+        for (i, text) in ranges.iter().enumerate() {
             match parse_cidr(text) {
-                Some(prefix) => push_new(&mut self.source_ranges, prefix),
+                Some(prefix) => self.source_ranges.push(prefix),
                 None => notes.add(
                     format!("spec.loadBalancerSourceRanges[{i}]"),
-                    format!("{text:?} is not a CIDR such as 203.0.113.0/24; nobody is let in by it"),
+                    format!("{text:?} is not a CIDR such as 203.0.113.0/24; it admits no client"),
                 ),
             }
         }
+        self.source_ranges = without_repetitions(std::mem::take(&mut self.source_ranges));
         self.source_ranges_unreadable = !ranges.is_empty() && self.source_ranges.is_empty();
     }
 }
@@ -122,7 +129,7 @@ fn ignored(service: &k8s::Service, spec: &k8s::ServiceSpec, kind: ServiceType) -
         _ if label => Some("the label service.kubernetes.io/service-proxy-name gives it to another proxy"),
         _ if kind == ServiceType::ExternalName => Some("type ExternalName is a DNS alias"),
         Some("None") => Some("clusterIP None: a headless Service has no address of its own"),
-        None => Some("it has no cluster IP (yet)"),
+        None => Some(NO_CLUSTER_IP),
         Some(_) => None,
     }
 }
@@ -138,10 +145,10 @@ fn read_cluster_ips(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<IpAddr> {
     let mut ips: Vec<IpAddr> = Vec::new();
     for (i, text) in cluster_ip_texts(spec).enumerate() {
         let field = format!("spec.clusterIPs[{i}]");
-        let Some(addr) = read_address(&field, text, notes) else { continue };
+        let Some(addr) = read_address(&field, text, fault_of_cluster_ip, notes) else { continue };
         match ips.iter().find(|other| other.is_ipv6() == addr.is_ipv6()) {
             Some(other) => {
-                notes.add(field, format!("a second address of the family of {other}: one a family is allowed; {addr} is skipped"))
+                notes.add(field, format!("a second address of the family of {other}: one a family is allowed; {addr} is skipped"));
             }
             None => ips.push(addr),
         }
@@ -149,7 +156,7 @@ fn read_cluster_ips(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<IpAddr> {
     ips
 }
 
-fn read_address(field: &str, text: &str, notes: &mut Notes) -> Option<IpAddr> {
+fn read_address(field: &str, text: &str, fault: fn(IpAddr) -> Option<&'static str>, notes: &mut Notes) -> Option<IpAddr> {
     let Some(addr) = parse_ip(text) else {
         notes.add(field, format!("{text:?} is not an IP address; it is skipped"));
         return None;
@@ -163,22 +170,23 @@ fn read_address(field: &str, text: &str, notes: &mut Notes) -> Option<IpAddr> {
 
 fn read_addresses(field: &str, texts: &[String], notes: &mut Notes) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
-    for (i, text) in limited(field, texts, LIST_MAX, notes).iter().enumerate() {
-        if let Some(addr) = read_address(&format!("{field}[{i}]"), text, notes) {
-            push_new(&mut addresses, addr);
+    for (i, text) in texts.iter().enumerate() {
+        if let Some(addr) = read_address(&format!("{field}[{i}]"), text, fault, notes) {
+            addresses.push(addr);
         }
     }
-    addresses
+    without_repetitions(addresses)
 }
 
-fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
+fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<ServicePortSpec> {
     let listed = spec.ports.as_deref().unwrap_or(&[]);
     if listed.is_empty() {
         notes.add("spec.ports", "empty: a Service without ports answers nowhere; add at least one port");
     }
-    let mut ports: Vec<Port> = Vec::new();
+    let mut ports: Vec<ServicePortSpec> = Vec::new();
     let mut names: HashMap<(&str, Proto), usize> = HashMap::new();
-    for (index, port) in limited("spec.ports", listed, PORTS_MAX, notes).iter().enumerate() {
+    let mut numbers: HashMap<(u16, Proto), usize> = HashMap::new();
+    for (index, port) in listed.iter().enumerate() {
         let Some(proto) = read_proto(port.protocol.as_deref()) else {
             let name = port.protocol.as_deref().unwrap_or("");
             notes.add(format!("spec.ports[{index}].protocol"), format!("{name:?}: TCP, UDP and SCTP are allowed; the port is skipped"));
@@ -199,14 +207,15 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<Port> {
             notes.add(format!("spec.ports[{index}].name"), message);
             continue;
         }
-        if let Some(first) = ports.iter().find(|p| (p.port, p.proto) == (number, proto)) {
-            let message = format!("{number}/{proto} is spec.ports[{}] already; the port is skipped", first.index);
+        if let Some(first) = numbers.get(&(number, proto)) {
+            let message = format!("{number}/{proto} is spec.ports[{first}] already; the port is skipped");
             notes.add(format!("spec.ports[{index}].port"), message);
             continue;
         }
         names.insert((name, proto), index);
+        numbers.insert((number, proto), index);
         let node_port = read_optional_port(&format!("spec.ports[{index}].nodePort"), port.node_port, notes);
-        ports.push(Port { name: name.into(), proto, port: number, node_port, index });
+        ports.push(ServicePortSpec { name: name.into(), proto, port: number, node_port, index });
     }
     ports
 }
@@ -235,13 +244,13 @@ fn read_type(name: Option<&str>, notes: &mut Notes) -> ServiceType {
     }
 }
 
-fn read_policy(field: &str, name: Option<&str>, notes: &mut Notes) -> Policy {
+fn read_policy(field: &str, name: Option<&str>, notes: &mut Notes) -> TrafficPolicy {
     match name {
-        None | Some("" | "Cluster") => Policy::Cluster,
-        Some("Local") => Policy::Local,
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
         Some(other) => {
             notes.add(field, format!("{other:?}: Cluster and Local are allowed; it is taken for Cluster"));
-            Policy::Cluster
+            TrafficPolicy::Cluster
         }
     }
 }
@@ -260,23 +269,16 @@ fn read_affinity(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Option<u32> {
     if !(1..=AFFINITY_MAX_S).contains(&timeout) {
         let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
         notes.add(field, format!("{timeout}: 1 to {AFFINITY_MAX_S} are allowed; {AFFINITY_DEFAULT_S} is used"));
-        return Some(AFFINITY_DEFAULT_S as u32);
+        return Some(AFFINITY_DEFAULT_S.cast_unsigned());
     }
-    Some(timeout as u32)
+    Some(timeout.cast_unsigned())
 }
 
-/// The first `max` entries of a list; reports the others as skipped.
-fn limited<'l, T>(field: &str, list: &'l [T], max: usize, notes: &mut Notes) -> &'l [T] {
-    if list.len() > max {
-        notes.add(field, format!("{} entries: the first {max} are used", list.len()));
-    }
-    &list[..list.len().min(max)]
-}
-
-fn push_new<T: PartialEq>(list: &mut Vec<T>, value: T) {
-    if !list.contains(&value) {
-        list.push(value);
-    }
+/// The entries of a list, each at its first place only.
+fn without_repetitions<T: Copy + Eq + Hash>(mut list: Vec<T>) -> Vec<T> {
+    let mut seen = HashSet::with_capacity(list.len());
+    list.retain(|entry| seen.insert(*entry));
+    list
 }
 
 #[cfg(test)]
@@ -314,15 +316,22 @@ status: {loadBalancer: {ingress: [{ip: 1.2.3.4}, {ip: 1.2.3.5, ipMode: Proxy}, {
         assert_eq!((s.key.to_string().as_str(), s.created_s, s.ignored), ("default/web", 1_704_164_645, None));
         assert_eq!(s.cluster_ips, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         assert_eq!((s.external_ips.len(), s.load_balancer_ips.len(), s.proxied_ips.len()), (1, 1, 1));
-        assert_eq!((s.internal_policy, s.external_policy), (Policy::Local, Policy::Local));
+        assert_eq!((s.internal_policy, s.external_policy), (TrafficPolicy::Local, TrafficPolicy::Local));
         assert_eq!((s.health_check_port, s.affinity_timeout_s), (Some(30_000), Some(10_800)));
         assert_eq!(s.ports[0].node_port, Some(30_080));
-        assert_eq!((s.ports[1].proto, s.ports[1].node_port), (nomagic_core::tuple::Proto::Udp, None));
+        assert_eq!((s.ports[1].proto, s.ports[1].node_port), (Proto::Udp, None));
         assert!(s.problems.is_empty(), "{:?}", s.problems);
     }
 
     #[test]
-    fn which_services_are_not_for_a_proxy() {
+    fn a_cluster_ip_may_be_link_local_and_nothing_else() {
+        let s = with_spec("{clusterIP: 169.254.20.10, externalIPs: [169.254.20.11], ports: [{port: 53}]}");
+        assert_eq!((s.cluster_ips, s.external_ips, s.problems.len()), (vec!["169.254.20.10".parse().unwrap()], vec![], 1));
+        assert_eq!(with_spec("{clusterIP: 127.0.0.1, ports: [{port: 53}]}").problems.len(), 1);
+    }
+
+    #[test]
+    fn services_that_a_proxy_ignores() {
         let table = [
             ("{clusterIP: None, ports: [{port: 80}]}", "headless"),
             ("{type: ExternalName, externalName: x.example}", "ExternalName"),
@@ -341,13 +350,13 @@ status: {loadBalancer: {ingress: [{ip: 1.2.3.4}, {ip: 1.2.3.5, ipMode: Proxy}, {
     #[test]
     fn the_external_policy_counts_only_for_services_reachable_from_outside() {
         let policy = |rest: &str| with_spec(&format!("{{clusterIP: 10.0.0.1, externalTrafficPolicy: Local, {rest}}}")).external_policy;
-        assert_eq!(policy("ports: [{port: 80}]"), Policy::Cluster);
-        assert_eq!(policy("ports: [{port: 80}], externalIPs: [1.2.3.4]"), Policy::Local);
-        assert_eq!(policy("ports: [{port: 80}], type: NodePort"), Policy::Local);
+        assert_eq!(policy("ports: [{port: 80}]"), TrafficPolicy::Cluster);
+        assert_eq!(policy("ports: [{port: 80}], externalIPs: [1.2.3.4]"), TrafficPolicy::Local);
+        assert_eq!(policy("ports: [{port: 80}], type: NodePort"), TrafficPolicy::Local);
     }
 
     #[test]
-    fn faults_are_named_and_the_rest_is_kept() {
+    fn invalid_fields_are_reported_and_the_rest_is_kept() {
         let base = "clusterIP: 10.0.0.1";
         let table: &[(&str, &str, &str)] = &[
             ("ports: []", "spec.ports", "without ports"),
@@ -373,7 +382,7 @@ status: {loadBalancer: {ingress: [{ip: 1.2.3.4}, {ip: 1.2.3.5, ipMode: Proxy}, {
     }
 
     #[test]
-    fn nothing_to_keep() {
+    fn objects_without_required_fields_are_refused() {
         for (yaml, field) in [
             ("metadata: {name: a}", "spec"),
             ("spec: {clusterIP: 10.0.0.1}", "metadata.name"),

@@ -4,13 +4,13 @@ use k8s_openapi::api::networking::v1 as k8s;
 use nomagic_core::tuple::Prefix;
 
 use super::node::read_cidrs;
-use super::{Key, Kind, read_cluster_key};
+use super::{Kind, NamespacedName, read_cluster_key};
 use crate::problem::{Notes, Origin, Problem};
 
 /// A ServiceCIDR.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceCidr {
-    pub key: Key,
+    pub key: NamespacedName,
     pub origin: Origin,
     /// `spec.cidrs`
     pub cidrs: Vec<Prefix>,

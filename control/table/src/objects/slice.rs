@@ -3,17 +3,20 @@
 use k8s_openapi::api::discovery::v1 as k8s;
 
 use super::addr::{fault, parse_ip};
-use super::{Endpoint, Key, Kind, Slice, SlicePort, read_key, read_port, read_proto, too_long};
+use super::{Endpoint, Kind, NamespacedName, Slice, SlicePort, read_key, read_port, read_proto, too_long};
 use crate::problem::{Notes, Origin, Problem};
 
 /// The label with the name of the slice's Service.
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// The label of slices of headless Services.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+pub(super) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// Why a slice is ignored.
+const NO_SERVICE: &str = "it has no label kubernetes.io/service-name";
+pub(super) const HEADLESS: &str = "the label service.kubernetes.io/headless";
 /// The annotation with the time of the cause of the last change, for the metric of programming latency; invalid times are ignored.
-const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub(super) const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Maximum number of endpoints: far more than the API server's 1,000, so that a hand-written slice fits too.
-const ENDPOINTS_MAX: usize = 200_000;
+pub(super) const ENDPOINTS_MAX: usize = 200_000;
 /// Maximum number of ports (the API server's limit).
 const PORTS_MAX: usize = 20_000;
 
@@ -38,17 +41,21 @@ impl Slice {
         let labels = slice.metadata.labels.as_ref();
         let service = labels.and_then(|l| l.get(SERVICE_NAME_LABEL)).filter(|n| !n.is_empty());
         let ignored = match service {
-            _ if labels.is_some_and(|l| l.contains_key(HEADLESS_LABEL)) => Some("the label service.kubernetes.io/headless"),
-            None => Some("it has no label kubernetes.io/service-name"),
+            _ if labels.is_some_and(|l| l.contains_key(HEADLESS_LABEL)) => Some(HEADLESS),
+            None => Some(NO_SERVICE),
             _ if fqdn => Some("addressType FQDN"),
             Some(_) => None,
         };
-        let service = service.map(|name| Key { namespace: key.namespace.clone(), name: name.clone() });
+        let service = service.map(|name| NamespacedName { namespace: key.namespace.clone(), name: name.clone() });
         let mut notes = Notes::new(origin, object);
+        if ignored == Some(NO_SERVICE) {
+            notes.add("metadata.labels", format!("it counts for no Service: {NO_SERVICE}"));
+        }
         let mut read = Slice {
             key,
             origin: origin.clone(),
             service,
+            mirrored: false,
             ignored,
             v6,
             ports: Vec::new(),
@@ -58,7 +65,7 @@ impl Slice {
             problems: Vec::new(),
         };
         if ignored.is_none() {
-            read.ports = read_ports(slice.ports.as_deref().unwrap_or(&[]), &mut notes);
+            read.ports = read_ports("", slice.ports.as_deref().unwrap_or(&[]), &mut notes);
             read.read_endpoints(&slice.endpoints, &mut notes);
         }
         read.problems = notes.finish();
@@ -83,7 +90,7 @@ impl Slice {
     }
 }
 
-fn usable(text: &str, v6: bool) -> Result<std::net::IpAddr, &'static str> {
+pub(super) fn usable(text: &str, v6: bool) -> Result<std::net::IpAddr, &'static str> {
     let addr = parse_ip(text).ok_or("not an IP address")?;
     match fault(addr) {
         Some(fault) => Err(fault),
@@ -108,9 +115,10 @@ fn read_endpoint(addr: std::net::IpAddr, endpoint: &k8s::Endpoint) -> Endpoint {
     }
 }
 
-fn read_ports(listed: &[k8s::EndpointPort], notes: &mut Notes) -> Vec<SlicePort> {
+/// Reads ports. `at` is the path of what lists them, with a final dot; "" for the object itself.
+pub(super) fn read_ports(at: &str, listed: &[k8s::EndpointPort], notes: &mut Notes) -> Vec<SlicePort> {
     if listed.len() > PORTS_MAX {
-        notes.add("ports", format!("{} entries: the first {PORTS_MAX} are used", listed.len()));
+        notes.add(format!("{at}ports"), format!("{} entries: the first {PORTS_MAX} are used", listed.len()));
     }
     let mut ports = Vec::new();
     for (i, port) in listed.iter().take(PORTS_MAX).enumerate() {
@@ -118,16 +126,16 @@ fn read_ports(listed: &[k8s::EndpointPort], notes: &mut Notes) -> Vec<SlicePort>
         let (Some(name), Some(number)) = (&port.name, port.port.filter(|&n| n != 0)) else { continue };
         let Some(proto) = read_proto(port.protocol.as_deref()) else {
             let proto = port.protocol.as_deref().unwrap_or("");
-            notes.add(format!("ports[{i}].protocol"), format!("{proto:?}: TCP, UDP and SCTP are allowed; the port is skipped"));
+            notes.add(format!("{at}ports[{i}].protocol"), format!("{proto:?}: TCP, UDP and SCTP are allowed; the port is skipped"));
             continue;
         };
         if let Some(length) = too_long(name) {
-            notes.add(format!("ports[{i}].name"), format!("{length}; the port is skipped"));
+            notes.add(format!("{at}ports[{i}].name"), format!("{length}; the port is skipped"));
             continue;
         }
         match read_port(number) {
             Some(number) => ports.push(SlicePort { name: name.clone(), proto, port: number }),
-            None => notes.add(format!("ports[{i}].port"), format!("{number}: 1 to 65535 are allowed; the port is skipped")),
+            None => notes.add(format!("{at}ports[{i}].port"), format!("{number}: 1 to 65535 are allowed; the port is skipped")),
         }
     }
     ports
@@ -162,7 +170,7 @@ endpoints:
     }
 
     #[test]
-    fn garbage_in_one_endpoint_leaves_the_others() {
+    fn an_invalid_endpoint_does_not_affect_the_others() {
         let bad = ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "fd00::1", "pod-7", ""];
         let lines: String = bad.iter().map(|b| format!("- {{addresses: ['{b}']}}\n")).collect();
         let s =
@@ -175,7 +183,7 @@ endpoints:
     }
 
     #[test]
-    fn bad_ports_are_named() {
+    fn invalid_ports_are_reported() {
         let s = read(&format!(
             "{META}ports: [{{name: a, port: 70000}}, {{name: b, port: 80, protocol: tcp}}, {{name: c, port: 80}}]\nendpoints: []"
         ));
@@ -185,7 +193,7 @@ endpoints:
     }
 
     #[test]
-    fn which_slices_are_left_out() {
+    fn slices_that_a_proxy_ignores() {
         let table = [
             ("metadata: {name: a}\naddressType: IPv4\nendpoints: []", "service-name"),
             (
@@ -199,7 +207,8 @@ endpoints:
         ];
         for (yaml, why) in table {
             let s = read(yaml);
-            assert!(s.ignored.is_some_and(|i| i.contains(why)) && s.problems.is_empty(), "{yaml}: {s:?}");
+            let unlabelled = why == "service-name";
+            assert!(s.ignored.is_some_and(|i| i.contains(why)) && s.problems.len() == usize::from(unlabelled), "{yaml}: {s:?}");
         }
         let slice: k8s::EndpointSlice = serde_saphyr::from_str("metadata: {name: a}\naddressType: IPX\nendpoints: []").unwrap();
         assert_eq!(Slice::from_k8s(&slice, &Origin::default()).unwrap_err().field, "addressType");

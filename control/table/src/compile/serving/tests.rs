@@ -1,4 +1,4 @@
-//! The rule and its occasions one by one; kube-proxy's own cases are `tests/established.rs`'.
+//! Tests of the rule and of [`Serving::ends_some_of`]. kube-proxy's own cases are in the gateway's `tests/it/established.rs`.
 
 use nomagic_core::tuple::addr_words;
 
@@ -27,7 +27,7 @@ fn slice(of: &str, port: u16, endpoints: &[&str]) -> Object {
     Object::Slice(Arc::new(Slice::from_k8s(&serde_saphyr::from_str(&yaml).unwrap(), &Origin::default()).unwrap()))
 }
 
-/// What follows from `before` when all Services of the index may have changed.
+/// Applies the index to `before`, with all of its Services touched.
 fn following(before: &Serving, index: &Index) -> Serving {
     let mut serving = before.clone();
     serving.follow(index, &index.services().map(|s| s.key.clone()).collect());
@@ -55,6 +55,7 @@ fn keeps(serving: &Serving, proto: Proto, service: &str, backend: &str) -> bool 
         source: client,
         source_port: 1,
         stats: 0,
+        counted: None,
     })
 }
 
@@ -73,7 +74,7 @@ fn the_rule() {
         (Proto::Udp, "203.0.113.7:53", "10.1.0.9:53", false),
         (Proto::Udp, "192.0.2.1:30053", "10.1.0.9:53", false),
         (Proto::Udp, "192.0.2.1:30053", "10.1.0.2:53", true),
-        // What is nobody's, other protocols, and TCP on the same address.
+        // Unknown addresses, other protocols, and TCP on the same address.
         (Proto::Udp, "192.0.2.1:53", "10.1.0.9:53", true),
         (Proto::Udp, "[fd00::1]:30053", "[fd00::9]:53", true),
         (Proto::Tcp, "10.96.0.1:53", "10.1.0.9:53", true),
@@ -84,11 +85,11 @@ fn the_rule() {
     }
     let nobody = serving(vec![service("dns", DNS), slice("dns", 53, &[dead])]);
     assert!(keeps(&nobody, Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "no serving endpoint at all");
-    assert!(keeps(&serving(vec![]), Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "a Service that is gone");
+    assert!(keeps(&serving(vec![]), Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "a removed Service");
 }
 
 #[test]
-fn an_address_is_the_first_services_and_comes_before_node_ports() {
+fn the_oldest_service_holds_an_address_and_addresses_precede_node_ports() {
     let other = "{clusterIP: 10.96.0.2, externalIPs: [203.0.113.7], ports: [{name: dns, protocol: UDP, port: 53}]}";
     let same = "{clusterIP: 10.96.0.3, ports: [{name: dns, protocol: UDP, port: 30053}]}";
     let objects = vec![service("dns", DNS), slice("dns", 53, &["10.1.0.1"]), service("other", other), slice("other", 53, &["10.1.0.2"])];
@@ -98,34 +99,34 @@ fn an_address_is_the_first_services_and_comes_before_node_ports() {
 }
 
 #[test]
-fn there_is_something_to_do_when_an_endpoint_goes_or_a_port_comes() {
+fn removed_endpoints_and_added_ports_may_end_connections() {
     let with = |endpoints: &[&str]| serving(vec![service("dns", DNS), slice("dns", 53, endpoints)]);
     let dns = |spec: &str| serving(vec![service("dns", spec), slice("dns", 53, &["10.1.0.1", "10.1.0.2"])]);
     let (empty, none, one, two) = (serving(vec![]), with(&[]), with(&["10.1.0.1"]), with(&["10.1.0.1", "10.1.0.2"]));
     let draining = with(&["10.1.0.1", "10.1.0.2=ready: false, serving: true, terminating: true"]);
     let web = serving(vec![service("web", "{clusterIP: 10.96.0.9, ports: [{name: web, port: 80}]}"), slice("web", 53, &["10.1.0.1"])]);
     for (before, now, expected, what) in [
-        (&empty, &two, true, "a Service came"),
-        (&empty, &web, false, "one without UDP"),
-        (&web, &empty, false, "it went"),
-        (&two, &two, false, "the same"),
-        (&one, &two, false, "an endpoint came"),
-        (&two, &one, true, "an endpoint went"),
+        (&empty, &two, true, "a Service is added"),
+        (&empty, &web, false, "one without UDP is added"),
+        (&web, &empty, false, "it is removed"),
+        (&two, &two, false, "no change"),
+        (&one, &two, false, "an endpoint is added"),
+        (&two, &one, true, "an endpoint is removed"),
         (&two, &draining, false, "an endpoint drains"),
-        (&one, &none, false, "the last one went"),
-        (&none, &one, true, "the first one came"),
+        (&one, &none, false, "the last endpoint is removed"),
+        (&none, &one, true, "the first endpoint is added"),
         (&two, &serving(vec![service("dns", DNS), slice("dns", 5353, &["10.1.0.1", "10.1.0.2"])]), true, "another target port"),
         (&two, &dns(&DNS.replace("203.0.113.7", "203.0.113.8")), true, "another external address"),
         (&two, &dns(&DNS.replace("30053", "30054")), true, "another node port"),
         (&two, &dns(&DNS.replace("port: 80", "port: 81")), false, "another TCP port"),
-        (&two, &empty, true, "its addresses may be another's now"),
+        (&two, &empty, true, "another Service may hold its addresses now"),
     ] {
         assert_eq!(now.ends_some_of(before), expected, "{what}");
     }
 }
 
 #[test]
-fn what_did_not_change_is_shared() {
+fn unchanged_services_are_shared() {
     let mut index = Index::of([service("dns", DNS), slice("dns", 53, &["10.1.0.1"]), service("b", DNS), slice("b", 53, &["10.1.0.1"])]);
     let before = following(&Serving::default(), &index);
     index.apply(slice("b", 53, &["10.1.0.2"]));

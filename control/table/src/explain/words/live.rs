@@ -14,7 +14,7 @@ fn end(addr: AddrWords, v6: bool, port: u16) -> String {
     socket(words_addr(addr, v6), port)
 }
 
-/// Seconds of milliseconds, as people say them.
+/// A duration in seconds, rounded for reading.
 fn seconds(ms: u64) -> String {
     if ms < 10_000 { format!("{}.{} s", ms / 1_000, ms % 1_000 / 100) } else { format!("{} s", ms / 1_000) }
 }
@@ -29,15 +29,16 @@ fn phase(kind: PhaseKind) -> &'static str {
         PhaseKind::LastAck => "closing: both sides have sent their FIN",
         PhaseKind::TimeWait => "closed",
         PhaseKind::Closed => "reset",
-        PhaseKind::PickedUp => "picked up mid-stream, only the client was seen yet",
-        PhaseKind::PickedUpReply => "picked up mid-stream, only the endpoint was seen yet",
+        PhaseKind::PickedUp => "picked up mid-stream, only the client was seen so far",
+        PhaseKind::PickedUpReply => "picked up mid-stream, only the endpoint was seen so far",
         PhaseKind::Unreplied => "unanswered",
         PhaseKind::Replied => "answered",
+        PhaseKind::Confirmed => "answered, and continued by the client",
         PhaseKind::Stream => "a stream in both directions",
     }
 }
 
-/// The flow that a packet belongs to, and what becomes of that flow.
+/// Describes the packet's flow and what happens to it.
 pub(in crate::explain) fn known_flow(live: &LiveState<'_>, flow: &Flow, hit: &Hit, fate: FlowFate) -> String {
     let (client, service) = (end(flow.client, flow.v6, flow.client_port), end(flow.service, flow.v6, flow.service_port));
     let backend = end(flow.backend, flow.v6, flow.backend_port);
@@ -45,11 +46,11 @@ pub(in crate::explain) fn known_flow(live: &LiveState<'_>, flow: &Flow, hit: &Hi
     let state = format!("{}, its last packet came {} ago", phase(hit.phase.kind()), seconds(idle_ms));
     let whose = match hit.direction {
         Direction::Original => format!("The gateway knows this flow: it goes to {backend}"),
-        Direction::Reply => format!("The packet is an answer in a known flow: {client} has asked {service}, and {backend} answers"),
+        Direction::Reply => format!("The packet is a reply in a known flow: {client} has asked {service}, and {backend} answers"),
     };
     match fate {
         FlowFate::Continues => format!(
-            "{whose}. It is {state}, and without another one it ends in {}. The packet goes the way of that flow; Services and endpoints are not asked again.",
+            "{whose}. It is {state}, and without another one it ends in {}. The packet follows that flow; Services and endpoints are not consulted again.",
             seconds(timeout_ms.saturating_sub(idle_ms))
         ),
         FlowFate::TimedOut => {
@@ -62,7 +63,7 @@ pub(in crate::explain) fn known_flow(live: &LiveState<'_>, flow: &Flow, hit: &Hi
     }
 }
 
-/// What a packet of a known flow becomes.
+/// Describes the rewriting of a known flow's packet.
 pub(in crate::explain) fn known_rewrite(tuple: &Tuple, hit: &Hit) -> String {
     let ends = |t: &Tuple| (end(t.src, t.v6, t.sport), end(t.dst, t.v6, t.dport));
     let ((old_src, old_dst), (src, dst)) = (ends(tuple), ends(&hit.new));
@@ -72,34 +73,37 @@ pub(in crate::explain) fn known_rewrite(tuple: &Tuple, hit: &Hit) -> String {
     format!("{destination}, {source}.")
 }
 
-/// What affinity knows of the client.
+/// Describes the affinity state of the client.
 pub(in crate::explain) fn remembered(age_s: u64, endpoint: Option<&Backend>, kept: bool) -> String {
     match endpoint {
         Some(b) if kept => {
             format!("The client opened its last connection to this port {age_s} s ago, to {}: it goes there again.", socket(b.addr, b.port))
         }
         Some(b) => {
-            format!("The client opened its last connection to this port {age_s} s ago, to {}: its time is over.", socket(b.addr, b.port))
+            format!(
+                "The client opened its last connection to this port {age_s} s ago, to {}: its affinity has expired.",
+                socket(b.addr, b.port)
+            )
         }
-        None => format!("The client opened its last connection to this port {age_s} s ago, but that endpoint is no candidate any more."),
+        None => format!("The client opened its last connection to this port {age_s} s ago, but that endpoint is no longer a candidate."),
     }
 }
 
 pub(in crate::explain) const NOBODY_REMEMBERS: &str = "The gateway does not remember this client, so its hash decides.";
 
-/// The way to the rewritten packet's destination. `None`: there is none, and the verdict says why.
+/// Describes the route to the rewritten packet's destination. `None`: there is no route, and the verdict gives the reason.
 pub(in crate::explain) fn next_hop(live: &LiveState<'_>, resolution: &Resolution) -> Option<String> {
     match resolution {
         Resolution::Hop(id) => by_hop(live, *id),
         Resolution::Kernel { captured: true } => {
-            Some("The way there is no port of the gateway: the kernel sends the packet on, and answers come back through a captured interface.".into())
+            Some("The route there uses no port of the gateway: the kernel forwards the packet, and replies come back through a captured interface.".into())
         }
         Resolution::Kernel { captured: false } => Some(
-            "The way there is no port of the gateway: the kernel sends the packet on. Answers come back only to an address that the kernel routes to the gateway."
+            "The route there uses no port of the gateway: the kernel forwards the packet. Replies come back only to an address that the kernel routes to the gateway."
                 .into(),
         ),
         Resolution::Ask(Wanted { port, addr }) => Some(format!(
-            "The next hop is {addr} on {}. Its MAC address is not known yet: it is asked for, and the packet is held until the answer comes.",
+            "The next hop is {addr} on {}. Its MAC address is not known yet: it is being resolved, and the packet is held until the answer arrives.",
             live.port_name(*port)
         )),
         Resolution::Nowhere(_) => None,
@@ -108,28 +112,27 @@ pub(in crate::explain) fn next_hop(live: &LiveState<'_>, resolution: &Resolution
 
 fn by_hop(live: &LiveState<'_>, id: NextHopId) -> Option<String> {
     if live.routes.kernel_hop().is_some_and(|(_, kernel)| kernel == id) {
-        return Some("The way there is no port of the gateway: the kernel sends the packet on.".into());
+        return Some("The route there uses no port of the gateway: the kernel forwards the packet.".into());
     }
     let hop: &NextHop = live.routes.hop(id)?;
     let mac = hop.dst_mac().map(|byte| format!("{byte:02x}")).join(":");
-    Some(format!("The packet leaves by {}, to the MAC address {mac}.", live.port_name(hop.port)))
+    Some(format!("The packet leaves through {}, to the MAC address {mac}.", live.port_name(hop.port)))
 }
 
-/// How many of the source ports towards an endpoint are taken.
+/// Describes the use of the source ports towards an endpoint.
 pub(in crate::explain) fn ports_in_use(range: &SnatRange, in_use: usize) -> String {
-    let all = (usize::from(range.port_last) + 1).saturating_sub(usize::from(range.port_first));
-    let limit = match range.holder_max() {
-        u64::MAX => String::new(),
-        most => format!(" One client, and one Service, may hold {most} of them."),
-    };
-    format!("{in_use} of the {all} source ports towards this endpoint are in use.{limit}")
+    let limits = range.limits();
+    let limit = |holder: &str, most: u64| if most == u64::MAX { String::new() } else { format!(" One {holder} may hold {most} of them.") };
+    let limits = [limit("client", limits.client), limit("Service", limits.service)].concat();
+    format!("{in_use} of the {} source ports towards this endpoint are in use.{limits}", range.ports().len())
 }
 
-/// Why the internal address replaces the client's.
+/// The reason for replacing the client's address with the internal one.
 pub(in crate::explain) const WHY_INTERNAL: &str =
-    "the endpoint is reached through the kernel, and its answers find back only to this address";
+    "the endpoint is reached through the kernel, and its replies come back only to this address";
 
-pub(in crate::explain) const TABLE_FULL: &str = "The connection table is full. A flow that is closed, half-open or an idle UDP flow must make room for this one; \
-    when there is none the packet is dropped (conntrack_full).";
+pub(in crate::explain) const TABLE_FULL: &str = "The connection table is full. This flow must evict a closed or unconfirmed flow or an idle UDP flow; \
+    if there is none, the packet is dropped (conntrack_full).";
 
-pub(in crate::explain) const HELD: &str = "The packet is held, not dropped: when the next hop answers it goes on as a first packet again.";
+pub(in crate::explain) const HELD: &str =
+    "The packet is held, not dropped: when the next hop answers, it is processed again as a first packet.";

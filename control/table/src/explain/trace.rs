@@ -1,4 +1,4 @@
-//! What an observer of the packet path heard about one packet: what `explain` tells.
+//! Records the packet path's decisions about one packet, for `explain`.
 
 use std::net::IpAddr;
 
@@ -6,29 +6,30 @@ use nomagic_core::conntrack::{Hit, Remembered};
 use nomagic_core::frame::Verdict;
 use nomagic_core::observe::{FlowFate, Observer};
 use nomagic_core::reason::Reason;
+use nomagic_core::reject::Answer;
 use nomagic_core::routes::Resolution;
 use nomagic_core::services::{Decision, Source};
 use nomagic_core::tuple::{Tuple, words_addr};
 
-/// See the [module](self). `None`: that decision did not come up.
+/// The decisions. `None`: the packet path did not make that decision.
 #[derive(Default)]
-pub(super) struct Story<'c> {
-    /// The known flow of the packet, and what happens to it.
+pub(super) struct Trace<'c> {
+    /// The packet's known flow, and what happens to the flow.
     pub known: Option<(Hit, FlowFate)>,
     pub remembered: Option<Remembered>,
     pub decision: Option<Decision<'c>>,
     pub next_hop: Option<Resolution>,
     pub source: Option<Result<Source, Reason>>,
-    /// Answers come back only to the internal address.
+    /// Replies come back only to the internal address.
     pub needs_internal: bool,
     /// The flow that was created.
     pub opened: Option<Hit>,
-    /// The sender is told.
-    pub rejected: bool,
+    /// The response to the sender.
+    pub told: Option<Answer>,
     pub verdict: Option<Verdict>,
 }
 
-impl Story<'_> {
+impl Trace<'_> {
     /// The address that replaces the client's.
     pub fn replaced_source(&self, v6: bool) -> Option<IpAddr> {
         match self.source {
@@ -46,7 +47,7 @@ impl Story<'_> {
     }
 }
 
-impl<'c> Observer<'c> for Story<'c> {
+impl<'c> Observer<'c> for Trace<'c> {
     fn known_flow(&mut self, hit: &Hit, fate: FlowFate) {
         self.known = Some((*hit, fate));
     }
@@ -72,8 +73,8 @@ impl<'c> Observer<'c> for Story<'c> {
         self.opened = Some(*hit);
     }
 
-    fn rejected(&mut self, _: Reason, _: bool) {
-        self.rejected = true;
+    fn rejected(&mut self, _: Reason, answer: Answer, _: bool) {
+        self.told = Some(answer);
     }
 
     fn verdict(&mut self, verdict: &Verdict) {
