@@ -44,16 +44,24 @@ pub enum End {
 pub(crate) struct Faults {
     /// HTTP statuses for the next requests.
     failures: VecDeque<u16>,
+    /// The HTTP status for all requests after those.
+    pub(crate) failure: Option<u16>,
     /// Sends no responses and no watch events.
     pub(crate) silent: bool,
     /// Sends small chunks with this pause between them.
     pub(crate) slow: Option<Duration>,
     pub(crate) streaming: Streaming,
     pub(crate) gone: Gone,
+    /// A watch from a version in the future is accepted and hears nothing until then.
+    pub(crate) future_watches: bool,
+    /// Every watch from a version gets 410.
+    pub(crate) watches_gone: bool,
     /// Kinds that get 404.
     pub(crate) unknown: Vec<Resource>,
     /// Kinds that get 403.
     pub(crate) forbidden: Vec<Resource>,
+    /// Kinds that get no response.
+    pub(crate) unanswered: Vec<Resource>,
     /// Incremented each time all watches are ended.
     pub(crate) epoch: u64,
     pub(crate) end: Option<End>,
@@ -68,7 +76,7 @@ impl Faults {
     }
 
     pub(crate) fn next_failure(&mut self) -> Option<u16> {
-        self.failures.pop_front()
+        self.failures.pop_front().or(self.failure)
     }
 }
 
@@ -83,5 +91,8 @@ mod tests {
         faults.queue_failures(usize::MAX, 429);
         assert_eq!(faults.failures.len(), FAILURES_MAX);
         assert_eq!((faults.next_failure(), faults.next_failure()), (Some(500), Some(429)));
+        let mut faults = Faults { failure: Some(403), ..Faults::default() };
+        faults.queue_failures(1, 500);
+        assert_eq!((faults.next_failure(), faults.next_failure(), faults.next_failure()), (Some(500), Some(403), Some(403)));
     }
 }

@@ -1,5 +1,5 @@
-//! A small Kubernetes API server for tests. It serves Services, EndpointSlices, Nodes, ServiceCIDRs and Events with list and watch like the
-//! real server (selectors, pages, bookmarks, streaming lists, compaction), and produces on demand every fault that a client must handle.
+//! A small Kubernetes API server for tests. It serves Services, EndpointSlices, Nodes, ServiceCIDRs, Events and Namespaces with list and watch like
+//! the real server (selectors, pages, bookmarks, streaming lists, compaction), and produces on demand every fault that a client must handle.
 //!
 //! It runs on its own thread and is controlled through [`FakeApiServer`]. Not implemented: admission, validation (except of Events), other
 //! kinds, protobuf, creation timestamps (objects are served as they were put).
@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 pub use faults::{End, Gone, Streaming};
@@ -40,10 +40,10 @@ pub struct FakeApiServer {
     shared: Arc<SharedState>,
     addr: SocketAddr,
     identity: Option<Identity>,
-    running: Option<Running>,
+    running: Option<ServerThread>,
 }
 
-struct Running {
+struct ServerThread {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -88,7 +88,7 @@ impl FakeApiServer {
             });
         };
         let thread = std::thread::Builder::new().name("fake-apiserver".into()).spawn(work).context("cannot start a thread")?;
-        self.running = Some(Running { stop, thread });
+        self.running = Some(ServerThread { stop, thread });
         Ok(())
     }
 
@@ -108,6 +108,11 @@ impl FakeApiServer {
             }
         }
         Ok(())
+    }
+
+    /// Creates the Namespace kube-system with this UID, or replaces it. Every real cluster has one with a UID of its own.
+    pub fn put_kube_system(&self, uid: &str) -> Result<u64> {
+        self.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system", "uid": uid}}))
     }
 
     /// Deletes an object; `namespace` is "" for cluster-scoped kinds. False: no such object.
@@ -130,6 +135,16 @@ impl FakeApiServer {
         self.shared.change(|s| s.store.begin_at(version));
     }
 
+    /// Restores the objects and the version at an older version, like an etcd that is restored from a backup. From then on, watches from a
+    /// version in the future are accepted and hear nothing until then. Open watches stay open. False: the version is compacted or in the
+    /// future.
+    pub fn go_back(&self, version: u64) -> bool {
+        self.shared.change(|s| {
+            s.faults.future_watches = true;
+            s.store.go_back(version)
+        })
+    }
+
     /// Sets the interval between bookmarks (default 60 s). Open watches use it after their next bookmark.
     pub fn set_bookmark_interval(&self, interval: Duration) {
         self.shared.change(|s| s.bookmark_interval = interval);
@@ -143,6 +158,16 @@ impl FakeApiServer {
     /// Fails the next `count` requests with this HTTP status.
     pub fn fail_next(&self, count: usize, status: u16) {
         self.shared.change(|s| s.faults.queue_failures(count, status));
+    }
+
+    /// Fails all requests with this HTTP status, after those of [`FakeApiServer::fail_next`]; `None`: none.
+    pub fn fail_always(&self, status: Option<u16>) {
+        self.shared.change(|s| s.faults.failure = status);
+    }
+
+    /// While true, every watch from a version fails as from a compacted one.
+    pub fn set_watches_gone(&self, gone: bool) {
+        self.shared.change(|s| s.faults.watches_gone = gone);
     }
 
     /// While true, sends no responses and no watch events, and keeps all connections open.
@@ -173,6 +198,11 @@ impl FakeApiServer {
     /// Responds with 403 for these kinds, like a server whose RBAC rules forbid them.
     pub fn set_forbidden(&self, kinds: &[Resource]) {
         self.shared.change(|s| s.faults.forbidden = kinds.to_vec());
+    }
+
+    /// Sends no responses to requests for these kinds, and keeps their connections open.
+    pub fn set_unanswered(&self, kinds: &[Resource]) {
+        self.shared.change(|s| s.faults.unanswered = kinds.to_vec());
     }
 
     /// The Events that clients have created, sorted by name.

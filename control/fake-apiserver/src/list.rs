@@ -15,7 +15,7 @@ use crate::state::SharedState;
 use crate::store::{ObjectKey, Store};
 
 /// One page of a list.
-struct Page {
+struct ItemPage {
     version: u64,
     items: Vec<Arc<Value>>,
     /// The last key of the page, and the number of objects after it.
@@ -35,7 +35,7 @@ pub(crate) fn handle(shared: &Arc<SharedState>, path: &ResourcePath, query: &Que
     }
 }
 
-fn list(path: &ResourcePath, page: Page) -> Value {
+fn list(path: &ResourcePath, page: ItemPage) -> Value {
     let mut metadata = json!({"resourceVersion": page.version.to_string()});
     if let Some((last, more)) = page.more {
         metadata["continue"] = json!(token(page.version, &last));
@@ -55,7 +55,7 @@ fn without_kind(object: &Value) -> Value {
     object
 }
 
-fn page(store: &Store, path: &ResourcePath, query: &Query, selector: &Selector) -> Result<Page, (u16, String)> {
+fn page(store: &Store, path: &ResourcePath, query: &Query, selector: &Selector) -> Result<ItemPage, (u16, String)> {
     let limit = query.number("limit").unwrap_or(0) as usize;
     let expired = || (410, "The provided continue parameter is too old to display a consistent list result.".to_owned());
     let (version, after) = match query.text("continue") {
@@ -74,7 +74,7 @@ fn page(store: &Store, path: &ResourcePath, query: &Query, selector: &Selector) 
     let rest = if whole { 0 } else { left.len() - limit };
     left.truncate(left.len() - rest);
     let more = left.last().filter(|_| rest > 0).map(|(key, _)| (key.clone(), rest));
-    Ok(Page { version, items: left.into_iter().map(|(_, o)| o).collect(), more })
+    Ok(ItemPage { version, items: left.into_iter().map(|(_, o)| o).collect(), more })
 }
 
 /// The version of a list without a continue token.

@@ -17,12 +17,12 @@ const CONNECTIONS_MAX: usize = 1_000;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// A connection, with or without TLS.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
 /// Connections with a finished handshake.
 pub(crate) struct Connections {
-    ready: mpsc::Receiver<(Box<dyn Stream>, SocketAddr)>,
+    ready: mpsc::Receiver<(Box<dyn ByteStream>, SocketAddr)>,
     local: SocketAddr,
 }
 
@@ -48,15 +48,15 @@ async fn handshake(
     stream: TcpStream,
     peer: SocketAddr,
     identity: Option<Identity>,
-    ready: mpsc::Sender<(Box<dyn Stream>, SocketAddr)>,
+    ready: mpsc::Sender<(Box<dyn ByteStream>, SocketAddr)>,
     permit: OwnedSemaphorePermit,
 ) {
     // Watch events are small; without this, Nagle's algorithm would delay them.
     let _ = stream.set_nodelay(true);
-    let stream: Box<dyn Stream> = match identity {
-        None => Box::new(Counted { stream, _permit: permit }),
+    let stream: Box<dyn ByteStream> = match identity {
+        None => Box::new(PermittedStream { stream, _permit: permit }),
         Some(identity) => match tokio::time::timeout(HANDSHAKE_MAX, identity.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => Box::new(Counted { stream, _permit: permit }),
+            Ok(Ok(stream)) => Box::new(PermittedStream { stream, _permit: permit }),
             _ => return,
         },
     };
@@ -64,10 +64,10 @@ async fn handshake(
 }
 
 impl axum::serve::Listener for Connections {
-    type Io = Box<dyn Stream>;
+    type Io = Box<dyn ByteStream>;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Box<dyn Stream>, SocketAddr) {
+    async fn accept(&mut self) -> (Box<dyn ByteStream>, SocketAddr) {
         match self.ready.recv().await {
             Some(connection) => connection,
             None => std::future::pending().await,
@@ -80,12 +80,12 @@ impl axum::serve::Listener for Connections {
 }
 
 /// A stream that holds a connection permit.
-struct Counted<S> {
+struct PermittedStream<S> {
     stream: S,
     _permit: OwnedSemaphorePermit,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PermittedStream<S> {
     fn poll_read(
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
@@ -95,7 +95,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PermittedStream<S> {
     fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> std::task::Poll<io::Result<usize>> {
         std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
     }

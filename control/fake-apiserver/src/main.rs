@@ -14,7 +14,10 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use nomagic_fake_apiserver::FakeApiServer;
 
-/// Serve Services, EndpointSlices, Nodes, ServiceCIDRs and Events like a Kubernetes API server: GET (list, watch), POST, PUT, DELETE with JSON.
+/// The UID of the Namespace kube-system, unless a file has that Namespace. Always the same, so that a server can replace an earlier one.
+const KUBE_SYSTEM_UID: &str = "6e6f6d61-6769-4063-8e73-797374656d00";
+
+/// Serve Services, EndpointSlices, Nodes, ServiceCIDRs, Events and Namespaces like a Kubernetes API server: GET (list, watch), POST, PUT, DELETE with JSON.
 #[derive(Parser)]
 struct Args {
     /// Address to listen on, without TLS.
@@ -35,6 +38,7 @@ fn main() -> Result<()> {
     if let Some(version) = args.first_version {
         server.begin_at(version);
     }
+    server.put_kube_system(KUBE_SYSTEM_UID)?;
     for file in &args.files {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         server.put_yaml(&text).with_context(|| file.display().to_string())?;

@@ -13,17 +13,19 @@ pub enum Resource {
     ServiceCidrs,
     /// `events.k8s.io/v1` Event.
     Events,
+    /// `v1` Namespace. Objects of other kinds need no Namespace object.
+    Namespaces,
 }
 
 impl Resource {
     /// All kinds.
-    pub const ALL: [Resource; 5] =
-        [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs, Resource::Events];
+    pub const ALL: [Resource; 6] =
+        [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs, Resource::Events, Resource::Namespaces];
 
     /// `apiVersion`
     pub fn version(self) -> &'static str {
         match self {
-            Resource::Services | Resource::Nodes => "v1",
+            Resource::Services | Resource::Nodes | Resource::Namespaces => "v1",
             Resource::EndpointSlices => "discovery.k8s.io/v1",
             Resource::ServiceCidrs => "networking.k8s.io/v1",
             Resource::Events => "events.k8s.io/v1",
@@ -38,6 +40,7 @@ impl Resource {
             Resource::Nodes => "Node",
             Resource::ServiceCidrs => "ServiceCIDR",
             Resource::Events => "Event",
+            Resource::Namespaces => "Namespace",
         }
     }
 
@@ -49,6 +52,7 @@ impl Resource {
             Resource::Nodes => "nodes",
             Resource::ServiceCidrs => "servicecidrs",
             Resource::Events => "events",
+            Resource::Namespaces => "namespaces",
         }
     }
 
@@ -83,6 +87,8 @@ impl ResourcePath {
             _ => return None,
         };
         let (namespace, rest) = match rest {
+            // A Namespace itself.
+            ["namespaces"] | ["namespaces", _] => (None, rest),
             ["namespaces", namespace, rest @ ..] => (Some((*namespace).to_owned()), rest),
             rest => (None, rest),
         };
@@ -113,6 +119,8 @@ mod tests {
         );
         assert_eq!(parsed("/api/v1/nodes/gw"), Some((Resource::Nodes, None, text("gw"))));
         assert_eq!(parsed("/apis/networking.k8s.io/v1/servicecidrs"), Some((Resource::ServiceCidrs, None, None)));
+        assert_eq!(parsed("/api/v1/namespaces/kube-system"), Some((Resource::Namespaces, None, text("kube-system"))));
+        assert_eq!(parsed("/api/v1/namespaces"), Some((Resource::Namespaces, None, None)));
         for none in
             ["/", "/api/v1/pods", "/apis/v1/services", "/api/v1/services/web", "/api/v1/namespaces/n/nodes", "/api/v2/services", "/version"]
         {

@@ -109,7 +109,7 @@ mod tests {
         for (labels, fields) in [("a in (b)", ""), ("=x", ""), ("!", ""), ("", "spec.ports=1"), ("", "metadata.name")] {
             assert!(Selector::parse(labels, fields).is_err(), "{labels:?} {fields:?}");
         }
-        assert!(Selector::parse(&"a,".repeat(REQUIREMENTS_MAX), "").is_ok());
+        Selector::parse(&"a,".repeat(REQUIREMENTS_MAX), "").unwrap();
         assert!(Selector::parse(&"a,".repeat(REQUIREMENTS_MAX + 1), "").unwrap_err().contains("32"));
     }
 }

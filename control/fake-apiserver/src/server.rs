@@ -43,6 +43,7 @@ pub(crate) async fn handle(State(shared): State<Arc<SharedState>>, request: Requ
     let Some(path) = ResourcePath::parse(&path).filter(known) else {
         return failure(&shared, 404, "the server could not find the requested resource");
     };
+    shared.wait_while_unanswered(path.resource).await;
     if shared.state().faults.forbidden.contains(&path.resource) {
         return failure(&shared, 403, &format!("{} is forbidden: User \"test\" cannot do that", path.resource.plural()));
     }

@@ -1,12 +1,13 @@
 //! The server's state, shared by all connections and the handle that controls it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::faults::Faults;
+use crate::resources::Resource;
 use crate::store::Store;
 
 /// Maximum number of logged requests.
@@ -44,7 +45,7 @@ impl SharedState {
 
     /// Locks the state for reading.
     pub(crate) fn state(&self) -> MutexGuard<'_, ServerState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the state and wakes waiting tasks.
@@ -60,7 +61,15 @@ impl SharedState {
     }
 
     pub(crate) async fn wait_while_silent(&self) {
+        self.wait_while(|state| state.faults.silent).await;
+    }
+
+    pub(crate) async fn wait_while_unanswered(&self, resource: Resource) {
+        self.wait_while(|state| state.faults.unanswered.contains(&resource)).await;
+    }
+
+    async fn wait_while(&self, holds: impl Fn(&ServerState) -> bool) {
         let mut changes = self.subscribe();
-        while self.state().faults.silent && changes.changed().await.is_ok() {}
+        while holds(&self.state()) && changes.changed().await.is_ok() {}
     }
 }

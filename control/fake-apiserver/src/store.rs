@@ -19,7 +19,7 @@ pub type ObjectKey = (Resource, String, String);
 
 /// One change of one object.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub struct ObjectChange {
     /// The resource version after the change.
     pub version: u64,
     pub key: ObjectKey,
@@ -35,7 +35,7 @@ pub struct Store {
     version: u64,
     compacted: u64,
     objects: BTreeMap<ObjectKey, Arc<Value>>,
-    history: VecDeque<Change>,
+    history: VecDeque<ObjectChange>,
 }
 
 impl Default for Store {
@@ -85,7 +85,7 @@ impl Store {
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let new = Arc::new(object);
         let old = self.objects.insert(key.clone(), new.clone());
-        self.record(Change { version, key, old, new: Some(new) });
+        self.record(ObjectChange { version, key, old, new: Some(new) });
         Ok(version)
     }
 
@@ -93,7 +93,7 @@ impl Store {
     pub fn delete(&mut self, key: &ObjectKey) -> Option<u64> {
         let old = self.objects.remove(key)?;
         let version = self.version + 1;
-        self.record(Change { version, key: key.clone(), old: Some(old), new: None });
+        self.record(ObjectChange { version, key: key.clone(), old: Some(old), new: None });
         Some(version)
     }
 
@@ -118,12 +118,27 @@ impl Store {
     }
 
     /// The first `max` changes after a version. `None`: some of them are compacted.
-    pub fn after(&self, version: u64, max: usize) -> Option<impl Iterator<Item = &Change>> {
+    pub fn after(&self, version: u64, max: usize) -> Option<impl Iterator<Item = &ObjectChange>> {
         if version < self.compacted {
             return None;
         }
         let first = self.history.partition_point(|c| c.version <= version);
         Some(self.history.range(first..).take(max))
+    }
+
+    /// Restores the state at an older version, which forgets the changes after it. False: it is compacted or in the future.
+    pub fn go_back(&mut self, version: u64) -> bool {
+        if version < self.compacted || version > self.version {
+            return false;
+        }
+        while let Some(change) = self.history.pop_back_if(|change| change.version > version) {
+            match change.old {
+                Some(old) => drop(self.objects.insert(change.key, old)),
+                None => drop(self.objects.remove(&change.key)),
+            }
+        }
+        self.version = version;
+        true
     }
 
     /// Raises the version to at least this one and compacts everything older.
@@ -138,7 +153,7 @@ impl Store {
         self.compacted = self.version;
     }
 
-    fn record(&mut self, change: Change) {
+    fn record(&mut self, change: ObjectChange) {
         self.version = change.version;
         self.history.push_back(change);
         if self.history.len() > HISTORY_MAX
@@ -196,6 +211,21 @@ mod tests {
     }
 
     #[test]
+    fn an_older_state_is_restored_with_its_version() {
+        let mut store = Store::default();
+        store.put(service("a")).unwrap();
+        let older = store.put(service("b")).unwrap();
+        let before = store.at(Resource::Services, older).unwrap();
+        store.delete(&key("a")).unwrap();
+        store.put(service("b")).unwrap();
+        store.put(service("c")).unwrap();
+        assert!(!store.go_back(store.version() + 1) && !store.go_back(store.compacted() - 1));
+        assert!(store.go_back(older));
+        assert_eq!((store.version(), store.at(Resource::Services, older).unwrap()), (older, before));
+        assert_eq!(store.put(service("d")).unwrap(), older + 1);
+    }
+
+    #[test]
     fn invalid_and_excess_objects_are_rejected() {
         let mut store = Store::default();
         for (object, word) in [
@@ -207,7 +237,9 @@ mod tests {
             assert!(store.put(object).unwrap_err().contains(word), "{word}");
         }
         assert_eq!(store.delete(&key("a")), None);
-        (0..OBJECTS_MAX).for_each(|i| assert!(store.put(service(&format!("s{i}"))).is_ok()));
+        (0..OBJECTS_MAX).for_each(|i| {
+            store.put(service(&format!("s{i}"))).unwrap();
+        });
         assert!(store.put(service("one more")).unwrap_err().contains("objects are allowed"));
         assert!(store.put(service("s0")).is_ok(), "an existing object can be replaced");
     }
@@ -216,7 +248,9 @@ mod tests {
     fn the_oldest_changes_are_compacted() {
         let mut store = Store::default();
         let start = store.version();
-        (0..=HISTORY_MAX).for_each(|_| assert!(store.put(service("a")).is_ok()));
+        (0..=HISTORY_MAX).for_each(|_| {
+            store.put(service("a")).unwrap();
+        });
         assert_eq!((store.compacted(), store.history.len()), (start + 1, HISTORY_MAX));
         assert!(store.after(start, 1).is_none() && store.after(start + 1, 1).is_some());
     }

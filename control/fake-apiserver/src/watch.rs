@@ -17,7 +17,7 @@ use crate::resources::ResourcePath;
 use crate::response::{Chunk, failure, status, streaming_response};
 use crate::selector::Selector;
 use crate::state::{ServerState, SharedState};
-use crate::store::Change;
+use crate::store::ObjectChange;
 
 /// Timeout of a watch without `timeoutSeconds`, and the maximum.
 const TIMEOUT_MAX: Duration = Duration::from_secs(1_800);
@@ -80,11 +80,12 @@ impl Watcher {
                     .into(),
             ));
         }
-        if let Some(from) = from.filter(|from| *from > store.version()) {
+        if let Some(from) = from.filter(|from| *from > store.version() && !faults.future_watches) {
             return Err((504, format!("Too large resource version: {from}, current: {}", store.version())));
         }
         let too_old = !streaming && from.is_some_and(|from| from < store.compacted());
-        if too_old && faults.gone == Gone::Status {
+        let gone = faults.watches_gone && from.is_some();
+        if (too_old || gone) && faults.gone == Gone::Status {
             return Err((410, too_old_text(from.unwrap_or(0), store.compacted())));
         }
         let timeout = query.number("timeoutSeconds").map_or(TIMEOUT_MAX, Duration::from_secs);
@@ -102,7 +103,9 @@ impl Watcher {
             shared,
             path,
         };
-        if streaming && faults.streaming == Streaming::ErrorInStream {
+        if gone {
+            watcher.finish(&status(410, "Expired", &too_old_text(from.unwrap_or(0), store.version())));
+        } else if streaming && faults.streaming == Streaming::ErrorInStream {
             watcher.finish(&status(500, "InternalError", "Internal error occurred: streaming lists are not supported here"));
         } else if streaming || from.is_none() {
             let objects = store.at(watcher.path.resource, store.version()).unwrap_or_default();
@@ -142,8 +145,15 @@ impl Watcher {
                 return None;
             }
             if self.bookmarks && now >= self.next_bookmark {
-                self.next_bookmark = now + shared.state().bookmark_interval;
-                self.push("BOOKMARK", &self.bookmark(false));
+                let version = {
+                    let state = shared.state();
+                    self.next_bookmark = now + state.bookmark_interval;
+                    state.store.version()
+                };
+                // Like the real server, which sends nothing that is older than the watch's version.
+                if self.position <= version {
+                    self.push("BOOKMARK", &self.bookmark(false));
+                }
                 continue;
             }
             let wake = if self.bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
@@ -159,7 +169,7 @@ impl Watcher {
         let Some(changes) = state.store.after(self.position, BATCH_MAX) else {
             return self.finish(&status(410, "Expired", &too_old_text(self.position, state.store.compacted())));
         };
-        let changes: Vec<Change> = changes.cloned().collect();
+        let changes: Vec<ObjectChange> = changes.cloned().collect();
         for change in &changes {
             self.position = change.version;
             if change.key.0 == self.path.resource {
@@ -167,12 +177,12 @@ impl Watcher {
             }
         }
         if changes.len() < BATCH_MAX {
-            self.position = state.store.version();
+            self.position = self.position.max(state.store.version());
         }
     }
 
     /// Queues one change. An object that stops matching the selectors is DELETED for the client, one that starts matching is ADDED.
-    fn push_change(&mut self, change: &Change) {
+    fn push_change(&mut self, change: &ObjectChange) {
         let namespace = &change.key.1;
         let selected = |object: &Option<Arc<Value>>| object.clone().filter(|o| self.selects(namespace, o));
         match (selected(&change.old), selected(&change.new)) {

@@ -96,7 +96,9 @@ fn lists_with_selectors() {
 #[test]
 fn pages_show_one_version_until_it_is_compacted() {
     let s = server();
-    (0..5).for_each(|i| assert!(s.put(service(&format!("s{i}"), &json!({}), "")).is_ok()));
+    (0..5).for_each(|i| {
+        s.put(service(&format!("s{i}"), &json!({}), "")).unwrap();
+    });
     let (_, first) = get(&s, "/api/v1/services?limit=2");
     assert_eq!((names(&first), &first["metadata"]["remainingItemCount"]), (vec!["s0", "s1"], &json!(3)));
     assert!(s.delete(Resource::Services, "default", "s3"));
@@ -238,10 +240,33 @@ fn silent_slow_and_stopped_servers() {
     let mut w = Watch::start(&s, "");
     assert_eq!(w.event(), "ADDED a");
     s.stop();
-    assert!(TcpStream::connect(s.url().strip_prefix("http://").unwrap()).is_err());
+    TcpStream::connect(s.url().strip_prefix("http://").unwrap()).unwrap_err();
     assert!(matches!(w.0.read(&mut [0; 1]), Ok(0) | Err(_)));
     s.resume().unwrap();
     assert_eq!(names(&get(&s, "/api/v1/services").1), ["a"], "the objects stay");
+}
+
+#[test]
+fn a_namespace_is_served_by_name() {
+    let s = server();
+    let path = "/api/v1/namespaces/kube-system";
+    assert_eq!(get(&s, path).0, 404);
+    s.put_kube_system("b2f1").unwrap();
+    let (status, object) = get(&s, path);
+    assert_eq!((status, &object["kind"], &object["metadata"]["uid"]), (200, &json!("Namespace"), &json!("b2f1")));
+    assert_eq!(names(&get(&s, "/api/v1/namespaces").1), ["kube-system"]);
+    s.set_forbidden(&[Resource::Namespaces]);
+    assert_eq!((get(&s, path).0, get(&s, "/api/v1/namespaces/kube-system/services").0), (403, 200));
+    s.set_forbidden(&[]);
+    s.set_unanswered(&[Resource::Namespaces]);
+    let mut stream = TcpStream::connect(s.url().strip_prefix("http://").unwrap()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    assert!(stream.read(&mut [0; 10]).is_err(), "silence");
+    assert_eq!(get(&s, "/api/v1/services").0, 200, "other kinds are answered");
+    s.set_unanswered(&[]);
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(stream.read(&mut [0; 4]).unwrap(), 4);
 }
 
 #[test]

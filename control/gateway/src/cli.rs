@@ -1,10 +1,16 @@
 //! The command line.
 
+mod check;
 mod cleanup;
 pub mod config_args;
+mod deny;
+mod drain;
 pub mod explain;
-mod place;
+mod log;
+pub(crate) mod output;
 mod run;
+mod state_paths;
+mod status;
 
 use std::io;
 use std::path::PathBuf;
@@ -13,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::error::ConfigError;
+use crate::log::{BadLevel, LogFormat, LogLevel};
 use crate::preflight::PreflightArgs;
 use crate::preflight::host::ThisHost;
 
@@ -29,25 +36,27 @@ const EXAMPLES: &str = "Examples:
   nomagic run --kube-proxy-config /var/lib/kube-proxy/config.conf --manifests services.yaml
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic status --format json
+  nomagic deny add 192.0.2.0/24 --for 10m
+  nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic preflight --interface eth0 --workers 2
   nomagic cleanup
 
-NOMAGIC_LOG sets the log level of `run`: error, warn, info (default), debug.";
+The environment variable NOMAGIC_LOG sets the log level: error, warn, info (default), debug, trace. `nomagic log` changes it.";
 
-/// Which nomagic is meant.
+/// Selects a gateway by its state directory.
 #[derive(Debug, Args)]
-struct Place {
-    /// Its state directory [default: the configuration's, or /run/nomagic].
+struct StateArgs {
+    /// The gateway's state directory [default: the configuration's, or /run/nomagic].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Its configuration file, for what it says of the state directory and the connection table's file.
+    /// The gateway's configuration file, from which the state directory and the connection table's file are read.
     #[arg(long, value_name = "FILE", conflicts_with = "state_dir")]
     config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Format {
-    /// Tables for people.
+enum StatusFormat {
+    /// Text with aligned columns.
     Text,
     /// One JSON object.
     Json,
@@ -55,33 +64,38 @@ enum Format {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Carry Services on this node until SIGTERM. SIGHUP re-reads the manifests.
-    Run(run::Args),
-    /// Show counters and state of the nomagic that runs here.
-    Status {
-        #[command(flatten)]
-        place: Place,
-        /// For people or for scripts.
-        #[arg(long, value_enum, default_value = "text")]
-        format: Format,
-    },
-    /// Remove what outlives the process: XDP programs and maps, the internal port, the control socket, the connection table.
-    Cleanup {
-        #[command(flatten)]
-        place: Place,
-    },
-    /// Say what happens to a packet, and why, without touching the network.
-    Explain(explain::Args),
-    /// Check whether this machine is ready for a gateway; changes nothing.
+    /// Run a gateway on this node until SIGTERM. SIGHUP re-reads the manifests and `deny.file`.
+    Run(run::RunArgs),
+    /// Show state and counters of the running gateway.
+    Status(status::StatusArgs),
+    /// Check configuration, manifests and machine without starting anything.
+    Check(check::CheckArgs),
+    /// Tell load balancers to leave, and carry on meanwhile.
+    Drain(drain::DrainArgs),
+    /// Show or change the running gateway's log level.
+    Log(log::LogArgs),
+    /// Drop packets to Services from some sources: change or show the running gateway's deny list.
+    #[command(subcommand)]
+    Deny(deny::DenyCommand),
+    /// Remove everything that outlives the process: XDP programs and maps, routes and rules, the internal port, the control socket, the
+    /// hash seed, the connection table.
+    Cleanup(cleanup::CleanupArgs),
+    /// Explain how nomagic handles a packet, without touching the network.
+    Explain(explain::ExplainArgs),
+    /// Check whether this machine is ready for a gateway. Changes nothing.
     Preflight(PreflightArgs),
 }
 
-/// Runs what the command line says. Exit codes: 0 good, 1 failure, 2 bad input (clap's own is 2 as well).
+/// Parses the command line and runs the command. Exit codes: 0 success, 1 failure, 2 invalid input (like clap's own); `status` has one more.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(args) => return gateway(|| run::run_gateway(&args)),
-        Command::Status { place, format } => return gateway(|| status(place, format)),
-        Command::Cleanup { place } => return gateway(|| cleanup(place)),
+        Command::Run(args) => return coded(|| done(run::run_gateway(&args))),
+        Command::Status(args) => return gateway(|| status::run(&args)),
+        Command::Deny(command) => return gateway(|| done(deny::run(command))),
+        Command::Check(args) => return gateway(|| check::run(&args)),
+        Command::Drain(args) => return gateway(|| done(drain::run(&args))),
+        Command::Log(args) => return gateway(|| done(log::run(&args))),
+        Command::Cleanup(args) => return gateway(|| done(cleanup::run(&args))),
         Command::Preflight(args) => return preflight(&args),
         Command::Explain(args) => {
             let mut out = io::BufWriter::new(io::stdout().lock());
@@ -90,56 +104,49 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
-        // Whoever reads the answers has seen enough.
+        // The reader of the output has closed its end.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            output::print_error(&e.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-/// Runs what concerns a gateway, with logs on standard error.
-fn gateway(work: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
-    // kube tells of each failed attempt; the watch tells of it once.
-    let filter = tracing_subscriber::EnvFilter::try_from_env("NOMAGIC_LOG").unwrap_or_else(|_| "info,kube_client=off".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+/// The exit code of a command that either succeeds or fails.
+fn done(outcome: anyhow::Result<()>) -> anyhow::Result<u8> {
+    outcome.map(|()| 0)
+}
+
+/// Runs a command with logs on standard error. Returns its exit code.
+fn gateway(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
+    coded(|| {
+        crate::log::start(LogLevel::default(), LogFormat::default())?;
+        work()
+    })
+}
+
+/// Runs a command. Returns its exit code.
+fn coded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     match work() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::from(if e.is::<ConfigError>() { 2 } else { 1 })
+            output::print_error(&format!("{e:#}"));
+            ExitCode::from(if e.is::<ConfigError>() || e.is::<BadLevel>() { 2 } else { 1 })
         }
     }
 }
 
-/// The exit code is 1 when anything is missing; the report has named it.
+/// The exit code is 1 if the report contains a missing item.
 fn preflight(args: &PreflightArgs) -> ExitCode {
     match args.run(&ThisHost) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            output::print_error(&format!("{e:#}"));
             ExitCode::from(2)
         }
     }
-}
-
-fn status(place: Place, format: Format) -> anyhow::Result<()> {
-    let state_dir = place::state_dir(place.state_dir, place.config.as_deref())?;
-    println!("{}", run::status(&state_dir, format == Format::Json)?.trim_end());
-    Ok(())
-}
-
-fn cleanup(place: Place) -> anyhow::Result<()> {
-    let state_dir = place::state_dir(place.state_dir, place.config.as_deref())?;
-    let removed = cleanup::cleanup(&state_dir, &place::table_file(&state_dir, place.config.as_deref())?)?;
-    if removed.is_empty() {
-        println!("nothing was there to remove");
-    } else {
-        println!("removed {}", removed.join(", "));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -149,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    fn run_args(words: &str) -> Result<run::Args, String> {
+    fn run_args(words: &str) -> Result<run::RunArgs, String> {
         match Cli::try_parse_from(["nomagic", "run"].into_iter().chain(words.split_whitespace())) {
             Ok(Cli { command: Command::Run(args) }) => Ok(args),
             Ok(other) => panic!("{other:?}"),

@@ -1,10 +1,10 @@
-//! A kube-proxy's configuration file taken over: `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1, as of Kubernetes 1.36) in,
-//! [`DropIn`] out. Pure.
+//! Translates kube-proxy's configuration file, `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1, as of Kubernetes 1.36), into a
+//! [`DropIn`]. Pure.
 //!
-//! What means something here is translated; what does not is a warning that names the field, its place and the reason. Values of a wrong
-//! type are errors. Unknown fields are warnings, not errors: kube-proxy decodes this version leniently when strict decoding fails
-//! (cmd/kube-proxy/app/options.go, loadConfig), so a file that it starts with must not stop nomagic. A field that stands twice is an
-//! error: which of the two was meant nobody can tell.
+//! A field without an equivalent in nomagic gives a warning with its position and the reason. Values of a wrong type are errors. Unknown
+//! fields are warnings, not errors: kube-proxy decodes this version leniently when strict decoding fails
+//! (cmd/kube-proxy/app/options.go, loadConfig), so a file that kube-proxy accepts must not stop nomagic. A duplicate field is an error,
+//! because the intended value is ambiguous.
 
 mod document;
 mod fields;
@@ -21,62 +21,61 @@ use nomagic_table::settings::NodePortAddresses;
 use crate::config::error::ConfigError;
 use crate::config::{Config, DetectLocal, Kubernetes, LocalTrafficConfig, read_text};
 
-/// What a kube-proxy's configuration file asks of nomagic.
+/// The settings from kube-proxy's configuration file that nomagic supports.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DropIn {
-    /// The kubeconfig file, as written (relative to the working directory, as for kube-proxy); `None`: the cluster of this pod.
+    /// The kubeconfig file as written: relative to the working directory, like kube-proxy's. `None`: the in-cluster configuration.
     pub kubeconfig: Option<PathBuf>,
-    /// The Node object's name; `None`: the host's.
+    /// The Node object's name; `None`: the host name.
     pub node_name: Option<String>,
-    /// The node's primary address of its family, whatever the Node object says.
+    /// The node's primary address of its family. Takes precedence over the Node object.
     pub primary: Option<IpAddr>,
-    /// End when one of the two addresses below cannot be listened on.
+    /// Exit when binding one of the two addresses below fails.
     pub bind_address_hard_fail: bool,
-    /// Where `/healthz` and `/livez` are served.
+    /// The listen address of `/healthz` and `/livez`.
     pub healthz_bind_address: SocketAddr,
-    /// Where `/metrics` and `/proxyMode` are served.
+    /// The listen address of `/metrics` and `/proxyMode`.
     pub metrics_bind_address: SocketAddr,
-    /// By what pods are told from other clients.
+    /// How local pods are recognised.
     pub detect_local: DetectLocal,
-    /// Pod ranges, at most one a family.
+    /// Pod ranges, at most one per family.
     pub cluster_cidrs: Vec<Prefix>,
-    /// Replace the client's address on every connection to a cluster IP.
+    /// SNAT every connection to a cluster IP.
     pub masquerade_all: bool,
-    /// `localhostNodePorts`, which only `explain` mentions.
+    /// `localhostNodePorts`: has no effect; only `explain` reports it.
     pub localhost_node_ports: bool,
-    /// On which of the node's addresses node ports answer.
+    /// The node's addresses that serve node ports.
     pub node_port_addresses: NodePortAddresses,
-    /// A change that is not in force after twice this time makes the node unhealthy. Milliseconds.
+    /// A change that is not applied after twice this time makes the node unhealthy.
     pub sync_period_ms: u64,
-    /// Idle times of connections, where the file sets them.
-    pub idle: IdleTimes,
-    /// What is in the file and means nothing here, in the file's order.
+    /// Idle timeouts that the file sets.
+    pub idle: IdleTimeouts,
+    /// Fields without effect, in the file's order.
     pub warnings: Vec<Warning>,
 }
 
-/// Idle times in milliseconds; `None`: nomagic's default stays.
+/// Idle timeouts; `None`: nomagic's default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct IdleTimes {
-    /// TCP: both have agreed.
+pub struct IdleTimeouts {
+    /// TCP: handshake complete.
     pub tcp_established_ms: Option<u64>,
-    /// TCP: the endpoint is done and the client is not.
+    /// TCP: FIN from one side acknowledged by the other.
     pub tcp_close_wait_ms: Option<u64>,
-    /// UDP: a question, with or without its answer.
+    /// UDP: one request, or one request and its reply.
     pub udp_ms: Option<u64>,
-    /// UDP: answered, and still carrying packets after 2 s.
+    /// UDP: two-way traffic for more than 2 s.
     pub udp_stream_ms: Option<u64>,
 }
 
-/// Something in the file that nomagic does not do.
+/// A field of the file that has no effect in nomagic.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Warning {
-    /// The file.
     pub file: PathBuf,
-    /// Line and column, from 1.
+    /// Line and column, 1-based.
     pub at: (u64, u64),
-    /// The field, as `ipvs.scheduler`.
+    /// The field's path, such as `ipvs.scheduler`.
     pub field: String,
-    /// Why it means nothing here.
+    /// Why it has no effect.
     pub message: String,
 }
 
@@ -87,25 +86,24 @@ impl fmt::Display for Warning {
 }
 
 impl DropIn {
-    /// Reads a file.
     pub fn load(path: &Path) -> Result<DropIn, ConfigError> {
         DropIn::parse(&read_text(path)?, path)
     }
 
-    /// Reads the text of a file, YAML or JSON; `path` is for messages.
+    /// Parses YAML or JSON; `path` is used in messages only.
     pub fn parse(text: &str, path: &Path) -> Result<DropIn, ConfigError> {
         translate::translate(document::Document::read(text, path)?)
     }
 
-    /// Puts what the file says into nomagic's own configuration. `discovered`: the kernel's addresses of this node, of which a family
-    /// without a `bindAddress` has the first as its primary one.
+    /// Applies the settings to nomagic's own configuration. `discovered` are this node's addresses in the kernel: a family without a
+    /// `bindAddress` uses the first of them as its primary address.
     ///
-    /// This is the one place where the translation meets [`Config`].
+    /// This is the only code that maps the translation to [`Config`].
     pub fn apply(&self, config: &mut Config, discovered: &[IpAddr]) {
         if self.node_name.is_some() {
             config.node.name.clone_from(&self.node_name);
         }
-        // Objects from files were asked for on the command line.
+        // `--manifests` replaces the API server.
         if config.manifests.is_none() {
             config.kubernetes = Some(match &self.kubeconfig {
                 Some(path) => Kubernetes::Kubeconfig { path: path.clone(), context: None },
@@ -124,12 +122,12 @@ impl DropIn {
         config.sync_period_ms = u32::try_from(self.sync_period_ms).unwrap_or(u32::MAX);
         config.cluster_cidrs.clone_from(&self.cluster_cidrs);
         config.detect_local = self.detect_local.clone();
-        // Where pods are, their packets must be met.
+        // Pods' packets must be redirected where they enter the node.
         if let DetectLocal::Interfaces(patterns) = &self.detect_local {
             config.redirect_interfaces.clone_from(patterns);
         }
         config.masquerade_all = self.masquerade_all;
-        // As a kube-proxy, which is there for the node's own connections, too.
+        // kube-proxy also serves the node's own connections.
         config.local_traffic = LocalTrafficConfig { services: true, own_addresses: true };
         config.localhost_node_ports = self.localhost_node_ports;
         config.node_port_addresses = self.node_port_addresses.clone();

@@ -4,12 +4,16 @@
 
 pub mod cli;
 pub mod config;
+pub mod connections;
+pub mod deny;
 pub mod kubeproxy;
+pub mod log;
 pub mod manifests;
 pub mod net;
 pub mod observe;
 pub mod preflight;
 pub mod reconcile;
 pub mod run;
+pub mod seed;
 pub mod status;
 pub mod watch;

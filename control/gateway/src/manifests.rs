@@ -1,57 +1,81 @@
-//! Kubernetes YAML from a file or a directory: the objects without a cluster.
+//! Loads Kubernetes objects from a YAML file or a directory, without a cluster.
 //!
-//! One bad document never loses the others, and one bad edit never takes a Service down: what cannot be read any more stays as it was
-//! when it last could be.
+//! An invalid document does not affect the others, and an invalid edit does not remove a Service: an object that can no longer be read
+//! keeps its last valid version.
 
 mod documents;
+mod parse;
+mod text;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nomagic_table::objects::{Key, Kind, Object};
+use nomagic_table::objects::{Kind, NamespacedName, Object};
 use nomagic_table::problem::{Origin, Problem};
 
-/// Largest file, bytes.
+/// Maximum file size in bytes.
 const FILE_MAX: u64 = 64 << 20;
-/// Files in a directory at the most.
+/// Maximum number of files in a directory.
 const FILES_MAX: usize = 10_000;
-/// What a directory's files must be called.
+/// File name extensions that are read in a directory.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
-/// Names listed in one message at the most.
+/// Maximum number of names in one message.
 const NAMES_MAX: usize = 8;
 
-/// What the manifests say.
+/// The objects of all files.
 #[derive(Clone, Debug, Default)]
-pub struct Loaded {
-    /// Services and EndpointSlices, one of each name, in the order of files and documents.
+pub struct ManifestSet {
+    /// The objects, unique by kind and name, in the order of files and documents.
     pub objects: Vec<Object>,
-    /// What was wrong with files and documents. What is wrong inside an object that could be read travels with the object.
+    /// Problems of files and documents. Problems inside a readable object are stored in the object.
     pub problems: Vec<Problem>,
-    /// Files read.
+    /// Number of files read.
     pub files: usize,
-    /// Objects of kinds that nomagic has nothing to do with.
+    /// Number of objects of kinds that nomagic does not use.
     pub ignored: usize,
     by_file: BTreeMap<PathBuf, Vec<Object>>,
 }
 
-/// What one file says.
+/// The objects of one file.
 #[derive(Debug, Default)]
-struct Content {
+struct FileContent {
     objects: Vec<Object>,
     problems: Vec<Problem>,
     ignored: usize,
-    /// Objects that are in the file but could not be read.
-    lost: Vec<(Kind, Key)>,
-    /// There may be more of them, of unknown name.
+    /// Objects in the file that could not be read.
+    lost: Vec<ObjectId>,
+    /// There may be further unreadable objects, of unknown name.
     lost_unknown: bool,
 }
 
-/// A cheap summary of the files: when it differs from an earlier one, [`load`] again.
+/// An object of a file.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct ObjectId {
+    kind: Kind,
+    key: NamespacedName,
+    /// The slices of an `Endpoints` object, which is named.
+    mirrored: bool,
+}
+
+impl ObjectId {
+    fn of(object: &Object) -> ObjectId {
+        let (kind, key) = (object.kind(), object.key().clone());
+        match object {
+            Object::Slice(slice) if slice.mirrored => ObjectId { kind, key: slice.service.clone().unwrap_or(key), mirrored: true },
+            _ => ObjectId { kind, key, mirrored: false },
+        }
+    }
+}
+
+/// A cheap summary of the files. If it changes, call [`load`] again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fingerprint(Result<Vec<(PathBuf, u64, i128, u64)>, String>);
 
-/// Looks at names, sizes, times and inodes; reads nothing. Take it before [`load`], so that a change in between is seen next time.
+/// Fingerprints names, sizes, modification times and inodes; reads no content. Call it before [`load`], so that a change in between is
+/// detected next time.
 pub fn fingerprint(path: &Path) -> Fingerprint {
     let stat = |file: PathBuf| {
         let meta = std::fs::metadata(&file);
@@ -63,26 +87,30 @@ pub fn fingerprint(path: &Path) -> Fingerprint {
     Fingerprint(listed.map(|(files, _)| files.into_iter().map(stat).collect()).map_err(|p| p.to_string()))
 }
 
-/// Reads everything. `Err` when there is no such file or directory: whoever has an earlier answer keeps it.
-pub fn load(path: &Path, previous: Option<&Loaded>) -> Result<Loaded, Problem> {
+/// Loads all files. `previous` supplies the last valid version of objects that can no longer be read.
+///
+/// # Errors
+/// If the path does not exist or cannot be listed; the caller keeps its previous objects.
+pub fn load(path: &Path, previous: Option<&ManifestSet>) -> Result<ManifestSet, Problem> {
     let (files, more) = list(path)?;
-    let mut loaded = Loaded { files: files.len(), ..Loaded::default() };
+    let mut loaded = ManifestSet { files: files.len(), ..ManifestSet::default() };
     if files.is_empty() {
-        let message = "no *.yaml, *.yml or *.json in this directory: there are no Services";
+        let message = "no *.yaml, *.yml or *.json in this directory, so there are no Services";
         loaded.problems.push(whole_file(path, message.into()));
     }
     if more > 0 {
-        loaded
-            .problems
-            .push(whole_file(path, format!("{more} files more than the {FILES_MAX} that are read; put several objects into one")));
+        loaded.problems.push(whole_file(
+            path,
+            format!("{more} files beyond the limit of {FILES_MAX} are not read; put several objects into one file"),
+        ));
     }
     let mut kept = Vec::new();
     for file in files {
         let mut content = read_file(&file);
         let old = previous.and_then(|p| p.by_file.get(&file)).map_or(&[][..], Vec::as_slice);
-        let stay = still_good(old, &content);
+        let stay = last_valid(old, &content);
         if !stay.is_empty() {
-            content.problems.push(whole_file(&file, format!("what could be read before stays in force: {}", names(&stay))));
+            content.problems.push(whole_file(&file, format!("the last valid version stays in force: {}", names(&stay))));
         }
         loaded.problems.append(&mut content.problems);
         loaded.ignored += content.ignored;
@@ -92,48 +120,81 @@ pub fn load(path: &Path, previous: Option<&Loaded>) -> Result<Loaded, Problem> {
         loaded.by_file.insert(file, content.objects);
     }
     drop_duplicates(&mut loaded, kept);
+    prefer_slices(&mut loaded.objects);
     Ok(loaded)
 }
 
-/// The objects of an earlier reading that this one could not read.
-fn still_good(old: &[Object], content: &Content) -> Vec<Object> {
-    let same = |a: &Object, b: &Object| a.kind() == b.kind() && a.key() == b.key();
-    let lost = |o: &Object| content.lost_unknown || content.lost.iter().any(|(kind, key)| *kind == o.kind() && key == o.key());
-    let unread = |o: &&Object| lost(o) && !content.objects.iter().any(|n| same(n, o));
-    // Only after a fault is there anything to keep, so the two nested searches stay off the common path.
-    if content.lost.is_empty() && !content.lost_unknown { Vec::new() } else { old.iter().filter(unread).cloned().collect() }
+/// The previously loaded objects that could not be read this time.
+fn last_valid(old: &[Object], content: &FileContent) -> Vec<Object> {
+    // Without a fault there is nothing to keep.
+    if content.lost.is_empty() && !content.lost_unknown {
+        return Vec::new();
+    }
+    let lost: HashSet<&ObjectId> = content.lost.iter().collect();
+    let read: HashSet<ObjectId> = content.objects.iter().map(ObjectId::of).collect();
+    let stays = |o: &&Object| {
+        let id = ObjectId::of(o);
+        (content.lost_unknown || lost.contains(&id)) && !read.contains(&id)
+    };
+    old.iter().filter(stays).cloned().collect()
 }
 
-/// Of objects with one name the first stays; those kept from earlier step back behind all others.
-fn drop_duplicates(loaded: &mut Loaded, kept: Vec<Object>) {
-    let mut seen: HashMap<(Kind, Key), Origin> = HashMap::new();
-    let mut problems = Vec::new();
+/// Keeps the first object of each name. Objects in `kept`, from an earlier load, have the lowest precedence.
+fn drop_duplicates(loaded: &mut ManifestSet, kept: Vec<Object>) {
+    let mut seen: HashMap<ObjectId, Origin> = HashMap::new();
+    let mut problems: Vec<Problem> = Vec::new();
     loaded.objects.retain(|object| {
-        let id = (object.kind(), object.key().clone());
+        let id = ObjectId::of(object);
+        // Several slices may be of one `Endpoints` object.
+        let mirrored = id.mirrored;
         let first = match seen.entry(id) {
-            std::collections::hash_map::Entry::Vacant(v) => {
+            Entry::Vacant(v) => {
                 v.insert(object.origin().clone());
                 return true;
             }
-            std::collections::hash_map::Entry::Occupied(o) => o.into_mut(),
+            Entry::Occupied(o) => o.into_mut(),
         };
-        problems.push(Problem {
-            origin: object.origin().clone(),
-            object: format!("{} {}", object.kind(), object.key()),
-            field: String::new(),
-            message: format!("the same name as at {first}, which stays; this one is skipped"),
-        });
+        if mirrored && first == object.origin() {
+            return true;
+        }
+        let message = format!("duplicate of the object at {first}; this one is skipped");
+        let problem = Problem { origin: object.origin().clone(), object: object.label(), field: String::new(), message };
+        if problems.last() != Some(&problem) {
+            problems.push(problem);
+        }
         false
     });
     loaded.problems.append(&mut problems);
-    let fresh = |o: &Object| !seen.contains_key(&(o.kind(), o.key().clone()));
+    let fresh = |o: &Object| !seen.contains_key(&ObjectId::of(o));
     loaded.objects.extend(kept.into_iter().filter(fresh));
 }
 
+/// Sets aside the slices of `Endpoints` objects whose Service has EndpointSlices, as in a dump of a cluster: these say the same, and more.
+fn prefer_slices(objects: &mut [Object]) {
+    let sliced = |object: &Object| match object {
+        Object::Slice(slice) if !slice.mirrored && slice.ignored.is_none() => slice.service.clone(),
+        _ => None,
+    };
+    let services: HashSet<NamespacedName> = objects.iter().filter_map(sliced).collect();
+    for object in objects {
+        if let Object::Slice(slice) = object
+            && slice.mirrored
+            && slice.service.as_ref().is_some_and(|service| services.contains(service))
+        {
+            let slice = Arc::make_mut(slice);
+            slice.ignored = Some("the Service has EndpointSlices");
+            slice.endpoints.clear();
+        }
+    }
+}
+
 fn names(objects: &[Object]) -> String {
-    let mut text: Vec<String> = objects.iter().take(NAMES_MAX).map(|o| format!("{} {}", o.kind(), o.key())).collect();
-    if objects.len() > NAMES_MAX {
-        text.push(format!("and {} more", objects.len() - NAMES_MAX));
+    let mut text: Vec<String> = objects.iter().map(Object::label).collect();
+    text.dedup();
+    let more = text.len().saturating_sub(NAMES_MAX);
+    text.truncate(NAMES_MAX);
+    if more > 0 {
+        text.push(format!("and {more} more"));
     }
     text.join(", ")
 }
@@ -142,7 +203,7 @@ fn whole_file(file: &Path, message: String) -> Problem {
     Problem { origin: Origin { file: Some(file.into()), line: 0 }, object: String::new(), field: String::new(), message }
 }
 
-/// The files to read, sorted, and how many there are beyond the limit.
+/// The files to read, sorted, and the number of files beyond the limit.
 fn list(path: &Path) -> Result<(Vec<PathBuf>, usize), Problem> {
     let unreadable = |e: std::io::Error| whole_file(path, format!("the manifests cannot be read: {e}"));
     if !std::fs::metadata(path).map_err(unreadable)?.is_dir() {
@@ -163,10 +224,10 @@ fn list(path: &Path) -> Result<(Vec<PathBuf>, usize), Problem> {
     Ok((files, more))
 }
 
-fn read_file(file: &Path) -> Content {
+fn read_file(file: &Path) -> FileContent {
     match read_text(file) {
         Ok(text) => documents::read(&text, file),
-        Err(message) => Content { problems: vec![whole_file(file, message)], lost_unknown: true, ..Content::default() },
+        Err(message) => FileContent { problems: vec![whole_file(file, message)], lost_unknown: true, ..FileContent::default() },
     }
 }
 
@@ -174,12 +235,12 @@ fn read_text(file: &Path) -> Result<String, String> {
     let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {
-        return Err("not a regular file: it is skipped".into());
+        return Err("not a regular file; it is skipped".into());
     }
     if meta.len() > FILE_MAX {
-        return Err(format!("{} bytes long, {FILE_MAX} are allowed: split it", meta.len()));
+        return Err(format!("{} bytes long, at most {FILE_MAX} are allowed: split the file", meta.len()));
     }
-    std::fs::read_to_string(file).map_err(unreadable)
+    std::fs::read(file).map(text::decode).map_err(unreadable)
 }
 
 #[cfg(test)]

@@ -1,27 +1,27 @@
 //! The kernel's network configuration for the dataplane: links, routes and neighbours, mirrored over netlink.
 //!
 //! [`Mirror`] dumps the kernel's tables, follows its notifications and builds `nomagic_core::routes::Routes`;
-//! [`Mirror::ask`] makes the kernel resolve a neighbour. [`internal`] creates the veth pair that returns frames to the kernel,
-//! [`local`] routes the node's own connections into it, [`node`] reads the node's addresses and checks that a SNAT port range is free.
+//! [`Mirror::resolve_neighbour`] makes the kernel resolve a neighbour. [`internal`] creates the veth pair that returns frames to the
+//! kernel, [`local`] routes the node's own connections into it, [`node`] reads the node's addresses and checks that a SNAT port range is free.
 //!
 //! Everything works in the network namespace of the calling thread.
 
-mod ask;
 mod decode;
 mod interfaces;
 pub mod internal;
 pub mod local;
 mod mirror;
 pub mod node;
+mod resolver;
 mod socket;
 mod state;
 mod sysctl;
 mod view;
 
-pub use ask::Asked;
 pub use mirror::{Mirror, MirrorCounters};
-pub use state::{Effect, Limits, NetState};
-pub use view::Inputs;
+pub use resolver::ResolveOutcome;
+pub use state::{Effect, MirrorLimits, NetState};
+pub use view::RouteInputs;
 
 /// Errors of netlink requests, sysctls and the checks of this module.
 #[derive(Debug, thiserror::Error)]

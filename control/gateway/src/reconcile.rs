@@ -1,13 +1,14 @@
-//! Ends connections whose endpoint is gone, as [`nomagic_table::compile::serving`] says, on a thread of its own: the table may hold millions.
+//! Ends UDP connections to endpoints that no longer serve (see [`nomagic_table::compile::serving`]). Runs on its own thread, because the
+//! connection table may hold millions of entries.
 //!
 //! ```text
-//! control   hold    publish the table   every worker uses it   follow                        hold ...
-//! thread    pauses  ....................................       walks the table, in pieces    pauses ...
+//! control   hold    publish service table   every worker uses it   follow                          hold ...
+//! thread    pauses  ........................................       walks connections in batches    pauses ...
 //! ```
 //!
-//! Only after every worker uses a table is no connection to an endpoint opened that it does not have. And before the next table is published the
-//! walk has to pause: it would not know the endpoints to which connections are opened then. A walk that was interrupted goes on where it was,
-//! by the newest rule, until every place was looked at since the last change that asked for a walk.
+//! The walk starts only after every worker uses a service table: until then, workers may still open connections to removed endpoints. The
+//! walk pauses before the next service table is published, because it does not know the endpoints that the new table adds. An interrupted
+//! walk continues where it stopped, with the newest rule, until every slot was visited since the last change that requires a walk.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,108 +23,108 @@ use nomagic_table::compile::serving::{Rule, Serving};
 
 use crate::observe::metrics::reconciler::Reconciled;
 
-/// Places of the table between two looks at whether there is something new: a fraction of a millisecond.
-const PIECE: u32 = 4_096;
+/// Slots per batch; the thread checks for a hold after each batch. A batch takes a fraction of a millisecond.
+const BATCH_SLOTS: u32 = 4_096;
 
-/// The control loop's end.
+/// The control loop's handle to the thread.
 #[derive(Debug)]
 pub struct Reconciler {
-    shared: Arc<Shared>,
+    shared: Arc<ReconcilerShared>,
     thread: Option<JoinHandle<()>>,
     followed: Serving,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct ReconcilerShared {
+    state: Mutex<ReconcilerState>,
     woken: Condvar,
-    /// Counts the holds. Who has read a connection and finds it unchanged knows that the connection is not of a newer table than its rule.
+    /// Number of holds. If it is unchanged after a connection was read, the connection is not from a newer service table than the rule.
     holds: AtomicU64,
 }
 
 #[derive(Default, Debug)]
-struct State {
+struct ReconcilerState {
     /// `None`: on hold.
     serving: Option<Serving>,
-    /// The whole table is to be looked at again.
-    again: bool,
+    /// A new walk over all slots is due.
+    walk_due: bool,
     stop: bool,
     done: Reconciled,
 }
 
-impl Shared {
-    /// What the mutex guards is whole between any two statements.
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl ReconcilerShared {
+    /// Ignores poisoning: the state is consistent after every statement.
+    fn lock(&self) -> MutexGuard<'_, ReconcilerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reconciler {
-    /// For the connections of this table and their announcements. It does nothing before the first [`Reconciler::follow`].
+    /// Starts the thread for this connection table and reply filter. The thread is idle until the first [`Reconciler::follow`].
     ///
     /// # Errors
-    /// When no thread can be started: the system's error.
+    /// If the thread cannot be started.
     pub fn start(table: Conntrack<'static>, replies: ReplyFilter<'static>) -> io::Result<Reconciler> {
-        let shared = Arc::new(Shared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(0) });
+        let shared = Arc::new(ReconcilerShared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(0) });
         let walk = Walk { shared: shared.clone(), table, replies, at: 0, end: 0, left: 0, began: None };
         let thread = std::thread::Builder::new().name("nm-reconcile".into()).spawn(move || {
-            let _alarm = Alarm;
+            let _alarm = PanicAlarm;
             walk.run();
         })?;
         Ok(Reconciler { shared, thread: Some(thread), followed: Serving::default() })
     }
 
-    /// A table is about to be published: nothing is ended by the endpoints of the one before any more.
+    /// Pauses the walk. Call it before a service table is published: its endpoints are unknown to the current rule.
     pub fn hold(&self) {
         let mut state = self.shared.lock();
         state.serving = None;
         self.shared.holds.fetch_add(1, Relaxed);
     }
 
-    /// Every worker uses the table of these endpoints.
+    /// Continues the walk with these endpoints. Call it after every worker uses their service table.
     pub fn follow(&mut self, serving: &Serving) {
         let ends_some = serving.ends_some_of(&self.followed);
         self.followed = serving.clone();
         let mut state = self.shared.lock();
-        state.again |= ends_some;
+        state.walk_due |= ends_some;
         state.serving = Some(serving.clone());
         drop(state);
         self.shared.woken.notify_one();
     }
 
-    /// A worker may have gone on by an older table for a while: the next [`Reconciler::follow`] looks at everything again.
+    /// Makes the next [`Reconciler::follow`] start a new walk. Call it if a worker may have used an older service table for a while.
     pub fn distrust(&mut self) {
         self.followed = Serving::default();
     }
 
-    /// What is wrong with the thread.
+    /// Reports a thread that has ended.
     pub fn problem(&self) -> Option<&'static str> {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished).then_some(PANICKED)
     }
 
-    /// What was done so far.
+    /// Counters of ended connections and completed walks.
     pub fn done(&self) -> Reconciled {
         self.shared.lock().done.clone()
     }
 }
 
 impl Drop for Reconciler {
-    /// Waits for the thread: afterwards it does not touch the table any more.
+    /// Joins the thread, so that it no longer accesses the table.
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.holds.fetch_add(1, Relaxed);
         self.shared.woken.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic was said when it happened.
+            // A panic was already logged.
             let _ = thread.join();
         }
     }
 }
 
-/// Says what follows when the thread panics.
-struct Alarm;
+/// Logs the consequences when the thread panics.
+struct PanicAlarm;
 
-impl Drop for Alarm {
+impl Drop for PanicAlarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             tracing::error!("{PANICKED}");
@@ -131,21 +132,21 @@ impl Drop for Alarm {
     }
 }
 
-const PANICKED: &str = "the thread nm-reconcile has panicked (see its message in the log): UDP connections to endpoints that are gone do not end \
-                        any more, so their clients get no answer until they have been silent for the idle time; all else goes on. Restart \
-                        nomagic: it begins by looking at every connection";
+const PANICKED: &str = "the thread nm-reconcile has panicked (see the log): UDP connections to removed endpoints no longer end, so their clients \
+                        get no answer until the connections are idle for their timeout; everything else continues. Restart nomagic: it checks \
+                        every connection at startup";
 
-/// The thread's end.
+/// The state of the thread.
 struct Walk {
-    shared: Arc<Shared>,
+    shared: Arc<ReconcilerShared>,
     table: Conntrack<'static>,
     replies: ReplyFilter<'static>,
-    /// The next place. At `end` it goes on from the first one.
+    /// The next slot. Wraps around at `end`.
     at: u32,
     end: u32,
-    /// Places that are still to be looked at.
+    /// Number of slots still to visit.
     left: u32,
-    /// When the walk was asked for.
+    /// Start time of the current walk.
     began: Option<Instant>,
 }
 
@@ -155,7 +156,7 @@ impl Walk {
             let rule = serving.rule();
             let mut ended = [0; 2];
             while self.left > 0 && self.shared.holds.load(Relaxed) == holds {
-                self.piece(&rule, holds, &mut ended);
+                self.walk_batch(&rule, holds, &mut ended);
             }
             let took = if self.left == 0 { self.began.take() } else { None };
             self.shared.lock().done.add(ended, took.map(|began| began.elapsed()));
@@ -165,17 +166,17 @@ impl Walk {
         }
     }
 
-    /// Waits until there is something to do; `None`: the end.
+    /// Waits for work; `None`: stop.
     fn next(&mut self) -> Option<(Serving, u64)> {
         let shared = self.shared.clone();
         let mut state = shared.lock();
         while !state.stop {
             match &state.serving {
-                Some(serving) if state.again || self.left > 0 => {
+                Some(serving) if state.walk_due || self.left > 0 => {
                     let (serving, holds) = (serving.clone(), shared.holds.load(Relaxed));
-                    if std::mem::take(&mut state.again) {
+                    if std::mem::take(&mut state.walk_due) {
                         self.began.get_or_insert_with(Instant::now);
-                        // Places that are first used later hold connections of a later time.
+                        // Slots that are first used later contain only newer connections.
                         self.end = self.table.slots_used();
                         (self.left, self.at) = (self.end, if self.at < self.end { self.at } else { 0 });
                     }
@@ -187,19 +188,19 @@ impl Walk {
         None
     }
 
-    fn piece(&mut self, rule: &Rule, holds: u64, ended: &mut [u64; 2]) {
-        let places = PIECE.min(self.left).min(self.end - self.at);
-        self.table.walk(self.at..self.at + places, |hit, flow| {
-            // A connection that was opened by a newer table was opened after a hold, which is seen by whoever has seen the connection.
+    fn walk_batch(&mut self, rule: &Rule, holds: u64, ended: &mut [u64; 2]) {
+        let slots = BATCH_SLOTS.min(self.left).min(self.end - self.at);
+        self.table.walk(self.at..self.at + slots, |hit, flow| {
+            // A connection from a newer service table was opened after a hold, and a thread that sees the connection also sees the hold.
             if !rule.keeps(flow) && self.shared.holds.load(Relaxed) == holds && end_connection(self.table, Some(self.replies), hit) {
                 ended[usize::from(flow.v6)] += 1;
             }
         });
-        // A hold in between has spared connections that are to end: this piece is looked at again. Loads of one counter never go back, so
-        // when this one still finds the old number, so did all of those above.
+        // If a hold intervened, connections that should have ended may remain: this batch is repeated. Loads of one atomic never go
+        // backwards, so if this load returns the old number, so did all loads above.
         if self.shared.holds.load(Relaxed) == holds {
-            self.left -= places;
-            self.at = if self.at + places < self.end { self.at + places } else { 0 };
+            self.left -= slots;
+            self.at = if self.at + slots < self.end { self.at + slots } else { 0 };
         }
     }
 }
@@ -211,6 +212,7 @@ mod tests {
     use std::time::Duration;
 
     use nomagic_core::conntrack::{Flow, Phase};
+    use nomagic_core::filter::ReplyKey;
     use nomagic_core::tuple::{Proto, addr_words};
     use nomagic_table::index::Index;
     use nomagic_table::objects::{Kind, read};
@@ -219,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    /// The endpoints of a DNS Service that has one left, 10.1.0.1.
+    /// A DNS Service with a single endpoint, 10.1.0.1.
     fn one_endpoint() -> Serving {
         let service = json!({
             "metadata": {"name": "dns", "namespace": "n"},
@@ -236,10 +238,14 @@ mod tests {
         serving
     }
 
+    fn replies() -> ReplyFilter<'static> {
+        let [words, owners] = [0, 1].map(|_| (0..64).map(|_| AtomicU32::new(0)).collect::<Vec<_>>().leak());
+        ReplyFilter::new(words, owners, ReplyKey([7, 8])).unwrap()
+    }
+
     #[test]
-    fn a_piece_that_was_held_up_is_looked_at_again() {
+    fn a_batch_interrupted_by_a_hold_is_repeated() {
         let words: Vec<AtomicU64> = (0..Conntrack::words_needed(8)).map(|_| AtomicU64::new(0)).collect();
-        let replies: Vec<AtomicU32> = (0..64).map(|_| AtomicU32::new(0)).collect();
         let table = Conntrack::format(words.leak(), 8, 1, [0, 0]).unwrap();
         let addr = |a: [u8; 4]| addr_words(IpAddr::from(a)).0;
         let mut flow = Flow {
@@ -255,30 +261,29 @@ mod tests {
             source: addr([10, 0, 0, 9]),
             source_port: 1,
             stats: 0,
+            counted: None,
         };
         let (hash, phase) = (table.hash(&flow.original()), Phase::first(Proto::Udp, 0));
         let pending = table.reserve(&mut flow, hash, phase, 0, std::iter::once(1)).unwrap();
         table.commit(pending).unwrap();
 
-        let shared = Arc::new(Shared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(1) });
-        let replies = ReplyFilter::new(replies.leak(), 7).unwrap();
-        let mut walk = Walk { shared, table, replies, at: 0, end: table.slots_used(), left: table.slots_used(), began: None };
+        let shared = Arc::new(ReconcilerShared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(1) });
+        let mut walk = Walk { shared, table, replies: replies(), at: 0, end: table.slots_used(), left: table.slots_used(), began: None };
         let (serving, mut ended) = (one_endpoint(), [0; 2]);
-        walk.piece(&serving.rule(), 0, &mut ended);
-        assert_eq!((ended, walk.left, table.live()), ([0, 0], table.slots_used(), 1), "a hold has come meanwhile");
-        walk.piece(&serving.rule(), 1, &mut ended);
+        walk.walk_batch(&serving.rule(), 0, &mut ended);
+        assert_eq!((ended, walk.left, table.live()), ([0, 0], table.slots_used(), 1), "a hold intervened");
+        walk.walk_batch(&serving.rule(), 1, &mut ended);
         assert_eq!((ended, walk.left, table.live()), ([1, 0], 0, 0));
     }
 
     #[test]
-    fn a_thread_that_has_ended_is_a_problem() {
+    fn an_ended_thread_is_reported() {
         let words: Vec<AtomicU64> = (0..Conntrack::words_needed(8)).map(|_| AtomicU64::new(0)).collect();
-        let replies: Vec<AtomicU32> = (0..64).map(|_| AtomicU32::new(0)).collect();
         let table = Conntrack::format(words.leak(), 8, 1, [0, 0]).unwrap();
-        let mut reconciler = Reconciler::start(table, ReplyFilter::new(replies.leak(), 7).unwrap()).unwrap();
+        let mut reconciler = Reconciler::start(table, replies()).unwrap();
         reconciler.follow(&Serving::default());
         assert_eq!(reconciler.problem(), None);
-        // As a panic leaves it: nobody told it to end.
+        // As after a panic: the thread ends without a drop of the reconciler.
         reconciler.shared.lock().stop = true;
         reconciler.shared.woken.notify_one();
         let end = Instant::now() + Duration::from_secs(10);

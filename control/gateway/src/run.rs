@@ -1,18 +1,26 @@
 //! `nomagic run`: the control thread of a gateway.
 //!
-//! Start, in this order: the internal port, the kernel's routes, the objects known and compiled, the edge (sockets, then XDP), what the XDP
-//! filter takes. Then one loop: routes follow the kernel, tables follow the objects, missing neighbours are asked for, requests are answered.
+//! The start order is: internal port, mirror of the kernel's routes, objects read and compiled, edge (sockets, then XDP), filter rules.
+//! Then one loop applies route and object changes, resolves missing neighbours and answers requests.
 
+mod deny;
+pub(crate) mod drain;
 mod edge;
+mod farewell;
+pub(crate) mod findings;
 mod http;
 mod local;
+pub(crate) mod lock;
 mod pods;
+mod ready;
 mod routing;
-mod signals;
-pub mod socket;
+pub(crate) mod signals;
+pub(crate) mod socket;
 mod source;
 mod startup;
+mod supervisor;
 mod surplus;
+mod table_file;
 mod tables;
 mod workers;
 
@@ -25,98 +33,130 @@ use nomagic_core::counters::Counters;
 use nomagic_core::frame::Wanted;
 use nomagic_sys::time::monotonic_ns;
 use nomagic_table::explain::{LiveState, parse_flow};
-use nomagic_xsk::Edge;
+use nomagic_xsk::{Edge, OnFailure};
 use tokio::sync::mpsc;
 
 use self::http::Http;
 use crate::config::Config;
 use crate::kubeproxy::DropIn;
+use crate::log::{self, LogLevel};
 use crate::net::local::LocalRoutes;
-use crate::net::{Limits, Mirror, internal};
+use crate::net::{Mirror, MirrorLimits, internal};
 use crate::reconcile::Reconciler;
+use crate::seed::Seed;
 use crate::status::{self, TargetReader};
+use deny::DenyControl;
+use drain::Drain;
 use edge::forward_wanted;
 use local::LocalTraffic;
 use pods::PodRanges;
+use ready::ReadyState;
 use routing::Routing;
-use signals::Signals;
-use socket::{Answer, ControlSocket};
+use signals::{SignalRequest, Signals};
+use socket::{ControlSocket, Responder};
+use supervisor::Supervisor;
 use surplus::Surplus;
-use tables::Tables;
+use tables::{CompiledTables, NodeAddresses};
 
-/// How often the manifests are looked at.
+/// Interval for checking workers, interfaces and manifests.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// How often neighbours are kept alive and old filter rules looked at.
+/// Interval for refreshing neighbours, searching unused filter rules and repairing local routes.
 const PERIODIC_EVERY: Duration = Duration::from_secs(5);
 
-/// Runs a gateway until SIGTERM or SIGINT. `drop_in` is a kube-proxy's file that completes the configuration, `node_name` comes before what
-/// both say.
-pub fn run(mut config: Config, drop_in: Option<&DropIn>, node_name: Option<&str>) -> Result<()> {
+/// Runs a gateway until SIGTERM or SIGINT. `seed` is the hash seed that the configuration sets, if it does. `drop_in` is a kube-proxy configuration that completes `config`; `node_name` overrides both.
+pub fn run(mut config: Config, seed: Option<Seed>, drop_in: Option<&DropIn>, node_name: Option<&str>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         if let Some(drop_in) = drop_in {
             startup::complete_config(&mut config, drop_in)?;
+            table_file::choose(&mut config);
         }
         if let Some(name) = node_name {
             config.node.name = Some(name.to_owned());
         }
         let mut signals = Signals::catch()?;
-        let Some(mut gateway) = Gateway::start(config, &mut signals).await? else { return Ok(()) };
+        let Some(mut gateway) = RunningGateway::start(config, seed, &mut signals).await? else { return Ok(()) };
         let outcome = gateway.serve(&mut signals).await;
         gateway.stop()?;
         outcome
     })
 }
 
+/// Changes the log level, if one is named. Answers with the level now.
+fn follow_log(level: Option<&str>) -> Result<Response, String> {
+    if let Some(level) = level {
+        let level = LogLevel::parse(level)?;
+        log::set_level(level)?;
+        tracing::info!("the log level is {} now", level.name());
+    }
+    Ok(Response::Log { level: log::level().name().to_owned() })
+}
+
 /// A running gateway.
-struct Gateway {
+struct RunningGateway {
     config: Config,
     routing: Routing,
     local: LocalTraffic,
-    /// The kernel's routes have changed since pods were last looked for among them.
-    pods_stale: bool,
-    tables: Tables,
-    /// Before the edge: they end first.
+    /// The kernel's routes or addresses have changed since the tables last followed them.
+    kernel_changed: bool,
+    tables: CompiledTables,
+    /// Declared before the edge, so that its threads are joined first: they read the edge's tables.
     reconciler: Reconciler,
     surplus: Surplus,
+    deny: DenyControl,
     edge: Edge,
     wanted: mpsc::Receiver<Wanted>,
-    requests: mpsc::Receiver<(Request, Answer)>,
-    /// What backends carried, as shown before.
+    requests: mpsc::Receiver<(Request, Responder)>,
+    /// Keeps traffic counters by backend from one status to the next.
     targets: TargetReader,
     http: Http,
-    /// When they were last counted.
+    ready: ReadyState,
+    drain: Drain,
+    supervisor: Supervisor,
+    /// What happens to traffic when no process runs.
+    on_failure: OnFailure,
+    /// Live workers at the last check.
     workers_alive: usize,
-    /// When a table last came into force.
+    /// The problem of the connection table's file that was last logged.
+    table_file_problem: Option<String>,
+    /// Workers that use the table that last came into force.
     workers_following: usize,
     started: Instant,
 }
 
-impl Gateway {
-    /// `None`: asked to end before there was anything to do.
-    async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
+impl RunningGateway {
+    /// Returns `None` if a signal requested the end while waiting for objects.
+    async fn start(config: Config, seed: Option<Seed>, signals: &mut Signals) -> Result<Option<RunningGateway>> {
         let started = Instant::now();
-        let mut requests = ControlSocket::open(&config.state_dir)?.serve();
-        let http = Http::start(&config)?;
+        startup::raise_limits();
+        let control_socket = ControlSocket::open(&config.state_dir)?;
+        let http = Http::start(&config, control_socket.permits())?;
+        let mut requests = control_socket.serve();
+        let (drain, mut supervisor) = (Drain::open(&config.state_dir), Supervisor::from_environment());
+        http.set_draining(drain.is_on());
         let pair = startup::make_internal_pair(&config)?;
-        let mut mirror = Mirror::start(Limits::default())?;
-        let mut tables = startup::open_tables(&config, &mut mirror, &http)?;
-        if !startup::wait_for_objects(&mut tables, &mut requests, signals, started).await? {
+        let mut mirror = Mirror::start(MirrorLimits::default())?;
+        startup::keep_api_server_reachable(&config);
+        let mut tables = startup::open_tables(&config, seed, &mut mirror, &http)?;
+        if !startup::wait_for_objects(&mut tables, &http, &mut supervisor, &mut requests, signals).await? {
             startup::undo(&config)?;
             return Ok(None);
         }
+        tables.choose_seed()?;
         startup::prepare_sources(&tables.settings(), &mirror.local_addresses(), &pair)?;
         tables.compile();
         let routing = Routing::new(&config, mirror, &pair);
-        let edge = startup::start_edge(&config, &tables, &routing)?;
-        let mut gateway = Gateway {
+        let (mut edge, on_failure) = startup::start_edge(&config, &tables, &routing)?;
+        let mut gateway = RunningGateway {
             wanted: forward_wanted(&edge)?,
             reconciler: startup::start_reconciler(&edge)?,
-            local: LocalTraffic::open(config.local_traffic, &pair.kernel.name)?,
+            local: LocalTraffic::open(&config, &pair.kernel.name)?,
             workers_alive: config.workers.count.get() as usize,
             workers_following: config.workers.count.get() as usize,
-            pods_stale: false,
+            kernel_changed: true,
+            table_file_problem: edge.table_file_problem(),
             surplus: Surplus::default(),
+            deny: DenyControl::start(&config.deny, &mut edge),
             targets: TargetReader::default(),
             config,
             routing,
@@ -124,32 +164,37 @@ impl Gateway {
             edge,
             requests,
             http,
+            ready: ReadyState::default(),
+            drain,
+            supervisor,
+            on_failure,
             started,
         };
         gateway.take_over()?;
         Ok(Some(gateway))
     }
 
-    /// The first tables come into force, and the XDP filter takes frames.
+    /// Puts the first tables in force; from then on the XDP filter takes frames.
     fn take_over(&mut self) -> Result<()> {
         self.follow_interfaces();
         self.http.queued(&self.tables);
         self.put_in_force()?;
         self.log_ready();
+        self.follow_readiness();
         self.http.started();
         Ok(())
     }
 
-    /// What was compiled last comes into force, and those who watch hear of it.
+    /// Waits until the workers use the latest tables, then updates the reconciler, the XDP filter, local routes and health.
     fn put_in_force(&mut self) -> Result<()> {
         self.surplus.opened(self.tables.opened());
         let applied = workers::wait(&mut self.edge)?;
         self.workers_following = applied.workers();
         self.reconciler.follow(self.tables.serving());
-        // What the workers know is now taken.
-        applied.widen_filter(self.tables.opened())?;
+        // Only now: the filter must not take frames that the workers' tables do not cover.
+        applied.widen_filter(self.tables.opened(), &self.tables.services().kernel_ips)?;
         if self.tables.in_force() {
-            self.local.follow_filter(self.edge.filter_rules(), &self.routing.mirror, self.tables.settings_in_force());
+            self.local.follow_filter(self.edge.filter_rules(), &self.routing.mirror, &self.tables);
         }
         self.http.in_force(&self.tables);
         Ok(())
@@ -157,15 +202,15 @@ impl Gateway {
 
     fn log_ready(&self) {
         for port in self.edge.ports() {
-            let mode = if port.native { "native XDP" } else { "generic XDP (slow, and large packets of local senders may get lost)" };
-            let copy = if port.zero_copy { "zero-copy" } else { "copy mode: the driver offers no zero-copy" };
+            let mode = if port.native { "native XDP" } else { "generic XDP (slow; large packets of local senders may be lost)" };
+            let copy = if port.zero_copy { "zero-copy" } else { "copy mode (no zero-copy support in the driver)" };
             tracing::info!("port {}: {mode}, {copy}, {} queue(s)", port.name, port.queues);
         }
         let services = self.tables.services();
         tracing::info!("nomagic is ready: {} Service ports on {} addresses", services.ports, services.frontend_count());
     }
 
-    /// The loop. Ends by a signal, or when it cannot go on.
+    /// The control loop. Returns after a signal or a fatal error.
     async fn serve(&mut self, signals: &mut Signals) -> Result<()> {
         let mut poll = tokio::time::interval(POLL_EVERY);
         let mut periodic = tokio::time::interval(PERIODIC_EVERY);
@@ -176,56 +221,68 @@ impl Gateway {
             tokio::select! {
                 changed = self.routing.changed() => {
                     changed?;
-                    self.pods_stale = true;
+                    self.kernel_changed = true;
                     self.follow_interfaces();
+                    self.follow_readiness();
                 }
                 Some(wanted) = self.wanted.recv() => self.routing.resolve(&wanted),
-                Some(scrape) = self.http.asked() => {
+                Some(scrape) = self.http.next_scrape() => {
                     let status = self.status();
                     self.http.answer(scrape, status, self.reconciler.done());
                 }
-                Some((request, answer)) = self.requests.recv() => answer.send(self.answer(&request)),
+                Some((request, responder)) = self.requests.recv() => responder.send(self.handle_request(&request)),
                 changed = self.tables.changed() => if changed? {
                     self.tables.compile();
                     self.publish();
                 },
                 _ = poll.tick() => self.poll()?,
-                asked = signals.next() => match asked {
-                    signals::Asked::ToReload => self.reload(true),
-                    signals::Asked::ToEnd => break,
+                request = signals.next() => match request {
+                    SignalRequest::Reload => {
+                        self.deny.tend(&mut self.edge, true);
+                        self.reload(true);
+                    }
+                    SignalRequest::Stop => break,
                 },
                 _ = periodic.tick() => self.run_periodic()?,
             }
         }
-        tracing::info!("asked to end");
+        tracing::info!("stopping on a signal: {}", farewell::text(&self.config, self.on_failure));
+        self.announce_end();
         Ok(())
     }
 
-    /// Twice a second: workers, ports, manifests.
+    /// Checks workers, the deny list, ports, pod ranges and manifests.
     fn poll(&mut self) -> Result<()> {
         self.watch_workers()?;
+        self.watch_table_file();
+        self.deny.tend(&mut self.edge, false);
         let unused = self.surplus.found();
         if !unused.rules().is_empty() {
             self.edge.narrow_filter(&unused)?;
-            self.local.follow_filter(self.edge.filter_rules(), &self.routing.mirror, self.tables.settings_in_force());
+            self.local.follow_filter(self.edge.filter_rules(), &self.routing.mirror, &self.tables);
         }
         self.follow_interfaces();
-        if std::mem::take(&mut self.pods_stale) && self.tables.follow_pods(PodRanges::read(&self.config, &self.routing.mirror)) {
-            self.publish();
+        if std::mem::take(&mut self.kernel_changed) {
+            let pods = self.tables.follow_pods(PodRanges::read(&self.config, &self.routing.mirror));
+            if self.tables.follow_addresses(NodeAddresses::read(&self.routing.mirror)) || pods {
+                self.publish();
+            }
         }
         self.reload(false);
+        self.follow_readiness();
+        self.tables.tend();
         Ok(())
     }
 
-    /// Ports are bound again, redirect ports come and go, and then the routes know of it.
+    /// Rebinds ports, attaches and detaches redirect ports, then publishes routes that match them.
     fn follow_interfaces(&mut self) {
         self.edge.tend();
         self.edge.redirect(&self.routing.redirect_interfaces(&self.config.redirect_interfaces));
         self.routing.publish(&mut self.edge);
-        self.local.follow_kernel(self.edge.filter_rules(), &self.routing.mirror, self.tables.settings_in_force());
+        self.local.follow_kernel(self.edge.filter_rules(), &self.routing.mirror, &self.tables);
     }
 
-    /// Takes changed manifests over.
+    /// Loads changed manifests.
     fn reload(&mut self, always: bool) {
         if self.tables.reload(always) {
             self.publish();
@@ -238,7 +295,7 @@ impl Gateway {
         self.http.queued(&self.tables);
         self.reconciler.hold();
         self.edge.publish_services(self.tables.services());
-        // A filter that is full refuses the new rules: said, and the rest goes on.
+        // Not fatal: if the filter is full, for instance, it keeps its rules, and a later period retries.
         if let Err(e) = self.put_in_force() {
             tracing::error!("{e:#}");
         }
@@ -248,10 +305,10 @@ impl Gateway {
 
     fn run_periodic(&mut self) -> Result<()> {
         self.routing.keep_neighbours_alive();
-        self.surplus.look(&mut self.tables, self.edge.filter_rules(), self.edge.table());
+        self.surplus.start_search(&mut self.tables, self.edge.filter_rules(), self.edge.table());
         self.local.check();
-        if self.http.behind() {
-            // What failed is tried again; why was said when it did.
+        if self.http.has_pending() {
+            // A retry; the first failure was logged.
             let _ = self.put_in_force();
         } else {
             self.http.follow_checks(&self.tables);
@@ -259,14 +316,20 @@ impl Gateway {
         Ok(())
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Response, String> {
+    fn handle_request(&mut self, request: &Request) -> Result<Response, String> {
         match request {
             Request::Explain { flow } => self.explain(flow).map(|answer| Response::Explain(Box::new(answer))),
+            Request::DenyAdd { prefix, for_s } => self.deny.add(&mut self.edge, prefix, *for_s).map(Response::DenyChange),
+            Request::DenyRemove { prefix } => self.deny.remove(&mut self.edge, prefix).map(Response::DenyChange),
+            Request::Drain { on } => self.set_draining(*on).map(|()| Response::Drain { on: *on }),
+            Request::Log { level } => follow_log(level.as_deref()),
+            Request::DenyList {} => self.deny.report(&self.edge).map(Response::DenyReport),
             Request::Status {} => self.status().map(|status| Response::Status(Box::new(status))).map_err(|e| format!("{e:#}")),
         }
     }
 
-    /// Nothing of the living table changes: the packet goes through the packet path with a table of its own.
+    /// Reads the live tables without changing them: the packet runs through the packet path with a scratch connection table that has copies
+    /// of the entries that matter.
     fn explain(&self, flow: &str) -> Result<explain::Answer, String> {
         let tuple = parse_flow(flow)?;
         let live = LiveState {
@@ -276,25 +339,33 @@ impl Gateway {
             timeouts: self.config.conntrack.timeouts.into(),
             now_ms: monotonic_ns() / 1_000_000,
         };
-        Ok(self.tables.explainer().with_state(live).answer(flow.trim(), &tuple))
+        Ok(self.tables.explainer().with_state(live).with_denied(self.deny.in_force()).answer(flow.trim(), &tuple))
     }
 
     fn status(&mut self) -> Result<Status> {
+        self.follow_readiness();
         let services = self.tables.services();
         let mut own = self.local.problems();
         own.extend(self.reconciler.problem().map(str::to_owned));
+        own.extend(self.deny.problems());
+        own.extend(self.table_file_problem.clone());
         let (tables, edge) = (&self.tables, &self.edge);
         let counters: Vec<&Counters> = (0..edge.workers_alive().1).filter_map(|worker| edge.counters(worker)).collect();
-        let control = status::Control {
+        let control = status::ControlStatus {
             services: &services,
+            deny: self.deny.size(),
             reconciled: &self.reconciler.done(),
+            not_ready: self.ready.reasons().to_vec(),
             problems: [tables.problems(), self.http.problems(), &own].concat(),
+            set_aside: tables.set_aside(),
+            hash_seed_source: tables.seed_source(),
             api: tables.source_status(),
             uptime_s: self.started.elapsed().as_secs(),
             table_file: self.config.conntrack.file.as_deref(),
+            service_ports: status::service_ports(tables.ports(), |key| tables.port_number(key)),
             targets: self.targets.read(tables.targets(), |key| tables.port_number(key), &counters),
         };
-        Ok(status::collect(edge, control)?)
+        Ok(Status { draining: self.drain.is_on(), ..status::collect(edge, control)? })
     }
 
     fn stop(self) -> Result<()> {
@@ -305,7 +376,7 @@ impl Gateway {
         }
         self.edge.stop(detach)?;
         if detach {
-            internal::remove(&internal::Names::default())?;
+            internal::remove(&internal::PairNames::default())?;
         }
         Ok(())
     }

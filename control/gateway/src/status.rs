@@ -1,8 +1,11 @@
-//! The status of the running gateway: collected once, then read by the page for people, `--format json` and `/metrics`.
+//! The status of the running gateway, collected once for the text page, `--format json` and `/metrics`.
 
-pub mod collect;
-pub mod page;
+mod collect;
+pub(crate) mod page;
+pub mod readiness;
+mod service_ports;
 mod targets;
 
-pub use collect::{Control, collect, waiting};
+pub use collect::{ControlStatus, collect, waiting};
+pub use service_ports::service_ports;
 pub use targets::{TARGETS_SHOWN_MAX, TargetReader};

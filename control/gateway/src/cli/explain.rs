@@ -1,36 +1,44 @@
-//! `nomagic explain`: configuration and manifests in, answers out. Needs neither privileges nor interfaces.
+//! `nomagic explain`: answers for flows, from configuration and manifests or from the running gateway. Reading files needs neither
+//! privileges nor interfaces.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nomagic_api::explain::{Answer, Verdict};
 use nomagic_api::socket::{Request, Response};
+use nomagic_core::deny::DenyList;
 use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
 use nomagic_table::explain::flow::LINE_MAX;
 use nomagic_table::explain::{Explainer, parse_flow};
 use nomagic_table::index::Index;
 use nomagic_table::problem::Problem;
 use nomagic_table::settings::Settings;
+use nomagic_xsk::Denied;
 
-use super::config_args::{ConfigArgs, Loaded as Configuration};
+use super::config_args::{ConfigArgs, LoadedConfig};
 use crate::config::Config;
 use crate::config::error::ConfigError;
+use crate::deny::DenySources;
 use crate::kubeproxy::Warning;
 use crate::manifests;
+use crate::run::findings::Findings;
 use crate::run::socket;
+use crate::seed::{self, Seed, SeedFileError};
 
-/// Problems printed before the answers at the most.
+/// Maximum number of problems printed before the answers.
 const WARNINGS_MAX: usize = 50;
 
-const NO_NODE: &str = "missing: `run` finds the node's addresses out, `explain` does not; it knows neither node ports \
-    nor an address for rewritten sources until they are listed";
+const NO_NODE: &str = "missing: unlike `run`, `explain` does not discover the node's addresses; until they are listed, it knows neither \
+    node ports nor an address for SNAT";
 
-/// How answers are printed.
+/// Output format of answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum Format {
-    /// Step by step, for people.
+pub enum AnswerFormat {
+    /// Text, step by step.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -43,64 +51,72 @@ pub enum Format {
   nomagic explain --running 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
   printf '%s\\n' 'tcp 203.0.113.9:1234 -> 192.168.0.2:30080' | nomagic explain --config nomagic.yaml --format json
 
-Exit codes: 0 all flows answered, 1 failure, 2 a configuration, manifest path or flow that cannot be used, or no gateway that answers (the
-other flows are answered).")]
-pub struct Args {
-    /// The configuration; `interfaces` may be missing.
+Exit codes: 0 all flows answered, 1 failure, 2 invalid configuration, manifest path or flow, or no gateway answers (all other flows are
+answered).")]
+pub struct ExplainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Ask the gateway that runs here, in place of files: its flows, affinity and routes count as well.
+    /// Ask the running gateway instead of reading files. The answers then include its flows, affinity and routes.
     #[arg(long, group = "ConfigFile", conflicts_with = "manifests")]
     pub running: bool,
     /// The state directory of the running gateway [default: /run/nomagic].
     #[arg(long, value_name = "DIR", requires = "running")]
     pub state_dir: Option<PathBuf>,
-    /// How answers are printed.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
-    /// Flows: PROTOCOL SOURCE:PORT -> DESTINATION:PORT. Without any, one a line is read from standard input; blank lines and `#` lines are skipped.
+    /// Output format.
+    #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
+    pub format: AnswerFormat,
+    /// Flows: PROTOCOL SOURCE:PORT -> DESTINATION:PORT. Default: one per line from standard input; blank lines and `#` lines are skipped.
     #[arg(value_name = "FLOW")]
     pub flows: Vec<String>,
 }
 
-/// Everything that answers are made of.
-struct Loaded {
+/// The parsed and compiled files.
+struct LoadedFiles {
     index: Index,
     settings: Settings,
     compiled: Compiled,
-    /// What a kube-proxy's file asks for in vain.
-    left_out: Vec<Warning>,
+    denied: DenyList,
+    /// What keeps prefixes out of the deny list.
+    deny_problems: Vec<String>,
+    /// The configuration leaves the seed to the running gateway, or `unread_seed` says why this process cannot read it.
+    seed_unknown: bool,
+    unread_seed: Option<ConfigError>,
+    /// Unsupported fields of kube-proxy's file.
+    unsupported: Vec<Warning>,
 }
 
-/// Who answers.
-enum Source {
-    Files(Box<Loaded>),
+/// The source of answers.
+enum AnswerSource {
+    Files(Box<LoadedFiles>),
     /// The gateway with this state directory.
     Running(PathBuf),
 }
 
-impl Source {
+impl AnswerSource {
     fn answer(&self, explainer: Option<&Explainer<'_>>, flow: &str) -> Result<Answer, String> {
         let tuple = parse_flow(flow)?;
         match (self, explainer) {
-            (Source::Running(state_dir), _) => {
+            (AnswerSource::Running(state_dir), _) => {
                 match socket::ask(state_dir, &Request::Explain { flow: flow.into() }).map_err(|e| format!("{e:#}"))? {
                     Response::Explain(answer) => Ok(*answer),
-                    Response::Status(_) => Err("the gateway answered with its status".into()),
+                    _ => Err("unexpected response from the gateway: not an explanation".into()),
                 }
             }
-            (Source::Files(_), Some(explainer)) => Ok(explainer.answer(flow, &tuple)),
-            (Source::Files(_), None) => Err("there is nothing to answer from".into()),
+            (AnswerSource::Files(_), Some(explainer)) => Ok(explainer.answer(flow, &tuple)),
+            (AnswerSource::Files(_), None) => Err("no files are loaded".into()),
         }
     }
 }
 
-/// Runs the command; the exit code is 0, or 2 for bad input.
-pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
-    let Some(source) = open(args, err)? else { return Ok(2) };
+/// Runs the command. The exit code is 0, or 2 for invalid input.
+pub fn run(args: &ExplainArgs, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let Some(source) = open_source(args, err)? else { return Ok(2) };
     let explainer = match &source {
-        Source::Files(loaded) => Some(Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled)),
-        Source::Running(_) => None,
+        AnswerSource::Files(loaded) => {
+            let explainer = Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled).with_denied(&loaded.denied);
+            Some(if loaded.seed_unknown { explainer.with_unknown_seed() } else { explainer })
+        }
+        AnswerSource::Running(_) => None,
     };
     let mut all_good = true;
     let mut answer = |place: &str, text: &str, out: &mut dyn Write| -> io::Result<()> {
@@ -113,7 +129,7 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
         }
     };
     for (i, flow) in args.flows.iter().enumerate() {
-        answer(&format!("flow {} ({})", i + 1, shown(flow)), flow, out)?;
+        answer(&format!("flow {} ({})", i + 1, quoted(flow)), flow, out)?;
     }
     if args.flows.is_empty() {
         let mut line = Vec::new();
@@ -122,7 +138,7 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
             number += 1;
             let text = String::from_utf8_lossy(&line);
             if !text.trim().is_empty() && !text.trim_start().starts_with('#') {
-                answer(&format!("line {number} ({})", shown(&text)), text.trim(), out)?;
+                answer(&format!("line {number} ({})", quoted(&text)), text.trim(), out)?;
             }
         }
     }
@@ -130,20 +146,22 @@ pub fn run(args: &Args, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut 
     Ok(if all_good { 0 } else { 2 })
 }
 
-/// Loads the files, unless a gateway is to be asked. `None`: they cannot be used, and the error says why.
-fn open(args: &Args, err: &mut dyn Write) -> io::Result<Option<Source>> {
+/// Loads the files, unless `--running` is given. `None`: they are invalid, and the error has been printed.
+fn open_source(args: &ExplainArgs, err: &mut dyn Write) -> io::Result<Option<AnswerSource>> {
     if args.running {
-        return Ok(Some(Source::Running(args.state_dir.clone().unwrap_or_else(|| Config::default().state_dir))));
+        return Ok(Some(AnswerSource::Running(args.state_dir.clone().unwrap_or_else(|| Config::default().state_dir))));
     }
     match load(&args.config) {
         Ok((loaded, problems)) => {
-            loaded.left_out.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
+            loaded.unsupported.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
+            loaded.unread_seed.iter().try_for_each(|error| writeln!(err, "warning: {error}; the running gateway may read it"))?;
             if loaded.settings.node.ips.is_empty() {
                 let field = if args.config.file.kube_proxy_config.is_some() { "bindAddress" } else { "node.primaryIPs" };
                 writeln!(err, "warning: {}: {field}: {NO_NODE}", args.config.path().display())?;
             }
-            warn(&problems, err)?;
-            Ok(Some(Source::Files(Box::new(loaded))))
+            loaded.deny_problems.iter().try_for_each(|problem| writeln!(err, "warning: {problem}"))?;
+            print_problems(&problems, err)?;
+            Ok(Some(AnswerSource::Files(Box::new(loaded))))
         }
         Err(message) => {
             writeln!(err, "error: {message}")?;
@@ -152,32 +170,44 @@ fn open(args: &Args, err: &mut dyn Write) -> io::Result<Option<Source>> {
     }
 }
 
-fn load(args: &ConfigArgs) -> Result<(Loaded, Vec<Problem>), String> {
-    let Configuration { mut config, drop_in } = args.load().map_err(|e| e.to_string())?;
-    let left_out = drop_in.map_or(Vec::new(), |drop_in| {
+fn load(args: &ConfigArgs) -> Result<(LoadedFiles, Vec<Problem>), String> {
+    let LoadedConfig { mut config, drop_in } = args.load().map_err(|e| e.to_string())?;
+    let unsupported = drop_in.map_or(Vec::new(), |drop_in| {
         drop_in.apply(&mut config, &[]);
         drop_in.warnings
     });
     let missing = || match config.kubernetes {
         Some(_) => {
-            let message = "`explain` reads files, and here an API server is watched: name `manifests` instead, or --manifests";
-            ConfigError::missing(args.path(), "kubernetes", message)
+            let message = "`explain` reads files, but the configuration names an API server: set `manifests` instead, or use --manifests";
+            ConfigError::in_field(args.path(), "kubernetes", message)
         }
         None => {
-            let message = "missing: name the file or directory with the Kubernetes YAML, in nomagic's configuration or with --manifests";
-            ConfigError::missing(args.path(), "manifests", message)
+            let message = "missing: set the file or directory with the Kubernetes YAML in nomagic's configuration or with --manifests";
+            ConfigError::in_field(args.path(), "manifests", message)
         }
     };
     let manifests = manifests::load(config.manifests.as_deref().ok_or_else(|| missing().to_string())?, None).map_err(|p| p.to_string())?;
     let index = Index::of(manifests.objects);
-    let settings = config.settings_for(&[], &index);
+    let (seed, unread_seed) = match seed::from_config(&config.hash, args.path()) {
+        Ok(seed) => (seed, None),
+        Err(SeedFileError { unreadable: true, error }) => (None, Some(error)),
+        Err(SeedFileError { error, .. }) => return Err(error.to_string()),
+    };
+    let mut settings = config.settings_for(&[], &index);
+    settings.seed = seed.unwrap_or(Seed::configured(0)).hash_seed();
     let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
     let mut problems = manifests.problems;
     problems.extend(compiled.problems.iter().cloned());
-    Ok((Loaded { index, settings, compiled, left_out }, problems))
+    let unread: BTreeSet<String> = problems.iter().map(|p| p.object.clone()).collect();
+    let mut findings = Findings::of_files();
+    findings.examine(&index, &settings.node, &unread, Instant::now());
+    problems.extend(findings.problems().cloned());
+    let deny = DenySources::open(&config.deny, &Denied::new());
+    let (denied, deny_problems) = (deny.list(), deny.problems());
+    Ok((LoadedFiles { index, settings, compiled, denied, deny_problems, seed_unknown: seed.is_none(), unread_seed, unsupported }, problems))
 }
 
-fn warn(problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {
+fn print_problems(problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {
     for problem in problems.iter().take(WARNINGS_MAX) {
         writeln!(err, "warning: {problem}")?;
     }
@@ -187,7 +217,7 @@ fn warn(problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-/// Reads a line of which at most `LINE_MAX + 1` bytes are kept. False at the end.
+/// Reads a line and keeps at most `LINE_MAX + 1` bytes of it. Returns false at the end of input.
 fn read_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     let mut any = false;
@@ -208,7 +238,7 @@ fn read_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     }
 }
 
-fn shown(text: &str) -> String {
+fn quoted(text: &str) -> String {
     let mut short: String = text.trim().chars().take(60).collect();
     if short.len() < text.trim().len() {
         short.push('…');
@@ -216,13 +246,13 @@ fn shown(text: &str) -> String {
     format!("{short:?}")
 }
 
-fn print(answer: &Answer, format: Format, out: &mut dyn Write) -> io::Result<()> {
+fn print(answer: &Answer, format: AnswerFormat, out: &mut dyn Write) -> io::Result<()> {
     match format {
-        Format::Json => {
+        AnswerFormat::Json => {
             serde_json::to_writer(&mut *out, answer)?;
             writeln!(out)
         }
-        Format::Text => {
+        AnswerFormat::Text => {
             writeln!(out, "{}", answer.flow)?;
             for (i, step) in answer.steps.iter().enumerate() {
                 writeln!(out, "  {}. {step}", i + 1)?;
@@ -233,12 +263,16 @@ fn print(answer: &Answer, format: Format, out: &mut dyn Write) -> io::Result<()>
 }
 
 fn summary(answer: &Answer) -> String {
+    let sure = |to: &str| match answer.certain {
+        true => to.to_owned(),
+        false => format!("any of {} candidates ({to} with the seed 0)", answer.backends.len()),
+    };
     match (answer.verdict, &answer.chosen, answer.snat) {
-        (Verdict::Forward, Some(to), Some(snat)) => format!("FORWARD to {to}, source rewritten to {snat}"),
-        (Verdict::Forward, Some(to), None) => format!("FORWARD to {to}, source unchanged"),
+        (Verdict::Forward, Some(to), Some(snat)) => format!("FORWARD to {}, source rewritten to {snat}", sure(to)),
+        (Verdict::Forward, Some(to), None) => format!("FORWARD to {}, source unchanged", sure(to)),
         (Verdict::Forward, None, _) => "FORWARD".into(),
         (Verdict::Reject, ..) => "REJECT: connection refused".into(),
-        (Verdict::Drop, ..) => "DROP: silence".into(),
+        (Verdict::Drop, ..) => "DROP: no response".into(),
         (Verdict::Local, ..) => "LOCAL: answered by the node's health check server".into(),
         (Verdict::Pass, ..) => "PASS: left to the kernel".into(),
         (Verdict::Hold, ..) => "HOLD: until the next hop's MAC address is known".into(),

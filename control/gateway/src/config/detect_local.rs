@@ -1,17 +1,17 @@
-//! By what pods are told from other clients.
+//! Detection of local pods.
 
 use super::patterns::Pattern;
 
-/// By what pods are told from other clients. Only a kube-proxy's file asks for another way than the first.
+/// How pods are recognised. Only kube-proxy's file selects another variant than the default.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum DetectLocal {
-    /// By `clusterCIDRs`, and where there are none by the Node object's `podCIDRs`.
+    /// By `clusterCIDRs`; if there are none, by the Node object's `podCIDRs`.
     #[default]
     Auto,
-    /// By `clusterCIDRs` alone.
+    /// By `clusterCIDRs` only.
     ClusterCidrs,
-    /// By the Node object's `podCIDRs` alone, whatever they are at the moment.
+    /// By the Node object's current `podCIDRs` only.
     NodeCidrs,
-    /// By the kernel's routes to interfaces of these names: an address is a pod's if the way to it leads there.
+    /// By the kernel's routes: an address is a pod's if its route uses an interface with one of these names.
     Interfaces(Vec<Pattern>),
 }

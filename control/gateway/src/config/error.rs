@@ -1,33 +1,32 @@
-//! Reading YAML into a typed value, with errors that name file, line, column and field.
+//! Parses YAML into typed values, with errors that name file, line, column and field.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::tree::place_of;
+use super::tree::location_of;
 
-/// A configuration that cannot be used, said so that it can be mended.
+/// An invalid configuration: the position, and the allowed values.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigError {
-    /// The file.
     pub file: PathBuf,
-    /// Line and column, from 1; (0, 0) when it concerns the whole file.
+    /// Line and column, 1-based; (0, 0) for the whole file.
     pub at: (u64, u64),
-    /// The field, as `workers.count`; empty for the whole file.
+    /// The field, such as `workers.count`; empty for the whole file.
     pub field: String,
-    /// What is wrong and what is allowed.
+    /// The problem and the allowed values.
     pub message: String,
 }
 
 impl ConfigError {
-    /// A fault of the file as a whole.
+    /// An error that concerns the whole file.
     pub fn whole(file: &Path, message: impl Into<String>) -> ConfigError {
         ConfigError { file: file.into(), at: (0, 0), field: String::new(), message: message.into() }
     }
 
-    /// A field that must be there for what was asked.
-    pub fn missing(file: &Path, field: &str, message: impl Into<String>) -> ConfigError {
+    /// An error about a field without a position in the file.
+    pub fn in_field(file: &Path, field: &str, message: impl Into<String>) -> ConfigError {
         ConfigError { field: field.into(), ..ConfigError::whole(file, message) }
     }
 }
@@ -47,7 +46,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Reads one YAML document. An empty file is an empty mapping.
+/// Parses one YAML document. An empty file is an empty mapping.
 pub fn read<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, ConfigError> {
     let blank = text.lines().all(|l| matches!(l.trim_start().chars().next(), None | Some('#')) || l.trim_end() == "---");
     let text = if blank { "{}" } else { text };
@@ -60,22 +59,22 @@ pub fn read<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, ConfigErr
         })
     })
     .map_err(|e| {
-        // "." is the root, and a path ends with "?" where the reader did not get to a name.
+        // "." is the root; a path ends with "?" if the parser failed before the field's name.
         let field = path.trim_end_matches('?').trim_end_matches('.').to_string();
-        // The reader points at the key of a bad value, or at its list: look for the value itself.
+        // The parser reports the location of the key or list that contains an invalid value: find the value itself.
         let value = match e.without_snippet() {
             serde_saphyr::Error::SerdeUnknownField { .. } => None,
-            _ => place_of(text, &field),
+            _ => location_of(text, &field),
         };
         let at = value.or(e.location()).map_or((0, 0), |l| (l.line(), l.column()));
         ConfigError { file: file.into(), at, field, message: message(&e) }
     })
 }
 
-/// The error without its position, which is printed in front.
+/// The error message without its position, which is printed first.
 pub(crate) fn message(error: &serde_saphyr::Error) -> String {
     let whole = error.without_snippet().render_with_options(serde_saphyr::render_options! {
-        formatter: &serde_saphyr::DefaultMessageFormatter,
+        formatter: &serde_saphyr::UserMessageFormatter,
         snippets: serde_saphyr::SnippetMode::Off,
     });
     match error.location() {

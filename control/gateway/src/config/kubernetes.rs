@@ -1,4 +1,4 @@
-//! Which API server to watch, and as whom.
+//! The API server to watch, and the credentials.
 
 use std::path::{Path, PathBuf};
 
@@ -7,30 +7,29 @@ use serde::Deserialize;
 
 /// An API server and the credentials for it.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(try_from = "Fields")]
+#[serde(try_from = "KubernetesFields")]
 pub enum Kubernetes {
-    /// As a kubeconfig file says.
+    /// From a kubeconfig file.
     Kubeconfig {
-        /// The file.
         path: PathBuf,
-        /// Which of its contexts. Default: its current one.
+        /// The context. Default: the file's current context.
         context: Option<String>,
     },
-    /// As a pod's environment and service account say.
+    /// From a pod's environment and service account.
     InCluster,
-    /// By its address.
+    /// From a URL.
     Url {
         /// `https://HOST:PORT`
         url: Uri,
-        /// The CA that the server's certificate comes from (PEM). Default: the system's.
+        /// The CA bundle for the server's certificate (PEM). Default: the system's.
         ca_file: Option<PathBuf>,
-        /// A file with a bearer token; re-read while running. Default: none is sent.
+        /// A file with a bearer token; re-read at run time. Default: no token is sent.
         token_file: Option<PathBuf>,
     },
 }
 
 impl Kubernetes {
-    /// With relative file names made relative to a directory.
+    /// Resolves relative paths against a directory.
     pub fn relative_to(self, dir: &Path) -> Kubernetes {
         match self {
             Kubernetes::Kubeconfig { path, context } => Kubernetes::Kubeconfig { path: dir.join(path), context },
@@ -43,7 +42,7 @@ impl Kubernetes {
 }
 
 impl std::fmt::Display for Kubernetes {
-    /// For people: `https://10.0.0.1:6443`, `kubeconfig admin.conf`, `the cluster of this pod`.
+    /// For messages: `https://10.0.0.1:6443`, `kubeconfig admin.conf`, `the cluster of this pod`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Kubernetes::Kubeconfig { path, .. } => write!(f, "kubeconfig {}", path.display()),
@@ -53,10 +52,10 @@ impl std::fmt::Display for Kubernetes {
     }
 }
 
-/// The fields as they are written.
+/// The fields as written in the file.
 #[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-struct Fields {
+struct KubernetesFields {
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     in_cluster: bool,
@@ -65,20 +64,20 @@ struct Fields {
     token_file: Option<PathBuf>,
 }
 
-impl TryFrom<Fields> for Kubernetes {
+impl TryFrom<KubernetesFields> for Kubernetes {
     type Error = String;
 
-    fn try_from(fields: Fields) -> Result<Kubernetes, String> {
-        let Fields { kubeconfig, context, in_cluster, url, ca_file, token_file } = fields;
-        let ways = usize::from(kubeconfig.is_some()) + usize::from(in_cluster) + usize::from(url.is_some());
-        if ways != 1 {
-            return Err(format!("{ways} of kubeconfig, inCluster and url are set: exactly one says how to reach the API server"));
+    fn try_from(fields: KubernetesFields) -> Result<Kubernetes, String> {
+        let KubernetesFields { kubeconfig, context, in_cluster, url, ca_file, token_file } = fields;
+        let set = usize::from(kubeconfig.is_some()) + usize::from(in_cluster) + usize::from(url.is_some());
+        if set != 1 {
+            return Err(format!("{set} of kubeconfig, inCluster and url are set: exactly one is required"));
         }
         if context.is_some() && kubeconfig.is_none() {
-            return Err("context: goes only with kubeconfig".into());
+            return Err("context: allowed only with kubeconfig".into());
         }
         if url.is_none() && (ca_file.is_some() || token_file.is_some()) {
-            return Err("caFile, tokenFile: go only with url; kubeconfig and inCluster bring their own".into());
+            return Err("caFile, tokenFile: allowed only with url; kubeconfig and inCluster have their own".into());
         }
         match (kubeconfig, url) {
             (Some(path), _) => Ok(Kubernetes::Kubeconfig { path, context }),
@@ -89,7 +88,7 @@ impl TryFrom<Fields> for Kubernetes {
 }
 
 fn read_url(text: &str, with_token: bool) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|e| format!("url: {text:?} is no URL such as https://10.0.0.1:6443: {e}"))?;
+    let url: Uri = text.parse().map_err(|e| format!("url: {text:?} is not a URL such as https://10.0.0.1:6443: {e}"))?;
     let plain = match url.scheme_str() {
         Some("https") => false,
         Some("http") => true,
@@ -98,9 +97,9 @@ fn read_url(text: &str, with_token: bool) -> Result<Uri, String> {
     if url.query().is_some() || url.authority().is_none_or(|a| a.as_str().contains('@')) {
         return Err(format!("url: {text:?}: only a host, a port and a path are allowed"));
     }
-    let own = matches!(url.host(), Some("127.0.0.1" | "[::1]" | "localhost"));
-    if plain && with_token && !own {
-        return Err(format!("tokenFile: everybody on the way to {text} could read the token: use https://"));
+    let loopback = matches!(url.host(), Some("127.0.0.1" | "[::1]" | "localhost"));
+    if plain && with_token && !loopback {
+        return Err(format!("tokenFile: the token would be sent to {text} without encryption: use https://"));
     }
     Ok(url)
 }
@@ -116,12 +115,9 @@ mod tests {
     }
 
     #[test]
-    fn three_ways() {
+    fn three_forms() {
         let context = Some("prod".to_owned());
-        assert_eq!(
-            read("{kubeconfig: k.conf, context: prod}").unwrap(),
-            Kubernetes::Kubeconfig { path: "k.conf".into(), context: context.clone() }
-        );
+        assert_eq!(read("{kubeconfig: k.conf, context: prod}").unwrap(), Kubernetes::Kubeconfig { path: "k.conf".into(), context });
         assert_eq!(read("{inCluster: true}").unwrap(), Kubernetes::InCluster);
         let url = read("{url: 'https://10.0.0.1:6443', caFile: ca.pem, tokenFile: /t}").unwrap().relative_to(Path::new("/etc/nomagic"));
         let expected = Kubernetes::Url {
@@ -130,11 +126,11 @@ mod tests {
             token_file: Some("/t".into()),
         };
         assert_eq!((url.to_string().as_str(), url), ("https://10.0.0.1:6443", expected));
-        assert!(read("{url: 'http://127.0.0.1:8001', tokenFile: t}").is_ok());
+        read("{url: 'http://127.0.0.1:8001', tokenFile: t}").unwrap();
     }
 
     #[test]
-    fn faults_say_what_is_allowed() {
+    fn errors_name_the_allowed_values() {
         for (text, words) in [
             ("{}", "0 of kubeconfig, inCluster and url"),
             ("{inCluster: true, url: 'https://a'}", "2 of kubeconfig, inCluster and url"),
@@ -150,6 +146,6 @@ mod tests {
             assert!(error.contains(words) && error.contains("nomagic.yaml") && error.contains("kubernetes"), "{text}: {error}");
         }
         let both = Config::parse("manifests: m\nkubernetes: {inCluster: true}", Path::new("nomagic.yaml")).unwrap_err().to_string();
-        assert!(both.contains("kubernetes: manifests are named as well"), "{both}");
+        assert!(both.contains("kubernetes: `manifests` is set as well"), "{both}");
     }
 }

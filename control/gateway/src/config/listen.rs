@@ -1,10 +1,10 @@
-//! The configuration of the HTTP servers: where they listen.
+//! The listen addresses of the HTTP servers.
 
 use std::net::{IpAddr, SocketAddr};
 
 use serde::de::Deserializer;
 
-use super::values::Text;
+use super::values::TextVisitor;
 
 /// kube-proxy's port of `/healthz` and `/livez`.
 const HEALTHZ_PORT: u16 = 10_256;
@@ -21,7 +21,7 @@ pub(super) fn metrics_default() -> Option<SocketAddr> {
     Some(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)))
 }
 
-/// `ADDRESS` or `ADDRESS:PORT`, an IPv6 address with or without brackets; the port is appended where it is missing.
+/// Parses `ADDRESS` or `ADDRESS:PORT`, an IPv6 address with or without brackets. `port` is the default port.
 fn parse(text: &str, port: u16) -> Option<SocketAddr> {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
     match bare.parse::<IpAddr>() {
@@ -31,7 +31,7 @@ fn parse(text: &str, port: u16) -> Option<SocketAddr> {
 }
 
 fn read<'de, D: Deserializer<'de>>(d: D, parse: fn(&str) -> Option<Option<SocketAddr>>) -> Result<Option<SocketAddr>, D::Error> {
-    d.deserialize_str(Text {
+    d.deserialize_str(TextVisitor {
         expected: "an IP address, with or without a port, such as 0.0.0.0:10256 or [::]:10256, or \"\" for off",
         parse,
     })
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_is_appended_where_it_is_missing() {
+    fn the_default_port_applies_if_none_is_given() {
         let table = [
             ("0.0.0.0", Some("0.0.0.0:7")),
             ("1.2.3.4:80", Some("1.2.3.4:80")),

@@ -1,24 +1,24 @@
-//! Packet memory: rings, frames, pages.
+//! Packet memory: rings, frames and pages.
 
 use nomagic_xsk::{FrameSize, Headroom, RingSize};
 use serde::Deserialize;
 
 use super::values::limited;
 
-/// The memory that packets are received into.
+/// The packet buffers (UMEM).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct PacketsConfig {
-    /// Entries of each ring of each queue: a power of two, 64 to 16,384. Default: 2,048.
+    /// Number of entries in each ring of each queue: a power of two, 64 to 16,384. Default: 2,048.
     #[serde(deserialize_with = "limited")]
     pub ring_size: RingSize,
-    /// Bytes of a frame, 2,048 or 4,096; 256 of them, and `headroom`, lie before the packet. Default: 2,048.
+    /// Frame size in bytes, 2,048 or 4,096; the first 256 bytes and `headroom` precede the packet. Default: 2,048.
     #[serde(deserialize_with = "limited")]
     pub frame_size: FrameSize,
-    /// Bytes before the packet beside those 256, a multiple of 64 up to 1,024. Default: 0.
+    /// Bytes before the packet in addition to those 256: a multiple of 64, at most 1,024. Default: 0.
     #[serde(deserialize_with = "limited")]
     pub headroom: Headroom,
-    /// Frames lie on huge pages of 2 MiB, which must have been set aside (`vm.nr_hugepages`). Default: false.
+    /// Use huge pages of 2 MiB for frames. They must be reserved (`vm.nr_hugepages`). Default: false.
     pub huge_pages: bool,
 }
 

@@ -3,24 +3,24 @@
 use nomagic_xsk::InterfaceName;
 use serde::Deserializer;
 
-use super::values::{List, Text};
+use super::values::{ListVisitor, TextVisitor};
 
-/// `*` stands for any text, `?` for any character; everything else for itself.
+/// An interface name pattern: `*` matches any text, `?` any character, everything else itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pattern(String);
 
 impl Pattern {
-    /// A pattern that some interface could match.
+    /// `None` if no interface name can match.
     pub fn parse(text: &str) -> Option<Pattern> {
         let clean = !text.is_empty() && text.len() <= 64 && InterfaceName::may_contain(text);
         clean.then(|| Pattern(text.to_owned()))
     }
 
-    /// Whether the whole name fits.
+    /// Whether the pattern matches the whole name.
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
         let (mut p, mut n) = (0, 0);
-        // Where to go on after the last star: one character later in the name.
+        // The last star, and the position in the name at which to retry after a mismatch.
         let mut retry: Option<(usize, usize)> = None;
         while n < name.len() {
             match pattern.get(p) {
@@ -42,18 +42,18 @@ impl Pattern {
     }
 }
 
-struct Entry(Pattern);
+struct PatternElement(Pattern);
 
-impl<'de> serde::Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Entry, D::Error> {
-        let expected = "a pattern of interface names, as `cali*`";
-        d.deserialize_str(Text { expected, parse: Pattern::parse }).map(Entry)
+impl<'de> serde::Deserialize<'de> for PatternElement {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<PatternElement, D::Error> {
+        let expected = "a pattern of interface names, such as `cali*`";
+        d.deserialize_str(TextVisitor { expected, parse: Pattern::parse }).map(PatternElement)
     }
 }
 
 pub(super) fn patterns<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Pattern>, D::Error> {
-    let take = |Entry(pattern): Entry, _: &[Pattern]| Ok(pattern);
-    d.deserialize_any(List { expected: "patterns of interface names", take })
+    let accept = |PatternElement(pattern): PatternElement, _: &[Pattern]| Ok(pattern);
+    d.deserialize_any(ListVisitor { expected: "patterns of interface names", accept })
 }
 
 #[cfg(test)]
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_patterns_end_in_time() {
+    fn hostile_patterns_terminate_quickly() {
         let pattern = Pattern::parse(&"*a".repeat(32)).unwrap();
         assert!(!pattern.matches(&"a".repeat(15)));
         assert!(Pattern::parse("***").unwrap().matches("anything"));

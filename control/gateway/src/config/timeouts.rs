@@ -5,7 +5,7 @@ use std::time::Duration;
 use nomagic_core::conntrack::Timeouts;
 use serde::{Deserialize, Deserializer};
 
-use super::values::Text;
+use super::values::TextVisitor;
 
 /// Limits of idle timeouts, milliseconds.
 const MIN_MS: u64 = 1_000;
@@ -123,7 +123,7 @@ pub(crate) fn is_idle_time(ms: u64) -> bool {
 
 fn idle_ms<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let parse = |text: &str| duration_ms(text).filter(|ms| is_idle_time(*ms));
-    d.deserialize_str(Text { expected: "a duration from 1s to 720h, such as 90s, 5m or 1h30m", parse })
+    d.deserialize_str(TextVisitor { expected: "a duration from 1s to 720h, such as 90s, 5m or 1h30m", parse })
 }
 
 /// Parses a duration in the form of Go and Kubernetes (`1h30m`, `1.5s`, `0s`), in milliseconds, rounded down. Negative ones are refused.

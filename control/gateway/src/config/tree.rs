@@ -1,53 +1,51 @@
-//! A YAML document as nothing but values and their places.
+//! A YAML document as untyped values with their positions.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
-/// A value of any type.
+/// A YAML value.
 #[derive(Debug)]
 pub(crate) enum Tree {
     /// `null`, `~`, or nothing.
     Null,
     /// `true` or `false`.
     Flag(bool),
-    /// A whole number.
+    /// An integer.
     Whole(i128),
-    /// Another number.
+    /// Any other number.
     Number(f64),
-    /// Text.
     Text(String),
-    /// Values one after another.
     List(Vec<Spanned<Tree>>),
-    /// Values by name, in the order of the document.
+    /// Entries in the order of the document.
     Mapping(Vec<(String, Spanned<Tree>)>),
 }
 
-/// The value of a field (`node.ips[2]`) below this one.
+/// The value of a nested field, such as `node.ips[2]`.
 pub(crate) fn find<'t>(root: &'t Spanned<Tree>, field: &str) -> Option<&'t Spanned<Tree>> {
-    let mut place = root;
+    let mut value = root;
     for step in field.split(['.', '[']).filter(|s| !s.is_empty()) {
-        place = match (&place.value, step.strip_suffix(']')) {
+        value = match (&value.value, step.strip_suffix(']')) {
             (Tree::List(list), Some(index)) => list.get(index.parse::<usize>().ok()?)?,
             (Tree::Mapping(entries), _) => &entries.iter().find(|(key, _)| key == step)?.1,
             _ => return None,
         };
     }
-    Some(place)
+    Some(value)
 }
 
-/// Where the value of a field stands, if the text can be read at all.
-pub(super) fn place_of(text: &str, field: &str) -> Option<Location> {
+/// The location of a field's value; `None` if the text is not valid YAML.
+pub(super) fn location_of(text: &str, field: &str) -> Option<Location> {
     let root: Spanned<Tree> = serde_saphyr::from_str(text).ok()?;
     find(&root, field).map(|value| value.referenced)
 }
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Tree, D::Error> {
-        struct Anything;
+        struct TreeVisitor;
 
-        impl<'de> Visitor<'de> for Anything {
+        impl<'de> Visitor<'de> for TreeVisitor {
             type Value = Tree;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,6 +101,6 @@ impl<'de> Deserialize<'de> for Tree {
             }
         }
 
-        d.deserialize_any(Anything)
+        d.deserialize_any(TreeVisitor)
     }
 }

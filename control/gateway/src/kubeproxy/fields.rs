@@ -1,150 +1,158 @@
-//! Every field of KubeProxyConfiguration: its type, and what it means here (staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go).
+//! Every field of KubeProxyConfiguration (staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go): its type, and whether nomagic supports
+//! it.
 
 use crate::config::timeouts::duration_ms;
 use crate::config::tree::Tree;
-use Kind::{Anything, Duration, Flag, Gates, Interval, Number, Text, Texts, Whole};
-use Meaning::{Nothing, Taken, TakenByMode, TakenIn};
-use Mode::{Iptables, Ipvs, Nftables};
+use FieldType::{Anything, Duration, Flag, Gates, Interval, Number, Text, Texts, Whole};
+use ProxyMode::{Iptables, Ipvs, Nftables};
+use Support::{InModes, Supported, Unsupported, WithDetectMode};
 
-/// Which of kube-proxy's dataplanes the file is written for. It decides which section counts, and some defaults.
+/// kube-proxy's `mode`. It selects the section that applies, and some defaults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mode {
+pub(super) enum ProxyMode {
     Iptables,
     Ipvs,
     Nftables,
 }
 
-/// What values a field takes besides `null`.
+/// The values that a field accepts, in addition to `null`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum FieldType {
     Flag,
-    /// 32 bits, signed.
+    /// `int32`
     Whole,
     Number,
     Text,
-    /// As Go writes it; not negative.
+    /// `metav1.Duration`; not negative.
     Duration,
-    /// A duration, or a number of nanoseconds.
+    /// `logsapi.TimeOrMetaDuration`: a duration, or a number of nanoseconds.
     Interval,
     Texts,
-    /// Flags by name.
+    /// `map[string]bool`
     Gates,
     Anything,
 }
 
-/// What a field means here.
-pub(super) enum Meaning {
-    Taken,
-    /// Taken when the file is for one of these modes.
-    TakenIn(&'static [Mode]),
-    /// Nothing, for this reason.
-    Nothing(&'static str),
-    /// Taken in this detectLocalMode.
-    TakenByMode(&'static str),
+/// Whether nomagic supports a field.
+pub(super) enum Support {
+    Supported,
+    /// Supported in these modes.
+    InModes(&'static [ProxyMode]),
+    /// Not supported, for this reason.
+    Unsupported(&'static str),
+    /// Supported with this detectLocalMode.
+    WithDetectMode(&'static str),
 }
 
-/// A field by its path.
-pub(super) struct Field(pub(super) &'static str, pub(super) Kind, pub(super) Meaning);
+/// Path, type and support of a field.
+pub(super) struct FieldSpec(pub(super) &'static str, pub(super) FieldType, pub(super) Support);
 
 const LOGGING: &str = "the environment variable NOMAGIC_LOG sets what is logged";
-const MARK: &str = "nomagic marks no packets in the kernel: it rewrites sources itself";
-const AT_ONCE: &str = "nomagic puts every change in force at once";
+const MARK: &str = "nomagic sets no packet marks in the kernel: it rewrites source addresses itself";
+const AT_ONCE: &str = "nomagic applies every change at once";
 const IPVS_IDLE: &str = "nomagic has no IPVS sessions; conntrack.* sets how long idle connections are remembered";
 const WINDOWS: &str = "for Windows only";
-const CAPACITY: &str = "connections are in nomagic's own table, which has a fixed capacity, and not in the kernel's";
+const CAPACITY: &str = "nomagic tracks connections in its own table of fixed capacity, not in the kernel's";
 const REQUESTS: &str = "nomagic only keeps a few watches open";
 
-/// All fields, in the order of the type.
-pub(super) const FIELDS: &[Field] = &[
-    Field("apiVersion", Text, Taken),
-    Field("kind", Text, Taken),
-    Field("featureGates", Gates, Nothing("nomagic has no feature gates: what is generally available in Kubernetes 1.36 is always on")),
-    Field("clientConnection.kubeconfig", Text, Taken),
-    Field("clientConnection.acceptContentTypes", Text, Nothing("nomagic asks the API server for JSON")),
-    Field("clientConnection.contentType", Text, Nothing("nomagic asks the API server for JSON")),
-    Field("clientConnection.qps", Number, Nothing(REQUESTS)),
-    Field("clientConnection.burst", Whole, Nothing(REQUESTS)),
-    Field("logging.format", Text, Nothing(LOGGING)),
-    Field("logging.flushFrequency", Interval, Nothing(LOGGING)),
-    Field("logging.verbosity", Whole, Nothing(LOGGING)),
-    Field("logging.vmodule", Anything, Nothing(LOGGING)),
-    Field("logging.options", Anything, Nothing(LOGGING)),
-    Field("hostnameOverride", Text, Taken),
-    Field("bindAddress", Text, Taken),
-    Field("healthzBindAddress", Text, Taken),
-    Field("metricsBindAddress", Text, Taken),
-    Field("bindAddressHardFail", Flag, Taken),
-    Field("enableProfiling", Flag, Nothing("nomagic serves no profiles; `perf` shows where its time goes")),
-    Field("showHiddenMetricsForVersion", Text, Nothing("nomagic hides no metrics")),
-    Field("mode", Text, Taken),
-    Field("iptables.masqueradeBit", Whole, Nothing(MARK)),
-    Field("iptables.masqueradeAll", Flag, TakenIn(&[Iptables, Ipvs])),
-    Field("iptables.localhostNodePorts", Flag, TakenIn(&[Iptables])),
-    Field("iptables.syncPeriod", Duration, TakenIn(&[Iptables])),
-    Field("iptables.minSyncPeriod", Duration, Nothing(AT_ONCE)),
-    Field("ipvs.syncPeriod", Duration, TakenIn(&[Ipvs])),
-    Field("ipvs.minSyncPeriod", Duration, Nothing(AT_ONCE)),
-    Field("ipvs.scheduler", Text, Nothing("nomagic always chooses endpoints by Maglev hashing")),
-    Field("ipvs.excludeCIDRs", Texts, Nothing("nomagic makes and removes no IPVS services")),
-    Field("ipvs.strictARP", Flag, Nothing("nomagic makes no kube-ipvs0 interface for which the kernel could answer ARP")),
-    Field("ipvs.tcpTimeout", Duration, Nothing(IPVS_IDLE)),
-    Field("ipvs.tcpFinTimeout", Duration, Nothing(IPVS_IDLE)),
-    Field("ipvs.udpTimeout", Duration, Nothing(IPVS_IDLE)),
-    Field("nftables.masqueradeBit", Whole, Nothing(MARK)),
-    Field("nftables.masqueradeAll", Flag, TakenIn(&[Nftables])),
-    Field("nftables.syncPeriod", Duration, TakenIn(&[Nftables])),
-    Field("nftables.minSyncPeriod", Duration, Nothing(AT_ONCE)),
-    Field("winkernel.networkName", Text, Nothing(WINDOWS)),
-    Field("winkernel.sourceVip", Text, Nothing(WINDOWS)),
-    Field("winkernel.enableDSR", Flag, Nothing(WINDOWS)),
-    Field("winkernel.rootHnsEndpointName", Text, Nothing(WINDOWS)),
-    Field("winkernel.forwardHealthCheckVip", Flag, Nothing(WINDOWS)),
-    Field("detectLocalMode", Text, Taken),
-    Field("detectLocal.bridgeInterface", Text, TakenByMode("BridgeInterface")),
-    Field("detectLocal.interfaceNamePrefix", Text, TakenByMode("InterfaceNamePrefix")),
-    Field("clusterCIDR", Text, TakenByMode("ClusterCIDR")),
-    Field("nodePortAddresses", Texts, Taken),
-    Field("oomScoreAdj", Whole, Nothing("who starts nomagic sets it (systemd: OOMScoreAdjust=)")),
-    Field("conntrack.maxPerCore", Whole, Nothing(CAPACITY)),
-    Field("conntrack.min", Whole, Nothing(CAPACITY)),
-    Field("conntrack.tcpEstablishedTimeout", Duration, Taken),
-    Field("conntrack.tcpCloseWaitTimeout", Duration, Taken),
-    Field("conntrack.tcpBeLiberal", Flag, Nothing("nomagic drops no segment for its sequence number")),
-    Field("conntrack.udpTimeout", Duration, Taken),
-    Field("conntrack.udpStreamTimeout", Duration, Taken),
-    Field("configSyncPeriod", Duration, Nothing("nomagic follows the API server's changes and lists nothing again on a timer")),
-    Field("portRange", Text, Nothing("unused by kube-proxy, too")),
-    Field("windowsRunAsService", Flag, Nothing(WINDOWS)),
+/// All fields, in the order of the Go type.
+pub(super) const FIELDS: &[FieldSpec] = &[
+    FieldSpec("apiVersion", Text, Supported),
+    FieldSpec("kind", Text, Supported),
+    FieldSpec(
+        "featureGates",
+        Gates,
+        Unsupported("nomagic has no feature gates: features that are generally available in Kubernetes 1.36 are always on"),
+    ),
+    FieldSpec("clientConnection.kubeconfig", Text, Supported),
+    FieldSpec("clientConnection.acceptContentTypes", Text, Unsupported("nomagic asks the API server for JSON")),
+    FieldSpec("clientConnection.contentType", Text, Unsupported("nomagic asks the API server for JSON")),
+    FieldSpec("clientConnection.qps", Number, Unsupported(REQUESTS)),
+    FieldSpec("clientConnection.burst", Whole, Unsupported(REQUESTS)),
+    FieldSpec("logging.format", Text, Unsupported(LOGGING)),
+    FieldSpec("logging.flushFrequency", Interval, Unsupported(LOGGING)),
+    FieldSpec("logging.verbosity", Whole, Unsupported(LOGGING)),
+    FieldSpec("logging.vmodule", Anything, Unsupported(LOGGING)),
+    FieldSpec("logging.options", Anything, Unsupported(LOGGING)),
+    FieldSpec("hostnameOverride", Text, Supported),
+    FieldSpec("bindAddress", Text, Supported),
+    FieldSpec("healthzBindAddress", Text, Supported),
+    FieldSpec("metricsBindAddress", Text, Supported),
+    FieldSpec("bindAddressHardFail", Flag, Supported),
+    FieldSpec("enableProfiling", Flag, Unsupported("nomagic has no profiling endpoint; use `perf`")),
+    FieldSpec("showHiddenMetricsForVersion", Text, Unsupported("nomagic hides no metrics")),
+    FieldSpec("mode", Text, Supported),
+    FieldSpec("iptables.masqueradeBit", Whole, Unsupported(MARK)),
+    FieldSpec("iptables.masqueradeAll", Flag, InModes(&[Iptables, Ipvs])),
+    FieldSpec("iptables.localhostNodePorts", Flag, InModes(&[Iptables])),
+    FieldSpec("iptables.syncPeriod", Duration, InModes(&[Iptables])),
+    FieldSpec("iptables.minSyncPeriod", Duration, Unsupported(AT_ONCE)),
+    FieldSpec("ipvs.syncPeriod", Duration, InModes(&[Ipvs])),
+    FieldSpec("ipvs.minSyncPeriod", Duration, Unsupported(AT_ONCE)),
+    FieldSpec("ipvs.scheduler", Text, Unsupported("nomagic always chooses endpoints by Maglev hashing")),
+    FieldSpec("ipvs.excludeCIDRs", Texts, Unsupported("nomagic neither creates nor removes IPVS services")),
+    FieldSpec(
+        "ipvs.strictARP",
+        Flag,
+        Unsupported("nomagic creates no kube-ipvs0 interface, so there are no addresses on it to answer ARP for"),
+    ),
+    FieldSpec("ipvs.tcpTimeout", Duration, Unsupported(IPVS_IDLE)),
+    FieldSpec("ipvs.tcpFinTimeout", Duration, Unsupported(IPVS_IDLE)),
+    FieldSpec("ipvs.udpTimeout", Duration, Unsupported(IPVS_IDLE)),
+    FieldSpec("nftables.masqueradeBit", Whole, Unsupported(MARK)),
+    FieldSpec("nftables.masqueradeAll", Flag, InModes(&[Nftables])),
+    FieldSpec("nftables.syncPeriod", Duration, InModes(&[Nftables])),
+    FieldSpec("nftables.minSyncPeriod", Duration, Unsupported(AT_ONCE)),
+    FieldSpec("winkernel.networkName", Text, Unsupported(WINDOWS)),
+    FieldSpec("winkernel.sourceVip", Text, Unsupported(WINDOWS)),
+    FieldSpec("winkernel.enableDSR", Flag, Unsupported(WINDOWS)),
+    FieldSpec("winkernel.rootHnsEndpointName", Text, Unsupported(WINDOWS)),
+    FieldSpec("winkernel.forwardHealthCheckVip", Flag, Unsupported(WINDOWS)),
+    FieldSpec("detectLocalMode", Text, Supported),
+    FieldSpec("detectLocal.bridgeInterface", Text, WithDetectMode("BridgeInterface")),
+    FieldSpec("detectLocal.interfaceNamePrefix", Text, WithDetectMode("InterfaceNamePrefix")),
+    FieldSpec("clusterCIDR", Text, WithDetectMode("ClusterCIDR")),
+    FieldSpec("nodePortAddresses", Texts, Supported),
+    FieldSpec("oomScoreAdj", Whole, Unsupported("set it in the service manager (systemd: OOMScoreAdjust=)")),
+    FieldSpec("conntrack.maxPerCore", Whole, Unsupported(CAPACITY)),
+    FieldSpec("conntrack.min", Whole, Unsupported(CAPACITY)),
+    FieldSpec("conntrack.tcpEstablishedTimeout", Duration, Supported),
+    FieldSpec("conntrack.tcpCloseWaitTimeout", Duration, Supported),
+    FieldSpec("conntrack.tcpBeLiberal", Flag, Unsupported("nomagic never drops a segment because of its sequence number")),
+    FieldSpec("conntrack.udpTimeout", Duration, Supported),
+    FieldSpec("conntrack.udpStreamTimeout", Duration, Supported),
+    FieldSpec("configSyncPeriod", Duration, Unsupported("nomagic watches the API server and never re-lists on a timer")),
+    FieldSpec("portRange", Text, Unsupported("not used by kube-proxy either")),
+    FieldSpec("windowsRunAsService", Flag, Unsupported(WINDOWS)),
 ];
 
-impl Field {
-    /// The field of this path.
-    pub(super) fn named(path: &str) -> Option<&'static Field> {
+impl FieldSpec {
+    pub(super) fn by_path(path: &str) -> Option<&'static FieldSpec> {
         FIELDS.iter().find(|f| f.0 == path)
     }
 
-    /// Whether fields stand below this name.
+    /// Whether the name is a section that contains fields.
     pub(super) fn is_section(name: &str) -> bool {
         FIELDS.iter().any(|f| f.0.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
     }
 }
 
-impl Kind {
-    /// Whether a value is of this kind.
-    pub(super) fn takes(self, value: &Tree) -> bool {
+impl FieldType {
+    /// Whether a value has this type.
+    pub(super) fn accepts(self, value: &Tree) -> bool {
         match (self, value) {
             (_, Tree::Null) | (Anything, _) | (Flag, Tree::Flag(_)) | (Text, Tree::Text(_)) => true,
             (Whole, Tree::Whole(n)) => i32::try_from(*n).is_ok(),
             (Interval, Tree::Whole(n)) => u32::try_from(*n).is_ok(),
             (Number, Tree::Whole(_) | Tree::Number(_)) => true,
             (Duration | Interval, Tree::Text(text)) => duration_ms(text).is_some(),
-            (Texts, Tree::List(list)) => list.iter().all(|t| Text.takes(&t.value)),
-            (Gates, Tree::Mapping(gates)) => gates.iter().all(|(_, gate)| Flag.takes(&gate.value)),
+            (Texts, Tree::List(list)) => list.iter().all(|t| Text.accepts(&t.value)),
+            (Gates, Tree::Mapping(gates)) => gates.iter().all(|(_, gate)| Flag.accepts(&gate.value)),
             _ => false,
         }
     }
 
-    /// What values it takes, in words.
+    /// The accepted values, for messages.
     pub(super) fn expected(self) -> &'static str {
         match self {
             Flag => "true or false",
@@ -159,10 +167,10 @@ impl Kind {
         }
     }
 
-    /// Whether a value asks for something: `null` and the zero of its type do not.
+    /// Whether a value is set: neither `null` nor the type's zero value.
     pub(super) fn is_set(self, value: &Tree) -> bool {
         match (self, value) {
-            // A gate that is closed is as much of a wish as an open one.
+            // `false` disables a feature gate, so it is not a zero value here.
             (Gates, Tree::Mapping(gates)) => !gates.is_empty(),
             _ => !is_zero(value),
         }

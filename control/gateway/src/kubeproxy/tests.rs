@@ -1,8 +1,8 @@
-//! What kube-proxy's files become, what is said about the rest, and that no file brings anything down.
+//! Translation of kube-proxy's files, warnings and errors, and hostile input.
 
-use fields::{FIELDS, Field, Kind, Meaning, Mode};
+use fields::{FIELDS, FieldSpec, FieldType, ProxyMode, Support};
 use nomagic_table::index::Index;
-use nomagic_table::objects::{Kind as ObjectKind, read};
+use nomagic_table::objects::{Kind, read};
 use nomagic_table::problem::Origin;
 use proptest::prelude::*;
 
@@ -30,20 +30,20 @@ fn ranges(cidrs: &[Prefix]) -> Vec<String> {
 }
 
 #[test]
-fn what_kubeadm_writes_is_taken_without_a_warning() {
+fn the_kubeadm_default_gives_no_warning() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/example/kube-proxy.yaml");
     let d = DropIn::load(&path).unwrap();
-    assert_eq!(d.warnings, [], "nothing in it asks for anything that is not done");
+    assert_eq!(d.warnings, [], "every field that is set is supported");
     assert_eq!(d.kubeconfig.as_deref(), Some(Path::new("/var/lib/kube-proxy/kubeconfig.conf")));
     assert_eq!(ranges(&d.cluster_cidrs), ["192.168.0.0/16", "fd00:192:168::/48"]);
     assert_eq!(d.node_port_addresses, NodePortAddresses::Cidrs(vec![]), "iptables mode: all addresses");
     let listen = (d.healthz_bind_address.to_string(), d.metrics_bind_address.to_string());
     assert_eq!(listen, ("0.0.0.0:10256".into(), "127.0.0.1:10249".into()));
-    assert_eq!((d.node_name, d.primary, d.idle, d.sync_period_ms), (None, None, IdleTimes::default(), 30_000));
+    assert_eq!((d.node_name, d.primary, d.idle, d.sync_period_ms), (None, None, IdleTimeouts::default(), 30_000));
 }
 
 #[test]
-fn every_field_that_means_something() {
+fn every_supported_field() {
     let d = good(
         "
 clientConnection: {kubeconfig: kube.conf}
@@ -69,7 +69,7 @@ conntrack: {tcpEstablishedTimeout: 2h, tcpCloseWaitTimeout: 30m0s, udpTimeout: 1
     let NodePortAddresses::Cidrs(cidrs) = &d.node_port_addresses else { panic!("{:?}", d.node_port_addresses) };
     assert_eq!(ranges(cidrs), ["10.0.0.0/8", "fd00::/64"]);
     assert_eq!((d.masquerade_all, d.localhost_node_ports, d.sync_period_ms), (true, false, 60_000));
-    let idle = IdleTimes {
+    let idle = IdleTimeouts {
         tcp_established_ms: Some(7_200_000),
         tcp_close_wait_ms: Some(1_800_000),
         udp_ms: Some(10_000),
@@ -79,7 +79,7 @@ conntrack: {tcpEstablishedTimeout: 2h, tcpCloseWaitTimeout: 30m0s, udpTimeout: 1
 }
 
 #[test]
-fn the_mode_decides_which_section_counts() {
+fn the_mode_selects_the_section() {
     let sections = "
 iptables: {masqueradeAll: true, syncPeriod: 1s, localhostNodePorts: true}
 ipvs: {syncPeriod: 2s}
@@ -114,7 +114,7 @@ fn the_servers_follow_the_family_of_the_bind_address() {
 }
 
 #[test]
-fn applied_to_our_own_configuration() {
+fn apply_to_the_configuration() {
     let c = applied("", &["10.0.0.1"]);
     let plain = Config {
         node_port_addresses: NodePortAddresses::Cidrs(vec![]),
@@ -123,7 +123,7 @@ fn applied_to_our_own_configuration() {
         local_traffic: LocalTrafficConfig { services: true, own_addresses: true },
         ..Config::default()
     };
-    assert_eq!(c, plain, "an empty file changes nothing but the defaults that kube-proxy has instead, and is a pod's");
+    assert_eq!(c, plain, "an empty file sets only kube-proxy's own defaults and the in-cluster API server");
     let c = applied(
         "clientConnection: {kubeconfig: a.conf}\nhealthzBindAddress: 10.0.0.1\nbindAddressHardFail: true\nconntrack: {tcpCloseWaitTimeout: 8s}
 iptables: {syncPeriod: 5s}",
@@ -138,7 +138,11 @@ iptables: {masqueradeAll: true, localhostNodePorts: false}",
         &["10.0.0.1", "fe80::1", "fd00::1", "fd00::2"],
     );
     assert_eq!(c.node.name.as_deref(), Some("gw"));
-    assert_eq!(c.node.primary_ips, ["10.0.0.9", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()), "the other family stays as found");
+    assert_eq!(
+        c.node.primary_ips,
+        ["10.0.0.9", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()),
+        "the other family uses the discovered address"
+    );
     assert_eq!((ranges(&c.cluster_cidrs), c.masquerade_all, c.localhost_node_ports), (vec!["10.1.0.0/16".into()], true, false));
     let t = c.conntrack.timeouts;
     assert_eq!((t.udp, t.udp_stream, t.tcp_established), (5_000, 6_000, 7_000));
@@ -148,43 +152,40 @@ iptables: {masqueradeAll: true, localhostNodePorts: false}",
 }
 
 #[test]
-fn an_address_to_bind_is_the_nodes_before_its_own_object() {
+fn the_bind_address_takes_precedence_over_the_node_object() {
     let node = serde_json::json!({
         "metadata": {"name": "gw"},
         "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.5"}, {"type": "InternalIP", "address": "fd00::5"}]},
     });
-    let index = Index::of([read(ObjectKind::Node, node, &Origin::default()).unwrap()]);
+    let index = Index::of([read(Kind::Node, node, &Origin::default()).unwrap()]);
     let ips = |list: &[&str]| list.iter().map(|a| a.parse::<IpAddr>().unwrap()).collect::<Vec<_>>();
-    for (bind, wanted) in
+    for (bind, expected) in
         [("10.0.0.9", ["10.0.0.9", "fd00::5"]), ("'fd00::9'", ["10.0.0.5", "fd00::9"]), ("0.0.0.0", ["10.0.0.5", "fd00::5"])]
     {
         let c = applied(&format!("hostnameOverride: gw\nbindAddress: {bind}"), &["10.0.0.1", "fd00::1"]);
         let settings = c.settings_for(&[], &index);
-        assert_eq!(
-            (settings.node.primary, settings.snat.v4, settings.snat.v6),
-            (ips(&wanted), wanted[0].parse().ok(), wanted[1].parse().ok())
-        );
+        assert_eq!((settings.node.primary, settings.snat.v4, settings.snat.v6), (ips(&expected), ips(&expected[..1]), ips(&expected[1..])));
     }
 }
 
 #[test]
-fn how_pods_are_told_from_others() {
+fn detection_of_local_pods() {
     let node = |cidrs: &[&str]| {
         let node = serde_json::json!({"metadata": {"name": "gw"}, "spec": {"podCIDRs": cidrs}});
-        Index::of([read(ObjectKind::Node, node, &Origin::default()).unwrap()])
+        Index::of([read(Kind::Node, node, &Origin::default()).unwrap()])
     };
     let settings = |text: &str, index: &Index| applied(&format!("hostnameOverride: gw\n{text}"), &[]).settings_for(&[], index);
-    let told = |s: &nomagic_table::settings::Settings| (ranges(&s.cluster_cidrs), s.knows_pods(false), s.knows_pods(true));
+    let pods = |s: &nomagic_table::settings::Settings| (ranges(&s.cluster_cidrs), s.knows_pods(false), s.knows_pods(true));
     let some = node(&["10.1.2.0/24"]);
-    // As in kube-proxy: nothing to tell by, nothing is told.
-    assert_eq!(told(&settings("", &some)), (vec![], false, false));
+    // As in kube-proxy: without pod ranges no client counts as a pod.
+    assert_eq!(pods(&settings("", &some)), (vec![], false, false));
     let by_node = "detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8";
-    assert_eq!(told(&settings(by_node, &some)), (vec!["10.1.2.0/24".into()], true, false));
+    assert_eq!(pods(&settings(by_node, &some)), (vec!["10.1.2.0/24".into()], true, false));
     assert_eq!(
-        told(&settings(by_node, &node(&["10.1.3.0/24", "fd00:1::/64"]))),
+        pods(&settings(by_node, &node(&["10.1.3.0/24", "fd00:1::/64"]))),
         (vec!["10.1.3.0/24".into(), "fd00:1::/64".into()], true, true)
     );
-    assert_eq!(told(&settings(by_node, &node(&[]))), (vec![], false, false));
+    assert_eq!(pods(&settings(by_node, &node(&[]))), (vec![], false, false));
     assert_eq!(good(by_node).warnings[0].field, "clusterCIDR");
     for (text, named, other) in [
         ("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}", "cni0", "cni01"),
@@ -193,23 +194,23 @@ fn how_pods_are_told_from_others() {
         let c = applied(text, &[]);
         let DetectLocal::Interfaces(patterns) = &c.detect_local else { panic!("{:?}", c.detect_local) };
         assert!(patterns[0].matches(named) && !patterns[0].matches(other) && c.redirect_interfaces == *patterns);
-        assert_eq!(told(&settings(text, &some)), (vec![], true, true), "they are known by routes, also while there is none");
+        assert_eq!(pods(&settings(text, &some)), (vec![], true, true), "pods are recognised by their routes, even if there are none yet");
         assert_eq!(good(text).warnings, []);
     }
 }
 
-/// A value of a kind that asks for something.
-fn wish(field: &Field) -> &'static str {
+/// A value of the field's type that counts as set.
+fn set_value(field: &FieldSpec) -> &'static str {
     match field.1 {
-        Kind::Flag => "true",
-        Kind::Whole => "-5",
-        Kind::Number => "0.5",
-        Kind::Text => "words",
-        Kind::Duration => "1h30m",
-        Kind::Interval => "5000000",
-        Kind::Texts => "[10.0.0.0/8]",
-        Kind::Gates => "{Some: false}",
-        Kind::Anything => "{json: {infoBufferSize: '5'}}",
+        FieldType::Flag => "true",
+        FieldType::Whole => "-5",
+        FieldType::Number => "0.5",
+        FieldType::Text => "words",
+        FieldType::Duration => "1h30m",
+        FieldType::Interval => "5000000",
+        FieldType::Texts => "[10.0.0.0/8]",
+        FieldType::Gates => "{Some: false}",
+        FieldType::Anything => "{json: {infoBufferSize: '5'}}",
     }
 }
 
@@ -221,11 +222,11 @@ fn one_field(path: &str, value: &str) -> String {
 }
 
 #[test]
-fn every_field_without_a_meaning_has_its_warning() {
+fn every_unsupported_field_has_its_warning() {
     let mut golden = String::new();
     for field in FIELDS {
-        let Meaning::Nothing(reason) = field.2 else { continue };
-        let d = good(&one_field(field.0, wish(field)));
+        let Support::Unsupported(reason) = field.2 else { continue };
+        let d = good(&one_field(field.0, set_value(field)));
         assert_eq!(d.warnings.len(), 1, "{}: {:?}", field.0, d.warnings);
         assert_eq!((d.warnings[0].field.as_str(), d.warnings[0].message.as_str()), (field.0, reason));
         assert_eq!(d.warnings[0].at.0, if field.0.contains('.') { 4 } else { 3 }, "{}", field.0);
@@ -234,7 +235,7 @@ fn every_field_without_a_meaning_has_its_warning() {
             assert_eq!(good(&one_field(field.0, nothing)).warnings, [], "{}: {nothing}", field.0);
         }
     }
-    assert_eq!(golden, include_str!("warnings.txt"), "is now:\n{golden}");
+    assert_eq!(golden, include_str!("warnings.txt"), "actual:\n{golden}");
 }
 
 #[test]
@@ -246,21 +247,21 @@ fn the_table_has_every_field_once() {
         let left_out = ["featureGates", "logging.format", "logging.vmodule", "windowsRunAsService"];
         assert!(shown || left_out.contains(&field.0), "{} is in kubeadm's file", field.0);
     }
-    let of_a_mode = |f: &&Field| matches!(&f.2, Meaning::TakenIn(modes) if modes.contains(&Mode::Iptables));
-    assert_eq!(FIELDS.iter().filter(of_a_mode).count(), 3);
+    let in_iptables_mode = |f: &&FieldSpec| matches!(&f.2, Support::InModes(modes) if modes.contains(&ProxyMode::Iptables));
+    assert_eq!(FIELDS.iter().filter(in_iptables_mode).count(), 3);
 }
 
 #[test]
-fn unknown_fields_are_named() {
+fn unknown_fields_are_reported() {
     let d = good("ipvs: {schedular: rr}\nclusterCidr: 10.0.0.0/8\n\"a\\nb\": 1\n");
     let seen: Vec<_> = d.warnings.iter().map(ToString::to_string).collect();
-    let why = "unknown, and left out: a misspelt name, or one of another version of kube-proxy";
-    let wanted = [
+    let why = "unknown field, ignored: misspelt, or from another version of kube-proxy";
+    let expected = [
         format!("kp.yaml:3:19: ipvs.schedular: {why}"),
         format!("kp.yaml:4:14: clusterCidr: {why}"),
         format!("kp.yaml:5:9: \"a\\nb\": {why}"),
     ];
-    assert_eq!(seen, wanted);
+    assert_eq!(seen, expected);
     let flood: String = (0..500).map(|i| format!("unknown{i}: 1\n")).collect();
     let warnings = good(&flood).warnings;
     assert_eq!(warnings.len(), 101);
@@ -270,8 +271,8 @@ fn unknown_fields_are_named() {
 }
 
 #[test]
-fn faults_have_a_place_a_field_and_what_is_allowed() {
-    // Text after apiVersion and kind, line:column, field, words of the message.
+fn errors_name_the_position_the_field_and_the_allowed_values() {
+    // Text after apiVersion and kind, line:column, field, parts of the message.
     let table: &[(&str, &str, &str, &[&str])] = &[
         ("iptables: {masqueradeBit: '14'}", "3:27", "iptables.masqueradeBit", &["whole number", "the text 14"]),
         ("conntrack:\n  maxPerCore: 3000000000", "4:15", "conntrack.maxPerCore", &["32 bits", "3000000000"]),
@@ -289,7 +290,7 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
         ("nodePortAddresses: [10.0.0.0/8, primary]", "3:33", "nodePortAddresses[1]", &["alone"]),
         ("clusterCIDR: 10.0.0.0", "3:14", "clusterCIDR", &["10.0.0.0", "CIDR"]),
         ("clusterCIDR: 10.0.0.0/8,", "3:14", "clusterCIDR", &["CIDR"]),
-        ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8", "3:14", "clusterCIDR", &["11.0.0.0/8", "one a family"]),
+        ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8", "3:14", "clusterCIDR", &["11.0.0.0/8", "one per family"]),
         ("bindAddress: eth0", "3:14", "bindAddress", &["eth0", "IP address"]),
         ("healthzBindAddress: ':10256'", "3:21", "healthzBindAddress", &["0.0.0.0:10256"]),
         ("healthzBindAddress: 'fd00::1:99999'", "3:21", "healthzBindAddress", &["[::]:10256"]),
@@ -327,7 +328,7 @@ fn faults_have_a_place_a_field_and_what_is_allowed() {
 }
 
 #[test]
-fn files_of_another_kind_are_refused() {
+fn files_of_another_kind_are_rejected() {
     let refused = |text: &str, words: &[&str]| {
         let error = DropIn::parse(text, Path::new("kp.yaml")).expect_err(text).to_string();
         assert!(words.iter().all(|w| error.contains(w)), "{text:?}: {error}");
@@ -346,7 +347,7 @@ fn files_of_another_kind_are_refused() {
 }
 
 #[test]
-fn json_is_read_too() {
+fn json_is_accepted() {
     let text = "{\n\t\"apiVersion\": \"kubeproxy.config.k8s.io/v1alpha1\",\n\t\"kind\": \"KubeProxyConfiguration\",\n\t\"clusterCIDR\": \"10.0.0.0/8\",\n\t\"ipvs\": {\"strictARP\": true}\n}\n";
     let d = DropIn::parse(text, Path::new("kp.json")).unwrap();
     assert_eq!(
@@ -361,15 +362,15 @@ fn huge_and_hostile_files_end_in_an_error() {
     let path = dir.path().join("kp.yaml");
     std::fs::write(&path, "#".repeat((1 << 20) + 1)).unwrap();
     assert!(DropIn::load(&path).unwrap_err().to_string().contains("are allowed"));
-    assert!(DropIn::load(dir.path()).is_err());
+    DropIn::load(dir.path()).unwrap_err();
     assert!(DropIn::load(&dir.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
     let many = (0..1_025).map(|_| "10.0.0.0/8").collect::<Vec<_>>().join(", ");
     assert!(parse(&format!("nodePortAddresses: [{many}]")).unwrap_err().message.contains("1025 entries"));
-    assert!(parse(&format!("logging: {{options: {}1{}}}", "[".repeat(100_000), "]".repeat(100_000))).is_err());
-    assert!(parse(&"a: &a [x, x]\n".repeat(2)).is_err());
+    parse(&format!("logging: {{options: {}1{}}}", "[".repeat(100_000), "]".repeat(100_000))).unwrap_err();
+    parse(&"a: &a [x, x]\n".repeat(2)).unwrap_err();
     let bomb = "l0: &l0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned()
         + &(1..9).map(|i| format!("l{i}: &l{i} [{}]\n", vec![format!("*l{}", i - 1); 10].join(","))).collect::<String>();
-    assert!(parse(&bomb).is_err());
+    parse(&bomb).unwrap_err();
 }
 
 proptest! {
@@ -383,7 +384,7 @@ proptest! {
     }
 
     #[test]
-    fn mangled_files_are_read_or_refused_in_one_line(at in any::<prop::sample::Index>(), gone in 0usize..12, scrap in prop::sample::select(vec![
+    fn mangled_files_give_a_result_or_a_one_line_error(at in any::<prop::sample::Index>(), gone in 0usize..12, scrap in prop::sample::select(vec![
         "null", "-1", "1e99", "[", "]", "{}", "''", "\u{0}", "&a", "*a", "\t", ": ", "- ", "\"", "99999999999999999999999999", "é", "\n", "---\n", "1s", "true",
     ])) {
         let mut text: Vec<char> = EXAMPLE.chars().collect();

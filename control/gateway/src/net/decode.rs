@@ -14,7 +14,7 @@ use rtnetlink::packet_route::route::{
 
 /// An interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Link {
+pub(super) struct KernelLink {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mac: Mac,
@@ -28,12 +28,12 @@ pub(super) struct Link {
 }
 
 /// Decodes an interface. `None` for messages about bridge ports, which are link messages of another family.
-pub(super) fn link(message: &LinkMessage) -> Option<Link> {
+pub(super) fn link(message: &LinkMessage) -> Option<KernelLink> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
     }
     let flags = message.header.flags;
-    let mut link = Link {
+    let mut link = KernelLink {
         index: message.header.index,
         name: String::new(),
         mac: [0; 6],
@@ -99,7 +99,7 @@ pub(super) fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
 
 /// The mirrored tables. The kernel looks up `Local` first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Table {
+pub(super) enum KernelTable {
     Local,
     Main,
 }
@@ -107,7 +107,7 @@ pub(super) enum Table {
 /// The fields that identify a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct RouteKey {
-    pub(super) table: Table,
+    pub(super) table: KernelTable,
     pub(super) prefix: Prefix,
     pub(super) metric: u32,
 }
@@ -161,8 +161,8 @@ pub(super) fn route(message: &RouteMessage) -> Result<(RouteKey, RouteAction), S
         }
     }
     let table = match table {
-        254 => Table::Main,
-        255 => Table::Local,
+        254 => KernelTable::Main,
+        255 => KernelTable::Local,
         _ => return Err(Skipped::Foreign),
     };
     if header.flags.contains(RouteFlags::Cloned) {

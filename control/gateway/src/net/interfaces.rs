@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nomagic_core::tuple::Prefix;
 
-use super::decode::{KernelLeg, Link, OwnScope, RouteAction, RouteKey, Table};
+use super::decode::{KernelLeg, KernelLink, KernelTable, OwnScope, RouteAction, RouteKey};
 use super::state::NetState;
 use super::view::is_link_scoped;
 
@@ -15,7 +15,8 @@ impl NetState {
     pub fn serving_interfaces(&self, own: &[IpAddr], pods: &[Prefix], without: &[&str]) -> Vec<String> {
         let holders = self.addresses.iter().filter(|a| a.scope != OwnScope::Restricted && own.contains(&a.addr)).map(|a| a.link);
         let indices: BTreeSet<u32> = holders.chain(self.links_to(pods)).collect();
-        let serves = |link: &&Link| link.admin_up && link.mac != [0; 6] && link.name != "lo" && !without.contains(&link.name.as_str());
+        let serves =
+            |link: &&KernelLink| link.admin_up && link.mac != [0; 6] && link.name != "lo" && !without.contains(&link.name.as_str());
         indices.iter().filter_map(|index| self.links.get(index)).filter(serves).map(|link| link.name.clone()).collect()
     }
 
@@ -24,7 +25,7 @@ impl NetState {
     pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool) -> Vec<Prefix> {
         let links: BTreeSet<u32> = self.links.values().filter(|link| fits(&link.name)).map(|link| link.index).collect();
         let leads = |action: &RouteAction| matches!(action, RouteAction::Unicast(legs) if legs.iter().all(|leg| links.contains(&leg.link)));
-        let routes = self.routes.iter().filter(|(key, _)| key.table == Table::Main && key.prefix.prefix_len() > 0);
+        let routes = self.routes.iter().filter(|(key, _)| key.table == KernelTable::Main && key.prefix.prefix_len() > 0);
         let found = routes.filter(|(_, actions)| actions.first().is_some_and(leads)).map(|(key, _)| key.prefix);
         let mut ranges: Vec<Prefix> = found.filter(|prefix| !is_link_scoped(prefix.addr())).collect();
         ranges.dedup();
@@ -33,10 +34,10 @@ impl NetState {
 
     /// The prefixes within a range that the main table routes to interfaces other than `internal`.
     pub fn unicast_parts<'s>(&'s self, range: &Prefix, internal: u32) -> impl Iterator<Item = Prefix> + use<'s> {
-        let from = RouteKey { table: Table::Main, prefix: *range, metric: 0 };
+        let from = RouteKey { table: KernelTable::Main, prefix: *range, metric: 0 };
         let inside = {
             let range = *range;
-            move |key: &RouteKey| key.table == Table::Main && range.contains(key.prefix.addr())
+            move |key: &RouteKey| key.table == KernelTable::Main && range.contains(key.prefix.addr())
         };
         let elsewhere = move |actions: &[RouteAction]| {
             actions.iter().any(|a| matches!(a, RouteAction::Unicast(legs) if legs.iter().any(|leg| leg.link != internal)))
@@ -46,7 +47,7 @@ impl NetState {
 
     /// The interfaces of all routes within these ranges, whatever their metric, and of the route that covers each range.
     fn links_to(&self, pods: &[Prefix]) -> BTreeSet<u32> {
-        let main = || self.routes.iter().filter(|(key, _)| key.table == Table::Main);
+        let main = || self.routes.iter().filter(|(key, _)| key.table == KernelTable::Main);
         let around = |range: &Prefix| main().map(|(key, _)| key.prefix).filter(|p| covers(p, range)).max_by_key(Prefix::prefix_len);
         let around: Vec<Prefix> = pods.iter().filter_map(around).collect();
         let mut links = BTreeSet::new();

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute,
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 
 use super::NetError;
-use super::decode::{self, Link};
+use super::decode::{self, KernelLink};
 use super::socket::Requests;
 use super::sysctl;
 
@@ -24,22 +24,22 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 78, 77);
 
 /// The interface names of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Names {
+pub struct PairNames {
     /// The kernel's end.
     pub kernel: InterfaceName,
     /// The dataplane's end.
     pub edge: InterfaceName,
 }
 
-impl Default for Names {
-    fn default() -> Names {
-        const { Names { kernel: InterfaceName::from_static("nm0"), edge: InterfaceName::from_static("nm1") } }
+impl Default for PairNames {
+    fn default() -> PairNames {
+        const { PairNames { kernel: InterfaceName::from_static("nm0"), edge: InterfaceName::from_static("nm1") } }
     }
 }
 
 /// One end of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Side {
+pub struct VethEnd {
     pub name: String,
     pub ifindex: u32,
     pub mac: Mac,
@@ -47,16 +47,16 @@ pub struct Side {
 
 /// Both ends of the pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Pair {
-    pub kernel: Side,
-    pub edge: Side,
+pub struct VethPair {
+    pub kernel: VethEnd,
+    pub edge: VethEnd,
 }
 
 /// Creates the pair if it is missing, configures it and brings it up. `mtu`: the largest of the ports', bytes.
 ///
 /// # Errors
 /// When another interface has one of the names, or the kernel refuses (no privileges).
-pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
+pub fn ensure(names: &PairNames, mtu: u32) -> Result<VethPair, NetError> {
     let mut requests = Requests::open()?;
     if find_pair(&mut requests, names)?.is_none() {
         let what = || format!("create the veth pair {}/{}", names.kernel, names.edge);
@@ -69,12 +69,12 @@ pub fn ensure(names: &Names, mtu: u32) -> Result<Pair, NetError> {
     // Without ARP the kernel does not resolve neighbours behind the pair; it sends frames to its own MAC address.
     bring_up(&mut requests, &kernel, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
     add_address(&mut requests, &kernel)?;
-    let side = |link: Link| Side { name: link.name, ifindex: link.index, mac: link.mac };
-    Ok(Pair { kernel: side(kernel), edge: side(edge) })
+    let side = |link: KernelLink| VethEnd { name: link.name, ifindex: link.index, mac: link.mac };
+    Ok(VethPair { kernel: side(kernel), edge: side(edge) })
 }
 
 /// Routes an address into the pair. `own`: the preferred source for sockets on this node that reply to it.
-pub fn route(kernel: &Side, addr: IpAddr, own: Option<IpAddr>) -> Result<(), NetError> {
+pub fn route(kernel: &VethEnd, addr: IpAddr, own: Option<IpAddr>) -> Result<(), NetError> {
     let mut message = RouteMessage::default();
     message.header.address_family = if addr.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     message.header.destination_prefix_length = if addr.is_ipv6() { 128 } else { 32 };
@@ -89,7 +89,7 @@ pub fn route(kernel: &Side, addr: IpAddr, own: Option<IpAddr>) -> Result<(), Net
 }
 
 /// Deletes the pair, if it exists.
-pub fn remove(names: &Names) -> Result<(), NetError> {
+pub fn remove(names: &PairNames) -> Result<(), NetError> {
     let mut requests = Requests::open()?;
     let Some((kernel, _)) = find_pair(&mut requests, names)? else { return Ok(()) };
     let mut message = LinkMessage::default();
@@ -97,14 +97,15 @@ pub fn remove(names: &Names) -> Result<(), NetError> {
     requests.request(|| format!("delete interface {}", names.kernel), Message::DelLink(message), 0)
 }
 
-fn taken(names: &Names, name: &str) -> NetError {
+fn taken(names: &PairNames, name: &str) -> NetError {
     NetError::InternalTaken { name: name.to_owned(), kernel: names.kernel.to_string(), edge: names.edge.to_string() }
 }
 
 /// Both ends; `None` when neither exists.
-fn find_pair(requests: &mut Requests, names: &Names) -> Result<Option<(Link, Link)>, NetError> {
+fn find_pair(requests: &mut Requests, names: &PairNames) -> Result<Option<(KernelLink, KernelLink)>, NetError> {
     let dump = requests.dump("read the interfaces", Message::GetLink(LinkMessage::default()))?;
-    let links: Vec<Link> = dump.messages.iter().filter_map(|m| if let Message::NewLink(l) = m { decode::link(l) } else { None }).collect();
+    let links: Vec<KernelLink> =
+        dump.messages.iter().filter_map(|m| if let Message::NewLink(l) = m { decode::link(l) } else { None }).collect();
     let find = |name: &str| links.iter().find(|l| l.name == name).cloned();
     match (find(&names.kernel), find(&names.edge)) {
         (None, None) => Ok(None),
@@ -115,7 +116,7 @@ fn find_pair(requests: &mut Requests, names: &Names) -> Result<Option<(Link, Lin
 }
 
 /// `ip link add NM0 mtu M numtxqueues 1 numrxqueues 1 type veth peer name NM1 ...`
-fn pair_message(names: &Names, mtu: u32) -> LinkMessage {
+fn pair_message(names: &PairNames, mtu: u32) -> LinkMessage {
     let end = |name: &str| {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
@@ -130,7 +131,7 @@ fn pair_message(names: &Names, mtu: u32) -> LinkMessage {
     message
 }
 
-fn bring_up(requests: &mut Requests, link: &Link, mtu: u32, flags: LinkFlags) -> Result<(), NetError> {
+fn bring_up(requests: &mut Requests, link: &KernelLink, mtu: u32, flags: LinkFlags) -> Result<(), NetError> {
     let mut message = LinkMessage::default();
     message.header.index = link.index;
     message.header.flags = flags;
@@ -142,7 +143,7 @@ fn bring_up(requests: &mut Requests, link: &Link, mtu: u32, flags: LinkFlags) ->
 }
 
 /// Adds the address. Without one, even the loose reverse path check fails and the kernel drops all frames from the pair.
-fn add_address(requests: &mut Requests, link: &Link) -> Result<(), NetError> {
+fn add_address(requests: &mut Requests, link: &KernelLink) -> Result<(), NetError> {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = 32;
@@ -154,11 +155,12 @@ fn add_address(requests: &mut Requests, link: &Link) -> Result<(), NetError> {
 }
 
 /// Frames from the pair have any source, including addresses of this node: accepts local sources, and turns the reverse path check off,
-/// or to loose where the node's setting for all interfaces keeps it on.
+/// or to loose where the node's setting for all interfaces keeps it on. Source routes came in by another interface, whose setting is not known here:
+/// they are refused.
 fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
     let all = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").unwrap_or_default();
     let rp_filter = if all.trim() == "0" { "0" } else { "2" };
-    for (key, value) in [("rp_filter", rp_filter), ("accept_local", "1")] {
+    for (key, value) in [("rp_filter", rp_filter), ("accept_local", "1"), ("accept_source_route", "0")] {
         sysctl::write(&format!("net/ipv4/conf/{name}/{key}"), value)?;
     }
     if !has_ipv6(name) {

@@ -15,11 +15,11 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::NetError;
-use super::ask::{Asked, Asker};
 use super::decode;
+use super::resolver::{NeighbourResolver, ResolveOutcome};
 use super::socket::{Notification, Notifications, Requests};
-use super::state::{Effect, LeftOut, Limits, NetState};
-use super::view::Inputs;
+use super::state::{Effect, MirrorLimits, NetState, Unmirrored};
+use super::view::RouteInputs;
 
 /// Changes within this time after the first one are published together.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -53,7 +53,7 @@ pub struct MirrorCounters {
     /// Neighbours beyond the capacity of the latest table.
     pub next_hops_missing: u64,
     /// Entries that are not mirrored, by reason.
-    pub left_out: LeftOut,
+    pub left_out: Unmirrored,
 }
 
 /// A mirror of links, addresses, routes and neighbours of the network namespace in which it was started.
@@ -61,16 +61,16 @@ pub struct Mirror {
     requests: Requests,
     notifications: Notifications,
     state: NetState,
-    asker: Asker,
+    resolver: NeighbourResolver,
     counters: MirrorCounters,
-    pending: Pending,
+    pending: PendingWork,
     /// The inputs of the latest table.
-    published: Option<(Inputs, Option<InternalPort>)>,
+    published: Option<(RouteInputs, Option<InternalPort>)>,
 }
 
 /// Work to do after the debounce time.
 #[derive(Default)]
-struct Pending {
+struct PendingWork {
     /// End of the debounce time; `None`: no work.
     due: Option<Instant>,
     changed: bool,
@@ -84,16 +84,16 @@ struct Pending {
 
 impl Mirror {
     /// Subscribes to notifications and dumps all tables. Needs a tokio runtime; works in the calling thread's network namespace.
-    pub fn start(limits: Limits) -> Result<Mirror, NetError> {
+    pub fn start(limits: MirrorLimits) -> Result<Mirror, NetError> {
         // Subscribes first, so that no change between dump and subscription is missed.
         let notifications = Notifications::open(&GROUPS, limits.receive_buffer_bytes)?;
         let mut mirror = Mirror {
             requests: Requests::open()?,
             notifications,
             state: NetState::new(limits),
-            asker: Asker::default(),
+            resolver: NeighbourResolver::default(),
             counters: MirrorCounters::default(),
-            pending: Pending::default(),
+            pending: PendingWork::default(),
             published: None,
         };
         mirror.read_all()?;
@@ -153,10 +153,10 @@ impl Mirror {
     }
 
     /// Makes the kernel resolve a neighbour of a port and keep it resolved. At most one request a second for each neighbour, 1,024 in all.
-    pub fn ask(&mut self, ports: &[String], wanted: &Wanted) -> Result<Asked, NetError> {
+    pub fn resolve_neighbour(&mut self, ports: &[String], wanted: &Wanted) -> Result<ResolveOutcome, NetError> {
         let name = ports.get(usize::from(wanted.port.0));
-        let Some(link) = name.and_then(|n| self.state.link_named(n)).map(|l| l.index) else { return Ok(Asked::NoPort) };
-        self.asker.ask(&mut self.requests, (link, wanted.addr), Instant::now())
+        let Some(link) = name.and_then(|n| self.state.link_named(n)).map(|l| l.index) else { return Ok(ResolveOutcome::NoPort) };
+        self.resolver.resolve(&mut self.requests, (link, wanted.addr), Instant::now())
     }
 
     /// At most `max` stale neighbours of these ports. A request to resolve one makes the kernel confirm it.
@@ -201,7 +201,7 @@ impl Mirror {
 
     /// Applies received notifications. False when more are left in the socket.
     fn receive(&mut self, now: Instant) -> Result<bool, NetError> {
-        let Mirror { notifications, state, counters, pending, asker, .. } = self;
+        let Mirror { notifications, state, counters, pending, resolver, .. } = self;
         notifications.drain(DATAGRAMS_MAX, |notification| match notification {
             Notification::Malformed => counters.malformed += 1,
             Notification::Overrun => {
@@ -212,8 +212,8 @@ impl Mirror {
                 counters.notifications += 1;
                 match &message {
                     Message::NewNeighbour(m) => pending.neighbour_failed(decode::neighbour(m).filter(|n| n.failed)),
-                    Message::DelNeighbour(m) => decode::neighbour(m).iter().for_each(|n| asker.removed((n.link, n.addr))),
-                    Message::DelLink(m) => asker.link_removed(m.header.index),
+                    Message::DelNeighbour(m) => decode::neighbour(m).iter().for_each(|n| resolver.removed((n.link, n.addr))),
+                    Message::DelLink(m) => resolver.link_removed(m.header.index),
                     _ => {}
                 }
                 let effect = state.apply(&message, flags & NLM_F_REPLACE != 0);
@@ -225,7 +225,7 @@ impl Mirror {
     /// Does the pending work that is due. True when the tables may have changed.
     fn settle(&mut self, now: Instant) -> Result<bool, NetError> {
         for key in std::mem::take(&mut self.pending.failed) {
-            self.asker.failed(&mut self.requests, key)?;
+            self.resolver.failed(&mut self.requests, key)?;
         }
         if self.pending.second_read.is_some_and(|at| at <= now) {
             self.pending.second_read = None;
@@ -278,7 +278,7 @@ impl Mirror {
     }
 }
 
-impl Pending {
+impl PendingWork {
     fn add(&mut self, effect: Effect, now: Instant) {
         if effect == Effect::Nothing {
             return;

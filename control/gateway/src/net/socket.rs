@@ -1,7 +1,7 @@
 //! Netlink sockets: one for requests and dumps, one for the kernel's notifications.
 //!
-//! Why not rtnetlink's `Handle` (0.24): it drops message headers, so a dump that was interrupted by a change (`NLM_F_DUMP_INTR`) looks
-//! complete; it queues notifications without a limit; and it needs an async runtime, which `nomagic cleanup` and the start have not.
+//! rtnetlink's `Handle` (0.24) does not fit: it drops message headers, so a dump interrupted by a change (`NLM_F_DUMP_INTR`) looks
+//! complete; it queues notifications without a limit; and it needs an async runtime, which `nomagic cleanup` and the start do not have.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -157,7 +157,7 @@ fn receive_until<'b>(socket: &Socket, buf: &'b mut Vec<u8>, deadline: Instant) -
     }
 }
 
-/// What was read from the notification socket.
+/// An item read from the notification socket.
 pub(super) enum Notification {
     /// A message and its header's flags.
     Message(RouteNetlinkMessage, u16),
@@ -254,10 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn one_unreadable_message_does_not_take_the_others_with_it() {
+    fn a_malformed_message_does_not_affect_the_others() {
         let mut datagram = bytes(1);
         let mut broken = bytes(2);
-        // An attribute whose length points outside of the message.
+        // An attribute length beyond the end of the message.
         broken.extend_from_slice(&[0xff, 0xff, 3, 0]);
         let length = broken.len() as u32;
         broken[..4].copy_from_slice(&length.to_ne_bytes());
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_or_lying_datagram_ends_quietly() {
+    fn truncated_and_inconsistent_datagrams_are_ignored() {
         let two = [bytes(1), bytes(2)].concat();
         for cut in 0..two.len() {
             let found = indexes(&two[..cut]);

@@ -10,11 +10,11 @@ use nomagic_core::routes::{Mac, NEXT_HOPS_MAX};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::route::RouteMessage;
 
-use super::decode::{self, KernelNeighbour, Link, OwnAddress, RouteAction, RouteKey, Skipped};
+use super::decode::{self, KernelLink, KernelNeighbour, OwnAddress, RouteAction, RouteKey, Skipped};
 
 /// Limits of the mirrored tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
+pub struct MirrorLimits {
     /// Routes, main and local tables and both families together.
     pub routes_max: usize,
     /// Usable neighbours of all interfaces.
@@ -25,9 +25,9 @@ pub struct Limits {
     pub receive_buffer_bytes: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { routes_max: 1_000_000, neighbours_max: NEXT_HOPS_MAX, links_max: 65_536, receive_buffer_bytes: 4 << 20 }
+impl Default for MirrorLimits {
+    fn default() -> MirrorLimits {
+        MirrorLimits { routes_max: 1_000_000, neighbours_max: NEXT_HOPS_MAX, links_max: 65_536, receive_buffer_bytes: 4 << 20 }
     }
 }
 
@@ -44,12 +44,12 @@ pub enum Effect {
 
 /// Numbers of entries that are not mirrored, by reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LeftOut {
-    /// Routes beyond [`Limits::routes_max`].
+pub struct Unmirrored {
+    /// Routes beyond [`MirrorLimits::routes_max`].
     pub routes: u64,
-    /// Neighbours beyond [`Limits::neighbours_max`].
+    /// Neighbours beyond [`MirrorLimits::neighbours_max`].
     pub neighbours: u64,
-    /// Interfaces beyond [`Limits::links_max`].
+    /// Interfaces beyond [`MirrorLimits::links_max`].
     pub links: u64,
     /// Routes with a TOS or a source prefix, which a table by destination cannot express.
     pub unsupported: u64,
@@ -65,21 +65,21 @@ pub(super) struct Resolved {
 /// Links, own addresses, routes and neighbours of one network namespace.
 #[derive(Debug, Default)]
 pub struct NetState {
-    limits: Limits,
-    pub(super) links: BTreeMap<u32, Link>,
+    limits: MirrorLimits,
+    pub(super) links: BTreeMap<u32, KernelLink>,
     pub(super) addresses: BTreeSet<OwnAddress>,
     /// Of several actions under one key the kernel uses the first.
     pub(super) routes: BTreeMap<RouteKey, Vec<RouteAction>>,
     pub(super) neighbours: HashMap<(u32, IpAddr), Resolved>,
     /// Entries not mirrored since the start.
-    pub left_out: LeftOut,
-    /// A route had no room: when one goes, the tables are read again.
+    pub left_out: Unmirrored,
+    /// A route exceeded the limit: the tables are read again when another one is deleted.
     routes_missing: bool,
 }
 
 impl NetState {
     /// An empty state.
-    pub fn new(limits: Limits) -> NetState {
+    pub fn new(limits: MirrorLimits) -> NetState {
         NetState { limits, ..NetState::default() }
     }
 
@@ -132,7 +132,7 @@ impl NetState {
         decode::route(message).inspect_err(|skipped| self.left_out.unsupported += u64::from(*skipped == Skipped::Unsupported)).ok()
     }
 
-    fn set_link(&mut self, link: Link) -> Effect {
+    fn set_link(&mut self, link: KernelLink) -> Effect {
         let known = self.links.get(&link.index);
         if known == Some(&link) {
             return Effect::Nothing;
@@ -180,7 +180,7 @@ impl NetState {
                 *only = action;
                 Effect::Changed
             }
-            // The message does not tell the position among several actions, nor which one is replaced.
+            // The message has neither the position among several actions nor the replaced one.
             Some(_) => Effect::ReadRoutes,
             None if full => {
                 self.routes_missing = true;
@@ -215,7 +215,7 @@ impl NetState {
             return Effect::Nothing;
         }
         let before = self.neighbours.insert(key, Resolved { mac, stale: neighbour.stale });
-        // Stale and confirmed again is routine and does not change the dataplane's table.
+        // A neighbour regularly becomes stale and is confirmed; this does not change the dataplane's table.
         if before.is_some_and(|b| b.mac == mac) { Effect::Nothing } else { Effect::Changed }
     }
 }

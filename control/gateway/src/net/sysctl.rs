@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_can_be_written_is_all_that_is_looked_at() {
+    fn the_host_mount_is_not_used_if_the_file_is_writable() {
         let dir = tempfile::tempdir().unwrap();
         let (own, host) = (dir.path().join("own"), dir.path().join("host"));
         std::fs::create_dir(&own).unwrap();

@@ -1,4 +1,4 @@
-//! The tables on hand-made messages.
+//! The mirrored tables, fed with constructed messages.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{
 };
 
 use super::node::usable;
-use super::state::{Effect, Limits, NetState};
+use super::state::{Effect, MirrorLimits, NetState};
 
 const CL0: u32 = 2;
 const PODS0: u32 = 3;
@@ -88,7 +88,7 @@ fn neighbour(link: u32, addr: &str, mac: u8, state: NeighbourState) -> Neighbour
 
 /// Two ports and one other interface, all up.
 fn state() -> NetState {
-    let mut state = NetState::new(Limits::default());
+    let mut state = NetState::new(MirrorLimits::default());
     for (index, name) in [(CL0, "cl0"), (PODS0, "pods0"), (OTHER, "eth9")] {
         assert_eq!(state.apply(&Message::NewLink(link(index, name, up())), false), Effect::Changed);
     }
@@ -108,7 +108,7 @@ fn ask(port: u16, addr: &str) -> Resolution {
 }
 
 #[test]
-fn routes_of_every_kind_become_ways() {
+fn routes_of_every_kind_are_resolved() {
     let mut s = state();
     for m in [route("0.0.0.0/0", Some("10.0.0.254"), CL0), route("192.168.0.0/16", None, PODS0), route("172.16.0.0/12", None, OTHER)] {
         assert_eq!(add(&mut s, m), Effect::Changed);
@@ -127,14 +127,14 @@ fn routes_of_every_kind_become_ways() {
     assert_eq!(way(&s, "192.168.1.1"), ask(1, "192.168.1.1"));
     assert_eq!(way(&s, "2001:db8::1"), ask(1, "fe80::1"));
     assert_eq!(way(&s, "10.77.1.1"), ask(1, "fe80::7"));
-    assert_eq!(way(&s, "172.16.0.1"), Resolution::Kernel { captured: false }, "an interface that is no port");
+    assert_eq!(way(&s, "172.16.0.1"), Resolution::Kernel { captured: false }, "an interface that is not a port");
     for scoped in ["fe80::99", "ff02::1", "224.0.0.5"] {
-        assert_eq!(way(&s, scoped), Resolution::Kernel { captured: false }, "{scoped} means something on one link only");
+        assert_eq!(way(&s, scoped), Resolution::Kernel { captured: false }, "{scoped} is link-scoped");
     }
 }
 
 #[test]
-fn multipath_keeps_weights_and_leaves_dead_legs_out() {
+fn multipath_keeps_weights_and_skips_dead_legs() {
     let hop = |link, gateway: &str, hops, flags| {
         let mut hop = RouteNextHop::default();
         (hop.interface_index, hop.hops, hop.flags) = (link, hops, flags);
@@ -156,7 +156,7 @@ fn multipath_keeps_weights_and_leaves_dead_legs_out() {
 }
 
 #[test]
-fn a_route_that_leads_nowhere_leaves_its_place_to_the_next_metric() {
+fn a_dead_route_falls_back_to_the_next_metric() {
     let mut s = state();
     let mut first = route("10.9.0.0/16", Some("10.0.0.1"), CL0);
     first.attributes.push(RouteAttribute::Priority(10));
@@ -171,7 +171,7 @@ fn a_route_that_leads_nowhere_leaves_its_place_to_the_next_metric() {
 }
 
 #[test]
-fn the_local_table_wins_over_longer_prefixes_of_main() {
+fn the_local_table_precedes_longer_prefixes_of_main() {
     let mut s = state();
     add(&mut s, local("10.8.0.0/16"));
     add(&mut s, route("10.8.1.0/24", None, CL0));
@@ -185,7 +185,7 @@ fn the_local_table_wins_over_longer_prefixes_of_main() {
 }
 
 #[test]
-fn what_a_table_by_destination_cannot_say_is_left_out_and_counted() {
+fn routes_with_other_selectors_are_skipped_and_counted() {
     let mut s = state();
     let mut tos = route("10.9.0.0/16", None, CL0);
     tos.header.tos = 8;
@@ -202,11 +202,11 @@ fn what_a_table_by_destination_cannot_say_is_left_out_and_counted() {
     let mut tunnel = route("10.12.0.0/16", None, CL0);
     tunnel.attributes.push(RouteAttribute::EncapType(RouteLwEnCapType::Mpls));
     add(&mut s, tunnel);
-    assert_eq!(way(&s, "10.12.0.1"), Resolution::Kernel { captured: false }, "only the kernel can put the tunnel's header on");
+    assert_eq!(way(&s, "10.12.0.1"), Resolution::Kernel { captured: false }, "only the kernel can add the tunnel header");
 }
 
 #[test]
-fn ambiguous_notifications_ask_for_the_tables() {
+fn ambiguous_notifications_require_a_new_dump() {
     let mut s = state();
     let (a, b, c) =
         (route("10.9.0.0/16", Some("10.0.0.1"), CL0), route("10.9.0.0/16", Some("10.0.0.2"), CL0), route("10.9.0.0/16", None, CL0));
@@ -218,8 +218,8 @@ fn ambiguous_notifications_ask_for_the_tables() {
     let listing = [Message::NewRoute(a.clone()), Message::NewRoute(b.clone())];
     assert_eq!(s.replace_routes(&listing), Effect::Changed);
     assert_eq!(s.replace_routes(&listing), Effect::Nothing);
-    assert_eq!(way(&s, "10.9.0.1"), ask(0, "10.0.0.1"), "the kernel uses the first");
-    assert_eq!(s.apply(&Message::DelRoute(a.clone()), false), Effect::ReadRoutes);
+    assert_eq!(way(&s, "10.9.0.1"), ask(0, "10.0.0.1"), "the kernel uses the first one");
+    assert_eq!(s.apply(&Message::DelRoute(a), false), Effect::ReadRoutes);
     assert_eq!(s.replace_routes(&[Message::NewRoute(b.clone())]), Effect::Changed);
     assert_eq!(s.apply(&Message::DelRoute(b.clone()), false), Effect::Changed);
     assert_eq!(s.apply(&Message::DelRoute(b), false), Effect::Nothing);
@@ -227,7 +227,7 @@ fn ambiguous_notifications_ask_for_the_tables() {
 }
 
 #[test]
-fn interfaces_come_and_go() {
+fn interfaces_are_removed_and_recreated() {
     let mut s = state();
     add(&mut s, route("10.9.0.0/16", None, CL0));
     s.apply(&Message::NewNeighbour(neighbour(CL0, "10.9.0.1", 7, NeighbourState::Reachable)), false);
@@ -236,7 +236,7 @@ fn interfaces_come_and_go() {
     assert_eq!(way(&s, "10.9.0.1"), Resolution::Nowhere(Reason::PortDown));
     let mut bridge_port = link(CL0, "cl0", up());
     bridge_port.header.interface_family = AddressFamily::Bridge;
-    assert_eq!(s.apply(&Message::DelLink(bridge_port), false), Effect::Nothing, "it left a bridge, no more");
+    assert_eq!(s.apply(&Message::DelLink(bridge_port), false), Effect::Nothing, "it only left a bridge");
     assert_eq!(s.apply(&Message::DelLink(link(CL0, "cl0", up())), false), Effect::ReadRoutes);
     let inputs = s.inputs(&ports(), &BTreeSet::new());
     assert!(!inputs.ports[0].up && inputs.ports[1].up && inputs.neighbours.is_empty());
@@ -247,7 +247,7 @@ fn interfaces_come_and_go() {
 }
 
 #[test]
-fn daily_life_of_a_neighbour_is_no_change() {
+fn routine_neighbour_transitions_are_not_changes() {
     let mut s = state();
     add(&mut s, route("10.9.0.0/16", None, CL0));
     let mut tell = |state, mac| s.apply(&Message::NewNeighbour(neighbour(CL0, "10.9.0.1", mac, state)), false);
@@ -271,7 +271,7 @@ fn daily_life_of_a_neighbour_is_no_change() {
 }
 
 #[test]
-fn entries_that_are_no_neighbours_are_not_taken_for_one() {
+fn entries_that_are_not_neighbours_are_ignored() {
     let mut s = state();
     let mut proxy = neighbour(CL0, "10.9.0.1", 7, NeighbourState::Permanent);
     proxy.header.flags = NeighbourFlags::Proxy;
@@ -288,8 +288,8 @@ fn entries_that_are_no_neighbours_are_not_taken_for_one() {
 }
 
 #[test]
-fn every_table_has_its_limit() {
-    let mut s = NetState::new(Limits { routes_max: 2, neighbours_max: 1, links_max: 1, ..Limits::default() });
+fn every_table_is_limited() {
+    let mut s = NetState::new(MirrorLimits { routes_max: 2, neighbours_max: 1, links_max: 1, ..MirrorLimits::default() });
     s.apply(&Message::NewLink(link(CL0, "cl0", up())), false);
     assert_eq!(s.apply(&Message::NewLink(link(PODS0, "pods0", up())), false), Effect::Nothing);
     for n in 0..4 {
@@ -299,7 +299,7 @@ fn every_table_has_its_limit() {
     assert_eq!((s.left_out.routes, s.left_out.neighbours, s.left_out.links), (2, 3, 1));
     assert_eq!(s.inputs(&ports(), &BTreeSet::new()).neighbours.len(), 1);
     assert_eq!(way(&s, "10.3.0.1"), Resolution::Nowhere(Reason::NoRoute));
-    assert_eq!(s.apply(&Message::DelRoute(route("10.0.0.0/16", None, CL0)), false), Effect::ReadRoutes, "there is room again");
+    assert_eq!(s.apply(&Message::DelRoute(route("10.0.0.0/16", None, CL0)), false), Effect::ReadRoutes, "below the limit again");
     let listing: Vec<_> = (1..4).map(|n| Message::NewRoute(route(&format!("10.{n}.0.0/16"), None, CL0))).collect();
     s.replace_routes(&listing);
     assert_eq!(way(&s, "10.2.0.1"), ask(0, "10.2.0.1"));
@@ -307,7 +307,7 @@ fn every_table_has_its_limit() {
 }
 
 #[test]
-fn own_addresses_are_those_that_others_can_reach() {
+fn own_addresses_are_those_reachable_from_other_nodes() {
     let mut s = state();
     let own = |index, addr: &str, scope, flags: u8| {
         let mut m = AddressMessage::default();
@@ -344,7 +344,8 @@ fn own_addresses_are_those_that_others_can_reach() {
 }
 
 #[test]
-fn the_interfaces_of_the_nodes_addresses_and_of_the_ways_to_pods() {
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
+fn serving_interfaces_have_node_addresses_or_routes_to_pods() {
     let mut s = state();
     let (lo, nm0, cali, down, tun, pods1) = (1, 20, 21, 22, 23, 24);
     for (index, name, flags) in [(lo, "lo", up()), (nm0, "nm0", up()), (cali, "cali1", up()), (down, "eth3", LinkFlags::empty())] {
@@ -371,7 +372,7 @@ fn the_interfaces_of_the_nodes_addresses_and_of_the_ways_to_pods() {
         let prefix = |p: &&str| nomagic_table::objects::addr::parse_cidr(p).unwrap();
         s.serving_interfaces(own, &pods.iter().map(prefix).collect::<Vec<_>>(), &["nm0", "nm1"]).join(" ")
     };
-    assert_eq!(found(&s, &all, &[]), "cl0", "up, Ethernet, not ours, and the address is worth something elsewhere");
+    assert_eq!(found(&s, &all, &[]), "cl0", "up, Ethernet, not nomagic's, and with an address reachable from other nodes");
     assert_eq!(found(&s, &[ip("10.9.9.9")], &[]), "eth9");
     assert_eq!(found(&s, &[], &["10.244.0.0/16"]), "", "no route leads there");
 
@@ -418,6 +419,6 @@ fn the_interfaces_of_the_nodes_addresses_and_of_the_ways_to_pods() {
     let both =
         [route("0.0.0.0/0", Some("10.0.0.254"), OTHER), route("10.0.0.0/8", Some("10.0.0.3"), CL0), route("10.244.7.0/24", None, PODS0)];
     s.replace_routes(&both.map(Message::NewRoute));
-    assert_eq!(found(&s, &[], &["10.244.0.0/16"]), "cl0 pods0", "the rest of the range takes the longest route around it");
+    assert_eq!(found(&s, &[], &["10.244.0.0/16"]), "cl0 pods0", "the rest of the range uses the longest covering route");
     assert_eq!(found(&s, &all, &["10.244.0.0/16"]), "cl0 pods0", "each once");
 }

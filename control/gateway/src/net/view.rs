@@ -7,12 +7,12 @@ use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::tuple::{Prefix, mask_addr};
 
-use super::decode::{KernelLeg, Link, RouteAction, Table};
+use super::decode::{KernelLeg, KernelLink, KernelTable, RouteAction};
 use super::state::NetState;
 
 /// The inputs of `Routes`, sorted, so that two of them can be compared.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Inputs {
+pub struct RouteInputs {
     /// By `PortId`.
     pub ports: Vec<Port>,
     /// By prefix.
@@ -21,7 +21,7 @@ pub struct Inputs {
     pub neighbours: Vec<Neighbour>,
 }
 
-impl Inputs {
+impl RouteInputs {
     /// Builds the dataplane's table. Also returns the number of neighbours beyond its capacity.
     pub fn build(&self, generation: u64, internal: Option<InternalPort>) -> (Routes, usize) {
         Routes::build(generation, self.ports.clone(), internal, self.routes.clone(), &self.neighbours)
@@ -31,7 +31,7 @@ impl Inputs {
 impl NetState {
     /// The inputs for these ports (interface names by `PortId`). A port without an interface is down. `captured`: indices of interfaces
     /// that frames reach through the kernel and whose traffic the XDP filter sees.
-    pub fn inputs(&self, ports: &[String], captured: &BTreeSet<u32>) -> Inputs {
+    pub fn inputs(&self, ports: &[String], captured: &BTreeSet<u32>) -> RouteInputs {
         let by_index = self.port_ids(ports);
         let mut neighbours: Vec<Neighbour> = self
             .neighbours
@@ -40,7 +40,7 @@ impl NetState {
             .filter(|n| !n.addr.is_multicast())
             .collect();
         neighbours.sort_by_key(|n| (n.port, n.addr));
-        Inputs { ports: ports.iter().map(|name| self.port(name)).collect(), routes: self.view_routes(&by_index, captured), neighbours }
+        RouteInputs { ports: ports.iter().map(|name| self.port(name)).collect(), routes: self.view_routes(&by_index, captured), neighbours }
     }
 
     /// At most `max` stale neighbours of these ports.
@@ -51,7 +51,7 @@ impl NetState {
     }
 
     /// The interface of this name.
-    pub(super) fn link_named(&self, name: &str) -> Option<&Link> {
+    pub(super) fn link_named(&self, name: &str) -> Option<&KernelLink> {
         self.links.values().find(|l| l.name == name)
     }
 
@@ -68,14 +68,14 @@ impl NetState {
     }
 
     fn view_routes(&self, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Vec<Route> {
-        let local: LocalPrefixes = self.routes.keys().filter(|k| k.table == Table::Local).map(|k| k.prefix).collect();
+        let local: LocalPrefixes = self.routes.keys().filter(|k| k.table == KernelTable::Local).map(|k| k.prefix).collect();
         // The kernel uses the usable route with the smallest metric; keys are ordered by table, prefix and metric.
         let mut chosen: BTreeMap<Prefix, Route> = BTreeMap::new();
         for (key, actions) in &self.routes {
             if is_link_scoped(key.prefix.addr()) || chosen.contains_key(&key.prefix) {
                 continue;
             }
-            if key.table == Table::Main && local.covers(key.prefix) {
+            if key.table == KernelTable::Main && local.covers(key.prefix) {
                 continue;
             }
             if let Some(kind) = actions.iter().find_map(|action| kind(action, by_index, captured)) {

@@ -1,11 +1,11 @@
-//! Events: what kube-proxy tells a cluster's people about itself, in its words, as objects of events.k8s.io/v1.
+//! Kubernetes Events (events.k8s.io/v1), with kube-proxy's reasons and actions.
 //!
-//! Four of them (kube-proxy v1.36, `cmd/kube-proxy/app/server.go` and `pkg/proxy/healthcheck/service_health.go`): it has started, a
-//! Service's `healthCheckNodePort` cannot be answered, nor `/healthz`, nor `/metrics` (kube-proxy tells of the last two only with
-//! `bindAddressHardFail`; here each is told of). The reporting controller is nomagic.
+//! There are four (kube-proxy v1.36, `cmd/kube-proxy/app/server.go` and `pkg/proxy/healthcheck/service_health.go`): the proxy started; it
+//! cannot serve a Service's `healthCheckNodePort`; it cannot serve `/healthz`; it cannot serve `/metrics`. kube-proxy sends the last two
+//! only with `bindAddressHardFail`, nomagic always. The reporting controller is nomagic.
 //!
-//! They are a courtesy, so everything about them is bounded: whoever records one never waits, the queue is short, a repeated one is
-//! dropped, there is a rate, and a few attempts. What becomes of each is counted ([`Counts`]).
+//! Events are best effort and bounded: recording never blocks, the queue is short, duplicates are dropped, the rate and the number of
+//! attempts are limited. Every outcome is counted.
 
 mod object;
 mod queue;
@@ -16,45 +16,40 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Result;
-use nomagic_table::objects::Key;
+use nomagic_table::objects::NamespacedName;
 use tokio::sync::mpsc;
 
 use crate::config::Kubernetes;
+use crate::net::local::BYPASS_MARK;
 pub use queue::Pace;
 
-/// Events that wait to be sent at the most.
+/// Maximum number of queued events.
 pub const QUEUE_MAX: usize = 64;
 
-/// What an event is about.
+/// The object an event is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Regarding {
-    /// A Node, by its name.
+    /// A Node, by name.
     Node(String),
-    /// A Service.
-    Service(Key),
+    Service(NamespacedName),
 }
 
-/// Whether anybody has to do something.
+/// The `type` of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Type {
-    /// No.
     Normal,
-    /// Yes.
     Warning,
 }
 
-/// One event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// The object that it is about.
     pub regarding: Regarding,
-    /// Normal or Warning.
     pub kind: Type,
-    /// Why, as a word of kube-proxy's.
+    /// kube-proxy's reason.
     pub reason: &'static str,
-    /// What was being done, as a word of kube-proxy's.
+    /// kube-proxy's action.
     pub action: &'static str,
-    /// In words.
+    /// The message for people.
     pub note: String,
 }
 
@@ -63,23 +58,23 @@ impl Event {
         Event { regarding: Regarding::Node(node.into()), kind, reason, action: "StartKubeProxy", note }
     }
 
-    /// Services are carried on this node from now on.
+    /// The gateway has started to carry Services on this node.
     pub fn starting(node: &str) -> Event {
         Event::about_node(node, Type::Normal, "Starting", format!("nomagic {} carries Services on this node", env!("CARGO_PKG_VERSION")))
     }
 
-    /// `/healthz` cannot be answered; why.
+    /// `/healthz` cannot be served, because of `why`.
     pub fn no_healthz(node: &str, why: &str) -> Event {
         Event::about_node(node, Type::Warning, "FailedToStartProxierHealthcheck", why.into())
     }
 
-    /// `/metrics` cannot be answered; why.
+    /// `/metrics` cannot be served, because of `why`.
     pub fn no_metrics(node: &str, why: &str) -> Event {
         Event::about_node(node, Type::Warning, "FailedToStartMetricServer", why.into())
     }
 
-    /// A Service's `healthCheckNodePort` cannot be answered; why.
-    pub fn no_health_check(node: &str, service: &Key, port: u16, why: &str) -> Event {
+    /// A Service's `healthCheckNodePort` cannot be served, because of `why`.
+    pub fn no_health_check(node: &str, service: &NamespacedName, port: u16, why: &str) -> Event {
         Event {
             regarding: Regarding::Service(service.clone()),
             kind: Type::Warning,
@@ -90,24 +85,24 @@ impl Event {
     }
 }
 
-/// What became of events.
+/// Events by outcome.
 #[derive(Default, Debug)]
-pub struct Counts {
-    /// The API server has them.
+struct Counts {
+    /// Accepted by the API server.
     sent: AtomicU64,
-    /// Given up: the API server refused or was away for too long.
+    /// Abandoned: the API server refused the event or was unreachable for too long.
     failed: AtomicU64,
-    /// Dropped: the same was sent lately.
+    /// Dropped: an equal event was sent recently.
     repeated: AtomicU64,
-    /// Dropped: too many in a short time.
+    /// Dropped by the rate limit.
     rate_limited: AtomicU64,
-    /// Dropped: too many were waiting.
+    /// Dropped: the queue was full.
     queue_full: AtomicU64,
 }
 
 impl Counts {
-    /// `(outcome, events)` for each outcome.
-    pub fn read(&self) -> [(&'static str, u64); 5] {
+    /// Returns `(outcome, number of events)` for each outcome.
+    fn read(&self) -> [(&'static str, u64); 5] {
         [
             ("sent", self.sent.load(Relaxed)),
             ("failed", self.failed.load(Relaxed)),
@@ -118,72 +113,75 @@ impl Counts {
     }
 }
 
-/// Takes events from anybody; clones lead to the same thread, which ends when the last of them has gone.
+/// Queues events for the sender thread. Clones share the thread; it ends when the last clone is dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
-    running: Option<Running>,
+    running: Option<RunningRecorder>,
 }
 
 #[derive(Clone, Debug)]
-struct Running {
+struct RunningRecorder {
     node: Arc<str>,
-    sender: mpsc::Sender<Message>,
+    sender: mpsc::Sender<QueueItem>,
     counts: Arc<Counts>,
 }
 
-/// On the queue.
 #[derive(Debug)]
-enum Message {
+enum QueueItem {
     Event(Event),
-    /// Everything before this was sent or given up.
-    Flushed(std::sync::mpsc::SyncSender<()>),
+    /// Signals the sender once all earlier events are sent or abandoned.
+    Flush(std::sync::mpsc::SyncSender<()>),
 }
 
 impl Recorder {
-    /// Without an API server: nothing is recorded.
+    /// A recorder that discards all events, for a gateway without an API server.
     pub fn off() -> Recorder {
         Recorder::default()
     }
 
-    /// Starts the thread that sends to this server. `node`: this node's name.
+    /// Starts the sender thread. `node` is this node's name.
     pub fn start(server: Kubernetes, node: String) -> Result<Recorder> {
-        Recorder::start_at(server, node, Pace::default())
+        Recorder::start_marked(server, node, Pace::default(), Some(BYPASS_MARK))
     }
 
-    /// The same at another pace.
+    /// Like [`Recorder::start`], with other limits.
     pub fn start_at(server: Kubernetes, node: String, pace: Pace) -> Result<Recorder> {
+        Recorder::start_marked(server, node, pace, None)
+    }
+
+    fn start_marked(server: Kubernetes, node: String, pace: Pace, mark: Option<u32>) -> Result<Recorder> {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let counts = Arc::new(Counts::default());
-        send::start(server, node.clone(), pace, receiver, counts.clone())?;
-        Ok(Recorder { running: Some(Running { node: node.into(), sender, counts }) })
+        send::start(server, node.clone(), pace, mark, receiver, counts.clone())?;
+        Ok(Recorder { running: Some(RunningRecorder { node: node.into(), sender, counts }) })
     }
 
-    /// Takes an event, and never waits: when the queue is full it is dropped, and counted.
+    /// Queues an event without blocking. If the queue is full, the event is dropped and counted.
     pub fn record(&self, event: Event) {
         if let Some(running) = &self.running
-            && running.sender.try_send(Message::Event(event)).is_err()
+            && running.sender.try_send(QueueItem::Event(event)).is_err()
         {
             running.counts.queue_full.fetch_add(1, Relaxed);
         }
     }
 
-    /// Records what is made of this node's name. Where nobody listens nothing is made.
+    /// Records the event that `make` builds from this node's name. `make` is not called if the recorder is off.
     pub fn record_here(&self, make: impl FnOnce(&str) -> Event) {
         if let Some(running) = &self.running {
             self.record(make(&running.node));
         }
     }
 
-    /// Waits until everything recorded so far was sent or given up, but not for longer than this. For a process that is about to end.
+    /// Waits until all recorded events are sent or abandoned, at most for `limit`. For a process that is about to exit.
     pub fn flush(&self, limit: Duration) {
         let Some(running) = &self.running else { return };
         let (done, wait) = std::sync::mpsc::sync_channel(1);
-        if running.sender.try_send(Message::Flushed(done)).is_ok() {
+        if running.sender.try_send(QueueItem::Flush(done)).is_ok() {
             let _ = wait.recv_timeout(limit);
         }
     }
 
-    /// What became of events so far.
+    /// Returns `(outcome, number of events)` for each outcome.
     pub fn counts(&self) -> [(&'static str, u64); 5] {
         self.running.as_ref().map_or_else(|| Counts::default().read(), |r| r.counts.read())
     }

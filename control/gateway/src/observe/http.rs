@@ -1,22 +1,25 @@
-//! The HTTP servers: the proxy's health, metrics, and the Services' `healthCheckNodePort`s, as kube-proxy has them.
+//! The HTTP servers for health, metrics and the Services' `healthCheckNodePort`s, with kube-proxy's paths and responses.
 //!
-//! They run on one thread of their own, without privileges, so that no client keeps the control loop busy. What they tell lies behind one
-//! short lock; for `/metrics` they ask the control loop, which alone may look at the edge.
+//! They run on one separate, unprivileged thread, so that clients cannot block the control loop. The state they serve is behind one
+//! briefly held lock; for `/metrics` they ask the control loop, because only it may access the edge.
 
 mod checks;
+mod clients;
 mod listen;
 mod pages;
+mod scrape;
+mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nomagic_table::changes::Changes;
 use nomagic_table::compile::HealthCheck;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::observe::events::{Event, Recorder};
@@ -24,65 +27,66 @@ use crate::observe::health::{FAMILIES, Health, Moment};
 use crate::observe::metrics::gateway::Sample;
 use crate::observe::metrics::proxy::{NoLocalEndpoints, ProxyMetrics};
 use crate::observe::metrics::slis::Slis;
+use crate::observe::readyz::Readyz;
 pub use checks::addresses;
+use clients::{Clients, ServerKind};
 
-/// Connections to the health server, and to the metrics server, at a time.
-const HEALTH_CONNECTIONS_MAX: usize = 64;
-const METRICS_CONNECTIONS_MAX: usize = 8;
-/// Scrapes that wait for the control loop at the most.
+/// Maximum number of scrapes waiting for the control loop.
 const SCRAPES_MAX: usize = 4;
-/// Sockets for health checks where the limit of open files cannot be read.
+/// Maximum number of health check sockets if the limit of open files cannot be read.
 const SOCKETS_DEFAULT: usize = 256;
 
 const JSON: &str = "application/json";
 const NOSNIFF: (&str, &str) = ("x-content-type-options", "nosniff");
 
-/// Somebody who waits for a sample.
+/// A pending scrape; the control loop sends the sample.
 pub type Scrape = oneshot::Sender<Sample>;
 
-/// What the servers and the control loop share.
-struct Shared {
-    state: Mutex<State>,
+struct HttpShared {
+    state: Mutex<HttpState>,
     scrapes: mpsc::Sender<Scrape>,
+    pages: scrape::Pages,
+    clients: Arc<Clients>,
 }
 
-struct State {
+struct HttpState {
     health: Health,
+    readyz: Readyz,
     proxy: ProxyMetrics,
     slis: Slis,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl HttpShared {
+    fn lock(&self) -> MutexGuard<'_, HttpState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The two fixed servers' sockets, opened while there are privileges.
+/// The sockets of the health and the metrics server, opened before privileges are dropped.
 #[derive(Debug)]
 pub struct Listeners {
-    healthz: Option<(SocketAddr, Option<TcpListener>)>,
-    metrics: Option<(SocketAddr, Option<TcpListener>)>,
+    healthz: Option<(SocketAddr, Option<listen::Sockets>)>,
+    metrics: Option<(SocketAddr, Option<listen::Sockets>)>,
     sync_period: Duration,
 }
 
 impl Listeners {
-    /// Listens on the configured addresses. What cannot be listened on is an event, too.
+    /// Listens on the configured addresses. Records an event for each failure.
     ///
     /// # Errors
-    /// With `bindAddressHardFail`, when one of them cannot be listened on. Without, that is said, and tried again later.
+    /// With `bindAddressHardFail`, if an address cannot be listened on. Without it, the failure is logged and listening is retried later.
     pub fn open(config: &Config, events: &Recorder) -> Result<Listeners> {
         let open = |field: &str, what: &str, at: Option<SocketAddr>, event: fn(&str, &str) -> Event| {
             let Some(at) = at else { return Ok(None) };
-            let opened = listen::open(at, false).with_context(|| format!("{field}: {what} cannot be answered on {at}"));
+            let opened = listen::open_for_node_too(at).with_context(|| format!("{field}: cannot serve {what} on {at}"));
             if let Err(e) = &opened {
                 events.record_here(|node| event(node, &format!("{e:#}")));
             }
             match opened {
-                Ok(listener) => Ok(Some((at, Some(listener)))),
+                Ok(sockets) => Ok(Some((at, Some(sockets)))),
                 Err(e) if config.bind_address_hard_fail => Err(e),
                 Err(e) => {
-                    tracing::error!("{e:#}; tried again every few seconds");
+                    tracing::error!("{e:#}; retrying every few seconds");
                     Ok(Some((at, None)))
                 }
             }
@@ -95,9 +99,9 @@ impl Listeners {
     }
 }
 
-/// The running servers. They end with this.
+/// The running servers. Dropping it stops them.
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<HttpShared>,
     scrapes: mpsc::Receiver<Scrape>,
     checks: checks::Checks,
     runtime: Handle,
@@ -106,31 +110,37 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the thread, and serves. `events`: who hears of health checks that cannot be answered.
+    /// Starts the thread and the servers. Health checks that cannot be served are recorded in `events`.
     pub fn start(listeners: Listeners, events: Recorder) -> Result<Server> {
         let (sender, scrapes) = mpsc::channel(SCRAPES_MAX);
-        let state =
-            State { health: Health::new(listeners.sync_period), proxy: ProxyMetrics::new(Moment::now().wall), slis: Slis::default() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), scrapes: sender });
+        let now = Moment::now();
+        let state = HttpState {
+            health: Health::new(listeners.sync_period),
+            readyz: Readyz::starting(now.steady),
+            proxy: ProxyMetrics::new(now.wall),
+            slis: Slis::default(),
+        };
+        let (pages, clients) = (scrape::Pages::default(), Arc::new(Clients::new()));
+        let shared = Arc::new(HttpShared { state: Mutex::new(state), scrapes: sender, pages, clients });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the HTTP servers")?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || {
             if let Err(e) = nomagic_sys::capabilities::keep_nothing() {
-                tracing::warn!("the HTTP servers could not give up capabilities: {e}");
+                tracing::warn!("the HTTP thread cannot drop its capabilities: {e}");
             }
             let _ = runtime.block_on(stopped);
         };
         let thread = std::thread::Builder::new().name("nm-http".into()).spawn(run).context("cannot start the HTTP servers' thread")?;
         let servers = [
-            ("/healthz", listeners.healthz, pages::health(shared.clone()), HEALTH_CONNECTIONS_MAX),
-            ("/metrics", listeners.metrics, pages::metrics(shared.clone()), METRICS_CONNECTIONS_MAX),
+            ("/healthz", listeners.healthz, pages::health(shared.clone()), ServerKind::Health),
+            ("/metrics", listeners.metrics, pages::metrics(shared.clone()), ServerKind::Metrics),
         ];
-        for (what, listener, router, connections_max) in servers {
-            let permits = Arc::new(Semaphore::new(connections_max));
-            match listener {
-                Some((_, Some(listener))) => drop(handle.spawn(listen::serve(listener, router, permits))),
-                Some((at, None)) => drop(handle.spawn(listen::serve_once_free(what, at, router, permits))),
+        for (what, sockets, router, kind) in servers {
+            let server = listen::Server { router, clients: shared.clients.clone(), kind };
+            match sockets {
+                Some((_, Some(sockets))) => drop(handle.spawn(server.serve_both(sockets))),
+                Some((at, None)) => drop(handle.spawn(server.serve_once_free(what, at))),
                 None => {}
             }
         }
@@ -138,41 +148,62 @@ impl Server {
         Ok(Server { shared, scrapes, checks, runtime: handle, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Waits for somebody who wants a sample. Cancel-safe.
-    pub async fn asked(&mut self) -> Option<Scrape> {
-        self.scrapes.recv().await
+    /// Waits for a scrape that has not timed out. Cancel-safe.
+    pub async fn next_scrape(&mut self) -> Option<Scrape> {
+        loop {
+            let scrape = self.scrapes.recv().await?;
+            // A sample for a scrape that has timed out would be made for nothing.
+            if !scrape.is_closed() {
+                return Some(scrape);
+            }
+        }
     }
 
-    /// Changes of objects were noticed at this moment, and wait to be in force. One table holds both families, so both wait.
+    /// Records changes noticed at `at` as pending. One table holds both families, so both are pending.
     pub fn queued(&self, changes: &Changes, at: Moment) {
         let mut state = self.shared.lock();
         state.proxy.queued(changes, at);
         (0..FAMILIES.len()).for_each(|family| state.health.queued(family, at));
     }
 
-    /// All changes are in force.
+    /// Records that all changes are in force.
     pub fn in_force(&self, now: Moment, no_local: NoLocalEndpoints) {
         let mut state = self.shared.lock();
         state.proxy.in_force(now, no_local);
         (0..FAMILIES.len()).for_each(|family| state.health.updated(family, now));
     }
 
-    /// Whether changes wait to be in force.
-    pub fn behind(&self) -> bool {
-        self.shared.lock().proxy.behind()
+    /// Reports whether changes are pending.
+    pub fn has_pending(&self) -> bool {
+        self.shared.lock().proxy.has_pending()
     }
 
-    /// Whether load balancers may count on this node; see [`nomagic_table::objects::node_eligible`].
+    /// Sets whether the node is eligible for load balancers; see [`nomagic_table::objects::node_eligible`].
     pub fn set_node_eligible(&self, eligible: bool) {
         self.shared.lock().health.set_node_eligible(eligible);
     }
 
-    /// Answers these `healthCheckNodePort`s on these addresses from now on, and no others; what failed before is tried again.
+    /// Sets whether `nomagic drain` asks load balancers to leave.
+    pub fn set_draining(&self, draining: bool) {
+        self.shared.lock().health.set_draining(draining);
+    }
+
+    /// Sets why the gateway cannot carry; nothing if it can. Repeat it a few times a second: otherwise `/readyz` fails.
+    pub fn set_ready(&self, reasons: Vec<String>) {
+        self.shared.lock().readyz.say(reasons, Instant::now());
+    }
+
+    /// Reports whether no change has been pending for too long.
+    pub fn changes_in_force(&self) -> bool {
+        self.shared.lock().health.healthy(Moment::now())
+    }
+
+    /// Serves exactly these `healthCheckNodePort`s on these addresses. Retries sockets that could not be opened before.
     pub fn follow_checks(&mut self, wanted: &BTreeMap<u16, HealthCheck>, addresses: &BTreeSet<IpAddr>) {
         self.checks.follow(wanted, addresses, &self.runtime, &self.shared);
     }
 
-    /// What is wrong with them.
+    /// The health check sockets that cannot be opened, as messages.
     pub fn problems(&self) -> &[String] {
         self.checks.problems()
     }
@@ -182,12 +213,12 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.stop.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the HTTP servers' thread had panicked");
+            tracing::error!("the HTTP thread has panicked");
         }
     }
 }
 
-/// Half of the files that this process may open: the rest is for packets.
+/// Half of the process's limit of open files; the rest is left to the data plane.
 fn sockets_max() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let soft = limits.lines().find_map(|l| l.strip_prefix("Max open files")?.split_whitespace().next()?.parse::<usize>().ok());

@@ -1,34 +1,41 @@
-//! The checks, as a table. A new check is one more entry.
+//! The table of checks.
 
-use super::finding::{Finding, State};
+use std::net::IpAddr;
+
+use nomagic_xsk::FrameSize;
+
+use super::finding::{CheckState, Finding};
 use super::host::Host;
+use crate::config::Config;
+use crate::net::node::{ephemeral_ports, snat_ports_remedy};
 
-/// The interface that a check is about (empty for the machine), and what runs on it.
+/// The checked interface (empty for the machine), and what the gateway will be configured to do.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'t> {
+pub struct CheckTarget<'t> {
     pub interface: &'t str,
     pub workers: u32,
+    pub config: &'t Config,
 }
 
-/// Where a fact is found. `{interface}` stands for the interface's name.
+/// The source of a fact. `{interface}` is replaced by the interface's name.
 pub enum Fact {
-    /// A file of one line, without the leading slash.
+    /// A one-line file, without the leading slash.
     File(&'static str),
-    /// The value after `name:` in what ethtool writes with this option.
+    /// The value after `name:` in ethtool's output with this option.
     Ethtool(&'static str, &'static str),
-    /// A question that takes more than one file.
-    Ask(fn(&dyn Host, &Target<'_>) -> Result<String, String>),
+    /// A function, for facts that need more than one file.
+    Probe(fn(&dyn Host, &CheckTarget<'_>) -> Result<String, String>),
 }
 
-/// One check: a fact, the test it must pass, and what to do when it does not.
+/// A check: a fact, its condition, and a remedy.
 pub struct Check {
     pub name: &'static str,
     pub fact: Fact,
-    pub passes: fn(&str, &Target<'_>) -> bool,
-    /// The state when the test fails.
-    pub otherwise: State,
+    pub passes: fn(&str, &CheckTarget<'_>) -> bool,
+    /// The state if the condition is false.
+    pub otherwise: CheckState,
     pub wanted: &'static str,
-    /// `{interface}` and `{workers}` are replaced.
+    /// Placeholders here and in `wanted`: see [`CheckTarget::fill`].
     pub remedy: &'static str,
 }
 
@@ -36,9 +43,9 @@ pub struct Check {
 pub const MACHINE: &[Check] = &[
     Check {
         name: "privileges",
-        fact: Fact::Ask(lacking_capabilities),
+        fact: Fact::Probe(missing_capabilities),
         passes: |found, _| found == "all",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_IPC_LOCK",
         remedy: "run it with sudo",
     },
@@ -46,15 +53,15 @@ pub const MACHINE: &[Check] = &[
         name: "kernel",
         fact: Fact::File("proc/sys/kernel/osrelease"),
         passes: |found, _| version(found).is_some_and(|v| v >= (5, 9)),
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "5.9 or later (XDP links); tested with 6.18",
         remedy: "boot a newer kernel",
     },
     Check {
         name: "kernel options",
-        fact: Fact::Ask(lacking_options),
+        fact: Fact::Probe(missing_options),
         passes: |found, _| found == "all",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT and CONFIG_XDP_SOCKETS",
         remedy: "boot a kernel that has them",
     },
@@ -62,23 +69,23 @@ pub const MACHINE: &[Check] = &[
         name: "BPF JIT",
         fact: Fact::File("proc/sys/net/core/bpf_jit_enable"),
         passes: |found, _| found == "1",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "net.core.bpf_jit_enable = 1",
         remedy: "sysctl -w net.core.bpf_jit_enable=1",
     },
     Check {
         name: "locked memory",
-        fact: Fact::Ask(locked_memory),
+        fact: Fact::Probe(locked_memory),
         passes: |found, _| found.parse::<u64>().map_or(found != "0", |kib| kib >= MEMLOCK_KIB),
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "CAP_IPC_LOCK, or a limit of 1 GiB or more",
         remedy: "ulimit -l unlimited",
     },
     Check {
         name: "CPU governor",
-        fact: Fact::Ask(governors),
+        fact: Fact::Probe(governors),
         passes: |found, _| found == "performance",
-        otherwise: State::Warning,
+        otherwise: CheckState::Warning,
         wanted: "performance",
         remedy: "cpupower frequency-set -g performance",
     },
@@ -86,74 +93,74 @@ pub const MACHINE: &[Check] = &[
         name: "IP forwarding",
         fact: Fact::File("proc/sys/net/ipv4/ip_forward"),
         passes: |found, _| found == "1",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "net.ipv4.ip_forward = 1",
         remedy: "sysctl -w net.ipv4.ip_forward=1",
     },
     Check {
         name: "SNAT ports",
-        fact: Fact::Ask(shared_ports),
-        passes: |found, _| found == "none shared with the kernel",
-        otherwise: State::Missing,
-        wanted: "61000-65535 (`snat.ports`) outside of ip_local_port_range, or reserved",
-        remedy: "sysctl -w net.ipv4.ip_local_reserved_ports=61000-65535    # and those reserved already",
+        fact: Fact::Probe(snat_ports),
+        passes: |found, _| !found.starts_with("none"),
+        otherwise: CheckState::Missing,
+        wanted: "some of {snat.ports} (`snat.ports`) outside ip_local_port_range, or reserved",
+        remedy: "{snat.remedy}; ports that are reserved already stay in the list",
     },
 ];
 
 pub const INTERFACE: &[Check] = &[
     Check {
         name: "link",
-        fact: Fact::Ask(link),
+        fact: Fact::Probe(link_state),
         passes: |found, _| found == "up",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "up, with carrier",
         remedy: "ip link set {interface} up",
     },
     Check {
         name: "MTU",
         fact: Fact::File("sys/class/net/{interface}/mtu"),
-        passes: |found, _| found.parse::<u32>().is_ok_and(|mtu| mtu <= MTU_MAX),
-        otherwise: State::Warning,
-        wanted: "at most 1774: a packet buffer of 2048 bytes less XDP's headroom and Ethernet",
-        remedy: "ip link set {interface} mtu 1500, or for up to 3498 in nomagic.yaml: packets: {frameSize: 4096}",
+        passes: |found, target| found.parse::<u32>().is_ok_and(|mtu| mtu <= target.mtu_max(target.config.packets.frame_size)),
+        otherwise: CheckState::Warning,
+        wanted: "at most {mtu.max}: a packet buffer of {frameSize} bytes minus headroom and Ethernet header",
+        remedy: "ip link set {interface} mtu {mtu}{larger.frames}",
     },
     Check {
         name: "native XDP",
-        fact: Fact::Ask(|host, target| xdp_feature(host, target, ACT_REDIRECT)),
+        fact: Fact::Probe(|host, target| xdp_feature(host, target, ACT_REDIRECT)),
         passes: |found, _| found == "yes",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "yes",
-        remedy: "use a NIC and a kernel whose driver supports it; generic XDP is slow",
+        remedy: "use a NIC whose driver supports it, with a recent kernel; generic XDP is slow",
     },
     Check {
         name: "AF_XDP zero-copy",
-        fact: Fact::Ask(|host, target| xdp_feature(host, target, ACT_ZERO_COPY)),
+        fact: Fact::Probe(|host, target| xdp_feature(host, target, ACT_ZERO_COPY)),
         passes: |found, _| found == "yes",
-        otherwise: State::Warning,
+        otherwise: CheckState::Warning,
         wanted: "yes",
-        remedy: "use a NIC and a kernel whose driver supports it; copy mode works, but slower",
+        remedy: "use a NIC whose driver supports it, with a recent kernel; copy mode works, but is slower",
     },
     Check {
         name: "XDP program",
-        fact: Fact::Ask(attached_program),
+        fact: Fact::Probe(attached_program),
         passes: |found, _| found == "none" || found.contains("nomagic"),
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "none, or nomagic's own",
-        remedy: "ip link set {interface} xdp off    # once it is known whose it is",
+        remedy: "ip link set {interface} xdp off    # check first which program it is",
     },
     Check {
         name: "queues",
-        fact: Fact::Ask(queues),
+        fact: Fact::Probe(queues),
         passes: |found, target| found.parse::<u32>().is_ok_and(|n| n > 0 && n.is_multiple_of(target.workers)),
-        otherwise: State::Missing,
-        wanted: "one for each worker, or a multiple",
+        otherwise: CheckState::Missing,
+        wanted: "a multiple of the number of workers",
         remedy: "ethtool -L {interface} combined {workers}, or fewer workers",
     },
     Check {
         name: "RSS of UDP",
-        fact: Fact::Ask(udp_hash),
+        fact: Fact::Probe(udp_hash),
         passes: |found, _| found != "addresses only",
-        otherwise: State::Missing,
+        otherwise: CheckState::Missing,
         wanted: "by addresses and ports, IPv4 and IPv6",
         remedy: "ethtool -N {interface} rx-flow-hash udp4 sdfn; ethtool -N {interface} rx-flow-hash udp6 sdfn",
     },
@@ -161,16 +168,24 @@ pub const INTERFACE: &[Check] = &[
         name: "LRO",
         fact: Fact::Ethtool("-k", "large-receive-offload"),
         passes: |found, _| found.starts_with("off"),
-        otherwise: State::Missing,
-        wanted: "off: XDP and forwarding need frames as they came",
+        otherwise: CheckState::Missing,
+        wanted: "off: XDP and forwarding need unmerged frames",
         remedy: "ethtool -K {interface} lro off",
+    },
+    Check {
+        name: "VLAN offload",
+        fact: Fact::Ethtool("-k", "rx-vlan-offload"),
+        passes: |found, _| found.starts_with("off"),
+        otherwise: CheckState::Warning,
+        wanted: "off where frames with VLAN tags arrive: XDP does not see a tag that the NIC takes off",
+        remedy: "ethtool -K {interface} rxvlan off",
     },
     Check {
         name: "flow control",
         fact: Fact::Ethtool("-a", "RX"),
         passes: |found, _| found == "off",
-        otherwise: State::Warning,
-        wanted: "off: it hides loss and stops senders of other traffic",
+        otherwise: CheckState::Warning,
+        wanted: "off: it hides loss and also pauses unrelated traffic",
         remedy: "ethtool -A {interface} autoneg off rx off tx off",
     },
 ];
@@ -182,36 +197,65 @@ const CAP_IPC_LOCK: u64 = 1 << 14;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Enough for the packet memory of 64 queues.
 const MEMLOCK_KIB: u64 = 1 << 20;
-/// The default `snat.ports`.
-const SNAT_PORTS: (u16, u16) = (61_000, 65_535);
-/// 2048 bytes less XDP_PACKET_HEADROOM and an Ethernet header with a VLAN tag.
-const MTU_MAX: u32 = 2048 - 256 - 18;
+/// XDP_PACKET_HEADROOM and an Ethernet header with a VLAN tag.
+const HEADROOM_AND_ETHERNET: u32 = 256 + 18;
+/// The largest MTU with which drivers accept a program that wants a packet in one page of 4 KiB.
+const ONE_PAGE_MTU: u32 = 3_498;
+/// The MTU of Ethernet without jumbo frames.
+const ETHERNET_MTU: u32 = 1_500;
+/// The kernel's default of net.ipv4.ip_local_port_range.
+const EPHEMERAL_PORTS: (u16, u16) = (32_768, 60_999);
 /// Bits of `enum netdev_xdp_act` (linux/netdev.h).
 const ACT_REDIRECT: u64 = 1 << 1;
 const ACT_ZERO_COPY: u64 = 1 << 3;
 
+impl CheckTarget<'_> {
+    /// The largest MTU whose packets fit into a packet buffer.
+    fn mtu_max(&self, frame_size: FrameSize) -> u32 {
+        (frame_size.get() - HEADROOM_AND_ETHERNET - self.config.packets.headroom.get()).min(ONE_PAGE_MTU)
+    }
+
+    /// Replaces placeholders by their values.
+    fn fill(&self, text: &str) -> String {
+        let (packets, ports) = (&self.config.packets, self.config.snat.ports);
+        let (mtu_max, largest) = (self.mtu_max(packets.frame_size), FrameSize::from_static(FrameSize::MAX));
+        let larger_frames = match packets.frame_size == largest {
+            true => String::new(),
+            false => format!(", or for up to {} in nomagic.yaml: packets: {{frameSize: {largest}}}", self.mtu_max(largest)),
+        };
+        text.replace("{interface}", self.interface)
+            .replace("{workers}", &self.workers.to_string())
+            .replace("{snat.remedy}", &snat_ports_remedy((ports.first, ports.last), EPHEMERAL_PORTS, "{snat.ports}"))
+            .replace("{snat.ports}", &format!("{}-{}", ports.first, ports.last))
+            .replace("{frameSize}", &packets.frame_size.to_string())
+            .replace("{mtu.max}", &mtu_max.to_string())
+            .replace("{mtu}", &mtu_max.min(ETHERNET_MTU).to_string())
+            .replace("{larger.frames}", &larger_frames)
+    }
+}
+
 impl Check {
-    pub fn run(&self, host: &dyn Host, target: &Target<'_>) -> Finding {
-        let fill = |text: &str| text.replace("{interface}", target.interface).replace("{workers}", &target.workers.to_string());
+    pub fn run(&self, host: &dyn Host, target: &CheckTarget<'_>) -> Finding {
+        let fill = |text: &str| target.fill(text);
         let fact = match &self.fact {
             Fact::File(path) => host.line(&fill(path)).ok_or_else(|| format!("cannot read /{}", fill(path))),
-            Fact::Ethtool(option, name) => host
-                .run("ethtool", &[option, target.interface])
-                .and_then(|text| value(&text, name).map(str::to_owned).ok_or_else(|| format!("ethtool {option} names no {name}"))),
-            Fact::Ask(ask) => ask(host, target),
+            Fact::Ethtool(option, name) => host.run("ethtool", &[option, target.interface]).and_then(|text| {
+                value(&text, name).map(str::to_owned).ok_or_else(|| format!("no {name} in the output of ethtool {option}"))
+            }),
+            Fact::Probe(probe) => probe(host, target),
         };
         let (state, found) = match fact {
-            Ok(found) if (self.passes)(&found, target) => (State::Ok, found),
+            Ok(found) if (self.passes)(&found, target) => (CheckState::Ok, found),
             Ok(found) => (self.otherwise, found),
-            Err(why) => (State::Unknown, why),
+            Err(why) => (CheckState::Unknown, why),
         };
         Finding {
             interface: (!target.interface.is_empty()).then(|| target.interface.to_owned()),
             name: self.name,
             state,
             found,
-            wanted: self.wanted.to_owned(),
-            remedy: (state != State::Ok).then(|| fill(self.remedy)),
+            wanted: fill(self.wanted),
+            remedy: (state != CheckState::Ok).then(|| fill(self.remedy)),
         }
     }
 }
@@ -230,109 +274,111 @@ fn capabilities(host: &dyn Host) -> Option<u64> {
     u64::from_str_radix(value(&host.read("proc/self/status")?, "CapEff")?, 16).ok()
 }
 
-/// "all", or what is not there.
-fn lacking(names: Vec<&str>) -> String {
+/// "all", or the missing items.
+fn all_but(names: Vec<&str>) -> String {
     if names.is_empty() { "all".into() } else { format!("without {}", names.join(", ")) }
 }
 
-fn lacking_capabilities(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
-    let bits = capabilities(host).ok_or("/proc/self/status names none")?;
-    // CAP_SYS_ADMIN includes the two that were split off from it.
+fn missing_capabilities(host: &dyn Host, _: &CheckTarget<'_>) -> Result<String, String> {
+    let bits = capabilities(host).ok_or("no CapEff in /proc/self/status")?;
+    // CAP_SYS_ADMIN includes CAP_PERFMON and CAP_BPF, which were split off from it.
     let implied = if bits & CAP_SYS_ADMIN != 0 { 1 << 38 | 1 << 39 } else { 0 };
-    let lack = CAPABILITIES.iter().filter(|(_, bit)| (bits | implied) >> bit & 1 == 0);
-    Ok(lacking(lack.map(|(name, _)| *name).collect()))
+    let missing = CAPABILITIES.iter().filter(|(_, bit)| (bits | implied) >> bit & 1 == 0);
+    Ok(all_but(missing.map(|(name, _)| *name).collect()))
 }
 
-fn lacking_options(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
+fn missing_options(host: &dyn Host, _: &CheckTarget<'_>) -> Result<String, String> {
     let release = host.line("proc/sys/kernel/osrelease").unwrap_or_default();
     let packed = host.root().join("proc/config.gz");
     let text = match host.read(&format!("boot/config-{release}")) {
         Some(text) => text,
         None => host.run("zcat", &[&packed.to_string_lossy()]).map_err(|_| "neither /boot/config-* nor /proc/config.gz can be read")?,
     };
-    let lack = ["CONFIG_BPF_SYSCALL", "CONFIG_BPF_JIT", "CONFIG_XDP_SOCKETS"].into_iter();
-    Ok(lacking(lack.filter(|o| !text.lines().any(|l| l.strip_prefix(o) == Some("=y"))).collect()))
+    let missing = ["CONFIG_BPF_SYSCALL", "CONFIG_BPF_JIT", "CONFIG_XDP_SOCKETS"].into_iter();
+    Ok(all_but(missing.filter(|o| !text.lines().any(|l| l.strip_prefix(o) == Some("=y"))).collect()))
 }
 
-/// The limit in KiB, or why there is none.
-fn locked_memory(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
+/// The limit in KiB, or the reason why there is none.
+fn locked_memory(host: &dyn Host, _: &CheckTarget<'_>) -> Result<String, String> {
     if capabilities(host).is_some_and(|c| c & CAP_IPC_LOCK != 0) {
         return Ok("CAP_IPC_LOCK: no limit".into());
     }
     let text = host.read("proc/self/limits").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("Max locked memory")).ok_or("/proc/self/limits names no limit")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Max locked memory")).ok_or("no limit in /proc/self/limits")?;
     let limit = line.split_whitespace().next().unwrap_or_default();
     Ok(limit.parse::<u64>().map_or(limit.to_owned(), |bytes| (bytes / 1024).to_string()))
 }
 
-/// The governors of all CPUs, each once.
-fn governors(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
+/// The distinct governors of all CPUs.
+fn governors(host: &dyn Host, _: &CheckTarget<'_>) -> Result<String, String> {
     let cpus = host.list("sys/devices/system/cpu");
     let mut all: Vec<String> =
         cpus.iter().filter_map(|cpu| host.line(&format!("sys/devices/system/cpu/{cpu}/cpufreq/scaling_governor"))).collect();
     all.sort();
     all.dedup();
-    if all.is_empty() { Err("no cpufreq: firmware or hypervisor decide".into()) } else { Ok(all.join(", ")) }
+    if all.is_empty() { Err("no cpufreq: controlled by firmware or hypervisor".into()) } else { Ok(all.join(", ")) }
 }
 
-/// SNAT ports that the kernel may also give to its own sockets.
-fn shared_ports(host: &dyn Host, _: &Target<'_>) -> Result<String, String> {
-    let line = host.line("proc/sys/net/ipv4/ip_local_port_range").ok_or("cannot read ip_local_port_range")?;
-    let mut ends = line.split_whitespace().map_while(|w| w.parse::<u16>().ok());
-    let (Some(low), Some(high)) = (ends.next(), ends.next()) else { return Err(format!("ip_local_port_range is `{line}`")) };
+/// How many SNAT ports `run` will use: on the node's own addresses not those that the kernel may assign to local sockets.
+fn snat_ports(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, String> {
+    let (snat, all) = (&target.config.snat, u32::from(target.config.snat.ports.last - target.config.snat.ports.first) + 1);
+    let addresses = host.run("ip", &["-o", "address"]).unwrap_or_default();
+    let is_own = |ip: &IpAddr| addresses.contains(&format!(" {ip}/"));
+    if !snat.addresses.is_empty() && !snat.addresses.iter().any(is_own) {
+        return Ok(format!("{all}, on addresses that the node does not have"));
+    }
+    let range = host.line("proc/sys/net/ipv4/ip_local_port_range").ok_or("cannot read ip_local_port_range")?;
     let reserved = host.line("proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    let is_reserved = |port: u16| {
-        reserved.split(',').any(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            first.parse().is_ok_and(|f: u16| f <= port) && last.parse().is_ok_and(|l: u16| port <= l)
-        })
-    };
-    match (SNAT_PORTS.0.max(low)..=SNAT_PORTS.1.min(high)).filter(|port| !is_reserved(*port)).count() {
-        0 => Ok("none shared with the kernel".into()),
-        n => Ok(format!("{n} shared with the kernel, which uses {low}-{high}")),
+    match ephemeral_ports((snat.ports.first, snat.ports.last), &range, &reserved) {
+        Ok(None) => Ok(format!("{all}, none shared with the kernel")),
+        Ok(Some(shared)) => {
+            let (first, last) = shared.into_inner();
+            Ok(format!("{} of {all}; {first}-{last} are left to the kernel", all - u32::from(last - first) - 1))
+        }
+        Err(e) => Ok(format!("none of {all}: the kernel uses {}-{}", e.ephemeral.0, e.ephemeral.1)),
     }
 }
 
-fn link(host: &dyn Host, target: &Target<'_>) -> Result<String, String> {
+fn link_state(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, String> {
     let file = |name: &str| host.line(&format!("sys/class/net/{}/{name}", target.interface));
     Ok(match (file("carrier").as_deref(), file("operstate")) {
         (Some("1"), _) => "up".into(),
         (Some(_), _) => "no carrier".into(),
-        // The carrier of an interface that is down cannot be read.
+        // `carrier` is unreadable while the interface is down.
         (None, Some(_)) => "down".into(),
         (None, None) => "there is no such interface".into(),
     })
 }
 
-fn xdp_feature(host: &dyn Host, target: &Target<'_>, bit: u64) -> Result<String, String> {
+fn xdp_feature(host: &dyn Host, target: &CheckTarget<'_>, bit: u64) -> Result<String, String> {
     match host.xdp_features(target.interface) {
         Some(bits) if bits & bit != 0 => Ok("yes".into()),
-        // Before 6.3 the kernel does not tell; the bits are 0 then too.
+        // Before 6.3 the kernel does not report the features, or reports 0.
         _ if host.line("proc/sys/kernel/osrelease").and_then(|r| version(&r)).is_none_or(|v| v < (6, 3)) => {
-            Err("the kernel tells only from 6.3 on".into())
+            Err("reported by Linux 6.3 and later only".into())
         }
         Some(_) => Ok("no".into()),
-        None => Err("the kernel does not tell".into()),
+        None => Err("not reported by the kernel".into()),
     }
 }
 
-fn attached_program(host: &dyn Host, target: &Target<'_>) -> Result<String, String> {
+fn attached_program(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, String> {
     let text = host.run("ip", &["-d", "link", "show", "dev", target.interface])?;
     let program = text.lines().find_map(|l| l.trim_start().strip_prefix("prog/xdp "));
     Ok(program.map_or("none".into(), |p| p.trim().to_owned()))
 }
 
-fn queues(host: &dyn Host, target: &Target<'_>) -> Result<String, String> {
+fn queues(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, String> {
     let text = host.run("ethtool", &["-l", target.interface])?;
     let now = text.split_once("Current hardware settings").map_or(text.as_str(), |(_, now)| now);
     let number = |name| value(now, name).and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
     match number("Combined") + number("RX") {
-        0 => Err("ethtool -l names no queues".into()),
+        0 => Err("no queues in the output of ethtool -l".into()),
         n => Ok(n.to_string()),
     }
 }
 
-fn udp_hash(host: &dyn Host, target: &Target<'_>) -> Result<String, String> {
+fn udp_hash(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, String> {
     if queues(host, target).as_deref() == Ok("1") {
         return Ok("one queue".into());
     }

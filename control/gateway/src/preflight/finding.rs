@@ -1,4 +1,4 @@
-//! The result of a check, and the report of all of them.
+//! The result of a check, and the report of all results.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum CheckState {
     Ok,
     Warning,
     /// nomagic does not work, or not as intended.
@@ -15,13 +15,13 @@ pub enum State {
     Unknown,
 }
 
-impl State {
+impl CheckState {
     fn word(self) -> &'static str {
         match self {
-            State::Ok => "ok",
-            State::Warning => "warning",
-            State::Missing => "missing",
-            State::Unknown => "unknown",
+            CheckState::Ok => "ok",
+            CheckState::Warning => "warning",
+            CheckState::Missing => "missing",
+            CheckState::Unknown => "unknown",
         }
     }
 }
@@ -31,17 +31,17 @@ pub struct Finding {
     /// `None` for the machine.
     pub interface: Option<String>,
     pub name: &'static str,
-    pub state: State,
+    pub state: CheckState,
     /// The fact, or why it could not be read.
     pub found: String,
     pub wanted: String,
-    /// A command or a sentence; `None` with [`State::Ok`].
+    /// A command or a sentence; `None` with [`CheckState::Ok`].
     pub remedy: Option<String>,
 }
 
 /// All findings, those about the machine first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Report {
+pub struct PreflightReport {
     pub missing: usize,
     pub warnings: usize,
     pub unknown: usize,
@@ -49,15 +49,15 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-impl Report {
-    pub fn new(findings: Vec<Finding>) -> Report {
+impl PreflightReport {
+    pub fn new(findings: Vec<Finding>) -> PreflightReport {
         let count = |state| findings.iter().filter(|f| f.state == state).count();
-        let (missing, warnings) = (count(State::Missing), count(State::Warning));
-        Report { missing, warnings, unknown: count(State::Unknown), ok: count(State::Ok), findings }
+        let (missing, warnings) = (count(CheckState::Missing), count(CheckState::Warning));
+        PreflightReport { missing, warnings, unknown: count(CheckState::Unknown), ok: count(CheckState::Ok), findings }
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for PreflightReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = None;
         for finding in &self.findings {
@@ -66,7 +66,7 @@ impl fmt::Display for Report {
                 shown = Some(&finding.interface);
             }
             write!(f, "  {:<8} {:<18} {}", finding.state.word(), finding.name, finding.found)?;
-            if finding.state != State::Ok {
+            if finding.state != CheckState::Ok {
                 write!(f, "  (wanted: {})", finding.wanted)?;
             }
             writeln!(f)?;
@@ -74,7 +74,7 @@ impl fmt::Display for Report {
                 writeln!(f, "           -> {remedy}")?;
             }
         }
-        let Report { missing, warnings, unknown, ok, .. } = self;
+        let PreflightReport { missing, warnings, unknown, ok, .. } = self;
         write!(f, "{missing} missing, {warnings} warnings, {unknown} unknown, {ok} ok")
     }
 }

@@ -1,20 +1,20 @@
-//! The machine to check: files below a root, programs, and the one question that only a system call answers.
+//! The machine to check: files below a root directory, programs, and a system call for XDP features.
 
 use std::path::Path;
 use std::process::Command;
 
-/// The largest file to read, in bytes.
+/// Maximum size of a file in bytes; larger files are not read.
 const FILE_MAX: usize = 8 << 20;
 
-/// A machine, or its imitation in tests. Facts are read in the network namespace of the calling thread.
+/// A machine, or a fake one in tests. Facts are read in the network namespace of the calling thread.
 pub trait Host {
-    /// The directory that stands for `/`.
+    /// The directory used as `/`.
     fn root(&self) -> &Path;
 
-    /// Runs a program to its end. `Err` says why there is no output.
+    /// Runs a program and returns its output, or the reason why there is none.
     fn run(&self, program: &str, args: &[&str]) -> Result<String, String>;
 
-    /// What an interface's driver can do with XDP: bits of `enum netdev_xdp_act` (linux/netdev.h), which the kernel tells since 6.3.
+    /// The XDP features of an interface's driver: bits of `enum netdev_xdp_act` (linux/netdev.h). Reported by Linux 6.3 and later.
     fn xdp_features(&self, interface: &str) -> Option<u64>;
 
     /// The text of a file; `path` has no leading slash.
@@ -36,7 +36,7 @@ pub trait Host {
     }
 }
 
-/// The machine that this program runs on.
+/// The machine on which this process runs.
 pub struct ThisHost;
 
 impl Host for ThisHost {
@@ -51,7 +51,7 @@ impl Host for ThisHost {
             return String::from_utf8(out.stdout).map_err(|_| format!("{program} did not write UTF-8"));
         }
         let error = String::from_utf8_lossy(&out.stderr);
-        Err(error.lines().next().unwrap_or("it failed without a message").trim().to_owned())
+        Err(error.lines().next().unwrap_or("the command failed without a message").trim().to_owned())
     }
 
     fn xdp_features(&self, interface: &str) -> Option<u64> {

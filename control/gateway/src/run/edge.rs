@@ -1,4 +1,4 @@
-//! What the configuration means for the edge, and how the edge's questions reach the control loop.
+//! Derives the edge's configuration, and forwards the workers' neighbour requests to the control loop.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use crate::config::{self, Config};
 use crate::net::internal;
 
-/// Questions about neighbours on their way to the control thread.
+/// Maximum number of neighbour requests queued for the control thread.
 const WANTED_QUEUE: usize = 1_024;
 
-/// Signs of a kernel proxy: a command that lists rules, and what kube-proxy's rules are called in it.
+/// How to detect a kernel proxy: command, arguments, text to find in the output, log message.
 const KERNEL_PROXIES: [(&str, &[&str], &str, &str); 4] = [
     ("nft", &["list", "tables"], "kube-proxy", "kube-proxy's nftables table found"),
     ("iptables-save", &["-t", "nat"], "KUBE-SERVICES", "kube-proxy's iptables chains found"),
@@ -23,7 +23,7 @@ const KERNEL_PROXIES: [(&str, &[&str], &str, &str); 4] = [
 ];
 
 /// The edge's configuration.
-pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
+pub fn edge_config(config: &Config, names: &internal::PairNames) -> EdgeConfig {
     let workers = &config.workers;
     let grace = Duration::from_millis(u64::from(config.grace_ms));
     let defaults = EdgeConfig::new(config.state_dir.clone(), config.interfaces.clone());
@@ -33,6 +33,8 @@ pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
             edge_side: names.edge.clone(),
             addresses: [false, true].map(|v6| config.snat.internal_addresses.iter().copied().find(|a| a.is_ipv6() == v6)),
         }),
+        mac_addresses: config.mac_addresses.clone(),
+        vlans: config.vlans.clone(),
         conntrack_capacity: config.conntrack.capacity,
         conntrack_file: config.conntrack.file.clone(),
         conntrack_huge_pages: config.conntrack.huge_pages,
@@ -41,12 +43,12 @@ pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
         frame_size: config.packets.frame_size,
         headroom: config.packets.headroom,
         huge_pages: config.packets.huge_pages,
-        // An eighth full when every connection is announced: a bucket of 16 that is full is then one in a thousand million. Those in a full one are refused
-        // each time that they try again, so at a quarter, one in 200,000, clients notice.
+        // At most one eighth full, since every connection is announced: then one bucket of 16 in 2 * 10^9 overflows. At one quarter it would be
+        // one in 200,000, and a new connection is rejected if all 16 in its bucket are established.
         reply_buckets: (config.conntrack.capacity / 2).next_power_of_two().clamp(64, REPLY_BUCKETS_MAX),
         idle: match workers.idle {
-            config::Idle::Spin => Idle::Spin,
-            config::Idle::Sleep => defaults.idle,
+            config::WorkerIdle::Spin => Idle::Spin,
+            config::WorkerIdle::Sleep => defaults.idle,
         },
         workers: workers.count,
         cpus: workers.cpus.iter().map(|&cpu| usize::from(cpu)).collect(),
@@ -58,11 +60,11 @@ pub fn edge_config(config: &Config, names: &internal::Names) -> EdgeConfig {
     }
 }
 
-fn on_failure(configured: config::OnFailure) -> OnFailure {
+fn on_failure(configured: config::FailurePolicy) -> OnFailure {
     match configured {
-        config::OnFailure::Pass => OnFailure::Pass,
-        config::OnFailure::Drop => OnFailure::Drop,
-        config::OnFailure::Auto => {
+        config::FailurePolicy::Pass => OnFailure::Pass,
+        config::FailurePolicy::Drop => OnFailure::Drop,
+        config::FailurePolicy::Auto => {
             let (found, choice) = match find_kernel_proxy() {
                 Some(rules) => (rules, OnFailure::Pass),
                 None => ("no kernel proxy found".into(), OnFailure::Drop),
@@ -73,8 +75,8 @@ fn on_failure(configured: config::OnFailure) -> OnFailure {
     }
 }
 
-/// The first sign of a kernel proxy (kube-proxy in iptables, nftables or IPVS mode), in words: with one, passing frames to the kernel
-/// when nomagic fails is better than dropping them. Tools that are not installed find nothing.
+/// Looks for a kernel proxy (kube-proxy in iptables, nftables or IPVS mode) and returns the log message for the first one found. With a
+/// kernel proxy, passing frames to the kernel when nomagic fails is better than dropping them. Tools that are not installed are skipped.
 fn find_kernel_proxy() -> Option<String> {
     KERNEL_PROXIES.iter().find_map(|(program, args, sign, words)| {
         let output = Command::new(program).args(*args).output().ok()?;
@@ -83,18 +85,18 @@ fn find_kernel_proxy() -> Option<String> {
     })
 }
 
-/// Brings the workers' questions into the control loop, on a thread that ends with the edge.
+/// Forwards the workers' neighbour requests to the control loop, on a thread that ends with the edge.
 pub fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
     let (sender, receiver) = mpsc::channel(WANTED_QUEUE);
     let wanted = edge.wanted().clone();
     std::thread::Builder::new()
         .name("nm-wanted".into())
         .spawn(move || {
-            // When control does not keep up the question is dropped: it is repeated while frames ask for it.
+            // A request that does not fit the queue is dropped; workers repeat it while frames need the neighbour.
             wanted.iter().take_while(|_| !sender.is_closed()).for_each(|w| {
                 let _ = sender.try_send(w);
             });
         })
-        .context("cannot start a thread")?;
+        .context("cannot start the thread nm-wanted")?;
     Ok(receiver)
 }

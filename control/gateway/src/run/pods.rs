@@ -1,24 +1,24 @@
-//! Pods that are told by the interfaces that the kernel routes their addresses to.
+//! Detection of local pods by the interfaces to which the kernel routes their addresses.
 
 use nomagic_core::tuple::Prefix;
 
 use crate::config::{Config, DetectLocal};
 use crate::net::Mirror;
 
-/// Addresses and ranges of local pods at the most: the ranges among them are gone through for each new connection.
+/// Maximum number of addresses and ranges of local pods. Bounded because ranges are searched linearly for each new connection.
 const RANGES_MAX: usize = 4_096;
 
-/// Where the pods of this node are.
+/// The addresses of this node's pods.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct PodRanges {
-    /// Addresses and ranges, [`RANGES_MAX`] at the most.
+    /// Addresses and ranges, at most [`RANGES_MAX`].
     pub ranges: Vec<Prefix>,
-    /// Those that had no room.
+    /// The number of addresses and ranges beyond [`RANGES_MAX`].
     pub left_out: usize,
 }
 
 impl PodRanges {
-    /// As the kernel has them now; `None`: pods are told in another way.
+    /// Reads them from the kernel's routes. Returns `None` if local pods are not detected by interfaces.
     pub fn read(config: &Config, mirror: &Mirror) -> Option<PodRanges> {
         let DetectLocal::Interfaces(patterns) = &config.detect_local else { return None };
         Some(PodRanges::of(mirror.ranges_behind(|name| patterns.iter().any(|p| p.matches(name)))))
@@ -30,13 +30,13 @@ impl PodRanges {
         PodRanges { ranges, left_out }
     }
 
-    /// What is wrong when some had no room.
+    /// Describes the problem if the limit is exceeded.
     pub fn problem(&self) -> Option<String> {
         (self.left_out > 0).then(|| {
             format!(
-                "detectLocal: the kernel routes more addresses and ranges to interfaces of pods than the {RANGES_MAX} that are taken in, and {} were \
-                 left out. Pods there count as clients from outside of the cluster: their connections to cluster IPs are masqueraded, and \
-                 with externalTrafficPolicy Local they reach this node's endpoints only. Tell pods by their ranges instead: detectLocalMode \
+                "detectLocal: the kernel routes more addresses and ranges to pod interfaces than the limit of {RANGES_MAX}, and {} were left out. \
+                 Pods there count as clients outside the cluster: their connections to cluster IPs are masqueraded, and with \
+                 externalTrafficPolicy Local they reach only this node's endpoints. Detect pods by their ranges instead: detectLocalMode \
                  ClusterCIDR or NodeCIDR",
                 self.left_out
             )
@@ -50,7 +50,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     #[test]
-    fn what_has_no_room_is_counted_and_named() {
+    fn ranges_beyond_the_limit_are_counted_and_reported() {
         let ranges = |n: usize| (0..n as u32).map(|i| Prefix::host(Ipv4Addr::from(i).into())).collect::<Vec<_>>();
         for (found, kept, left_out) in [(0, 0, 0), (RANGES_MAX, RANGES_MAX, 0), (RANGES_MAX + 3, RANGES_MAX, 3)] {
             let pods = PodRanges::of(ranges(found));

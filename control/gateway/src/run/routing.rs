@@ -1,4 +1,4 @@
-//! The kernel's routes and neighbours, on their way to the workers.
+//! Publishes the kernel's routes and neighbours to the workers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge};
 
 use crate::config::{Config, Pattern};
-use crate::net::internal::Pair;
-use crate::net::{Asked, Mirror};
+use crate::net::internal::VethPair;
+use crate::net::{Mirror, ResolveOutcome};
 
-/// Neighbours kept alive in one go.
+/// Maximum number of neighbours refreshed at a time.
 const STALE_MAX: usize = 256;
 
-/// The mirror of the kernel's routing state, and what of it the workers use.
+/// The mirror of the kernel's routing state, and the routes published from it.
 pub struct Routing {
     pub mirror: Mirror,
     /// Interface names in the order of their [`PortId`]s; the last one is the edge's end of the internal pair.
@@ -25,15 +25,15 @@ pub struct Routing {
     /// The kernel's end of the internal pair.
     kernel_side: String,
     generation: u64,
-    /// How the ports spread received frames over the workers, as the published routes have it.
+    /// The ports' RSS configuration in the published routes.
     rss: Vec<Option<Arc<Rss>>>,
-    /// The routes that were published last.
+    /// The routes published last.
     pub in_force: Arc<Routes>,
 }
 
 impl Routing {
-    /// With the routes that the edge starts with: redirect ports are attached later.
-    pub fn new(config: &Config, mut mirror: Mirror, pair: &Pair) -> Routing {
+    /// Builds the edge's first routes, without redirect ports, which are attached later.
+    pub fn new(config: &Config, mut mirror: Mirror, pair: &VethPair) -> Routing {
         let ports: Vec<String> = config.interfaces.iter().map(ToString::to_string).chain([pair.edge.name.clone()]).collect();
         let internal = InternalPort { port: PortId(config.interfaces.len() as u16), kernel_mac: pair.kernel.mac };
         let rss = ports.iter().map(|_| None).collect();
@@ -42,14 +42,14 @@ impl Routing {
         Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation, rss, in_force }
     }
 
-    /// The interfaces that these patterns name, without the gateway's own.
+    /// Returns the interfaces that match the patterns, without the gateway's own.
     pub fn redirect_interfaces(&self, patterns: &[Pattern]) -> BTreeSet<String> {
         let own = |name: &str| name == "lo" || name == self.kernel_side || self.ports.iter().any(|p| p == name);
         let fits = |name: &str| !own(name) && patterns.iter().any(|p| p.matches(name));
         self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()
     }
 
-    /// Publishes the routes when they, the captured interfaces or the ports' RSS have changed.
+    /// Publishes the routes if they, the captured interfaces or the ports' RSS have changed.
     pub fn publish(&mut self, edge: &mut Edge) {
         let generation = self.generation + 1;
         let captured = edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
@@ -67,16 +67,18 @@ impl Routing {
         }
     }
 
-    /// Has the kernel resolve a neighbour.
+    /// Makes the kernel resolve a neighbour.
     pub fn resolve(&mut self, wanted: &Wanted) {
-        match self.mirror.ask(&self.ports, wanted) {
-            Ok(Asked::Resolving | Asked::Lately) => {}
-            Ok(Asked::Limited | Asked::NoPort) => tracing::debug!("neighbour {} not resolved: over the limit, or no port", wanted.addr),
+        match self.mirror.resolve_neighbour(&self.ports, wanted) {
+            Ok(ResolveOutcome::Resolving | ResolveOutcome::Recent) => {}
+            Ok(ResolveOutcome::Limited | ResolveOutcome::NoPort) => {
+                tracing::debug!("neighbour {} not resolved: over the limit, or no port", wanted.addr);
+            }
             Err(e) => tracing::warn!("neighbour {}: {e}", wanted.addr),
         }
     }
 
-    /// Resolves the neighbours again that the kernel has not heard from for a while.
+    /// Refreshes stale neighbours.
     pub fn keep_neighbours_alive(&mut self) {
         for wanted in self.mirror.stale(&self.ports, STALE_MAX) {
             self.resolve(&wanted);

@@ -1,18 +1,15 @@
-//! The signals that a gateway obeys.
+//! Signal handling.
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Asked {
-    /// SIGHUP: read the manifests again.
-    ToReload,
-    /// SIGTERM, SIGINT.
-    ToEnd,
+pub enum SignalRequest {
+    /// SIGHUP: read the manifests and the file of the deny list again.
+    Reload,
+    /// SIGTERM or SIGINT.
+    Stop,
 }
-
-/// Signals that are caught from now on.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -20,7 +17,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches them.
+    /// Installs the handlers.
     pub fn catch() -> Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
@@ -30,11 +27,11 @@ impl Signals {
     }
 
     /// Waits for the next one. Cancel-safe.
-    pub async fn next(&mut self) -> Asked {
+    pub async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.hangup.recv() => Asked::ToReload,
-            _ = self.terminate.recv() => Asked::ToEnd,
-            _ = self.interrupt.recv() => Asked::ToEnd,
+            _ = self.hangup.recv() => SignalRequest::Reload,
+            _ = self.terminate.recv() => SignalRequest::Stop,
+            _ = self.interrupt.recv() => SignalRequest::Stop,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where objects come from: files that are looked at, or an API server that is watched. Both feed one index.
+//! The source of objects: polled files or a watched API server. Both update one index.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,99 +7,110 @@ use anyhow::{Result, anyhow, bail};
 use nomagic_api::ApiWatch;
 
 use crate::config::Config;
-use crate::manifests::{self, Fingerprint, Loaded};
-use crate::watch::{self, Feed, Target};
+use crate::manifests::{self, Fingerprint, ManifestSet};
+use crate::net::local::BYPASS_MARK;
+use crate::watch::{self, Feed, WatchTarget};
 use nomagic_table::index::Index;
 use nomagic_table::objects::Kind;
 use nomagic_table::problem::Problem;
 
-/// Files or an API server.
-pub enum Source {
-    /// Files.
+pub enum ObjectSource {
     Manifests(Box<Manifests>),
-    /// An API server.
     Api(Box<Feed>),
 }
 
-/// Files, as they were read last.
+/// The manifest files as read last.
 pub struct Manifests {
     path: PathBuf,
     fingerprint: Fingerprint,
-    loaded: Loaded,
-    /// The path could not be read when it was last looked at.
+    loaded: ManifestSet,
+    /// The path could not be read at the last poll.
     missing: bool,
 }
 
-impl Source {
-    /// Opens what the configuration names: reads the files into the index, or starts to watch.
-    pub fn open(config: &Config, index: &mut Index) -> Result<Source> {
+impl ObjectSource {
+    /// Reads the configured files into the index, or starts the watch of the configured API server. `read_cluster_uid`: the objects are
+    /// complete only after an API server's answer about the cluster's UID, or too long a wait for it.
+    pub fn open(config: &Config, read_cluster_uid: bool, index: &mut Index) -> Result<ObjectSource> {
         match (&config.manifests, &config.kubernetes) {
             (Some(path), _) => {
                 let fingerprint = manifests::fingerprint(path);
                 let loaded = manifests::load(path, None).map_err(|problem| anyhow!("{problem}"))?;
                 *index = Index::of(loaded.objects.iter().cloned());
-                Ok(Source::Manifests(Box::new(Manifests { path: path.clone(), fingerprint, loaded, missing: false })))
+                Ok(ObjectSource::Manifests(Box::new(Manifests { path: path.clone(), fingerprint, loaded, missing: false })))
             }
-            (None, Some(server)) => Ok(Source::Api(Box::new(watch::start(Target::new(server.clone(), config.node_name()))?))),
+            (None, Some(server)) => {
+                let mark = Some(BYPASS_MARK);
+                let target = WatchTarget { read_cluster_uid, mark, ..WatchTarget::new(server.clone(), config.node_name()) };
+                Ok(ObjectSource::Api(Box::new(watch::start(target)?)))
+            }
             (None, None) => bail!("neither manifests nor kubernetes is configured"),
         }
     }
 
-    /// Whether enough is known to put something in force.
+    /// The cluster's UID, or why it cannot be read; `None` for files, or if it was not asked for.
+    pub fn cluster_uid(&self) -> Option<Result<&str, &str>> {
+        match self {
+            ObjectSource::Manifests(_) => None,
+            ObjectSource::Api(feed) => feed.cluster_uid(),
+        }
+    }
+
+    /// Reports whether enough objects are known for a first table.
     pub fn complete(&self) -> bool {
         match self {
-            Source::Manifests(_) => true,
-            Source::Api(feed) => feed.complete(),
+            ObjectSource::Manifests(_) => true,
+            ObjectSource::Api(feed) => feed.complete(),
         }
     }
 
-    /// Waits until the index has changed by what an API server told. Files are silent: [`Source::look`] at them. Cancel-safe.
+    /// Waits until an API server has changed the index. Never returns for files: call [`ObjectSource::poll`]. Cancel-safe.
     ///
     /// # Errors
-    /// When nothing more can ever come.
+    /// If the watch has ended for good.
     pub async fn changed(&mut self, index: &mut Index) -> Result<bool> {
         match self {
-            Source::Manifests(_) => std::future::pending().await,
-            Source::Api(feed) => feed.changed(index).await,
+            ObjectSource::Manifests(_) => std::future::pending().await,
+            ObjectSource::Api(feed) => feed.changed(index).await,
         }
     }
 
-    /// Reads files again if they have changed (or `always`). True when the index may have changed.
-    pub fn look(&mut self, always: bool, index: &mut Index) -> bool {
+    /// Reads the files again if they have changed, or if `always`. Returns true if the index may have changed.
+    pub fn poll(&mut self, always: bool, index: &mut Index) -> bool {
         match self {
-            Source::Manifests(files) => files.look(always, index),
-            Source::Api(_) => false,
+            ObjectSource::Manifests(files) => files.poll(always, index),
+            ObjectSource::Api(_) => false,
         }
     }
 
-    /// What is wrong with objects that did not make it into the index.
+    /// Problems of objects that were not added to the index.
     pub fn problems(&self) -> Vec<&Problem> {
         match self {
-            Source::Manifests(files) => files.loaded.problems.iter().collect(),
-            Source::Api(feed) => feed.problems().collect(),
+            ObjectSource::Manifests(files) => files.loaded.problems.iter().collect(),
+            ObjectSource::Api(feed) => feed.problems().collect(),
         }
     }
 
-    /// What is still waited for, in words.
+    /// Describes the objects that are still missing.
     pub fn missing(&self) -> String {
         match self {
-            Source::Manifests(_) => String::new(),
-            Source::Api(feed) => feed.missing(),
+            ObjectSource::Manifests(_) => String::new(),
+            ObjectSource::Api(feed) => feed.missing(),
         }
     }
 
-    /// How the watch of an API server fares; none for files.
+    /// The state of the API server's watch; `None` for files.
     pub fn status(&self, index: &Index) -> Option<ApiWatch> {
         match self {
-            Source::Manifests(_) => None,
-            Source::Api(feed) => Some(feed.status(index)),
+            ObjectSource::Manifests(_) => None,
+            ObjectSource::Api(feed) => Some(feed.status(index)),
         }
     }
 }
 
 impl Manifests {
-    fn look(&mut self, always: bool, index: &mut Index) -> bool {
-        // Taken first: a change while reading is seen the next time.
+    fn poll(&mut self, always: bool, index: &mut Index) -> bool {
+        // Taken before reading, so that the next poll detects a change during the read.
         let fingerprint = manifests::fingerprint(&self.path);
         if !always && fingerprint == self.fingerprint {
             return false;
@@ -109,7 +120,7 @@ impl Manifests {
             Ok(loaded) => self.loaded = loaded,
             Err(problem) => {
                 if !std::mem::replace(&mut self.missing, true) {
-                    tracing::warn!("{problem}; the objects that were read before stay in force");
+                    tracing::warn!("{problem}; the objects read before stay in force");
                 }
                 return false;
             }

@@ -1,5 +1,5 @@
-//! Rules of the XDP filter that nothing needs any more. Whether a connection still does is found out on a thread of its own: the connection
-//! table may hold millions.
+//! Removal of XDP filter rules that neither the tables nor any connection need. A separate thread searches the connection table, which may
+//! have millions of entries.
 
 use std::thread::JoinHandle;
 
@@ -7,24 +7,24 @@ use nomagic_core::capture::FilterRules;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::unused::Unused;
 
-use super::tables::Tables;
+use super::tables::CompiledTables;
 
-/// The search for such rules.
+/// The search for unneeded filter rules.
 #[derive(Debug, Default)]
 pub struct Surplus {
-    search: Option<Search>,
+    search: Option<RunningSearch>,
 }
 
 #[derive(Debug)]
-struct Search {
+struct RunningSearch {
     thread: JoinHandle<Unused>,
-    /// Rules that were needed again while it ran: they may have connections that it has not seen.
+    /// Rules needed again since the search began: they may have connections that it has not seen.
     reopened: FilterRules,
 }
 
 impl Surplus {
-    /// Begins to search where there may be something. `known`: what the filter has.
-    pub fn look(&mut self, tables: &mut Tables, known: &FilterRules, table: Conntrack<'static>) {
+    /// Starts a search if there may be unneeded rules and no search is running. `known` are the filter's rules.
+    pub fn start_search(&mut self, tables: &mut CompiledTables, known: &FilterRules, table: Conntrack<'static>) {
         if self.search.is_some() {
             return;
         }
@@ -36,34 +36,33 @@ impl Surplus {
 
     fn begin(&mut self, surplus: FilterRules, table: Conntrack<'static>) {
         match std::thread::Builder::new().name("nm-surplus".into()).spawn(move || Unused::of(surplus, table)) {
-            Ok(thread) => self.search = Some(Search { thread, reopened: FilterRules::default() }),
-            Err(e) => tracing::warn!("rules of the XDP filter that are not needed stay for now: no thread: {e}"),
+            Ok(thread) => self.search = Some(RunningSearch { thread, reopened: FilterRules::default() }),
+            Err(e) => tracing::warn!("unneeded rules of the XDP filter stay for now: cannot start the thread nm-surplus: {e}"),
         }
     }
 
-    /// These rules are put in force: a search that began before leaves them alone.
+    /// Excludes rules that come into force from the result of a running search.
     pub fn opened(&mut self, rules: &FilterRules) {
         if let Some(search) = &mut self.search {
             search.reopened.extend(rules.clone());
         }
     }
 
-    /// What a finished search has found, and may go.
+    /// Returns the rules that a finished search has found to be removable.
     pub fn found(&mut self) -> Unused {
         let Some(search) = self.search.take_if(|search| search.thread.is_finished()) else { return Unused::default() };
         let unused = search.thread.join().unwrap_or_else(|_| {
-            tracing::error!("{PANICKED}; nothing is removed, and the search begins anew");
+            tracing::error!("{PANICKED}; no rules are removed, and the search starts again");
             Unused::default()
         });
         unused.without(&search.reopened)
     }
 }
 
-const PANICKED: &str =
-    "the thread nm-surplus, which looks for rules of the XDP filter that are not needed, has panicked: see its message above";
+const PANICKED: &str = "the thread nm-surplus, which searches unneeded rules of the XDP filter, has panicked: see its message above";
 
 impl Drop for Surplus {
-    /// Afterwards nobody reads the connection table.
+    /// Joins the thread, so that nothing reads the connection table afterwards.
     fn drop(&mut self) {
         if self.search.take().is_some_and(|search| search.thread.join().is_err()) {
             tracing::error!("{PANICKED}");
@@ -88,9 +87,8 @@ mod tests {
         surplus.found().rules().clone()
     }
 
-    /// Whenever a rule is opened while there is a search, the search does not close it, but the others.
     #[test]
-    fn what_is_opened_during_a_search_stays() {
+    fn rules_opened_during_a_search_stay() {
         let words: Vec<AtomicU64> = (0..Conntrack::words_needed(8)).map(|_| AtomicU64::new(0)).collect();
         let table = Conntrack::format(words.leak(), 8, 1, [0, 0]).unwrap();
         let ip: IpAddr = "203.0.113.7".parse().unwrap();
@@ -99,13 +97,12 @@ mod tests {
             services: [(ip, 80, Proto::Tcp), (ip, 81, Proto::Tcp)].into(),
             addresses: ["10.96.0.1".parse().unwrap(), "10.96.0.2".parse().unwrap()].into(),
             service_cidrs: [cidr, other].into(),
-            snat: [(ip, 1, 9)].into(),
         };
         let again = FilterRules { services: [(ip, 80, Proto::Tcp)].into(), service_cidrs: [cidr].into(), ..FilterRules::default() };
         let later = FilterRules { addresses: ["10.96.0.1".parse().unwrap()].into(), ..FilterRules::default() };
 
         let mut surplus = Surplus::default();
-        // Before a search there is nothing to keep from it.
+        // Rules opened before the search are not excluded.
         surplus.opened(&all);
         surplus.begin(all.clone(), table);
         assert_eq!(finish(&mut surplus), all);
@@ -119,10 +116,9 @@ mod tests {
             services: [(ip, 81, Proto::Tcp)].into(),
             addresses: ["10.96.0.2".parse().unwrap()].into(),
             service_cidrs: [other].into(),
-            snat: all.snat.clone(),
         };
         assert_eq!(finish(&mut surplus), left);
         surplus.begin(all.clone(), table);
-        assert_eq!(finish(&mut surplus), all, "the next search knows nothing of it");
+        assert_eq!(finish(&mut surplus), all, "exclusions end with the search");
     }
 }

@@ -1,64 +1,72 @@
-//! From the edge and the tables to a [`Status`].
+//! Collects a [`Status`] from the edge and the control loop.
 
 use std::path::Path;
 
+use nomagic_api::deny::Deny;
 use nomagic_api::{
-    ApiWatch, Beyond, Conntrack, Pool, Port, RedirectPort, Replies, Rss, Services as ServicesStatus, Snat, Status, Table, TakenOver,
-    Target, Totals, Worker, XdpMode,
+    ApiWatch, Beyond, Conntrack, Pool, PortLink, RedirectPort, Replies, Rss, SeedSource, ServicePort, Services as ServicesStatus, Snat,
+    Status, StatusPort, Table, TakenOver, Target, Totals, Worker, XdpMode,
 };
-use nomagic_core::services::{Services, SnatRange};
-use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, FrameAccount, PortStatus, RedirectStatus, WorkerStatus};
+use nomagic_core::services::Services;
+use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, FrameAccount, LinkState, PortStatus, RedirectStatus, WorkerStatus};
 
 use crate::observe::metrics::reconciler::Reconciled;
 
-/// What control adds to the edge's own account.
-pub struct Control<'a> {
-    /// The service table in force.
+/// The control loop's part of the status.
+pub struct ControlStatus<'a> {
+    /// The published service table.
     pub services: &'a Services,
-    /// Connections ended because their endpoint is gone.
+    /// The size of the deny list.
+    pub deny: Deny,
+    /// Connections ended because their endpoint was removed.
     pub reconciled: &'a Reconciled,
-    /// Problems of the objects in force, as shown in the log.
+    /// Problems of the current objects, as logged.
     pub problems: Vec<String>,
-    /// The watch of an API server.
+    /// Why the gateway cannot carry, see [`super::readiness`].
+    pub not_ready: Vec<String>,
+    /// What is set aside by design: a line for each reason.
+    pub set_aside: Vec<String>,
+    /// Where the seed of the hash comes from.
+    pub hash_seed_source: Option<SeedSource>,
+    /// The state of the API server watch, if any.
     pub api: Option<ApiWatch>,
-    /// Seconds since the start.
     pub uptime_s: u64,
-    /// Where the connection table is, if in a file.
+    /// The file of the connection table, if any.
     pub table_file: Option<&'a Path>,
-    /// What backends carried.
+    /// Traffic of backends.
     pub targets: (Vec<Target>, Beyond),
+    /// Service ports that need attention, and how many more there are.
+    pub service_ports: (Vec<ServicePort>, u64),
 }
 
-/// The status of a gateway that waits for its first objects.
+/// The status of a gateway that waits for its first objects. `missing` is the reason.
 pub fn waiting(missing: String, api: Option<ApiWatch>, uptime_s: u64) -> Status {
     Status { not_ready: vec![missing], uptime_s, api, ..Status::default() }
 }
 
-/// The whole status.
-pub fn collect(edge: &Edge, control: Control<'_>) -> Result<Status, EdgeError> {
+/// The complete status.
+pub fn collect(edge: &Edge, control: ControlStatus<'_>) -> Result<Status, EdgeError> {
     let taken_over = edge.taken_over().map(|r| TakenOver {
         connections: r.connections,
         not_whole: r.not_whole,
         unwanted: r.unwanted,
         detached: r.detached,
     });
-    let status = edge_part(edge.status()?, edge.workers_alive().0);
+    let status = edge_status(edge.status()?, edge.workers_alive().0);
     Ok(with_control(status, control, taken_over))
 }
 
-/// What the edge says about itself.
-pub fn edge_part(edge: EdgeStatus, alive: usize) -> Status {
-    let not_ready = not_ready(&edge, alive);
+/// The edge's part of the status.
+pub fn edge_status(edge: EdgeStatus, alive: usize) -> Status {
     Status {
-        ready: not_ready.is_empty(),
-        not_ready,
         workers_alive: alive,
         totals: Totals { held_now: edge.workers.iter().map(|w| w.held_now).sum(), counts: edge.totals() },
         conntrack: Conntrack { live: edge.flows_live, capacity: edge.flows_capacity, ..Conntrack::default() },
         snat: Snat {
             connections: edge.source_ports,
             fullest_endpoint: edge.source_ports_fullest,
-            largest_share: edge.source_ports_largest,
+            largest_client_share: edge.source_port_shares.client,
+            largest_service_share: edge.source_port_shares.service,
             ..Snat::default()
         },
         replies: Replies { announced: edge.replies_announced, capacity: edge.replies_capacity },
@@ -76,11 +84,15 @@ pub fn edge_part(edge: EdgeStatus, alive: usize) -> Status {
     }
 }
 
-fn with_control(status: Status, control: Control<'_>, taken_over: Option<TakenOver>) -> Status {
-    let ports = source_ports(&control.services.snat);
+fn with_control(status: Status, control: ControlStatus<'_>, taken_over: Option<TakenOver>) -> Status {
+    let (ports, limits) = (u64::from(control.services.snat.ports().len()), control.services.snat.limits());
     let (targets, targets_beyond) = control.targets;
+    let (service_ports, service_ports_beyond) = control.service_ports;
     Status {
+        ready: control.not_ready.is_empty(),
+        not_ready: control.not_ready,
         uptime_s: control.uptime_s,
+        hash_seed_source: control.hash_seed_source,
         api: control.api,
         conntrack: Conntrack {
             file: control.table_file.map(Path::to_owned),
@@ -89,39 +101,21 @@ fn with_control(status: Status, control: Control<'_>, taken_over: Option<TakenOv
             walks: control.reconciled.walks,
             ..status.conntrack
         },
-        snat: Snat { ports, share_max: control.services.snat.holder_max().min(ports), ..status.snat },
+        snat: Snat { ports, client_share_max: limits.client.min(ports), service_share_max: limits.service.min(ports), ..status.snat },
+        deny: control.deny,
         services: ServicesStatus {
             table: status.services.table,
             ports: control.services.ports,
             addresses: control.services.frontend_count(),
             problems: control.problems,
+            set_aside: control.set_aside,
         },
         targets,
         targets_beyond,
+        service_ports,
+        service_ports_beyond,
         ..status
     }
-}
-
-/// Why a gateway is not ready. Ready means: the tables are in force in every worker, the XDP programs are attached, every queue is bound
-/// and its owner alive.
-fn not_ready(edge: &EdgeStatus, alive: usize) -> Vec<String> {
-    let mut reasons = Vec::new();
-    if alive < edge.workers.len() {
-        reasons.push(format!("{} of {} workers are dead or stuck", edge.workers.len() - alive, edge.workers.len()));
-    }
-    let lost = edge.ports.iter().filter(|p| p.info.condition != Condition::Bound);
-    reasons.extend(lost.map(|p| format!("port {} is {}", p.info.name, p.info.condition)));
-    for (what, applied) in [("service table", edge.services_applied), ("routes", edge.routes_applied)] {
-        if !applied {
-            reasons.push(format!("not every worker uses the latest {what} yet"));
-        }
-    }
-    reasons
-}
-
-/// Source ports that there are towards one endpoint.
-fn source_ports(range: &SnatRange) -> u64 {
-    (u64::from(range.port_last) + 1).saturating_sub(u64::from(range.port_first))
 }
 
 fn worker(w: WorkerStatus) -> Worker {
@@ -136,9 +130,9 @@ fn mode(native: bool) -> XdpMode {
     if native { XdpMode::Native } else { XdpMode::Generic }
 }
 
-fn port(p: PortStatus) -> Port {
+fn port(p: PortStatus) -> StatusPort {
     let PortStatus { info, xdp, sockets } = p;
-    Port {
+    StatusPort {
         name: info.name,
         ifindex: info.ifindex,
         mtu: info.mtu,
@@ -146,6 +140,11 @@ fn port(p: PortStatus) -> Port {
         owners: info.owners,
         bound: info.condition == Condition::Bound,
         condition: info.condition.to_string(),
+        link: match info.link {
+            LinkState::Up => PortLink::Up,
+            LinkState::Down => PortLink::Down,
+            LinkState::NoCarrier => PortLink::NoCarrier,
+        },
         rebinds: info.rebinds,
         xdp_mode: mode(info.native),
         zero_copy: info.zero_copy,

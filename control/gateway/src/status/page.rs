@@ -1,52 +1,97 @@
-//! The status for people.
+//! The status as text.
+
+mod services;
 
 use std::fmt::Write as _;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
-use nomagic_api::{ApiWatch, Port, Rss, Status, WatchState};
+use nomagic_api::{ApiWatch, Rss, Status, StatusPort, WatchState};
 use nomagic_core::conntrack::EvictionRank;
 use nomagic_core::counters::{CountBy, Labels};
 use nomagic_core::reason::Reason;
+use nomagic_core::reject::Class;
 
-/// The whole page.
-pub fn page(status: &Status) -> String {
+/// What a page shows.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Sections<'a> {
+    #[default]
+    All,
+    /// Whether it is ready, and the problems.
+    Problems,
+    /// One Service's problems, ports and backends: its namespace and name.
+    Service(&'a str, &'a str),
+}
+
+/// The order of the backends' rows.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, clap::ValueEnum)]
+pub enum SortBy {
+    /// By Service, port and backend.
+    #[default]
+    Name,
+    /// Most connections first.
+    Flows,
+    /// Most packets first, in both directions.
+    Packets,
+}
+
+/// The page. Problems come first: what follows may not fit the screen.
+pub fn page(status: &Status, sections: Sections<'_>, sort: SortBy) -> String {
     let mut out = String::new();
     let ready = if status.not_ready.is_empty() { "ready".to_owned() } else { format!("NOT READY: {}", status.not_ready.join("; ")) };
     let _ = writeln!(out, "{ready}");
-    if let Some(api) = &status.api {
-        write_api(&mut out, api);
+    write_problems(&mut out, status, sections);
+    if sections == Sections::All {
+        if let Some(api) = &status.api {
+            write_api(&mut out, api);
+        }
+        if !status.workers.is_empty() {
+            write_summary(&mut out, status);
+            write_ports(&mut out, status);
+            write_frames(&mut out, status);
+        }
     }
-    if !status.workers.is_empty() {
-        write_summary(&mut out, status);
-        write_ports(&mut out, status);
-        write_frames(&mut out, status);
-        write_targets(&mut out, status);
+    if sections != Sections::Problems && !status.workers.is_empty() {
+        services::write_service_ports(&mut out, status, sections);
+        services::write_targets(&mut out, status, sections, sort);
     }
-    for problem in &status.services.problems {
-        let _ = writeln!(out, "problem: {problem}");
+    for group in &status.services.set_aside {
+        let _ = writeln!(out, "set aside: {group}");
     }
     out
 }
 
-/// Rows of aligned columns: `right` of them, after the first `left`, hold numbers.
+/// The problems, sorted.
+fn write_problems(out: &mut String, status: &Status, sections: Sections<'_>) {
+    let concerns = |problem: &&String| match sections {
+        Sections::Service(namespace, name) => problem.contains(&format!("{namespace}/{name}")),
+        _ => true,
+    };
+    let mut problems: Vec<&String> = status.services.problems.iter().filter(concerns).collect();
+    problems.sort();
+    for problem in problems {
+        let _ = writeln!(out, "problem: {problem}");
+    }
+}
+
+/// A table with `left` text columns, then `right` right-aligned columns, then one text column.
 fn table(left: usize, right: usize) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(vec![""; left + right + 1]);
-    for (place, column) in table.column_iter_mut().enumerate() {
+    for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
-        if (left..left + right).contains(&place) {
+        if (left..left + right).contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table
 }
 
-/// How the watch fares, a line a kind.
+/// The state of the watch, one line per kind.
 fn write_api(out: &mut String, api: &ApiWatch) {
     let _ = writeln!(out, "objects from {}", api.server);
     for k in &api.kinds {
-        let heard = k.heard_s_ago.map_or("never heard of".into(), |s| format!("heard {s} s ago"));
+        let heard = k.heard_s_ago.map_or("no response yet".into(), |s| format!("heard {s} s ago"));
         let error = k.error.as_ref().filter(|_| k.state != WatchState::Connected).map_or(String::new(), |e| format!(": {e}"));
         let _ = writeln!(out, "  {:<14} {:>7}  {} for {} s, {heard}{error}", k.kind, k.objects, k.state, k.for_s);
     }
@@ -64,7 +109,10 @@ fn write_summary(out: &mut String, s: &Status) {
         services.ports,
         services.addresses
     );
-    let taken_over = conntrack.taken_over.map_or(String::new(), |t| format!(" ({} were taken over)", t.connections));
+    if let Some(source) = s.hash_seed_source {
+        let _ = writeln!(out, "hash seed: {source}");
+    }
+    let taken_over = conntrack.taken_over.map_or(String::new(), |t| format!(" ({} taken over)", t.connections));
     let _ = writeln!(
         out,
         "connections: {} of {}{taken_over}; reply filter entries: {} of {}",
@@ -77,42 +125,58 @@ fn write_summary(out: &mut String, s: &Status) {
     );
     let _ = writeln!(
         out,
-        "  evicted when full: closed {}, half-open {}, idle UDP {}",
+        "  evicted when full: closed {}, unconfirmed {}, doubtful {}, idle UDP {}",
         evicted[EvictionRank::Closed],
-        evicted[EvictionRank::HalfOpen],
+        evicted[EvictionRank::Unconfirmed],
+        evicted[EvictionRank::Doubtful],
         evicted[EvictionRank::IdleUdp]
     );
     let _ = writeln!(
         out,
-        "SNAT ports: {} in use; towards the fullest endpoint {} of {} ({} %), {} of at most {} for one client or Service; refused: {} as all were \
-         taken, {} as a share was used up",
+        "SNAT ports: {} in use; towards the fullest endpoint {} of {} ({} %), for one client {} of at most {}, for one Service {} of at most \
+         {}; reclaimed {}; refused: {} (no free port), {} (share used up)",
         snat.connections,
         snat.fullest_endpoint,
         snat.ports,
         (100 * snat.fullest_endpoint).checked_div(snat.ports).unwrap_or(0),
-        snat.largest_share,
-        snat.share_max,
+        snat.largest_client_share,
+        snat.client_share_max,
+        snat.largest_service_share,
+        snat.service_share_max,
+        c.snat_reclaimed.total(),
         drop[Reason::SnatPortsExhausted],
         drop[Reason::SnatShare]
     );
 }
 
 fn write_ports(out: &mut String, status: &Status) {
-    let mut table = table(1, 4);
-    table.set_header(["port", "received", "taken", "passed", "dropped", "mode"]);
+    let mut table = table(2, 5);
+    table.set_header(["port", "link", "received", "taken", "passed", "denied", "dropped", "mode"]);
     for p in &status.ports {
         let x = &p.xdp;
-        let numbers = [x.received, x.counts.taken, x.passed, x.dropped].map(|n| n.to_string());
-        table.add_row([p.name.clone()].into_iter().chain(numbers).chain([port_mode(p)]));
+        let numbers = [x.received, x.counts.taken, x.passed, x.counts.denied, x.dropped].map(|n| n.to_string());
+        table.add_row([p.name.clone(), port_link(p)].into_iter().chain(numbers).chain([port_mode(p)]));
     }
     let _ = writeln!(out, "\n{}", table.trim_fmt());
     if !status.redirect_ports.is_empty() {
         let names: Vec<String> = status.redirect_ports.iter().map(|r| format!("{} ({})", r.name, r.condition)).collect();
-        let _ = writeln!(out, "redirect ports: {}; {} frames taken", names.join(", "), status.redirect_xdp.counts.taken);
+        let counts = &status.redirect_xdp.counts;
+        let _ = writeln!(out, "redirect ports: {}; {} frames taken, {} denied", names.join(", "), counts.taken, counts.denied);
     }
+    let d = &status.deny;
+    let _ = writeln!(
+        out,
+        "deny list: {} of {} prefixes ({} of the configuration, {} of the file, {} of commands)",
+        d.prefixes, d.prefixes_max, d.of_configuration, d.of_file, d.of_command
+    );
 }
 
-fn port_mode(p: &Port) -> String {
+/// The state of the link; of a port that is not bound, that it is not.
+fn port_link(p: &StatusPort) -> String {
+    if p.bound { p.link.to_string() } else { "not bound".into() }
+}
+
+fn port_mode(p: &StatusPort) -> String {
     let copy = if p.zero_copy { "zero-copy" } else { "copy" };
     let rss = match &p.rss {
         Rss::Predicted { entries } => format!("RSS of {entries} entries"),
@@ -137,32 +201,17 @@ fn write_frames(out: &mut String, status: &Status) {
     row("dropped after a hand-over", totals.counts.io.handed_failed.packets, "");
     write_reasons(&mut row, &reasons.handed);
     row("sent by nomagic (RST, ICMP)", frames.made.packets, "");
+    for (class, n) in totals.counts.path.rejects_suppressed.iter().filter(|(_, n)| *n > 0) {
+        row(&format!("  not sent: {}", Class::label(class)), n, "over a limit of rejects, or never answered");
+    }
     table.set_header(["frames", "", ""]);
     let _ = writeln!(out, "\n{}", table.trim_fmt());
 }
 
-fn write_reasons<L: Labels<Key = Reason>>(row: &mut impl FnMut(&str, u64, &str), counts: &CountBy<L>) {
+fn write_reasons<L: Labels<LabelValue = Reason>>(row: &mut impl FnMut(&str, u64, &str), counts: &CountBy<L>) {
     for (reason, n) in counts.iter().filter(|(_, n)| *n > 0) {
         row(&format!("    {}", reason.label()), n, reason.text());
     }
-}
-
-fn write_targets(out: &mut String, status: &Status) {
-    if status.targets.is_empty() {
-        return;
-    }
-    let mut table = table(2, 3);
-    table.set_header(["Service port", "backend", "flows", "to backend", "to client", ""]);
-    for t in &status.targets {
-        let numbers = [t.carried.flows, t.carried.to_backend.packets, t.carried.to_client.packets].map(|n| n.to_string());
-        table.add_row([t.service_port(), t.backend.clone()].into_iter().chain(numbers));
-    }
-    let beyond = &status.targets_beyond;
-    if beyond.targets > 0 {
-        let numbers = [beyond.carried.flows, beyond.carried.to_backend.packets, beyond.carried.to_client.packets].map(|n| n.to_string());
-        table.add_row([format!("{} more", beyond.targets), String::new()].into_iter().chain(numbers));
-    }
-    let _ = writeln!(out, "\n{}", table.trim_fmt());
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ mod tests {
         assert!(first.iter().any(|p| *p != first[0]), "{first:?}");
         backoff.reset();
         assert!(backoff.pause(None) <= min);
-        assert_eq!(backoff.pause(Some(Duration::from_secs(1))), Duration::from_secs(1), "the server's wish");
+        assert_eq!(backoff.pause(Some(Duration::from_secs(1))), Duration::from_secs(1), "the server's Retry-After");
         assert!(backoff.pause(Some(Duration::from_secs(1_000))) <= max, "within limits");
     }
 }

@@ -11,15 +11,19 @@ const DEPTH_MAX: usize = 16;
 
 /// Why a list or watch was interrupted.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub(crate) enum ApiFault {
     /// Configuration or credentials are unusable.
     Unusable(String),
-    /// The connection failed.
+    /// No connection, or none that lasted until the head of a response.
     Connection(String),
+    /// The connection broke in the middle of a response.
+    Broken(String),
     /// An HTTP error status, or an ERROR event.
     Refused { code: u16, message: String, retry_after: Option<Duration> },
     /// The resource version is compacted: a new list is needed.
     Gone(String),
+    /// The server's state is older than a version that it sent before: a new list is needed.
+    WentBack { server: u64, known: u64 },
     /// The server sent invalid data.
     Invalid(String),
     /// No data for this long.
@@ -32,27 +36,45 @@ pub(crate) enum Fault {
     Closed,
 }
 
-impl Fault {
+impl ApiFault {
     /// Whether the watch may continue from its resource version. Errors other than those of credentials and load may be caused by the version:
     /// one in the future after etcd was restored (504), or one whose change the server cannot decode (500).
     pub(super) fn keeps_version(&self) -> bool {
         match self {
-            Fault::Refused { code, .. } => matches!(code, 401 | 403 | 429 | 503),
-            Fault::Gone(_) | Fault::Invalid(_) | Fault::LimitExceeded(_) => false,
-            Fault::Unusable(_) | Fault::Connection(_) | Fault::Timeout(_) | Fault::EndedEarly | Fault::Closed => true,
+            ApiFault::Refused { code, .. } => matches!(code, 401 | 403 | 429 | 503),
+            ApiFault::Gone(_) | ApiFault::WentBack { .. } | ApiFault::Invalid(_) | ApiFault::LimitExceeded(_) => false,
+            ApiFault::Unusable(_)
+            | ApiFault::Connection(_)
+            | ApiFault::Broken(_)
+            | ApiFault::Timeout(_)
+            | ApiFault::EndedEarly
+            | ApiFault::Closed => true,
         }
+    }
+
+    /// Whether other credentials may help.
+    pub(super) fn concerns_credentials(&self) -> bool {
+        matches!(self, ApiFault::Unusable(_) | ApiFault::Refused { code: 401 | 403, .. })
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ApiFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Unusable(what) | Fault::Connection(what) | Fault::Invalid(what) | Fault::LimitExceeded(what) => f.write_str(what),
-            Fault::Refused { code, message, .. } => write!(f, "the API server responded with {code}: {message}{}", advice(*code)),
-            Fault::Gone(message) => write!(f, "410 Gone ({message}): listing again"),
-            Fault::Timeout(time) => write!(f, "no data from the API server for {time:?}"),
-            Fault::EndedEarly => f.write_str("the API server ended the watch at once"),
-            Fault::Closed => f.write_str("stopped"),
+            ApiFault::Unusable(what)
+            | ApiFault::Connection(what)
+            | ApiFault::Broken(what)
+            | ApiFault::Invalid(what)
+            | ApiFault::LimitExceeded(what) => f.write_str(what),
+            ApiFault::Refused { code, message, .. } => write!(f, "the API server responded with {code}: {message}{}", advice(*code)),
+            ApiFault::Gone(message) => write!(f, "410 Gone ({message}): listing again"),
+            ApiFault::WentBack { server, known } => write!(
+                f,
+                "the API server is at version {server}, and was at {known} before: its data was restored to an older state; listing again"
+            ),
+            ApiFault::Timeout(time) => write!(f, "no data from the API server for {time:?}"),
+            ApiFault::EndedEarly => f.write_str("the API server ended the watch at once"),
+            ApiFault::Closed => f.write_str("stopped"),
         }
     }
 }
@@ -70,13 +92,13 @@ fn advice(code: u16) -> &'static str {
 }
 
 /// The fault of a request that could not be sent or got no response.
-pub(super) fn no_connection(error: &(dyn std::error::Error + 'static)) -> Fault {
-    Fault::Connection(format!("no connection: {}", cause(error)))
+pub(super) fn no_connection(error: &(dyn std::error::Error + 'static)) -> ApiFault {
+    ApiFault::Connection(format!("no connection: {}", cause(error)))
 }
 
 /// The fault of a response that was cut off.
-pub(super) fn broken(error: &(dyn std::error::Error + 'static)) -> Fault {
-    Fault::Connection(format!("the connection to the API server broke: {}", cause(error)))
+pub(super) fn broken(error: &(dyn std::error::Error + 'static)) -> ApiFault {
+    ApiFault::Broken(format!("the connection to the API server broke: {}", cause(error)))
 }
 
 /// The innermost cause and the one around it; outer ones only repeat that something failed.
@@ -135,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_faults_say_what_to_do() {
+    fn tls_faults_contain_advice() {
         for (error, word) in [
             (TlsError::InvalidCertificate(CertificateError::UnknownIssuer), "set caFile"),
             (TlsError::InvalidCertificate(CertificateError::BadSignature), "set caFile"),
@@ -152,12 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_once() {
+    fn causes_are_not_repeated() {
         let refused = words(io::Error::from_raw_os_error(libc::ECONNREFUSED));
         assert_eq!(refused, "no connection: Connection refused (os error 111)");
         let io = io::Error::from_raw_os_error(libc::ECONNREFUSED);
         assert_eq!(broken(&io).to_string(), "the connection to the API server broke: Connection refused (os error 111)");
-        let code = Fault::Refused { code: 403, message: "no".into(), retry_after: None };
+        let code = ApiFault::Refused { code: 403, message: "no".into(), retry_after: None };
         assert!(code.to_string().contains("ClusterRole"), "{code}");
     }
 }

@@ -10,7 +10,7 @@ use nomagic_table::objects::{Kind, Object, Unread};
 use nomagic_table::problem::{Origin, Problem};
 use tokio::sync::mpsc;
 
-use super::Message;
+use super::WatchMessage;
 
 /// Maximum number of messages applied at a time: many changes become few tables, and the control loop is not blocked.
 const BATCH_MAX: usize = 4_096;
@@ -35,19 +35,29 @@ struct KindStatus {
     faults: u64,
 }
 
+/// The cluster's UID, as far as it is needed.
+#[derive(Debug)]
+enum ClusterUid {
+    Unneeded,
+    Awaited,
+    /// Read, or why it cannot be read.
+    Settled(Result<String, String>),
+}
+
 /// Receives the messages of the watch thread.
 pub struct Feed {
-    messages: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<WatchMessage>,
     server: String,
     objects_max: usize,
     /// By [`Kind`].
     watches: [KindStatus; Kind::ALL.len()],
+    uid: ClusterUid,
     /// Unreadable objects, by kind and name.
     unread: BTreeMap<(Kind, String), Problem>,
 }
 
 impl Feed {
-    pub(super) fn new(messages: mpsc::Receiver<Message>, server: String, objects_max: usize) -> Feed {
+    pub(super) fn new(messages: mpsc::Receiver<WatchMessage>, server: String, objects_max: usize, read_cluster_uid: bool) -> Feed {
         let watches = Kind::ALL.map(|_| KindStatus {
             listed: false,
             unavailable: false,
@@ -59,7 +69,8 @@ impl Feed {
             events: 0,
             faults: 0,
         });
-        Feed { messages, server, objects_max, watches, unread: BTreeMap::new() }
+        let uid = if read_cluster_uid { ClusterUid::Awaited } else { ClusterUid::Unneeded };
+        Feed { messages, server, objects_max, watches, uid, unread: BTreeMap::new() }
     }
 
     /// Waits for a message and applies all queued ones. True when objects or their problems have changed. Cancel-safe.
@@ -76,10 +87,18 @@ impl Feed {
         Ok(changed)
     }
 
-    /// Whether Services and EndpointSlices were listed, and the Node and the ServiceCIDRs were listed too or are unavailable. Before that no
-    /// table may be published.
+    /// Whether Services and EndpointSlices were listed, the Node and the ServiceCIDRs were listed too or are unavailable, and the cluster's UID
+    /// is settled. Before that no table may be published.
     pub fn complete(&self) -> bool {
-        self.watches().all(|(_, c)| c.listed || c.unavailable) && self.main_kinds_listed()
+        self.watches().all(|(_, c)| c.listed || c.unavailable) && self.main_kinds_listed() && !matches!(self.uid, ClusterUid::Awaited)
+    }
+
+    /// The UID of the Namespace kube-system, or why it cannot be read; `None`: it was not asked for, or is not settled.
+    pub fn cluster_uid(&self) -> Option<Result<&str, &str>> {
+        match &self.uid {
+            ClusterUid::Unneeded | ClusterUid::Awaited => None,
+            ClusterUid::Settled(uid) => Some(uid.as_deref().map_err(String::as_str)),
+        }
     }
 
     fn main_kinds_listed(&self) -> bool {
@@ -97,7 +116,11 @@ impl Feed {
             Some(error) => format!("{kind}s ({error})"),
             None => format!("{kind}s"),
         });
-        format!("not listed yet at {}: {}", self.server, words.collect::<Vec<_>>().join(", "))
+        let mut words: Vec<String> = words.collect();
+        if words.is_empty() && matches!(self.uid, ClusterUid::Awaited) {
+            words.push("the Namespace kube-system".into());
+        }
+        format!("not listed yet at {}: {}", self.server, words.join(", "))
     }
 
     /// Problems of unreadable objects.
@@ -127,13 +150,13 @@ impl Feed {
         ApiWatch { server: self.server.clone(), kinds: kinds.collect() }
     }
 
-    fn apply(&mut self, message: Message, index: &mut Index) -> bool {
+    fn apply(&mut self, message: WatchMessage, index: &mut Index) -> bool {
         match message {
-            Message::Connected(kind) | Message::Bookmark(kind) => {
+            WatchMessage::Connected(kind) | WatchMessage::Bookmark(kind) => {
                 self.heard(kind, 0);
                 false
             }
-            Message::Listed(kind, objects, unread) => {
+            WatchMessage::Listed(kind, objects, unread) => {
                 let watch = self.heard(kind, 0);
                 watch.listed = true;
                 watch.lists += 1;
@@ -149,7 +172,7 @@ impl Feed {
                 unread.into_iter().for_each(|u| self.record(u));
                 index.replace(kind, objects, &kept) | cleared | has_unread
             }
-            Message::Applied(object) => {
+            WatchMessage::Applied(object) => {
                 let (kind, key) = (object.kind(), object.key().clone());
                 self.heard(kind, 1);
                 let readable_again = self.unread.remove(&(kind, key.to_string())).is_some();
@@ -159,17 +182,23 @@ impl Feed {
                 }
                 index.apply(object) | readable_again
             }
-            Message::Unreadable(unread) => {
+            WatchMessage::Unreadable(unread) => {
                 self.heard(unread.kind, 1);
                 self.record(unread);
                 true
             }
-            Message::Deleted(kind, key) => {
+            WatchMessage::Deleted(kind, key) => {
                 self.heard(kind, 1);
                 let readable_again = self.unread.remove(&(kind, key.to_string())).is_some();
                 index.delete(kind, &key) | readable_again
             }
-            Message::Disconnected(kind, error) => {
+            WatchMessage::ClusterUid(uid) => {
+                if matches!(self.uid, ClusterUid::Awaited) {
+                    self.uid = ClusterUid::Settled(uid);
+                }
+                false
+            }
+            WatchMessage::Disconnected(kind, error) => {
                 self.disconnected(kind, error);
                 false
             }
@@ -222,14 +251,14 @@ fn limit_exceeded(object: &Object, max: usize) -> Unread {
 
 #[cfg(test)]
 mod tests {
-    use nomagic_table::objects::{Key, read};
+    use nomagic_table::objects::{NamespacedName, read};
     use serde_json::json;
 
     use super::*;
 
-    fn feed() -> (mpsc::Sender<Message>, Feed) {
+    fn feed() -> (mpsc::Sender<WatchMessage>, Feed) {
         let (sender, messages) = mpsc::channel(8);
-        (sender, Feed::new(messages, "https://a".into(), 10_000))
+        (sender, Feed::new(messages, "https://a".into(), 10_000, false))
     }
 
     fn service(name: &str) -> Object {
@@ -245,8 +274,8 @@ mod tests {
         *read(Kind::Service, json!({"metadata": {"name": name}, "spec": 7}), &Origin::default()).unwrap_err()
     }
 
-    fn key(name: &str) -> Key {
-        Key { namespace: "default".into(), name: name.into() }
+    fn key(name: &str) -> NamespacedName {
+        NamespacedName { namespace: "default".into(), name: name.into() }
     }
 
     #[test]
@@ -257,50 +286,65 @@ mod tests {
             feed.apply(message, &mut index);
             feed.complete()
         };
-        let disconnected = |kind| Message::Disconnected(kind, "no".into());
+        let disconnected = |kind| WatchMessage::Disconnected(kind, "no".into());
         assert!(!apply(&mut feed, disconnected(Kind::Node)) && !apply(&mut feed, disconnected(Kind::ServiceCidr)));
-        assert!(!apply(&mut feed, Message::Listed(Kind::Service, vec![], vec![])));
-        assert!(!apply(&mut feed, Message::Listed(Kind::EndpointSlice, vec![], vec![])), "an older fault does not count");
+        assert!(!apply(&mut feed, WatchMessage::Listed(Kind::Service, vec![], vec![])));
+        assert!(!apply(&mut feed, WatchMessage::Listed(Kind::EndpointSlice, vec![], vec![])), "an older fault does not count");
         assert_eq!(feed.missing(), "not listed yet at https://a: Nodes (no), ServiceCIDRs (no)");
-        assert!(!apply(&mut feed, Message::Listed(Kind::Node, vec![], vec![])));
+        assert!(!apply(&mut feed, WatchMessage::Listed(Kind::Node, vec![], vec![])));
         assert!(apply(&mut feed, disconnected(Kind::ServiceCidr)));
-        assert!(apply(&mut feed, disconnected(Kind::Service)), "what was listed once stays");
+        assert!(apply(&mut feed, disconnected(Kind::Service)), "listed kinds stay listed");
     }
 
     #[test]
-    fn only_changes_are_changes() {
+    fn complete_needs_the_clusters_uid_if_it_is_asked_for() {
+        let (_sender, messages) = mpsc::channel(8);
+        let mut feed = Feed::new(messages, "https://a".into(), 10_000, true);
+        let mut index = Index::default();
+        for kind in Kind::ALL {
+            feed.apply(WatchMessage::Listed(kind, vec![], vec![]), &mut index);
+        }
+        assert!(!feed.complete() && feed.missing().contains("kube-system"), "{}", feed.missing());
+        assert_eq!(feed.cluster_uid(), None);
+        assert!(!feed.apply(WatchMessage::ClusterUid(Err("no".into())), &mut index), "no table depends on it yet");
+        feed.apply(WatchMessage::ClusterUid(Ok("late".into())), &mut index);
+        assert_eq!((feed.complete(), feed.cluster_uid()), (true, Some(Err("no"))), "settled once");
+    }
+
+    #[test]
+    fn apply_reports_real_changes_only() {
         let (_sender, mut feed) = feed();
         let mut index = Index::default();
         let mut apply = |message| feed.apply(message, &mut index);
-        assert!(apply(Message::Listed(Kind::Service, vec![service("a")], vec![])));
-        assert!(!apply(Message::Listed(Kind::Service, vec![service("a")], vec![])));
-        assert!(!apply(Message::Applied(service("a"))) && apply(Message::Applied(service("b"))));
-        assert!(!apply(Message::Bookmark(Kind::Service)) && !apply(Message::Connected(Kind::Service)));
-        assert!(!apply(Message::Disconnected(Kind::Service, "no".into())));
-        assert!(apply(Message::Unreadable(unread("a"))) && apply(Message::Applied(service("a"))), "a problem is gone");
-        assert!(apply(Message::Unreadable(unread("c"))) && apply(Message::Deleted(Kind::Service, key("c"))));
-        assert!(apply(Message::Deleted(Kind::Service, key("a"))) && !apply(Message::Deleted(Kind::Service, key("a"))));
+        assert!(apply(WatchMessage::Listed(Kind::Service, vec![service("a")], vec![])));
+        assert!(!apply(WatchMessage::Listed(Kind::Service, vec![service("a")], vec![])));
+        assert!(!apply(WatchMessage::Applied(service("a"))) && apply(WatchMessage::Applied(service("b"))));
+        assert!(!apply(WatchMessage::Bookmark(Kind::Service)) && !apply(WatchMessage::Connected(Kind::Service)));
+        assert!(!apply(WatchMessage::Disconnected(Kind::Service, "no".into())));
+        assert!(apply(WatchMessage::Unreadable(unread("a"))) && apply(WatchMessage::Applied(service("a"))), "a problem is gone");
+        assert!(apply(WatchMessage::Unreadable(unread("c"))) && apply(WatchMessage::Deleted(Kind::Service, key("c"))));
+        assert!(apply(WatchMessage::Deleted(Kind::Service, key("a"))) && !apply(WatchMessage::Deleted(Kind::Service, key("a"))));
         assert_eq!((index.count(Kind::Service), feed.problems().count()), (1, 0));
     }
 
     #[test]
-    fn problems_have_a_limit() {
+    fn problems_are_limited() {
         let (_sender, mut feed) = feed();
         let mut index = Index::default();
         for i in 0..UNREAD_MAX + 5 {
-            feed.apply(Message::Unreadable(unread(&format!("s{i}"))), &mut index);
+            feed.apply(WatchMessage::Unreadable(unread(&format!("s{i}"))), &mut index);
         }
         assert_eq!(feed.problems().count(), UNREAD_MAX);
-        feed.apply(Message::Listed(Kind::Service, vec![], vec![unread("s1")]), &mut index);
+        feed.apply(WatchMessage::Listed(Kind::Service, vec![], vec![unread("s1")]), &mut index);
         assert_eq!(feed.problems().count(), 1);
     }
 
     #[tokio::test]
-    async fn a_flood_is_taken_in_one_go_and_the_end_is_an_error() {
+    async fn queued_messages_are_applied_together_and_the_end_is_an_error() {
         let (sender, mut feed) = feed();
         let mut index = Index::default();
         for name in ["a", "b", "c"] {
-            sender.send(Message::Applied(service(name))).await.unwrap();
+            sender.send(WatchMessage::Applied(service(name))).await.unwrap();
         }
         assert!(feed.changed(&mut index).await.unwrap());
         assert_eq!(index.count(Kind::Service), 3);

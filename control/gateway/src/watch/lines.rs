@@ -5,7 +5,7 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use kube::client::Body;
 
-use super::fault::{self, Fault};
+use super::fault::{self, ApiFault};
 
 /// Maximum length of a line, bytes: well above the largest object (1.5 MB, etcd's limit) in its longest encoding.
 const LINE_MAX: usize = 16 << 20;
@@ -25,7 +25,7 @@ impl Lines {
     }
 
     /// The next line without its end; `None` at the end of the body. Discards an incomplete last line.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Fault> {
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, ApiFault> {
         loop {
             if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
                 let rest = self.buffer.split_off(self.scanned + at + 1);
@@ -39,7 +39,7 @@ impl Lines {
             }
             self.scanned = self.buffer.len();
             if self.buffer.len() > LINE_MAX {
-                return Err(Fault::LimitExceeded(format!("the API server sent an event longer than {LINE_MAX} bytes")));
+                return Err(ApiFault::LimitExceeded(format!("the API server sent an event longer than {LINE_MAX} bytes")));
             }
             if !self.more().await? {
                 return Ok(None);
@@ -48,19 +48,19 @@ impl Lines {
     }
 
     /// The whole body.
-    pub(crate) async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, Fault> {
+    pub(crate) async fn whole(mut self, bytes_max: usize) -> Result<Vec<u8>, ApiFault> {
         while self.more().await? {
             if self.buffer.len() > bytes_max {
-                return Err(Fault::LimitExceeded(format!("the API server sent a list longer than {bytes_max} bytes")));
+                return Err(ApiFault::LimitExceeded(format!("the API server sent a list longer than {bytes_max} bytes")));
             }
         }
         Ok(self.buffer)
     }
 
     /// Waits for a chunk. False at the end.
-    async fn more(&mut self) -> Result<bool, Fault> {
+    async fn more(&mut self) -> Result<bool, ApiFault> {
         match tokio::time::timeout(self.timeout, self.body.frame()).await {
-            Err(_) => Err(Fault::Timeout(self.timeout)),
+            Err(_) => Err(ApiFault::Timeout(self.timeout)),
             Ok(None) => Ok(false),
             Ok(Some(Err(e))) => Err(fault::broken(&e)),
             Ok(Some(Ok(frame))) => {
@@ -93,9 +93,9 @@ mod tests {
 
     #[tokio::test]
     async fn limits() {
-        assert!(matches!(lines(vec![b'x'; LINE_MAX + 1]).next().await, Err(Fault::LimitExceeded(_))));
+        assert!(matches!(lines(vec![b'x'; LINE_MAX + 1]).next().await, Err(ApiFault::LimitExceeded(_))));
         assert!(lines(vec![b'x'; LINE_MAX]).next().await.unwrap().is_none());
-        assert!(matches!(lines("12345").whole(4).await, Err(Fault::LimitExceeded(_))));
+        assert!(matches!(lines("12345").whole(4).await, Err(ApiFault::LimitExceeded(_))));
         assert_eq!(lines("12345").whole(5).await.unwrap(), b"12345");
     }
 }

@@ -1,4 +1,4 @@
-//! Session affinity over time: kube-proxy's cases as frames through the packet path, with a clock of their own.
+//! Session affinity over time: kube-proxy's cases as frames through the packet path, with a simulated clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,9 +10,9 @@ use nomagic_table::explain::parse_flow;
 use serde_json::Value;
 
 use crate::common::replay::{cases, index, list, settings, text};
-use crate::common::wire::{SYN, Went, Wire};
+use crate::common::wire::{PacketOutcome, SYN, Wire};
 
-/// The endpoints that a new connection to an address may meet at all.
+/// The possible endpoints of a new connection to an address.
 fn usable(compiled: &Compiled, to: SocketAddr) -> BTreeSet<SocketAddr> {
     let pools = compiled.services.frontends().filter(|(ip, port, ..)| SocketAddr::new(*ip, *port) == to);
     let pools = pools.flat_map(|(_, _, _, f)| f.actions()).filter_map(|action| match action {
@@ -22,16 +22,15 @@ fn usable(compiled: &Compiled, to: SocketAddr) -> BTreeSet<SocketAddr> {
     pools.flat_map(|pool| pool.backends.iter().map(|b| SocketAddr::new(b.addr, b.port))).collect()
 }
 
-/// A connection that was made.
 struct Made {
     backend: SocketAddr,
-    /// Any of several endpoints would have done.
+    /// Several endpoints were possible.
     free: bool,
 }
 
 /// Plays a case with source ports from `first_port` on.
 fn play(file: &Value, case: &Value, first_port: u16) -> Vec<Made> {
-    // The clock starts well after zero, as that of a machine does.
+    // The clock starts well after zero, like a real one.
     let words: Vec<AtomicU64> = (0..Conntrack::words_needed(256)).map(|_| AtomicU64::new(0)).collect();
     let mut wire = Wire::new(0, Conntrack::format(&words, 256, 1, [0, 0]).unwrap(), None);
     let (start_ms, mut compiler) = (1_000_000, Compiler::new(TARGETS_MAX));
@@ -49,8 +48,8 @@ fn play(file: &Value, case: &Value, first_port: u16) -> Vec<Made> {
         let from = SocketAddr::new(text(connect, "from").parse().unwrap(), first_port + number as u16);
         let proto = connect["proto"].as_str().unwrap_or("TCP").to_lowercase();
         let tuple = parse_flow(&format!("{proto} {from} -> {to}")).unwrap();
-        wire.now_ms = start_ms + (step["at"].as_f64().unwrap() * 1_000.0) as u64;
-        let Went::On(_, backend) = wire.send(&table.services, &tuple, SYN) else { panic!("{place}: no backend") };
+        wire.now_ms = start_ms + std::time::Duration::from_secs_f64(step["at"].as_f64().unwrap()).as_millis() as u64;
+        let PacketOutcome::Forwarded(_, backend) = wire.send(&table.services, &tuple, SYN) else { panic!("{place}: no backend") };
         let usable = usable(table, to);
         assert!(usable.contains(&backend), "{place}: {backend} is no usable endpoint");
         if let Some(name) = text(step, "expect").strip_prefix("same:") {
@@ -72,13 +71,13 @@ fn affinity_cases() {
     for name in ["kubeproxy-stateful.yaml", "more-stateful.yaml"] {
         let file = cases(name);
         for case in list(&file["affinityCases"]) {
-            // From many source ports, so that no hash happens to fit.
+            // Many source ports, so that no hash matches by chance.
             let plays: Vec<Vec<Made>> = (0..40).map(|i| play(&file, case, 10_000 + i * 100)).collect();
             connections += plays.iter().map(Vec::len).sum::<usize>();
             for i in (0..plays[0].len()).filter(|&i| plays[0][i].free) {
                 let met: BTreeSet<SocketAddr> = plays.iter().map(|p| p[i].backend).collect();
                 assert!(met.len() > 1, "{}: connection {i} is free, yet all go to {met:?}", case["id"]);
-                // The first connection does not decide for one that is as free as it.
+                // The first connection does not determine the endpoint of a free one.
                 let moved = plays.iter().filter(|p| p[i].backend != p[0].backend).count();
                 assert!(i == 0 || moved > 5, "{}: connection {i} follows the first one: {moved} of 40 do not", case["id"]);
                 free += 1;

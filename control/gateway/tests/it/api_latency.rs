@@ -1,10 +1,10 @@
-//! How long a change at the API server takes until a packet goes the new way: a table.
+//! Measures the time from a change at the API server to the first packet that uses it.
 //!
-//! `cargo test -p nomagic --test api_latency -- --nocapture` prints it; `NOMAGIC_CHANGES=1000` measures more changes (100 unless set).
+//! `cargo test --release -p nomagic --test it api_latency -- --nocapture` prints it; `NOMAGIC_CHANGES=1000` measures more changes (100 unless set).
 //!
 //! The clock starts just before the fake API server takes the object and stops when the first datagram is read at the new endpoint. In
-//! between lie the event on the watch, reading, compiling, publishing to the workers, and up to one interval of the client, who sends
-//! a datagram from a new source every 0.2 ms. All of it happens on one machine, with one clock.
+//! between are the watch event, reading, compiling, publishing to the workers, and up to one interval of the client, which sends a
+//! datagram from a new source every 0.2 ms. All of it happens on one machine, with one clock.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -22,45 +22,45 @@ use crate::common::Gateway;
 use crate::common::api_gateway;
 use crate::common::api_gateway::start;
 
-/// Where the pods receive.
+/// The pods' UDP port.
 const PORT: u16 = 7_000;
 /// The Service whose endpoint is replaced.
 const MOVED: Ipv4Addr = Ipv4Addr::new(10, 109, 0, 7);
-/// Between two datagrams of the client.
+/// Interval between the client's datagrams.
 const INTERVAL: Duration = Duration::from_micros(200);
-/// The client's addresses: 10.0.0.100 and following. With their ports they last for minutes of ever new sources.
+/// Number of client addresses from 10.0.0.100 on. With all ports they provide new sources for minutes.
 const SOURCES: u8 = 40;
-/// A change that takes longer is lost.
+/// A change that takes longer fails the test.
 const LOST: Duration = Duration::from_secs(5);
 
-/// A flag that ends a thread, and the thread.
-struct Running(Arc<AtomicBool>, Option<JoinHandle<anyhow::Result<()>>>);
+/// A thread and the flag that stops it.
+struct StoppableThread(Arc<AtomicBool>, Option<JoinHandle<anyhow::Result<()>>>);
 
-impl Running {
-    fn start(netns: &Netns, work: impl FnOnce(&AtomicBool) + Send + 'static) -> Running {
+impl StoppableThread {
+    fn start(netns: &Netns, work: impl FnOnce(&AtomicBool) + Send + 'static) -> StoppableThread {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        Running(stop, Some(netns.thread(move || work(&stopped)).expect("a thread")))
+        StoppableThread(stop, Some(netns.thread(move || work(&stopped)).expect("a thread")))
     }
 }
 
-impl Drop for Running {
+impl Drop for StoppableThread {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-        // Joined, so that what it used may go after it.
+        // Joined, because the thread uses what is dropped next.
         let ended = self.1.take().map(JoinHandle::join);
         assert!(std::thread::panicking() || matches!(ended, Some(Ok(Ok(())))), "a sender or receiver failed");
     }
 }
 
-/// When a pod's first datagram since the last reset was read, ns after `base`; 0: none.
+/// Arrival of each pod's first datagram since the last reset, ns after `base`; 0: none.
 #[derive(Default)]
 struct Arrivals([AtomicU64; 3]);
 
-fn receive(netns: &Netns, pod: usize, arrivals: Arc<Arrivals>, base: Instant) -> Running {
+fn receive(netns: &Netns, pod: usize, arrivals: Arc<Arrivals>, base: Instant) -> StoppableThread {
     let socket = netns.run(|| UdpSocket::bind((PODS[pod].v4, PORT)).unwrap()).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    Running::start(netns, move |stop| {
+    StoppableThread::start(netns, move |stop| {
         let mut buf = [0; 64];
         while !stop.load(Ordering::Relaxed) {
             if socket.recv(&mut buf).is_ok() {
@@ -71,12 +71,12 @@ fn receive(netns: &Netns, pod: usize, arrivals: Arc<Arrivals>, base: Instant) ->
     })
 }
 
-/// Sends a datagram every [`INTERVAL`], each from a new source, to the address that `target` holds at the moment.
-fn send(netns: &Netns, target: Arc<AtomicU64>) -> Running {
+/// Sends a datagram every [`INTERVAL`], each from a new source, to the current address in `target`.
+fn send(netns: &Netns, target: Arc<AtomicU64>) -> StoppableThread {
     for i in 0..SOURCES {
         netns.ip(&format!("addr add 10.0.0.{}/24 dev eth0", 100 + i)).unwrap();
     }
-    Running::start(netns, move |stop| {
+    StoppableThread::start(netns, move |stop| {
         let (mut sent, mut next) = (0u32, Instant::now());
         while !stop.load(Ordering::Relaxed) {
             let source = SocketAddrV4::new(
@@ -84,7 +84,7 @@ fn send(netns: &Netns, target: Arc<AtomicU64>) -> Running {
                 2_000 + (sent / u32::from(SOURCES)) as u16,
             );
             let to = SocketAddr::from((Ipv4Addr::from(target.load(Ordering::Relaxed) as u32), PORT));
-            // ICMP errors of earlier datagrams are no matter here.
+            // Ignore ICMP errors for earlier datagrams.
             let _ = UdpSocket::bind(source).expect("a new source").send_to(b"x", to);
             sent += 1;
             assert!(sent < 60_000 * u32::from(SOURCES), "no sources are left");
@@ -109,7 +109,7 @@ fn udp() -> Value {
     json!({"name": "", "port": PORT, "protocol": "UDP"})
 }
 
-/// Services with ten endpoints each that nobody talks to.
+/// Creates Services with ten endpoints each and without traffic.
 fn background(api: &FakeApiServer, services: u32) {
     let port = || json!({"name": "", "port": 80, "protocol": "TCP"});
     for i in 0..services {
@@ -120,9 +120,9 @@ fn background(api: &FakeApiServer, services: u32) {
     }
 }
 
-struct Bench {
-    /// Dropped first: they need the namespaces' addresses.
-    _threads: Vec<Running>,
+struct LatencyBench {
+    /// Dropped first, because they use the namespaces' addresses.
+    _threads: Vec<StoppableThread>,
     g: Gateway,
     api: FakeApiServer,
     arrivals: Arc<Arrivals>,
@@ -130,8 +130,8 @@ struct Bench {
     base: Instant,
 }
 
-impl Bench {
-    fn start(tag: &str, services: u32) -> Bench {
+impl LatencyBench {
+    fn start(tag: &str, services: u32) -> LatencyBench {
         let (g, api) = start(tag, "", |api| {
             background(api, services);
             api.put(service("moved", MOVED, udp())).unwrap();
@@ -142,9 +142,9 @@ impl Bench {
         }
         let (arrivals, base) = (Arc::new(Arrivals::default()), Instant::now());
         let target = Arc::new(AtomicU64::new(u64::from(u32::from(MOVED))));
-        let mut threads: Vec<Running> = (0..3).map(|p| receive(&g.scene.pods[p], p, arrivals.clone(), base)).collect();
+        let mut threads: Vec<StoppableThread> = (0..3).map(|p| receive(&g.scene.pods[p], p, arrivals.clone(), base)).collect();
         threads.push(send(&g.scene.client, target.clone()));
-        let bench = Bench { _threads: threads, g, api, arrivals, target, base };
+        let bench = LatencyBench { _threads: threads, g, api, arrivals, target, base };
         bench.arrival(0, 0);
         bench
     }
@@ -161,9 +161,9 @@ impl Bench {
         }
     }
 
-    /// One change, after which datagrams arrive at a pod where none did before. Microseconds.
+    /// Makes a change and returns the time until datagrams arrive at a new pod, microseconds.
     fn measure(&self, pod: usize, pause: Duration, change: impl FnOnce(&FakeApiServer)) -> u64 {
-        // What is on its way is over, and the table before is in force.
+        // No earlier datagram is in flight, and the previous table is in force.
         std::thread::sleep(pause);
         self.arrivals.0[pod].store(0, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(3));
@@ -177,7 +177,9 @@ impl Bench {
         let mut times = histogram();
         for i in 0..changes {
             let pod = (i as usize + 1) % 3;
-            times += self.measure(pod, pause(i), |api| assert!(api.put(slice("moved", &[PODS[pod].v4], udp())).is_ok()));
+            times += self.measure(pod, pause(i), |api| {
+                api.put(slice("moved", &[PODS[pod].v4], udp())).unwrap();
+            });
         }
         times
     }
@@ -196,12 +198,12 @@ impl Bench {
     }
 }
 
-/// Times in microseconds, up to a minute.
+/// A histogram of microseconds, up to a minute.
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
 }
 
-/// Between two changes: uneven, so that they meet every moment of the gateway's own rhythms.
+/// The pause before a change: varied, so that changes do not align with the gateway's timers.
 fn pause(i: u32) -> Duration {
     Duration::from_millis(30 + u64::from(i * 7 % 23))
 }
@@ -215,12 +217,12 @@ fn machine() -> String {
 }
 
 #[test]
-fn the_table_of_latencies() {
+fn latency_of_changes() {
     let changes: u32 = std::env::var("NOMAGIC_CHANGES").map_or(100, |n| n.parse().expect("NOMAGIC_CHANGES: a number"));
     let mut table = format!("{}\nfrom the API server's change to the first datagram at the endpoint\n\n", machine());
     let _ = writeln!(table, "{:<28}{:>24}{:>10}{:>12}{:>12}{:>12}", "change", "other Services", "measured", "p50", "p99", "max");
     for (tag, services) in [("lat10", 10), ("lat2k", 2_000)] {
-        let bench = Bench::start(tag, services);
+        let bench = LatencyBench::start(tag, services);
         for (what, times) in
             [("an endpoint replaced", bench.endpoints_replaced(changes)), ("a Service created", bench.services_created(changes))]
         {

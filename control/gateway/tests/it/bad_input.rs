@@ -1,5 +1,5 @@
-//! Objects that no API server would let in, through files and through an API server all the same: each is named in a warning, skipped or
-//! set right, and the others go on.
+//! Objects that a real API server would reject, from files and from the fake API server: each is named in a warning and skipped or
+//! corrected, and the others are served.
 
 use std::path::Path;
 
@@ -13,21 +13,21 @@ use nomagic_table::objects::{Kind, Object, read};
 use nomagic_table::problem::{Origin, Problem};
 use serde_json::{Value, json};
 
-use crate::common::watching::{Watched, server, service, slice};
+use crate::common::watching::{TestWatch, server, service, slice};
 
 fn compile(index: &Index) -> Compiled {
     let config = Config::parse("node: {name: gw, ips: [192.168.0.2]}", Path::new("c")).unwrap();
     Compiler::new(TARGETS_MAX).compile(index, &config.settings_for(&[], index))
 }
 
-/// The warnings, without the place in a file.
+/// The warnings without file positions.
 fn words<'p>(problems: impl Iterator<Item = &'p Problem>) -> Vec<String> {
     let mut words: Vec<String> = problems.map(|p| Problem { origin: Origin::default(), ..p.clone() }.to_string()).collect();
     words.sort();
     words
 }
 
-/// Everything that is warned about with these objects and a good Service beside them; the good one must be served.
+/// Returns all warnings for these objects and a good Service, which must be served.
 fn through_files(objects: &[Value]) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("objects.json");
@@ -45,24 +45,26 @@ fn good_is_served(compiled: &Compiled) {
     assert_eq!(owners, ["good"]);
 }
 
-/// The same through an API server: in a list, and as events.
+/// Like `through_files`, through an API server: in a list, and as events.
 fn through_the_api(objects: &[Value], expected: &[String]) {
     let api = server();
     let (good, bad) = objects.split_first().unwrap();
     api.put(good.clone()).unwrap();
-    let mut watched = Watched::listed(&api);
-    bad.iter().for_each(|o| assert!(api.put(o.clone()).is_ok()));
-    let told = |w: &Watched| words(w.feed.problems().chain(&compile(&w.index).problems));
-    // What is no problem is an event all the same.
-    let heard = |w: &Watched| w.of("Service").events + w.of("EndpointSlice").events;
+    let mut watched = TestWatch::listed(&api);
+    bad.iter().for_each(|o| {
+        api.put(o.clone()).unwrap();
+    });
+    let told = |w: &TestWatch| words(w.feed.problems().chain(&compile(&w.index).problems));
+    // Objects without problems also arrive as events.
+    let heard = |w: &TestWatch| w.of("Service").events + w.of("EndpointSlice").events;
     watched.until(&format!("the warnings {expected:#?}"), |w| heard(w) >= bad.len() as u64 && told(w) == expected);
     good_is_served(&compile(&watched.index));
-    let listed = Watched::listed(&api);
+    let listed = TestWatch::listed(&api);
     assert_eq!(told(&listed), expected);
     good_is_served(&compile(&listed.index));
 }
 
-/// Each row: bad objects, and all the warnings that they lead to beside a good Service, which is served.
+/// Each row: bad objects, and all warnings expected for them next to a good Service, which is served.
 fn check(rows: Vec<(Vec<Value>, &[&str])>) {
     let (mut ran, mut warned) = (0, 0);
     for (bad, expected) in rows {
@@ -74,7 +76,7 @@ fn check(rows: Vec<(Vec<Value>, &[&str])>) {
         let told = through_files(&objects);
         assert_eq!(told, expected);
         assert!(told.iter().all(|w| w.len() < 2_000 && !w.contains(char::is_control)), "{told:?}");
-        // The API server's own store takes no object without a name.
+        // The fake API server stores no object without a name.
         if objects.iter().all(|o| o["metadata"]["name"] != "") {
             through_the_api(&objects, &expected);
         }
@@ -127,15 +129,15 @@ fn ports_out_of_range_and_twice() {
         ),
         (
             vec![ports(json!([{"port": 2_147_483_648u32}]))],
-            &["Service default/bad: spec.ports[0].port: invalid value: integer `2147483648`, expected i32; the object is skipped"],
+            &["Service default/bad: spec.ports[0].port: the number 2147483648: a smaller number is expected; the object is skipped"],
         ),
         (
             vec![ports(json!([{"port": "80"}]))],
-            &["Service default/bad: spec.ports[0].port: invalid type: string \"80\", expected i32; the object is skipped"],
+            &["Service default/bad: spec.ports[0].port: the text \"80\": a number (without quotes) is expected; the object is skipped"],
         ),
         (
             vec![ports(json!([{"port": 80.5}]))],
-            &["Service default/bad: spec.ports[0].port: invalid type: floating point `80.5`, expected i32; the object is skipped"],
+            &["Service default/bad: spec.ports[0].port: the number 80.5: a whole number is expected; the object is skipped"],
         ),
         (
             vec![ports(json!([{"name": "a", "port": 80}, {"name": "a", "port": 81}, {"name": "a", "port": 82, "protocol": "UDP"}]))],
@@ -153,49 +155,41 @@ fn ports_out_of_range_and_twice() {
             vec![ports(json!([{"name": long, "port": 80}]))],
             &["Service default/bad: spec.ports[0].name: 1000000 bytes long, 253 are allowed; the port is skipped"],
         ),
-        (vec![ports(many)], &["Service default/bad: spec.ports: 2000 entries: the first 1024 are used"]),
+        (vec![ports(many)], &[]),
     ]);
 }
 
 #[test]
-fn nothing_where_something_must_be_and_the_wrong_types() {
+fn missing_values_and_wrong_types() {
     let bare = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bad"}});
-    let meta = |meta: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {}});
+    let meta = |meta: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"clusterIP": "10.96.0.2", "ports": [{"port": 80}]}});
     let empty = "Service default/bad: spec.ports: empty: a Service without ports answers nowhere; add at least one port";
     let spec = "Service default/bad: spec: missing: a Service needs a spec with ports; it is skipped";
     check(vec![
         (vec![bare], &[spec]),
         (vec![bad_service(Value::Null)], &[spec]),
-        (
-            vec![bad_service(json!("text"))],
-            &["Service default/bad: spec: invalid type: string \"text\", expected ServiceSpec; the object is skipped"],
-        ),
-        (vec![bad_service(json!([]))], &["Service default/bad: spec: invalid type: sequence, expected ServiceSpec; the object is skipped"]),
+        (vec![bad_service(json!("text"))], &["Service default/bad: spec: the text \"text\": a mapping is expected; the object is skipped"]),
+        (vec![bad_service(json!([]))], &["Service default/bad: spec: a list: a mapping is expected; the object is skipped"]),
         (vec![ports(Value::Null)], &[empty]),
         (vec![ports(json!([]))], &[empty]),
-        (
-            vec![ports(json!(7))],
-            &["Service default/bad: spec.ports: invalid type: integer `7`, expected a sequence; the object is skipped"],
-        ),
-        (
-            vec![ports(json!([null]))],
-            &["Service default/bad: spec.ports[0]: invalid type: null, expected ServicePort; the object is skipped"],
-        ),
+        (vec![ports(json!(7))], &["Service default/bad: spec.ports: the number 7: a list is expected; the object is skipped"]),
+        (vec![ports(json!([null]))], &["Service default/bad: spec.ports[0]: nothing: a mapping is expected; the object is skipped"]),
         (
             vec![one_port(json!({"clusterIPs": ["10.96.0.2", null]}))],
-            &["Service default/bad: spec.clusterIPs[1]: invalid type: null, expected a string; the object is skipped"],
+            &["Service default/bad: spec.clusterIPs[1]: nothing: text is expected; the entry is skipped"],
         ),
         (
-            vec![meta(json!({"name": "bad", "labels": {"a\u{1b}[2Jb": 5}}))],
-            &[r"Service default/bad: metadata.labels.a\u{1b}[2Jb: invalid type: integer `5`, expected a string; the object is skipped"],
+            // Labels that nomagic does not read.
+            vec![meta(json!({"name": "bad", "labels": {"a\u{1b}[2Jb": 5, "empty": null}, "managedFields": "none", "generation": {}}))],
+            &[],
         ),
         (
             vec![endpoints(json!({"a": 1}))],
-            &["EndpointSlice default/bad-1: endpoints: invalid type: map, expected a sequence; the object is skipped"],
+            &["EndpointSlice default/bad-1: endpoints: a mapping: a list is expected; the object is skipped"],
         ),
         (
             vec![endpoints(json!([null, 5]))],
-            &["EndpointSlice default/bad-1: endpoints[0]: invalid type: null, expected Endpoint; the object is skipped"],
+            &["EndpointSlice default/bad-1: endpoints[1]: the number 5: a mapping is expected; the object is skipped"],
         ),
         (vec![endpoints(Value::Null)], &[]),
         (vec![endpoints(json!([{"addresses": ["10.1.0.1"], "conditions": null, "hints": null, "nodeName": null}]))], &[]),
@@ -203,7 +197,7 @@ fn nothing_where_something_must_be_and_the_wrong_types() {
 }
 
 #[test]
-fn addresses_that_nobody_can_have() {
+fn invalid_addresses() {
     let long = "x".repeat(1_000_000);
     let many: Vec<String> = (0..5_000).map(|i| format!("203.{}.{}.1", i / 250, i % 250)).collect();
     let cut = format!(
@@ -215,7 +209,7 @@ fn addresses_that_nobody_can_have() {
         (
             vec![one_port(json!({"clusterIP": "10.96.0.1"}))],
             &[
-                "Service default/bad: spec.ports[0]: TCP 10.96.0.1:80 is taken by Service default/good (clusterIP), which comes first by creation time and name; this Service does not answer there",
+                "Service default/bad: spec.ports[0]: TCP 10.96.0.1:80 is taken by Service default/good (clusterIP): cluster IPs come first, then node ports, load balancer addresses and external IPs, each by creation time and name; this Service does not answer there",
             ],
         ),
         (
@@ -233,13 +227,13 @@ fn addresses_that_nobody_can_have() {
                 "Service default/bad: spec.externalIPs[3]: \"1.2.3\" is not an IP address; it is skipped",
             ],
         ),
-        (vec![one_port(json!({ "externalIPs": many }))], &["Service default/bad: spec.externalIPs: 5000 entries: the first 4096 are used"]),
+        (vec![one_port(json!({ "externalIPs": many }))], &[]),
         (vec![one_port(json!({ "clusterIP": long }))], &[&cut]),
     ]);
 }
 
 #[test]
-fn numbers_below_zero() {
+fn negative_numbers() {
     check(vec![
         (
             vec![one_port(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": -5}}}))],
@@ -253,7 +247,7 @@ fn numbers_below_zero() {
 }
 
 #[test]
-fn names_with_odd_characters() {
+fn names_with_unusual_characters() {
     let n = "n".repeat(300);
     let too_long = format!("Service \"{n}\": metadata.name: 300 bytes long, 253 are allowed; the object is skipped");
     let unreadable = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x\u{7}\ny", "namespace": "z\r"}, "spec": 5});
@@ -277,14 +271,14 @@ fn names_with_odd_characters() {
                 r#"Service "right\u{202e}left": metadata.name: "right\u{202e}left" contains '\u{202e}', which no name may; the object is skipped"#,
             ],
         ),
-        (vec![unreadable], &[r"Service z\r/x\u{7}\ny: spec: invalid type: integer `5`, expected ServiceSpec; the object is skipped"]),
-        // Odd, but they do no harm.
+        (vec![unreadable], &[r"Service z\r/x\u{7}\ny: spec: the number 5: a mapping is expected; the object is skipped"]),
+        // Unusual but harmless.
         (vec![named("quote\"and'dollar$日本")], &[]),
     ]);
 }
 
 #[test]
-fn garbage_in_endpoints_leaves_the_others() {
+fn invalid_endpoints_do_not_affect_the_others() {
     let addresses =
         ["10.1.0.1", "127.0.0.1", "127.255.0.9", "169.254.9.9", "224.0.0.1", "0.0.0.0", "255.255.255.255", "fd00::1", "pod-7", "a\nb", ""];
     let faulty = Value::from(addresses.iter().map(|a| json!({"addresses": [a]})).collect::<Vec<_>>());
@@ -318,18 +312,18 @@ fn garbage_in_endpoints_leaves_the_others() {
         ),
         (
             vec![endpoints(thousand(Value::Null))],
-            &["EndpointSlice default/bad-1: endpoints[500]: invalid type: null, expected Endpoint; the endpoint is skipped"],
+            &["EndpointSlice default/bad-1: endpoints[500]: nothing: a mapping is expected; the endpoint is skipped"],
         ),
         (
             vec![endpoints(thousand(json!({"addresses": ["10.9.9.9"], "conditions": {"ready": "yes"}})))],
             &[
-                "EndpointSlice default/bad-1: endpoints[500].conditions.ready: invalid type: string \"yes\", expected a boolean; the endpoint is skipped",
+                "EndpointSlice default/bad-1: endpoints[500].conditions.ready: the text \"yes\": true or false (without quotes) is expected; the endpoint is skipped",
             ],
         ),
         (
             vec![endpoints(json!([{"addresses": ["10.1.0.1"]}, {"addresses": [5]}]))],
             &[
-                "EndpointSlice default/bad-1: endpoints[1].addresses[0]: invalid type: integer `5`, expected a string; the endpoint is skipped",
+                "EndpointSlice default/bad-1: endpoints[1].addresses[0]: the number 5: text (in quotes) is expected; the endpoint is skipped",
             ],
         ),
         (
@@ -346,7 +340,7 @@ fn garbage_in_endpoints_leaves_the_others() {
         ),
     ];
     check(rows);
-    // All but one of a thousand are used, whatever the one is.
+    // All but the invalid one of a thousand are used.
     for garbage in [json!({"addresses": ["pod-500"]}), Value::Null, json!({"addresses": 7}), json!("10.1.0.1")] {
         let objects = [one_port(json!({})), endpoints(thousand(garbage))];
         let read = objects.map(|o| {

@@ -1,4 +1,4 @@
-//! nomagic in a scene of network namespaces: started, asked, ended.
+//! Runs nomagic in a scene of network namespaces.
 
 pub mod api_gateway;
 pub mod kustomize;
@@ -6,7 +6,7 @@ pub mod local_pod;
 pub mod plain_http;
 pub mod prometheus;
 pub mod replay;
-pub mod text;
+pub mod slow_clients;
 pub mod watching;
 pub mod wire;
 
@@ -18,6 +18,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use nomagic_api::explain::Answer;
 use nomagic_api::{Pool, Status};
 use nomagic_core::counters::WorkerCounts;
 use nomagic_core::reason::Reason;
@@ -27,29 +28,28 @@ use nomagic_testbed::rig::{Netns, PODS, Process, Scene};
 pub const NOMAGIC: &str = env!("CARGO_BIN_EXE_nomagic");
 pub const START: Duration = Duration::from_secs(20);
 
-/// The machine's CPUs for one test: gateways, and threads that spin, would make each other wait for longer than clients have patience.
-/// A thread that has its turn may take it again.
-pub struct Turn(());
+/// Exclusive use of the machine's CPUs for one test: concurrent gateways and spinning threads would make clients time out. Reentrant.
+pub struct CpuLock(());
 
-static TURN: (Mutex<Option<(ThreadId, usize)>>, Condvar) = (Mutex::new(None), Condvar::new());
+static CPU_HOLDER: (Mutex<Option<(ThreadId, usize)>>, Condvar) = (Mutex::new(None), Condvar::new());
 
-impl Turn {
-    pub fn take() -> Turn {
-        let mut holder = TURN.0.lock().unwrap_or_else(PoisonError::into_inner);
+impl CpuLock {
+    pub fn take() -> CpuLock {
+        let mut holder = CPU_HOLDER.0.lock().unwrap_or_else(PoisonError::into_inner);
         let me = std::thread::current().id();
         while holder.is_some_and(|(thread, _)| thread != me) {
-            holder = TURN.1.wait(holder).unwrap_or_else(PoisonError::into_inner);
+            holder = CPU_HOLDER.1.wait(holder).unwrap_or_else(PoisonError::into_inner);
         }
         *holder = Some((me, holder.map_or(0, |(_, times)| times) + 1));
-        Turn(())
+        CpuLock(())
     }
 }
 
-impl Drop for Turn {
+impl Drop for CpuLock {
     fn drop(&mut self) {
-        let mut holder = TURN.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut holder = CPU_HOLDER.0.lock().unwrap_or_else(PoisonError::into_inner);
         *holder = holder.and_then(|(thread, times)| (times > 1).then_some((thread, times - 1)));
-        TURN.1.notify_all();
+        CPU_HOLDER.1.notify_all();
     }
 }
 
@@ -59,17 +59,17 @@ pub struct Gateway {
     pub _pods: Vec<PodThread>,
     pub scene: Scene,
     pub dir: tempfile::TempDir,
-    /// Ends last.
-    pub _turn: Turn,
+    /// Dropped last.
+    pub _cpus: CpuLock,
 }
 
 impl Gateway {
-    /// Lays out the scene and starts nomagic with these manifests. `extra`: more lines of configuration.
+    /// Creates the scene and starts nomagic with these manifests. `extra` are further configuration lines.
     pub fn start(tag: &str, extra: &str, manifests: &str) -> Gateway {
         Gateway::start_in(Scene::new(tag).expect("a scene (needs root)"), extra, manifests)
     }
 
-    /// The same in a scene that has been changed.
+    /// Like `start`, in an existing scene.
     pub fn start_in(scene: Scene, extra: &str, manifests: &str) -> Gateway {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("manifests.yaml"), manifests).expect("manifests");
@@ -79,14 +79,14 @@ impl Gateway {
         gateway
     }
 
-    /// Starts nomagic with a whole configuration, and does not wait for it.
+    /// Starts nomagic with a complete configuration, without waiting for it.
     pub fn begin(scene: Scene, dir: tempfile::TempDir, config: &str) -> Gateway {
-        let turn = Turn::take();
+        let cpus = CpuLock::take();
         let path = dir.path().join("nomagic.yaml");
         std::fs::write(&path, config).expect("configuration");
         let pods = scene.pods.iter().zip(PODS).map(|(ns, p)| start_pod(ns, PodOptions::new(p.name)).expect("a pod")).collect();
         let process = scene.gw.spawn(NOMAGIC, &["run", "--config", &path.to_string_lossy()]).expect("nomagic");
-        Gateway { process, _pods: pods, scene, dir, _turn: turn }
+        Gateway { process, _pods: pods, scene, dir, _cpus: cpus }
     }
 
     pub fn wait_until_ready(&mut self) {
@@ -101,12 +101,12 @@ impl Gateway {
         self.dir.path().join("state")
     }
 
-    /// Replaces the manifests and waits until nomagic has noticed and uses them.
+    /// Replaces the manifests and waits until nomagic uses them.
     pub fn apply(&mut self, manifests: &str) {
         self.apply_and(manifests, || ());
     }
 
-    /// Replaces the manifests, tells nomagic with SIGHUP, and waits until it uses them.
+    /// Replaces the manifests, sends SIGHUP, and waits until nomagic uses them.
     pub fn apply_and_tell(&mut self, manifests: &str) {
         let pid = self.process.pid();
         self.apply_and(manifests, || drop(nomagic_testbed::rig::run("kill", &["-HUP", &pid.to_string()]).expect("SIGHUP")));
@@ -115,7 +115,7 @@ impl Gateway {
     fn apply_and(&mut self, manifests: &str, then: impl FnOnce()) {
         let generation = |g: &Gateway| g.status().services.table.generation;
         let before = generation(self);
-        // Written aside and renamed, as any careful writer does.
+        // Written to a temporary file and renamed, so that nomagic never reads half a file.
         let aside = self.dir.path().join(".manifests.new");
         std::fs::write(&aside, manifests).expect("manifests");
         std::fs::rename(aside, self.dir.path().join("manifests.yaml")).expect("manifests");
@@ -131,13 +131,14 @@ impl Gateway {
     fn try_status(&self) -> Result<Status, String> {
         let out = Command::new(NOMAGIC).args(["status", "--format", "json", "--state-dir"]).arg(self.state_dir()).output();
         let out = out.map_err(|e| e.to_string())?;
-        if !out.status.success() {
+        // 3: not ready.
+        if !matches!(out.status.code(), Some(0 | 3)) || out.stdout.is_empty() {
             return Err(String::from_utf8_lossy(&out.stderr).into_owned());
         }
         serde_json::from_slice(&out.stdout).map_err(|e| e.to_string())
     }
 
-    /// What the gateway has counted, for assertions that fail: every reason that was met, and how full its tables are.
+    /// The gateway's counters for assertion messages: all reasons that occurred, and the table sizes.
     pub fn account(&self) -> String {
         let status = match self.try_status() {
             Ok(status) => status,
@@ -154,12 +155,21 @@ impl Gateway {
             + &format!("\n  {:?}\n  {:?}\n  {:?}", counts.frames, counts.path, counts.conntrack)
     }
 
+    /// What the running gateway says of a packet.
+    pub fn explain(&self, flow: &str) -> Answer {
+        let mut command = Command::new(NOMAGIC);
+        command.args(["explain", "--running", "--format", "json", "--state-dir"]).arg(self.state_dir()).arg(flow);
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
     /// A number in the status.
     pub fn number<N>(&self, of: impl Fn(&Status) -> N) -> N {
         of(&self.status())
     }
 
-    /// Something that all workers count.
+    /// The sum of a counter over all workers.
     pub fn count(&self, of: impl Fn(&WorkerCounts) -> u64) -> u64 {
         of(&self.status().totals.counts)
     }
@@ -169,19 +179,19 @@ impl Gateway {
         self.count(|c| c.reasons.kernel[reason] + c.reasons.drop[reason] + c.reasons.handed[reason])
     }
 
-    /// Fresh HTTP connections from a namespace.
+    /// Opens new HTTP connections from a namespace.
     pub fn http(&self, from: &Netns, to: &str, connections: u32) -> LoadReport {
         let to: SocketAddr = to.parse().expect("an address");
         from.block_on(move || http_load(to, connections, ClientOptions::default())).expect("a client")
     }
 
-    /// Datagrams from a namespace, each from a fresh socket.
+    /// Sends datagrams from a namespace, each from a new socket.
     pub fn udp(&self, from: &Netns, to: &str, datagrams: u32) -> LoadReport {
         let to: SocketAddr = to.parse().expect("an address");
         from.block_on(move || udp_load(to, datagrams, ClientOptions::default())).expect("a client")
     }
 
-    /// Every frame that came up is accounted for, and every frame of the packet memory is somewhere.
+    /// Checks that every received frame has a verdict, and that no UMEM frame is lost.
     pub fn assert_accounts_close(&self) {
         let status = self.status();
         let (totals, frames) = (&status.totals, &status.totals.counts.frames);
@@ -190,7 +200,7 @@ impl Gateway {
         assert!(status.pools.iter().all(Pool::closes), "{:#?}", status.pools);
     }
 
-    /// Waits until the frames have come to rest and prints where they are: every one is somewhere, none on its way.
+    /// Waits until no frame is in flight, prints the pools, and checks that no frame is lost.
     pub fn print_frames(&self) {
         std::thread::sleep(Duration::from_millis(250));
         self.assert_accounts_close();
@@ -200,12 +210,12 @@ impl Gateway {
         }
     }
 
-    /// Ends nomagic at once.
+    /// Kills nomagic.
     pub fn kill(&mut self) {
         self.process.kill().expect("SIGKILL");
     }
 
-    /// Starts a new process on the same configuration.
+    /// Starts a new process with the same configuration.
     pub fn restart(&mut self) {
         self.process = launch(&self.scene.gw, &self.config_path());
     }
@@ -229,10 +239,12 @@ pub fn launch(gw: &Netns, config: &std::path::Path) -> Process {
     process
 }
 
-/// The configuration of the scene's gateway. `$STATE` in the extra lines is the state directory.
+/// The configuration of the scene's gateway. `$STATE` in the extra lines is the state directory. Without `hash:` in them the hash seed is 0,
+/// so that every run makes the same choices.
 pub fn config(dir: &std::path::Path, extra: &str) -> String {
     let state = dir.join("state");
     let extra = extra.replace("$STATE", &state.to_string_lossy());
+    let hash = if extra.contains("hash:") { "" } else { "hash: {seed: 0}" };
     format!(
         "node: {{name: gw, ips: [10.0.0.1, 192.168.0.1, 'fd00:a::1', 'fd00:192::1'], primaryIPs: [10.0.0.1, 'fd00:a::1']}}\n\
          serviceCIDRs: [10.96.0.0/12, 'fd00:10:109::/64']\n\
@@ -240,7 +252,7 @@ pub fn config(dir: &std::path::Path, extra: &str) -> String {
          manifests: manifests.yaml\n\
          stateDir: {}\n\
          onFailure: pass\n\
-         {extra}\n",
+         {extra}\n{hash}\n",
         state.display()
     )
 }
@@ -308,7 +320,7 @@ pub fn nginx(pods: &[usize]) -> String {
 /// Opens a connection that stays open: `(stream, pod)`.
 pub fn keep_alive(to: SocketAddr) -> (TcpStream, String) {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("a connection");
-    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
     let pod = ask(&mut stream);
     (stream, pod)
 }
@@ -329,7 +341,7 @@ pub fn ask(stream: &mut TcpStream) -> String {
     body["pod"].as_str().expect("a pod").to_owned()
 }
 
-/// Waits until something holds; says what did not when the time is up.
+/// Waits until a condition holds; panics with `what` on timeout.
 pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
     while !holds() {

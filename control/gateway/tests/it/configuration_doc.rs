@@ -1,5 +1,5 @@
-//! `docs/configuration.md` is held against `deploy/example/nomagic.yaml`: both name every field, the example also those that it has
-//! commented out.
+//! Compares `docs/configuration.md` with `deploy/example/nomagic.yaml`: both name the same fields, including those commented out in the
+//! example.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,7 @@ fn text(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A line of YAML as (indentation, key), whether or not it is commented out. Prose is no key as long as it does not begin with a
-/// lower-case word and a colon.
+/// A line of YAML as (indentation, key), commented out or not. Prose must not begin with a lower-case word and a colon.
 fn key(line: &str) -> Option<(usize, &str)> {
     let indentation = |text: &str| text.len() - text.trim_start_matches(' ').len();
     let before = indentation(line);
@@ -50,7 +49,7 @@ fn fields_of_page(page: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_field_of_the_example_is_documented_and_no_other() {
+fn documented_fields_equal_the_examples() {
     let (example, page) = (fields_of_yaml(&text("deploy/example/nomagic.yaml")), fields_of_page(&text("docs/configuration.md")));
     assert!(example.len() > 60 && example.contains("kubernetes.tokenFile"), "the example was not read: {example:?}");
     let undocumented: Vec<_> = example.difference(&page).collect();
@@ -60,7 +59,7 @@ fn every_field_of_the_example_is_documented_and_no_other() {
 }
 
 #[test]
-fn fields_are_found_also_where_they_are_commented_out() {
+fn commented_out_fields_are_found() {
     let yaml = "# The name: of what.\nnode:\n  # Also lower: no.\n  name: a\n  labels:\n    topology.kubernetes.io/zone: b\n# api:\n#   # Or so.\n#   url: c\nnext: d\n";
     let expected = ["api", "api.url", "next", "node", "node.labels", "node.name"];
     assert!(fields_of_yaml(yaml).iter().eq(expected), "{:?}", fields_of_yaml(yaml));

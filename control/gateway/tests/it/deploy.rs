@@ -1,4 +1,4 @@
-//! What is in `deploy/` for a cluster, checked against Kubernetes' own types, and against what nomagic really reads, serves and asks for.
+//! Checks the manifests in `deploy/` against Kubernetes' types and against the files that nomagic reads, its servers and its requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -17,36 +17,36 @@ use nomagic_fake_apiserver::{FakeApiServer, Streaming};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::common::kustomize::Applied;
+use crate::common::kustomize::BuiltObjects;
 use crate::common::{kustomize, plain_http, watching};
 
 fn dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name)
 }
 
-fn applied(name: &str) -> Applied {
+fn applied(name: &str) -> BuiltObjects {
     kustomize::read(&dir(name)).unwrap()
 }
 
 /// The only object of a kind.
-fn only<T: DeserializeOwned>(all: &Applied, kind: &str) -> T {
+fn only<T: DeserializeOwned>(all: &BuiltObjects, kind: &str) -> T {
     let mut found = all.objects.iter().filter(|(_, o)| o["kind"] == kind);
     let (Some((_, object)), None) = (found.next(), found.next()) else { panic!("not one {kind}") };
     serde_json::from_value(object.clone()).unwrap()
 }
 
-fn pod(all: &Applied) -> PodSpec {
+fn pod(all: &BuiltObjects) -> PodSpec {
     only::<DaemonSet>(all, "DaemonSet").spec.unwrap().template.spec.unwrap()
 }
 
-fn container(all: &Applied) -> Container {
+fn container(all: &BuiltObjects) -> Container {
     let containers = pod(all).containers;
     assert_eq!(containers.len(), 1);
     containers.into_iter().next().unwrap()
 }
 
-/// The configuration that a site's pods read, at the path that they are told.
-fn config(all: &Applied) -> Config {
+/// The configuration at the path that the pods' arguments name.
+fn config(all: &BuiltObjects) -> Config {
     let (map, file) = ("nomagic", "nomagic.yaml");
     Config::parse(&all.config_maps[map][file], Path::new(file)).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -54,7 +54,7 @@ fn config(all: &Applied) -> Config {
 const ALL: [&str; 2] = ["base", "overlays/example"];
 
 #[test]
-fn every_object_is_what_the_schema_says() {
+fn every_object_matches_the_schema() {
     for name in ALL {
         let all = applied(name);
         assert_eq!(all.objects.len(), 4, "{name}");
@@ -66,7 +66,7 @@ fn every_object_is_what_the_schema_says() {
     }
 }
 
-/// The DaemonSet with something done to it.
+/// Checks the DaemonSet after a change.
 fn spoilt(spoil: impl FnOnce(&mut Value)) -> Result<(), String> {
     let mut object = applied("base").objects.into_iter().map(|(_, o)| o).find(|o| o["kind"] == "DaemonSet").unwrap();
     spoil(&mut object);
@@ -81,7 +81,7 @@ fn rename(at: &'static str, from: &'static str, to: &'static str) -> impl FnOnce
     }
 }
 
-/// The check itself: whatever is wrong is found and named.
+/// Tests the check: every fault is reported.
 #[test]
 fn faults_are_found() {
     const POD: &str = "/spec/template/spec";
@@ -106,7 +106,7 @@ fn faults_are_found() {
 }
 
 #[test]
-fn a_kustomization_says_nothing_that_is_not_read() {
+fn unsupported_kustomization_fields_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     let head = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: a\n";
     for (rest, words) in [
@@ -121,7 +121,7 @@ fn a_kustomization_says_nothing_that_is_not_read() {
 }
 
 #[test]
-fn names_lead_somewhere() {
+fn references_resolve() {
     for name in ALL {
         let all = applied(name);
         let spec = only::<DaemonSet>(&all, "DaemonSet").spec.unwrap();
@@ -147,9 +147,9 @@ fn names_lead_somewhere() {
     }
 }
 
-/// What the pod is started with is a command line of nomagic's; the file that it names is mounted, and good.
+/// The pod's arguments are a valid command line; the configuration file in it is mounted and valid.
 #[test]
-fn the_configuration_is_read_where_it_is_mounted() {
+fn the_mounted_configuration_is_valid() {
     for name in ALL {
         let (all, main) = (applied(name), container(&applied(name)));
         let args = main.args.unwrap();
@@ -172,7 +172,7 @@ fn the_configuration_is_read_where_it_is_mounted() {
         assert!(host_path(&config.state_dir.join("bpf")).starts_with("/sys/fs/bpf/"));
         assert_eq!(host_path(Path::new("/host/proc/sys/net")), "/proc/sys/net");
 
-        // The command line itself, with what the kubelet puts into it.
+        // The command line with the kubelet's substitutions.
         let env: BTreeMap<_, _> =
             main.env.unwrap().into_iter().map(|e| (e.name, e.value_from.unwrap().field_ref.unwrap().field_path)).collect();
         assert_eq!(env["NODE_NAME"], "spec.nodeName");
@@ -185,20 +185,20 @@ fn the_configuration_is_read_where_it_is_mounted() {
     }
 }
 
-/// Others test on this machine, too.
+/// A loopback address of this process, because tests run concurrently.
 fn own_address(last: u8) -> IpAddr {
     let [.., high, low] = std::process::id().to_be_bytes();
     [127, 128 | (high & 63), low.max(1), last].into()
 }
 
 #[test]
-fn probes_find_what_is_served() {
+fn probes_match_the_servers() {
     for (name, last) in ALL.into_iter().zip(1..) {
         let (all, main) = (applied(name), container(&applied(name)));
         let (mut config, ip) = (config(&all), own_address(last));
         let at = config.healthz_bind_address.expect("health is answered");
         assert!(at.ip().is_unspecified(), "the kubelet asks at the node's address");
-        assert!(config.metrics_bind_address.is_none_or(|m| m.ip().is_loopback()), "a node's metrics are not everybody's");
+        assert!(config.metrics_bind_address.is_none_or(|m| m.ip().is_loopback()), "metrics are node-local");
         config.healthz_bind_address = Some(SocketAddr::new(ip, at.port()));
         config.metrics_bind_address = None;
         let _server = Server::start(Listeners::open(&config, &Recorder::off()).unwrap(), Recorder::off()).unwrap();
@@ -209,20 +209,22 @@ fn probes_find_what_is_served() {
                 named.unwrap_or_else(|| panic!("no port {name}")).container_port
             }
         };
-        for (probe, path) in [(&main.startup_probe, "/livez"), (&main.liveness_probe, "/livez"), (&main.readiness_probe, "/healthz")] {
+        let probes = [(&main.startup_probe, "/livez", 200), (&main.liveness_probe, "/livez", 200), (&main.readiness_probe, "/readyz", 503)];
+        for (probe, path, code) in probes {
             let action = probe.as_ref().unwrap().http_get.as_ref().expect("HTTP");
             assert_eq!(action.path.as_deref(), Some(path));
             let port = u16::try_from(port(action)).unwrap();
-            assert_eq!(plain_http::get(SocketAddr::new(ip, port), path).unwrap().status, 200, "{name} {path}");
+            // Without a control loop, it lives but is not ready.
+            assert_eq!(plain_http::get(SocketAddr::new(ip, port), path).unwrap().status, code, "{name} {path}");
         }
         for port in main.ports.iter().flatten() {
-            assert_eq!(port.host_port, Some(port.container_port), "as the host's network demands");
+            assert_eq!(port.host_port, Some(port.container_port), "required on the host network");
         }
     }
 }
 
-/// What a request needs: `(verb, API group, resource)`.
-fn needs(request: &str) -> (String, String, String) {
+/// The permission that a request needs: `(verb, API group, resource, the object's name)`. The name counts only for `get`.
+fn needs(request: &str) -> (String, String, String, String) {
     let (method, uri) = request.split_once(' ').unwrap();
     let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -231,7 +233,14 @@ fn needs(request: &str) -> (String, String, String) {
         ["apis", group, _, rest @ ..] => (*group, rest),
         _ => panic!("{request}"),
     };
-    let rest = if let ["namespaces", _, rest @ ..] = rest { rest } else { rest };
+    // With nothing after the name it is the Namespace itself.
+    let rest = if let ["namespaces", _, rest @ ..] = rest
+        && !rest.is_empty()
+    {
+        rest
+    } else {
+        rest
+    };
     let named = rest.len() > 1;
     let verb = match method {
         "GET" if query.split('&').any(|q| q == "watch=true") => "watch",
@@ -243,7 +252,8 @@ fn needs(request: &str) -> (String, String, String) {
         "DELETE" => "delete",
         _ => panic!("{request}"),
     };
-    (verb.into(), group.into(), rest[0].into())
+    let name = if verb == "get" { rest[1] } else { "" };
+    (verb.into(), group.into(), rest[0].into(), name.into())
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) {
@@ -254,16 +264,17 @@ fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// The ClusterRole allows what nomagic asks an API server for, and nothing else.
+/// The ClusterRole allows exactly nomagic's requests to the API server.
 #[test]
-fn the_role_is_what_is_asked_for() {
+fn the_role_allows_exactly_the_requests() {
     let mut asked = BTreeSet::new();
-    // Newer servers list by streams, older ones in pages.
+    // Newer servers support streaming lists, older ones pages only.
     for streaming in [Streaming::Served, Streaming::Invalid] {
         let server = FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None).unwrap();
         server.set_streaming(streaming);
         server.put(watching::service("web")).unwrap();
-        let mut watched = watching::Watched::listed(&server);
+        server.put_kube_system("6b1e8c3a-3a52-4b5e-9a0d-1f5b4d2c7e90").unwrap();
+        let mut watched = watching::TestWatch::identified(&server);
         watched.until("the watches", |w| {
             ["Service", "EndpointSlice", "Node", "ServiceCIDR"].iter().all(|k| w.of(k).state == WatchState::Connected)
         });
@@ -275,20 +286,43 @@ fn the_role_is_what_is_asked_for() {
     let role: ClusterRole = only(&applied("base"), "ClusterRole");
     let mut allowed = BTreeSet::new();
     for rule in role.rules.unwrap() {
-        assert!(rule.resource_names.is_none() && rule.non_resource_urls.is_none());
+        assert!(rule.non_resource_urls.is_none());
+        let names = rule.resource_names.unwrap_or_else(|| vec![String::new()]);
         for group in rule.api_groups.iter().flatten() {
             for resource in rule.resources.iter().flatten() {
-                allowed.extend(rule.verbs.iter().map(|verb| (verb.clone(), group.clone(), resource.clone())));
+                let names = names.iter().flat_map(|name| rule.verbs.iter().map(move |verb| (verb, name)));
+                allowed.extend(names.map(|(verb, name)| (verb.clone(), group.clone(), resource.clone(), name.clone())));
             }
         }
     }
-    assert!(asked.len() >= 9, "{asked:?}");
+    assert!(asked.len() >= 10, "{asked:?}");
     assert_eq!(allowed, asked);
 }
 
-/// The README's list, and no more.
+/// The uninstaller has the gateways' nodes, mounts and rights, and a valid command line.
 #[test]
-fn five_capabilities_are_all() {
+fn the_uninstaller_fits_the_gateways() {
+    let (all, base) = (applied("uninstall"), applied("base"));
+    all.objects.iter().for_each(|(_, object)| kustomize::check(object).unwrap());
+    let (mut spec, mut of_gateways) = (pod(&all), pod(&base));
+    let (main, gateway) = (container(&all), container(&base));
+    of_gateways.volumes.as_mut().unwrap().retain(|v| v.name != "config");
+    assert_eq!(spec.volumes.take(), of_gateways.volumes.take());
+    assert_eq!((spec.node_selector, spec.tolerations), (of_gateways.node_selector, of_gateways.tolerations));
+    assert_eq!((spec.host_network, main.security_context), (Some(true), gateway.security_context));
+    let mounts = gateway.volume_mounts.unwrap().into_iter().filter(|m| m.name != "config").collect::<Vec<_>>();
+    assert_eq!(main.volume_mounts.unwrap(), mounts);
+    let labels = |all: &BuiltObjects| only::<DaemonSet>(all, "DaemonSet").spec.unwrap().selector.match_labels;
+    assert_ne!(labels(&all), labels(&base), "one does not own the other's pods");
+    let args = main.args.unwrap();
+    assert_eq!(args, ["cleanup", "--stay"]);
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_nomagic")).args(&args).arg("--help").output().unwrap();
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("--stay"), "{out:?}");
+}
+
+/// Exactly the README's list.
+#[test]
+fn exactly_five_capabilities_are_granted() {
     let context = container(&applied("base")).security_context.unwrap();
     assert_eq!((context.privileged, context.allow_privilege_escalation), (Some(false), Some(false)));
     let capabilities = context.capabilities.unwrap();
@@ -296,7 +330,7 @@ fn five_capabilities_are_all() {
     let added = capabilities.add.unwrap();
     assert_eq!(added, ["NET_ADMIN", "NET_RAW", "BPF", "PERFMON", "IPC_LOCK"]);
 
-    // The systemd unit has the same, and what must outlive the service is where its configuration has it.
+    // The systemd unit grants the same ones, and keeps the state in the configured directory when the service stops.
     let unit = std::fs::read_to_string(dir("systemd/nomagic.service")).unwrap();
     let line = |name: &str| {
         let value = unit.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
@@ -305,5 +339,7 @@ fn five_capabilities_are_all() {
     let bounds: Vec<String> = line("CapabilityBoundingSet").split(' ').map(|c| c.strip_prefix("CAP_").unwrap().into()).collect();
     assert_eq!(bounds, added);
     assert_eq!([line("RuntimeDirectory"), line("RuntimeDirectoryPreserve")], ["nomagic", "yes"]);
+    // It may wait for an API server for however long before it says READY.
+    assert_eq!([line("Type"), line("TimeoutStartSec")], ["notify", "infinity"]);
     assert_eq!(Config::default().state_dir, Path::new("/run/nomagic"));
 }

@@ -1,5 +1,5 @@
-//! nomagic in a kube-proxy's place, from its file to its HTTP: an API server that the file's kubeconfig names, and health, metrics and health
-//! checks in kube-proxy's words. Needs root.
+//! nomagic as a replacement for kube-proxy, from its configuration file to its HTTP servers: the API server of the file's kubeconfig, and
+//! kube-proxy's health, metrics and health check responses. Needs root.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,13 +9,12 @@ use nomagic_testbed::peers::{PodOptions, start_pod};
 use nomagic_testbed::rig::{Netns, PODS, Scene};
 use serde_json::{Value, json};
 
-use crate::common::plain_http::{Answer, get};
-use crate::common::prometheus;
+use crate::common::plain_http::{HttpResponse, get};
 use crate::common::*;
 
 const LONG: Duration = Duration::from_secs(20);
 
-fn ask(from: &Netns, at: &str, path: &'static str) -> Option<Answer> {
+fn ask(from: &Netns, at: &str, path: &'static str) -> Option<HttpResponse> {
     let at: SocketAddr = at.parse().unwrap();
     from.run(move || get(at, path)).unwrap().ok()
 }
@@ -31,7 +30,7 @@ fn slice(node: &str) -> Value {
            "endpoints": [{"addresses": [PODS[0].v4.to_string()], "nodeName": node}], "ports": [{"name": "http", "port": 80}]})
 }
 
-/// The file, and the API server that it leads to.
+/// Writes the configuration file and the kubeconfig of the API server.
 fn configuration(dir: &std::path::Path, api: &FakeApiServer) -> String {
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -51,14 +50,14 @@ fn configuration(dir: &std::path::Path, api: &FakeApiServer) -> String {
 }
 
 #[test]
-fn health_metrics_and_health_checks_by_a_kube_proxys_file() {
+fn health_metrics_and_health_checks_with_a_kube_proxy_file() {
     let scene = Scene::new("drophttp").expect("a scene (needs root)");
     let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"}, "spec": {
         "type": "LoadBalancer", "clusterIP": "10.109.35.24", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31_999,
         "ports": [{"name": "http", "port": 80, "nodePort": 30_080}]}});
     for object in [node(&json!([])), service, slice("gw")] {
-        assert!(api.put(object).is_ok());
+        api.put(object).unwrap();
     }
     let dir = tempfile::tempdir().unwrap();
     let (config, state) = (configuration(dir.path(), &api), dir.path().join("state").to_string_lossy().into_owned());
@@ -83,14 +82,14 @@ fn health_metrics_and_health_checks_by_a_kube_proxys_file() {
     assert_eq!((&body["nodeEligible"], &body["healthy"], &body["status"]["IPv4"]["healthy"]), (&json!(true), &json!(true), &json!(true)));
     let live: Value = serde_json::from_str(&outside("10.0.0.1:10256", "/livez").unwrap().body).unwrap();
     assert!(live["nodeEligible"].is_null() && live["healthy"] == true, "{live}");
-    // A node that the autoscaler is about to remove: load balancers leave it, nobody restarts it.
-    assert!(api.put(node(&json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]))).is_ok());
+    // A node that the autoscaler is about to remove: load balancers must leave it, and the kubelet must not restart the pod.
+    api.put(node(&json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]))).unwrap();
     wait_for("the taint to count", LONG, || outside("10.0.0.1:10256", "/healthz").is_some_and(|a| a.status == 503));
     assert_eq!(outside("10.0.0.1:10256", "/livez").unwrap().status, 200);
-    assert!(api.put(node(&json!([]))).is_ok());
+    api.put(node(&json!([]))).unwrap();
     wait_for("the taint to be gone", LONG, || outside("10.0.0.1:10256", "/healthz").is_some_and(|a| a.status == 200));
 
-    // The node's own server.
+    // The metrics server on loopback.
     assert!(outside("10.0.0.1:10249", "/metrics").is_none());
     assert_eq!(ask(&scene.gw, "127.0.0.1:10249", "/proxyMode").unwrap().body, "nftables");
     assert_eq!(ask(&scene.gw, "127.0.0.1:10249", "/healthz").unwrap().body, "ok");
@@ -99,12 +98,12 @@ fn health_metrics_and_health_checks_by_a_kube_proxys_file() {
     assert!(page.value("kubeproxy_proxy_healthz_total", &[("code", "503")]) >= 1.0);
     assert_eq!(page.value("nomagic_service_ports", &[]), 1.0);
 
-    // The Service's health check: where node ports answer, with the body byte for byte.
+    // The Service's health check: on the node ports' addresses, with kube-proxy's exact body.
     let check = outside("10.0.0.1:31999", "/").expect("the health check");
     assert_eq!((check.status, check.headers["x-load-balancing-endpoint-weight"].as_str()), (200, "1"));
     let expected = "{\n\t\"service\": {\n\t\t\"namespace\": \"default\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}";
     assert_eq!(check.body.trim_end(), expected);
-    assert!(api.put(slice("other")).is_ok());
+    api.put(slice("other")).unwrap();
     wait_for("the pod to have moved", LONG, || {
         outside("10.0.0.1:31999", "/").is_some_and(|a| a.status == 503 && a.body.contains("\"localEndpoints\": 0"))
     });

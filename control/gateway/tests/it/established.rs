@@ -1,48 +1,46 @@
-//! Connections across changes of Services and endpoints: kube-proxy's cases, through the real packet path, table and reply filter, with the
-//! real thread that ends connections.
+//! Connections during changes of Services and endpoints: kube-proxy's cases through the real packet path, connection table, reply filter
+//! and reconciler thread.
 //!
-//! `cargo test -p nomagic --test established -- --nocapture` prints how many entries and packets ran.
+//! `cargo test -p nomagic --test it established -- --nocapture` prints how many entries and packets ran.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use nomagic::reconcile::Reconciler;
 use nomagic_core::conntrack::{Conntrack, Flow, Hit, Phase};
-use nomagic_core::filter::ReplyFilter;
 use nomagic_core::services::Services;
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, addr_words, words_addr};
 use nomagic_table::compile::serving::Serving;
 use nomagic_table::compile::{Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
-use nomagic_table::objects::Key;
+use nomagic_table::objects::NamespacedName;
 use nomagic_table::settings::Settings;
 use serde_json::Value;
 
 use crate::common::replay::*;
-use crate::common::wire::{ACK, SYN, Went, Wire};
+use crate::common::wire::{ACK, PacketOutcome, SYN, Wire, reply_filter};
 
-/// A gateway in memory that applies objects as `run` does.
-struct Gateway {
+/// An in-memory gateway that applies objects like `run`.
+struct MemoryGateway {
     settings: Settings,
     compiler: Compiler,
     services: Services,
     serving: Serving,
     /// All Services so far.
-    known: BTreeSet<Key>,
+    known: BTreeSet<NamespacedName>,
     reconciler: Reconciler,
     wire: Wire<'static>,
 }
 
-impl Gateway {
-    fn new(settings: Settings) -> Gateway {
-        // The thread's for as long as the process lives.
+impl MemoryGateway {
+    fn new(settings: Settings) -> MemoryGateway {
+        // Leaked, because the reconciler thread needs 'static.
         let words: Vec<AtomicU64> = (0..Conntrack::words_needed(1_024)).map(|_| AtomicU64::new(0)).collect();
-        let replies: Vec<AtomicU32> = (0..1_024).map(|_| AtomicU32::new(0)).collect();
         let table = Conntrack::format(words.leak(), 1_024, 1, [0, 0]).unwrap();
-        let replies = ReplyFilter::new(replies.leak(), 7).unwrap();
-        Gateway {
+        let replies = reply_filter(64);
+        MemoryGateway {
             settings,
             compiler: Compiler::new(TARGETS_MAX),
             services: Services::empty(HashSeed::new(0)),
@@ -53,7 +51,7 @@ impl Gateway {
         }
     }
 
-    /// New objects come into force, and what they end has ended.
+    /// Puts new objects in force and waits until the reconciler has finished.
     fn apply(&mut self, index: &Index) {
         let serving = serving(index, &self.serving, &mut self.known);
         let before = std::mem::replace(&mut self.serving, serving);
@@ -69,7 +67,7 @@ impl Gateway {
         self.assert_no_leak();
     }
 
-    /// What ended has taken its announcement and its source port along.
+    /// Checks that ended connections have released their announcement and source port.
     fn assert_no_leak(&self) {
         let (mut announced, mut replaced) = (0, 0);
         self.wire.table.for_each(|_, flow| {
@@ -82,12 +80,12 @@ impl Gateway {
     fn insert(&self, mut flow: Flow) -> Hit {
         let table = self.wire.table;
         if flow.replaces_source() {
-            assert!(table.snat_ports().take(&flow, u64::MAX).is_ok());
+            table.snat_ports().take(&flow, nomagic_core::services::PortLimits::NONE).unwrap();
         }
         let (hash, port, phase) = (table.hash(&flow.original()), flow.source_port, Phase::first(flow.proto, SYN));
         let pending = table.reserve(&mut flow, hash, phase, 1, std::iter::once(port)).unwrap();
         if pending.flow.announced {
-            assert!(self.wire.filter.unwrap().insert(&pending.flow.reply()));
+            assert!(self.wire.filter.unwrap().insert(&pending.flow.reply(), pending.slot()));
         }
         table.commit(pending).unwrap()
     }
@@ -106,7 +104,7 @@ fn number(value: &Value, field: &str) -> u16 {
     value[field].as_u64().unwrap_or_else(|| panic!("{field} in {value}")) as u16
 }
 
-/// A connection as an entry describes it, from a client of its own; every other one with a source of the gateway's.
+/// The flow that a case's entry describes, from a separate client; every second one with SNAT.
 fn entry(entry: &Value, n: u16, settings: &Settings) -> Flow {
     let node = settings.node.primary.iter().find(|ip| ip.is_ipv4()).unwrap();
     let to: IpAddr = entry["origDst"].as_str().map_or(*node, |addr| addr.parse().unwrap());
@@ -126,6 +124,7 @@ fn entry(entry: &Value, n: u16, settings: &Settings) -> Flow {
         source: if snat { words(*node) } else { client },
         source_port: 61_000 + n,
         stats: 0,
+        counted: None,
     }
 }
 
@@ -134,7 +133,7 @@ fn conntrack_cases() {
     let file = cases("kubeproxy-stateful.yaml");
     let (mut ran, mut wrong) = (0, Vec::new());
     for case in list(&file["conntrackCases"]) {
-        let mut g = Gateway::new(settings(&file["defaults"]["config"], case));
+        let mut g = MemoryGateway::new(settings(&file["defaults"]["config"], case));
         let entries: Vec<(&Value, Flow, Hit)> = list(&case["entries"])
             .iter()
             .zip(0..)
@@ -162,7 +161,7 @@ fn flow_cases() {
     let file = cases("kubeproxy-stateful.yaml");
     let (mut flows, mut ran, mut wrong) = (0, 0, Vec::new());
     for case in list(&file["flowCases"]) {
-        let mut g = Gateway::new(settings(&file["defaults"]["config"], case));
+        let mut g = MemoryGateway::new(settings(&file["defaults"]["config"], case));
         let mut known = BTreeSet::new();
         for (place, step) in list(&case["steps"]).iter().enumerate() {
             if !step["objects"].is_null() {
@@ -174,10 +173,10 @@ fn flow_cases() {
             let tuple = Tuple::new(proto(p), addr("from"), number(p, "sport"), addr("to"), number(p, "port")).unwrap();
             let first = known.insert(tuple.to_string());
             let went = match g.wire.send(&g.services, &tuple, if first { SYN } else { ACK }) {
-                Went::On(_, to) => to.to_string(),
-                Went::Rejected(_) => "reject".into(),
-                Went::Dropped(_) => "drop".into(),
-                Went::Kernel(_) => "pass".into(),
+                PacketOutcome::Forwarded(_, to) => to.to_string(),
+                PacketOutcome::Rejected(_) => "reject".into(),
+                PacketOutcome::Dropped(_) => "drop".into(),
+                PacketOutcome::Kernel(_) => "pass".into(),
             };
             if went != text(step, "expect") {
                 wrong.push(format!("{} step {place}: {p} went to {went}, expected {}", text(case, "id"), step["expect"]));
@@ -191,25 +190,25 @@ fn flow_cases() {
     assert!(flows >= 11 && ran >= 22, "only {flows} flows, {ran} packets found");
 }
 
-/// A worker that has the new table already opens a connection by it, others may still open some by the old one.
+/// One worker may use the new table while others still create connections by the old one.
 #[test]
 fn nothing_ends_before_every_worker_uses_the_new_table() {
     let file = cases("kubeproxy-stateful.yaml");
     let case = list(&file["flowCases"]).iter().find(|c| text(c, "id") == "flow-udp-target-port").unwrap();
     let steps: Vec<&Value> = list(&case["steps"]).iter().filter(|s| !s["objects"].is_null()).collect();
-    let mut g = Gateway::new(settings(&file["defaults"]["config"], case));
+    let mut g = MemoryGateway::new(settings(&file["defaults"]["config"], case));
     g.apply(&index(&steps[0]["objects"]));
     let tuple = |sport| Tuple::new(Proto::Udp, [10, 0, 0, 2].into(), sport, [172, 30, 0, 41].into(), 53).unwrap();
     let to = |port| SocketAddr::from(([10, 180, 0, 1], port));
-    assert_eq!(g.wire.send(&g.services, &tuple(1), SYN), Went::On(SocketAddr::from(([10, 0, 0, 2], 1)), to(53)));
+    assert_eq!(g.wire.send(&g.services, &tuple(1), SYN), PacketOutcome::Forwarded(SocketAddr::from(([10, 0, 0, 2], 1)), to(53)));
 
     let later = index(&steps[1]["objects"]);
     let serving = serving(&later, &g.serving, &mut g.known);
     g.reconciler.hold();
     let services = g.compiler.compile(&later, &g.settings).services;
-    assert!(matches!(g.wire.send(&services, &tuple(2), SYN), Went::On(_, went) if went == to(5_353)));
+    assert!(matches!(g.wire.send(&services, &tuple(2), SYN), PacketOutcome::Forwarded(_, went) if went == to(5_353)));
     std::thread::sleep(Duration::from_millis(20));
-    let backends = |g: &Gateway| {
+    let backends = |g: &MemoryGateway| {
         let mut ports = Vec::new();
         g.wire.table.for_each(|_, flow| ports.push((words_addr(flow.backend, false), flow.backend_port)));
         ports
@@ -217,7 +216,7 @@ fn nothing_ends_before_every_worker_uses_the_new_table() {
     assert_eq!(backends(&g).len(), 2, "on hold");
     let walks = g.reconciler.done().walks;
     g.reconciler.follow(&serving);
-    // The announcement of a flow is withdrawn after the flow has ended, so only the end of the walk shows both.
+    // A flow's announcement is withdrawn after the flow has ended, so both are certain only after the walk.
     let end = Instant::now() + Duration::from_secs(10);
     while g.reconciler.done().walks == walks {
         assert!(Instant::now() < end, "the walk does not end");

@@ -1,4 +1,4 @@
-//! Events, sent to the fake API server: what arrives, and that nothing about them can hurt.
+//! Events sent to the fake API server: their content, and the limits on their cost.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -12,12 +12,12 @@ use nomagic::observe::events::{Event, Pace, QUEUE_MAX, Recorder};
 use nomagic::observe::http::{Listeners, Server};
 use nomagic_fake_apiserver::{FakeApiServer, Resource};
 use nomagic_table::compile::HealthCheck;
-use nomagic_table::objects::Key;
+use nomagic_table::objects::NamespacedName;
 use serde_json::Value;
 
 use crate::common::watching::{SOON, by_url, server};
 
-/// What all tests of this file have logged.
+/// The log of all tests in this file.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 struct Log;
@@ -33,7 +33,7 @@ impl Write for Log {
     }
 }
 
-/// The lines with these words.
+/// The number of log lines with these words.
 fn logged(words: &[&str]) -> usize {
     let log = LOG.lock().unwrap_or_else(PoisonError::into_inner).clone();
     String::from_utf8(log).unwrap().lines().filter(|line| words.iter().all(|w| line.contains(w))).count()
@@ -94,7 +94,7 @@ fn an_event_arrives_once() {
 }
 
 #[test]
-fn a_refusal_is_said_once_and_that_is_all() {
+fn a_rejection_is_logged_once_and_not_retried() {
     let api = server();
     api.set_forbidden(&[Resource::Events]);
     let recorder = recorder(&api);
@@ -103,7 +103,7 @@ fn a_refusal_is_said_once_and_that_is_all() {
     assert_eq!((count(&recorder, "failed"), api.take_requests().len()), (5, 5), "no second attempt");
     assert_eq!(logged(&[&api.url(), "403", "deploy/base/cluster-role.yaml"]), 1);
     assert_eq!(logged(&[&api.url()]), 1);
-    // Once it is allowed, it goes on; and the next refusal is news.
+    // Sending continues when it is allowed; the next rejection is logged again.
     api.set_forbidden(&[]);
     recorder.record(Event::starting("gw"));
     recorder.flush(SOON);
@@ -115,12 +115,12 @@ fn a_refusal_is_said_once_and_that_is_all() {
 }
 
 #[test]
-fn a_server_that_is_away_gets_them_later() {
+fn events_are_delivered_after_the_server_returns() {
     let mut api = server();
     let recorder = recorder(&api);
     api.stop();
     recorder.record(Event::starting("gw"));
-    until("the fault", || logged(&[&api.url(), "cannot be sent"]) == 1);
+    until("the fault", || logged(&[&api.url(), "cannot send events"]) == 1);
     api.resume().unwrap();
     api.fail_next(2, 500);
     until("the event", || !api.events().is_empty());
@@ -129,14 +129,14 @@ fn a_server_that_is_away_gets_them_later() {
 }
 
 #[test]
-fn nobody_waits_for_a_silent_server() {
+fn a_silent_server_blocks_nothing() {
     let api = server();
     api.set_silent(true);
     let recorder = recorder(&api);
     let start = Instant::now();
     (0..QUEUE_MAX + 20).for_each(|i| recorder.record(Event::no_metrics("gw", &i.to_string())));
     assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
-    // One or none of them has left the queue.
+    // At most one event has left the queue.
     assert!((19..=20).contains(&count(&recorder, "queue_full")), "{:?}", recorder.counts());
     let start = Instant::now();
     recorder.flush(Duration::from_millis(100));
@@ -147,15 +147,15 @@ fn nobody_waits_for_a_silent_server() {
 }
 
 #[test]
-fn servers_that_cannot_be_started_are_events() {
+fn listen_failures_are_recorded() {
     let (api, ip) = (server(), own_address(1));
     let recorder = recorder(&api);
     let [health, metrics, check] = [10_256, 10_249, 30_007].map(|port| TcpListener::bind((ip, port)).unwrap());
     let config = Config::parse(&format!("healthzBindAddress: {ip}\nmetricsBindAddress: {ip}\n"), Path::new("c")).unwrap();
     let mut server = Server::start(Listeners::open(&config, &recorder).unwrap(), recorder.clone()).unwrap();
-    let service = Key { namespace: "shop".into(), name: "web".into() };
+    let service = NamespacedName { namespace: "shop".into(), name: "web".into() };
     let wanted = [(30_007, HealthCheck { service, local_endpoints: 1 })].into();
-    // Tried again and again; told once.
+    // Retried repeatedly, recorded once.
     (0..3).for_each(|_| server.follow_checks(&wanted, &BTreeSet::from([ip])));
     recorder.flush(SOON);
     assert_eq!(recorder.counts()[..3], [("sent", 3), ("failed", 0), ("repeated", 0)]);
@@ -177,7 +177,7 @@ fn servers_that_cannot_be_started_are_events() {
 }
 
 #[test]
-fn a_process_that_ends_by_it_says_so_before() {
+fn a_failing_process_sends_its_event_before_it_exits() {
     let (api, ip) = (server(), own_address(2));
     let _held = TcpListener::bind((ip, 10_256)).unwrap();
     let dir = tempfile::tempdir().unwrap();

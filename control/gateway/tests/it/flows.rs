@@ -1,16 +1,39 @@
-//! Connections that go on while their endpoints change, with real sockets through real AF_XDP.
+//! Connections during changes of their endpoints, with real sockets through real AF_XDP.
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::common::*;
 
-/// Sends a datagram every 10 ms from one socket and notes when which pod answered.
+/// Both ends of a connection that was idle for too long get a reset which they take.
+#[test]
+fn an_idle_connection_is_reset_if_the_configuration_says_so() {
+    for (tag, extra) in [("idle-d", ""), ("idle-s", "masqueradeAll: true\n")] {
+        let extra = format!("{extra}conntrack: {{tcpResetOnIdle: true, timeouts: {{tcpEstablished: 1s}}}}");
+        let g = Gateway::start(tag, &extra, &nginx(&[0]));
+        let tcp: [SocketAddr; 2] = ["10.109.35.24:80".parse().unwrap(), "[fd00:10:109::24]:80".parse().unwrap()];
+        let mut open: Vec<(TcpStream, String)> = g.scene.client.run(move || tcp.map(keep_alive).into()).unwrap();
+        let began = Instant::now();
+        for (stream, _) in &mut open {
+            // The table is swept once in ten seconds.
+            stream.set_read_timeout(Some(Duration::from_secs(13))).unwrap();
+            let end = std::io::Read::read(stream, &mut [0; 16]).map_err(|e| e.kind());
+            println!("{tag}: {end:?} after {:?}; {}", began.elapsed(), g.account());
+            assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "{tag}");
+        }
+        assert_eq!(g.number(|s| s.conntrack.live), 0);
+        let pods = g.scene.pods[0].exec("ss", &["-Htn", "state", "established"]).unwrap();
+        assert_eq!(pods.trim(), "", "the endpoint's connections are closed, too");
+        g.assert_accounts_close();
+    }
+}
+
+/// Sends a datagram every 10 ms from one socket and records the time and the pod of each answer.
 fn keep_asking(socket: UdpSocket, length: Duration) -> std::thread::JoinHandle<Vec<(Instant, String)>> {
     std::thread::spawn(move || {
         let (end, mut seen) = (Instant::now() + length, Vec::new());
         while Instant::now() < end {
-            // A refused one is an answer of another kind.
+            // ECONNREFUSED is not a failure here.
             let _ = socket.send(b"x");
             let mut buf = [0; 200];
             if let Ok(n) = socket.recv(&mut buf) {
@@ -46,24 +69,24 @@ fn a_udp_client_follows_its_replaced_pod_and_tcp_stays() {
         g.apply(&nginx(&[1]));
         for client in clients {
             let seen = client.join().unwrap();
-            let first = |pod: &str| seen.iter().find(|(_, who)| who == pod).map(|(at, _)| *at).unwrap_or_else(|| panic!("{pod}: {seen:?}"));
+            let first = |pod: &str| seen.iter().find(|(_, who)| who == pod).map_or_else(|| panic!("{pod}: {seen:?}"), |(at, _)| *at);
             let last = seen.iter().filter(|(_, who)| who == "nginx-1").map(|(at, _)| *at).max().unwrap();
             println!("{tag}: the other pod {:?} after the change", first("nginx-2") - changed);
             assert!(last < first("nginx-2"), "no way back");
-            // The file is looked at twice a second.
+            // The file is polled twice a second.
             assert!(first("nginx-2") - changed < Duration::from_millis(1_500), "{:?}", first("nginx-2") - changed);
-            assert!(seen.iter().filter(|(at, _)| *at > first("nginx-2")).count() > 50, "it goes on: {}", seen.len());
+            assert!(seen.iter().filter(|(at, _)| *at > first("nginx-2")).count() > 50, "the client continues: {}", seen.len());
         }
         for (stream, pod) in &mut open {
             assert_eq!((pod.as_str(), ask(stream).as_str()), ("nginx-1", "nginx-1"), "TCP stays");
         }
         assert_eq!(g.number(|s| s.conntrack.endpoint_gone), 2);
-        // Two UDP connections and two of TCP are left, and nothing of the two that went.
+        // Two UDP and two TCP connections are left; the two ended ones have no entries.
         let live = g.number(|s| s.conntrack.live);
         assert_eq!(live, 4);
         let (announced, source_ports) = g.number(|s| (s.replies.announced, s.snat.connections));
-        assert_eq!((announced, source_ports), if snat { (0, live) } else { (live, 0) });
-        // The last endpoint goes: the connection stays where it is, whatever that is worth.
+        assert_eq!((announced, source_ports), (live, if snat { live } else { 0 }));
+        // After the last endpoint is removed, the connection keeps its endpoint.
         g.apply(&nginx(&[]));
         assert_eq!(g.number(|s| s.conntrack.endpoint_gone), 2);
         g.assert_accounts_close();

@@ -1,4 +1,4 @@
-//! The whole gateway with two workers, while its surroundings change: routes, links, interfaces. Needs root.
+//! A gateway with two workers during changes of routes, links and interfaces. Needs root.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,8 +50,8 @@ fn condition(g: &Gateway, port: usize) -> String {
 }
 
 #[test]
-fn control_leaves_the_workers_cpus_alone() {
-    // Those that this process may use.
+fn control_does_not_run_on_the_workers_cpus() {
+    // The CPUs that this process may use.
     let allowed = std::fs::read_to_string("/proc/self/status").unwrap();
     let allowed = allowed.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:\t")).unwrap();
     let cpu = allowed.split([',', '-']).next().unwrap();
@@ -60,7 +60,7 @@ fn control_leaves_the_workers_cpus_alone() {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", g.process.pid())).unwrap();
     let (mut workers, mut others) = (0, 0);
     for task in tasks.flatten() {
-        // A thread may have ended meanwhile.
+        // The thread may have ended.
         let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
         let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or_default().to_owned();
         let (name, allowed) = (line("Name"), line("Cpus_allowed_list"));
@@ -77,7 +77,7 @@ fn control_leaves_the_workers_cpus_alone() {
 }
 
 #[test]
-fn point_1_two_workers_share_the_work() {
+fn two_workers_share_the_load() {
     let g = gateway("p1", "masqueradeAll: true");
     serves(&g);
     assert_eq!(g.udp(&g.scene.client, UDP, 200).failed(), 0);
@@ -91,7 +91,7 @@ fn point_1_two_workers_share_the_work() {
 }
 
 #[test]
-fn point_5_routes_change_under_load() {
+fn routes_change_under_load() {
     let g = gateway("p5", "");
     serves(&g);
     let (stop, asked, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
@@ -116,7 +116,7 @@ fn point_5_routes_change_under_load() {
     };
     let ip = |words: &str| g.scene.gw.ip(words).unwrap();
     let generation = || g.number(|s| s.routes.generation);
-    // Ways that are as good: longer prefixes, better metrics, two legs. Nothing is lost over them.
+    // Equivalent routes (longer prefixes, better metrics, two legs) lose no packets.
     for round in 0..10 {
         let before = generation();
         ip("route add 192.168.235.129/32 dev pods0");
@@ -131,7 +131,7 @@ fn point_5_routes_change_under_load() {
         wait_for("the old routes", LONG, || generation() > before);
         assert_eq!(lost.load(Relaxed), 0, "round {round}");
     }
-    // A way that ends: established flows follow at once, by name, and are back when the way is.
+    // A route that ends: established flows are dropped at once, with a reason, and continue when the route is back.
     let unreachable = g.reason(Reason::Unreachable);
     ip("route add blackhole 192.168.235.129/32");
     wait_for("established flows meet the blackhole", LONG, || g.reason(Reason::Unreachable) > unreachable);
@@ -148,7 +148,7 @@ fn point_5_routes_change_under_load() {
 }
 
 #[test]
-fn point_6_links_flap_and_interfaces_are_made_again() {
+fn links_flap_and_interfaces_are_recreated() {
     let g = gateway("p6", "");
     serves(&g);
     let to: SocketAddr = V4.parse().unwrap();
@@ -173,7 +173,7 @@ fn point_6_links_flap_and_interfaces_are_made_again() {
         g.scene.gw.ip("link set pods0 down").unwrap();
         std::thread::sleep(Duration::from_millis(200));
         g.scene.gw.ip("link set pods0 up").unwrap();
-        // The kernel forgets addresses of IPv6 with the link, as on any host.
+        // The kernel removes IPv6 addresses when the link goes down.
         g.scene.gw.ip("addr replace fd00:192::1/64 dev pods0 nodad").unwrap();
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -182,12 +182,15 @@ fn point_6_links_flap_and_interfaces_are_made_again() {
     }
     serves(&g);
     g.print_frames();
-    // Deleted: reported. Made again: bound again, without a restart.
+    // A deleted port is reported; a recreated one is bound again without a restart.
+    let mac = g.scene.gw.link_mac("pods0").unwrap().map(|byte| format!("{byte:02x}")).join(":");
     g.scene.gw.ip("link delete pods0").unwrap();
     wait_for("the loss to be noticed", LONG, || condition(&g, 1) == "missing");
     assert_eq!((condition(&g, 0).as_str(), g.status().ready), ("bound", false));
     assert!(g.process.output().contains("the port is missing"));
     cable(&g.scene.gw, "pods0", &g.scene.fabric, "gw0", 2).unwrap();
+    // With the address that the pods remember, as a NIC has it.
+    g.scene.gw.ip(&format!("link set pods0 address {mac}")).unwrap();
     g.scene.fabric.ip("link set gw0 master br0").unwrap();
     g.scene.gw.ip("addr add 192.168.0.1/16 dev pods0").unwrap();
     g.scene.gw.ip("addr add fd00:192::1/64 dev pods0 nodad").unwrap();
@@ -199,7 +202,7 @@ fn point_6_links_flap_and_interfaces_are_made_again() {
 }
 
 #[test]
-fn point_7_capabilities_are_given_up_after_set_up() {
+fn capabilities_are_dropped_after_the_start() {
     let scene = queues("p7", 4);
     let set = |ns: &Netns, interface: &str, what: &str, count: &str| ns.exec("ethtool", &["-L", interface, what, count]);
     set(&scene.client, "eth0", "tx", "2").unwrap();
@@ -221,7 +224,7 @@ fn point_7_capabilities_are_given_up_after_set_up() {
     }
     assert_eq!(workers, 2);
     set(&g.scene.gw, "cl0", "rx", "1").expect_err("the kernel keeps queues that are bound");
-    // New queues, for which a program is loaded and sockets are bound, take no more than what was kept.
+    // The kept capabilities suffice to load a program and bind sockets for new queues.
     set(&g.scene.gw, "cl0", "rx", "4").unwrap();
     set(&g.scene.client, "eth0", "tx", "4").unwrap();
     wait_for("the new queues to be bound", LONG, || g.number(|s| s.ports[0].queues) == 4);

@@ -1,4 +1,4 @@
-//! A real gateway's HTTP: health, metrics and health checks, asked over TCP from outside and from the node. Needs root.
+//! A real gateway's HTTP servers (health, metrics, health checks), requested from outside and from the node. Needs root.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -6,14 +6,13 @@ use std::time::Duration;
 use nomagic_testbed::rig::{Netns, PODS, Scene};
 use serde_json::Value;
 
-use crate::common::plain_http::{Answer, get};
-use crate::common::prometheus;
+use crate::common::plain_http::{HttpResponse, get};
 use crate::common::*;
 
 const TO: &str = "10.109.35.24:80";
 const LONG: Duration = Duration::from_secs(20);
 
-/// A load balancer's Service with policy Local: one pod on `node`, whose slice changed at `trigger`.
+/// A LoadBalancer Service with policy Local and one pod on `node`. `trigger` is the slice's last change trigger time.
 fn local_service(name: &str, cluster_ip: u8, health_check_port: u16, node: &str, trigger: &str) -> String {
     format!(
         "---
@@ -42,7 +41,7 @@ ports: [{{name: http, port: 80}}]
     )
 }
 
-fn ask(from: &Netns, at: &str, path: &'static str) -> Option<Answer> {
+fn ask(from: &Netns, at: &str, path: &'static str) -> Option<HttpResponse> {
     let at: SocketAddr = at.parse().unwrap();
     from.run(move || get(at, path)).unwrap().ok()
 }
@@ -61,7 +60,7 @@ fn metrics(g: &Gateway) -> prometheus::Page {
 #[test]
 fn health_metrics_and_health_checks_of_a_running_gateway() {
     let scene = Scene::new("http").expect("a scene (needs root)");
-    // Somebody else has one of the ports, on one of the two addresses.
+    // Another process uses one of the ports on one of the two addresses.
     let held = scene.gw.run(|| TcpListener::bind("10.0.0.1:31998").unwrap()).unwrap();
     let objects = |node: &str, trigger: &str| {
         nginx(&[0, 1]) + &local_service("web", 40, 31_999, node, trigger) + &local_service("taken", 41, 31_998, node, "")
@@ -75,7 +74,7 @@ fn health_metrics_and_health_checks_of_a_running_gateway() {
     assert!(ask(&g.scene.client, "10.0.0.1:10249", "/metrics").is_none(), "metrics are the node's own");
     assert_eq!(ask(&g.scene.gw, "127.0.0.1:10249", "/proxyMode").unwrap().body, "nftables");
 
-    // Where node ports answer, over both families, and through the XDP program of the client's side.
+    // On the node ports' addresses of both families, and through the client port's XDP program.
     for at in ["10.0.0.1:31999", "[fd00:a::1]:31999"] {
         let answer = ask(&g.scene.client, at, "/").expect("the health check");
         assert_eq!((answer.status, answer.headers["x-load-balancing-endpoint-weight"].as_str()), (200, "1"), "{at}: {answer:?}");
@@ -88,7 +87,7 @@ fn health_metrics_and_health_checks_of_a_running_gateway() {
     drop(held);
     wait_for("the port to be answered once it is free", LONG, || status_of(&g.scene.client, "10.0.0.1:31998") == Some(200));
 
-    // Connections and rejects, counted once and the same everywhere.
+    // Connections and rejects are counted once, with equal numbers in all metrics.
     assert_eq!(g.http(&g.scene.client, TO, 20).answered(), 20);
     assert_eq!(g.http(&g.scene.client, "10.109.35.24:81", 3).failed(), 3);
     let (page, frames) = (metrics(&g), g.status().totals.counts.frames);
@@ -105,7 +104,7 @@ fn health_metrics_and_health_checks_of_a_running_gateway() {
     assert!(page.value("nomagic_worker_cpu_seconds_total", &[("worker", "0")]) >= 0.0);
     assert_eq!(page.value("kubeproxy_sync_proxy_rules_service_changes_total", &[]), 3.0);
     let programmed = |page: &prometheus::Page| page.value("kubeproxy_network_programming_duration_seconds_count", &[("ip_family", "IPv4")]);
-    assert_eq!(programmed(&page), 0.0, "causes before the start are no delay of ours");
+    assert_eq!(programmed(&page), 0.0, "triggers before the start are not measured");
 
     // The pod moves to another node.
     let synced = page.value("kubeproxy_sync_proxy_rules_duration_seconds_count", &[("ip_family", "IPv4")]);
@@ -119,7 +118,7 @@ fn health_metrics_and_health_checks_of_a_running_gateway() {
     assert_eq!(page.value("kubeproxy_sync_proxy_rules_no_local_endpoints_total", &no_local), 2.0);
     assert_eq!(page.value("kubeproxy_sync_proxy_rules_endpoint_changes_pending", &[]), 0.0);
 
-    // The Services go, and their ports with them.
+    // The Services are deleted, and their health check ports are closed.
     g.apply(&nginx(&[0, 1]));
     wait_for("the ports to close", LONG, || status_of(&g.scene.client, "10.0.0.1:31999").is_none());
     assert!(metrics(&g).value("kubeproxy_proxy_healthz_total", &[("code", "200")]) >= 1.0);

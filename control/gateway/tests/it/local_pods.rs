@@ -1,11 +1,11 @@
-//! Pods on the gateway node itself, behind interfaces that come and go: clients, backends, both. Needs root.
+//! Pods on the gateway node, as clients, backends or both, behind interfaces created and deleted at run time. Needs root.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
-use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene};
+use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene, cable};
 
 use crate::common::local_pod::LocalPod;
 use crate::common::*;
@@ -47,7 +47,7 @@ fn captured(g: &Gateway, interface: &str) -> bool {
     g.status().redirect_ports.iter().any(|p| p.name == interface && p.bound)
 }
 
-/// TCP and UDP to the Service in both families: everything is answered. `seen`: the client addresses that the pods see.
+/// Checks TCP and UDP connections to the Service in both families. `seen` are the client addresses that the pods must see.
 fn check(g: &Gateway, from: &Netns, seen: Option<[IpAddr; 2]>) {
     for (to, family) in [(V4, 0), (V6, 1)] {
         let report = g.http(from, to, 20);
@@ -67,7 +67,7 @@ fn check(g: &Gateway, from: &Netns, seen: Option<[IpAddr; 2]>) {
 const EXTRA: &str = "redirectInterfaces: ['cali*']\nworkers: 2\npackets: {ringSize: 512}";
 
 #[test]
-fn point_4_a_local_pod_as_client_and_as_backend() {
+fn a_local_pod_as_client_and_as_backend() {
     let scene = Scene::new("local").expect("a scene (needs root)");
     let (one, two) = (LocalPod::new(&scene, "cali", 1), LocalPod::new(&scene, "cali", 2));
     let own = |pod: &LocalPod| [pod.v4.parse().unwrap(), pod.v6.parse().unwrap()];
@@ -85,13 +85,13 @@ fn point_4_a_local_pod_as_client_and_as_backend() {
     check(&g, &one.ns, Some([GATEWAY_V4.into(), GATEWAY_V6.into()]));
     assert_eq!(g.reason(Reason::NextHopKernel), 0);
     g.print_frames();
-    // What is not the Service's never comes up: pod to pod, pod to client, client to pod.
+    // nomagic receives no other traffic: pod to pod, pod to client, client to pod.
     let received = g.count(|c| c.frames.received.packets);
     let direct = format!("{}:80", two.v4);
     assert_eq!(g.http(&one.ns, &direct, 10).failed() + g.http(&g.scene.client, &direct, 10).failed(), 0);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(g.count(|c| c.frames.received.packets), received, "pods' own traffic is untouched");
-    // A Service without endpoints refuses local pods at once, too.
+    // A Service without endpoints rejects local pods at once, too.
     g.apply(&service(&[]));
     let report = g.http(&one.ns, V4, 2);
     assert_eq!((report.answered(), report.failed()), (0, 2));
@@ -100,14 +100,14 @@ fn point_4_a_local_pod_as_client_and_as_backend() {
 }
 
 #[test]
-fn point_4_pods_come_and_go() {
+fn pods_are_created_and_deleted() {
     let scene = Scene::new("coming").expect("a scene (needs root)");
     let remote = remote();
     let g = Gateway::start_in(scene, EXTRA, &service(&as_str(&remote)));
     let pod = LocalPod::new(&g.scene, "cali", 3);
     wait_for("the new pod's interface to be captured", LONG, || captured(&g, &pod.host_side));
     check(&g, &pod.ns, None);
-    // Its interface is deleted and made again under its name.
+    // Its interface is deleted and recreated with the same name.
     g.scene.gw.ip("link delete cali3").unwrap();
     wait_for("the interface to be forgotten", LONG, || !captured(&g, "cali3"));
     LocalPod::cable(&g.scene, &pod.ns, &pod.host_side, &pod.v4, &pod.v6);
@@ -117,9 +117,9 @@ fn point_4_pods_come_and_go() {
 }
 
 #[test]
-fn point_4_backends_out_of_sight_answer_to_the_internal_port() {
+fn backends_behind_unmanaged_interfaces_reply_to_the_internal_port() {
     let scene = Scene::new("hidden").expect("a scene (needs root)");
-    // An interface that no pattern names, and a server on the node's own network.
+    // An interface that no pattern matches, and a server on the host network.
     let hidden = LocalPod::new(&scene, "dark", 4);
     let node = start_pod(&scene.gw, PodOptions::new("node")).unwrap();
     let mut g = Gateway::start_in(scene, EXTRA, &service(&[(&hidden.v4, &hidden.v6)]));
@@ -133,22 +133,54 @@ fn point_4_backends_out_of_sight_answer_to_the_internal_port() {
 }
 
 #[test]
-fn point_4_after_kill_9_local_pods_reach_the_kernel() {
+fn after_kill_9_local_pods_reach_the_kernel() {
     let scene = Scene::new("lkill").expect("a scene (needs root)");
     let pod = LocalPod::new(&scene, "cali", 5);
     let remote = remote();
     let mut g = Gateway::start_in(scene, EXTRA, &service(&as_str(&remote)));
     check(&g, &pod.ns, None);
-    // A kernel proxy of sorts: the Service's address on the node, and a server there.
+    // Stands in for a kernel proxy: the Service's address on the node, with a server.
     g.scene.gw.ip("addr add 10.109.35.24/32 dev lo").unwrap();
     let server = start_pod(&g.scene.gw, PodOptions::new("kernel")).unwrap();
     g.kill();
     wait_for("the pod's frames to be passed", LONG, || g.http(&pod.ns, V4, 1).per_pod.contains_key("kernel"));
     drop(server);
     g.scene.gw.ip("addr del 10.109.35.24/32 dev lo").unwrap();
-    // A new process takes the pinned programs over.
+    // A new process takes over the pinned programs.
     g.restart();
     assert!(captured(&g, "cali5"));
     check(&g, &pod.ns, None);
     g.print_frames();
+}
+
+/// Pods on a bridge of the node, as many CNIs have them: what pods send to other networks is addressed to the bridge, not to their cable's end,
+/// and what they send to each other is addressed to the other pod.
+#[test]
+fn pods_on_a_bridge_reach_services_and_each_other_by_services() {
+    // With and without the bridge itself among the redirect ports, the pod sees the client, or an address that leads back here.
+    for (tag, patterns, client) in [("bridge-p", "'cali*'", "169.254.78.78"), ("bridge-a", "'cali*', cni0", "172.31.9.2")] {
+        let scene = Scene::new(tag).expect("a scene (needs root)");
+        scene.gw.ip("link add cni0 type bridge stp_state 0 forward_delay 0").unwrap();
+        scene.gw.ip("addr add 172.31.9.1/24 dev cni0").unwrap();
+        scene.gw.ip("link set cni0 up").unwrap();
+        let pods = [2, 3].map(|number| {
+            let (ns, host_side) = (Netns::new(&format!("bp{number}")).unwrap(), format!("cali{number}"));
+            cable(&ns, "eth0", &scene.gw, &host_side, 1).unwrap();
+            scene.gw.ip(&format!("link set {host_side} master cni0")).unwrap();
+            ns.ip(&format!("addr add 172.31.9.{number}/24 dev eth0")).unwrap();
+            ns.ip("route add default via 172.31.9.1").unwrap();
+            ns
+        });
+        let _server = start_pod(&pods[1], PodOptions::new("neighbour")).unwrap();
+        let extra = format!("redirectInterfaces: [{patterns}]");
+        let mut g = Gateway::start_in(scene, &extra, &service(&as_str(&remote())));
+        assert!(captured(&g, "cali2") && captured(&g, "cali3"));
+        let report = g.http(&pods[0], V4, 20);
+        assert_eq!((report.answered(), report.failed()), (20, 0), "remote pods: {report:?}");
+        g.apply(&service(&[("172.31.9.3", "fd00:31::9")]));
+        let report = g.http(&pods[0], V4, 20);
+        assert_eq!((report.answered(), report.failed()), (20, 0), "{patterns}: {report:?}");
+        assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&client.parse::<IpAddr>().unwrap()], "{patterns}");
+        g.print_frames();
+    }
 }

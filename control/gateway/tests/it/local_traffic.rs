@@ -1,4 +1,4 @@
-//! Connections that the gateway node itself opens to Services: real sockets in its own namespace. Needs root.
+//! Connections from the gateway node itself to Services, with real sockets in its namespace. Needs root.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::common::*;
 
 const LONG: Duration = Duration::from_secs(20);
 const OWN: &str = "localTraffic: {ownAddresses: true}\nclusterCIDRs: [192.168.0.0/16, 'fd00:192::/64', 172.31.0.0/16, 'fd00:31::/64']\nredirectInterfaces: ['cali*']\nworkers: 2\npackets: {ringSize: 512}";
-/// The Service's addresses: cluster IPs in and outside of the ServiceCIDRs, external and load balancer IPs, one of them the node's own.
+/// The Service's addresses: cluster IPs inside and outside the ServiceCIDRs, external and load balancer IPs, one of them the node's own.
 const CLUSTER: [&str; 2] = ["10.109.35.30", "[fd00:10:109::30]"];
 const OUTSIDE: [&str; 4] = ["203.0.113.7", "[fd00:77::7]", "198.51.100.9", "[fd00:78::9]"];
 const ASSIGNED: [&str; 2] = ["203.0.113.8", "[fd00:77::8]"];
 /// The node's own addresses.
 const NODE: [&str; 2] = ["10.0.0.1", "[fd00:a::1]"];
 
-/// A Service with everything on these endpoints of each family: `(IPv4, IPv6)`.
+/// A Service with all kinds of addresses and these endpoints: `(IPv4, IPv6)`.
 fn web(endpoints: &[(&str, &str)]) -> String {
     let mut text = manifests(&[Svc {
         name: "web",
@@ -63,7 +63,7 @@ fn ways() -> Vec<(String, String)> {
     plain.chain(NODE.map(|a| (format!("{a}:30080"), format!("{a}:30053")))).collect()
 }
 
-/// HTTP and UDP from the node by all of its ways; `pods` that answer, `None`: whoever it is.
+/// Checks HTTP and UDP from the node through all of [`ways`]. At most `pods` pods may answer each.
 fn all_answer(g: &Gateway, pods: usize) {
     for (http, udp) in ways() {
         let report = g.http(&g.scene.gw, &http, 12);
@@ -83,19 +83,19 @@ fn bodies(g: &Gateway, to: &str) {
     down.unwrap();
 }
 
-/// From now on the node's sockets have other ports: one with the port of an earlier UDP connection would go on with it.
+/// Changes the node's ephemeral port range: a socket with an earlier UDP connection's port would continue that connection.
 fn other_ports(g: &Gateway, range: u32) {
     let first = 10_000 + range * 5_000;
     g.scene.gw.sysctl("net.ipv4.ip_local_port_range", &format!("{first} {}", first + 4_999)).unwrap();
 }
 
-/// Everything that the kernel knows about the way of packets.
+/// The kernel's complete routing state.
 fn kernel_state(gw: &Netns) -> [String; 4] {
     ["rule show", "-6 rule show", "route show table all", "-6 route show table all"].map(|words| gw.ip(words).unwrap())
 }
 
 #[test]
-fn the_node_reaches_services_by_all_of_their_addresses() {
+fn the_node_reaches_services_through_all_addresses() {
     let scene = scene("lt");
     let before = kernel_state(&scene.gw);
     let remote = remote();
@@ -103,24 +103,24 @@ fn the_node_reaches_services_by_all_of_their_addresses() {
     all_answer(&g, 3);
     for (to, seen) in [("10.109.35.30:80", GATEWAY_V4.into()), ("[fd00:10:109::30]:80", std::net::IpAddr::from(GATEWAY_V6))] {
         let report = g.http(&g.scene.gw, to, 10);
-        assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&seen], "the node is no pod: SNAT");
+        assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&seen], "the node is not a pod: SNAT");
         bodies(&g, to);
     }
     bodies(&g, "10.0.0.1:30080");
     // A datagram in fragments, both ways.
     let to: SocketAddr = "10.109.35.30:53".parse().unwrap();
     g.scene.gw.block_on(move || async move { udp_echo(to, &[7; 3_000], LONG).await }).unwrap().unwrap();
-    // Clients elsewhere and pods notice nothing of it.
+    // Other clients and pods are not affected.
     for from in [&g.scene.client, &g.scene.pods[0]] {
         assert_eq!(g.http(from, "203.0.113.8:80", 5).failed() + g.http(from, "10.0.0.1:30080", 5).failed(), 0);
     }
-    // The node's own services beside the node ports, also between two of them.
+    // The node's own servers on ports next to and between node ports.
     let own = start_pod(&g.scene.gw, PodOptions { http_port: 30_070, udp_port: 30_071, ..PodOptions::new("own") }).unwrap();
     for to in ["10.0.0.1:30070", "[fd00:a::1]:30070", "203.0.113.8:30070", "127.0.0.1:30070"] {
         assert_eq!(g.http(&g.scene.gw, to, 5).per_pod.get("own"), Some(&5), "{to}");
     }
     drop(own);
-    // Endpoints go: refused at once, by every way. UDP connections of a Service without any endpoint are kept.
+    // Without endpoints, new connections are rejected at once. Existing UDP connections of a Service without endpoints are kept.
     other_ports(&g, 1);
     g.apply(&web(&[]));
     for (http, udp) in ways() {
@@ -134,7 +134,7 @@ fn the_node_reaches_services_by_all_of_their_addresses() {
     g.print_frames();
 
     g.process.terminate(Duration::from_secs(5)).unwrap();
-    assert_ne!(kernel_state(&g.scene.gw), before, "pinned: the failure rules go on for the node, too");
+    assert_ne!(kernel_state(&g.scene.gw), before, "pinned: onFailure applies to the node's connections, too");
     g.scene.gw.exec(NOMAGIC, &["cleanup", "--state-dir", &g.state_dir().to_string_lossy()]).unwrap();
     assert_eq!(kernel_state(&g.scene.gw), before);
 }
@@ -146,7 +146,7 @@ fn backends_on_the_node_itself() {
     let mut g = Gateway::start_in(scene, OWN, &web(&[(&pod.v4, &pod.v6)]));
     all_answer(&g, 1);
     bodies(&g, "10.109.35.30:80");
-    // An interface that nobody looks at.
+    // An interface that no pattern matches.
     other_ports(&g, 1);
     g.apply(&web(&[(&hidden.v4, &hidden.v6)]));
     all_answer(&g, 1);
@@ -158,7 +158,7 @@ fn backends_on_the_node_itself() {
     bodies(&g, "[fd00:10:109::30]:80");
     let report = g.http(&g.scene.gw, "10.109.35.30:80", 4);
     assert_eq!(report.per_pod.get("node"), Some(&4), "{report:?}");
-    // Local pods go on as clients.
+    // Local pods still work as clients.
     assert_eq!(g.http(&pod.ns, "10.109.35.30:80", 5).failed(), 0);
     assert_eq!(g.reason(Reason::NextHopKernel), 0);
     g.print_frames();
@@ -183,15 +183,15 @@ fn strict_reverse_paths_and_without_own_addresses() {
 }
 
 #[test]
-fn what_is_no_services_goes_its_own_way() {
+fn other_traffic_uses_the_kernels_routes() {
     let scene = scene("lt-way");
-    // 203.0.113.7 is at the client's, as far as the kernel knows; one part of the Service range is elsewhere, too.
+    // The kernel routes 203.0.113.7 to the client, and one part of the Service range elsewhere.
     for addr in ["203.0.113.7", "10.110.0.7"] {
         scene.client.ip(&format!("addr add {addr}/32 dev lo")).unwrap();
     }
     scene.gw.ip("route add 203.0.113.0/24 via 10.0.0.2").unwrap();
     scene.gw.ip("route add 10.110.0.0/24 via 10.0.0.2").unwrap();
-    // Policy routing by source, which catches a connection as soon as it has one; and a rule with a table of somebody else's.
+    // Policy routing by source, which matches as soon as a connection has a source, and a foreign rule with its table.
     scene.gw.ip("rule add pref 1000 from 10.0.0.1 lookup 100").unwrap();
     scene.gw.ip("route add default via 10.0.0.2 table 100").unwrap();
     let before = kernel_state(&scene.gw);
@@ -206,19 +206,19 @@ fn what_is_no_services_goes_its_own_way() {
         assert_eq!(report.per_pod.get("elsewhere"), Some(&5), "{to}: {report:?}");
     }
     g.scene.gw.exec("ping", &["-c1", "-W2", "203.0.113.7"]).unwrap();
-    // What others remove is there again before long.
+    // Entries removed by others are restored soon.
     g.scene.gw.ip("rule del pref 110").unwrap();
     g.scene.gw.ip("route flush table 28269").unwrap();
     wait_for("the rule to be repaired", LONG, || g.scene.gw.ip("rule show").unwrap().contains("110:\tfrom all iif lo lookup 28269"));
     assert_eq!(g.http(&g.scene.gw, "10.109.35.30:80", 5).failed(), 0);
 
-    // The process is killed; after the grace period the node is as if nomagic were not there.
+    // The process is killed; after the grace period the node behaves as if nomagic were not running.
     g.kill();
     let passed = |g: &Gateway| g.http(&g.scene.gw, "203.0.113.7:8080", 1).per_pod.contains_key("elsewhere");
     wait_for("the node's own connections to be passed", LONG, || passed(&g));
     let report = g.http(&g.scene.gw, "203.0.113.7:80", 1);
     assert!(report.failures.keys().all(|f| f.contains("refused")), "by the client's kernel: {report:?}");
-    // The next process takes over what is left.
+    // The next process takes over the remaining routes and rules.
     g.restart();
     assert_eq!(g.http(&g.scene.gw, "203.0.113.7:80", 5).failed() + g.http(&g.scene.gw, "10.0.0.1:30080", 5).failed(), 0);
     g.kill();
@@ -229,7 +229,7 @@ fn what_is_no_services_goes_its_own_way() {
 }
 
 #[test]
-fn addresses_come_and_go_while_running() {
+fn addresses_change_at_run_time() {
     let scene = scene("lt-api");
     let before = kernel_state(&scene.gw);
     let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
@@ -245,7 +245,7 @@ fn addresses_come_and_go_while_running() {
     for to in ["10.109.35.30:80", "203.0.113.7:80", "198.51.100.9:80", "[fd00:77::7]:80", "203.0.113.8:80", "10.0.0.1:30080"] {
         wait_for(&format!("{to} to answer"), LONG, || answers(&g, to));
     }
-    // An address moves to the node, and away again.
+    // An address is added to the node and removed again.
     g.scene.gw.ip("addr add 203.0.113.7/32 dev lo").unwrap();
     wait_for("the address to be the node's", LONG, || {
         g.scene.gw.ip("rule show").unwrap().contains("to 203.0.113.7 iif lo ipproto tcp dport 80")
@@ -254,22 +254,22 @@ fn addresses_come_and_go_while_running() {
     g.scene.gw.ip("addr del 203.0.113.7/32 dev lo").unwrap();
     wait_for("the address to be gone", LONG, || !g.scene.gw.ip("rule show").unwrap().contains("to 203.0.113.7 "));
     wait_for("it to answer as before", LONG, || answers(&g, "203.0.113.7:80"));
-    // A Service loses its addresses: a connection goes on until it ends, and only then do its routes go.
+    // A Service loses its addresses: its connection continues, and its routes stay until that ends.
     let (mut stream, pod) = g.scene.gw.run(|| keep_alive("203.0.113.7:80".parse().unwrap())).unwrap();
     let less = objects.replace("externalIPs: [203.0.113.7, ", "externalIPs: [").replace(", {ip: 'fd00:78::9'}", "");
     api.put_yaml(&less).unwrap();
     let routed = |g: &Gateway, family: &str, addr: &str| g.scene.gw.ip(&format!("{family} route show table 28269")).unwrap().contains(addr);
     wait_for("the unused address's route to go", LONG, || !routed(&g, "-6", "fd00:78::9"));
-    assert!(routed(&g, "-4", "203.0.113.7"), "somebody still uses it");
+    assert!(routed(&g, "-4", "203.0.113.7"), "a connection still uses it");
     assert_eq!(ask(&mut stream), pod);
     drop(stream);
-    // With detachOnExit nothing stays.
+    // With detachOnExit nothing is left.
     g.process.terminate(Duration::from_secs(5)).unwrap();
     assert_eq!(kernel_state(&g.scene.gw), before);
 }
 
 #[test]
-fn what_an_earlier_process_has_left_goes_when_it_is_no_longer_wanted() {
+fn unneeded_entries_of_an_earlier_process_are_removed() {
     let scene = scene("lt-off");
     let before = kernel_state(&scene.gw);
     let remote = remote();

@@ -1,15 +1,17 @@
-//! The integration tests of the gateway: one binary, a module a subject. Tests with network namespaces need root.
+//! The gateway's integration tests: one binary, one module per subject. Tests with network namespaces need root.
 
 mod common;
 
 mod affinity_cases;
+mod api_claimed;
 mod api_latency;
 mod api_server;
 mod api_traffic;
 mod bad_input;
 mod cases;
+mod cleanup;
 mod configuration_doc;
-mod corpus;
+mod deny;
 mod deploy;
 mod drop_in;
 mod drop_in_http;
@@ -19,18 +21,26 @@ mod events;
 mod explain_running;
 mod flows;
 mod gateway;
+mod hash_seed;
 mod http;
 mod http_gateway;
+mod http_slow;
+mod limits;
 mod local_pods;
 mod local_routes;
 mod local_traffic;
 mod net;
+mod objects;
+mod own_addresses;
 mod pod;
 mod preflight;
 mod protocols;
+mod readiness;
 mod reconcile;
 mod restart;
+mod service_status;
 mod start;
 mod troubleshooting_doc;
 mod watch;
 mod watch_cases;
+mod watch_recovery;

@@ -1,10 +1,10 @@
-//! The mirror, the neighbour questions, the internal port and the node's checks against a real kernel, each in namespaces of its own.
+//! The mirror, neighbour resolution, the internal port and the node's checks with a real kernel, in separate namespaces.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use nomagic::net::{Asked, Limits, Mirror, NetError, internal, node};
+use nomagic::net::{Mirror, MirrorLimits, NetError, ResolveOutcome, internal, node};
 use nomagic_core::frame::{PortId, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{InternalPort, Resolution};
@@ -20,7 +20,7 @@ fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
 }
 
-/// A gateway with `a0` and `b0`, each cabled to a namespace of its own.
+/// A gateway with `a0` and `b0`, each connected to a separate namespace.
 struct Net {
     gw: Netns,
     a: Netns,
@@ -49,7 +49,7 @@ fn ports() -> Vec<String> {
     vec!["a0".into(), "b0".into()]
 }
 
-/// Waits until a destination goes this way.
+/// Waits until a destination resolves as wanted.
 async fn until(mirror: &mut Mirror, dst: &str, want: impl Fn(&nomagic_core::routes::Routes, Resolution) -> bool) {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
@@ -87,7 +87,7 @@ fn the_mirror_follows_every_kind_of_route() {
     steps("route add 10.50.0.0/16 via 10.1.0.2");
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            let mut mirror = Mirror::start(MirrorLimits::default()).unwrap();
             until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
             until(&mut mirror, "10.1.0.77", asks(0, "10.1.0.77")).await;
             until(&mut mirror, "10.1.0.1", |_, way| way == Resolution::Kernel { captured: false }).await;
@@ -130,7 +130,7 @@ fn the_mirror_follows_multipath_and_its_single_legs() {
     let steps = |words: &str| net.gw.ip(words).unwrap();
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            let mut mirror = Mirror::start(MirrorLimits::default()).unwrap();
             for (dst, prefix, via) in
                 [("10.60.0.1", "10.60.0.0/16", ["10.1.0.2", "10.2.0.2"]), ("fd60::1", "fd60::/64", ["fd01::2", "fd02::2"])]
             {
@@ -147,7 +147,7 @@ fn the_mirror_follows_multipath_and_its_single_legs() {
                     }
                 }
                 assert!((2_850..3_150).contains(&counts[0]), "{counts:?}");
-                // One leg goes: of an IPv6 route it can be deleted, an IPv4 route is replaced.
+                // Remove one leg: it can be deleted from an IPv6 route; an IPv4 route must be replaced.
                 match family {
                     "-6" => steps(&format!("-6 route del {prefix} via {}", via[0])),
                     _ => steps(&format!("route replace {prefix} via {}", via[1])),
@@ -159,16 +159,16 @@ fn the_mirror_follows_multipath_and_its_single_legs() {
 }
 
 #[test]
-fn interfaces_go_down_come_up_vanish_and_return() {
+fn the_mirror_follows_interfaces() {
     let net = Net::new("links");
     let steps = |words: &str| net.gw.ip(words).unwrap();
     steps("route add 10.50.0.0/16 via 10.1.0.2 metric 1");
     steps("route add 10.50.0.0/16 via 10.2.0.2 metric 2");
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            let mut mirror = Mirror::start(MirrorLimits::default()).unwrap();
             until(&mut mirror, "10.50.0.1", asks(0, "10.1.0.2")).await;
-            // Down: the kernel drops the IPv4 routes through a0 without a word.
+            // Down: the kernel deletes the IPv4 routes through a0 without a notification.
             steps("link set a0 down");
             until(&mut mirror, "10.50.0.1", asks(1, "10.2.0.2")).await;
             until(&mut mirror, "10.1.0.2", nowhere(Reason::NoRoute)).await;
@@ -191,7 +191,7 @@ fn interfaces_go_down_come_up_vanish_and_return() {
             steps("addr add 10.1.0.1/24 dev a0");
             until(&mut mirror, "10.1.0.9", asks(0, "10.1.0.9")).await;
             assert_ne!(mirror.ifindex("a0"), before);
-            // An address goes, and with it the routes that preferred it.
+            // Deleting an address deletes the routes with this preferred source.
             steps("route add 10.70.0.0/16 via 10.1.0.2 src 10.2.0.1");
             until(&mut mirror, "10.70.0.1", asks(0, "10.1.0.2")).await;
             steps("addr del 10.2.0.1/24 dev b0");
@@ -206,7 +206,7 @@ fn neighbours_are_followed_and_quiet_changes_publish_nothing() {
     let net = Net::new("neigh");
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            let mut mirror = Mirror::start(MirrorLimits::default()).unwrap();
             net.gw.ip("neigh add 10.1.0.50 lladdr 02:00:00:00:00:50 dev a0 nud permanent").unwrap();
             until(&mut mirror, "10.1.0.50", hop(0, [2, 0, 0, 0, 0, 0x50])).await;
             net.gw.ip("neigh replace 10.1.0.50 lladdr 02:00:00:00:00:51 dev a0 nud reachable").unwrap();
@@ -216,9 +216,9 @@ fn neighbours_are_followed_and_quiet_changes_publish_nothing() {
             assert!(mirror.routes_if_changed(3, &ports(), &BTreeSet::new(), internal).is_none());
             net.gw.ip("neigh replace 10.1.0.50 lladdr 02:00:00:00:00:51 dev a0 nud stale").unwrap();
             let heard = tokio::time::timeout(Duration::from_millis(100), mirror.changed()).await;
-            assert!(heard.is_err(), "going stale is no change");
+            assert!(heard.is_err(), "becoming stale is not a change");
             assert_eq!(mirror.stale(&ports(), 9), [Wanted { port: PortId(0), addr: ip("10.1.0.50") }]);
-            // Another interface's route changes what is mirrored, but not what these ports see.
+            // A change on another interface changes the mirror, but not these ports' routes.
             net.gw.ip("neigh add 127.0.0.9 lladdr 02:00:00:00:00:09 dev lo nud permanent").unwrap();
             tokio::time::timeout(Duration::from_secs(5), mirror.changed()).await.unwrap().unwrap();
             assert!(mirror.routes_if_changed(3, &ports(), &BTreeSet::new(), internal).is_none());
@@ -229,33 +229,36 @@ fn neighbours_are_followed_and_quiet_changes_publish_nothing() {
 }
 
 #[test]
-fn asking_resolves_a_neighbour_and_gives_up_the_dead() {
+fn neighbours_are_resolved_and_dead_ones_deleted() {
     let net = Net::new("ask");
     let (a, b) = (net.a.link_mac("eth0").unwrap(), net.b.link_mac("eth0").unwrap());
-    // Failure is decided after one probe a family.
+    // A neighbour fails after one probe.
     for family in ["ipv4", "ipv6"] {
         net.gw.sysctl(&format!("net.{family}.neigh.a0.mcast_solicit"), "1").unwrap();
         net.gw.sysctl(&format!("net.{family}.neigh.a0.retrans_time_ms"), "200").unwrap();
     }
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits::default()).unwrap();
+            let mut mirror = Mirror::start(MirrorLimits::default()).unwrap();
             for (port, addr, mac) in [(0, "10.1.0.2", a), (1, "fd02::2", b)] {
                 let wanted = Wanted { port: PortId(port), addr: ip(addr) };
-                assert_eq!(mirror.ask(&ports(), &wanted).unwrap(), Asked::Resolving);
-                assert_eq!(mirror.ask(&ports(), &wanted).unwrap(), Asked::Lately);
+                assert_eq!(mirror.resolve_neighbour(&ports(), &wanted).unwrap(), ResolveOutcome::Resolving);
+                assert_eq!(mirror.resolve_neighbour(&ports(), &wanted).unwrap(), ResolveOutcome::Recent);
                 until(&mut mirror, addr, hop(port, mac)).await;
             }
             assert!(net.gw.ip("neigh show 10.1.0.2 dev a0").unwrap().contains("managed"), "kept alive by the kernel");
             let nobody = Wanted { port: PortId(0), addr: ip("10.1.0.99") };
-            assert_eq!(mirror.ask(&ports(), &nobody).unwrap(), Asked::Resolving);
-            // The kernel gives up; the entry is let go rather than probed for ever.
+            assert_eq!(mirror.resolve_neighbour(&ports(), &nobody).unwrap(), ResolveOutcome::Resolving);
+            // The kernel gives up; the entry must be deleted and not probed forever.
             let end = Instant::now() + Duration::from_secs(5);
             while !net.gw.ip("neigh show 10.1.0.99 dev a0").unwrap().is_empty() {
                 assert!(Instant::now() < end, "{}", net.gw.ip("neigh show").unwrap());
                 let _ = tokio::time::timeout(Duration::from_millis(50), mirror.changed()).await;
             }
-            assert_eq!(mirror.ask(&ports(), &Wanted { port: PortId(7), addr: ip("10.1.0.2") }).unwrap(), Asked::NoPort);
+            assert_eq!(
+                mirror.resolve_neighbour(&ports(), &Wanted { port: PortId(7), addr: ip("10.1.0.2") }).unwrap(),
+                ResolveOutcome::NoPort
+            );
         })
         .unwrap();
 }
@@ -265,9 +268,9 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
     let net = Net::new("many");
     net.gw
         .block_on(|| async {
-            let mut mirror = Mirror::start(Limits { receive_buffer_bytes: 128 << 10, ..Limits::default() }).unwrap();
+            let mut mirror = Mirror::start(MirrorLimits { receive_buffer_bytes: 128 << 10, ..MirrorLimits::default() }).unwrap();
             let batch: String = (0..10_000).map(|n| format!("route add 10.{}.{}.0/24 via 10.1.0.2\n", 100 + n / 250, n % 250)).collect();
-            // Nobody listens while they come: the socket's buffer overflows.
+            // The notifications are not read meanwhile, so the socket's buffer overflows.
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), batch).unwrap();
             net.gw.exec("ip", &["-batch", file.path().to_str().unwrap()]).unwrap();
@@ -278,13 +281,13 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
                 let dst = Ipv4Addr::new(10, (100 + n / 250) as u8, (n % 250) as u8, 1);
                 assert_eq!(routes.resolve(dst.into(), 0), Resolution::Ask(Wanted { port: PortId(0), addr: ip("10.1.0.2") }));
             }
-            // Building the table anew for one change stays a matter of milliseconds.
+            // Rebuilding the table for one change takes milliseconds.
             let start = Instant::now();
             assert!(mirror.routes_if_changed(2, &ports(), &BTreeSet::new(), None).is_none());
             let compared = start.elapsed();
             mirror.routes(2, &ports(), &BTreeSet::new(), None);
             println!("10,000 routes: compared in {compared:?}, compared and built in {:?}", start.elapsed() - compared);
-            // And it still follows.
+            // The mirror still follows.
             net.gw.ip("route del 10.139.249.0/24").unwrap();
             until(&mut mirror, "10.139.249.1", nowhere(Reason::NoRoute)).await;
         })
@@ -292,16 +295,17 @@ fn ten_thousand_routes_and_an_overrun_lose_nothing() {
 }
 
 #[test]
-fn the_internal_pair_is_made_once_and_removed() {
+fn the_internal_pair_is_created_once_and_removed() {
     let netns = Netns::new("internal").unwrap();
-    let names = internal::Names::default();
+    let names = internal::PairNames::default();
     netns.sysctl("net.ipv4.conf.all.rp_filter", "1").unwrap();
     let (first, second) = netns.run(|| (internal::ensure(&names, 1500).unwrap(), internal::ensure(&names, 1600).unwrap())).unwrap();
-    assert_eq!(first, second, "made once");
+    assert_eq!(first, second, "created once");
     assert_eq!(netns.link_mac("nm0").unwrap(), first.kernel.mac);
     for (key, value) in [
         ("net.ipv4.conf.nm0.rp_filter", "2"),
         ("net.ipv4.conf.nm0.accept_local", "1"),
+        ("net.ipv4.conf.nm0.accept_source_route", "0"),
         ("net.ipv6.conf.nm0.disable_ipv6", "0"),
         ("net.ipv6.conf.nm1.disable_ipv6", "1"),
     ] {
@@ -314,63 +318,50 @@ fn the_internal_pair_is_made_once_and_removed() {
     netns.run(|| ROUTED.iter().try_for_each(|addr| internal::route(&first.kernel, *addr, None))).unwrap().unwrap();
     let routes = netns.ip("route show dev nm0").unwrap() + &netns.ip("-6 route show dev nm0").unwrap();
     assert!(ROUTED.iter().all(|addr| routes.contains(&addr.to_string())), "{routes}");
-    // Where the node does not look at reverse paths, this interface does not either.
+    // Without a reverse path check on the node, this interface has none either.
     netns.sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
     netns.run(|| internal::ensure(&names, 1600)).unwrap().unwrap();
     assert_eq!(netns.sysctl_get("net.ipv4.conf.nm0.rp_filter").unwrap(), "0");
-    // At most the link-local address that the reverse path check asks for; nothing that others could use.
+    // At most the link-local address that the reverse path check requires.
     let addresses = netns.ip("addr show nm0").unwrap();
     assert!(!addresses.replace("inet 169.254.", "").contains("inet"), "{addresses}");
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(netns.link_counters("nm0").unwrap().tx_packets, 0, "the kernel sends nothing by itself");
     assert_eq!(netns.link_counters("nm1").unwrap().tx_packets, 0);
     netns.run(|| internal::remove(&names).and_then(|()| internal::remove(&names))).unwrap().unwrap();
-    assert!(netns.ip("link show nm0").is_err());
+    netns.ip("link show nm0").unwrap_err();
 }
 
 #[test]
-fn a_stranger_with_the_internal_ports_name_is_left_alone() {
+fn a_foreign_interface_with_the_internal_ports_name_is_not_touched() {
     let netns = Netns::new("stranger").unwrap();
     netns.ip("link add nm0 type bridge").unwrap();
-    let names = internal::Names::default();
+    let names = internal::PairNames::default();
     let error = netns.run(|| internal::ensure(&names, 1500)).unwrap().unwrap_err();
     assert!(matches!(&error, NetError::InternalTaken { name, .. } if name == "nm0"), "{error}");
     assert!(error.to_string().contains("ip link del nm0"), "{error}");
     assert!(netns.run(|| internal::remove(&names)).unwrap().is_err());
-    let other = internal::Names { kernel: InterfaceName::from_static("x"), edge: InterfaceName::from_static("nm0") };
-    assert!(netns.run(|| internal::ensure(&other, 1500)).unwrap().is_err());
-    assert!(netns.ip("link show nm0").is_ok());
+    let other = internal::PairNames { kernel: InterfaceName::from_static("x"), edge: InterfaceName::from_static("nm0") };
+    netns.run(|| internal::ensure(&other, 1500)).unwrap().unwrap_err();
+    netns.ip("link show nm0").unwrap();
 }
 
 #[test]
-fn the_snat_range_must_be_free() {
+fn ephemeral_ports_of_the_node_are_not_for_snat() {
     let netns = Netns::new("snat").unwrap();
-    cable(&netns, "a0", &netns, "a1", 1).unwrap();
-    netns.ip("addr add 10.1.0.1/24 dev a0").unwrap();
-    netns.ip("addr add fd01::1/64 dev a0 nodad").unwrap();
-    let own = [ip("10.1.0.1"), ip("fd01::1")];
-    let check = |addresses: &[IpAddr], first, last| netns.run(|| node::check_snat_range(addresses, first, last)).unwrap();
-    assert_eq!(netns.run(node::local_addresses).unwrap().unwrap(), own);
-    check(&own, 61_000, 65_535).unwrap();
-    let error = check(&own, 50_000, 65_535).unwrap_err().to_string();
-    assert!(error.contains("sysctl -w net.ipv4.ip_local_reserved_ports=50000-65535"), "{error}");
-    check(&[ip("10.77.0.1")], 50_000, 65_535).unwrap();
+    let excluded = |first, last| netns.run(|| node::ports_of_the_node(first, last)).unwrap();
+    netns.sysctl("net.ipv4.ip_local_port_range", "40000 60000").unwrap();
+    assert_eq!(excluded(1_024, 65_535).unwrap(), Some(40_000..=60_000));
+    assert_eq!(excluded(61_000, 65_535).unwrap(), None);
+    let error = excluded(50_000, 51_000).unwrap_err().to_string();
+    assert!(error.contains("sysctl -w net.ipv4.ip_local_reserved_ports=50000-51000"), "{error}");
     // The advice works.
-    netns.sysctl("net.ipv4.ip_local_reserved_ports", "50000-65535").unwrap();
-    check(&own, 50_000, 65_535).unwrap();
-    let sockets =
-        netns.run(|| (std::net::UdpSocket::bind("10.1.0.1:61000").unwrap(), std::net::TcpListener::bind("[::]:61001").unwrap())).unwrap();
-    let udp = check(&own, 60_000, 61_000).unwrap_err().to_string();
-    assert!(udp.contains("a local udp socket uses 10.1.0.1:61000"), "{udp}");
-    let tcp = check(&own, 61_001, 61_002).unwrap_err().to_string();
-    assert!(tcp.contains("a local tcp socket uses [::]:61001"), "{tcp}");
-    check(&own, 61_002, 65_535).unwrap();
-    drop(sockets);
-    check(&own, 60_000, 65_535).unwrap();
+    netns.sysctl("net.ipv4.ip_local_reserved_ports", "50000-51000").unwrap();
+    assert_eq!(excluded(50_000, 51_000).unwrap(), None);
 }
 
 #[test]
-fn the_interfaces_that_serve_are_those_of_addresses_and_of_ways_to_pods() {
+fn serving_interfaces_have_node_addresses_or_routes_to_pods() {
     let net = Net::new("serving");
     net.gw.ip("link set lo up").unwrap();
     for (name, kind) in [("pods1", "veth peer name far1"), ("idle0", "veth peer name far0"), ("br9", "bridge")] {
@@ -385,9 +376,9 @@ fn the_interfaces_that_serve_are_those_of_addresses_and_of_ways_to_pods() {
     }
     net.gw
         .block_on(|| async {
-            let names = internal::Names::default();
+            let names = internal::PairNames::default();
             internal::ensure(&names, 1500).unwrap();
-            let mirror = Mirror::start(Limits::default()).unwrap();
+            let mirror = Mirror::start(MirrorLimits::default()).unwrap();
             let pods = [Prefix::new(ip("10.244.0.0"), 16).unwrap()];
             let found = |own: &[IpAddr], pods: &[_]| mirror.serving_interfaces(own, pods, &[&names.kernel, &names.edge]).join(" ");
             assert_eq!(found(&mirror.local_addresses(), &[]), "a0 b0");

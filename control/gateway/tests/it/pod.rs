@@ -1,5 +1,5 @@
-//! nomagic as the DaemonSet of `deploy/base` runs it: a root that cannot be written, `/proc/sys` as containers have it, the pod's mounts
-//! and its capabilities and no others. A container by hand (overlay, bind mounts, setpriv), no runtime. Needs root.
+//! nomagic as the DaemonSet of `deploy/base` runs it: a read-only root, a container's `/proc/sys`, and exactly the pod's mounts and
+//! capabilities. The container is built without a runtime (overlay, bind mounts, setpriv). Needs root.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,13 +7,12 @@ use std::time::Duration;
 use nomagic_testbed::rig::{Process, Scene, run};
 use serde_json::Value;
 
-use crate::common::kustomize;
 use crate::common::*;
 
 const TO: &str = "10.109.35.24:80";
 
-/// Lays out the container's root in a mount namespace of its own and becomes what runs in it. Its arguments: an empty directory, the
-/// directory of configuration and state, the directory of the binary, the read-only flag of /host (0: leave it out), capabilities, command.
+/// Prepares the container's root in a new mount namespace and executes the command in it. Arguments: an empty directory, the directory of
+/// configuration and state, the directory of the binary, the read-only flag of /host (0: omit it), capabilities, command.
 const CONTAINER: &str = r#"
 set -e
 dir=$1 data=$2 bin=$3 host=$4 capabilities=$5; shift 5
@@ -50,7 +49,7 @@ fn bounding_set() -> String {
     format!("-all{}", added.collect::<String>())
 }
 
-/// Starts the container in the gateway's network namespace, with the DaemonSet's arguments; does not wait.
+/// Starts the container in the gateway's network namespace with the DaemonSet's arguments, without waiting for it.
 fn start(scene: &Scene, data: &Path, host: bool) -> Process {
     let root = data.join("container");
     std::fs::create_dir_all(&root).unwrap();
@@ -65,7 +64,7 @@ fn start(scene: &Scene, data: &Path, host: bool) -> Process {
     scene.gw.spawn("unshare", &words).expect("a container")
 }
 
-/// Configuration, manifests, and the node's bpffs where the pod has a directory of it.
+/// Writes configuration and manifests, and mounts the bpffs that the pod uses.
 fn prepare() -> (tempfile::TempDir, Mount) {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let extra = "graceMs: 15000\nconntrack: {capacity: 65536, file: $STATE/conntrack}";
@@ -77,7 +76,7 @@ fn prepare() -> (tempfile::TempDir, Mount) {
     (dir, Mount(bpf))
 }
 
-/// Unmounts what `nomagic cleanup` has not.
+/// Unmounts on drop, unless `nomagic cleanup` has.
 struct Mount(PathBuf);
 
 impl Drop for Mount {
@@ -87,7 +86,7 @@ impl Drop for Mount {
 }
 
 #[test]
-fn the_daemon_sets_rights_are_enough_and_its_successor_goes_on() {
+fn the_daemon_sets_privileges_suffice_and_connections_outlive_the_pod() {
     let (dir, _mount) = prepare();
     let scene = Scene::new("pod").expect("a scene (needs root)");
     let pods = scene.pods.iter().zip(nomagic_testbed::rig::PODS);
@@ -96,14 +95,14 @@ fn the_daemon_sets_rights_are_enough_and_its_successor_goes_on() {
         .collect();
     let mut process = start(&scene, dir.path(), true);
     let ready = process.wait_for_line("nomagic is ready", START);
-    let mut g = Gateway { process, _pods: pods, scene, dir, _turn: Turn::take() };
+    let mut g = Gateway { process, _pods: pods, scene, dir, _cpus: CpuLock::take() };
     ready.expect("ready");
     assert!(!g.process.output().contains("capabilities"), "{}", g.process.output());
     assert_eq!(g.http(&g.scene.client, TO, 20).answered(), 20);
     assert!(g.status().ready);
-    assert_eq!(g.scene.gw.sysctl_get("net.ipv4.conf.nm0.accept_local").unwrap().trim(), "1", "written by way of the host's files");
+    assert_eq!(g.scene.gw.sysctl_get("net.ipv4.conf.nm0.accept_local").unwrap().trim(), "1", "written through the host's mount");
 
-    // The pod is exchanged: the pins and the connection table are the node's, and a connection goes on.
+    // The pod is replaced: pins and connection table belong to the node, so a connection continues.
     let (mut stream, pod) = g.scene.client.run(|| keep_alive(TO.parse().unwrap())).unwrap();
     g.process.terminate(Duration::from_secs(10)).unwrap();
     g.process = start(&g.scene, g.dir.path(), true);
@@ -113,7 +112,7 @@ fn the_daemon_sets_rights_are_enough_and_its_successor_goes_on() {
 }
 
 #[test]
-fn without_the_hosts_settings_it_says_what_to_mount() {
+fn without_the_hosts_mount_the_error_names_it() {
     let (dir, _mount) = prepare();
     let scene = Scene::new("podro").expect("a scene (needs root)");
     let mut process = start(&scene, dir.path(), false);

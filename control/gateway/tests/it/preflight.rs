@@ -1,4 +1,4 @@
-//! The real program on a real veth pair in a namespace.
+//! `nomagic preflight` on a real veth pair in a namespace.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::NOMAGIC;
 
-/// Runs `nomagic preflight` in a namespace: its exit code and its output.
+/// Runs `nomagic preflight` in a namespace and returns its exit code and output.
 fn preflight(netns: &Netns, words: &str) -> (Option<i32>, String) {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", netns.name(), NOMAGIC, "preflight"]);
@@ -45,7 +45,7 @@ fn a_veth_pair_in_a_namespace() {
         assert_eq!(state(&report, name), expected, "{name}: {report:#}");
     }
 
-    // A remedy helps; a fault is noticed.
+    // Fixed problems disappear, and new ones are reported.
     a.sysctl("net.ipv4.ip_forward", "1").unwrap();
     b.ip("link set peer0 down").unwrap();
     let (_, text) = preflight(&a, "--interface gw0 --workers 3 --format json");

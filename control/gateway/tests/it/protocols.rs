@@ -1,4 +1,4 @@
-//! SCTP beside TCP and UDP, and packets in pieces. Needs root.
+//! SCTP, fragmented datagrams and session affinity. Needs root.
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
@@ -15,12 +15,12 @@ const SCTP: i32 = 132;
 const PORT: u16 = 3868;
 const CLIENT_PORT: u16 = 40_000;
 
-/// A datagram larger than the MTU goes and comes as fragments.
+/// A datagram larger than the MTU is forwarded as fragments, in both directions.
 #[test]
-fn point_8_udp_requests_and_replies_of_2_kb() {
+fn udp_requests_and_replies_of_2_kb() {
     for (tag, extra) in [("frag-d", ""), ("frag-s", "masqueradeAll: true")] {
         let g = Gateway::start(tag, extra, &nginx(&[0, 1, 2]));
-        // The first frame to a pod waits for its MAC address, and the fragments behind it would not find it: ask once before.
+        // The first frame to a pod waits for its MAC address, and the fragments after it would arrive too early: send one datagram before.
         for to in ["10.109.35.24:53", "[fd00:10:109::24]:53"] {
             assert_eq!(g.udp(&g.scene.client, to, 30).failed(), 0);
             let to: SocketAddr = to.parse().unwrap();
@@ -58,13 +58,13 @@ fn read_sctp(packet: &[u8]) -> Option<(u16, u16, u8)> {
     right.then(|| (u16::from_be_bytes([packet[0], packet[1]]), u16::from_be_bytes([packet[2], packet[3]]), packet[12]))
 }
 
-/// This kernel has no SCTP: raw sockets send and receive the packets.
+/// A raw socket for SCTP, so that the kernel needs no SCTP support.
 fn raw(ns: &Netns, own: IpAddr) -> Socket {
     ns.run(|| {
         let domain = if own.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(SCTP))).expect("a raw socket");
         socket.bind(&SocketAddr::new(own, 0).into()).expect("bound");
-        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
         socket
     })
     .expect("a thread in the namespace")
@@ -81,7 +81,7 @@ fn receive(socket: &Socket, v6: bool) -> (Vec<u8>, IpAddr) {
 }
 
 #[test]
-fn point_8_sctp_packets_keep_a_right_crc32c() {
+fn sctp_packets_keep_a_correct_crc32c() {
     let manifests = manifests(&[Svc {
         name: "diameter",
         spec: "clusterIP: 10.109.35.24\nclusterIPs: [10.109.35.24, 'fd00:10:109::24']\nipFamilies: [IPv4, IPv6]",
@@ -130,7 +130,7 @@ fn sticky(sticks: bool) -> String {
 }
 
 #[test]
-fn session_affinity_sticks_and_is_switched() {
+fn session_affinity_is_switched_at_run_time() {
     let mut g = Gateway::start("stick", "", &sticky(true));
     let pods = |g: &Gateway, to: &str| {
         let report = g.http(&g.scene.client, to, 20);

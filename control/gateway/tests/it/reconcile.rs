@@ -1,7 +1,7 @@
-//! Workers that open connections while endpoints come and go, and the thread that ends connections goes over the same table.
+//! Workers create connections while endpoints change and the reconciler walks the same connection table.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,28 +17,28 @@ use nomagic_table::compile::{Compiler, TARGETS_MAX};
 use nomagic_table::index::Index;
 use serde_json::json;
 
-use crate::common::Turn;
+use crate::common::CpuLock;
 use crate::common::replay;
-use crate::common::wire::{ACK, SYN, Went, Wire};
+use crate::common::wire::{ACK, PacketOutcome, SYN, Wire, reply_filter};
 
 const CAPACITY: u32 = 1 << 16;
-/// TCP connections that are only there for a walk to take its time.
+/// TCP connections that only prolong a walk.
 const BALLAST: u32 = 40_000;
 const WORKERS: u16 = 2;
 const CLIENTS: u64 = 200;
 const ROUNDS: u64 = 120;
 
-/// What control has published, and what each worker uses.
-struct Published {
+/// The tables that control has published, and the tables that each worker uses.
+struct PublishedTables {
     current: Mutex<(u64, Arc<(Services, Serving)>)>,
     applied: [AtomicU64; WORKERS as usize],
     stop: AtomicBool,
 }
 
-/// Ends the workers, also when the test fails.
-struct Stop<'p>(&'p Published);
+/// Stops the workers on drop, also if the test fails.
+struct StopOnDrop<'p>(&'p PublishedTables);
 
-impl Drop for Stop<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.stop.store(true, SeqCst);
     }
@@ -69,7 +69,7 @@ fn objects(endpoints: u64) -> Index {
 /// A client's packet: to a cluster IP from a pod (its address is kept), or to a node port (it is not).
 fn packet(random: &mut u64, worker: u16) -> Tuple {
     let (n, kind) = (splitmix64(random) % CLIENTS, splitmix64(random) % 3);
-    // Clients of one worker only: nobody else opens what it looks for.
+    // Clients belong to one worker, so no other worker creates its flows.
     let sport = 1_024 + (n as u16) * WORKERS + worker;
     let (from, to, port) = match kind {
         0 => ("10.1.9.9", "10.96.0.1", 53),
@@ -84,18 +84,18 @@ fn serves(serving: &Serving, table: Conntrack<'_>, tuple: &Tuple) -> Option<Flow
     table.flow(&hit).filter(|flow| serving.rule().keeps(flow))
 }
 
-/// Sends packets until told to stop; returns how many.
-fn work(number: u16, published: &Published, table: Conntrack<'static>, filter: ReplyFilter<'static>) -> u64 {
+/// Sends packets until stopped; returns their number.
+fn work(number: u16, published: &PublishedTables, table: Conntrack<'static>, filter: ReplyFilter<'static>) -> u64 {
     let (mut wire, mut random, mut sent) = (Wire::new(number, table, Some(filter)), u64::from(number), 0);
     while !published.stop.load(SeqCst) {
         let (sequence, tables) = published.current.lock().unwrap().clone();
         published.applied[usize::from(number)].store(sequence, SeqCst);
         for _ in 0..16 {
             let tuple = packet(&mut random, number);
-            let Went::On(_, backend) = wire.send(&tables.0, &tuple, ACK) else { panic!("{tuple} does not go on") };
+            let PacketOutcome::Forwarded(_, backend) = wire.send(&tables.0, &tuple, ACK) else { panic!("{tuple} is not forwarded") };
             let known = serves(&tables.1, table, &tuple);
             let created = wire.counters.conntrack.created.get();
-            // By the tables in use this one stays: so it must be there until others are published.
+            // The tables in use keep this flow, so it must exist until others are published.
             let again = wire.send(&tables.0, &tuple, ACK);
             let opened = wire.counters.conntrack.created.get() - created;
             if known.is_some() && published.current.lock().unwrap().0 == sequence {
@@ -124,6 +124,7 @@ fn ballast(table: Conntrack<'_>) {
             source: addr(100),
             source_port: 1,
             stats: 0,
+            counted: None,
         };
         let (hash, phase) = (table.hash(&flow.original()), Phase::first(Proto::Tcp, SYN));
         let pending = table.reserve(&mut flow, hash, phase, 1, std::iter::once(1)).unwrap();
@@ -140,12 +141,12 @@ fn wait(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_workers_open_by_the_newest_table_stays_and_nothing_else_does() {
-    let _turn = Turn::take();
+#[expect(clippy::too_many_lines, reason = "threads that share one scene")]
+fn only_connections_allowed_by_the_newest_table_stay() {
+    let _cpus = CpuLock::take();
     let words: Vec<AtomicU64> = (0..Conntrack::words_needed(CAPACITY)).map(|_| AtomicU64::new(0)).collect();
-    let replies: Vec<AtomicU32> = (0..1 << 16).map(|_| AtomicU32::new(0)).collect();
     let table = Conntrack::format(words.leak(), CAPACITY, 1, [0, 0]).unwrap();
-    let filter = ReplyFilter::new(replies.leak(), 7).unwrap();
+    let filter = reply_filter(1 << 12);
     ballast(table);
 
     let text =
@@ -158,7 +159,7 @@ fn what_workers_open_by_the_newest_table_stays_and_nothing_else_does() {
     };
     let mut reconciler = Reconciler::start(table, filter).unwrap();
     let mut latest = tables(255, &Serving::default());
-    let published = Published {
+    let published = PublishedTables {
         current: Mutex::new((1, latest.clone())),
         applied: [const { AtomicU64::new(0) }; WORKERS as usize],
         stop: AtomicBool::new(false),
@@ -168,19 +169,21 @@ fn what_workers_open_by_the_newest_table_stays_and_nothing_else_does() {
     let (mut looked_at, mut random) = (0, 42);
     let sent: u64 = std::thread::scope(|scope| {
         let published = &published;
-        let _stop = Stop(published);
+        let _stop = StopOnDrop(published);
         let workers: Vec<_> = (0..WORKERS).map(|n| scope.spawn(move || work(n, published, table, filter))).collect();
         for round in 2..ROUNDS {
             let next = tables(1 + splitmix64(&mut random) % 255, &latest.1);
-            // Every now and then the walk before is to be interrupted.
+            // Sometimes interrupt the previous walk.
             let patient = round % 3 == 0;
             latest = next;
             reconciler.hold();
             *published.current.lock().unwrap() = (round, latest.clone());
-            if workers.iter().any(|w| w.is_finished()) {
+            if workers.iter().any(std::thread::ScopedJoinHandle::is_finished) {
                 break;
             }
-            wait("the workers", || published.applied.iter().all(|a| a.load(SeqCst) >= round) || workers.iter().any(|w| w.is_finished()));
+            wait("the workers", || {
+                published.applied.iter().all(|a| a.load(SeqCst) >= round) || workers.iter().any(std::thread::ScopedJoinHandle::is_finished)
+            });
             reconciler.follow(&latest.1);
             if patient {
                 let rule = latest.1.rule();
@@ -204,14 +207,14 @@ fn what_workers_open_by_the_newest_table_stays_and_nothing_else_does() {
     println!("{sent} packets, {} walks that ended {:?} connections, {looked_at} looked at afterwards", done.walks, done.ended);
     assert!(done.ended.iter().all(|n| *n > 100) && done.walks > 30 && looked_at > u64::from(BALLAST));
 
-    // Whatever is left ends once, and nothing stays behind.
+    // The remaining connections end once, and no entry is left.
     table.for_each(|hit, _| assert!(end_connection(table, Some(filter), hit) && !end_connection(table, Some(filter), hit)));
     assert_eq!(
         (
             table.live(),
             filter.len(),
             table.snat_ports().in_use(),
-            table.snat_ports().largest_share(),
+            table.snat_ports().largest_shares().service,
             table.snat_ports().fullest_endpoint()
         ),
         (0, 0, 0, 0, 0)

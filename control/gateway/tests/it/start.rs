@@ -1,4 +1,4 @@
-//! What `nomagic run` says when it cannot run: one clear sentence, nothing left behind, nothing taken from others.
+//! `nomagic run` when it cannot start: it prints one clear error, leaves nothing behind, and does not affect other programs.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use nomagic_testbed::rig::{Netns, cable};
 
 use crate::common::*;
 
-/// A gateway namespace with the interfaces of the configuration, and that configuration.
+/// A gateway namespace with the configured interfaces, and the configuration.
 fn scene(tag: &str, config_extra: &str) -> (Netns, Netns, tempfile::TempDir) {
     let (gw, peer) = (Netns::new(&format!("{tag}-gw")).expect("needs root"), Netns::new(&format!("{tag}-peer")).expect("needs root"));
     cable(&gw, "cl0", &peer, "eth0", 1).unwrap();
@@ -19,12 +19,12 @@ fn scene(tag: &str, config_extra: &str) -> (Netns, Netns, tempfile::TempDir) {
     (gw, peer, dir)
 }
 
-/// Runs a command that must fail soon: `(exit code, what it said)`.
+/// Runs a command that must fail soon: `(exit code, output)`.
 fn fails(gw: &Netns, program: &str, args: &[&str]) -> (Option<i32>, String) {
     let mut process = gw.spawn(program, args).unwrap();
     let status = process.wait(Duration::from_secs(20)).unwrap();
-    // The output threads finish with the process's streams.
-    std::thread::sleep(Duration::from_millis(50));
+    // The threads that read its output may need a moment.
+    let _ = process.wait_for_line("error: ", Duration::from_secs(5));
     (status.code(), process.output())
 }
 
@@ -43,12 +43,12 @@ fn an_interface_that_does_not_exist() {
     let (code, said) = run(&gw, &dir);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("pods0") && said.contains("does not exist") && said.contains("ip link"), "{said}");
-    assert!(!gw.ip("-d link show cl0").unwrap().contains("xdp"), "the other interface is left alone");
+    assert!(!gw.ip("-d link show cl0").unwrap().contains("xdp"), "the other interface is not touched");
     clean(&gw, &dir);
 }
 
 #[test]
-fn an_interface_that_another_xdp_program_holds() {
+fn an_interface_with_another_xdp_program() {
     let (gw, _peer, dir) = scene("held", "");
     let (source, object) = (dir.path().join("other.c"), dir.path().join("other.o"));
     std::fs::write(&source, "__attribute__((section(\"xdp\"), used)) int other(void *ctx) { return 2; }\nchar _license[] __attribute__((section(\"license\"), used)) = \"GPL\";\n").unwrap();
@@ -75,7 +75,7 @@ fn no_privileges() {
     let (code, said) = fails(&gw, "setpriv", &[&user[..], &["run", "--config", &path.to_string_lossy()]].concat());
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("CAP_NET_ADMIN"), "{said}");
-    // Explaining needs none.
+    // `explain` needs none.
     let explain = ["explain", "--config", &path.to_string_lossy(), "tcp 10.0.0.2:40000 -> 10.109.35.24:80"];
     let mut process = gw.spawn("setpriv", &[&user[..], &explain].concat()).unwrap();
     assert!(process.wait(Duration::from_secs(10)).unwrap().success(), "{}", process.output());
@@ -94,7 +94,7 @@ fn too_little_locked_memory() {
 }
 
 #[test]
-fn a_bad_configuration_is_named_with_its_line() {
+fn a_configuration_error_names_the_line() {
     let (gw, _peer, dir) = scene("badconf", "conntrak: {capacity: 1000}");
     let (code, said) = run(&gw, &dir);
     assert_eq!(code, Some(2), "{said}");
@@ -111,7 +111,7 @@ fn a_snat_range_that_the_kernel_uses() {
 }
 
 #[test]
-fn an_http_address_that_is_taken() {
+fn an_http_address_in_use() {
     let (gw, _peer, dir) = scene("httpheld", "bindAddressHardFail: true");
     let held = gw.run(|| std::net::TcpListener::bind("0.0.0.0:10256").unwrap()).unwrap();
     let (code, said) = run(&gw, &dir);
@@ -123,7 +123,7 @@ fn an_http_address_that_is_taken() {
 }
 
 #[test]
-fn manifests_that_are_not_there() {
+fn missing_manifests() {
     let (gw, _peer, dir) = scene("nomanifests", "");
     std::fs::remove_file(dir.path().join("manifests.yaml")).unwrap();
     let (code, said) = run(&gw, &dir);
@@ -139,7 +139,7 @@ fn a_second_process_on_one_state_directory() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("another nomagic runs"), "{said}");
     let cleanup = g.scene.gw.exec(NOMAGIC, &["cleanup", "--state-dir", &g.state_dir().to_string_lossy()]);
-    assert!(cleanup.unwrap_err().to_string().contains("end it first"));
+    assert!(cleanup.unwrap_err().to_string().contains("stop it first"));
     let report = g.http(&g.scene.client, "10.109.35.24:80", 10);
-    assert_eq!(report.answered(), 10, "the first one goes on: {report:?}");
+    assert_eq!(report.answered(), 10, "the first one continues: {report:?}");
 }

@@ -1,4 +1,4 @@
-//! `docs/troubleshooting.md` has a row for every reason with which a frame is dropped or left to the kernel.
+//! `docs/troubleshooting.md` has a row for every reason for which a frame is dropped or left to the kernel.
 
 use std::path::Path;
 

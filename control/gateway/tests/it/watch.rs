@@ -1,4 +1,4 @@
-//! Watching an API server through everything that can go wrong: one test for each thing that the watch promises.
+//! The watch of an API server, with all kinds of faults.
 
 use std::time::Duration;
 
@@ -9,26 +9,29 @@ use serde_json::json;
 
 use crate::common::watching::*;
 
-/// Requests for Services that contain a text.
+/// Requests for Services that contain a text, without those for the server's version.
 fn asked(server: &FakeApiServer, part: &str) -> Vec<String> {
-    server.take_requests().into_iter().filter(|r| r.contains("/services?") && r.contains(part)).collect()
+    let requests = server.take_requests().into_iter();
+    requests.filter(|r| r.contains("/services?") && r.contains(part) && !r.ends_with("limit=1")).collect()
 }
 
 fn filled(services: usize) -> FakeApiServer {
     let server = server();
-    (0..services).for_each(|i| assert!(server.put(service(&format!("s{i}"))).is_ok()));
+    (0..services).for_each(|i| {
+        server.put(service(&format!("s{i}"))).unwrap();
+    });
     server
 }
 
 #[test]
-fn lists_then_follows_with_the_contracts_selectors() {
+fn lists_then_watches_with_selectors() {
     let s = filled(2);
     s.put(slice("s0-1", "s0", &["10.1.0.1"])).unwrap();
     let mut headless = service("headless");
     headless["spec"]["clusterIP"] = json!("None");
     s.put(headless).unwrap();
     s.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "another"}})).unwrap();
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     assert_eq!((w.services(), w.endpoints("s0")), (vec!["s0".to_owned(), "s1".to_owned()], 1));
     assert!(w.index.node("another").is_none());
     s.put(service("s2")).unwrap();
@@ -38,22 +41,24 @@ fn lists_then_follows_with_the_contracts_selectors() {
     let mut labelled = service("s0");
     labelled["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
     s.put(labelled).unwrap();
-    w.until("a Service given to another proxy", |w| w.services() == ["s2"]);
+    let given_away = |w: &TestWatch| w.index.services().find(|s| s.key.name == "s0").is_some_and(|s| s.ignored.is_some());
+    w.until("a Service given to another proxy, which stays known", given_away);
+    assert_eq!(w.services(), ["s0", "s2"]);
+    s.put(service("s0")).unwrap();
+    w.until("the Service taken back", |w| !given_away(w));
     assert_eq!((w.of("Service").state, w.of("Service").lists), (WatchState::Connected, 1));
     let requests = s.take_requests();
-    assert!(
-        requests.iter().any(|r| r.contains("fieldSelector=spec.clusterIP%21%3DNone") && r.contains("service-proxy-name")),
-        "{requests:#?}"
-    );
+    assert!(requests.iter().any(|r| r.contains("/services?") && r.contains("fieldSelector=spec.clusterIP%21%3DNone")), "{requests:#?}");
+    assert!(!requests.iter().any(|r| r.contains("service-proxy-name")), "{requests:#?}");
     assert!(requests.iter().any(|r| r.contains("metadata.name%3Dgw")), "{requests:#?}");
     drop(w);
 }
 
 #[test]
-fn nothing_is_complete_before_services_and_slices_were_listed() {
+fn complete_only_after_services_and_slices_are_listed() {
     let s = filled(1);
     s.set_silent(true);
-    let mut w = Watched::start(target(by_url(&s)));
+    let mut w = TestWatch::start(target(by_url(&s)));
     w.for_a_while(Duration::from_millis(300));
     assert!(!w.feed.complete());
     assert!(w.feed.missing().contains("Services") && w.feed.missing().contains("EndpointSlices"), "{}", w.feed.missing());
@@ -66,25 +71,25 @@ fn servers_without_streaming_lists_are_listed_in_pages() {
     for streaming in [Streaming::Invalid, Streaming::ErrorInStream] {
         let s = filled(8);
         s.set_streaming(streaming);
-        let w = Watched::listed(&s);
+        let w = TestWatch::listed(&s);
         assert_eq!(w.services().len(), 8);
         let pages = asked(&s, "limit=3");
         assert_eq!(pages.len(), 3, "{streaming:?}: {pages:#?}");
         assert!(pages[1].contains("continue="));
     }
     let s = filled(8);
-    Watched::listed(&s);
+    TestWatch::listed(&s);
     let requests = asked(&s, "");
-    assert_eq!(requests.len(), 1, "a list as a stream goes on as the watch: {requests:#?}");
+    assert_eq!(requests.len(), 1, "a streaming list continues as the watch: {requests:#?}");
 }
 
 #[test]
-fn pages_that_are_compacted_away_are_asked_for_in_one_piece() {
+fn compacted_pages_are_replaced_by_an_unpaged_list() {
     let s = filled(7);
     s.set_streaming(Streaming::Invalid);
-    // Slow, so that the pages are still coming when they are compacted.
+    // Slow, so that the version is compacted before the last page.
     s.set_slow(Some(Duration::from_millis(30)));
-    let mut w = Watched::start(target(by_url(&s)));
+    let mut w = TestWatch::start(target(by_url(&s)));
     let mut seen = Vec::new();
     w.until("the first page", |_| {
         seen.extend(s.take_requests());
@@ -102,7 +107,7 @@ fn pages_that_are_compacted_away_are_asked_for_in_one_piece() {
 #[test]
 fn a_broken_connection_resumes_without_a_list() {
     let s = filled(2);
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     for how in [End::Cut, End::Orderly] {
         let faults = w.of("Service").faults;
         s.take_requests();
@@ -118,11 +123,11 @@ fn a_broken_connection_resumes_without_a_list() {
 }
 
 #[test]
-fn a_version_that_is_gone_means_a_new_list_that_replaces_everything() {
+fn a_compacted_version_leads_to_a_new_list_that_replaces_everything() {
     for gone in [Gone::InStream, Gone::Status] {
         let mut s = filled(3);
         s.set_gone(gone);
-        let mut w = Watched::listed(&s);
+        let mut w = TestWatch::listed(&s);
         s.stop();
         w.until("the fault", |w| w.of("Service").state == WatchState::Away);
         assert!(w.error("Service").contains("refused") || w.error("Service").contains("broke"), "{}", w.error("Service"));
@@ -137,9 +142,9 @@ fn a_version_that_is_gone_means_a_new_list_that_replaces_everything() {
 }
 
 #[test]
-fn a_server_restored_from_an_older_state_is_listed_anew() {
+fn a_server_restored_from_an_older_state_is_listed_again() {
     let s = filled(20);
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     let addr = s.url().strip_prefix("http://").unwrap().parse().unwrap();
     drop(s);
     w.until("the fault", |w| w.of("Service").state == WatchState::Away);
@@ -149,9 +154,9 @@ fn a_server_restored_from_an_older_state_is_listed_anew() {
 }
 
 #[test]
-fn garbage_in_the_stream_means_a_new_list() {
+fn invalid_data_in_the_stream_leads_to_a_new_list() {
     let s = filled(1);
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     for (n, line) in (2..).zip([
         "{\"type\": nonsense",
         "{}",
@@ -168,11 +173,11 @@ fn garbage_in_the_stream_means_a_new_list() {
 }
 
 #[test]
-fn a_silent_server_is_noticed_and_a_quiet_one_is_not() {
+fn a_silent_server_times_out_and_a_quiet_one_does_not() {
     let s = filled(1);
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     w.for_a_while(Duration::from_millis(2_000));
-    assert_eq!((w.of("Service").faults, w.of("Service").state), (0, WatchState::Connected), "bookmarks are signs of life");
+    assert_eq!((w.of("Service").faults, w.of("Service").state), (0, WatchState::Connected), "bookmarks prevent the timeout");
     s.set_silent(true);
     w.until("silence to be noticed", |w| w.of("Service").state == WatchState::Away);
     assert!(w.error("Service").contains("no data from"), "{}", w.error("Service"));
@@ -183,10 +188,10 @@ fn a_silent_server_is_noticed_and_a_quiet_one_is_not() {
 }
 
 #[test]
-fn a_slow_server_is_no_fault() {
+fn a_slow_server_is_not_a_fault() {
     let s = filled(5);
     s.set_slow(Some(Duration::from_millis(20)));
-    let w = Watched::listed(&s);
+    let w = TestWatch::listed(&s);
     assert_eq!((w.services().len(), w.of("Service").faults), (5, 0));
 }
 
@@ -196,7 +201,7 @@ fn refused_requests_are_retried_with_backoff() {
         let s = filled(1);
         s.set_streaming(Streaming::Invalid);
         s.fail_next(20, code);
-        let mut w = Watched::start(target(by_url(&s)));
+        let mut w = TestWatch::start(target(by_url(&s)));
         w.until("the refusal", |w| w.error("Service").contains(word));
         w.until("the list", |w| w.feed.complete() && w.services() == ["s0"]);
     }
@@ -206,7 +211,7 @@ fn refused_requests_are_retried_with_backoff() {
 fn a_server_that_ends_every_watch_at_once_is_not_flooded() {
     let s = filled(1);
     s.set_bookmark_interval(Duration::from_secs(60));
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     s.take_requests();
     let end = std::time::Instant::now() + Duration::from_secs(2);
     while std::time::Instant::now() < end {
@@ -218,21 +223,21 @@ fn a_server_that_ends_every_watch_at_once_is_not_flooded() {
 }
 
 #[test]
-fn one_bad_object_spoils_nothing_else() {
+fn a_bad_object_does_not_affect_the_others() {
     let s = filled(2);
     let bad = |name: &str| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": 7}});
     s.put(bad("bad")).unwrap();
     for streaming in [Streaming::Served, Streaming::Invalid] {
         s.set_streaming(streaming);
-        let w = Watched::listed(&s);
+        let w = TestWatch::listed(&s);
         assert_eq!(w.services(), ["s0", "s1"]);
         let problems: Vec<String> = w.feed.problems().map(ToString::to_string).collect();
         assert!(problems.len() == 1 && problems[0].starts_with("Service default/bad: spec.ports: "), "{problems:?}");
     }
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     s.put(bad("s0")).unwrap();
     w.until("the second problem", |w| w.feed.problems().count() == 2);
-    assert_eq!(w.services(), ["s0", "s1"], "what could be read before stays");
+    assert_eq!(w.services(), ["s0", "s1"], "the last readable version stays");
     s.compact();
     s.send_garbage("x");
     w.until("a new list", |w| w.of("Service").lists == 2);
@@ -243,13 +248,13 @@ fn one_bad_object_spoils_nothing_else() {
 }
 
 #[test]
-fn objects_have_a_limit() {
+fn objects_are_limited() {
     let s = filled(3);
-    let limited = |max| nomagic::watch::Target { objects_max: max, ..target(by_url(&s)) };
-    let mut w = Watched::start(limited(2));
+    let limited = |max| nomagic::watch::WatchTarget { objects_max: max, ..target(by_url(&s)) };
+    let mut w = TestWatch::start(limited(2));
     w.until("the limit", |w| w.error("Service").contains("more than 2 Services"));
     assert!(w.services().is_empty());
-    let mut w = Watched::start(limited(3));
+    let mut w = TestWatch::start(limited(3));
     w.until("the lists", |w| w.feed.complete());
     s.put(service("s3")).unwrap();
     w.until("one too many", |w| w.feed.problems().any(|p| p.to_string().contains("Service default/s3: 3 Services are allowed")));
@@ -260,21 +265,21 @@ fn objects_have_a_limit() {
 }
 
 #[test]
-fn optional_kinds_hold_nothing_up() {
+fn optional_kinds_block_nothing() {
     let s = filled(1);
     s.set_unknown(&[Resource::ServiceCidrs, Resource::Nodes]);
-    let mut w = Watched::listed(&s);
+    let mut w = TestWatch::listed(&s);
     assert!(w.error("ServiceCIDR").contains("does not support this kind"), "{}", w.error("ServiceCIDR"));
     s.set_unknown(&[]);
     s.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "k"}, "spec": {"cidrs": ["10.96.0.0/12"]}})).unwrap();
     s.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gw", "labels": {"topology.kubernetes.io/zone": "a"}}})).unwrap();
-    let zone = |w: &Watched| w.index.node("gw").and_then(|n| n.zone.clone());
+    let zone = |w: &TestWatch| w.index.node("gw").and_then(|n| n.zone.clone());
     w.until("the node", |w| zone(w).as_deref() == Some("a") && w.index.service_cidrs().count() == 1);
     s.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gw", "labels": {"topology.kubernetes.io/zone": "b"}}})).unwrap();
     w.until("the new zone", |w| zone(w).as_deref() == Some("b"));
 }
 
-/// A server with TLS, its CA in a file.
+/// A server with TLS, with its CA in a file.
 fn with_tls(dir: &std::path::Path, names: &[&str]) -> (FakeApiServer, std::path::PathBuf) {
     let identity = Identity::new(names).unwrap();
     let ca = dir.join("ca.pem");
@@ -290,7 +295,7 @@ fn tls_faults_name_the_cause() {
     let dir = tempfile::tempdir().unwrap();
     let (s, ca) = with_tls(dir.path(), &["127.0.0.1"]);
     let url = |ca: Option<std::path::PathBuf>, url: String| Kubernetes::Url { url: url.parse().unwrap(), ca_file: ca, token_file: None };
-    let mut good = Watched::start(target(url(Some(ca.clone()), s.url())));
+    let mut good = TestWatch::start(target(url(Some(ca.clone()), s.url())));
     good.until("the lists", |w| w.feed.complete() && w.services() == ["s0"]);
     let other = tempfile::tempdir().unwrap();
     let (elsewhere, other_ca) = with_tls(other.path(), &["kubernetes.example"]);
@@ -305,20 +310,20 @@ fn tls_faults_name_the_cause() {
         (url(Some(empty), s.url()), "no PEM certificate"),
         (url(Some(dir.path().join("none.pem")), s.url()), "none.pem"),
     ] {
-        let mut w = Watched::start(target(target_url.clone()));
+        let mut w = TestWatch::start(target(target_url.clone()));
         w.until(&format!("{target_url}: {word}"), |w| w.error("Service").contains(word));
     }
 }
 
 #[test]
-fn a_rotated_token_is_read_again_and_costs_no_list() {
+fn a_rotated_token_is_read_again_without_a_new_list() {
     let dir = tempfile::tempdir().unwrap();
     let (s, ca) = with_tls(dir.path(), &["127.0.0.1"]);
     let token = dir.path().join("token");
     std::fs::write(&token, "first").unwrap();
     s.set_token(Some("first"));
     let by_token = Kubernetes::Url { url: s.url().parse().unwrap(), ca_file: Some(ca), token_file: Some(token.clone()) };
-    let mut w = Watched::start(target(by_token));
+    let mut w = TestWatch::start(target(by_token));
     w.until("the lists", |w| w.feed.complete() && w.services() == ["s0"]);
     s.set_token(Some("second"));
     s.end_watches(End::Cut);
@@ -328,6 +333,30 @@ fn a_rotated_token_is_read_again_and_costs_no_list() {
     s.put(service("s1")).unwrap();
     w.until("the new token", |w| w.services() == ["s0", "s1"]);
     assert_eq!(w.of("Service").lists, 1);
+}
+
+#[test]
+fn a_token_file_may_end_with_a_line_end_and_must_not_be_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let (s, _) = with_tls(dir.path(), &["127.0.0.1"]);
+    s.set_token(Some("secret"));
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: here\ncontexts: [{{name: here, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: '{}', certificate-authority: ca.pem}}}}]\nusers: [{{name: u, user: {{tokenFile: token}}}}]\n",
+        s.url()
+    );
+    std::fs::write(dir.path().join("k.conf"), kubeconfig).unwrap();
+    let token = dir.path().join("token");
+    let by_url =
+        Kubernetes::Url { url: s.url().parse().unwrap(), ca_file: Some(dir.path().join("ca.pem")), token_file: Some(token.clone()) };
+    for server in [by_url, Kubernetes::Kubeconfig { path: dir.path().join("k.conf"), context: None }] {
+        std::fs::write(&token, "").unwrap();
+        let mut w = TestWatch::start(target(server));
+        w.until("the empty file", |w| w.error("Service").contains("token: the file is empty"));
+        assert!(!w.error("Service").contains("RBAC"), "{}", w.error("Service"));
+        std::fs::write(&token, "secret\n").unwrap();
+        w.until("the lists", |w| w.feed.complete() && w.services() == ["s0"]);
+    }
 }
 
 #[test]
@@ -345,7 +374,7 @@ fn kubeconfig_files() {
     std::fs::write(dir.path().join("k.conf"), kubeconfig("wrong")).unwrap();
     std::fs::write(dir.path().join("nomagic.yaml"), "kubernetes: {kubeconfig: k.conf}").unwrap();
     let config = Config::load(&dir.path().join("nomagic.yaml")).unwrap();
-    let mut w = Watched::start(target(config.kubernetes.unwrap()));
+    let mut w = TestWatch::start(target(config.kubernetes.unwrap()));
     w.until("the refusal", |w| w.error("Service").contains("401"));
     std::fs::write(dir.path().join("k.conf"), kubeconfig("secret")).unwrap();
     w.until("the lists", |w| w.feed.complete() && w.services() == ["s0"]);
@@ -354,12 +383,12 @@ fn kubeconfig_files() {
         (Kubernetes::Kubeconfig { path: dir.path().join("k.conf"), context: Some("elsewhere".into()) }, "elsewhere"),
         (Kubernetes::InCluster, "inCluster"),
     ] {
-        let mut w = Watched::start(target(target_url));
+        let mut w = TestWatch::start(target(target_url));
         w.until(word, |w| w.error("Service").contains(word));
     }
 }
 
-/// 5,000 Services with 50,000 endpoints: listed both ways, and then a single change.
+/// 5,000 Services with 50,000 endpoints: a list of each kind, and then a single change.
 #[test]
 fn a_large_cluster() {
     let s = server();
@@ -371,7 +400,7 @@ fn a_large_cluster() {
     for streaming in [Streaming::Served, Streaming::Invalid] {
         s.set_streaming(streaming);
         let start = std::time::Instant::now();
-        let mut w = Watched::start(nomagic::watch::Target { page: 500, ..target(by_url(&s)) });
+        let mut w = TestWatch::start(nomagic::watch::WatchTarget { page: 500, ..target(by_url(&s)) });
         w.until("the lists", |w| w.feed.complete());
         println!("{streaming:?}: 10,000 objects in {:?}", start.elapsed());
         assert_eq!((w.services().len(), w.endpoints("s4999")), (5_000, 10));

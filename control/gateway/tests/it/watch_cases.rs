@@ -1,4 +1,4 @@
-//! The same YAML through files and through an API server gives the same table: kube-proxy's behaviour cases, step by step.
+//! The same objects from files and from an API server give the same table: kube-proxy's behaviour cases, step by step.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,9 +13,9 @@ use nomagic_table::index::Index;
 use nomagic_table::settings::Settings;
 use serde_json::{Value, json};
 
-use crate::common::watching::{Watched, server};
+use crate::common::watching::{TestWatch, server};
 
-/// Everything in a table but its generation, as text.
+/// A table without its generation, as text.
 fn table(index: &Index, config: &Config) -> String {
     let settings: Settings = config.settings_for(&[], index);
     let compiled = Compiler::new(TARGETS_MAX).compile(index, &settings);
@@ -49,16 +49,18 @@ fn id(object: &Value) -> (Resource, String, String) {
     (resource, namespace, text(&object["metadata"]["name"]))
 }
 
-/// Makes the server have these objects and no others.
+/// Makes the server have exactly these objects.
 fn set(server: &FakeApiServer, before: &[Value], now: &[Value]) {
     let ids: BTreeSet<_> = now.iter().map(id).collect();
     for (resource, namespace, name) in before.iter().map(id).filter(|i| !ids.contains(i)) {
         assert!(server.delete(resource, &namespace, &name));
     }
-    now.iter().for_each(|o| assert!(server.put(o.clone()).is_ok()));
+    now.iter().for_each(|o| {
+        server.put(o.clone()).unwrap();
+    });
 }
 
-/// The lists of objects that a case goes through.
+/// The object lists of a case's steps.
 fn states(case: &Value) -> Vec<Value> {
     let steps = case["steps"].as_array().into_iter().flatten();
     std::iter::once(case).chain(steps).map(|step| step["objects"].clone()).filter(Value::is_array).collect()
@@ -82,13 +84,13 @@ fn every_case_gives_the_same_table_through_the_api() {
             let config = configuration(&file, case);
             let api = server();
             let mut before: Vec<Value> = Vec::new();
-            let mut watched: Option<Watched> = None;
+            let mut watched: Option<TestWatch> = None;
             for objects in states(case) {
                 let now = objects.as_array().unwrap();
                 set(&api, &before, now);
                 before.clone_from(now);
                 let expected = table(&from_files(&objects), &config);
-                let watched = watched.get_or_insert_with(|| Watched::listed(&api));
+                let watched = watched.get_or_insert_with(|| TestWatch::listed(&api));
                 watched.until(&format!("the table of case {}", case["id"]), |w| table(&w.index, &config) == expected);
                 tables += 1;
                 frontends += expected.matches("Frontend {").count();
@@ -99,9 +101,9 @@ fn every_case_gives_the_same_table_through_the_api() {
     assert!(tables >= 210 && frontends > 600, "{tables} {frontends}");
 }
 
-/// Nodes and ServiceCIDRs too.
+/// Also for Nodes and ServiceCIDRs.
 #[test]
-fn the_node_and_the_ranges_count_from_either_source() {
+fn nodes_and_ranges_from_either_source() {
     let objects = json!([
         {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gw", "labels": {"topology.kubernetes.io/zone": "z"}},
          "spec": {"podCIDRs": ["10.1.0.0/24"]}, "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.9"}]}},
@@ -117,6 +119,6 @@ fn the_node_and_the_ranges_count_from_either_source() {
     assert!(expected.contains("10.1.0.5") && !expected.contains("10.1.0.6"), "the other zone's endpoint is left out: {expected}");
     let api = server();
     set(&api, &[], objects.as_array().unwrap());
-    let watched = Watched::listed(&api);
+    let watched = TestWatch::listed(&api);
     assert_eq!(table(&watched.index, &config), expected);
 }

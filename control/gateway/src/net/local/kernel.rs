@@ -9,8 +9,8 @@ use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::RuleMessage;
 
-use super::plan::{LocalAction, Plan};
-use super::rules::{Rule, family, is_nomagics};
+use super::plan::{LocalAction, LocalPlan};
+use super::rules::{PolicyRule, RuleEffect, family, is_nomagics};
 use super::{MOVED_PREFERENCE, OWN_PREFERENCE, OWN_TABLE, PROTOCOL, SERVICES_PREFERENCE, SERVICES_TABLE};
 use crate::net::NetError;
 use crate::net::decode;
@@ -18,7 +18,7 @@ use crate::net::socket::Requests;
 
 /// Numbers of changes made to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Changes {
+pub struct RouteChanges {
     /// Routes and rules that were added or replaced.
     pub added: usize,
     /// Routes and rules that were removed.
@@ -35,17 +35,33 @@ struct LocalRoute {
 }
 
 /// Wanted routes by table and destination.
-type Routes = BTreeMap<(u32, Prefix), LocalRoute>;
+type WantedRoutes = BTreeMap<(u32, Prefix), LocalRoute>;
 /// The kernel's routes, with their messages.
-type Present = BTreeMap<(u32, Prefix), (LocalRoute, RouteMessage)>;
+type KernelRoutes = BTreeMap<(u32, Prefix), (LocalRoute, RouteMessage)>;
 
 /// The kernel's rules of a family that concern nomagic.
 #[derive(Default)]
 struct ExistingRules {
     /// nomagic's rules, with their messages.
-    nomagic: Vec<(Option<Rule>, RuleMessage)>,
+    nomagic: Vec<(Option<PolicyRule>, RuleMessage)>,
     /// Preferences of foreign rules that look up the `local` table for all packets, with their messages.
     local: Vec<(u32, RuleMessage)>,
+}
+
+impl ExistingRules {
+    fn has(&self, rule: &PolicyRule) -> bool {
+        self.nomagic.iter().any(|(current, _)| current.as_ref() == Some(rule))
+    }
+
+    /// The lowest preference of a foreign rule for the `local` table.
+    fn first_local(&self) -> Option<u32> {
+        self.local.iter().map(|(preference, _)| *preference).min()
+    }
+
+    /// The preference of the rule for the `local` table; 0 if nomagic has moved it.
+    fn local_preference(&self) -> u32 {
+        self.first_local().unwrap_or_default()
+    }
 }
 
 /// The routes and rules of this network namespace.
@@ -64,8 +80,8 @@ impl LocalRoutes {
     ///
     /// # Errors
     /// When the kernel refuses, or another program uses one of the tables. Earlier changes stay.
-    pub fn apply(&mut self, plan: &Plan, internal: u32) -> Result<Changes, NetError> {
-        let mut changes = Changes::default();
+    pub fn apply(&mut self, plan: &LocalPlan, internal: u32) -> Result<RouteChanges, NetError> {
+        let mut changes = RouteChanges::default();
         for v6 in [false, true] {
             self.apply_family(plan, internal, v6, &mut changes)?;
         }
@@ -73,15 +89,31 @@ impl LocalRoutes {
     }
 
     /// Removes all routes and rules, and moves the kernel's rule for the `local` table back to preference 0.
-    pub fn clear(&mut self) -> Result<Changes, NetError> {
-        self.apply(&Plan::default(), 0)
+    pub fn clear(&mut self) -> Result<RouteChanges, NetError> {
+        self.apply(&LocalPlan::default(), 0)
+    }
+
+    /// Adds the rules by which nomagic's own marked connections pass its other rules, also those that an earlier process left. Removes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_bypass(&mut self) -> Result<(), NetError> {
+        for v6 in [false, true] {
+            let Some(existing) = self.read_rules(v6)? else { continue };
+            for rule in PolicyRule::bypass(v6, services_preference(existing.local_preference()) + 1) {
+                if !existing.has(&rule) {
+                    self.add_rule(&rule, PROTOCOL.into())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Adds before it removes, so that no connection is without its route or rule meanwhile.
-    fn apply_family(&mut self, plan: &Plan, internal: u32, v6: bool, changes: &mut Changes) -> Result<(), NetError> {
+    fn apply_family(&mut self, plan: &LocalPlan, internal: u32, v6: bool, changes: &mut RouteChanges) -> Result<(), NetError> {
         let wanted = wanted_routes(plan, internal, v6);
         let Some(existing) = self.read_rules(v6)? else { return Ok(()) };
-        let mut present = Present::new();
+        let mut present = KernelRoutes::new();
         for table in [SERVICES_TABLE, OWN_TABLE] {
             present.extend(self.read_routes(v6, table)?);
         }
@@ -103,22 +135,26 @@ impl LocalRoutes {
 
     fn apply_rules(
         &mut self,
-        plan: &Plan,
+        plan: &LocalPlan,
         v6: bool,
         existing: &ExistingRules,
         has_services: bool,
-        changes: &mut Changes,
+        changes: &mut RouteChanges,
     ) -> Result<(), NetError> {
         // Rules for own ports must precede the rule for the `local` table. It is added at its new place before it is removed from the old one.
-        let own: Vec<Rule> = plan.own.iter().filter(|o| o.addr.is_ipv6() == v6).map(Rule::own).collect();
-        let first = existing.local.iter().map(|(preference, _)| *preference).min();
+        let own: Vec<PolicyRule> = plan.own.iter().filter(|o| o.addr.is_ipv6() == v6).map(PolicyRule::own).collect();
+        let first = existing.first_local();
         let moved = !own.is_empty() && first.is_none_or(|preference| preference <= OWN_PREFERENCE);
         let local_preference = if moved { MOVED_PREFERENCE } else { first.unwrap_or_default() };
-        let mut rules: Vec<Rule> = moved.then(|| Rule::local(v6, MOVED_PREFERENCE)).into_iter().chain(own).collect();
+        let mut rules: Vec<PolicyRule> = moved.then(|| PolicyRule::local(v6, MOVED_PREFERENCE)).into_iter().chain(own).collect();
+        let services = services_preference(local_preference);
         if has_services {
-            rules.push(Rule::services(v6, SERVICES_PREFERENCE.max(local_preference)));
+            rules.push(PolicyRule::services(v6, services));
         }
-        for rule in rules.iter().filter(|rule| !existing.nomagic.iter().any(|(current, _)| current.as_ref() == Some(rule))) {
+        if plan.bypass {
+            rules.extend(PolicyRule::bypass(v6, services + 1));
+        }
+        for rule in rules.iter().filter(|rule| !existing.has(rule)) {
             self.add_rule(rule, PROTOCOL.into())?;
             changes.added += 1;
         }
@@ -127,7 +163,7 @@ impl LocalRoutes {
                 self.remove_rule(message)?;
             }
         } else if first.is_none() {
-            self.add_rule(&Rule::local(v6, 0), RouteProtocol::Kernel)?;
+            self.add_rule(&PolicyRule::local(v6, 0), RouteProtocol::Kernel)?;
         }
         for (rule, message) in &existing.nomagic {
             if rule.as_ref().is_none_or(|rule| !rules.contains(rule)) {
@@ -155,11 +191,11 @@ impl LocalRoutes {
             if message.header.family != family(v6) {
                 continue;
             }
-            let rule = Rule::decode(&message);
+            let rule = PolicyRule::decode(&message);
             if is_nomagics(&message) {
                 rules.nomagic.push((rule, message));
             } else if let Some(rule) = rule
-                && rule == Rule::local(v6, rule.preference)
+                && rule == PolicyRule::local(v6, rule.preference)
             {
                 rules.local.push((rule.preference, message));
             }
@@ -167,16 +203,16 @@ impl LocalRoutes {
         Ok(Some(rules))
     }
 
-    fn read_routes(&mut self, v6: bool, table: u32) -> Result<Present, NetError> {
+    fn read_routes(&mut self, v6: bool, table: u32) -> Result<KernelRoutes, NetError> {
         let mut request = RouteMessage::default();
         request.header.address_family = family(v6);
         request.attributes.push(RouteAttribute::Table(table));
         let dump = match self.requests.dump("read the routes", Message::GetRoute(request)) {
             // The table does not exist yet.
-            Err(NetError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => return Ok(Present::new()),
+            Err(NetError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => return Ok(KernelRoutes::new()),
             other => other?,
         };
-        let mut routes = Present::new();
+        let mut routes = KernelRoutes::new();
         for message in dump.messages {
             let Message::NewRoute(message) = message else { continue };
             if !message.attributes.contains(&RouteAttribute::Table(table)) || message.header.address_family != family(v6) {
@@ -198,8 +234,11 @@ impl LocalRoutes {
         self.requests.request(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    fn add_rule(&mut self, rule: &Rule, protocol: RouteProtocol) -> Result<(), NetError> {
-        let what = || format!("add a rule of preference {} for table {}", rule.preference, rule.table);
+    fn add_rule(&mut self, rule: &PolicyRule, protocol: RouteProtocol) -> Result<(), NetError> {
+        let what = || match rule.effect {
+            RuleEffect::Lookup(table) => format!("add a rule of preference {} for table {table}", rule.preference),
+            RuleEffect::Goto(_) | RuleEffect::Nothing => format!("add a rule of preference {}", rule.preference),
+        };
         let message = Message::NewRule(rule.message(protocol));
         match self.requests.request(what, message, NLM_F_CREATE | NLM_F_EXCL) {
             Err(NetError::Refused { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(()),
@@ -212,6 +251,11 @@ impl LocalRoutes {
     }
 }
 
+/// The preference of the rule for Service addresses: not before that of the `local` table.
+fn services_preference(local_preference: u32) -> u32 {
+    SERVICES_PREFERENCE.max(local_preference)
+}
+
 /// An entry that no longer exists counts as removed.
 fn ignore_missing(result: Result<(), NetError>) -> Result<(), NetError> {
     match result {
@@ -220,14 +264,14 @@ fn ignore_missing(result: Result<(), NetError>) -> Result<(), NetError> {
     }
 }
 
-fn wanted_routes(plan: &Plan, internal: u32, v6: bool) -> Routes {
+fn wanted_routes(plan: &LocalPlan, internal: u32, v6: bool) -> WantedRoutes {
     let source = plan.sources[usize::from(v6)];
     let route = |action: LocalAction| match action {
         LocalAction::Internal => LocalRoute { action, link: internal, source },
         LocalAction::Throw => LocalRoute { action, link: 0, source: None },
     };
     let of_family = plan.routes.iter().filter(|(prefix, _)| prefix.addr().is_ipv6() == v6);
-    let mut routes: Routes = of_family.map(|(prefix, action)| ((SERVICES_TABLE, *prefix), route(*action))).collect();
+    let mut routes: WantedRoutes = of_family.map(|(prefix, action)| ((SERVICES_TABLE, *prefix), route(*action))).collect();
     if plan.own.iter().any(|own| own.addr.is_ipv6() == v6) {
         routes.insert((OWN_TABLE, everywhere(v6)), route(LocalAction::Internal));
     }

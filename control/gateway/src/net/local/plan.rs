@@ -8,22 +8,22 @@ use nomagic_core::tuple::{Prefix, Proto};
 
 /// Limits of the plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
+pub struct PlanLimits {
     /// Routes, both families together.
     pub routes_max: usize,
     /// Rules for ports on the node's own addresses, both families together. The kernel evaluates them linearly for each connection.
     pub own_rules_max: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { routes_max: 16_384, own_rules_max: 64 }
+impl Default for PlanLimits {
+    fn default() -> PlanLimits {
+        PlanLimits { routes_max: 16_384, own_rules_max: 64 }
     }
 }
 
 /// The inputs of a plan.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'i> {
+pub struct PlanInputs<'i> {
     /// The XDP filter's rules.
     pub rules: &'i FilterRules,
     /// All addresses of this node.
@@ -60,31 +60,33 @@ pub struct OwnPorts {
 
 /// Numbers of entries beyond the limits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LeftOut {
-    /// Addresses beyond [`Limits::routes_max`].
+pub struct PlanOverflow {
+    /// Addresses beyond [`PlanLimits::routes_max`].
     pub routes: usize,
-    /// Addresses of this node, by protocol, beyond [`Limits::own_rules_max`].
+    /// Addresses of this node, by protocol, beyond [`PlanLimits::own_rules_max`].
     pub own: usize,
 }
 
 /// The routes and rules that the kernel should have.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Plan {
+pub struct LocalPlan {
     /// Routes for addresses that are not the node's.
     pub routes: BTreeMap<Prefix, LocalAction>,
     /// Ports on the node's addresses. A range may include ports of no Service; nomagic returns those packets to the kernel.
     pub own: BTreeSet<OwnPorts>,
     /// Preferred source address by family.
     pub sources: [Option<IpAddr>; 2],
+    /// nomagic's own connections, which have a mark, pass the rules.
+    pub bypass: bool,
     /// Entries beyond the limits.
-    pub left_out: LeftOut,
+    pub left_out: PlanOverflow,
 }
 
-impl Plan {
+impl LocalPlan {
     /// Computes the plan.
-    pub fn new(inputs: &Inputs<'_>, limits: &Limits) -> Plan {
+    pub fn new(inputs: &PlanInputs<'_>, limits: &PlanLimits) -> LocalPlan {
         let has_source = |v6: bool| inputs.sources[usize::from(v6)].is_some();
-        let mut plan = Plan { sources: inputs.sources, ..Plan::default() };
+        let mut plan = LocalPlan { sources: inputs.sources, ..LocalPlan::default() };
         let ranges = inputs.rules.service_cidrs.iter().filter(|p| has_source(p.addr().is_ipv6()));
         plan.routes.extend(ranges.map(|p| (*p, LocalAction::Internal)));
         // A part of a range with a route of the kernel stays with the kernel, except for the addresses of Services in it.
@@ -163,67 +165,66 @@ mod tests {
             service_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             addresses: addresses.iter().map(|a| ip(a)).collect(),
             services: services.iter().map(|(a, port)| (ip(a), *port, Proto::Tcp)).collect(),
-            ..FilterRules::default()
         }
     }
 
-    fn plan(rules: &FilterRules, own: &[&str], foreign: &[&str], limits: &Limits) -> Plan {
+    fn plan(rules: &FilterRules, own: &[&str], foreign: &[&str], limits: &PlanLimits) -> LocalPlan {
         let own = own.iter().map(|a| ip(a)).collect();
         let foreign = foreign.iter().map(|p| p.parse().unwrap()).collect();
         let sources = [Some(ip("10.0.0.1")), None];
-        Plan::new(&Inputs { rules, own: &own, sources, foreign: &foreign, own_addresses: true }, limits)
+        LocalPlan::new(&PlanInputs { rules, own: &own, sources, foreign: &foreign, own_addresses: true }, limits)
     }
 
-    fn routes(plan: &Plan) -> Vec<String> {
+    fn routes(plan: &LocalPlan) -> Vec<String> {
         plan.routes.iter().map(|(p, action)| format!("{p}{}", if *action == LocalAction::Throw { " next" } else { "" })).collect()
     }
 
     #[test]
-    fn ranges_then_what_lies_outside_of_them() {
+    fn ranges_and_addresses_outside_them_are_routed() {
         let rules = rules(
             &["10.96.0.0/12", "fd00:96::/64"],
             &["10.96.0.1", "10.200.0.1", "fd00:96::1"],
             &[("203.0.113.7", 80), ("203.0.113.7", 443), ("10.0.0.1", 30_080), ("10.96.0.10", 53)],
         );
-        let plan = plan(&rules, &["10.0.0.1", "10.96.0.10"], &[], &Limits::default());
+        let plan = plan(&rules, &["10.0.0.1", "10.96.0.10"], &[], &PlanLimits::default());
         assert_eq!(routes(&plan), ["10.96.0.0/12", "10.200.0.1/32", "203.0.113.7/32"], "no source for IPv6");
         assert_eq!(plan.own.iter().map(|o| (o.addr, o.first)).collect::<Vec<_>>(), [(ip("10.0.0.1"), 30_080), (ip("10.96.0.10"), 53)]);
-        assert_eq!(plan.left_out, LeftOut::default());
+        assert_eq!(plan.left_out, PlanOverflow::default());
     }
 
     #[test]
-    fn the_kernels_own_routes_inside_of_a_range_stay_and_services_in_there_are_reached() {
+    fn kernel_routes_inside_a_range_are_kept_except_for_services() {
         let rules = rules(&["10.0.0.0/8"], &["10.1.0.9", "10.9.0.1"], &[]);
-        let plan = plan(&rules, &["10.1.0.1"], &["10.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "11.0.0.0/24"], &Limits::default());
+        let plan = plan(&rules, &["10.1.0.1"], &["10.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "11.0.0.0/24"], &PlanLimits::default());
         assert_eq!(routes(&plan), ["10.0.0.0/8", "10.1.0.0/16 next", "10.1.0.9/32"]);
     }
 
     #[test]
-    fn cluster_ips_of_the_node_itself_stay_with_it() {
-        let plan = plan(&rules(&[], &["10.96.0.10"], &[]), &["10.96.0.10"], &[], &Limits::default());
+    fn cluster_ips_on_the_node_are_not_routed() {
+        let plan = plan(&rules(&[], &["10.96.0.10"], &[]), &["10.96.0.10"], &[], &PlanLimits::default());
         assert_eq!((plan.routes.len(), plan.own.len()), (0, 0));
     }
 
     #[test]
-    fn what_has_no_room_is_counted() {
+    fn entries_beyond_the_limits_are_counted() {
         let services: Vec<(String, u16)> = (0..10).map(|i| (format!("203.0.113.{i}"), 80)).collect();
         let services: Vec<(&str, u16)> = services.iter().map(|(a, p)| (a.as_str(), *p)).collect();
         let rules = rules(&["10.96.0.0/12"], &[], &services);
-        let limits = Limits { routes_max: 4, own_rules_max: 2 };
+        let limits = PlanLimits { routes_max: 4, own_rules_max: 2 };
         let out = plan(&rules, &[], &[], &limits);
-        assert_eq!((out.routes.len(), out.left_out), (4, LeftOut { routes: 7, own: 0 }));
+        assert_eq!((out.routes.len(), out.left_out), (4, PlanOverflow { routes: 7, own: 0 }));
         let own: Vec<&str> = services.iter().map(|(a, _)| *a).collect();
         let out = plan(&rules, &own, &[], &limits);
-        assert_eq!((out.routes.len(), out.own.len(), out.left_out), (1, 2, LeftOut { routes: 0, own: 8 }));
+        assert_eq!((out.routes.len(), out.own.len(), out.left_out), (1, 2, PlanOverflow { routes: 0, own: 8 }));
     }
 
     #[test]
-    fn ports_are_gathered_into_few_ranges_the_smallest_gaps_first() {
+    fn ports_are_merged_into_ranges_smallest_gaps_first() {
         let ports = [30_000, 30_001, 30_002, 30_010, 30_012, 32_000];
         let services: Vec<(&str, u16)> = ports.iter().map(|p| ("10.0.0.1", *p)).collect();
         let rules = rules(&[], &[], &services);
         let ranges = |max| {
-            let out = plan(&rules, &["10.0.0.1"], &[], &Limits { routes_max: 9, own_rules_max: max });
+            let out = plan(&rules, &["10.0.0.1"], &[], &PlanLimits { routes_max: 9, own_rules_max: max });
             out.own.iter().map(|o| (o.first, o.last)).collect::<Vec<_>>()
         };
         assert_eq!(ranges(9), [(30_000, 30_002), (30_010, 30_010), (30_012, 30_012), (32_000, 32_000)]);

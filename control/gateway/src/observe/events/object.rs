@@ -1,4 +1,4 @@
-//! An event as the object that the API server takes: the rules of `pkg/apis/core/validation/events.go` for events.k8s.io/v1.
+//! Builds the events.k8s.io/v1 object of an event, within the limits of `pkg/apis/core/validation/events.go`.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1 as k8s;
@@ -7,21 +7,20 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{Event, Regarding, Type};
 
-/// Who reports.
 const CONTROLLER: &str = "nomagic";
-/// Bytes of a note at the most.
+/// Maximum length of a note in bytes.
 const NOTE_MAX: usize = 1_024;
-/// Bytes of the reporting instance at the most.
+/// Maximum length of the reporting instance in bytes.
 const INSTANCE_MAX: usize = 128;
-/// Bytes of the regarding object's name that become part of the event's, which has 253.
+/// Bytes of the regarding object's name used in the event's name, which has at most 253.
 const NAME_MAX: usize = 230;
-/// Where events about objects without a namespace are.
+/// Namespace of events about cluster-scoped objects.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// The object. `node`: who this is; `at`: when it happened.
+/// Builds the object. `node` is the reporting node, `at` the time of the event.
 pub(super) fn object(event: &Event, node: &str, at: Timestamp) -> k8s::Event {
     let regarding = match &event.regarding {
-        // kube-proxy's reference: `kubectl describe node` looks for the name in the place of the UID.
+        // Like kube-proxy: `kubectl describe node` selects events by the node's name in the UID field.
         Regarding::Node(name) => {
             ObjectReference { kind: Some("Node".into()), name: Some(name.clone()), uid: Some(name.clone()), ..ObjectReference::default() }
         }
@@ -34,7 +33,7 @@ pub(super) fn object(event: &Event, node: &str, at: Timestamp) -> k8s::Event {
         },
     };
     let name = regarding.name.as_deref().unwrap_or_default();
-    // A label of a name ends with a letter or a digit.
+    // Each label of a DNS name must end with a letter or a digit.
     let stem = cut(name, NAME_MAX).trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
     k8s::Event {
         metadata: ObjectMeta {
@@ -54,22 +53,22 @@ pub(super) fn object(event: &Event, node: &str, at: Timestamp) -> k8s::Event {
     }
 }
 
-/// The first bytes of a text, in whole characters.
+/// Truncates a text to at most `bytes_max` bytes, at a character boundary.
 fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
 }
 
 #[cfg(test)]
 mod tests {
-    use nomagic_table::objects::Key;
+    use nomagic_table::objects::NamespacedName;
     use serde_json::json;
 
     use super::*;
 
     #[test]
-    fn as_the_server_wants_it() {
+    fn object_matches_the_api() {
         let at: Timestamp = "2026-01-02T03:04:05.678901234Z".parse().unwrap();
-        let service = Key { namespace: "shop".into(), name: "web".into() };
+        let service = NamespacedName { namespace: "shop".into(), name: "web".into() };
         let event = Event::no_health_check("gw-1", &service, 31_999, "Address already in use");
         assert_eq!(
             serde_json::to_value(object(&event, "gw-1", at)).unwrap(),

@@ -1,26 +1,26 @@
-//! Which events are worth sending: not the same one again and again, and not too many of them. Pure: time is an argument.
+//! Deduplicates and rate-limits events. Pure: time is an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Event;
 
-/// How much is sent, and how patiently. The defaults are client-go's for its bursts and attempts, with shorter pauses.
+/// Limits for sending. The defaults for burst and attempts are client-go's; the pauses are shorter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pace {
-    /// Events that may come at once.
+    /// Token bucket: size.
     pub burst: u32,
-    /// One more after each of these times.
+    /// Token bucket: interval between tokens.
     pub every: Duration,
-    /// The same event is not sent again within this time.
+    /// An equal event is not sent again within this time.
     pub forget_after: Duration,
-    /// Attempts for each event.
+    /// Maximum attempts per event.
     pub attempts: u32,
-    /// Before the second attempt; doubled each time.
+    /// Pause before the second attempt; doubled for each further attempt.
     pub pause_min: Duration,
-    /// Before any attempt.
+    /// Longest pause between attempts.
     pub pause_max: Duration,
-    /// Until the server answers.
+    /// Timeout for the server's response.
     pub answer: Duration,
 }
 
@@ -38,23 +38,23 @@ impl Default for Pace {
     }
 }
 
-/// Events that are remembered at the most.
+/// Maximum number of remembered events.
 const REMEMBERED_MAX: usize = 256;
 
-/// Why one is not sent.
+/// Why an event is not sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Refusal {
     Repeated,
     RateLimited,
 }
 
-/// What was sent lately.
+/// Recently sent events and the token bucket.
 #[derive(Debug)]
 pub(super) struct Filter {
     pace: Pace,
     sent: VecDeque<(Instant, Event)>,
     tokens: u32,
-    /// When the last token came.
+    /// When the last token was added.
     filled: Instant,
 }
 
@@ -63,7 +63,7 @@ impl Filter {
         Filter { pace, sent: VecDeque::new(), tokens: pace.burst, filled: now }
     }
 
-    /// Whether to send an event; then it is remembered.
+    /// Decides whether to send an event, and remembers it if so.
     pub(super) fn admit(&mut self, event: &Event, now: Instant) -> Result<(), Refusal> {
         let forget_after = self.pace.forget_after;
         self.sent.retain(|(at, _)| now.saturating_duration_since(*at) < forget_after);
@@ -79,7 +79,7 @@ impl Filter {
         Ok(())
     }
 
-    /// It was not sent after all: the next one like it may be.
+    /// Forgets an event that could not be sent, so that the next equal one is sent.
     pub(super) fn failed(&mut self, event: &Event) {
         self.sent.retain(|(_, sent)| sent != event);
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_sent_once_in_a_while() {
+    fn equal_events_are_sent_once_per_period() {
         let (start, pace) = (Instant::now(), Pace { forget_after: Duration::from_secs(60), ..Pace::default() });
         let mut filter = Filter::new(pace, start);
         let at = |s| start + Duration::from_secs(s);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_a_rate() {
+    fn a_burst_is_followed_by_a_steady_rate() {
         let start = Instant::now();
         let mut filter = Filter::new(Pace { burst: 3, every: Duration::from_secs(10), ..Pace::default() }, start);
         let mut n = 0;

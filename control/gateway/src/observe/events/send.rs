@@ -1,4 +1,4 @@
-//! The thread that sends events.
+//! The thread that sends events to the API server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,31 +6,39 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use http::{Request, header};
-use kube::Client;
 use tokio::sync::mpsc;
 
 use super::object::object;
 use super::queue::{Filter, Pace, Refusal};
-use super::{Counts, Event, Message};
+use super::{Counts, Event, QueueItem};
 use crate::config::Kubernetes;
 use crate::observe::health::Moment;
 use crate::watch::backoff::Backoff;
-use crate::watch::client::{connect, open};
-use crate::watch::fault::Fault;
+use crate::watch::client::{ApiClient, can_mark, connect, open};
+use crate::watch::fault::ApiFault;
 
-/// Bytes of the server's answer at the most: it is the event.
+/// Maximum length of the server's response, which contains the event.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// Starts it. It ends when all senders have gone.
-pub(super) fn start(server: Kubernetes, node: String, pace: Pace, queue: mpsc::Receiver<Message>, counts: Arc<Counts>) -> Result<()> {
-    // Errs when there is one already, which then is used.
+/// Starts the thread. It ends when all senders of `queue` are dropped.
+pub(super) fn start(
+    server: Kubernetes,
+    node: String,
+    pace: Pace,
+    mark: Option<u32>,
+    queue: mpsc::Receiver<QueueItem>,
+    counts: Arc<Counts>,
+) -> Result<()> {
+    // Fails if a provider is already installed; that one is then used.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for events")?;
-    let sender = Sender { server, node, pace, counts, client: None, said: None };
+    let mut sender = Sender { server, node, pace, mark, counts, client: None, logged: None };
     let work = move || {
-        if let Err(e) = nomagic_sys::capabilities::keep_nothing() {
-            tracing::warn!("capabilities that sending events does not need could not be given up: {e}");
+        if let Err(e) = nomagic_sys::capabilities::keep_marking() {
+            tracing::warn!("the events thread cannot drop its capabilities: {e}");
         }
+        // The watch has logged it if sockets cannot be marked.
+        sender.mark = sender.mark.filter(|mark| can_mark(*mark).is_ok());
         runtime.block_on(sender.run(queue));
     };
     std::thread::Builder::new().name("nm-events".into()).spawn(work).context("cannot start a thread for events")?;
@@ -41,20 +49,22 @@ struct Sender {
     server: Kubernetes,
     node: String,
     pace: Pace,
+    /// The mark of the connections.
+    mark: Option<u32>,
     counts: Arc<Counts>,
-    /// Made anew after each fault, so that credentials are read anew.
-    client: Option<Client>,
-    /// What was last said to be wrong: it is said once.
-    said: Option<String>,
+    /// Created again after each fault, and when the credentials have changed.
+    client: Option<ApiClient>,
+    /// The cause that was logged last; each is logged once.
+    logged: Option<String>,
 }
 
 impl Sender {
-    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<QueueItem>) {
         let mut filter = Filter::new(self.pace, Instant::now());
         while let Some(message) = queue.recv().await {
             let event = match message {
-                Message::Event(event) => event,
-                Message::Flushed(done) => {
+                QueueItem::Event(event) => event,
+                QueueItem::Flush(done) => {
                     let _ = done.try_send(());
                     continue;
                 }
@@ -73,7 +83,7 @@ impl Sender {
         }
     }
 
-    /// Sends an event, if need be several times. False: given up.
+    /// Sends an event, with retries. Returns false if all attempts failed.
     async fn send(&mut self, event: &Event) -> bool {
         let object = object(event, &self.node, Moment::now().wall);
         let Ok(body) = serde_json::to_vec(&object) else { return false };
@@ -81,59 +91,60 @@ impl Sender {
         for attempt in 1..=self.pace.attempts {
             let fault = match self.post(object.metadata.namespace.as_deref().unwrap_or_default(), body.clone()).await {
                 Ok(()) => {
-                    self.said = None;
+                    self.logged = None;
                     return true;
                 }
-                // The answer to an attempt before was lost: the event is there.
-                Err(Fault::Refused { code: 409, .. }) if attempt > 1 => return true,
+                // An earlier attempt created the event, but its response was lost.
+                Err(ApiFault::Refused { code: 409, .. }) if attempt > 1 => return true,
                 Err(fault) => fault,
             };
             self.client = None;
-            let (again, asked) = match &fault {
-                Fault::Refused { code, retry_after, .. } => (*code == 429 || *code >= 500, *retry_after),
+            let (retry, retry_after) = match &fault {
+                ApiFault::Refused { code, retry_after, .. } => (*code == 429 || *code >= 500, *retry_after),
                 _ => (true, None),
             };
-            self.say(event, &fault);
-            if !again {
+            self.log(event, &fault);
+            if !retry {
                 return false;
             }
             if attempt < self.pace.attempts {
-                tokio::time::sleep(backoff.pause(asked)).await;
+                tokio::time::sleep(backoff.pause(retry_after)).await;
             }
         }
         false
     }
 
-    async fn post(&mut self, namespace: &str, body: Vec<u8>) -> Result<(), Fault> {
+    async fn post(&mut self, namespace: &str, body: Vec<u8>) -> Result<(), ApiFault> {
+        self.client = self.client.take().filter(|client| !client.files.have_changed());
         let client = match &self.client {
             Some(client) => client,
-            None => self.client.insert(connect(&self.server).await?),
+            None => self.client.insert(connect(&self.server, self.mark).await?),
         };
         let request = Request::post(format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"))
             .header(header::CONTENT_TYPE, "application/json")
             .body(body)
-            .map_err(|e| Fault::Unusable(format!("no request can be made of this: {e}")))?;
+            .map_err(|e| ApiFault::Unusable(format!("cannot build the request: {e}")))?;
         open(client, request, self.pace.answer, self.pace.answer).await?.whole(ANSWER_BYTES_MAX).await?;
         Ok(())
     }
 
-    fn say(&mut self, event: &Event, fault: &Fault) {
+    fn log(&mut self, event: &Event, fault: &ApiFault) {
         let what = match fault {
-            Fault::Refused { code: 403, message, .. } => format!(
-                "{} takes no events (403: {message}): allow `create` on events of events.k8s.io, as deploy/base/cluster-role.yaml does; everything else goes on",
+            ApiFault::Refused { code: 403, message, .. } => format!(
+                "{} rejects events (403: {message}): allow `create` on events of events.k8s.io, as deploy/base/cluster-role.yaml does; nothing else is affected",
                 self.server
             ),
-            Fault::Refused { code, message, .. } => format!("{} takes no events ({code}: {message})", self.server),
-            fault => format!("events cannot be sent to {}: {fault}", self.server),
+            ApiFault::Refused { code, message, .. } => format!("{} rejects events ({code}: {message})", self.server),
+            fault => format!("cannot send events to {}: {fault}", self.server),
         };
-        // Said once for each cause: the server's words may name the event.
+        // Compare causes, not messages: the server's message may contain the event's name.
         let cause = match fault {
-            Fault::Refused { code, .. } => code.to_string(),
+            ApiFault::Refused { code, .. } => code.to_string(),
             _ => "away".into(),
         };
-        if self.said.as_ref() != Some(&cause) {
-            tracing::warn!("{what}; the first one: {} ({})", event.reason, event.note);
-            self.said = Some(cause);
+        if self.logged.as_ref() != Some(&cause) {
+            tracing::warn!("{what}; first event affected: {} ({})", event.reason, event.note);
+            self.logged = Some(cause);
         }
     }
 }

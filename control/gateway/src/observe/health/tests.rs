@@ -1,4 +1,4 @@
-//! The proxy's health, step by step on a clock of its own.
+//! The proxy's health, step by step on a simulated clock.
 
 use k8s_openapi::api::core::v1 as k8s;
 use nomagic_table::objects::node_eligible;
@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A clock that tests move.
 struct Clock(Moment);
 
 impl Clock {
@@ -36,7 +35,7 @@ fn family(name: &Value) -> usize {
     FAMILIES.iter().position(|f| name == f).unwrap_or_else(|| panic!("{name}"))
 }
 
-/// Steps in the words of the stateful cases: `advance` (seconds), `queued`, `updated` (families), `node`; then `[healthz, livez]`.
+/// Plays steps: `advance` (seconds), `queued`, `updated` (families), `node`, then the expected status codes of `[healthz, livez]`.
 fn play(id: &str, steps: &[(Value, [u16; 2])]) {
     let (mut clock, mut health) = (Clock::new(), Health::new(Duration::from_secs(30)));
     for (number, (step, expected)) in steps.iter().enumerate() {
@@ -52,7 +51,7 @@ fn play(id: &str, steps: &[(Value, [u16; 2])]) {
 }
 
 #[test]
-fn late_is_two_sync_periods_after_the_oldest_change() {
+fn unhealthy_two_sync_periods_after_the_oldest_pending_change() {
     play(
         "start",
         &[(json!({}), [200, 200]), (json!({"queued": ["IPv4"], "advance": 1}), [200, 200]), (json!({"advance": 500}), [200, 200])],
@@ -64,7 +63,7 @@ fn late_is_two_sync_periods_after_the_oldest_change() {
             (json!({"advance": 1_000}), [200, 200]),
             (json!({"queued": ["IPv4"]}), [200, 200]),
             (json!({"advance": 59}), [200, 200]),
-            // A younger change does not make the oldest one younger.
+            // A later change does not reset the age of the oldest one.
             (json!({"queued": ["IPv4"]}), [200, 200]),
             (json!({"advance": 1}), [503, 503]),
             (json!({"advance": 100}), [503, 503]),
@@ -83,13 +82,13 @@ fn late_is_two_sync_periods_after_the_oldest_change() {
         ],
     );
     play(
-        "a family that was never in force",
+        "a family that was never updated",
         &[(json!({"updated": ["IPv4"], "queued": ["IPv6"]}), [200, 200]), (json!({"advance": 600}), [200, 200])],
     );
 }
 
 #[test]
-fn a_node_that_goes_is_not_healthy_but_alive() {
+fn a_node_about_to_be_deleted_fails_healthz_but_not_livez() {
     play(
         "node",
         &[
@@ -105,7 +104,7 @@ fn a_node_that_goes_is_not_healthy_but_alive() {
 }
 
 #[test]
-fn the_case_file_holds_no_proxy_health_cases_that_would_go_unplayed() {
+fn the_case_file_has_no_proxy_health_cases() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cases/kubeproxy-stateful.yaml");
     let file: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     println!("proxyHealthCases: {} in the file; those above are of the same kind", file["proxyHealthCases"].as_array().map_or(0, Vec::len));
@@ -113,7 +112,7 @@ fn the_case_file_holds_no_proxy_health_cases_that_would_go_unplayed() {
 }
 
 #[test]
-fn bodies_are_kube_proxys_to_the_letter() {
+fn bodies_equal_kube_proxys() {
     let (mut clock, mut health) = (Clock::new(), Health::new(Duration::from_secs(30)));
     health.set_node_eligible(false);
     let nothing = r#"{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"2026-01-02T03:04:05.5Z","nodeEligible":false,"healthy":true}"#;

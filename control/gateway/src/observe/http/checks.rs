@@ -1,6 +1,6 @@
-//! The servers behind `healthCheckNodePort`s: a load balancer asks each node whether it has endpoints of a Service.
+//! The servers for `healthCheckNodePort`s, where a load balancer asks each node whether it has local endpoints of a Service.
 //!
-//! One socket for each port and address; they come and go with the Services. A port that is taken is a problem of that Service alone.
+//! Each port has one socket per address, opened and closed with the Services. A port in use is reported as a problem of that Service only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,54 +16,50 @@ use nomagic_table::problem::{Origin, Problem};
 use nomagic_table::settings::NodePortAddresses;
 use nomagic_table::settings::Settings;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::{JSON, NOSNIFF, Shared, listen};
+use super::clients::{CameBy, ServerKind};
+use super::{HttpShared, JSON, NOSNIFF, listen};
 use crate::observe::events::{Event, Recorder};
 use crate::observe::health::Moment;
 
-/// Connections of all these servers at a time.
-const CONNECTIONS_MAX: usize = 256;
-/// Tells how many loads balancers should send here, by the number of endpoints.
+/// The header with the number of local endpoints, by which a load balancer may weight nodes.
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
-/// What `connect` and the like say when the kernel has no IPv6 at all.
+/// The error of `socket` if the kernel has no IPv6.
 const NO_SUCH_FAMILY: i32 = libc::EAFNOSUPPORT;
 
-/// What is asked for, by port; the servers look it up for each request.
-type Answers = Arc<Mutex<BTreeMap<u16, HealthCheck>>>;
+/// The health checks by port; looked up for each request.
+type ChecksByPort = Arc<Mutex<BTreeMap<u16, HealthCheck>>>;
 
-/// The open sockets.
+/// The open health check sockets.
 pub(super) struct Checks {
-    answers: Answers,
+    by_port: ChecksByPort,
     open: BTreeMap<SocketAddr, AbortHandle>,
     sockets_max: usize,
-    permits: Arc<Semaphore>,
     problems: Vec<String>,
     events: Recorder,
 }
 
 impl Checks {
-    /// None yet. `sockets_max`: how many there may be. `events`: who hears of those that cannot be opened.
+    /// Creates an empty set of at most `sockets_max` sockets. Sockets that cannot be opened are recorded in `events`.
     pub(super) fn new(sockets_max: usize, events: Recorder) -> Checks {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Checks { answers: Answers::default(), open: BTreeMap::new(), sockets_max, permits, problems: Vec::new(), events }
+        Checks { by_port: ChecksByPort::default(), open: BTreeMap::new(), sockets_max, problems: Vec::new(), events }
     }
 
-    /// What could not be listened on.
+    /// The sockets that cannot be opened, as messages.
     pub(super) fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// From now on these ports are answered, on these addresses, and no others. What failed before is tried again.
+    /// Serves exactly these ports on these addresses. Retries sockets that could not be opened before.
     pub(super) fn follow(
         &mut self,
         wanted: &BTreeMap<u16, HealthCheck>,
         addresses: &BTreeSet<IpAddr>,
         runtime: &Handle,
-        shared: &Arc<Shared>,
+        shared: &Arc<HttpShared>,
     ) {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone_from(wanted);
+        self.by_port.lock().unwrap_or_else(PoisonError::into_inner).clone_from(wanted);
         self.open.retain(|at, server| {
             let stays = wanted.contains_key(&at.port()) && addresses.contains(&at.ip());
             if !stays {
@@ -95,21 +91,22 @@ impl Checks {
         self.problems = problems;
     }
 
-    /// `Err("")`: nothing to complain about, the kernel has no such family.
-    fn listen(&self, at: SocketAddr, runtime: &Handle, shared: &Arc<Shared>) -> Result<AbortHandle, String> {
+    /// Returns `Err("")`, which is not reported, if the kernel lacks the address family.
+    fn listen(&self, at: SocketAddr, runtime: &Handle, shared: &Arc<HttpShared>) -> Result<AbortHandle, String> {
         if self.open.len() >= self.sockets_max {
             return Err(format!(
-                "not answered on {at}: {} sockets are open, half of what the process may open (raise the limit of open files)",
+                "cannot listen on {at}: {} sockets are open, half of the limit of open files (raise it)",
                 self.sockets_max
             ));
         }
         let listener = listen::open(at, true).map_err(|e| match e.raw_os_error() {
             Some(NO_SUCH_FAMILY) if at.ip().is_unspecified() => String::new(),
-            _ => format!("not answered on {at}: {e}; load balancers do not find this node's endpoints there"),
+            _ => format!("cannot listen on {at}: {e}; load balancers do not see this node's endpoints there"),
         })?;
-        let asked = Asked { port: at.port(), answers: self.answers.clone(), shared: shared.clone() };
-        let router = Router::new().fallback(answer).with_state(asked);
-        Ok(runtime.spawn(listen::serve(listener, router, self.permits.clone())).abort_handle())
+        let context = CheckContext { port: at.port(), by_port: self.by_port.clone(), shared: shared.clone() };
+        let router = Router::new().fallback(respond).with_state(context);
+        let server = listen::Server { router, clients: shared.clients.clone(), kind: ServerKind::HealthCheckNodePort };
+        Ok(runtime.spawn(server.serve(listener, CameBy::Any)).abort_handle())
     }
 }
 
@@ -118,7 +115,7 @@ fn problem(check: &HealthCheck, message: String) -> String {
     Problem { origin: Origin::default(), object, field: "spec.healthCheckNodePort".into(), message }.to_string()
 }
 
-/// Where these servers listen: on the node ports' addresses. A family whose addresses are not restricted is one socket.
+/// The listening addresses: those of node ports. A family without restriction gets one socket on the unspecified address.
 pub fn addresses(settings: &Settings) -> BTreeSet<IpAddr> {
     let of_family = |v6: bool| {
         let unrestricted = match &settings.node_port_addresses {
@@ -131,25 +128,25 @@ pub fn addresses(settings: &Settings) -> BTreeSet<IpAddr> {
     [false, true].into_iter().flat_map(of_family).collect()
 }
 
-/// What a server needs to answer.
+/// The state of one socket's request handler.
 #[derive(Clone)]
-struct Asked {
+struct CheckContext {
     port: u16,
-    answers: Answers,
-    shared: Arc<Shared>,
+    by_port: ChecksByPort,
+    shared: Arc<HttpShared>,
 }
 
-async fn answer(State(asked): State<Asked>) -> Response {
-    let check = asked.answers.lock().unwrap_or_else(PoisonError::into_inner).get(&asked.port).cloned();
-    // The Service has just gone, and the socket goes next.
+async fn respond(State(context): State<CheckContext>) -> Response {
+    let check = context.by_port.lock().unwrap_or_else(PoisonError::into_inner).get(&context.port).cloned();
+    // The Service was just removed; the socket is about to be closed.
     let Some(check) = check else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    let healthy = asked.shared.lock().health.healthy(Moment::now());
+    let healthy = context.shared.lock().health.attracts(Moment::now());
     let code = if check.local_endpoints > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let weight = check.local_endpoints.to_string();
     (code, [(CONTENT_TYPE.as_str(), JSON), NOSNIFF, (WEIGHT, weight.as_str())], body(&check, healthy)).into_response()
 }
 
-/// kube-proxy's very bytes.
+/// Byte for byte the same as kube-proxy's body.
 fn body(check: &HealthCheck, healthy: bool) -> String {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     format!(

@@ -1,7 +1,8 @@
-//! The two fixed servers' pages: `/healthz` and `/livez` on one, `/metrics`, `/metrics/slis`, `/healthz` and `/proxyMode` on the other.
+//! The request handlers: `/healthz`, `/livez` and `/readyz` of the health server; `/metrics`, `/metrics/slis`, `/healthz` and `/proxyMode` of the
+//! metrics server.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::State;
@@ -9,24 +10,22 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use tokio::sync::oneshot;
 
-use super::{JSON, NOSNIFF, Shared};
+use super::scrape::exposition;
+use super::{HttpShared, JSON, NOSNIFF};
 use crate::observe::health::{Moment, NODE_ELIGIBLE};
-use crate::observe::metrics::{self, Exposition, process};
+use crate::observe::metrics::{self, Exposition};
 
-/// How long the control loop may take to say how things are.
-const SAMPLE_MAX: Duration = Duration::from_secs(5);
-/// The mode of kube-proxy whose rules these are.
+/// The kube-proxy mode whose rules nomagic follows.
 const PROXY_MODE: &str = "nftables";
 
-/// `/healthz` and `/livez`.
-pub(super) fn health(shared: Arc<Shared>) -> Router {
-    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state(shared)
+/// Routes of the health server.
+pub(super) fn health(shared: Arc<HttpShared>) -> Router {
+    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).route("/readyz", any(readyz)).with_state(shared)
 }
 
-/// `/metrics` and its neighbours.
-pub(super) fn metrics(shared: Arc<Shared>) -> Router {
+/// Routes of the metrics server.
+pub(super) fn metrics(shared: Arc<HttpShared>) -> Router {
     Router::new()
         .route("/metrics", any(exposition))
         .route("/metrics/slis", any(slis))
@@ -35,7 +34,7 @@ pub(super) fn metrics(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+async fn healthz(State(shared): State<Arc<HttpShared>>) -> Response {
     let mut state = shared.lock();
     let now = Moment::now();
     let checks = state.health.checks(now);
@@ -45,14 +44,20 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
     report(good, body)
 }
 
-async fn livez(State(shared): State<Arc<Shared>>) -> Response {
+async fn livez(State(shared): State<Arc<HttpShared>>) -> Response {
     let mut state = shared.lock();
     let now = Moment::now();
-    // A node that is about to go does not need a new proxy.
+    // A node that is about to be deleted needs no proxy restart.
     let checks = state.health.checks(now).into_iter().filter(|(name, _)| *name != NODE_ELIGIBLE);
     state.slis.observe("livez", checks);
     let (good, body) = state.health.livez(now);
     state.proxy.count_livez(good);
+    report(good, body)
+}
+
+/// nomagic's own: kube-proxy has no such path.
+async fn readyz(State(shared): State<Arc<HttpShared>>) -> Response {
+    let (good, body) = shared.lock().readyz.respond(Instant::now());
     report(good, body)
 }
 
@@ -61,24 +66,8 @@ fn report(good: bool, body: String) -> Response {
     (code, [(CONTENT_TYPE.as_str(), JSON), NOSNIFF], body).into_response()
 }
 
-async fn slis(State(shared): State<Arc<Shared>>) -> Response {
+async fn slis(State(shared): State<Arc<HttpShared>>) -> Response {
     let mut out = Exposition::default();
     shared.lock().slis.write(&mut out);
-    ([(CONTENT_TYPE.as_str(), metrics::CONTENT_TYPE), NOSNIFF], out.finish()).into_response()
-}
-
-async fn exposition(State(shared): State<Arc<Shared>>) -> Response {
-    let (answer, sample) = oneshot::channel();
-    if shared.scrapes.try_send(answer).is_err() {
-        return (StatusCode::SERVICE_UNAVAILABLE, [NOSNIFF], "too many scrapes at a time\n").into_response();
-    }
-    let Ok(Ok(sample)) = tokio::time::timeout(SAMPLE_MAX, sample).await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, [NOSNIFF], "the control loop does not answer\n").into_response();
-    };
-    let mut out = Exposition::default();
-    let proxy = shared.lock().proxy.clone();
-    proxy.write(&mut out);
-    sample.write(&mut out);
-    process::write(&mut out);
     ([(CONTENT_TYPE.as_str(), metrics::CONTENT_TYPE), NOSNIFF], out.finish()).into_response()
 }

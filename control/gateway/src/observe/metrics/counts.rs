@@ -1,30 +1,29 @@
-//! Counters as time series. Their names and sentences come from the lists in `nomagic_core::counters`.
+//! Counters as time series. Their names and help texts come from `nomagic_core::counters`.
 
 use nomagic_core::counters::Series;
 
 use super::Exposition;
-use super::exposition::Kind::Counter;
+use super::exposition::MetricType::Counter;
 
-/// The numbers of one worker, socket or gateway.
+/// The counters of one worker, socket or gateway.
 #[derive(Debug)]
-pub(super) struct Row {
-    /// The labels that set it apart from others.
+pub(super) struct CounterRow {
+    /// The labels that distinguish the row.
     pub labels: Vec<(&'static str, String)>,
-    /// Its numbers.
     pub numbers: Vec<(Series, u64)>,
 }
 
-impl Row {
-    /// Collects the numbers that `each` hands out.
-    pub fn new(labels: impl IntoIterator<Item = (&'static str, String)>, each: impl FnOnce(&mut dyn FnMut(Series, u64))) -> Row {
+impl CounterRow {
+    /// Collects the values that `each` passes to its callback.
+    pub fn new(labels: impl IntoIterator<Item = (&'static str, String)>, each: impl FnOnce(&mut dyn FnMut(Series, u64))) -> CounterRow {
         let mut numbers = Vec::new();
         each(&mut |series, n| numbers.push((series, n)));
-        Row { labels: labels.into_iter().collect(), numbers }
+        CounterRow { labels: labels.into_iter().collect(), numbers }
     }
 }
 
-/// Writes rows of the same list of counters, metric by metric.
-pub(super) fn write(out: &mut Exposition, rows: &[Row]) {
+/// Writes rows of the same counter list, metric by metric.
+pub(super) fn write(out: &mut Exposition, rows: &[CounterRow]) {
     let Some(first) = rows.first() else { return };
     let mut metric = "";
     for (place, (series, _)) in first.numbers.iter().enumerate() {
@@ -47,12 +46,12 @@ mod tests {
     use nomagic_core::counters::{ConntrackCounts, Volume, WorkerCounts};
 
     #[test]
-    fn a_metric_is_begun_once_and_has_each_workers_series() {
+    fn a_metric_has_one_header_and_a_series_per_worker() {
         let mut counts = [WorkerCounts::default(), WorkerCounts::default()];
         counts[1].frames.held = Volume { packets: 3, bytes: 180 };
         let rows = [0, 1].map(|worker: usize| {
             let frames = &counts[worker].frames;
-            Row::new([("worker", worker.to_string())], |f| frames.each(f))
+            CounterRow::new([("worker", worker.to_string())], |f| frames.each(f))
         });
         let mut out = Exposition::default();
         write(&mut out, &rows);
@@ -74,16 +73,16 @@ mod tests {
     }
 
     #[test]
-    fn a_label_of_the_counter_is_a_label_of_the_series() {
+    fn counter_labels_become_series_labels() {
         let mut counts = ConntrackCounts { mid_stream: 7, ..ConntrackCounts::default() };
-        counts.evicted[EvictionRank::HalfOpen] = 11;
+        counts.evicted[EvictionRank::Unconfirmed] = 11;
         let mut out = Exposition::default();
-        write(&mut out, &[Row::new([], |f| counts.each(f))]);
+        write(&mut out, &[CounterRow::new([], |f| counts.each(f))]);
         let text = out.finish();
         for line in [
             "nomagic_flows_mid_stream_total 7",
             "nomagic_flows_evicted_total{rank=\"closed\"} 0",
-            "nomagic_flows_evicted_total{rank=\"half_open\"} 11",
+            "nomagic_flows_evicted_total{rank=\"unconfirmed\"} 11",
             "nomagic_flows_evicted_total{rank=\"idle_udp\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");

@@ -1,41 +1,37 @@
 //! Prometheus' text format, version 0.0.4: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 //!
-//! Why not the crate prometheus-client: it writes OpenMetrics, whose rules for the suffix `_total` exclude some of kube-proxy's metric names.
+//! The crate prometheus-client does not fit: it writes OpenMetrics, whose rules for the suffix `_total` exclude some of kube-proxy's names.
 
 use std::fmt::{Display, Write as _};
 
-/// The header that goes with it.
+/// The response's Content-Type header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a metric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// Only grows.
+pub enum MetricType {
     Counter,
-    /// Goes up and down.
     Gauge,
-    /// Cumulative buckets, sum and count.
     Histogram,
 }
 
-/// A page in the making.
+/// Builds the text of a scrape.
 #[derive(Debug, Default)]
 pub struct Exposition {
     text: String,
 }
 
 impl Exposition {
-    /// Begins a metric: its samples follow. `help` is one line of plain text.
-    pub fn begin(&mut self, name: &str, kind: Kind, help: &str) {
+    /// Writes a metric's header; its samples follow. `help` is one line of plain text.
+    pub fn begin(&mut self, name: &str, kind: MetricType, help: &str) {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricType::Counter => "counter",
+            MetricType::Gauge => "gauge",
+            MetricType::Histogram => "histogram",
         };
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// A sample of the metric begun last.
+    /// Writes a sample of the metric begun last.
     pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.text.push_str(name);
         for (i, (label, value)) in labels.iter().enumerate() {
@@ -48,13 +44,12 @@ impl Exposition {
         let _ = writeln!(self.text, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 
-    /// A metric with one sample and no labels.
-    pub fn single(&mut self, name: &str, kind: Kind, help: &str, value: impl Display) {
+    /// Writes a metric with one sample and no labels.
+    pub fn single(&mut self, name: &str, kind: MetricType, help: &str, value: impl Display) {
         self.begin(name, kind, help);
         self.sample(name, &[], value);
     }
 
-    /// The page.
     pub fn finish(self) -> String {
         self.text
     }
@@ -78,9 +73,9 @@ mod tests {
     #[test]
     fn hostile_label_values_stay_inside_their_quotes() {
         let mut out = Exposition::default();
-        out.begin("a_total", Kind::Counter, "Things.");
+        out.begin("a_total", MetricType::Counter, "Things.");
         out.sample("a_total", &[("x", "1\"} 9\n\\")], 5);
-        out.single("b_seconds", Kind::Gauge, "Time.", 0.25);
+        out.single("b_seconds", MetricType::Gauge, "Time.", 0.25);
         let expected = "# HELP a_total Things.\n# TYPE a_total counter\na_total{x=\"1\\\"} 9\\n\\\\\"} 5\n# HELP b_seconds Time.\n# TYPE b_seconds gauge\nb_seconds 0.25\n";
         assert_eq!(out.finish(), expected);
     }

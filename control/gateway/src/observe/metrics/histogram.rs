@@ -1,24 +1,24 @@
-//! Counts by size.
+//! Histograms.
 
 use super::Exposition;
 
 /// A histogram of durations.
 #[derive(Clone, Debug)]
 pub struct Histogram {
-    /// Upper ends in seconds, ascending; +Inf is one more.
+    /// Upper bounds in seconds, ascending, without +Inf.
     bounds: Vec<f64>,
-    /// By bucket, not cumulative; the last is +Inf's.
+    /// Per bucket, not cumulative; the last is +Inf.
     counts: Vec<u64>,
     sum_s: f64,
 }
 
 impl Histogram {
-    /// Buckets with these upper ends, in seconds.
+    /// Creates a histogram with these upper bounds in seconds.
     pub fn new(bounds: Vec<f64>) -> Histogram {
         Histogram { counts: vec![0; bounds.len() + 1], bounds, sum_s: 0.0 }
     }
 
-    /// Counts one duration, in seconds. Negative ones (a clock that was set) count as 0.
+    /// Counts a duration in seconds. Negative ones (after a clock step) count as 0.
     pub fn observe(&mut self, seconds: f64) {
         let seconds = seconds.max(0.0);
         let bucket = self.bounds.partition_point(|&b| b < seconds);
@@ -26,7 +26,7 @@ impl Histogram {
         self.sum_s += seconds;
     }
 
-    /// Its samples under a name and one label.
+    /// Writes the samples under a name and one label.
     pub fn write(&self, out: &mut Exposition, name: &str, label: (&str, &str)) {
         let (bucket, mut so_far) = (format!("{name}_bucket"), 0);
         for (i, count) in self.counts.iter().enumerate() {
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_on_a_bound_belongs_below_it() {
+    fn upper_bounds_are_inclusive() {
         let mut h = Histogram::new(vec![0.5, 1.0]);
         [-3.0, 0.5, 0.75, 1.0, 2.0].into_iter().for_each(|s| h.observe(s));
         let mut out = Exposition::default();

@@ -1,22 +1,22 @@
-//! The ports' part of nomagic's own metrics: interfaces, their XDP programs, their sockets.
+//! Metrics of ports: interfaces, XDP programs and AF_XDP sockets.
 
-use nomagic_api::{Port, Status, XdpMode};
+use nomagic_api::deny::Deny;
+use nomagic_api::{Status, StatusPort, XdpMode};
 use nomagic_core::counters::SocketCounts;
 
 use super::Exposition;
-use super::counts::{self, Row};
-use super::exposition::Kind::{Counter, Gauge};
+use super::counts::{self, CounterRow};
+use super::exposition::MetricType::{Counter, Gauge};
 
-/// The name that stands for all redirect ports; longer than an interface's may be.
+/// The `port` label of all redirect ports together. Too long for an interface name, so it cannot collide.
 const REDIRECTS: &str = "(redirect ports)";
 
-/// Everything about ports.
 pub(super) fn write(status: &Status, out: &mut Exposition) {
-    let mut each = |name: &str, kind, help: &str, value: &dyn Fn(&Port) -> u64| {
+    let mut each = |name: &str, kind, help: &str, value: &dyn Fn(&StatusPort) -> u64| {
         out.begin(name, kind, help);
         status.ports.iter().for_each(|p| out.sample(name, &[("port", &p.name)], value(p)));
     };
-    let bound = |p: &Port| u64::from(p.bound);
+    let bound = |p: &StatusPort| u64::from(p.bound);
     each("nomagic_port_bound", Gauge, "1 when the port's XDP program is attached and all its queues are bound.", &bound);
     each("nomagic_port_rebinds_total", Counter, "Times that the port was bound again.", &|p| p.rebinds);
     each("nomagic_port_queues", Gauge, "Receive queues of the port.", &|p| u64::from(p.queues));
@@ -32,8 +32,19 @@ pub(super) fn write(status: &Status, out: &mut Exposition) {
     }
 
     let sockets = status.ports.iter().flat_map(|port| port.sockets.iter().enumerate().map(move |(queue, socket)| (port, queue, socket)));
-    let row = |(port, queue, socket): (&Port, usize, &SocketCounts)| {
-        Row::new([("port", port.name.clone()), ("queue", queue.to_string())], |f| socket.each(f))
+    let row = |(port, queue, socket): (&StatusPort, usize, &SocketCounts)| {
+        CounterRow::new([("port", port.name.clone()), ("queue", queue.to_string())], |f| socket.each(f))
     };
     counts::write(out, &sockets.map(row).collect::<Vec<_>>());
+    write_deny(&status.deny, out);
+}
+
+/// The deny list's size; each port counts what it drops.
+fn write_deny(deny: &Deny, out: &mut Exposition) {
+    out.single("nomagic_deny_prefixes", Gauge, "Prefixes in the deny list.", deny.prefixes);
+    out.single("nomagic_deny_prefixes_max", Gauge, "Maximum number of prefixes in the deny list.", deny.prefixes_max);
+    let name = "nomagic_deny_prefixes_by_source";
+    out.begin(name, Gauge, "Prefixes in the deny list by source; one of several sources counts for each.");
+    let sources = [("configuration", deny.of_configuration), ("file", deny.of_file), ("command", deny.of_command)];
+    sources.into_iter().for_each(|(source, n)| out.sample(name, &[("source", source)], n));
 }

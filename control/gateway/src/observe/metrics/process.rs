@@ -1,43 +1,43 @@
-//! What the kernel counts about this process, under the names that Prometheus' client libraries use.
+//! Process metrics from /proc, under the names of Prometheus' client libraries.
 
 use std::fs;
 
-use super::Exposition;
-use super::exposition::Kind::{Counter, Gauge};
+use nomagic_sys::process::page_bytes;
 
-/// Clock ticks a second in /proc: `USER_HZ`, 100 on every Linux architecture that nomagic is built for.
-const TICKS_A_SECOND: f64 = 100.0;
-/// Bytes of a page as /proc/self/stat counts memory.
-const PAGE_BYTES: u64 = 4_096;
-/// Threads looked at, at the most.
+use super::Exposition;
+use super::exposition::MetricType::{Counter, Gauge};
+
+/// `USER_HZ`, the unit of times in /proc: 100 on every architecture that nomagic supports.
+const TICKS_PER_SECOND: f64 = 100.0;
+/// Maximum number of threads examined.
 const THREADS_MAX: usize = 1_024;
-/// What workers' threads are called, before their number.
+/// Prefix of worker thread names, before the worker's number.
 const WORKER_NAME: &str = "nm-worker-";
 
-/// Fields of /proc/PID/stat after the name, by the numbers of proc(5) less 3: user and system ticks, start, resident pages.
+/// Indices of /proc/PID/stat fields after the name: the numbers in proc(5) minus 3.
 const UTIME: usize = 11;
 const STIME: usize = 12;
 const START: usize = 19;
 const RSS: usize = 21;
 
-/// `(name, fields from "state" on)`. The name may hold anything, so the last `)` ends it.
+/// Returns `(name, fields from "state" on)`. The name may contain any character, so it ends at the last `)`.
 fn stat(text: &str) -> Option<(&str, Vec<u64>)> {
     let (name, rest) = (text.split_once('(')?.1, text.rsplit_once(')')?.1);
     let name = &name[..name.rfind(')')?];
-    // The state is a letter, and some fields are negative: of no use here, and counted as 0.
+    // The state (a letter) and negative fields are not used here and parse as 0.
     Some((name, rest.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect()))
 }
 
 fn cpu_seconds(fields: &[u64]) -> Option<f64> {
-    Some((fields.get(UTIME)? + fields.get(STIME)?) as f64 / TICKS_A_SECOND)
+    Some((fields.get(UTIME)? + fields.get(STIME)?) as f64 / TICKS_PER_SECOND)
 }
 
-/// When the system started, in Unix time.
+/// The boot time in Unix time.
 fn boot_s(text: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()
 }
 
-/// Everything readable; what is not is left out.
+/// Writes the metrics whose source is readable.
 pub fn write(out: &mut Exposition) {
     let own = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     if let Some((_, fields)) = stat(&own) {
@@ -45,12 +45,12 @@ pub fn write(out: &mut Exposition) {
             out.single("process_cpu_seconds_total", Counter, "CPU time of all threads.", seconds);
         }
         if let Some(pages) = fields.get(RSS) {
-            out.single("process_resident_memory_bytes", Gauge, "Resident memory.", pages * PAGE_BYTES);
+            out.single("process_resident_memory_bytes", Gauge, "Resident memory.", pages * page_bytes());
         }
         let boot = fs::read_to_string("/proc/stat").ok().and_then(|t| boot_s(&t));
         if let (Some(boot), Some(ticks)) = (boot, fields.get(START)) {
             let help = "When the process started, in Unix time.";
-            out.single("process_start_time_seconds", Gauge, help, boot as f64 + *ticks as f64 / TICKS_A_SECOND);
+            out.single("process_start_time_seconds", Gauge, help, boot as f64 + *ticks as f64 / TICKS_PER_SECOND);
         }
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
@@ -59,10 +59,10 @@ pub fn write(out: &mut Exposition) {
     workers(out);
 }
 
-/// The CPU time of each worker's thread: a worker that sleeps when idle is as busy as this says.
+/// Writes the CPU time of each worker thread: the load of a worker that sleeps when idle.
 fn workers(out: &mut Exposition) {
     let name = "nomagic_worker_cpu_seconds_total";
-    out.begin(name, Counter, "CPU time of a worker's thread; with `idle: spin` it grows by one every second.");
+    out.begin(name, Counter, "CPU time of a worker thread; with `idle: spin` it grows by one every second.");
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten().take(THREADS_MAX);
     let mut found: Vec<(u32, f64)> = threads
         .filter_map(|thread| {
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_found_by_their_threads_name() {
+    fn workers_are_found_by_thread_name() {
         let (started, stop) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
         let thread = std::thread::Builder::new().name("nm-worker-41".into());
         let thread = thread.spawn(move || {

@@ -1,28 +1,26 @@
-//! kube-proxy's metrics, under its names, as far as they mean something here. Names, buckets and rules: kube-proxy v1.36
-//! (`pkg/proxy/metrics/metrics.go`).
+//! Those of kube-proxy's metrics that apply to nomagic. Names, buckets and rules are kube-proxy v1.36's (`pkg/proxy/metrics/metrics.go`).
 
 use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 
 use super::Exposition;
-use super::exposition::Kind::{Counter, Gauge, Histogram as Buckets};
+use super::exposition::MetricType::{Counter, Gauge, Histogram as Buckets};
 use super::histogram::Histogram;
 use crate::observe::health::{FAMILIES, Moment};
 use nomagic_table::changes::Changes;
 
-/// Causes of changes that wait to be in force at the most; more are not measured.
+/// Maximum number of pending change triggers; further ones are not measured.
 const TRIGGERS_MAX: usize = 100_000;
 
-/// Service ports with a Local policy, endpoints somewhere, and none on this node: by family, as `(internal, external)` policy.
+/// Number of Service ports with a Local policy that have endpoints, but none on this node: by family, as `(internal, external)` policy.
 pub type NoLocalEndpoints = [(u64, u64); 2];
 
-/// How the objects' changes came into force.
 #[derive(Clone, Debug)]
 pub struct ProxyMetrics {
-    /// When this process began: earlier causes are not its delay.
+    /// The process's start: triggers before it are not measured.
     started: Timestamp,
-    /// The oldest change that waits.
+    /// When the oldest pending change was noticed.
     waiting: Option<Instant>,
     triggers: Vec<(usize, Timestamp)>,
     sync: Histogram,
@@ -34,13 +32,12 @@ pub struct ProxyMetrics {
     slices_pending: u64,
     slices_total: u64,
     no_local: NoLocalEndpoints,
-    /// Answers 200 and 503 of `/healthz` and of `/livez`.
+    /// Responses with status 200 and 503 of `/healthz` and of `/livez`.
     healthz: [u64; 2],
     livez: [u64; 2],
 }
 
 impl ProxyMetrics {
-    /// Nothing has happened yet.
     pub fn new(started: Timestamp) -> ProxyMetrics {
         let sync = Histogram::new((0..15).map(|n| 0.001 * f64::from(1 << n)).collect());
         let programming = Histogram::new(programming_bounds());
@@ -62,7 +59,7 @@ impl ProxyMetrics {
         }
     }
 
-    /// Changes were noticed at this moment.
+    /// Records changes noticed at `at` as pending.
     pub fn queued(&mut self, changes: &Changes, at: Moment) {
         self.waiting.get_or_insert(at.steady);
         self.queued_at = Some(at.wall);
@@ -74,7 +71,7 @@ impl ProxyMetrics {
         self.triggers.extend(changes.triggers.iter().filter(|(_, t)| *t > self.started).take(room));
     }
 
-    /// Everything that was queued is in force.
+    /// Records that all pending changes are in force.
     pub fn in_force(&mut self, now: Moment, no_local: NoLocalEndpoints) {
         if let Some(since) = self.waiting.take() {
             self.sync.observe(now.steady.saturating_duration_since(since).as_secs_f64());
@@ -87,54 +84,52 @@ impl ProxyMetrics {
         self.no_local = no_local;
     }
 
-    /// Something waits to be in force.
-    pub fn behind(&self) -> bool {
+    /// Reports whether changes are pending.
+    pub fn has_pending(&self) -> bool {
         self.waiting.is_some()
     }
 
-    /// `/healthz` was answered.
     pub fn count_healthz(&mut self, good: bool) {
         self.healthz[usize::from(!good)] += 1;
     }
 
-    /// `/livez` was answered.
     pub fn count_livez(&mut self, good: bool) {
         self.livez[usize::from(!good)] += 1;
     }
 
-    /// As text. One table holds both families here, so what is about the table is the same for both.
+    /// Writes the metrics. One table holds both families, so the table's metrics are equal for both.
     pub fn write(&self, out: &mut Exposition) {
         let name = "kubeproxy_sync_proxy_rules_duration_seconds";
-        out.begin(name, Buckets, "From a change of objects being noticed to its being in force in every worker.");
+        out.begin(name, Buckets, "Time from noticing an object change until every worker uses it.");
         FAMILIES.iter().for_each(|f| self.sync.write(out, name, ("ip_family", f)));
         let name = "kubeproxy_network_programming_duration_seconds";
-        out.begin(name, Buckets, "From the cause of an EndpointSlice's change, as its annotation says, to its being in force.");
+        out.begin(name, Buckets, "Time from the trigger of an EndpointSlice change, by its annotation, until every worker uses it.");
         self.programming.iter().zip(FAMILIES).for_each(|(h, f)| h.write(out, name, ("ip_family", f)));
         let stamps = [
-            ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "When tables were last put in force, in Unix time.", self.in_force_at),
-            ("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "When a change was last noticed, in Unix time.", self.queued_at),
+            ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Unix time when tables last came into force.", self.in_force_at),
+            ("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Unix time when a change was last noticed.", self.queued_at),
         ];
         for (name, help, at) in stamps {
             out.begin(name, Gauge, help);
             let seconds = at.map_or(0.0, |at| at.as_nanosecond() as f64 / 1e9);
             FAMILIES.iter().for_each(|f| out.sample(name, &[("ip_family", f)], seconds));
         }
-        let pending = "that are not in force yet.";
-        let total = "that were noticed.";
+        let pending = "not in force yet.";
+        let total = "noticed.";
         let p = |what: &str, suffix: &str| format!("kubeproxy_sync_proxy_rules_{what}_changes_{suffix}");
         out.single(&p("endpoint", "pending"), Gauge, &format!("Changes of EndpointSlices {pending}"), self.slices_pending);
         out.single(&p("endpoint", "total"), Counter, &format!("Changes of EndpointSlices {total}"), self.slices_total);
         out.single(&p("service", "pending"), Gauge, &format!("Changes of Services {pending}"), self.services_pending);
         out.single(&p("service", "total"), Counter, &format!("Changes of Services {total}"), self.services_total);
         let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
-        out.begin(name, Gauge, "Service ports with a Local traffic policy, endpoints somewhere, and none on this node.");
+        out.begin(name, Gauge, "Service ports with a Local traffic policy that have endpoints, but none on this node.");
         for (family, (internal, external)) in FAMILIES.iter().zip(self.no_local) {
             out.sample(name, &[("ip_family", family), ("traffic_policy", "internal")], internal);
             out.sample(name, &[("ip_family", family), ("traffic_policy", "external")], external);
         }
         for (what, [good, bad]) in [("healthz", self.healthz), ("livez", self.livez)] {
             let name = format!("kubeproxy_proxy_{what}_total");
-            out.begin(&name, Counter, &format!("Answers to /{what} by status code."));
+            out.begin(&name, Counter, &format!("Responses of /{what} by status code."));
             out.sample(&name, &[("code", "200")], good);
             out.sample(&name, &[("code", "503")], bad);
         }
@@ -159,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn from_the_cause_to_being_in_force() {
+    fn durations_are_measured_from_trigger_and_notice() {
         let start = Moment { steady: Instant::now(), wall: "2026-01-01T00:00:00Z".parse().unwrap() };
         let later = |ms: u64| Moment {
             steady: start.steady + Duration::from_millis(ms),
@@ -169,12 +164,12 @@ mod tests {
         let stamps = ["2025-12-31T23:59:59Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:09.5Z"].map(|t| (1, t.parse().unwrap()));
         m.queued(&Changes { services: 2, slices: 3, triggers: stamps.into() }, later(10_000));
         m.queued(&Changes { services: 1, slices: 0, triggers: vec![] }, later(10_010));
-        assert!(m.behind());
+        assert!(m.has_pending());
         let text = page(&m);
         assert!(text.contains("\nkubeproxy_sync_proxy_rules_service_changes_pending 3\n"), "{text}");
         assert!(text.contains("\nkubeproxy_sync_proxy_rules_endpoint_changes_pending 3\n"));
         m.in_force(later(10_020), [(0, 1), (2, 0)]);
-        assert!(!m.behind());
+        assert!(!m.has_pending());
         let text = page(&m);
         for line in [
             "kubeproxy_sync_proxy_rules_service_changes_pending 0",
@@ -183,7 +178,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.016\"} 0",
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.032\"} 1",
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv6\",le=\"16.384\"} 1",
-            // 0.52 s and 9.02 s; the cause before the start is not counted.
+            // 0.52 s and 9.02 s; the trigger before the start is not counted.
             "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv6\",le=\"1\"} 1",
             "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv6\",le=\"10\"} 2",
             "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 2",
@@ -198,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_that_wait_are_bounded() {
+    fn pending_triggers_are_bounded() {
         let now = Moment::now();
         let mut m = ProxyMetrics::new(Timestamp::UNIX_EPOCH);
         let many = Changes { triggers: vec![(0, now.wall); TRIGGERS_MAX - 1], ..Changes::default() };

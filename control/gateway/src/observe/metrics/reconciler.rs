@@ -1,18 +1,18 @@
-//! kube-proxy's metrics about connections that are ended because their endpoint is gone (`pkg/proxy/metrics/metrics.go`).
+//! kube-proxy's conntrack reconciler metrics (`pkg/proxy/metrics/metrics.go`): connections ended because their endpoint was removed.
 
 use std::time::Duration;
 
 use super::Exposition;
-use super::exposition::Kind::{Counter, Histogram as Buckets};
+use super::exposition::MetricType::{Counter, Histogram as Buckets};
 use super::histogram::Histogram;
 use crate::observe::health::FAMILIES;
 
-/// What [`crate::reconcile`] has done.
+/// Totals of [`crate::reconcile`].
 #[derive(Clone, Debug)]
 pub struct Reconciled {
-    /// Walks over the whole table.
+    /// Complete walks over the connection table.
     pub walks: u64,
-    /// Connections ended, IPv4 and IPv6.
+    /// Connections ended, by family.
     pub ended: [u64; 2],
     took: Histogram,
 }
@@ -25,7 +25,7 @@ impl Default for Reconciled {
 }
 
 impl Reconciled {
-    /// Connections were ended; `took`: with that a walk is complete, which took so long.
+    /// Adds ended connections. `took` is the duration of a walk completed with them.
     pub fn add(&mut self, ended: [u64; 2], took: Option<Duration>) {
         self.ended.iter_mut().zip(ended).for_each(|(sum, n)| *sum += n);
         if let Some(took) = took {
@@ -34,7 +34,7 @@ impl Reconciled {
         }
     }
 
-    /// As text. A walk is about both families.
+    /// Writes the metrics. A walk covers both families, so its duration is equal for both.
     pub fn write(&self, out: &mut Exposition) {
         let name = "kubeproxy_conntrack_reconciler_sync_duration_seconds";
         out.begin(name, Buckets, "Walks over the connection table to end those whose endpoint no longer serves.");

@@ -1,28 +1,27 @@
-//! `/metrics/slis`: how health was when it was asked for, as every Kubernetes component says it (KEP-3466, component-base `metrics/slis`).
+//! `/metrics/slis`: the results of health checks, in the format of all Kubernetes components (KEP-3466, component-base `metrics/slis`).
 //!
-//! A check appears once it was made; the names are [`crate::observe::health::Health::checks`]'.
+//! A check appears after its first run; the names are those of [`crate::observe::health::Health::checks`].
 
 use std::collections::BTreeMap;
 
 use super::Exposition;
-use super::exposition::Kind::{Counter, Gauge};
+use super::exposition::MetricType::{Counter, Gauge};
 
-/// One check's results.
 #[derive(Clone, Copy, Default, Debug)]
-struct Results {
+struct CheckResults {
     good_now: bool,
     good: u64,
     bad: u64,
 }
 
-/// The results of all checks, by name and by what asked (`healthz`, `livez`). Both come from short lists.
+/// The results of all checks, by name and endpoint (`healthz`, `livez`); both sets are small and fixed.
 #[derive(Clone, Default, Debug)]
 pub struct Slis {
-    checks: BTreeMap<(&'static str, &'static str), Results>,
+    checks: BTreeMap<(&'static str, &'static str), CheckResults>,
 }
 
 impl Slis {
-    /// Somebody asked (`kind`: `healthz` or `livez`), and this is how the checks came out.
+    /// Records the results of the checks for one request to `kind` (`healthz` or `livez`).
     pub fn observe(&mut self, kind: &'static str, checks: impl IntoIterator<Item = (&'static str, bool)>) {
         for (name, good) in checks {
             let results = self.checks.entry((name, kind)).or_default();
@@ -31,7 +30,6 @@ impl Slis {
         }
     }
 
-    /// As text.
     pub fn write(&self, out: &mut Exposition) {
         let name = "kubernetes_healthcheck";
         out.begin(name, Gauge, "[STABLE] This metric records the result of a single healthcheck.");
@@ -42,7 +40,7 @@ impl Slis {
         out.begin(name, Counter, "[STABLE] This metric records the results of all healthcheck.");
         for ((check, kind), results) in &self.checks {
             for (status, n) in [("error", results.bad), ("success", results.good)] {
-                // As a client library has it: what never happened has no series.
+                // Like Prometheus' client libraries: a label value that never occurred has no series.
                 if n > 0 {
                     out.sample(name, &[("name", check), ("status", status), ("type", kind)], n);
                 }
@@ -56,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_result_and_all_of_them() {
+    fn last_result_and_totals_are_exposed() {
         let mut slis = Slis::default();
         slis.observe("livez", [("a", true)]);
         slis.observe("healthz", [("a", true), ("b", false)]);

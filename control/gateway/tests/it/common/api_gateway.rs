@@ -1,4 +1,4 @@
-//! A gateway on a kubeconfig, with the fake API server in its own namespace, and clients that note what became of each of their tries.
+//! A gateway with a kubeconfig and the fake API server in its own namespace, and clients that record the outcome of each attempt.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::{Gateway, config, wait_for};
 
-/// How long a change may take until it is in force, with an API server that was away a moment before.
+/// Time limit until a change is in force after the API server was unreachable.
 pub const IN_FORCE: Duration = Duration::from_secs(30);
 
-/// Starts a gateway whose objects come from an API server that has what `prepare` puts there. `extra`: more configuration.
+/// Starts a gateway with an API server that `prepare` fills with objects. `extra` are further configuration lines.
 pub fn start(tag: &str, extra: &str, prepare: impl FnOnce(&FakeApiServer)) -> (Gateway, FakeApiServer) {
     let scene = Scene::new(tag).expect("a scene (needs root)");
     let api = scene.gw.run(|| FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None)).unwrap().unwrap();
@@ -66,35 +66,35 @@ pub fn slices(service: &str, pods: &[usize]) -> [Value; 2] {
     [false, true].map(|v6| slice(service, v6, pods.iter().map(|&p| endpoint(p, v6, true)).collect()))
 }
 
-/// What became of a try.
+/// The outcome of an attempt.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Seen {
+pub enum AttemptOutcome {
     /// This pod answered.
     Pod(String),
     /// Refused at once.
     Refused,
-    /// Nothing came.
+    /// No response.
     Silent,
     /// Anything else.
     Other(String),
 }
 
-impl Seen {
-    fn of(error: &std::io::Error) -> Seen {
+impl AttemptOutcome {
+    fn of(error: &std::io::Error) -> AttemptOutcome {
         match error.kind() {
-            ErrorKind::ConnectionRefused => Seen::Refused,
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Seen::Silent,
-            _ => Seen::Other(error.to_string()),
+            ErrorKind::ConnectionRefused => AttemptOutcome::Refused,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => AttemptOutcome::Silent,
+            _ => AttemptOutcome::Other(error.to_string()),
         }
     }
 }
 
-/// One connection from the calling thread's namespace: TCP with an HTTP request, or a datagram and its echo, from a fresh socket.
-pub fn try_once(udp: bool, to: SocketAddr, limit: Duration) -> Seen {
+/// Opens one connection from the calling thread's namespace: TCP with an HTTP request, or a datagram and its echo, from a new socket.
+pub fn try_once(udp: bool, to: SocketAddr, limit: Duration) -> AttemptOutcome {
     let tried = if udp { datagram(to, limit) } else { request(to, limit) };
     match tried {
-        Ok(pod) => Seen::Pod(pod),
-        Err(e) => Seen::of(&e),
+        Ok(pod) => AttemptOutcome::Pod(pod),
+        Err(e) => AttemptOutcome::of(&e),
     }
 }
 
@@ -109,7 +109,7 @@ fn request(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
     Ok(body["pod"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Times that a client sends its datagram until it gives up.
+/// Maximum number of times that a client sends its datagram.
 const DATAGRAMS: u32 = 3;
 
 fn datagram(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
@@ -118,7 +118,7 @@ fn datagram(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
     socket.connect(to)?;
     socket.set_read_timeout(Some(limit / DATAGRAMS))?;
     let mut buf = [0; 512];
-    // As a resolver does: the queues of a busy machine's kernel may lose one.
+    // Retransmits like a resolver: on a busy machine the kernel may drop a datagram.
     for sent in 1..=DATAGRAMS {
         socket.send(b"x")?;
         match socket.recv(&mut buf) {
@@ -129,7 +129,7 @@ fn datagram(to: SocketAddr, limit: Duration) -> std::io::Result<String> {
     Err(ErrorKind::TimedOut.into())
 }
 
-/// A socket whose port no datagram came from before: a known source goes on with its connection, and with its pod.
+/// A socket with a port not used before: a known source would continue its connection to the same pod.
 fn new_source(any: IpAddr) -> std::io::Result<UdpSocket> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     for _ in 0..100 {
@@ -142,26 +142,26 @@ fn new_source(any: IpAddr) -> std::io::Result<UdpSocket> {
     Err(std::io::Error::other("100 ports in a row are taken"))
 }
 
-/// A try with its times.
+/// An attempt with its times.
 #[derive(Debug)]
 pub struct Try {
     pub start: Instant,
     pub end: Instant,
-    pub seen: Seen,
+    pub seen: AttemptOutcome,
 }
 
-/// A client that tries again and again until it is stopped.
+/// A client that connects repeatedly until it is stopped.
 pub struct Load {
     pub what: String,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<anyhow::Result<Vec<Try>>>,
 }
 
-/// Tries that a load remembers at the most.
+/// Maximum number of attempts that a load records.
 const TRIES_MAX: usize = 200_000;
 
 impl Load {
-    /// One new connection after the other, with a short pause.
+    /// Opens one new connection after another, with a short pause.
     pub fn start(from: &Netns, udp: bool, to: &str) -> Load {
         let to: SocketAddr = to.parse().expect("an address");
         let stop = Arc::new(AtomicBool::new(false));
@@ -200,23 +200,23 @@ pub fn wait_for_pods(g: &Gateway, service: &str, pods: &[usize]) {
 }
 
 /// What the client sees at an address.
-pub fn seen(g: &Gateway, udp: bool, to: &str, limit: Duration) -> Seen {
+pub fn seen(g: &Gateway, udp: bool, to: &str, limit: Duration) -> AttemptOutcome {
     let to: SocketAddr = to.parse().expect("an address");
     g.scene.client.run(move || try_once(udp, to, limit)).unwrap()
 }
 
-/// Waits until the client is answered at an address; from then on each of ten connections is.
+/// Waits until the client gets an answer from an address, and checks that ten more connections succeed.
 pub fn answered(g: &Gateway, udp: bool, to: &str) {
-    let pod = |limit| matches!(seen(g, udp, to, limit), Seen::Pod(_));
+    let pod = |limit| matches!(seen(g, udp, to, limit), AttemptOutcome::Pod(_));
     wait_for(&format!("an answer at {to}"), IN_FORCE, || pod(Duration::from_millis(300)));
     (0..10).for_each(|i| assert!(pod(Duration::from_secs(3)), "connection {i} to {to}, which worked before"));
 }
 
-/// Waits until nobody answers the client at an address; from then on nobody does. What it sees instead.
-pub fn unanswered(g: &Gateway, udp: bool, to: &str) -> Seen {
-    let pod = |s: &Seen| matches!(s, Seen::Pod(_));
+/// Waits until the client gets no answer from an address, and checks that it stays so. Returns the outcome that the client sees.
+pub fn unanswered(g: &Gateway, udp: bool, to: &str) -> AttemptOutcome {
+    let pod = |s: &AttemptOutcome| matches!(s, AttemptOutcome::Pod(_));
     wait_for(&format!("no answer at {to}"), IN_FORCE, || !pod(&seen(g, udp, to, Duration::from_millis(200))));
-    let last: Vec<Seen> = (0..3).map(|_| seen(g, udp, to, Duration::from_millis(200))).collect();
+    let last: Vec<AttemptOutcome> = (0..3).map(|_| seen(g, udp, to, Duration::from_millis(200))).collect();
     assert!(!last.iter().any(pod), "{to} was gone and came back: {last:?}");
     last.into_iter().next_back().expect("three tries")
 }

@@ -1,4 +1,4 @@
-//! A strict reader of `deploy/`: kustomizations of the simple kind that is there, and Kubernetes objects without a field too many or too few.
+//! A strict reader of `deploy/`: the kustomize features used there, and Kubernetes objects without unknown or missing fields.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a kustomization of ours may say; anything else is an error.
+/// The supported fields of a kustomization; others are errors.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Kustomization {
@@ -20,14 +20,14 @@ struct Kustomization {
     #[serde(default)]
     resources: Vec<PathBuf>,
     #[serde(default)]
-    config_map_generator: Vec<Generator>,
+    config_map_generator: Vec<ConfigMapGenerator>,
     #[serde(default)]
     images: Vec<Image>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Generator {
+struct ConfigMapGenerator {
     name: String,
     #[serde(default)]
     behavior: Option<String>,
@@ -44,7 +44,7 @@ struct Image {
 
 /// What `kubectl apply -k` would apply.
 #[derive(Clone, Debug, Default)]
-pub struct Applied {
+pub struct BuiltObjects {
     pub namespace: String,
     /// Each with the file it is from.
     pub objects: Vec<(PathBuf, Value)>,
@@ -52,14 +52,14 @@ pub struct Applied {
     pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Reads a kustomization with what it builds on.
-pub fn read(dir: &Path) -> Result<Applied, String> {
+/// Reads a kustomization and its bases.
+pub fn read(dir: &Path) -> Result<BuiltObjects, String> {
     let file = dir.join("kustomization.yaml");
     let k: Kustomization = serde_saphyr::from_str(&text(&file)?).map_err(|e| format!("{}: {e}", file.display()))?;
     if (k.api_version.as_str(), k.kind.as_str()) != ("kustomize.config.k8s.io/v1beta1", "Kustomization") {
         return Err(format!("{}: {} {} is no Kustomization", file.display(), k.api_version, k.kind));
     }
-    let mut all = Applied { namespace: k.namespace, ..Applied::default() };
+    let mut all = BuiltObjects { namespace: k.namespace, ..BuiltObjects::default() };
     for resource in &k.resources {
         let path = dir.join(resource);
         if path.is_dir() {
@@ -104,8 +104,8 @@ pub fn documents(text: &str) -> Result<Vec<Value>, String> {
     read.filter(|r| !matches!(r, Ok(Value::Null))).collect()
 }
 
-/// Whether an object is what Kubernetes' schema says: every field known and of its type, every required one there, words of lists that
-/// the schema leaves open but the server does not.
+/// Checks an object against Kubernetes' schema: all fields known and of the right type, all required fields present, and enumerated
+/// values valid that the server checks but the schema does not.
 pub fn check(object: &Value) -> Result<(), String> {
     match (object["apiVersion"].as_str(), object["kind"].as_str()) {
         (Some("v1"), Some("ServiceAccount")) => round_trip::<ServiceAccount>(object),
@@ -117,7 +117,7 @@ pub fn check(object: &Value) -> Result<(), String> {
     words("", object)
 }
 
-/// Reads the object into its type and writes it again. What was not read is missing then; a required field that was not there is.
+/// Deserialises the object into its type and serialises it again. Unknown fields are then missing, and missing required fields present.
 fn round_trip<T: DeserializeOwned + Serialize>(object: &Value) -> Result<(), String> {
     let typed: T = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
     let written = serde_json::to_value(&typed).map_err(|e| e.to_string())?;

@@ -3,7 +3,7 @@
 use nomagic_testbed::peers::{PodOptions, PodThread, start_pod};
 use nomagic_testbed::rig::{Netns, Scene, cable};
 
-/// A pod on the gateway node: a veth, the host's end of which is routed to.
+/// A pod on the gateway node, behind a veth.
 pub struct LocalPod {
     pub ns: Netns,
     pub v4: String,
@@ -13,7 +13,7 @@ pub struct LocalPod {
 }
 
 impl LocalPod {
-    /// `number`: 1 to 250. The host's end is called `cali<number>`, as `prefix` says.
+    /// `number` is 1 to 250. The host's end of the veth is called `<prefix><number>`.
     pub fn new(scene: &Scene, prefix: &str, number: u8) -> LocalPod {
         let ns = Netns::new(&format!("lp{number}")).unwrap();
         let host_side = format!("{prefix}{number}");
@@ -35,7 +35,7 @@ impl LocalPod {
         let host = |words: String| scene.gw.ip(&words).unwrap();
         host(format!("route add {v4} dev {host_side}"));
         host(format!("-6 route add {v6} dev {host_side}"));
-        // The host answers for the pods' gateway.
+        // The host answers ARP and ND for the pods' gateway.
         let mac: Vec<String> = scene.gw.link_mac(host_side).unwrap().iter().map(|b| format!("{b:02x}")).collect();
         for gateway in ["169.254.1.1", "fd00:31::ffff"] {
             pod(format!("neigh replace {gateway} lladdr {} dev eth0 nud permanent", mac.join(":")));

@@ -1,4 +1,4 @@
-//! A strict little reader of Prometheus' text format, written from its description alone: it knows nothing of how nomagic writes it.
+//! A strict parser of Prometheus' text format, written from its specification and independent of nomagic's writer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,8 +56,8 @@ fn labels(mut text: &str) -> (BTreeMap<String, String>, &str) {
     }
 }
 
-/// Reads a page, and checks what every page must keep: each metric announced once, with help and type, its samples together, no sample
-/// twice; counters called `_total` and not negative; histograms' buckets ascending and closed.
+/// Parses a page and checks its invariants: each metric has one header with help and type and its samples together, no duplicate sample;
+/// counters end with `_total` and are not negative; histogram buckets are cumulative and end with +Inf.
 pub fn parse(text: &str) -> Page {
     assert!(text.ends_with('\n'), "the last line is ended");
     let (mut page, mut current, mut helped) = (Page::default(), String::new(), BTreeSet::new());

@@ -1,4 +1,4 @@
-//! Cases from data, through manifests, index and compiler as `nomagic run` has them.
+//! Replays case files through manifests, index and compiler, like `nomagic run`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use nomagic_table::compile::serving::Serving;
 use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
 use nomagic_table::explain::{Explainer, parse_flow};
 use nomagic_table::index::Index;
-use nomagic_table::objects::Key;
+use nomagic_table::objects::NamespacedName;
 use nomagic_table::objects::addr::socket;
 use nomagic_table::settings::Settings;
 use serde_json::{Value, json};
@@ -35,13 +35,13 @@ pub fn strings(value: &Value) -> BTreeSet<String> {
     list(value).iter().map(|v| v.as_str().unwrap().to_string()).collect()
 }
 
-/// The defaults with a case's fields on top, read by the real configuration reader.
+/// The default configuration overridden by a case's fields, parsed by the real configuration parser.
 pub fn settings(defaults: &Value, case: &Value) -> Settings {
     let mut config = defaults.clone();
     if let (Some(all), Some(own)) = (config.as_object_mut(), case["config"].as_object()) {
         all.extend(own.clone());
     }
-    // The cases name how pods are detected, for information.
+    // The cases' pod detection mode is informational.
     config.as_object_mut().unwrap().remove("detectLocalMode");
     let config = Config::parse(&config.to_string(), Path::new("case")).unwrap_or_else(|e| panic!("{}: {e}", case["id"]));
     config.settings(&[])
@@ -57,8 +57,8 @@ pub fn index(objects: &Value) -> Index {
     Index::of(loaded.objects)
 }
 
-/// The serving endpoints of these objects, after those of `before`. `known`: all Services so far, as some may be gone.
-pub fn serving(index: &Index, before: &Serving, known: &mut BTreeSet<Key>) -> Serving {
+/// The serving endpoints of these objects, after those of `before`. `known` are all Services so far, including deleted ones.
+pub fn serving(index: &Index, before: &Serving, known: &mut BTreeSet<NamespacedName>) -> Serving {
     known.extend(index.services().map(|service| service.key.clone()));
     let mut serving = before.clone();
     serving.follow(index, known);
@@ -66,17 +66,17 @@ pub fn serving(index: &Index, before: &Serving, known: &mut BTreeSet<Key>) -> Se
 }
 
 /// A step's objects, compiled.
-pub struct Table {
+pub struct CaseTable {
     pub index: Index,
     pub settings: Settings,
     pub compiled: Compiled,
 }
 
-impl Table {
-    pub fn new(objects: &Value, settings: Settings) -> Table {
+impl CaseTable {
+    pub fn new(objects: &Value, settings: Settings) -> CaseTable {
         let index = index(objects);
         let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
-        Table { index, settings, compiled }
+        CaseTable { index, settings, compiled }
     }
 
     /// `explain`'s JSON for the flow from one source port.

@@ -1,65 +1,74 @@
-//! A watch of the fake API server, driven by hand.
+//! A watch of the fake API server, driven step by step.
 
 use std::time::{Duration, Instant};
 
 use nomagic::config::Kubernetes;
-use nomagic::watch::{self, Feed, Patience, Target};
+use nomagic::watch::{self, Feed, WatchTarget, WatchTimeouts};
 use nomagic_api::{ApiWatch, KindWatch};
 use nomagic_fake_apiserver::FakeApiServer;
 use nomagic_table::index::Index;
-use nomagic_table::objects::Key;
+use nomagic_table::objects::NamespacedName;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// How long anything that is expected may take.
+/// Time limit for expected changes.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// A feed and the index that it fills.
-pub struct Watched {
+/// A feed and its index.
+pub struct TestWatch {
     pub feed: Feed,
     pub index: Index,
     runtime: Runtime,
 }
 
-/// A server without TLS whose bookmarks come often.
+/// A server without TLS and with frequent bookmarks.
 pub fn server() -> FakeApiServer {
     let server = FakeApiServer::start("127.0.0.1:0".parse().unwrap(), None).unwrap();
     server.set_bookmark_interval(Duration::from_millis(100));
     server
 }
 
-/// Where a server is, as configured.
+/// The configuration for a server's URL.
 pub fn by_url(server: &FakeApiServer) -> Kubernetes {
     Kubernetes::Url { url: server.url().parse().unwrap(), ca_file: None, token_file: None }
 }
 
-/// What to watch, with little patience.
-pub fn target(server: Kubernetes) -> Target {
-    let patience = Patience {
+/// What to watch, with short timeouts.
+pub fn target(server: Kubernetes) -> WatchTarget {
+    let timeouts = WatchTimeouts {
         answer: Duration::from_millis(1_500),
         silence: Duration::from_millis(800),
         list: Duration::from_secs(10),
         pause_min: Duration::from_millis(20),
         pause_max: Duration::from_millis(200),
     };
-    Target { patience, page: 3, ..Target::new(server, "gw".into()) }
+    WatchTarget { timeouts, page: 3, ..WatchTarget::new(server, "gw".into()) }
 }
 
-impl Watched {
-    pub fn start(target: Target) -> Watched {
+impl TestWatch {
+    pub fn start(target: WatchTarget) -> TestWatch {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Watched { feed: watch::start(target).unwrap(), index: Index::default(), runtime }
+        TestWatch { feed: watch::start(target).unwrap(), index: Index::default(), runtime }
     }
 
-    /// Watches a server, until everything was listed once.
-    pub fn listed(server: &FakeApiServer) -> Watched {
-        let mut watched = Watched::start(target(by_url(server)));
+    /// Watches a server and waits for the first lists.
+    pub fn listed(server: &FakeApiServer) -> TestWatch {
+        TestWatch::completed(target(by_url(server)))
+    }
+
+    /// Like `listed`, and reads the cluster's UID.
+    pub fn identified(server: &FakeApiServer) -> TestWatch {
+        TestWatch::completed(WatchTarget { read_cluster_uid: true, ..target(by_url(server)) })
+    }
+
+    fn completed(target: WatchTarget) -> TestWatch {
+        let mut watched = TestWatch::start(target);
         watched.until("the first lists", |w| w.feed.complete());
         watched
     }
 
-    /// Applies what is told until something holds.
-    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&Watched) -> bool) {
+    /// Applies messages until a condition holds.
+    pub fn until(&mut self, what: &str, mut holds: impl FnMut(&TestWatch) -> bool) {
         let end = Instant::now() + SOON;
         while !holds(self) {
             assert!(Instant::now() < end, "waited {SOON:?} for {what}: {:#?}", self.status());
@@ -67,7 +76,7 @@ impl Watched {
         }
     }
 
-    /// Applies what is told for some time.
+    /// Applies messages for some time.
     pub fn for_a_while(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -87,25 +96,25 @@ impl Watched {
         self.feed.status(&self.index)
     }
 
-    /// How the watch of one kind fares.
+    /// The status of the watch of one kind.
     pub fn of(&self, kind: &str) -> KindWatch {
         let status = self.status();
         status.kinds.iter().find(|k| k.kind == kind).unwrap_or_else(|| panic!("no {kind} in {status:?}")).clone()
     }
 
-    /// Why a kind is away.
+    /// The latest error of a kind.
     pub fn error(&self, kind: &str) -> String {
         self.of(kind).error.unwrap_or_default()
     }
 
-    /// The names of the Services that are known.
+    /// The names of the known Services.
     pub fn services(&self) -> Vec<String> {
         self.index.services().map(|s| s.key.name.clone()).collect()
     }
 
     /// The number of endpoints of a Service.
     pub fn endpoints(&self, service: &str) -> usize {
-        let key = Key { namespace: "default".into(), name: service.into() };
+        let key = NamespacedName { namespace: "default".into(), name: service.into() };
         self.index.slices_of(&key).map(|s| s.endpoints.len()).sum()
     }
 }

@@ -1,13 +1,13 @@
-//! Packets as frames through the core's `process`. What happens to a flow's first one must be what `explain` said.
+//! Sends packets as frames through the core's `process`. The verdict for a flow's first packet must agree with `explain`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use arrayvec::ArrayVec;
 use etherparse::{IpNumber, NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::counters::Counters;
-use nomagic_core::filter::ReplyFilter;
+use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter, ReplyKey};
 use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::{Context, WorkerState, process};
 use nomagic_core::reason::Reason;
@@ -17,8 +17,10 @@ use nomagic_core::tuple::{Proto, Tuple};
 use serde_json::Value;
 
 const START: usize = 256;
+const INTERNAL: PortId = PortId(2);
+const KERNEL_MAC: [u8; 6] = [8; 6];
 
-/// Everything is reachable through port 1, by a gateway of each family.
+/// Routes everything through port 1 and one gateway per family.
 fn routes() -> Routes {
     let port = |i| Port { mac: [2, 0, 0, 0, 0, i], mtu: 1500, up: true };
     let gateways: [IpAddr; 2] = ["198.18.0.1".parse().unwrap(), "fe80::1".parse().unwrap()];
@@ -28,11 +30,11 @@ fn routes() -> Routes {
         Route { prefix, metric: 0, kind: RouteKind::Unicast(vec![leg]) }
     };
     let neighbours = gateways.map(|addr| Neighbour { port: PortId(1), addr, mac: [2; 6] });
-    let internal = Some(InternalPort { port: PortId(2), kernel_mac: [9; 6] });
+    let internal = Some(InternalPort { port: INTERNAL, kernel_mac: KERNEL_MAC });
     Routes::build(1, (0..3).map(port).collect(), internal, all.into_iter().zip(&gateways).map(route).collect(), &neighbours).0
 }
 
-/// TCP's flags of a first packet, and of one in the middle.
+/// TCP flags of a connection's first packet, and of a later one.
 pub const SYN: u8 = 2;
 pub const ACK: u8 = 16;
 
@@ -61,7 +63,7 @@ fn frame_of(t: &Tuple, tcp_flags: u8) -> Vec<u8> {
     out
 }
 
-/// `(source, destination)` that etherparse reads in a frame.
+/// `(source, destination)` of a frame, parsed by etherparse.
 fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
     let headers = PacketHeaders::from_ethernet_slice(frame).unwrap();
     let (src, dst): (IpAddr, IpAddr) = match headers.net.unwrap() {
@@ -82,18 +84,24 @@ fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
     ((src, sport).into(), (dst, dport).into())
 }
 
-/// What became of a packet.
+/// The outcome of a packet.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Went {
-    /// It went on, from and to here.
-    On(SocketAddr, SocketAddr),
+pub enum PacketOutcome {
+    /// Forwarded, with this source and destination.
+    Forwarded(SocketAddr, SocketAddr),
     Kernel(Reason),
-    /// Dropped, and its sender was told.
+    /// Rejected with a reply to the sender.
     Rejected(Reason),
     Dropped(Reason),
 }
 
-/// A worker at a connection table.
+/// A reply filter of this many buckets, leaked because the reconciler thread needs 'static.
+pub fn reply_filter(buckets: usize) -> ReplyFilter<'static> {
+    let [words, owners] = [0, 1].map(|_| (0..buckets * BUCKET_SLOTS).map(|_| AtomicU32::new(0)).collect::<Vec<_>>().leak());
+    ReplyFilter::new(words, owners, ReplyKey([7, 8])).expect("a power of two")
+}
+
+/// A worker with a connection table.
 pub struct Wire<'t> {
     pub table: Conntrack<'t>,
     pub filter: Option<ReplyFilter<'t>>,
@@ -108,12 +116,19 @@ impl<'t> Wire<'t> {
         Wire { table, filter, counters: Counters::new(1), now_ms: 1, routes: routes(), worker: WorkerState::new(number) }
     }
 
-    /// One packet through the packet path.
-    pub fn send(&mut self, services: &Services, tuple: &Tuple, tcp_flags: u8) -> Went {
-        let sent = frame_of(tuple, tcp_flags);
+    /// Sends one packet through the packet path.
+    pub fn send(&mut self, services: &Services, tuple: &Tuple, tcp_flags: u8) -> PacketOutcome {
+        let mut sent = frame_of(tuple, tcp_flags);
+        // The node's own packets arrive at the internal port, addressed to the kernel's end. From other ports its addresses are refused.
+        let src = tuple.src_addr();
+        let from_node = services.node_ips.contains(&src) || services.snat.is_own(src);
+        let port = if from_node { INTERNAL } else { PortId(0) };
+        if from_node {
+            sent[..6].copy_from_slice(&KERNEL_MAC);
+        }
         let (mut buffer, mut spare) = (vec![0u8; 2048], vec![0u8; 2048]);
         buffer[START..START + sent.len()].copy_from_slice(&sent);
-        let mut frames = [Frame::new(&mut buffer, START, sent.len(), PortId(0), 0)];
+        let mut frames = [Frame::new(&mut buffer, START, sent.len(), port, 0)];
         let (mut verdicts, mut out) = (ArrayVec::new(), Outputs::default());
         out.spare.push(Frame::new(&mut spare, 0, 0, PortId(0), 0));
         let Wire { table, filter, counters, now_ms, routes, worker } = self;
@@ -122,17 +137,17 @@ impl<'t> Wire<'t> {
         match verdicts[0] {
             Verdict::Forward(..) => {
                 let (src, dst) = ends(frames[0].head());
-                Went::On(src, dst)
+                PacketOutcome::Forwarded(src, dst)
             }
-            Verdict::Kernel(reason) => Went::Kernel(reason),
-            Verdict::Drop(reason) if out.made.is_empty() => Went::Dropped(reason),
-            Verdict::Drop(reason) => Went::Rejected(reason),
+            Verdict::Kernel(reason) => PacketOutcome::Kernel(reason),
+            Verdict::Drop(reason) if out.made.is_empty() => PacketOutcome::Dropped(reason),
+            Verdict::Drop(reason) => PacketOutcome::Rejected(reason),
             Verdict::Hold(wanted) => panic!("all neighbours are known: {wanted:?}"),
         }
     }
 }
 
-/// What differs between the answer and what becomes of the frame. `None`: they agree, or such a packet never comes by wire.
+/// The difference between `explain`'s answer and the frame's outcome. `None`: they agree, or such a packet cannot arrive.
 pub fn disagreement(services: &Services, tuple: &Tuple, answer: &Value) -> Option<String> {
     if tuple.src_addr().is_loopback() || tuple.dst_addr().is_loopback() {
         return None;
@@ -141,7 +156,7 @@ pub fn disagreement(services: &Services, tuple: &Tuple, answer: &Value) -> Optio
     let went = Wire::new(0, Conntrack::format(&words, 4, 1, [0, 0]).unwrap(), None).send(services, tuple, SYN);
     let said = answer["verdict"].as_str().unwrap_or_default();
     let agrees = match went {
-        Went::On(src, dst) => {
+        PacketOutcome::Forwarded(src, dst) => {
             let client = SocketAddr::new(tuple.src_addr(), tuple.sport);
             let source_agrees = match answer["snat"].as_str() {
                 Some(own) => src.ip().to_string() == own,
@@ -149,9 +164,9 @@ pub fn disagreement(services: &Services, tuple: &Tuple, answer: &Value) -> Optio
             };
             said == "forward" && answer["chosen"] == dst.to_string() && source_agrees
         }
-        Went::Kernel(_) => matches!(said, "pass" | "local"),
-        Went::Rejected(reason) => said == "reject" && answer["reason"] == reason.label(),
-        Went::Dropped(reason) => said == "drop" && answer["reason"] == reason.label(),
+        PacketOutcome::Kernel(_) => matches!(said, "pass" | "local"),
+        PacketOutcome::Rejected(reason) => said == "reject" && answer["reason"] == reason.label(),
+        PacketOutcome::Dropped(reason) => said == "drop" && answer["reason"] == reason.label(),
     };
     (!agrees).then(|| format!("{tuple}: explain says {answer}, the frame met {went:?}"))
 }
