@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use nomagic_bench::compare::cli::CompareArgs;
 use nomagic_bench::compare::no_work::NoWorkArgs;
+use nomagic_bench::floods::cli::FloodsArgs;
 use nomagic_bench::ndr::NdrArgs;
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::report::ReportArgs;
@@ -25,6 +26,8 @@ enum Command {
     Ndr(Box<NdrArgs>),
     /// Compare nomagic with its peers: rates, latency, CPU time, churn, floods
     Compare(CompareArgs),
+    /// Flood a Service with forged frames, and measure which share of honest clients is served
+    Floods(FloodsArgs),
     /// Run nomagic's AF_XDP code with an empty packet path, a peer of the comparison
     NoWork(NoWorkArgs),
     /// Show the results of a comparison as a page, text or JSON, or compare two runs
@@ -46,6 +49,7 @@ fn run(command: Command) -> Result<()> {
         Command::Pktgen(args) => args.run(),
         Command::Ndr(args) => args.run(),
         Command::Compare(args) => args.run(),
+        Command::Floods(args) => args.run(),
         Command::NoWork(args) => args.run(),
         Command::Report(args) => args.run(),
     }

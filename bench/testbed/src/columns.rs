@@ -3,7 +3,7 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
-/// Rows as lines, with columns two blanks apart. The numbers of the columns in `right` are aligned to the right.
+/// Formats rows as lines, with two blanks between columns. The columns with the indices in `right` are right-aligned.
 pub fn columns(rows: impl IntoIterator<Item = Vec<String>>, right: &[usize]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_stand_at_the_left_and_numbers_at_the_right() {
+    fn names_are_left_aligned_and_numbers_right_aligned() {
         let row = |name: &str, n: &str, unit: &str| vec![name.to_owned(), n.to_owned(), unit.to_owned()];
         let text = columns([row("sent", "12345", "frames"), row("  größer", "7", ""), row("", "", "")], &[1]);
         assert_eq!(text, "sent      12345  frames\n  größer      7\n\n");

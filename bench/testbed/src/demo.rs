@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::columns;
-use crate::gateway::{Accounts, ECHO_V4, ECHO_V6, Gateway, NGINX_V4, NGINX_V6, Reading, write_files};
+use crate::gateway::{Accounts, ECHO_V4, ECHO_V6, GatewayProcess, NGINX_V4, NGINX_V6, Reading, write_files};
 use crate::peers::{ClientOptions, LoadReport, http_load, udp_load};
 use crate::rig::{CLIENT_V4, Guard, PODS, Process, Scene, Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 
@@ -43,7 +43,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     let _pods = start_pods(&scene)?;
     let (config, state_dir) = write_files(&dir)?;
     steps.say(&format!("starting nomagic in the gateway with ordinary Kubernetes YAML ({})", dir.display()));
-    let gateway = Gateway::start(&scene.gw, &options.nomagic, &config, &state_dir)?;
+    let gateway = GatewayProcess::start(&scene.gw, &options.nomagic, &config, &state_dir)?;
     let outcome = traffic(&scene, &gateway, options, &steps);
     if outcome.is_err() {
         // Its log most likely has the reason.
@@ -86,7 +86,7 @@ fn start_pods(scene: &Scene) -> Result<Vec<Process>> {
 }
 
 /// Sends all traffic and checks it. Returns the closing line.
-fn traffic(scene: &Scene, gateway: &Gateway, options: &DemoOptions, steps: &Steps) -> Result<String> {
+fn traffic(scene: &Scene, gateway: &GatewayProcess, options: &DemoOptions, steps: &Steps) -> Result<String> {
     let before = Reading::take(scene, gateway)?;
     let http = |to: IpAddr, n: u32| scene.client.block_on(|| http_load(SocketAddr::new(to, 80), n, ClientOptions::default()));
     let udp = |to: IpAddr| scene.client.block_on(|| udp_load(SocketAddr::new(to, 53), DATAGRAMS, ClientOptions::default()));

@@ -1,4 +1,4 @@
-//! A running nomagic in the scene's gateway: its files, its process, its account of the frames.
+//! A running nomagic in the scene's gateway: its files, its process, its frame accounts.
 
 mod accounts;
 mod files;
@@ -7,6 +7,7 @@ pub use accounts::{Accounts, Reading};
 pub use files::{ECHO_V4, ECHO_V6, NGINX_V4, NGINX_V6, scene_config, scene_manifests, write_files};
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +21,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// `nomagic run` in a namespace. Its pins are removed when this value is dropped.
 #[derive(Debug)]
-pub struct Gateway {
+pub struct GatewayProcess {
     process: Process,
     program: PathBuf,
     config: PathBuf,
@@ -28,22 +29,25 @@ pub struct Gateway {
     _cleanup: Guard,
 }
 
-impl Gateway {
+impl GatewayProcess {
     /// Starts `program run --config <config>` and waits until it is ready. `state_dir` must be that of the configuration.
-    pub fn start(netns: &Netns, program: &Path, config: &Path, state_dir: &Path) -> Result<Gateway> {
+    pub fn start(netns: &Netns, program: &Path, config: &Path, state_dir: &Path) -> Result<GatewayProcess> {
         let net = format!("--net={}", netns.path().display());
         let words = ["nsenter", &net, path(program)?, "cleanup", "--state-dir", path(state_dir)?];
         let cleanup = undo_later(Undo::Command(words.map(str::to_owned).to_vec()));
         let mut process = netns.spawn(path(program)?, &["run", "--config", path(config)?])?;
         process.wait_for_line("nomagic is ready", READY_LIMIT)?;
         let own = |p: &Path| p.to_path_buf();
-        Ok(Gateway { process, program: own(program), config: own(config), state_dir: own(state_dir), _cleanup: cleanup })
+        Ok(GatewayProcess { process, program: own(program), config: own(config), state_dir: own(state_dir), _cleanup: cleanup })
     }
 
-    /// `nomagic status --format json`.
+    /// `nomagic status --format json`, also of a gateway that is not ready (exit code 3).
     pub fn status(&self) -> Result<Status> {
-        let text = run(path(&self.program)?, &["status", "--state-dir", path(&self.state_dir)?, "--format", "json"])?;
-        serde_json::from_str(&text).context("`nomagic status --format json` did not write a status of this version")
+        let args = ["status", "--state-dir", path(&self.state_dir)?, "--format", "json"];
+        let out = Command::new(&self.program).args(args).output().context("cannot run `nomagic status`")?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        serde_json::from_slice(&out.stdout)
+            .with_context(|| format!("`nomagic status --format json` did not write a status of this version: {}", said.trim()))
     }
 
     /// `nomagic explain` of one flow, in words.

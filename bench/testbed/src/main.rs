@@ -51,14 +51,14 @@ enum Command {
         /// Address and port, `[v6]:port` for IPv6
         to: SocketAddr,
         #[command(flatten)]
-        load: Load,
+        load: LoadArgs,
     },
     /// Send datagrams to a UDP echo and count the answers by pod
     UdpEcho {
         /// Address and port, `[v6]:port` for IPv6
         to: SocketAddr,
         #[command(flatten)]
-        load: Load,
+        load: LoadArgs,
     },
     /// Upload and download a body and compare it byte for byte
     Body {
@@ -74,7 +74,7 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-struct Load {
+struct LoadArgs {
     /// Number of requests, each over a new socket
     #[arg(long, short = 'n', default_value_t = 1)]
     count: u32,
@@ -86,7 +86,7 @@ struct Load {
     limit_ms: u64,
 }
 
-impl Load {
+impl LoadArgs {
     fn options(&self) -> ClientOptions {
         ClientOptions { concurrency: self.concurrency, limit: Duration::from_millis(self.limit_ms) }
     }

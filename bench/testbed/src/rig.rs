@@ -9,6 +9,7 @@ mod link;
 mod netns;
 mod process;
 mod scene;
+mod setting;
 mod sys;
 
 pub use cleanup::{Guard, TABLE_SUFFIX, TABLES, Undo, clean_on_signals, remove_leftovers, undo_later};
@@ -16,6 +17,7 @@ pub use link::{LinkCounters, cable};
 pub use netns::Netns;
 pub use process::Process;
 pub use scene::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, POD_GATEWAY_V4, POD_GATEWAY_V6, PODS, PodAddr, Scene};
+pub use setting::Setting;
 pub use sys::enter_netns;
 
 use std::process::Command;

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use nomagic_core::conntrack::Conntrack;
+use nomagic_core::conntrack::{Conntrack, Direction, Phase};
 use nomagic_core::services::{Action, Pool};
+use nomagic_core::tuple::Proto;
 
-use super::rig::{FRAMES, Filled, Kind, Rig, backends, run};
+use super::rig::{FRAMES, Filled, PacketKind, Rig, backends, run};
 use super::rows::Row;
 
 const PORT_FIRST: u16 = 61_000;
-/// Ports towards the endpoint: those of the default range.
+/// Ports towards the endpoint: the upper end of the range, to fill it in a short time.
 const PORTS: u32 = 65_536 - PORT_FIRST as u32;
 /// Connections that find the ports so full: few against the last hundredth of them.
 const NEWCOMERS: usize = 16;
@@ -25,7 +26,7 @@ pub struct Crowded {
 
 impl Crowded {
     pub fn new(percent: u32) -> Crowded {
-        let mut filled = Filled::empty(Kind::Snat, 1 << 13);
+        let mut filled = Filled::empty(PacketKind::Snat, 1 << 13);
         filled.services.snat.port_first = PORT_FIRST;
         let pool = Arc::new(Pool::new(backends(false, 1), &filled.services.seed).expect("a backend"));
         let all: Vec<_> = filled.services.frontends().map(|(addr, port, proto, f)| (addr, port, proto, f.clone())).collect();
@@ -43,14 +44,13 @@ impl Row for Crowded {
         let (mut next, mut ns, taken) = (0, 0, PORTS * self.percent / 100);
         for _ in 0..FILLS {
             Conntrack::format(f.words, f.table.capacity(), 5, [0, 0]).expect("room for the table");
-            let (mut left, mut forwarded) = (taken as usize, 0);
-            while left > 0 {
+            f.filter.clear();
+            // Several passes: a newcomer may get the port of an unconfirmed connection instead of a free one.
+            while let Some(left @ 1..) = taken.checked_sub(f.table.snat_ports().in_use() as u32) {
                 write_headers(f, rig, &mut next);
-                let frames = left.min(FRAMES);
-                rig.time_batches(frames, |parts, batch| forwarded += run(f, parts, batch));
-                left -= frames;
+                rig.time_batches(FRAMES.min(left as usize), |parts, batch| assert!(run(f, parts, batch) > 0, "no port for anybody"));
+                confirm_all(f);
             }
-            assert_eq!(forwarded, taken as usize);
             write_headers(f, rig, &mut next);
             if self.percent == 100 {
                 rig.time_batches(1, |parts, batch| assert_eq!(run(f, parts, batch), 0));
@@ -61,6 +61,13 @@ impl Row for Crowded {
         }
         ns as f64 / f64::from(FILLS * NEWCOMERS as u32)
     }
+}
+
+/// Marks all flows as confirmed: nobody may have their ports.
+fn confirm_all(f: &Filled) {
+    let steps = [Direction::Reply, Direction::Original];
+    let confirmed = steps.into_iter().fold(Phase::first(Proto::Udp, 0), |phase, direction| phase.after(direction, 0, true));
+    f.table.for_each(|hit, _| f.table.touch(hit, confirmed, hit.seen_ms));
 }
 
 fn write_headers(f: &Filled, rig: &mut Rig, next: &mut u32) {

@@ -20,7 +20,7 @@ use std::time::Instant;
 use crowded::Crowded;
 use leaves::{Build, Evenness, Parse, Pick, Predict, Rewrite, SLOTS};
 use report::{Line, Machine, Wanted, heading, median};
-use rig::{Filled, Kind, Rig};
+use rig::{Filled, PacketKind, Rig};
 use rows::{Draw, Find, Known, Lookup, Opening, OpeningAtHome, Row, Turnover, small_floor};
 use scaling::Scaling;
 
@@ -131,7 +131,7 @@ fn known_flows(run: &mut Run, rig: &mut Rig) {
             continue;
         }
         run.progress(&format!("opening {label} connections"));
-        let filled = Rc::new(Filled::new(Kind::Dnat, flows, rig));
+        let filled = Rc::new(Filled::new(PacketKind::Dnat, flows, rig));
         let zipf = Draw::zipf(flows, &mut rig.random);
         let known = |draw: &Draw| -> Box<dyn Row> { Box::new(Known { filled: filled.clone(), draw: draw.clone(), reply: false }) };
         let find = |draw: &Draw, miss| -> Box<dyn Row> {
@@ -145,7 +145,7 @@ fn known_flows(run: &mut Run, rig: &mut Rig) {
             (find(&zipf, false), None),
             (find(&Draw::Uniform, true), None),
         ];
-        run.flows = Some(flows as u64);
+        run.flows = Some(u64::from(flows));
         run.group(&group, rig, names.iter().zip(rows).map(|(name, (row, wanted))| ((*name).into(), row, wanted)).collect());
         run.flows = None;
     }
@@ -155,22 +155,22 @@ fn known_flows(run: &mut Run, rig: &mut Rig) {
             Box::new(Known { filled: Rc::new(Filled::new(kind, 1 << 16, rig)), draw: Draw::Uniform, reply })
         };
         let rows = vec![
-            ("pipeline, SNAT".into(), row(Kind::Snat, false), None),
-            ("pipeline, reply".into(), row(Kind::Dnat, true), None),
-            ("pipeline, IPv6".into(), row(Kind::DnatV6, false), None),
+            ("pipeline, SNAT".into(), row(PacketKind::Snat, false), None),
+            ("pipeline, reply".into(), row(PacketKind::Dnat, true), None),
+            ("pipeline, IPv6".into(), row(PacketKind::DnatV6, false), None),
         ];
         run.group(group, rig, rows);
     }
 }
 
 fn new_flows(run: &mut Run, rig: &mut Rig) {
-    let turnover = |expire| -> Box<dyn Row> { Box::new(Turnover { filled: Filled::empty(Kind::Dnat, 1 << 16), expire }) };
-    let reject = Known { filled: Rc::new(Filled::empty(Kind::Reject, 1_000)), draw: Draw::Uniform, reply: false };
+    let turnover = |expire| -> Box<dyn Row> { Box::new(Turnover { filled: Filled::empty(PacketKind::Dnat, 1 << 16), expire }) };
+    let reject = Known { filled: Rc::new(Filled::empty(PacketKind::Reject, 1_000)), draw: Draw::Uniform, reply: false };
     let rows: Vec<Entry> = vec![
-        ("pipeline, new flow, DNAT".into(), Box::new(Opening::new(Kind::Dnat)), Some(Wanted::Most(300.0))),
-        ("pipeline, new flow, SNAT".into(), Box::new(Opening::new(Kind::Snat)), Some(Wanted::Most(300.0))),
-        ("pipeline, new flow, SNAT, RSS".into(), Box::new(OpeningAtHome(Opening::new(Kind::Snat))), None),
-        ("pipeline, new flow, IPv6".into(), Box::new(Opening::new(Kind::DnatV6)), None),
+        ("pipeline, new flow, DNAT".into(), Box::new(Opening::new(PacketKind::Dnat)), Some(Wanted::Most(300.0))),
+        ("pipeline, new flow, SNAT".into(), Box::new(Opening::new(PacketKind::Snat)), Some(Wanted::Most(300.0))),
+        ("pipeline, new flow, SNAT, RSS".into(), Box::new(OpeningAtHome(Opening::new(PacketKind::Snat))), None),
+        ("pipeline, new flow, IPv6".into(), Box::new(Opening::new(PacketKind::DnatV6)), None),
         ("pipeline, reject".into(), Box::new(reject), None),
         ("table, insert".into(), turnover(false), None),
         ("table, expire".into(), turnover(true), None),
@@ -188,7 +188,7 @@ fn alternatives(run: &mut Run, rig: &mut Rig) {
             continue;
         }
         run.progress(&format!("filling other tables with {label} connections"));
-        let filled = Rc::new(Filled::new(Kind::Dnat, flows, rig));
+        let filled = Rc::new(Filled::new(PacketKind::Dnat, flows, rig));
         let row = |table| -> Box<dyn Row> { Box::new(Find { filled: filled.clone(), draw: Draw::Uniform, miss: false, table }) };
         let rows = vec![
             ("nomagic".into(), row(Lookup::Ours), None),
@@ -201,13 +201,13 @@ fn alternatives(run: &mut Run, rig: &mut Rig) {
 
 fn leaves(run: &mut Run, rig: &mut Rig) {
     let filled = |kind| Filled::empty(kind, 1_000);
-    let known = [Kind::Dnat, Kind::DnatV6].map(|kind| Filled::new(kind, 1_000, rig));
+    let known = [PacketKind::Dnat, PacketKind::DnatV6].map(|kind| Filled::new(kind, 1_000, rig));
     let [known_v4, known_v6] = known;
     let rows: Vec<Entry> = vec![
-        ("parse, IPv4".into(), Box::new(Parse { filled: filled(Kind::Dnat), etherparse: false }), None),
-        ("parse, IPv4, by etherparse".into(), Box::new(Parse { filled: filled(Kind::Dnat), etherparse: true }), None),
-        ("parse, IPv6".into(), Box::new(Parse { filled: filled(Kind::DnatV6), etherparse: false }), None),
-        ("parse, IPv6, by etherparse".into(), Box::new(Parse { filled: filled(Kind::DnatV6), etherparse: true }), None),
+        ("parse, IPv4".into(), Box::new(Parse { filled: filled(PacketKind::Dnat), etherparse: false }), None),
+        ("parse, IPv4, by etherparse".into(), Box::new(Parse { filled: filled(PacketKind::Dnat), etherparse: true }), None),
+        ("parse, IPv6".into(), Box::new(Parse { filled: filled(PacketKind::DnatV6), etherparse: false }), None),
+        ("parse, IPv6, by etherparse".into(), Box::new(Parse { filled: filled(PacketKind::DnatV6), etherparse: true }), None),
         ("rewrite, IPv4".into(), Box::new(Rewrite { filled: known_v4 }), None),
         ("rewrite, IPv6".into(), Box::new(Rewrite { filled: known_v6 }), None),
         ("Maglev, pick".into(), Box::new(Pick::new()), None),
@@ -227,7 +227,7 @@ fn leaves(run: &mut Run, rig: &mut Rig) {
     run.add(Line::new("fullest backend over the average", "ratio", e.max_over_average, None, Some(Wanted::Most(1.002))));
     run.add(Line::new("other slots that move when one goes", "ratio", e.moved, None, Some(Wanted::Most(0.008))));
     run.add(Line::new("weights 1 to 4: furthest share from its own", "ratio", e.weighted, None, Some(Wanted::Most(0.01))));
-    let floor = small_floor(rig, filled(Kind::Dnat).words, filled(Kind::Dnat).template());
+    let floor = small_floor(rig, filled(PacketKind::Dnat).words, filled(PacketKind::Dnat).template());
     run.add(Line::new("the floor itself, 128 kB", "ns", floor, None, None));
 }
 
@@ -237,7 +237,7 @@ fn workers(run: &mut Run, rig: &mut Rig) {
         return;
     }
     run.progress(group);
-    let filled = Filled::new(Kind::Dnat, 1 << 16, rig);
+    let filled = Filled::new(PacketKind::Dnat, 1 << 16, rig);
     let scaling = Scaling::measure(&filled, run.rounds.min(7));
     run.progress("");
     heading(group);

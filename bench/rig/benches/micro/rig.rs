@@ -2,20 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use etherparse::PacketBuilder;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::counters::Counters;
-use nomagic_core::filter::ReplyFilter;
+use nomagic_core::filter::{ReplyFilter, ReplyKey};
 use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, PortId, Verdict};
 use nomagic_core::pipeline::{Context, WorkerState, process};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::{Leg, Neighbour, Port, Route, RouteKind, Routes};
 use nomagic_core::rss::{Kinds, Rss};
-use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Pool, ServicePort, Services, SnatRange};
+use nomagic_core::services::{Action, AddressKind, Backend, Frontend, Limits, Pool, ServicePort, Services, SnatRange};
 use nomagic_core::tuple::{HashSeed, Proto, Tuple, splitmix64};
 use nomagic_sys::memory;
 
@@ -29,9 +29,12 @@ const V4_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const V4_REJECTED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 9);
 const V6_SERVICE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1);
 const BACKENDS: u8 = 100;
+/// The ports that lead to clients and to backends.
+pub const CLIENTS: PortId = PortId(0);
+pub const BACKENDS_PORT: PortId = PortId(1);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum PacketKind {
     Dnat,
     DnatV6,
     Snat,
@@ -45,6 +48,8 @@ pub struct Rig {
     pub counters: Counters,
     pub worker: WorkerState,
     pub random: u64,
+    /// The port that the frames come in by: clients' packets by the first, backends' by the second.
+    pub port: PortId,
 }
 
 impl Rig {
@@ -55,6 +60,7 @@ impl Rig {
             counters: Counters::new(256),
             worker: WorkerState::new(0),
             random: 1,
+            port: CLIENTS,
         }
     }
 
@@ -72,12 +78,13 @@ impl Rig {
 
     /// Passes the first frames to `work`, a batch at a time, and returns the time.
     pub fn time_batches(&mut self, frames: usize, mut work: impl FnMut(&mut RigParts<'_>, &mut [Frame<'_>])) -> Duration {
+        let port = self.port;
         let mut parts = RigParts { routes: &self.routes, counters: &self.counters, worker: &mut self.worker };
         let start = Instant::now();
         for chunk in self.buffers[..frames * FRAME_BYTES].chunks_mut(BATCH_MAX * FRAME_BYTES) {
             let mut batch: ArrayVec<Frame<'_>, BATCH_MAX> = ArrayVec::new();
             for buffer in chunk.chunks_exact_mut(FRAME_BYTES) {
-                batch.push(Frame::new(buffer, START, HEADER, PortId(0), 0));
+                batch.push(Frame::new(buffer, START, HEADER, port, 0));
             }
             work(&mut parts, &mut batch);
         }
@@ -130,48 +137,57 @@ pub fn run(filled: &Filled, parts: &mut RigParts<'_>, batch: &mut [Frame<'_>]) -
     verdicts.iter().filter(|v| matches!(v, Verdict::Forward(..))).count()
 }
 
-/// A connection table with `flows` answered connections, at a load of 75 % or less.
+/// A connection table with `flows` confirmed connections, at a load of 75 % or less.
 pub struct Filled {
-    pub kind: Kind,
+    pub kind: PacketKind,
     pub flows: u32,
     pub words: &'static [AtomicU64],
     pub table: Conntrack<'static>,
     pub services: Services,
     pub filter: ReplyFilter<'static>,
-    pub filter_words: &'static [AtomicU32],
     template: [u8; HEADER],
 }
 
 impl Filled {
     /// An empty table for so many.
-    pub fn empty(kind: Kind, flows: u32) -> Filled {
+    pub fn empty(kind: PacketKind, flows: u32) -> Filled {
         let capacity = (u64::from(flows) * 4 / 3).max(1_024) as u32;
         let words = memory::anonymous(Conntrack::words_needed(capacity)).expect("memory for the table");
         let table = Conntrack::format(words, capacity, 5, [0, 0]).expect("room for the table");
-        let filter_words = memory::anonymous32((flows as usize * 4).next_power_of_two().max(1_024)).expect("memory for the reply filter");
-        let filter = ReplyFilter::new(filter_words, 3).expect("whole buckets");
-        Filled { kind, flows, words, table, services: services(kind), filter, filter_words, template: template(kind) }
+        let places = (flows as usize * 4).next_power_of_two().max(1_024);
+        let [announced, owners] = [0, 1].map(|_| memory::anonymous32(places).expect("memory for the reply filter"));
+        let filter = ReplyFilter::new(announced, owners, ReplyKey([3, 4])).expect("whole buckets");
+        Filled { kind, flows, words, table, services: services(kind), filter, template: template(kind) }
     }
 
-    /// A table full of connections that have been answered once.
-    pub fn new(kind: Kind, flows: u32, rig: &mut Rig) -> Filled {
+    /// A table full of connections that both sides have confirmed.
+    pub fn new(kind: PacketKind, flows: u32, rig: &mut Rig) -> Filled {
         let filled = Filled::empty(kind, flows);
-        if kind == Kind::Reject {
+        if kind == PacketKind::Reject {
             return filled;
         }
         let mut opened = 0;
         while opened < flows {
             let frames = FRAMES.min((flows - opened) as usize);
-            let mut next = opened;
-            rig.write_headers(|_| {
-                next += 1;
-                filled.header(next - 1)
-            });
-            let mut forwarded = 0;
+            let first_packets = |rig: &mut Rig| {
+                let mut next = opened;
+                rig.write_headers(|_| {
+                    next += 1;
+                    filled.header(next - 1)
+                });
+            };
+            let (mut forwarded, mut answered) = (0, 0);
+            first_packets(rig);
             rig.time_batches(frames, |parts, batch| forwarded += run(&filled, parts, batch));
             rig.headers().for_each(turn_round);
-            let mut answered = 0;
+            rig.port = BACKENDS_PORT;
             rig.time_batches(frames, |parts, batch| answered += run(&filled, parts, batch));
+            rig.port = CLIENTS;
+            // The client sends again: only now the connection is confirmed, and its packets change nothing any more.
+            first_packets(rig);
+            rig.time_batches(frames, |parts, batch| {
+                run(&filled, parts, batch);
+            });
             // A full bucket of the reply filter is a named drop.
             let lost = 2 * frames - forwarded - answered;
             assert!(lost * 1_000 < frames, "{lost} of {frames} connections were not opened");
@@ -184,7 +200,7 @@ impl Filled {
     pub fn header(&self, i: u32) -> [u8; HEADER] {
         let mut header = self.template;
         let port = (1_024 + (i & 0x3fff) as u16).to_be_bytes();
-        if self.kind == Kind::DnatV6 {
+        if self.kind == PacketKind::DnatV6 {
             header[34..38].copy_from_slice(&(i >> 14).to_be_bytes());
             header[54..56].copy_from_slice(&port);
         } else {
@@ -228,10 +244,10 @@ fn turn_round(header: &mut [u8]) {
     sport.swap_with_slice(dport);
 }
 
-fn services(kind: Kind) -> Services {
+fn services(kind: PacketKind) -> Services {
     let mut s = Services::empty(HashSeed::new(1));
-    let pool = Arc::new(Pool::new(backends(kind == Kind::DnatV6, BACKENDS), &s.seed).expect("backends"));
-    s.snat = SnatRange { v4: Some([10, 0, 0, 1].into()), port_first: 1_024, port_last: 65_535, ..SnatRange::default() };
+    let pool = Arc::new(Pool::new(backends(kind == PacketKind::DnatV6, BACKENDS), &s.seed).expect("backends"));
+    s.snat = SnatRange { v4: vec![[10, 0, 0, 1].into()], port_first: 1_024, port_last: 65_535, ..SnatRange::default() };
     let port = Arc::new(ServicePort {
         namespace: "bench".into(),
         name: "bench".into(),
@@ -239,8 +255,10 @@ fn services(kind: Kind) -> Services {
         port: 80,
         proto: Proto::Udp,
         affinity: None,
+        limits: Limits::default(),
+        refused: Arc::default(),
     });
-    let forward = Action::Forward { pool, snat: kind == Kind::Snat };
+    let forward = Action::Forward { pool, snat: kind == PacketKind::Snat };
     let addrs: [(IpAddr, Action); 3] =
         [(V4_SERVICE.into(), forward.clone()), (V6_SERVICE.into(), forward), (V4_REJECTED.into(), Action::Reject(Reason::NoEndpoints))];
     for (addr, action) in addrs {
@@ -286,15 +304,17 @@ fn routes() -> Routes {
     Routes::build(1, vec![port.clone(), port], None, routes.into(), &neighbours).0
 }
 
-fn template(kind: Kind) -> [u8; HEADER] {
+fn template(kind: PacketKind) -> [u8; HEADER] {
     let mut out = Vec::new();
     let ethernet = PacketBuilder::ethernet2([1; 6], [2; 6]);
     let udp = match kind {
-        Kind::DnatV6 => ethernet.ipv6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(), V6_SERVICE.octets(), 64).udp(1_024, 80),
-        Kind::Reject => ethernet.ipv4([11, 0, 0, 1], V4_REJECTED.octets(), 64).udp(1_024, 80),
-        Kind::Dnat | Kind::Snat => ethernet.ipv4([11, 0, 0, 1], V4_SERVICE.octets(), 64).udp(1_024, 80),
+        PacketKind::DnatV6 => {
+            ethernet.ipv6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(), V6_SERVICE.octets(), 64).udp(1_024, 80)
+        }
+        PacketKind::Reject => ethernet.ipv4([11, 0, 0, 1], V4_REJECTED.octets(), 64).udp(1_024, 80),
+        PacketKind::Dnat | PacketKind::Snat => ethernet.ipv4([11, 0, 0, 1], V4_SERVICE.octets(), 64).udp(1_024, 80),
     };
-    let headers = if kind == Kind::DnatV6 { 62 } else { 42 };
+    let headers = if kind == PacketKind::DnatV6 { 62 } else { 42 };
     udp.write(&mut out, &[7; HEADER][..HEADER - headers]).expect("fits");
     out.try_into().expect("64 bytes")
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use nomagic_core::conntrack::{Conntrack, Flow, Phase, Prefetched};
 use nomagic_core::frame::BATCH_MAX;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 
-use super::rig::{FRAMES, Filled, HEADER, Kind, Rig, eight_workers, run};
+use super::rig::{BACKENDS_PORT, CLIENTS, FRAMES, Filled, HEADER, PacketKind, Rig, eight_workers, run};
 
 /// A measurement in rounds, in nanoseconds each.
 pub trait Row {
@@ -76,9 +76,11 @@ impl Row for Known {
                 let flow = self.draw.pick(f.flows, random);
                 if self.reply { f.reply_header(flow) } else { f.header(flow) }
             });
+            rig.port = if self.reply { BACKENDS_PORT } else { CLIENTS };
             ns += rig.time_batches(FRAMES, |parts, batch| forwarded += run(f, parts, batch)).as_nanos();
+            rig.port = CLIENTS;
         }
-        let expected = if f.kind == Kind::Reject { 0 } else { CHUNKS * FRAMES };
+        let expected = if f.kind == PacketKind::Reject { 0 } else { CHUNKS * FRAMES };
         assert!(forwarded <= expected && forwarded >= expected - expected / 100, "{forwarded} of {expected} went on");
         ns as f64 / (CHUNKS * FRAMES) as f64
     }
@@ -98,7 +100,7 @@ pub struct Opening {
 }
 
 impl Opening {
-    pub fn new(kind: Kind) -> Opening {
+    pub fn new(kind: PacketKind) -> Opening {
         Opening { filled: Filled::empty(kind, 1 << 17), next: 0 }
     }
 }
@@ -117,7 +119,7 @@ impl Row for Opening {
         }
         assert!(forwarded >= CHUNKS * FRAMES * 99 / 100, "{forwarded} were opened");
         empty(f);
-        f.filter_words.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        f.filter.clear();
         ns as f64 / (CHUNKS * FRAMES) as f64
     }
 
@@ -240,7 +242,7 @@ impl Row for Turnover {
         let insert = start.elapsed();
         let start = Instant::now();
         let mut ended = 0u32;
-        table.sweep(table.capacity(), 1, |_| true, |_| ended += 1);
+        table.sweep(table.capacity(), 1, |_| true, |_, _| ended += 1);
         let expire = start.elapsed();
         assert_eq!(ended, f.flows);
         empty(f);
@@ -263,6 +265,7 @@ fn flow(key: &Tuple, i: u32) -> Flow {
         source: key.src,
         source_port: key.sport,
         stats: 0,
+        counted: None,
     }
 }
 

@@ -51,7 +51,7 @@ fn rate(workers: usize, filled: &Filled, pipeline: bool) -> f64 {
                             busy += rig.time_batches(FRAMES, |parts, batch| forwarded += run(filled, parts, batch));
                             packets += forwarded as u64;
                         } else {
-                            busy += Duration::from_nanos((rig.floor(filled.words, filled.template()) * FRAMES as f64) as u64);
+                            busy += Duration::from_secs_f64(rig.floor(filled.words, filled.template()) * FRAMES as f64 / 1e9);
                             packets += FRAMES as u64;
                         }
                         if worker == 0 && start.elapsed() > TIME {

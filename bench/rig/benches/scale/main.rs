@@ -100,7 +100,7 @@ impl Control {
 
 fn cpu() -> Duration {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    Duration::from_secs(t.tv_sec.cast_unsigned()) + Duration::from_nanos(t.tv_nsec.cast_unsigned())
 }
 
 /// Resident memory of this process, bytes.
@@ -135,6 +135,7 @@ impl Figures {
 
     fn spread(&mut self, name: &str, values: &mut [f64], wanted_p99: Option<f64>) {
         values.sort_by(f64::total_cmp);
+        #[expect(clippy::cast_sign_loss, reason = "an index")]
         let at = |q: f64| values[((values.len() - 1) as f64 * q).round() as usize];
         self.add(&format!("{name}, median"), at(0.5), "ms", None);
         self.add(&format!("{name}, p99"), at(0.99), "ms", wanted_p99);

@@ -14,9 +14,9 @@ use super::manifest::manifest;
 use super::policy::{Part, Policy, SUBJECTS};
 use super::rates::Plan;
 use super::run::Run;
-use super::subject::{Cpus, Running, Setup, subject, thousands};
+use super::subject::{Cpus, FLOWS_MAX, Running, Setup, subject, thousands};
 use super::test_bed::TestBed;
-use super::topology::{Ends, long_backlog};
+use super::topology::{Ends, conntrack_max, long_backlog};
 use super::trial_runner::{Strictness, TrialRunner, Watched};
 use super::workload::QUEUE_FRAMES;
 use crate::report::text;
@@ -131,11 +131,13 @@ impl CompareArgs {
         let bench = std::env::current_exe().context("cannot find this program's own file")?;
         let _backlog = long_backlog()?;
         let ends = Ends::new()?;
-        let setup = Setup { ends: &ends, cpus, nomagic, bench: &bench, dir: &dir };
+        let setup = Setup { ends: &ends, cpus, nomagic, bench: &bench, dir: &dir, flows_max: FLOWS_MAX };
         say(&format!("starting {} subjects; the kernel needs most of a minute for the rules of 10,000 Services", policies.len()));
         // This thread and all processes it starts run on the generator's CPU.
         pin(cpus.generator)?;
+        let tracked = policies.iter().any(|p| matches!(p.kind, SubjectKind::Nftables | SubjectKind::Iptables));
         let running = start_all(&setup, policies)?;
+        let _conntrack_max = tracked.then(|| conntrack_max(FLOWS_MAX)).transpose()?;
         say("all of them are ready");
         let strictness = if self.accept_noise { Strictness::Accept } else { Strictness::Refuse };
         let mut runner = TrialRunner::new(running.iter().flat_map(Running::pids), strictness);
@@ -215,7 +217,7 @@ fn rig(args: &CompareArgs, plan: &Plan, watched: &Watched, cpus: Cpus) -> Rig {
 }
 
 /// Pins this thread and the processes that it starts to a CPU.
-fn pin(cpu: u32) -> Result<()> {
+pub fn pin(cpu: u32) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     ensure!((cpu as usize) < rustix::thread::CpuSet::MAX_CPU, "CPU {cpu} does not exist");
     set.set(cpu as usize);

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,58 +18,31 @@ use super::rates::GENERATOR_FACTOR;
 use super::topology::{Ends, GATEWAY, ROUTERS, Topology};
 use super::workload::{ENDPOINTS_EACH, TCP_PORT, cluster_ip, endpoint};
 use crate::results::{ConnectionRow, Estimate, Outcome};
+use crate::servers::ServerThread;
 
 const CONCURRENCY: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST: &[u8] = b"?";
 const ANSWER: &[u8] = b"!";
 
-/// The servers: on all endpoints of the first Service, until dropped.
-pub struct Servers {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<Result<Result<()>>>>,
-}
-
-impl Servers {
-    /// Gives the sink's namespace the endpoints' addresses and serves.
-    pub fn start(ends: &Ends) -> Result<Servers> {
-        for netns in [&ends.sink, &ends.generator] {
-            netns.sysctl("net.ipv4.conf.all.rp_filter", "0")?;
-            netns.sysctl("net.ipv4.conf.default.rp_filter", "0")?;
-        }
-        for n in 0..ENDPOINTS_EACH {
-            ends.sink.ip(&format!("addr add {}/32 dev lo", endpoint(0, n, 0)))?;
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let own = stop.clone();
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let thread = ends.sink.thread(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a tokio runtime")?;
-            runtime.block_on(async {
-                let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).await.context("cannot listen")?;
-                let _ = ready.send(());
-                while !own.load(Relaxed) {
-                    // Wakes up to look at the flag.
-                    if let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await {
-                        tokio::spawn(answer(stream));
-                    }
-                }
-                Ok(())
-            })
-        })?;
-        let servers = Servers { stop, thread: Some(thread) };
-        is_ready.recv().context("the servers did not start")?;
-        Ok(servers)
+/// Gives the sink's namespace the endpoints' addresses, and serves on all of them.
+pub fn serve(ends: &Ends) -> Result<ServerThread> {
+    for netns in [&ends.sink, &ends.generator] {
+        netns.sysctl("net.ipv4.conf.all.rp_filter", "0")?;
+        netns.sysctl("net.ipv4.conf.default.rp_filter", "0")?;
     }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    for n in 0..ENDPOINTS_EACH {
+        ends.sink.ip(&format!("addr add {}/32 dev lo", endpoint(0, n, 0)))?;
     }
+    ServerThread::start(&ends.sink, || async {
+        let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).await.context("cannot listen")?;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream));
+            }
+        });
+        Ok(())
+    })
 }
 
 /// Answers and closes first, so that TIME_WAIT is on the server's side.

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::change;
 use super::churn::{Disturbed, churn_row, disturbed};
 use super::counter::Counter;
-use super::policy::Event;
+use super::policy::ChurnEvent;
 use super::rates::{Plan, rate_now};
 use super::subject::{Running, Setup};
 use super::test_bed::TestBed;
@@ -27,7 +27,7 @@ const BETWEEN_REPLACEMENTS: Duration = Duration::from_millis(50);
 pub fn measure(
     runner: &mut TrialRunner,
     bed: &mut TestBed<'_>,
-    events: &[Event],
+    events: &[ChurnEvent],
     setup: &Setup<'_>,
     plan: &Plan,
     known_pps: f64,
@@ -42,21 +42,21 @@ pub fn measure(
     Ok(rows)
 }
 
-fn trial(runner: &mut TrialRunner, bed: &mut TestBed<'_>, event: Event, setup: &Setup<'_>, pps: u64, n: u32) -> Result<Disturbed> {
+fn trial(runner: &mut TrialRunner, bed: &mut TestBed<'_>, event: ChurnEvent, setup: &Setup<'_>, pps: u64, n: u32) -> Result<Disturbed> {
     let TestBed { running, counter, generator } = bed;
     let generation = (n + 1) % 2;
     // Flows that the kernel knows stay with their endpoint; nomagic moves those of endpoints that are gone.
-    let moves_flows = event == Event::Reload && running.subject.kind == SubjectKind::Nomagic;
+    let moves_flows = event == ChurnEvent::Reload && running.subject.kind == SubjectKind::Nomagic;
     counter.watch(false, moves_flows.then(|| endpoint(0, 0, generation)..=endpoint(0, ENDPOINTS_EACH - 1, generation)))?;
     let mut path = Path { generator, counter, gateway: &running.topology.gateway };
     let done = disturbed(runner, &mut path, pps, event.traffic(), |began| match event {
-        Event::EndpointsReplaced => replace_endpoints(running, began),
-        Event::Reload => {
+        ChurnEvent::EndpointsReplaced => replace_endpoints(running, began),
+        ChurnEvent::Reload => {
             began();
             change::reload(running, setup, generation)?;
             if moves_flows { wait_for_reload(running, counter) } else { Ok(()) }
         }
-        Event::Restart => {
+        ChurnEvent::Restart => {
             began();
             running.restart(setup)
         }

@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 use clap::Args;
 use nomagic_core::capture::FilterRules;
 use nomagic_core::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
+use nomagic_core::hash::WordSet;
 use nomagic_core::pipeline::Context;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
@@ -60,7 +61,7 @@ impl NoWorkArgs {
         let mut edge = Edge::start(config, Arc::new(Services::empty(HashSeed::new(1))), Arc::new(Routes::default()))?;
         let services = (0..self.services).map(|n| (IpAddr::V4(cluster_ip(n)), UDP_PORT, Proto::Udp)).collect();
         let applied = edge.wait_applied(START_MAX).context("the worker does not take its tables")?;
-        applied.widen_filter(&FilterRules { services, ..FilterRules::default() })?;
+        applied.widen_filter(&FilterRules { services, ..FilterRules::default() }, &WordSet::default())?;
         println!("the empty loop is ready");
         signals.forever().next();
         edge.stop(true)?;

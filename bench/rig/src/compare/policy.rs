@@ -24,7 +24,7 @@ pub enum Part {
 
 /// A change of a subject's tables under load.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum ChurnEvent {
     /// The endpoints of ten Services are replaced, one Service after the other.
     EndpointsReplaced,
     /// All Services get other endpoints at once.
@@ -33,29 +33,29 @@ pub enum Event {
     Restart,
 }
 
-impl Event {
+impl ChurnEvent {
     /// How often it is measured. Reloads come in pairs: the second one restores the endpoints.
     pub fn trials(self) -> u32 {
         match self {
-            Event::EndpointsReplaced => 1,
-            Event::Reload => 2,
-            Event::Restart => 3,
+            ChurnEvent::EndpointsReplaced => 1,
+            ChurnEvent::Reload => 2,
+            ChurnEvent::Restart => 3,
         }
     }
 
     /// How long traffic flows in a trial, at least.
     pub fn traffic(self) -> Duration {
         match self {
-            Event::EndpointsReplaced | Event::Restart => Duration::from_millis(2500),
-            Event::Reload => Duration::from_secs(3),
+            ChurnEvent::EndpointsReplaced | ChurnEvent::Restart => Duration::from_millis(2500),
+            ChurnEvent::Reload => Duration::from_secs(3),
         }
     }
 
     pub fn name(self, services: u32) -> String {
         match self {
-            Event::EndpointsReplaced => "one Service's endpoints replaced".into(),
-            Event::Reload => format!("{} Services reloaded", thousands(services)),
-            Event::Restart => "the process restarted".into(),
+            ChurnEvent::EndpointsReplaced => "one Service's endpoints replaced".into(),
+            ChurnEvent::Reload => format!("{} Services reloaded", thousands(services)),
+            ChurnEvent::Restart => "the process restarted".into(),
         }
     }
 }
@@ -71,7 +71,7 @@ pub struct Policy {
     pub new_flows: bool,
     pub connections: bool,
     /// Measured under load at half of the zero-loss rate.
-    pub events: &'static [Event],
+    pub events: &'static [ChurnEvent],
     /// Changes whose time to the first packet is measured.
     pub changes: u32,
     pub flood: bool,
@@ -101,18 +101,18 @@ const fn of_ratio(kind: SubjectKind, services: u32, every: u32) -> Policy {
 /// All subjects. Those of a ratio come first: they are neighbours in a round. The kernel takes a minute for the rules
 /// of 10,000 Services, so its reload and its ten changes are left out there.
 pub const SUBJECTS: [Policy; 14] = [
-    Policy { new_flows: true, connections: true, events: &[Event::Restart], flood: true, ..of_ratio(Nomagic, 1, 1) },
+    Policy { new_flows: true, connections: true, events: &[ChurnEvent::Restart], flood: true, ..of_ratio(Nomagic, 1, 1) },
     of_ratio(NoWork, 1, 1),
-    Policy { new_flows: true, events: &[Event::Reload], changes: 10, ..of_ratio(Nomagic, 10_000, 1) },
+    Policy { new_flows: true, events: &[ChurnEvent::Reload], changes: 10, ..of_ratio(Nomagic, 10_000, 1) },
     Policy { new_flows: true, connections: true, flood: true, ..of_ratio(Nftables, 1, 2) },
     Policy { new_flows: true, connections: true, flood: true, ..of_ratio(Iptables, 1, 2) },
     of_ratio(Routing, 0, 2),
     rate_only(Nomagic, 100),
     rate_only(Nftables, 100),
     rate_only(Iptables, 100),
-    Policy { events: &[Event::EndpointsReplaced, Event::Reload], changes: 10, ..rate_only(Nomagic, 1_000) },
-    Policy { events: &[Event::EndpointsReplaced, Event::Reload], changes: 3, ..rate_only(Nftables, 1_000) },
-    Policy { events: &[Event::EndpointsReplaced, Event::Reload], changes: 3, ..rate_only(Iptables, 1_000) },
+    Policy { events: &[ChurnEvent::EndpointsReplaced, ChurnEvent::Reload], changes: 10, ..rate_only(Nomagic, 1_000) },
+    Policy { events: &[ChurnEvent::EndpointsReplaced, ChurnEvent::Reload], changes: 3, ..rate_only(Nftables, 1_000) },
+    Policy { events: &[ChurnEvent::EndpointsReplaced, ChurnEvent::Reload], changes: 3, ..rate_only(Iptables, 1_000) },
     Policy { new_flows: true, changes: 3, ..rate_only(Nftables, 10_000) },
     Policy { new_flows: true, changes: 3, ..rate_only(Iptables, 10_000) },
 ];

@@ -223,7 +223,7 @@ mod tests {
         let (a, b) = (found(&[100.0, 50.0, 20.0], 1e3), found(&[50.0, 25.0, 10.0], 1e3));
         let row = a.over(&b, ("a", "b"), Traffic::Established);
         assert_eq!((row.rounds.clone(), row.ratio.value().unwrap().median), (vec![2.0; 3], 2.0));
-        let mut fewer = b.clone();
+        let mut fewer = b;
         fewer.zero_loss.remove(&1);
         assert_eq!(a.over(&fewer, ("a", "b"), Traffic::Established).rounds.len(), 2);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::churn::{flood, programming};
-use super::connections::{Seen, Servers, direct_cable};
+use super::connections::{Seen, direct_cable, serve};
 use super::events;
 use super::load::under_load;
 use super::policy::{Part, Policy, RATIOS};
@@ -111,7 +111,7 @@ impl Run<'_> {
 
     fn connections(&self, _: &mut TrialRunner, beds: &mut [TestBed<'_>], _: &BTreeMap<String, f64>, rows: &mut Results) -> Result<()> {
         let ends = self.setup.ends;
-        let servers = Servers::start(ends)?;
+        let servers = serve(ends)?;
         direct_cable(ends, beds.len())?;
         let mut direct = Seen::default();
         let mut seen: BTreeMap<String, Seen> = BTreeMap::new();

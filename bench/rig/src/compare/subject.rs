@@ -59,6 +59,8 @@ pub struct Setup<'s> {
     /// The `nomagic-bench` program: this one.
     pub bench: &'s Path,
     pub dir: &'s Path,
+    /// Connections that nomagic's table holds.
+    pub flows_max: u32,
 }
 
 /// A subject by kind and number of Services.
@@ -120,11 +122,11 @@ impl Running {
 
     fn kernel(&mut self, setup: &Setup<'_>, command: &[&str], input: &str) -> Result<()> {
         self.topology.steer_kernel(setup.cpus.lb)?;
-        if !command.is_empty() {
-            self.feed(command, input)?;
-        } else {
+        if command.is_empty() {
             // Frames to a Service are routed on unchanged.
             self.topology.gateway.ip(&format!("route add {SERVICE_CIDR} via {} dev pods0", super::topology::ROUTERS[1]))?;
+        } else {
+            self.feed(command, input)?;
         }
         Ok(())
     }
@@ -156,10 +158,11 @@ impl Running {
         let config = format!(
             "node: {{name: gw, ips: [{a}, {b}], primaryIPs: [{a}]}}\nclusterCIDRs: [{CLUSTER_CIDR}]\nserviceCIDRs: [{SERVICE_CIDR}]\n\
              interfaces: [cl0, pods0]\nkubernetes: {{url: 'http://{API}'}}\nstateDir: {}\nworkers: {{count: 1, cpus: [{}]}}\n\
-             packets: {{ringSize: {QUEUE_FRAMES}}}\n\
-             conntrack: {{capacity: {FLOWS_MAX}, file: {}}}\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n",
+             packets: {{ringSize: {QUEUE_FRAMES}}}\nhash: {{seed: 0}}\n\
+             conntrack: {{capacity: {}, file: {}}}\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n",
             state.display(),
             setup.cpus.lb,
+            setup.flows_max,
             self.table_file().display(),
             a = GATEWAY[0],
             b = GATEWAY[1],

@@ -9,10 +9,8 @@
 //! All topologies have the same addresses. Clients lie behind the router at 10.1.0.2, endpoints behind the one at
 //! 10.2.0.2; both are fixed neighbours.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
-use nomagic_testbed::rig::{Guard, Netns, Undo, cable, undo_later};
+use nomagic_testbed::rig::{Guard, Netns, Setting, cable};
 
 use super::workload::{CLIENTS, ENDPOINTS, QUEUE_FRAMES};
 
@@ -40,11 +38,15 @@ impl Ends {
 
 /// Makes the kernel's backlogs as long as the other subjects' queues until the guard is dropped. The setting is global to the machine.
 pub fn long_backlog() -> Result<Guard> {
-    let path = PathBuf::from("/proc/sys/net/core/netdev_max_backlog");
-    let text = "net.core.netdev_max_backlog, so that the kernel's queues are as long as those of the other subjects";
-    let before = std::fs::read_to_string(&path).with_context(|| format!("cannot read {text}"))?;
-    std::fs::write(&path, QUEUE_FRAMES.to_string()).with_context(|| format!("cannot set {text}"))?;
-    Ok(undo_later(Undo::Setting(path, before.trim().to_owned())))
+    Setting::change("/proc/sys/net/core/netdev_max_backlog", &QUEUE_FRAMES.to_string())
+        .context("the kernel's queues have to be as long as those of the other subjects")
+}
+
+/// Gives the kernel's connection tables the capacity of nomagic's until the guard is dropped. The setting is global to the machine; it is there
+/// once a rule set uses conntrack.
+pub fn conntrack_max(capacity: u32) -> Result<Guard> {
+    Setting::change("/proc/sys/net/netfilter/nf_conntrack_max", &capacity.to_string())
+        .context("the kernel's connection table has to hold as many connections as nomagic's")
 }
 
 /// A subject's gateway with its cables.

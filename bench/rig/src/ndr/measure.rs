@@ -163,7 +163,7 @@ impl fmt::Display for NdrReport {
             let name = if goal.loss_max > 0.0 { format!("at most {:.1} % lost", goal.loss_max * 100.0) } else { "without loss".into() };
             match &goal.pps {
                 Outcome::Measured(e) => {
-                    writeln!(f, "{name:<34} {:>14.0} frames/s, {:.0} to {:.0} in {} searches", e.median, e.low, e.high, e.n)?
+                    writeln!(f, "{name:<34} {:>14.0} frames/s, {:.0} to {:.0} in {} searches", e.median, e.low, e.high, e.n)?;
                 }
                 Outcome::NotMeasured(why) => writeln!(f, "{name:<34} not measured: {why}. Seen: {:?}", goal.repetitions)?,
             }

@@ -108,9 +108,9 @@ impl Search {
         self.trials += 1;
         let met = shot.loss_share <= self.loss_max;
         if met {
-            self.held += 1
+            self.held += 1;
         } else {
-            self.failed += 1
+            self.failed += 1;
         }
         let majority = self.method.tries / 2 + 1;
         if !shot.offered {
@@ -238,6 +238,6 @@ mod tests {
 
     #[test]
     fn an_error_ends_it() {
-        assert!(search(&METHOD, 0.0, 5_000, 10_000, |_| anyhow::bail!("unplugged")).is_err());
+        search(&METHOD, 0.0, 5_000, 10_000, |_| anyhow::bail!("unplugged")).unwrap_err();
     }
 }

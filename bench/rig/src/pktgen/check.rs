@@ -98,9 +98,9 @@ impl Seen {
     /// Records a sequence number and returns its counter.
     fn place<'c>(&mut self, sequence: u32, counts: &'c mut SinkCounts) -> &'c mut u64 {
         // Serial number arithmetic (RFC 1982): sequence numbers wrap.
-        let ahead = sequence.wrapping_sub(self.latest) as i32;
+        let ahead = sequence.wrapping_sub(self.latest).cast_signed();
         if self.window == 0 || ahead > 0 {
-            let shift = if self.window == 0 { WINDOW } else { ahead as u32 };
+            let shift = if self.window == 0 { WINDOW } else { ahead.unsigned_abs() };
             self.window = self.window.checked_shl(shift).unwrap_or(0) | 1;
             self.latest = sequence;
             return &mut counts.in_order;

@@ -66,7 +66,7 @@ impl Place {
             );
         }
         let link = Link::query(&self.name).with_context(|| format!("{self}"))?;
-        ensure!(link.up, "{self} is down (`ip link set {} up`)", self.name);
+        ensure!(link.state != nomagic_xsk::LinkState::Down, "{self} is down (`ip link set {} up`)", self.name);
         Ok(Interface { queues: queues(&self.name)?, link, named_namespace })
     }
 }

@@ -1,5 +1,5 @@
 //! One AF_XDP socket with its own UMEM, for one direction. Only this module touches rings.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the rings of an AF_XDP socket")]
 
 use std::io;
 use std::num::NonZeroU32;

@@ -31,7 +31,7 @@ impl Style {
 
 /// How values lie on an axis.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum AxisKind {
     /// From zero.
     Linear,
     /// As close around the values as possible.
@@ -43,13 +43,13 @@ pub enum Kind {
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct Axis {
-    pub kind: Kind,
+    pub kind: AxisKind,
     pub quantity: Quantity,
     pub label: String,
 }
 
 impl Axis {
-    pub fn new(kind: Kind, quantity: Quantity, label: &str) -> Axis {
+    pub fn new(kind: AxisKind, quantity: Quantity, label: &str) -> Axis {
         Axis { kind, quantity, label: label.into() }
     }
 }

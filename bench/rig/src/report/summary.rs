@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::number::Quantity;
 use super::sections::{latency_percentiles, time_parts, traffic_name};
-use crate::results::{Estimate, Outcome, Results, Traffic, Verdict};
+use crate::results::{CpuTime, Estimate, Outcome, Results, Traffic, Verdict};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Better {
@@ -61,7 +61,7 @@ pub fn entries(r: &Results) -> Vec<Entry> {
     for row in &r.cpu {
         let all = row.per_packet.map(|t| Estimate::single(time_parts(t).iter().map(|p| p.1).sum()));
         add("cpu", format!("{}/all", row.subject), format!("{}, all", r.label(&row.subject)), Quantity::Ns, Better::Lower, all);
-        for (i, (part, _)) in time_parts(&Default::default()).into_iter().enumerate() {
+        for (i, (part, _)) in time_parts(&CpuTime::default()).into_iter().enumerate() {
             let id = ["user", "system", "softirq", "generator-softirq"][i];
             let value = row.per_packet.map(|t| Estimate::single(time_parts(t)[i].1));
             add("cpu", format!("{}/{id}", row.subject), format!("{}, {part}", r.label(&row.subject)), Quantity::Ns, Better::Lower, value);

@@ -15,7 +15,7 @@ use nomagic_bench::report::text;
 use nomagic_bench::results::{Outcome, Results, Traffic, Verdict};
 use nomagic_testbed::rig::{Netns, cable};
 
-use crate::{all_cpus, nomagic};
+use crate::{all_cpus, bench, nomagic};
 
 #[test]
 fn a_short_comparison_measures_everything_and_leaves_nothing_behind() {
@@ -25,18 +25,9 @@ fn a_short_comparison_measures_everything_and_leaves_nothing_behind() {
     let backlog = || std::fs::read_to_string("/proc/sys/net/core/netdev_max_backlog").unwrap();
     let backlog_before = backlog();
     let subjects = ["nomagic-1", "no-work", "nftables-1", "iptables-1", "routing", "nomagic-1000", "nftables-1000", "iptables-1000"];
-    let child = Command::new(env!("CARGO_BIN_EXE_nomagic-bench"))
-        .args(["compare", "--accept-noise", "--rounds", "1", "--trial-ms", "50", "--flows", "2000", "--subjects", &subjects.join(",")])
-        .args(["--nomagic", nomagic().to_str().unwrap(), "--out", out.to_str().unwrap()])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let pid = child.id();
-    let done = child.wait_with_output().unwrap();
-    let (said, table) = (String::from_utf8_lossy(&done.stderr), String::from_utf8_lossy(&done.stdout));
-    println!("{said}\n{table}");
-    assert!(done.status.success(), "{said}");
+    let (nomagic, out_text, subjects_text) = (nomagic(), out.to_str().unwrap(), subjects.join(","));
+    let args = ["compare", "--accept-noise", "--rounds", "1", "--trial-ms", "50", "--flows", "2000", "--subjects", &subjects_text];
+    let (pid, table) = bench(&[&args[..], &["--nomagic", nomagic.to_str().unwrap(), "--out", out_text]].concat());
 
     let results = Results::read(&out).unwrap();
     for subject in subjects {

@@ -1,6 +1,7 @@
 //! The integration tests of the benchmarks, in one binary.
 
 mod compare;
+mod floods;
 mod hot_path;
 mod pktgen;
 mod report;
@@ -8,7 +9,7 @@ mod rigs;
 mod sample;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A comparison wants the CPUs for itself; other traffic may share them.
@@ -20,6 +21,18 @@ fn all_cpus() -> RwLockWriteGuard<'static, ()> {
 
 fn shared_cpus() -> RwLockReadGuard<'static, ()> {
     CPUS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `nomagic-bench` and shows what it wrote. Returns its process number and its standard output.
+fn bench(args: &[&str]) -> (u32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nomagic-bench"));
+    let child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let done = child.wait_with_output().unwrap();
+    let (said, table) = (String::from_utf8_lossy(&done.stderr), String::from_utf8_lossy(&done.stdout));
+    println!("{said}\n{table}");
+    assert!(done.status.success(), "{said}");
+    (pid, table.into_owned())
 }
 
 /// The program `nomagic` of the same profile, with the API server for tests; built if missing.

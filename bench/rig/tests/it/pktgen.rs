@@ -9,7 +9,7 @@ use nomagic_bench::pktgen::interface::Place;
 use nomagic_bench::pktgen::profile::{Choice, NewFlows, Profile, Protocol, Size};
 use nomagic_bench::pktgen::report::Report;
 use nomagic_bench::pktgen::{BackendKind, Options, run};
-use nomagic_testbed::gateway::{ECHO_V4, ECHO_V6, Gateway, write_files};
+use nomagic_testbed::gateway::{ECHO_V4, ECHO_V6, GatewayProcess, write_files};
 use nomagic_testbed::rig::{Netns, Scene, cable};
 
 use crate::shared_cpus;
@@ -162,7 +162,7 @@ fn a_capture_is_replayed_and_other_frames_go_to_the_kernel() {
     }
     std::fs::write(&path, file).unwrap();
     let mut o = options(place("gen0", &a), place("sink0", &b), BackendKind::AfXdp);
-    (o.pcap, o.count, o.rate) = (Some(path.clone()), Some(3_000), Some(30_000));
+    (o.pcap, o.count, o.rate) = (Some(path), Some(3_000), Some(30_000));
     let report = measure(&o);
     assert_eq!((report.sent, report.sink.unwrap().arrived), (3_000, 3_000));
     // A ping between the ends works while the sink is on: what is not the generator's passes it.
@@ -184,8 +184,9 @@ fn a_service_s_frames_come_out_at_its_pods() {
     let scene = Scene::new("pg-lb").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (config, state_dir) = write_files(dir.path()).unwrap();
-    let gateway = Gateway::start(&scene.gw, &crate::nomagic(), &config, &state_dir).unwrap();
-    for (from, to) in [("10.0.0.0/25", SocketAddr::new(ECHO_V4.into(), 53)), ("fd00:a::/64", SocketAddr::new(ECHO_V6.into(), 53))] {
+    let gateway = GatewayProcess::start(&scene.gw, &crate::nomagic(), &config, &state_dir).unwrap();
+    // Ranges without an address of the gateway itself: it does not take frames from those.
+    for (from, to) in [("10.0.0.64/26", SocketAddr::new(ECHO_V4.into(), 53)), ("fd00:a::1:0/112", SocketAddr::new(ECHO_V6.into(), 53))] {
         let mut o = options(place("eth0", &scene.client), place("gw0", &scene.fabric), BackendKind::AfXdp);
         o.dst_mac = Some(scene.gw.link_mac("cl0").unwrap());
         (o.profile.targets, o.profile.sources, o.profile.flows) = (vec![to], from.parse().unwrap(), 300);

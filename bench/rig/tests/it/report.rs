@@ -72,7 +72,7 @@ fn it_ends_as_scripts_expect_and_says_why() {
 fn the_json_is_one_flat_object() {
     let dir = runs("report-json");
     let done = report(&dir, &["old.json", "--format", "json"]);
-    let all: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&done.stdout).unwrap();
+    let all: serde_json::Map<String, Value> = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(all["rates/nomagic-1000/established/zero-loss"], 612_000.0);
     assert!(all.values().all(|v| !v.is_object() && !v.is_array()), "{all:?}");
 }

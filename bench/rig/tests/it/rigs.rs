@@ -5,7 +5,7 @@ use std::process::Command;
 
 use clap::Parser;
 use nomagic::cli::config_args::{ConfigArgs, ConfigFile};
-use nomagic::cli::explain::{Args, Format, run};
+use nomagic::cli::explain::{AnswerFormat, ExplainArgs, run};
 use nomagic::preflight::PreflightArgs;
 use nomagic_bench::pktgen::PktgenArgs;
 use serde_json::Value;
@@ -21,12 +21,12 @@ fn text(name: &str) -> String {
 /// nomagic's answers about flows, with the rig's configuration.
 fn explain(flows: &[&str]) -> Vec<Value> {
     let file = ConfigFile { config: Some(rigs("nomagic/nomagic.yaml")), kube_proxy_config: None };
-    let args = Args {
+    let args = ExplainArgs {
         config: ConfigArgs { file, manifests: None },
         running: false,
         state_dir: None,
-        format: Format::Json,
-        flows: flows.iter().map(|f| f.to_string()).collect(),
+        format: AnswerFormat::Json,
+        flows: flows.iter().map(ToString::to_string).collect(),
     };
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = run(&args, &mut &b""[..], &mut out, &mut err).unwrap();

@@ -239,6 +239,7 @@ fn connections() -> Vec<ConnectionRow> {
     ]
 }
 
+#[expect(clippy::cast_sign_loss, reason = "numbers of frames")]
 fn churn() -> Vec<ChurnRow> {
     let timeline = |offered: f64, blocked: std::ops::Range<usize>| {
         (0..120).map(|i| if blocked.contains(&i) { 0 } else { (offered * 0.005) as u64 - (i as u64 * 7) % 5 }).collect::<Vec<u64>>()

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nomagic_api::Status;
 
-use super::Gateway;
+use super::GatewayProcess;
 use crate::columns::columns;
 use crate::rig::{LinkCounters, Scene};
 
@@ -50,7 +50,7 @@ pub struct Reading {
 
 impl Reading {
     /// Reads all counters while no frame is in flight: the peers' counters are equal before and after.
-    pub fn take(scene: &Scene, gateway: &Gateway) -> Result<Reading> {
+    pub fn take(scene: &Scene, gateway: &GatewayProcess) -> Result<Reading> {
         let peers = || Ok::<_, anyhow::Error>((scene.client.link_counters("eth0")?, scene.fabric.link_counters("gw0")?));
         let end = Instant::now() + QUIET_LIMIT;
         loop {
@@ -200,12 +200,12 @@ impl fmt::Display for Accounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nomagic_api::{Port, Rss, XdpMode};
+    use nomagic_api::{Rss, StatusPort, XdpMode};
     use nomagic_core::counters::{SocketCounts, Volume, XdpCounts};
     use nomagic_core::reason::Reason;
 
     fn status(taken: u64, forwarded: u64) -> Status {
-        let port = |name: &str, taken, pass_not_ours| Port {
+        let port = |name: &str, taken, pass_not_ours| StatusPort {
             name: name.into(),
             ifindex: 2,
             mtu: 1_500,
@@ -213,6 +213,7 @@ mod tests {
             owners: vec![0],
             bound: true,
             condition: "bound".into(),
+            link: nomagic_api::PortLink::Up,
             rebinds: 0,
             xdp_mode: XdpMode::Native,
             zero_copy: false,

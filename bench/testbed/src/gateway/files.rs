@@ -15,12 +15,13 @@ pub const NGINX_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x109, 0, 0, 0, 0, 0x
 pub const ECHO_V4: Ipv4Addr = Ipv4Addr::new(10, 109, 35, 53);
 pub const ECHO_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x109, 0, 0, 0, 0, 0x53);
 
-/// The configuration for the scene's gateway; more lines can be appended. `detachOnExit` is on, so that a namespace can be reused.
+/// The configuration for the scene's gateway; more lines can be appended. `detachOnExit` is on, so that a namespace can be reused. The hash
+/// seed is set, so that `explain` knows the gateway's choices from the files alone.
 pub fn scene_config(manifests: &Path, state_dir: &Path) -> String {
     format!(
         "node:\n  name: gw\n  ips: [{GATEWAY_V4}, {POD_GATEWAY_V4}, '{GATEWAY_V6}', '{POD_GATEWAY_V6}']\n  primaryIPs: [{GATEWAY_V4}, '{GATEWAY_V6}']\n\
          clusterCIDRs: [192.168.0.0/16, 'fd00:192::/64']\nserviceCIDRs: [10.96.0.0/12, 'fd00:10:109::/112']\n\
-         interfaces: [cl0, pods0]\nmanifests: {}\nstateDir: {}\ndetachOnExit: true\n",
+         interfaces: [cl0, pods0]\nmanifests: {}\nstateDir: {}\ndetachOnExit: true\nhash: {{seed: 0}}\n",
         manifests.display(),
         state_dir.display(),
     )

@@ -213,7 +213,7 @@ mod tests {
         let report = http_load(silent, 3, options).await;
         assert_eq!((report.answered(), report.failed()), (0, 3));
         assert!(report.failures.keys().all(|k| k.contains("no answer within 100ms")), "{report:?}");
-        // One that nobody has opened: a program that another test starts may hold the listener for a moment longer.
+        // A port that was never open: a program started by another test may inherit a listener and hold it a moment longer.
         let report = http_load("127.0.0.1:1".parse().unwrap(), 2, options).await;
         assert!(report.failures.keys().all(|k| k.contains("refused")), "{report:?}");
         assert_eq!(report.failed(), 2);

@@ -1,4 +1,4 @@
-//! A pod: an HTTP/1.1 server and a UDP echo that tell who they are and whom they see.
+//! A pod: an HTTP/1.1 server and a UDP echo that report their own name and the client's address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -81,7 +81,7 @@ async fn sink(State(pod): State<Arc<str>>, ConnectInfo(client): ConnectInfo<Sock
 async fn echo(socket: &UdpSocket, name: &str) -> Result<()> {
     let mut buf = vec![0u8; 65_536];
     loop {
-        // Errors of single datagrams (a client that went away, a port unreachable) are no reason to stop.
+        // Errors of single datagrams (a client is gone, a port unreachable) do not end the server.
         let Ok((len, client)) = socket.recv_from(&mut buf).await else {
             tokio::time::sleep(Duration::from_millis(1)).await;
             continue;
@@ -92,7 +92,7 @@ async fn echo(socket: &UdpSocket, name: &str) -> Result<()> {
     }
 }
 
-/// An IPv4 client seen by a dual-stack socket, in IPv4 words.
+/// Converts an IPv4-mapped address, as seen by a dual-stack socket, to plain IPv4.
 fn plain(client: SocketAddr) -> SocketAddr {
     SocketAddr::new(client.ip().to_canonical(), client.port())
 }
@@ -131,7 +131,7 @@ pub fn start_pod(netns: &Netns, options: PodOptions) -> Result<PodThread> {
 }
 
 impl PodThread {
-    /// Stops it and says how it ended.
+    /// Stops it and returns how it ended.
     pub fn stop(mut self) -> Result<()> {
         self.join()
     }

@@ -1,12 +1,15 @@
 //! Cleaning up in reverse order: on drop, on a signal, or at the next start.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, Once};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::setting::{SETTING_SUFFIX, Setting};
 use super::{run, sys};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,12 +22,14 @@ pub enum Undo {
     Command(Vec<String>),
     /// Remove this directory and its content.
     Directory(PathBuf),
-    /// Restore a kernel setting: write this value to a file.
-    Setting(PathBuf, String),
+    /// Restore a kernel setting.
+    Setting(Setting),
 }
 
 /// Things to undo, oldest first.
 static MADE: Mutex<Vec<(u64, Undo)>> = Mutex::new(Vec::new());
+/// Number of the next guard.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub struct Guard(u64);
@@ -46,14 +51,13 @@ impl Guard {
 
 /// Registers something to undo when the guard is dropped or a signal comes.
 pub fn undo_later(undo: Undo) -> Guard {
-    let mut made = lock();
-    let id = made.last().map_or(0, |(id, _)| id + 1);
-    made.push((id, undo));
+    let id = NEXT.fetch_add(1, Relaxed);
+    lock().push((id, undo));
     Guard(id)
 }
 
 fn lock() -> MutexGuard<'static, Vec<(u64, Undo)>> {
-    MADE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn take(id: u64) -> Option<Undo> {
@@ -99,7 +103,7 @@ fn undo_now(undo: &Undo) {
         Undo::Namespace(name) => remove_namespace(name),
         Undo::Command(words) => run_words(words),
         Undo::Directory(path) => remove_directory(path),
-        Undo::Setting(path, value) => std::fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display())),
+        Undo::Setting(setting) => setting.restore(),
     };
     if let Err(e) = result {
         eprintln!("clean-up: {e:#}");
@@ -113,7 +117,7 @@ fn run_words(words: &[String]) -> Result<()> {
 
 /// Ends a process and waits until it is gone; a zombie counts as gone.
 fn end_process(pid: u32) -> Result<()> {
-    sys::signal(pid, libc::SIGTERM).with_context(|| format!("cannot end process {pid}"))?;
+    sys::signal(pid, SIGTERM).with_context(|| format!("cannot end process {pid}"))?;
     if wait_gone(pid, Duration::from_secs(2)) {
         return Ok(());
     }
@@ -152,17 +156,29 @@ pub const TABLES: &str = "/dev/shm";
 pub const TABLE_SUFFIX: &str = ".conntrack";
 
 /// Removes leftovers of dead processes, named `nm-<tag>-<pid>-<n>` with the pid of no process: namespaces, connection
-/// tables, and temporary directories with their mounts. Returns the number of namespaces.
+/// tables, and temporary directories with their mounts. Restores the kernel settings that they changed. Returns the number of namespaces.
 pub fn remove_leftovers() -> usize {
     let removed = left_behind(Path::new("/run/netns"), "").filter(|name| warned(remove_namespace(name))).count();
     for name in left_behind(Path::new(TABLES), TABLE_SUFFIX) {
         let path = Path::new(TABLES).join(name + TABLE_SUFFIX);
         warned(std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display())));
     }
+    restore_settings(Path::new(TABLES));
     for name in left_behind(&std::env::temp_dir(), "") {
         warned(remove_directory(&std::env::temp_dir().join(name)));
     }
     removed
+}
+
+/// Restores what dead processes have noted in this directory.
+fn restore_settings(directory: &Path) {
+    for name in left_behind(directory, SETTING_SUFFIX) {
+        let note = directory.join(name + SETTING_SUFFIX);
+        warned(Setting::read(&note).and_then(|found| match found {
+            Some(setting) => setting.restore(),
+            None => std::fs::remove_file(&note).with_context(|| format!("cannot remove {}", note.display())),
+        }));
+    }
 }
 
 fn warned(result: Result<()>) -> bool {
@@ -208,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_the_living_stays() {
+    fn files_of_running_processes_stay() {
         let dir = tempfile::tempdir().unwrap();
         let own = std::process::id();
         // No process has this pid: it is above the kernel's limit (PID_MAX_LIMIT, 2^22).
@@ -218,6 +234,20 @@ mod tests {
         assert_eq!(left_behind(dir.path(), ".x").collect::<Vec<_>>(), ["nm-t-4999999-0"]);
         assert_eq!(left_behind(dir.path(), "").collect::<Vec<_>>(), ["nm-t-4999999-1"]);
         assert_eq!(left_behind(&dir.path().join("none"), "").count(), 0);
+    }
+
+    #[test]
+    fn settings_of_a_killed_process_are_restored() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("nf_conntrack_max");
+        std::fs::write(&kernel, "4096").unwrap();
+        for (pid, value) in [(4_999_999, "262144"), (std::process::id(), "1")] {
+            let note = dir.path().join(format!("nm-setting-{pid}-0{SETTING_SUFFIX}"));
+            std::fs::write(note, format!("{}\n{value}\n", kernel.display())).unwrap();
+        }
+        restore_settings(dir.path());
+        assert_eq!(std::fs::read_to_string(&kernel).unwrap(), "262144", "not the one of a process that runs");
+        assert_eq!(left_behind(dir.path(), SETTING_SUFFIX).count(), 0, "restored once only");
     }
 
     #[test]
@@ -246,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn init_and_nobody_are_never_signalled() {
+    fn invalid_pids_and_init_are_never_signalled() {
         assert!(sys::signal(0, 0).is_err());
         assert!(sys::signal(1, 0).is_err());
         assert!(sys::signal(u32::MAX, 0).is_err());

@@ -45,34 +45,34 @@ pub fn cable(a: &Netns, a_name: &str, b: &Netns, b_name: &str, queues: u32) -> R
 
 /// What `ip -s -j link show dev NAME` writes: a list of one.
 #[derive(Deserialize)]
-struct Link {
+struct LinkJson {
     address: Option<String>,
-    stats64: Option<Stats>,
+    stats64: Option<StatsJson>,
 }
 
 #[derive(Deserialize)]
-struct Stats {
-    rx: Direction,
-    tx: Direction,
+struct StatsJson {
+    rx: DirectionJson,
+    tx: DirectionJson,
 }
 
 #[derive(Deserialize)]
-struct Direction {
+struct DirectionJson {
     packets: u64,
     bytes: u64,
     dropped: u64,
 }
 
 impl Netns {
-    fn link(&self, interface: &str) -> Result<Link> {
+    fn link(&self, interface: &str) -> Result<LinkJson> {
         let words = format!("-s -j link show dev {interface}");
-        let links: Vec<Link> =
-            serde_json::from_str(&self.ip(&words)?).with_context(|| format!("`ip {words}` did not write what is known"))?;
+        let links: Vec<LinkJson> =
+            serde_json::from_str(&self.ip(&words)?).with_context(|| format!("`ip {words}` wrote unexpected output"))?;
         links.into_iter().next().with_context(|| format!("`ip {words}` wrote nothing"))
     }
 
     pub fn link_counters(&self, interface: &str) -> Result<LinkCounters> {
-        let Stats { rx, tx } = self.link(interface)?.stats64.with_context(|| format!("`ip` names no statistics of {interface}"))?;
+        let StatsJson { rx, tx } = self.link(interface)?.stats64.with_context(|| format!("`ip` names no statistics of {interface}"))?;
         Ok(LinkCounters {
             rx_packets: rx.packets,
             rx_bytes: rx.bytes,

@@ -1,7 +1,6 @@
 //! One network namespace.
 
 use std::fs::File;
-use std::future::Future;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,20 +21,20 @@ const LINES_MAX: usize = 10_000;
 pub struct Process {
     title: String,
     child: Child,
-    output: Arc<Output>,
+    output: Arc<OutputLines>,
     guard: Option<Guard>,
 }
 
 #[derive(Debug, Default)]
-struct Output {
+struct OutputLines {
     lines: Mutex<VecDeque<String>>,
     grown: Condvar,
     open: AtomicU32,
 }
 
-impl Output {
+impl OutputLines {
     fn lock(&self) -> MutexGuard<'_, VecDeque<String>> {
-        self.lines.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, line: String) {
@@ -56,7 +56,7 @@ impl Netns {
         let title = format!("{program} {}", args.join(" "));
         let mut child = command.spawn().with_context(|| format!("cannot start `{title}` in {}", self.name()))?;
         let guard = undo_later(Undo::Process(child.id()));
-        let output = Arc::new(Output::default());
+        let output = Arc::new(OutputLines::default());
         collect(child.stdout.take(), &output)?;
         collect(child.stderr.take(), &output)?;
         Ok(Process { title, child, output, guard: Some(guard) })
@@ -64,7 +64,7 @@ impl Netns {
 }
 
 /// Reads a stream line by line on a thread that ends with the stream.
-fn collect(stream: Option<impl Read + Send + 'static>, output: &Arc<Output>) -> Result<()> {
+fn collect(stream: Option<impl Read + Send + 'static>, output: &Arc<OutputLines>) -> Result<()> {
     let Some(stream) = stream else { return Ok(()) };
     let output = output.clone();
     output.open.fetch_add(1, Ordering::Relaxed);
@@ -83,12 +83,12 @@ impl Process {
         self.child.id()
     }
 
-    /// What it wrote so far (the last 10,000 lines of both streams).
+    /// Its output so far (the last 10,000 lines of both streams).
     pub fn output(&self) -> String {
         self.output.lock().iter().map(|l| format!("{l}\n")).collect()
     }
 
-    /// Waits until it has written a line that contains `needle`.
+    /// Waits until it writes a line that contains `needle`.
     pub fn wait_for_line(&mut self, needle: &str, limit: Duration) -> Result<String> {
         let end = Instant::now() + limit;
         loop {

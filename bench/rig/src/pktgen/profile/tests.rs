@@ -91,7 +91,7 @@ fn source_ranges() {
 fn words_of_the_command_line() {
     assert_eq!("imix".parse::<Size>().unwrap(), Size::Imix);
     assert_eq!("512".parse::<Size>().unwrap(), Size::Fixed(512));
-    assert!("large".parse::<Size>().is_err());
+    "large".parse::<Size>().unwrap_err();
     assert_eq!("zipf".parse::<Choice>().unwrap(), Choice::Zipf(1.0));
     assert_eq!("zipf:1.2".parse::<Choice>().unwrap(), Choice::Zipf(1.2));
     assert_eq!("uniform".parse::<Choice>().unwrap(), Choice::Uniform);

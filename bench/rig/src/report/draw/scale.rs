@@ -6,7 +6,7 @@ use plotters::coord::ranged1d::{BoldPoints, DefaultFormatting, KeyPointHint, Ran
 use plotters::coord::types::RangedCoordf64;
 
 use crate::report::number::short;
-use crate::report::plot::{Axis, Kind};
+use crate::report::plot::{Axis, AxisKind};
 
 /// Larger numbers are drawn as this one, so that axes stay finite.
 const HUGE: f64 = 1e100;
@@ -48,7 +48,7 @@ pub struct Scale<'a> {
 impl<'a> Scale<'a> {
     /// An axis that shows all values, with about `ticks` labels.
     pub fn covering(axis: &'a Axis, values: impl IntoIterator<Item = f64>, ticks: usize) -> Scale<'a> {
-        let usable = |v: &f64| v.is_finite() && (axis.kind != Kind::Log || *v > 1.0 / HUGE);
+        let usable = |v: &f64| v.is_finite() && (axis.kind != AxisKind::Log || *v > 1.0 / HUGE);
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for v in values.into_iter().filter(usable) {
             let v = if v.abs() < 1.0 / HUGE { 0.0 } else { v.clamp(-HUGE, HUGE) };
@@ -58,21 +58,21 @@ impl<'a> Scale<'a> {
             (low, high) = (1.0, 1.0);
         }
         let range = match axis.kind {
-            Kind::Percentile => place(axis.kind, PERCENTILES[0])..place(axis.kind, PERCENTILES[4]),
-            Kind::Log => {
+            AxisKind::Percentile => place(axis.kind, PERCENTILES[0])..place(axis.kind, PERCENTILES[4]),
+            AxisKind::Log => {
                 let high = high.log10();
                 let low = low.log10().max(high - DECADES_MAX);
                 // At least from 1 to 2.
                 let room = (0.3 - (high - low)).max(0.1) / 2.0;
                 low - room..high + room
             }
-            Kind::Linear => widened(low.min(0.0), high.max(0.0), 0.0, 0.05),
-            Kind::Close => widened(low, high, 0.05, 0.05),
+            AxisKind::Linear => widened(low.min(0.0), high.max(0.0), 0.0, 0.05),
+            AxisKind::Close => widened(low, high, 0.05, 0.05),
         };
         let ticks = match axis.kind {
-            Kind::Percentile => PERCENTILES.map(|p| place(axis.kind, p)).to_vec(),
-            Kind::Log => log_ticks(&range, ticks),
-            Kind::Linear | Kind::Close => RangedCoordf64::from(range.clone()).key_points(BoldPoints(ticks.max(2))),
+            AxisKind::Percentile => PERCENTILES.map(|p| place(axis.kind, p)).to_vec(),
+            AxisKind::Log => log_ticks(&range, ticks),
+            AxisKind::Linear | AxisKind::Close => RangedCoordf64::from(range.clone()).key_points(BoldPoints(ticks.max(2))),
         };
         Scale { axis, range, ticks }
     }
@@ -103,8 +103,8 @@ impl<'a> Scale<'a> {
     /// The divisor and the unit of the labels.
     fn unit(&self) -> (f64, &'static str) {
         match self.axis.kind {
-            Kind::Log | Kind::Percentile => (1.0, self.axis.quantity.base_unit()),
-            Kind::Linear | Kind::Close => self.axis.quantity.unit(self.range.start.abs().max(self.range.end.abs())),
+            AxisKind::Log | AxisKind::Percentile => (1.0, self.axis.quantity.base_unit()),
+            AxisKind::Linear | AxisKind::Close => self.axis.quantity.unit(self.range.start.abs().max(self.range.end.abs())),
         }
     }
 
@@ -119,9 +119,11 @@ impl<'a> Scale<'a> {
     pub fn label(&self, at: f64) -> String {
         let divisor = self.unit().0;
         match self.axis.kind {
-            Kind::Percentile => PERCENTILES.iter().find(|p| (self.at(**p) - at).abs() < 1e-9).map_or(String::new(), |p| format!("p{p}")),
-            Kind::Log => short(10f64.powf(at)),
-            Kind::Linear | Kind::Close => {
+            AxisKind::Percentile => {
+                PERCENTILES.iter().find(|p| (self.at(**p) - at).abs() < 1e-9).map_or(String::new(), |p| format!("p{p}"))
+            }
+            AxisKind::Log => short(10f64.powf(at)),
+            AxisKind::Linear | AxisKind::Close => {
                 let step = self.ticks.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min) / divisor;
                 let decimals = (-(step.log10() + 1e-9).floor()).clamp(0.0, 6.0) as usize;
                 match at / divisor {
@@ -137,11 +139,11 @@ impl<'a> Scale<'a> {
     }
 }
 
-fn place(kind: Kind, value: f64) -> f64 {
+fn place(kind: AxisKind, value: f64) -> f64 {
     match kind {
-        Kind::Linear | Kind::Close => value,
-        Kind::Log => value.log10(),
-        Kind::Percentile => -(1.0 - value / 100.0).log10(),
+        AxisKind::Linear | AxisKind::Close => value,
+        AxisKind::Log => value.log10(),
+        AxisKind::Percentile => -(1.0 - value / 100.0).log10(),
     }
 }
 
@@ -174,7 +176,8 @@ mod tests {
 
     #[test]
     fn values_have_their_place_and_so_do_impossible_ones() {
-        let [log, linear, percentile] = [Kind::Log, Kind::Linear, Kind::Percentile].map(|kind| Axis::new(kind, Quantity::Count, "n"));
+        let [log, linear, percentile] =
+            [AxisKind::Log, AxisKind::Linear, AxisKind::Percentile].map(|kind| Axis::new(kind, Quantity::Count, "n"));
         let log = Scale::covering(&log, [1.0, 100.0], 6);
         let linear = Scale::covering(&linear, [10.0], 6);
         let percentile = Scale::covering(&percentile, [], 6);
@@ -192,15 +195,15 @@ mod tests {
             let scale = Scale::covering(&axis, values.iter().copied(), 6);
             scale.ticks.iter().map(|t| scale.label(*t)).collect()
         };
-        assert_eq!(labels(Kind::Log, Quantity::Count, &[1.0, 10_000.0]), ["1", "10", "100", "1k", "10k"]);
-        assert_eq!(labels(Kind::Percentile, Quantity::Count, &[]), ["p50", "p90", "p99", "p99.9", "p99.99"]);
-        let linear = labels(Kind::Linear, Quantity::Pps, &[0.0, 640_000.0]);
+        assert_eq!(labels(AxisKind::Log, Quantity::Count, &[1.0, 10_000.0]), ["1", "10", "100", "1k", "10k"]);
+        assert_eq!(labels(AxisKind::Percentile, Quantity::Count, &[]), ["p50", "p90", "p99", "p99.9", "p99.99"]);
+        let linear = labels(AxisKind::Linear, Quantity::Pps, &[0.0, 640_000.0]);
         assert!(linear.first().is_some_and(|l| l == "0") && linear.contains(&"600".to_owned()), "{linear:?}");
     }
 
     #[test]
     fn every_range_can_be_drawn() {
-        for kind in [Kind::Linear, Kind::Close, Kind::Log] {
+        for kind in [AxisKind::Linear, AxisKind::Close, AxisKind::Log] {
             let axis = Axis::new(kind, Quantity::Count, "n");
             for values in [[1e-300, 1e300], [0.0, f64::MAX], [-1e300, 1e300], [5e-324, 1.0], [3.0, 3.0], [-2.0, -2.0], [0.0, 0.0]] {
                 let scale = Scale::covering(&axis, values, 6);

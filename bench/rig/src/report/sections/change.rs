@@ -2,7 +2,7 @@
 
 use super::{NONE, Section, bar, interval, rows_of, style, text};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Kind, Line, LinePlot, Marks, Plot, Point, RowPlot, Style};
+use crate::report::plot::{Axis, AxisKind, Line, LinePlot, Marks, Plot, Point, RowPlot, Style};
 use crate::report::table::{Cell, Table};
 use crate::results::{ChurnRow, Estimate, Results};
 
@@ -64,8 +64,8 @@ fn timeline(results: &Results, r: &ChurnRow) -> LinePlot {
     LinePlot {
         title: format!("{label}: {}", r.event),
         description: format!("Frames that arrived in percent of those offered, over time around the event, {label}."),
-        x: Axis::new(Kind::Close, Quantity::Count, if r.event_at.is_empty() { "time (ms)" } else { "time since the event (ms)" }),
-        y: Axis::new(Kind::Linear, Quantity::Share, "arrived of offered"),
+        x: Axis::new(AxisKind::Close, Quantity::Count, if r.event_at.is_empty() { "time (ms)" } else { "time since the event (ms)" }),
+        y: Axis::new(AxisKind::Linear, Quantity::Share, "arrived of offered"),
         lines: vec![Line {
             label: label.into(),
             style: Style { dash: 0, ..style(results, &r.subject, &[]) },
@@ -108,7 +108,7 @@ pub fn flood(results: &Results) -> Section {
     let plot = RowPlot {
         title: "Goodput under a SYN flood".into(),
         description: "Share of the established flows' frames that arrived under a SYN flood, by subject.".into(),
-        x: Axis::new(Kind::Linear, Quantity::Share, "arrived of offered"),
+        x: Axis::new(AxisKind::Linear, Quantity::Share, "arrived of offered"),
         rows: rows_of(results, Quantity::Share, goodputs, bar),
         parts: Vec::new(),
         reference: None,
@@ -143,7 +143,7 @@ pub fn programming(results: &Results) -> Section {
     let plot = RowPlot {
         title: "From a change to the first packet that follows it".into(),
         description: "Milliseconds from a change to the first packet that follows it, by subject, on a logarithmic axis.".into(),
-        x: Axis::new(Kind::Log, Quantity::Ms, "time"),
+        x: Axis::new(AxisKind::Log, Quantity::Ms, "time"),
         rows: rows_of(results, Quantity::Ms, times, dots),
         parts: Vec::new(),
         reference: None,

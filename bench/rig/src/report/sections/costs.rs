@@ -2,7 +2,7 @@
 
 use super::{NONE, Section, bar, interval, nothing, rows_of, style, text};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Kind, Line, LinePlot, Marks, Plot, Point, Row, RowPlot, Style};
+use crate::report::plot::{Axis, AxisKind, Line, LinePlot, Marks, Plot, Point, Row, RowPlot, Style};
 use crate::report::table::{Cell, Table};
 use crate::results::{CpuTime, Outcome, Results};
 
@@ -53,7 +53,7 @@ pub fn cpu(results: &Results) -> Section {
         title: "CPU time a packet, by kind".into(),
         description: "CPU time of one packet for each subject, stacked: user space, system calls and softirqs of its core, softirqs of the generator's."
             .into(),
-        x: Axis::new(Kind::Linear, Quantity::Ns, "CPU time a packet"),
+        x: Axis::new(AxisKind::Linear, Quantity::Ns, "CPU time a packet"),
         rows,
         parts: parts(&CpuTime::default()).map(|p| p.0.to_owned()).to_vec(),
         reference: None,
@@ -85,7 +85,7 @@ pub fn connections(results: &Results) -> Section {
     let plot = RowPlot {
         title: "Connections a second".into(),
         description: "Connections a second through each subject, with the interval of the median.".into(),
-        x: Axis::new(Kind::Linear, Quantity::PerSecond, "connections"),
+        x: Axis::new(AxisKind::Linear, Quantity::PerSecond, "connections"),
         rows: rows_of(results, Quantity::PerSecond, counted, bar),
         parts: Vec::new(),
         reference: None,
@@ -129,8 +129,8 @@ pub fn table_cost(results: &Results) -> Section {
         section.plots.push(Plot::Lines(LinePlot {
             title: "Time a packet, by connections in the table".into(),
             description: "Nanoseconds a packet over the number of connections in the table; a line for each thing measured.".into(),
-            x: Axis::new(Kind::Log, Quantity::Count, "connections in the table"),
-            y: Axis::new(Kind::Linear, Quantity::Ns, "time a packet"),
+            x: Axis::new(AxisKind::Log, Quantity::Count, "connections in the table"),
+            y: Axis::new(AxisKind::Linear, Quantity::Ns, "time a packet"),
             lines,
             levels: Vec::new(),
             events: Vec::new(),

@@ -2,7 +2,7 @@
 
 use super::{Section, style, text};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Kind, Line, LinePlot, Plot, Point};
+use crate::report::plot::{Axis, AxisKind, Line, LinePlot, Plot, Point};
 use crate::report::table::{Cell, Table};
 use crate::results::{Latency, Results};
 
@@ -48,8 +48,8 @@ pub fn latency(results: &Results) -> Section {
                 description: format!(
                     "Latency in microseconds over percentiles from p50 to p99.99, at a load of {load} percent, by subject."
                 ),
-                x: Axis::new(Kind::Percentile, Quantity::Count, "percentile of frames"),
-                y: Axis::new(Kind::Log, Quantity::Us, "latency"),
+                x: Axis::new(AxisKind::Percentile, Quantity::Count, "percentile of frames"),
+                y: Axis::new(AxisKind::Log, Quantity::Us, "latency"),
                 lines,
                 levels: Vec::new(),
                 events: Vec::new(),

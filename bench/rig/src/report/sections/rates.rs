@@ -2,7 +2,7 @@
 
 use super::{Section, interval, nothing, style, text};
 use crate::report::number::Quantity;
-use crate::report::plot::{Axis, Kind, Level, Line, LinePlot, Marks, Plot, Point, Row, RowPlot, Style};
+use crate::report::plot::{Axis, AxisKind, Level, Line, LinePlot, Marks, Plot, Point, Row, RowPlot, Style};
 use crate::report::table::{Cell, Table};
 use crate::results::{RateRow, Results, Subject, SubjectKind, Traffic};
 
@@ -45,8 +45,8 @@ pub fn rates(results: &Results) -> Section {
                 "Highest rate without loss, {}, over the number of Services; a line for each kind of subject.",
                 traffic(of)
             ),
-            x: Axis::new(Kind::Log, Quantity::Count, "Services"),
-            y: Axis::new(Kind::Linear, Quantity::Pps, "zero-loss rate"),
+            x: Axis::new(AxisKind::Log, Quantity::Count, "Services"),
+            y: Axis::new(AxisKind::Linear, Quantity::Pps, "zero-loss rate"),
             lines: Vec::new(),
             levels: Vec::new(),
             events: Vec::new(),
@@ -138,7 +138,7 @@ pub fn ratios(results: &Results) -> Section {
     let plot = RowPlot {
         title: "Zero-loss rate of one over another".into(),
         description: "Ratio of zero-loss rates for each pair of subjects: rounds, median and interval; at 1 both are equally fast.".into(),
-        x: Axis::new(if spread < 3.0 { Kind::Close } else { Kind::Log }, Quantity::Ratio, "ratio"),
+        x: Axis::new(if spread < 3.0 { AxisKind::Close } else { AxisKind::Log }, Quantity::Ratio, "ratio"),
         rows,
         parts: Vec::new(),
         reference: Some((1.0, "1: equally fast".into())),
