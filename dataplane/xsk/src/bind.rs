@@ -180,7 +180,7 @@ pub(crate) fn bind_socket(frames: &Frames, name: &str, queue: u32, ring: u32, mo
         match error {
             Errno::BUSY if Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
             Errno::PERM | Errno::ACCESS => {
-                return Err(EdgeError::Privileges { what: format!("binding an AF_XDP socket to {name}") });
+                return Err(EdgeError::privileges(format!("binding an AF_XDP socket to {name}")));
             }
             _ => return Err(EdgeError::Bind { interface: name.into(), queue, source: error.into() }),
         }

@@ -34,10 +34,12 @@ pub enum EdgeError {
         detail: String,
     },
     /// Missing privileges.
-    #[error("{what}: not permitted; {}", permit_hint())]
+    #[error("{what}: not permitted; {hint}")]
     Privileges {
         /// The attempted operation.
         what: String,
+        /// What would permit it to the thread that attempted it.
+        hint: String,
     },
     /// The limit of locked memory is too low.
     #[error(
@@ -126,7 +128,7 @@ fn bind_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// What lets a process do what it was not permitted to.
+/// What lets the calling thread do what it was not permitted to.
 fn permit_hint() -> String {
     if !has_what_is_needed() {
         return format!("run as {CAPABILITIES}");
@@ -158,10 +160,15 @@ pub(crate) fn is_shortage(error: Errno) -> bool {
 }
 
 impl EdgeError {
+    /// An operation that was not permitted to the calling thread, whose capabilities the hint goes by: another thread may print the error.
+    pub(crate) fn privileges(what: impl Into<String>) -> EdgeError {
+        EdgeError::Privileges { what: what.into(), hint: permit_hint() }
+    }
+
     /// An operating system error; missing privileges become [`EdgeError::Privileges`].
     pub(crate) fn io(what: impl Into<String>, source: io::Error) -> EdgeError {
         match Errno::from_io_error(&source) {
-            Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: what.into() },
+            Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(what),
             _ => EdgeError::Io { what: what.into(), source },
         }
     }
@@ -169,7 +176,7 @@ impl EdgeError {
     /// A BPF map's error; missing privileges become [`EdgeError::Privileges`].
     pub(crate) fn map(map: &str, error: &(dyn std::error::Error + 'static)) -> EdgeError {
         match os_error(error) {
-            Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("BPF map {map}") },
+            Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(format!("BPF map {map}")),
             _ => EdgeError::Map { map: map.into(), detail: chain(error) },
         }
     }
@@ -215,15 +222,16 @@ mod tests {
 
     #[test]
     fn errors_name_a_remedy_that_helps() {
-        let refused = || EdgeError::io("loading a program", Errno::PERM.into()).to_string();
+        let refused = || EdgeError::io("loading a program", Errno::PERM.into());
         let without = std::thread::spawn(move || {
             nomagic_sys::capabilities::keep_nothing().unwrap();
             refused()
         });
-        let without = without.join().unwrap();
+        // The hint goes by the capabilities of the thread that was refused, not of this one.
+        let without = without.join().unwrap().to_string();
         assert!(without.contains("run as root, or CAP_NET_ADMIN"), "{without}");
         // As root, only something else can forbid it.
-        let with = refused();
+        let with = refused().to_string();
         assert!(has_what_is_needed() && with.contains("this process has the capabilities for it, so"), "{with}");
         for (error, words) in
             [(Errno::MFILE, "ulimit -n"), (Errno::NOMEM, "memory.max"), (Errno::NOSPC, "free room"), (Errno::AGAIN, "pids.max")]

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nomagic_sys::bpf::detach_pinned_link;
+use nomagic_sys::capabilities::has_what_is_needed;
 use nomagic_sys::mount::{is_bpffs, mount_bpffs, unmount};
 use rustix::io::Errno;
 
@@ -170,7 +171,10 @@ pub fn cleanup_directory(root: &Path) -> Result<bool, EdgeError> {
 
 fn mount_error(path: &Path, source: io::Error) -> EdgeError {
     match Errno::from_io_error(&source) {
-        Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("mounting a bpffs on {}", path.display()) },
+        // With the others but without CAP_SYS_ADMIN, one that is mounted beforehand is what helps.
+        Some(Errno::PERM | Errno::ACCESS) if !has_what_is_needed() => {
+            EdgeError::privileges(format!("mounting a bpffs on {}", path.display()))
+        }
         _ => EdgeError::Bpffs { path: path.into(), source },
     }
 }

@@ -93,7 +93,7 @@ pub(crate) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, EdgeError> {
 
 fn load_error(interface: &str, error: &EbpfError) -> EdgeError {
     match os_error(error) {
-        Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: format!("loading the XDP program for {interface}") },
+        Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(format!("loading the XDP program for {interface}")),
         _ => EdgeError::Program { interface: interface.into(), detail: chain(error) },
     }
 }
@@ -270,7 +270,7 @@ fn attach_new(program: &mut Xdp, path: &Path, link: &Link) -> Result<(), EdgeErr
 fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError> {
     match os_error(error) {
         Some(Errno::BUSY | Errno::EXIST) => Err(busy(&link.name, Link::query(&link.name)?.xdp)),
-        Some(Errno::PERM | Errno::ACCESS) => Err(EdgeError::Privileges { what: format!("attaching the XDP program to {}", link.name) }),
+        Some(Errno::PERM | Errno::ACCESS) => Err(EdgeError::privileges(format!("attaching the XDP program to {}", link.name))),
         Some(Errno::NODEV) => Err(EdgeError::NoInterface { interface: link.name.clone() }),
         _ => Ok(()),
     }

@@ -208,7 +208,7 @@ fn create_error(bytes: u64, huge_pages: bool, error: &(dyn std::error::Error + '
     match os_error(error) {
         Some(Errno::NOMEM) if huge_pages => EdgeError::HugePages { pages: bytes.div_ceil(2 << 20) },
         Some(Errno::NOBUFS) => EdgeError::MemoryLock { what: what(), limit_bytes: raise_memory_lock() },
-        Some(Errno::PERM | Errno::ACCESS) => EdgeError::Privileges { what: what() },
+        Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(what()),
         Some(code) => EdgeError::Umem { bytes, source: code.into() },
         None => EdgeError::Umem { bytes, source: std::io::Error::other(crate::error::chain(error)) },
     }
