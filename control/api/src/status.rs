@@ -47,6 +47,9 @@ pub struct Status {
     pub redirect_ports: Vec<RedirectPort>,
     /// The XDP program's counters, summed over all redirect ports.
     pub redirect_xdp: Xdp,
+    /// Answers of endpoints behind the kernel, which its routes send out of the ports.
+    #[serde(default)]
+    pub answers: Answers,
     /// The deny list; what it drops is in [`StatusPort::xdp`].
     pub deny: Deny,
     pub services: Services,
@@ -81,6 +84,7 @@ impl Default for Status {
             ports: Vec::new(),
             redirect_ports: Vec::new(),
             redirect_xdp: Xdp::default(),
+            answers: Answers::default(),
             deny: Deny::default(),
             services: Services::default(),
             routes: Table::default(),
@@ -97,6 +101,18 @@ impl Status {
     pub fn port(&self, name: &str) -> Option<&StatusPort> {
         self.ports.iter().find(|p| p.name == name)
     }
+}
+
+/// Answers of endpoints on the node's own network, and of pods behind interfaces that nomagic does not look at, captured where they leave the
+/// node.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Answers {
+    /// Captured for the workers.
+    pub taken: u64,
+    /// Dropped because no worker takes them.
+    pub dropped: u64,
+    /// Ports where they are not captured (nm1: some redirect port): endpoints behind the kernel see `snat.internalAddresses` in place of clients there.
+    pub unseen_ports: Vec<String>,
 }
 
 /// The source of the seed of the hash that chooses endpoints.

@@ -21,6 +21,7 @@ pub(crate) mod lines;
 mod query;
 mod reach;
 mod retry;
+mod servers;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use crate::config::Kubernetes;
 pub use feed::Feed;
 use follow::Follower;
 use reach::Reach;
+pub use servers::ServerAddresses;
 
 /// Capacity of the queue to the control loop. When it is full, the watches wait.
 const MESSAGES_MAX: usize = 1_024;
@@ -81,13 +83,15 @@ pub struct WatchTarget {
     pub read_cluster_uid: bool,
     /// The mark of the connections (`SO_MARK`).
     pub mark: Option<u32>,
+    /// Where its addresses are noted.
+    pub addresses: ServerAddresses,
 }
 
 impl WatchTarget {
     /// A target with default limits.
     pub fn new(server: Kubernetes, node: String) -> WatchTarget {
         let timeouts = WatchTimeouts::default();
-        WatchTarget { server, node, timeouts, page: 500, objects_max: OBJECTS_MAX, read_cluster_uid: false, mark: None }
+        WatchTarget { server, node, timeouts, page: 500, objects_max: OBJECTS_MAX, read_cluster_uid: false, mark: None, addresses: ServerAddresses::default() }
     }
 }
 
@@ -118,7 +122,8 @@ pub fn start(mut target: WatchTarget) -> Result<Feed> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for the watch")?;
-    let feed = Feed::new(receiver, target.server.to_string(), target.objects_max, target.read_cluster_uid);
+    let mut feed = Feed::new(receiver, target.server.to_string(), target.objects_max, target.read_cluster_uid);
+    feed.addresses = target.addresses.clone();
     let work = move || {
         if let Err(e) = nomagic_sys::capabilities::keep_what_is_needed() {
             tracing::warn!("the watch thread could not drop capabilities: {e}");

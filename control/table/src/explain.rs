@@ -261,6 +261,11 @@ impl<'e> Explainer<'e> {
         answer.steps.push(words::destination(tuple, backend));
         self.describe_next_hop(answer, trace);
         self.describe_source(answer, found, *snat, tuple, (trace, copied));
+        // The routes decide, which only a running gateway knows.
+        let own = self.settings.kernel_ips.contains(&backend.addr) || self.settings.node.ips.contains(&backend.addr);
+        if own && self.live.is_none() && trace.source == Some(Ok(Source::Client)) {
+            answer.steps.push(words::OWN_ENDPOINT.into());
+        }
         match trace.reason() {
             // `describe_source` has described it.
             Some(Reason::SnatAddressMissing) => {}

@@ -232,17 +232,20 @@ fn next_hop<'c>(ctx: &mut Context<'c>, hit: &Hit, observer: &mut impl Observer<'
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
     let onward = resolve(ctx, &hit.new, observer)?;
-    if hit.direction == Direction::Original && onward.needs_internal != from_internal(ctx, &hit.new) {
-        // The routes have changed: answers to this source would no longer come back here.
+    if hit.direction == Direction::Original && !answers_come_back(ctx, &hit.new, &onward) {
+        // The routes have changed.
         return Err(Verdict::Drop(Reason::NextHopKernel));
     }
     ctx.table.cache_hop(hit, ctx.routes.generation, onward.id);
     Ok((onward.hop, onward.id))
 }
 
-/// Whether the source of a packet to a backend is the address that the kernel routes to the internal port.
-fn from_internal(ctx: &Context<'_>, new: &Tuple) -> bool {
-    ctx.services.snat.internal(new.v6).is_some_and(|internal| new.src_addr() == internal)
+/// Whether answers to a packet for a backend come back here, by the packet's source: for an endpoint behind the kernel the address that the
+/// kernel routes to the internal port, or one to which answers are captured on their way out.
+fn answers_come_back(ctx: &Context<'_>, new: &Tuple, onward: &Onward) -> bool {
+    let source = new.src_addr();
+    let internal = ctx.services.snat.internal(new.v6) == Some(source);
+    if onward.hidden { internal || ctx.routes.sees_answers_to(source) } else { !internal }
 }
 
 fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
@@ -293,8 +296,9 @@ fn admit_new<'f, 'c>(
         Ok(onward) => onward,
         Err(verdict) => return verdict,
     };
-    let source = open::choose_source(ctx, packet, hash, snat, onward.needs_internal);
-    observer.source(source, onward.needs_internal);
+    let needs_internal = open::needs_internal(ctx, packet, snat, &onward);
+    let source = open::choose_source(ctx, packet, hash, snat, needs_internal);
+    observer.source(source, needs_internal);
     let source = match source {
         Ok(source) => source,
         Err(reason) => return Verdict::Drop(reason),
@@ -343,8 +347,8 @@ fn drop_by_service(matched: Option<Matched<'_>>, reason: Reason) -> Verdict {
 struct Onward {
     hop: NextHop,
     id: NextHopId,
-    /// Answers come back only to an address that the kernel routes to the internal port.
-    needs_internal: bool,
+    /// Behind the kernel, by an interface whose packets are not captured: [`answers_come_back`].
+    hidden: bool,
 }
 
 /// The next hop towards a rewritten packet's destination.
@@ -356,11 +360,11 @@ fn resolve<'c>(ctx: &mut Context<'c>, new: &Tuple, observer: &mut impl Observer<
     match resolution {
         Resolution::Hop(id) => {
             let hop = ctx.routes.hop(id).ok_or(Verdict::Drop(Reason::NoRoute))?;
-            Ok(Onward { hop: *hop, id, needs_internal: false })
+            Ok(Onward { hop: *hop, id, hidden: false })
         }
         Resolution::Kernel { captured } => {
             let (hop, id) = ctx.routes.kernel_hop().ok_or(Verdict::Drop(Reason::NoInternalPort))?;
-            Ok(Onward { hop, id, needs_internal: !captured })
+            Ok(Onward { hop, id, hidden: !captured })
         }
         Resolution::Ask(wanted) => Err(Verdict::Hold(wanted)),
         Resolution::Nowhere(reason) => Err(Verdict::Drop(reason)),

@@ -55,7 +55,7 @@ pub enum RouteKind {
 pub struct Leg {
     /// The port; `None`: an interface that is not the dataplane's, so the kernel must send.
     pub port: Option<PortId>,
-    /// For an interface behind the kernel: it has the XDP filter, so replies that arrive there are captured.
+    /// For an interface behind the kernel: it has the filter, so answers that arrive there or leave by it are captured.
     pub captured: bool,
     /// The gateway; `None`: the destination is on the link.
     pub gateway: Option<IpAddr>,
@@ -95,6 +95,9 @@ pub struct Routes {
     ports: Vec<Port>,
     /// By port; `None` where it is unknown or all packets reach one worker.
     rss: Vec<Option<Arc<Rss>>>,
+    /// By port: whether packets that the kernel sends out of it are captured if they are answers. The internal port stands for all interfaces
+    /// behind it that have the filter. Empty where nothing is known.
+    sees_answers: Vec<bool>,
     /// By prefix length, longest first, a family each: `(length, network -> route)`.
     v4: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
     v6: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
@@ -183,6 +186,12 @@ impl Routes {
         self
     }
 
+    /// Adds, in the order of the ports, out of which of them answers are captured that the kernel sends.
+    pub fn with_answers_seen(mut self, seen: impl IntoIterator<Item = bool>) -> Routes {
+        self.sees_answers = seen.into_iter().collect();
+        self
+    }
+
     /// How a port spreads received packets over the workers.
     #[inline]
     pub fn rss(&self, port: PortId) -> Option<&Rss> {
@@ -252,6 +261,16 @@ impl Routes {
             RouteKind::Local => internal,
             RouteKind::Unreachable => None,
         }
+    }
+
+    /// Whether answers to this client are captured on their way out, whatever endpoint behind the kernel sends them: each leg of its route is
+    /// looked at. Never for an address of this node, which answers reach by no interface.
+    pub fn sees_answers_to(&self, client: IpAddr) -> bool {
+        let Some(RouteKind::Unicast(legs)) = self.lookup(client) else { return false };
+        let seen_at = |port: PortId| self.sees_answers.get(usize::from(port.0)).is_some_and(|seen| *seen);
+        let behind = self.internal.is_some_and(|internal| seen_at(internal.port));
+        let seen = |leg: &Leg| leg.port.map_or_else(|| leg.captured && behind, seen_at);
+        !legs.is_empty() && legs.iter().all(seen)
     }
 
     fn by_leg(&self, leg: &Leg, dst: IpAddr) -> Resolution {
@@ -337,6 +356,9 @@ mod tests {
         assert_eq!(r.resolve(ip("172.16.3.3"), 0), Resolution::Kernel { captured: false });
         assert_eq!(r.resolve(ip("172.31.3.3"), 0), Resolution::Kernel { captured: true });
         assert_eq!(["192.168.0.9", "192.168.0.8", "::192.168.0.9"].map(|addr| r.is_local(ip(addr))), [true, false, false]);
+        let r = r.with_answers_seen([false, true]);
+        let seen = ["10.9.9.9", "192.168.0.2", "172.31.3.3", "172.16.3.3", "192.168.0.9", "192.168.7.1", "fd00::77", "fd01::1"];
+        assert_eq!(seen.map(|client| r.sees_answers_to(ip(client))), [false, true, false, false, false, false, true, false]);
         assert_eq!(r.kernel_hop(), None, "without an internal port");
         assert_eq!(r.resolve(ip("fd01::1"), 0), Resolution::Nowhere(Reason::NoRoute));
         assert_eq!(r.hop(NextHopId(0)), None);

@@ -12,6 +12,7 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "replies.h"
 
 // ------------------------------------------------------------------------------------------------------ matching
 
@@ -112,80 +113,6 @@ INLINE int is_denied(const struct tuple *t)
 	return 1;
 }
 
-INLINE __u64 two(__u32 high, __u32 low)
-{
-	return ((__u64)high << 32) | low;
-}
-
-// SipHash-1-3: nomagic_core::siphash.
-struct sip {
-	__u64 v0, v1, v2, v3;
-};
-
-#define ROTATE(x, bits) (((x) << (bits)) | ((x) >> (64 - (bits))))
-
-INLINE void sip_round(struct sip *s)
-{
-	s->v0 += s->v1;
-	s->v2 += s->v3;
-	s->v1 = ROTATE(s->v1, 13) ^ s->v0;
-	s->v3 = ROTATE(s->v3, 16) ^ s->v2;
-	s->v0 = ROTATE(s->v0, 32) + s->v3;
-	s->v2 += s->v1;
-	s->v3 = ROTATE(s->v3, 21) ^ s->v0;
-	s->v1 = ROTATE(s->v1, 17) ^ s->v2;
-	s->v2 = ROTATE(s->v2, 32);
-}
-
-INLINE void sip_word(struct sip *s, __u64 word)
-{
-	s->v3 ^= word;
-	sip_round(s);
-	s->v0 ^= word;
-}
-
-// nomagic_core::filter::slot_of.
-INLINE int is_announced_reply(const struct tuple *t)
-{
-	__u64 k0 = reply_key[0], k1 = reply_key[1];
-	struct sip s = {
-		k0 ^ 0x736f6d6570736575ull,
-		k1 ^ 0x646f72616e646f6dull,
-		k0 ^ 0x6c7967656e657261ull,
-		k1 ^ 0x7465646279746573ull,
-	};
-	__u64 last = two((__u32)t->sport >> 8, ((__u32)t->sport << 24) | ((__u32)t->dport << 8) | t->proto);
-	if (t->family == 6) {
-		sip_word(&s, two(t->src[0], t->src[1]));
-		sip_word(&s, two(t->src[2], t->src[3]));
-		sip_word(&s, two(t->dst[0], t->dst[1]));
-		sip_word(&s, two(t->dst[2], t->dst[3]));
-		last |= 39ull << 56;
-	} else {
-		sip_word(&s, two(t->src[3], t->dst[3]));
-		last |= 15ull << 56;
-	}
-	sip_word(&s, last);
-	s.v2 ^= 0xff;
-	sip_round(&s);
-	sip_round(&s);
-	sip_round(&s);
-	__u64 h = s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
-	__u32 place = (__u32)h & reply_mask;
-	__u32 f = h >> 32;
-	if (f == 0)
-		f = 1;
-
-	struct bucket *bucket = bpf_map_lookup_elem(&replies, &place);
-	if (!bucket)
-		return 0;
-	int found = 0;
-#pragma unroll
-	for (int i = 0; i < BUCKET_SLOTS; i++)
-		found |= bucket->fingerprints[i] == f;
-	return found;
-}
-
 INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t)
 {
 	struct address dst = {
@@ -193,32 +120,6 @@ INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t)
 		.family = t->family,
 	};
 	return is_service(ctx, t) || is_announced_reply(t) || is_service_address(t, &dst);
-}
-
-INLINE struct fragment fragment_key(const struct tuple *t)
-{
-	struct fragment key = { .id = t->fragment_id, .proto = t->proto };
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		key.src[i] = t->src[i];
-		key.dst[i] = t->dst[i];
-	}
-	return key;
-}
-
-// Whether a later fragment's first one was captured.
-INLINE int is_rest_of_ours(const struct tuple *t)
-{
-	struct fragment key = fragment_key(t);
-	return bpf_map_lookup_elem(&fragments, &key) != 0;
-}
-
-// A first fragment adds an entry for the later ones.
-INLINE void expect_rest(const struct tuple *t)
-{
-	struct fragment key = fragment_key(t);
-	__u32 known = 1;
-	bpf_map_update_elem(&fragments, &key, &known, BPF_ANY);
 }
 
 // -------------------------------------------------------------------------------------------------------- action
@@ -232,9 +133,7 @@ INLINE int count(enum stat stat, int action)
 	return action;
 }
 
-// Redirects to the socket of this queue while the queue's worker is alive. If its heartbeat is stale, the frame is dropped for a grace
-// period: a lost frame is only sent again, while a connection that reaches another NAT in the middle would be reset. After that the
-// configuration decides.
+// Redirects to the socket of this queue while the queue's worker is alive.
 INLINE int take(struct xdp_md *ctx)
 {
 	__u32 zero = 0, queue = ctx->rx_queue_index;
@@ -242,20 +141,18 @@ INLINE int take(struct xdp_md *ctx)
 	struct settings *s = bpf_map_lookup_elem(&settings, &zero);
 	if (!owner || !s)
 		return count(PASS_NEVER_STARTED, XDP_PASS);
-	volatile __u64 *heartbeat = bpf_map_lookup_elem(&heartbeats, owner);
-	__u64 beat = heartbeat ? *heartbeat : 0;
-	if (!beat)
+	switch (life_of(owner, s)) {
+	case NEVER_STARTED:
 		return count(PASS_NEVER_STARTED, XDP_PASS);
-	__s64 age = bpf_ktime_get_coarse_ns() - beat; // slightly negative when the coarse clock lags
-	if (age <= (__s64)s->fresh_ns) {
+	case ALIVE: {
 		int action = redirect_to ? bpf_redirect(redirect_to, 0) : bpf_redirect_map(&xsks, queue, XDP_DROP);
 		return count(action == XDP_REDIRECT ? TAKEN : DROPPED_NO_SOCKET, action);
 	}
-	if (age <= (__s64)s->grace_ns)
+	case STALE:
 		return count(DROPPED_STALE, XDP_DROP);
-	if (s->on_failure == XDP_DROP)
-		return count(FAILED_CLOSED, XDP_DROP);
-	return count(FAILED_OPEN, XDP_PASS);
+	default:
+		return s->on_failure == XDP_DROP ? count(FAILED_CLOSED, XDP_DROP) : count(FAILED_OPEN, XDP_PASS);
+	}
 }
 
 // Returns a packet that the kernel sent into the internal port and no worker takes: redirects it out of the kernel's end, as if it had come

@@ -1,69 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The filter's maps, shared with src/filter.rs, src/program.rs, src/status.rs and nomagic_core::filter. A change of their
-// layout needs a new LAYOUT in src/program.rs.
+// The filter's maps, shared with src/filter.rs, src/program.rs and src/status.rs. A change of their layout needs a new LAYOUT in
+// src/program.rs.
 
 #pragma once
 
-#include "bpf.h"
+#include "types.h"
 
 #define QUEUES_MAX 256
-#define WORKERS_MAX 64
-#define BUCKET_SLOTS 16
 #define MORE_MACS_MAX 8
-#define VLAN_IDS 4096
-
-// An address as in nomagic_core::tuple: big-endian words in host order, IPv4 in the last one.
-struct address {
-	__u32 words[4];
-	__u32 family; // 4 or 6
-};
-
-struct service {
-	__u32 words[4];
-	__u16 port;
-	__u8 proto;
-	__u8 family;
-};
-
-// Longest prefix match compares bytes in network order.
-struct prefix {
-	__u32 bits;
-	__u8 family[4]; // 0, 0, 0, 4 or 6: always part of the match
-	__be32 addr[4]; // IPv4 in the first one
-};
-
-// Values in `services`. ON_KERNEL_ADDRESS: its address is in `kernel_addresses`.
-#define PLAIN_RULE 1
-#define ON_KERNEL_ADDRESS 2
-
-struct settings {
-	__u32 layout;
-	__u32 on_failure; // XDP_PASS or XDP_DROP
-	__u64 fresh_ns;
-	__u64 grace_ns;
-};
-
-// The indices of `stats`. nomagic_core::counters::XdpCounts lists the counters in the same order; a test compares them.
-enum stat {
-	PASS_NOT_OURS,
-	PASS_OTHER_MAC,
-	PASS_VLAN,
-	PASS_NOT_IP,
-	PASS_IPV4_CHECKSUM,
-	PASS_FRAGMENT,
-	PASS_ICMP,
-	PASS_OTHER_PROTOCOL,
-	PASS_UNREADABLE,
-	PASS_NEVER_STARTED,
-	FAILED_OPEN,
-	TAKEN,
-	DROPPED_NO_SOCKET,
-	DROPPED_STALE,
-	FAILED_CLOSED,
-	DENIED,
-	STAT_COUNT,
-};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -120,34 +65,6 @@ struct {
 	__type(value, __u32);
 } denied_count SEC(".maps");
 
-struct bucket {
-	__u32 fingerprints[BUCKET_SLOTS];
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1); // set at load time: a power of two of buckets, and the key (src/reply_key.rs)
-	__type(key, __u32);
-	__type(value, struct bucket);
-} replies SEC(".maps");
-
-// CLOCK_MONOTONIC in ns, one per worker; 0: never started.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, WORKERS_MAX);
-	__type(key, __u32);
-	__type(value, __u64);
-} heartbeats SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct settings);
-} settings SEC(".maps");
-
 // Each interface has its own instance of the following maps.
 
 struct {
@@ -156,22 +73,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } xsks SEC(".maps");
-
-// Later fragments carry no ports. Those of a captured first fragment are recognised by the fields they share with it. LRU: the oldest
-// entries are evicted.
-struct fragment {
-	__u32 src[4];
-	__u32 dst[4];
-	__u32 id;
-	__u32 proto;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct fragment);
-	__type(value, __u32);
-} fragments SEC(".maps");
 
 // The worker that owns each queue.
 struct {
@@ -216,10 +117,6 @@ struct {
 } redirect_macs SEC(".maps");
 
 volatile const __u64 more_macs[MORE_MACS_MAX] = {}; // configured ones, else NO_MAC
-volatile const __u64 vlans[VLAN_IDS / 64] = {};     // a bit for each VLAN that belongs to the port; bit 0: priority tags
-
-volatile const __u32 reply_mask = 0;       // buckets - 1
-volatile const __u64 reply_key[2] = {};
 volatile const __u32 take_everything = 0;  // the internal port: all unicast frames are nomagic's
 volatile const __u32 redirect_to = 0;      // a redirect port: captured frames go to this interface instead of a socket
 // The internal port: addresses that the kernel always routes into it. Packets to them are not passed back to the kernel, because they would

@@ -4,9 +4,11 @@
 
 #pragma once
 
-#include "maps.h"
+#include "types.h"
 
 #define IPV6_EXTENSIONS_MAX 8
+
+volatile const __u64 vlans[VLAN_IDS / 64] = {};     // a bit for each VLAN that belongs to the port; bit 0: priority tags
 
 struct tuple {
 	__u32 src[4];

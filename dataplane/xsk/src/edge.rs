@@ -1,6 +1,6 @@
 //! The edge's interface for the control plane: start, publish, query, stop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use nomagic_core::unused::Unused;
 use nomagic_sys::process::raise_memory_lock;
 
 use crate::addressed::Configured;
+use crate::answers::{AnswerConstants, Answers};
 use crate::bind::bind_ports;
 use crate::config::EdgeConfig;
 use crate::denied::{Denied, DeniedMaps};
@@ -36,7 +37,7 @@ use crate::redirect::Redirects;
 use crate::region::ConntrackMemory;
 use crate::reply_key;
 use crate::setup::share_memory;
-use crate::status::{EdgeStatus, PortInfo, RedirectStatus, WorkerStatus};
+use crate::status::{AnswerCounts, Condition, EdgeStatus, PortInfo, RedirectStatus, WorkerStatus};
 use crate::tables::{Tables, TablesApplied};
 use crate::workers::Workers;
 
@@ -46,6 +47,8 @@ pub struct Edge {
     ports: Ports,
     /// `None` without an internal port.
     redirects: Option<Redirects>,
+    /// `None` without an internal port, or if the kernel refuses the program.
+    answers: Option<Answers>,
     workers: Workers,
     tables: Tables,
     filter: FilterMaps,
@@ -119,6 +122,7 @@ impl Edge {
         let memory = share_memory(&config, first, &table, reply_key)?;
         let (filter, denied) = (FilterMaps::open(first)?, DeniedMaps::open(first)?);
         let redirects = open_redirects(&config, constants, &pins)?;
+        let answers = redirects.as_ref().and_then(|redirects| load_answers(&pins, redirects.constants()));
 
         let (outside, inside) = members.split_at(config.interfaces.len());
         let bound = bind_ports(&config, outside, inside)?;
@@ -129,6 +133,7 @@ impl Edge {
             ports: Ports::new(pins.clone(), &links, bindings, bound.groups, topology),
             pins,
             redirects,
+            answers,
             workers,
             tables,
             filter,
@@ -141,6 +146,7 @@ impl Edge {
         edge.ports.install_all(bound.ports, &edge.workers)?;
         edge.ports.attach(&links)?;
         edge.ports.forget_others();
+        edge.follow_answers();
         Ok(edge)
     }
 
@@ -154,6 +160,24 @@ impl Edge {
         self.ports().iter().map(|port| port.rss.clone().ok()).collect()
     }
 
+    /// Whether answers that the kernel sends out of each port are captured, for [`Routes::with_answers_seen`]. The internal port stands for all
+    /// redirect ports.
+    pub fn answers_seen(&self) -> Vec<bool> {
+        let seen = |name: &str| self.answers.as_ref().is_some_and(|answers| answers.sees(name));
+        let behind = self.redirects().iter().filter(|port| port.condition == Condition::Bound).all(|port| seen(&port.name));
+        let mut ports: Vec<bool> = self.ports().iter().map(|port| seen(&port.name)).collect();
+        if self.redirects.is_some() {
+            ports.last_mut().into_iter().for_each(|internal| *internal = behind);
+        }
+        ports
+    }
+
+    fn answer_counts(&self) -> Result<AnswerCounts, EdgeError> {
+        let counts = self.answers.as_ref().map_or(Ok(AnswerCounts::default()), Answers::counts)?;
+        let ports = self.ports().iter().zip(self.answers_seen());
+        Ok(AnswerCounts { unseen_ports: ports.filter(|(_, seen)| !seen).map(|(port, _)| port.name.clone()).collect(), ..counts })
+    }
+
     pub fn redirects(&self) -> Vec<RedirectStatus> {
         self.redirects.as_ref().map(Redirects::status).unwrap_or_default()
     }
@@ -161,16 +185,34 @@ impl Edge {
     /// Checks and repairs the ports. Call it a few times a second, and after an interface has changed. Repairs are logged and visible in
     /// [`Edge::ports`]. Returns whether anything changed.
     pub fn tend(&mut self) -> bool {
-        self.ports.tend(&self.workers)
+        let changed = self.ports.tend(&self.workers);
+        self.follow_answers() || changed
     }
 
     /// Makes exactly these interfaces redirect ports: attaches new ones, detaches removed ones. An interface that another program holds, or
     /// that cannot be attached to, is left alone and reported. Returns whether anything changed. Cheap if nothing did. Call it when
     /// interfaces appear or disappear, and periodically.
     pub fn redirect(&mut self, names: &BTreeSet<String>) -> bool {
-        // The internal port is the last one and has one queue.
-        let owner = self.ports.infos().last().and_then(|internal| internal.owners.first().copied());
-        self.redirects.as_mut().is_some_and(|redirects| redirects.follow(names, owner))
+        let owner = self.internal_owner();
+        let changed = self.redirects.as_mut().is_some_and(|redirects| redirects.follow(names, owner));
+        self.follow_answers() || changed
+    }
+
+    /// The worker of the internal port: the last one, with one queue.
+    fn internal_owner(&self) -> Option<u16> {
+        self.ports.infos().last().and_then(|internal| internal.owners.first().copied())
+    }
+
+    /// Captures answers on all ports and redirect ports that are there now.
+    fn follow_answers(&mut self) -> bool {
+        let owner = self.internal_owner();
+        let Some(answers) = &mut self.answers else { return false };
+        // The last one is the internal port.
+        let ports = self.ports.infos().split_last().map_or(&[][..], |(_, ports)| ports);
+        let bound = ports.iter().filter(|port| port.condition == Condition::Bound).map(|port| (port.name.clone(), port.ifindex));
+        let redirects = self.redirects.iter().flat_map(Redirects::status).filter(|port| port.condition == Condition::Bound);
+        let wanted: BTreeMap<String, u32> = bound.chain(redirects.map(|port| (port.name, port.ifindex))).collect();
+        answers.follow(&wanted, owner)
     }
 
     /// Publishes a new service table to the workers.
@@ -276,6 +318,7 @@ impl Edge {
             ports: self.ports.status()?,
             redirects: self.redirects.as_ref().map(Redirects::status).unwrap_or_default(),
             redirects_xdp: self.redirects.as_ref().map_or(Ok(XdpCounts::default()), Redirects::counters)?,
+            answers: self.answer_counts()?,
             pools,
             flows_live: self.table.conntrack.live(),
             flows_capacity: self.table.conntrack.capacity(),
@@ -334,4 +377,11 @@ fn open_redirects(config: &EdgeConfig, constants: Constants, pins: &Pins) -> Res
     let Some(pair) = &config.internal else { return Ok(None) };
     let redirect_to = Link::query(&pair.kernel_side)?.ifindex;
     Ok(Some(Redirects::new(pins.clone(), Constants { redirect_to, ..constants })))
+}
+
+/// The program for answers. A kernel that refuses it costs endpoints behind the kernel the addresses of their clients, and nothing else.
+fn load_answers(pins: &Pins, constants: &Constants) -> Option<Answers> {
+    let Constants { reply_buckets, reply_key, redirect_to, .. } = *constants;
+    let loaded = Answers::load(pins.clone(), AnswerConstants { reply_buckets, reply_key, redirect_to });
+    loaded.inspect_err(|e| tracing::warn!("{e}: endpoints of this node behind the kernel see snat.internalAddresses")).ok()
 }

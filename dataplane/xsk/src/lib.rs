@@ -8,6 +8,7 @@
 //! libbpf call); system calls are in `nomagic_sys`.
 
 mod addressed;
+mod answers;
 mod bind;
 mod config;
 mod denied;
@@ -52,7 +53,7 @@ pub use nomagic_core::conntrack::Recovered;
 pub use pins::{PinsCleaned, cleanup, cleanup_directory};
 pub use pool::FrameAccount;
 pub use published::{Published, Reader};
-pub use status::{Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
+pub use status::{AnswerCounts, Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
 pub use tables::TablesApplied;
 pub use xdp_features::xdp_features;
 

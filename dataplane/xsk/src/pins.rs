@@ -35,6 +35,7 @@ impl Pins {
         let pins = Pins { root };
         pins.create(&pins.root.join("if"))?;
         pins.create(&pins.redirect_links())?;
+        pins.create(&pins.answers_links())?;
         Ok(pins)
     }
 
@@ -62,6 +63,25 @@ impl Pins {
     /// Where a redirect port's link is pinned.
     pub fn redirect_link(&self, interface: &str) -> PathBuf {
         self.redirect_links().join(encode(interface))
+    }
+
+    /// Where the link of an interface's program for answers is pinned.
+    pub fn answers_link(&self, interface: &str) -> PathBuf {
+        self.answers_links().join(encode(interface))
+    }
+
+    fn answers_links(&self) -> PathBuf {
+        self.root.join("answers-links")
+    }
+
+    /// Interfaces with a pinned link of the program for answers.
+    pub fn answers(&self) -> Vec<String> {
+        names(&self.answers_links())
+    }
+
+    /// Detaches an interface's program for answers and removes its pin.
+    pub fn remove_answers(&self, interface: &str) -> Result<(), EdgeError> {
+        detach(&self.answers_link(interface))
     }
 
     /// The redirect ports' common maps.
@@ -103,6 +123,9 @@ impl Pins {
     /// Removes all pins, links first. False if there were none.
     pub fn remove_all(&self) -> Result<bool, EdgeError> {
         let mut removed = false;
+        for interface in self.answers() {
+            self.remove_answers(&interface)?;
+        }
         for interface in self.interfaces() {
             self.remove_interface(&interface)?;
         }

@@ -61,6 +61,11 @@ impl Redirects {
         Redirects { pins, constants, loaded: None, ports: BTreeMap::new() }
     }
 
+    /// The constants of their program.
+    pub fn constants(&self) -> &Constants {
+        &self.constants
+    }
+
     /// Each port, by name.
     pub fn status(&self) -> Vec<RedirectStatus> {
         self.ports.values().cloned().collect()

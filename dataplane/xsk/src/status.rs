@@ -143,6 +143,17 @@ impl WorkerStatus {
     }
 }
 
+/// What became of answers that the kernel sent out of the ports.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct AnswerCounts {
+    /// Captured for the workers.
+    pub taken: u64,
+    /// Dropped because no worker takes them.
+    pub dropped: u64,
+    /// Ports where they are not captured; the internal port stands for all redirect ports.
+    pub unseen_ports: Vec<String>,
+}
+
 impl EdgeStatus {
     /// The sum over all workers.
     pub fn totals(&self) -> WorkerCounts {
@@ -163,6 +174,8 @@ pub struct EdgeStatus {
     pub redirects: Vec<RedirectStatus>,
     /// The XDP program's counters, summed over all redirect ports.
     pub redirects_xdp: XdpCounts,
+    /// Answers of endpoints behind the kernel, on their way out of the ports.
+    pub answers: AnswerCounts,
     /// The frame accounts of all workers, by pool. Consistent while nothing moves; `away` is the number of frames in transit between
     /// workers.
     pub pools: Vec<FrameAccount>,

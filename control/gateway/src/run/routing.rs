@@ -27,6 +27,8 @@ pub struct Routing {
     generation: u64,
     /// The ports' RSS configuration in the published routes.
     rss: Vec<Option<Arc<Rss>>>,
+    /// The ports whose answers from behind the kernel are captured, in the published routes.
+    answers_seen: Vec<bool>,
     /// The routes published last.
     pub in_force: Arc<Routes>,
 }
@@ -39,7 +41,7 @@ impl Routing {
         let rss = ports.iter().map(|_| None).collect();
         let generation = 1;
         let in_force = Arc::new(mirror.routes(generation, &ports, &BTreeSet::new(), Some(internal)));
-        Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation, rss, in_force }
+        Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation, rss, answers_seen: Vec::new(), in_force }
     }
 
     /// Returns the interfaces that match the patterns, without the gateway's own.
@@ -53,17 +55,17 @@ impl Routing {
     pub fn publish(&mut self, edge: &mut Edge) {
         let generation = self.generation + 1;
         let captured = edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
-        let (rss, internal) = (edge.rss(), Some(self.internal));
-        let routes = if rss == self.rss {
+        let (rss, answers_seen, internal) = (edge.rss(), edge.answers_seen(), Some(self.internal));
+        let routes = if rss == self.rss && answers_seen == self.answers_seen {
             self.mirror.routes_if_changed(generation, &self.ports, &captured, internal)
         } else {
             Some(self.mirror.routes(generation, &self.ports, &captured, internal))
         };
         if let Some(routes) = routes {
             self.generation = generation;
-            self.in_force = Arc::new(routes.with_rss(rss.iter().cloned()));
+            self.in_force = Arc::new(routes.with_rss(rss.iter().cloned()).with_answers_seen(answers_seen.iter().copied()));
             edge.publish_routes(self.in_force.clone());
-            self.rss = rss;
+            (self.rss, self.answers_seen) = (rss, answers_seen);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The source of objects: polled files or a watched API server. Both update one index.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
@@ -53,6 +54,14 @@ impl ObjectSource {
         match self {
             ObjectSource::Manifests(_) => None,
             ObjectSource::Api(feed) => feed.cluster_uid(),
+        }
+    }
+
+    /// The addresses of the API server that are known now; none for files.
+    pub fn server_addresses(&self) -> Vec<SocketAddr> {
+        match self {
+            ObjectSource::Manifests(_) => Vec::new(),
+            ObjectSource::Api(feed) => feed.server_addresses(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Compiles objects into the service table and the XDP filter's rules.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +37,8 @@ pub struct CompiledTables {
     seed: Option<Seed>,
     /// The kernel's addresses of this node.
     addresses: NodeAddresses,
+    /// The addresses of the API server, literal or resolved.
+    servers: Vec<SocketAddr>,
     source: ObjectSource,
     index: Index,
     settings: Settings,
@@ -87,6 +89,7 @@ impl CompiledTables {
             config,
             seed,
             addresses,
+            servers: Vec::new(),
             source,
             index,
             settings,
@@ -155,12 +158,13 @@ impl CompiledTables {
         compiled
     }
 
-    /// Updates this node's addresses in the kernel. Returns true if there is a new table.
+    /// Updates this node's addresses in the kernel, and those of the API server. Returns true if there is a new table.
     pub fn follow_addresses(&mut self, addresses: NodeAddresses) -> bool {
-        if self.addresses == addresses {
+        let servers = self.source.server_addresses();
+        if self.addresses == addresses && self.servers == servers {
             return false;
         }
-        self.addresses = addresses;
+        (self.addresses, self.servers) = (addresses, servers);
         let changed = self.services.generation > 0 && self.settings() != self.settings;
         if changed {
             self.compile();
@@ -172,6 +176,7 @@ impl CompiledTables {
     pub fn settings(&self) -> Settings {
         let mut settings = self.config.settings_for(&self.addresses.usable, &self.index);
         settings.kernel_ips.extend(&self.addresses.all);
+        settings.api_servers.extend(self.source.server_addresses());
         if let Some(seed) = self.seed {
             settings.seed = seed.hash_seed();
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nomagic_api::deny::Deny;
 use nomagic_api::{
-    ApiWatch, Beyond, Conntrack, Pool, PortLink, RedirectPort, Replies, Rss, SeedSource, ServicePort, Services as ServicesStatus, Snat,
+    Answers, ApiWatch, Beyond, Conntrack, Pool, PortLink, RedirectPort, Replies, Rss, SeedSource, ServicePort, Services as ServicesStatus, Snat,
     Status, StatusPort, Table, TakenOver, Target, Totals, Worker, XdpMode,
 };
 use nomagic_core::services::Services;
@@ -71,6 +71,7 @@ pub fn edge_status(edge: EdgeStatus, alive: usize) -> Status {
         },
         replies: Replies { announced: edge.replies_announced, capacity: edge.replies_capacity },
         redirect_xdp: edge.redirects_xdp.into(),
+        answers: Answers { taken: edge.answers.taken, dropped: edge.answers.dropped, unseen_ports: edge.answers.unseen_ports },
         services: ServicesStatus {
             table: Table { generation: edge.services_generation, applied: edge.services_applied },
             ..ServicesStatus::default()

@@ -67,6 +67,15 @@ fn write_problems(out: &mut String, status: &Status, sections: Sections<'_>) {
         Sections::Service(namespace, name) => problem.contains(&format!("{namespace}/{name}")),
         _ => true,
     };
+    if !matches!(sections, Sections::Service(..)) {
+        for port in &status.answers.unseen_ports {
+            let _ = writeln!(
+                out,
+                "problem: port {port}: answers that the kernel sends out of it are not captured (Linux 6.6 or later has what it takes), so \
+                 endpoints behind the kernel see snat.internalAddresses in place of their clients there"
+            );
+        }
+    }
     let mut problems: Vec<&String> = status.services.problems.iter().filter(concerns).collect();
     problems.sort();
     for problem in problems {
@@ -162,6 +171,10 @@ fn write_ports(out: &mut String, status: &Status) {
         let names: Vec<String> = status.redirect_ports.iter().map(|r| format!("{} ({})", r.name, r.condition)).collect();
         let counts = &status.redirect_xdp.counts;
         let _ = writeln!(out, "redirect ports: {}; {} frames taken, {} denied", names.join(", "), counts.taken, counts.denied);
+    }
+    let a = &status.answers;
+    if a.taken + a.dropped > 0 {
+        let _ = writeln!(out, "answers of endpoints behind the kernel: {} captured, {} dropped", a.taken, a.dropped);
     }
     let d = &status.deny;
     let _ = writeln!(

@@ -21,6 +21,7 @@ use tower::{BoxError, ServiceBuilder};
 use super::credentials::{CredentialFiles, TokenFile};
 use super::fault::{self, ApiFault};
 use super::lines::Lines;
+use super::servers::{RememberingResolver, ServerAddresses};
 use crate::config::Kubernetes;
 
 /// Timeout for a TCP connection. A server that is away without a refusal is tried this often; one lost packet (1 s) is tolerated.
@@ -59,15 +60,16 @@ impl ApiClient {
     }
 }
 
-/// Reads credentials and certificates and creates a client; sends nothing. `mark`: the mark of its sockets.
-pub(crate) async fn connect(server: &Kubernetes, mark: Option<u32>) -> Result<ApiClient, ApiFault> {
+/// Reads credentials and certificates and creates a client; sends nothing. `mark`: the mark of its sockets. `addresses`: where the server's
+/// addresses are noted.
+pub(crate) async fn connect(server: &Kubernetes, mark: Option<u32>, addresses: &ServerAddresses) -> Result<ApiClient, ApiFault> {
     let created = Instant::now();
     let mut files = CredentialFiles::new(named_files(server));
     let mut config = config(server).await?;
     let auth = &config.auth_info;
     [&auth.token_file, &auth.client_certificate, &auth.client_key].into_iter().flatten().for_each(|path| files.add(path.into()));
     let token = take_token_file(&mut config, server);
-    let client = client(config, mark).map_err(|e| ApiFault::Unusable(format!("the credentials for {server} are unusable: {e}")))?;
+    let client = client(config, mark, addresses).map_err(|e| ApiFault::Unusable(format!("the credentials for {server} are unusable: {e}")))?;
     Ok(ApiClient { client, token, files, created })
 }
 
@@ -101,12 +103,13 @@ pub(super) fn named_files(server: &Kubernetes) -> Vec<PathBuf> {
 
 /// Like kube's own constructor, but with settings for the sockets, and without retries: `Lines` has its own timeout for each chunk, and
 /// `Follower` its own pauses.
-fn client(config: Config, mark: Option<u32>) -> kube::Result<Client> {
+fn client(config: Config, mark: Option<u32>, addresses: &ServerAddresses) -> kube::Result<Client> {
     if config.proxy_url.is_some() {
         // kube's error: support for proxies is not compiled in.
         return Client::try_from(config);
     }
-    let mut sockets = HttpConnector::new();
+    addresses.add_literal(&config.cluster_url);
+    let mut sockets = HttpConnector::new_with_resolver(RememberingResolver::new(&config.cluster_url, addresses.clone()));
     sockets.enforce_http(false);
     sockets.set_nodelay(true);
     sockets.set_mark(mark);

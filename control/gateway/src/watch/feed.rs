@@ -1,6 +1,7 @@
 //! The control loop's end of the watch: applies messages to the index and keeps the status of each kind's watch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -10,7 +11,7 @@ use nomagic_table::objects::{Kind, Object, Unread};
 use nomagic_table::problem::{Origin, Problem};
 use tokio::sync::mpsc;
 
-use super::WatchMessage;
+use super::{ServerAddresses, WatchMessage};
 
 /// Maximum number of messages applied at a time: many changes become few tables, and the control loop is not blocked.
 const BATCH_MAX: usize = 4_096;
@@ -48,6 +49,8 @@ enum ClusterUid {
 pub struct Feed {
     messages: mpsc::Receiver<WatchMessage>,
     server: String,
+    /// The server's addresses.
+    pub(super) addresses: ServerAddresses,
     objects_max: usize,
     /// By [`Kind`].
     watches: [KindStatus; Kind::ALL.len()],
@@ -70,7 +73,13 @@ impl Feed {
             faults: 0,
         });
         let uid = if read_cluster_uid { ClusterUid::Awaited } else { ClusterUid::Unneeded };
-        Feed { messages, server, objects_max, watches, uid, unread: BTreeMap::new() }
+        let addresses = ServerAddresses::default();
+        Feed { messages, server, addresses, objects_max, watches, uid, unread: BTreeMap::new() }
+    }
+
+    /// The addresses of the server that are known now: literal or resolved.
+    pub fn server_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.all()
     }
 
     /// Waits for a message and applies all queued ones. True when objects or their problems have changed. Cancel-safe.

@@ -157,7 +157,7 @@ impl<'r> Follower<'r> {
             return Ok(client.clone());
         }
         self.files = CredentialFiles::new(named_files(&self.target.server));
-        let client = connect(&self.target.server, self.target.mark).await?;
+        let client = connect(&self.target.server, self.target.mark, &self.target.addresses).await?;
         self.files = client.files.clone();
         Ok(self.client.insert(client).clone())
     }

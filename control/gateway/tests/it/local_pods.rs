@@ -116,20 +116,31 @@ fn pods_are_created_and_deleted() {
     g.print_frames();
 }
 
+/// Endpoints behind the kernel: a pod whose interface no pattern matches, and a server on the node's own network.
 #[test]
-fn backends_behind_unmanaged_interfaces_reply_to_the_internal_port() {
+fn endpoints_behind_the_kernel_see_their_clients() {
     let scene = Scene::new("hidden").expect("a scene (needs root)");
-    // An interface that no pattern matches, and a server on the host network.
-    let hidden = LocalPod::new(&scene, "dark", 4);
-    let node = start_pod(&scene.gw, PodOptions::new("node")).unwrap();
+    let (hidden, client_pod) = (LocalPod::new(&scene, "dark", 4), LocalPod::new(&scene, "cali", 6));
+    let _node = start_pod(&scene.gw, PodOptions::new("node")).unwrap();
     let mut g = Gateway::start_in(scene, EXTRA, &service(&[(&hidden.v4, &hidden.v6)]));
-    assert!(!captured(&g, "dark4"));
+    assert!(!captured(&g, "dark4") && captured(&g, "cali6"));
     let internal: [IpAddr; 2] = ["169.254.78.78".parse().unwrap(), "fd4e:6f6d:6167::78".parse().unwrap()];
-    check(&g, &g.scene.client, Some(internal));
-    g.apply(&service(&[("10.0.0.1", "fd00:a::1")]));
-    check(&g, &g.scene.client, Some(internal));
+    for endpoint in [(hidden.v4.as_str(), hidden.v6.as_str()), ("10.0.0.1", "fd00:a::1")] {
+        g.apply(&service(&[endpoint]));
+        check(&g, &g.scene.client, Some([CLIENT_V4.into(), CLIENT_V6.into()]));
+        check(&g, &client_pod.ns, Some([client_pod.v4.parse().unwrap(), client_pod.v6.parse().unwrap()]));
+        // Answers to the node itself leave by no interface.
+        check(&g, &g.scene.gw, Some(internal));
+    }
+    let answers = g.status().answers;
+    assert!(answers.taken > 0 && answers.dropped == 0 && answers.unseen_ports.is_empty(), "{answers:?}");
     g.print_frames();
-    drop(node);
+
+    // What is not an answer of a carried connection passes: the node's own connections, and its server's direct ones.
+    let received = g.count(|c| c.frames.received.packets);
+    let direct = g.http(&g.scene.client, "10.0.0.1:80", 20);
+    assert_eq!((direct.answered(), direct.clients_seen.keys().collect::<Vec<_>>()), (20, vec![&CLIENT_V4.into()]));
+    assert_eq!((g.count(|c| c.frames.received.packets), g.status().answers.taken), (received, answers.taken));
 }
 
 #[test]
@@ -146,10 +157,13 @@ fn after_kill_9_local_pods_reach_the_kernel() {
     wait_for("the pod's frames to be passed", LONG, || g.http(&pod.ns, V4, 1).per_pod.contains_key("kernel"));
     drop(server);
     g.scene.gw.ip("addr del 10.109.35.24/32 dev lo").unwrap();
-    // A new process takes over the pinned programs.
+    // A new process takes over the pinned programs, also those for answers.
     g.restart();
     assert!(captured(&g, "cali5"));
     check(&g, &pod.ns, None);
+    let _node = start_pod(&g.scene.gw, PodOptions::new("node")).unwrap();
+    g.apply(&service(&[("10.0.0.1", "fd00:a::1")]));
+    check(&g, &pod.ns, Some([pod.v4.parse().unwrap(), pod.v6.parse().unwrap()]));
     g.print_frames();
 }
 

@@ -120,19 +120,6 @@ fn external_ips_that_are_not_the_owners_to_choose_are_refused() {
 }
 
 #[test]
-fn a_client_address_that_policy_local_promises_and_the_host_network_loses_is_a_problem() {
-    let web = |policy: &str| {
-        let spec =
-            format!("{{type: NodePort, clusterIP: 172.30.0.1, externalTrafficPolicy: {policy}, ports: [{{port: 80, nodePort: 30080}}]}}");
-        [service("n", "web", 2024, &spec), slice("web-1", "web", PORT, &["192.168.0.2 here", "10.1.0.1 here"])]
-    };
-    let said = problems(&compile(&web("Local"), &settings()));
-    let words = "Service n/web: spec.externalTrafficPolicy: Local promises the client's address, but endpoint 192.168.0.2:8080 is on this node's own";
-    assert!(said.len() == 1 && said[0].starts_with(words), "{said:?}");
-    assert!(problems(&compile(&web("Cluster"), &settings())).is_empty());
-}
-
-#[test]
 fn the_api_servers_socket_can_be_taken_by_no_kind_but_a_cluster_ip() {
     let settings = Settings { api_servers: ["198.51.100.7:6443".parse().unwrap(), "172.30.0.1:443".parse().unwrap()].into(), ..settings() };
     let balancer = |ports: &str| {

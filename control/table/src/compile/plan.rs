@@ -15,7 +15,7 @@ use super::claims::{Precedence, Rank};
 use super::endpoints::{self, Class, Members, Selection};
 use super::memory::{PortKey, ServiceMemory};
 use crate::index::Index;
-use crate::objects::{Service, ServicePortSpec, TrafficPolicy, addr};
+use crate::objects::{Service, ServicePortSpec, TrafficPolicy};
 use crate::problem::Problem;
 use crate::settings::RefusedExternalIp;
 
@@ -127,7 +127,6 @@ pub(super) fn plan(
             }
             let selection = endpoints::select(candidates, node);
             healthy.extend(selection.candidates.iter().filter(|c| c.local && c.endpoint.ready).map(|c| c.endpoint.addr));
-            plan.warn_of_lost_addresses(&subject, port, &selection);
             let (internal, external) = plan.actions(&subject, port, v6, &selection, memory);
             plan.answer_at(&subject, port, v6, &owner, &internal, &external);
         }
@@ -176,25 +175,6 @@ impl Plan {
             self.problems.push(problem(service, "spec.externalIPs", message));
         }
         Outer { load_balancer_ips: service.load_balancer_ips.clone(), external_ips, node_ports: true }
-    }
-
-    /// Policy Local promises the client's address. The node's own processes (pods of the host network) see nomagic's internal one: their answers
-    /// would otherwise leave the node past it.
-    fn warn_of_lost_addresses(&mut self, subject: &Subject<'_>, port: &ServicePortSpec, selection: &Selection<'_>) {
-        let Subject { ground, service, outer } = subject;
-        let settings = ground.settings;
-        if service.external_policy != TrafficPolicy::Local || !outer.of(port) {
-            return;
-        }
-        let own = |ip: &IpAddr| settings.kernel_ips.contains(ip) || settings.node.ips.contains(ip);
-        if let Some(found) = selection.usable(Class::Local).find(|c| own(&c.endpoint.addr)) {
-            let message = format!(
-                "Local promises the client's address, but endpoint {} is on this node's own network and sees snat.internalAddresses instead: give \
-                 its pod a network of its own (no hostNetwork)",
-                addr::socket(found.endpoint.addr, found.port)
-            );
-            self.problems.push(problem(service, "spec.externalTrafficPolicy", message));
-        }
     }
 
     /// Applies traffic policies and masquerading. Returns the actions of `(cluster IPs, all other addresses)`.

@@ -410,7 +410,7 @@ fn the_next_hop_is_described() {
         (1, Verdict::Forward, &["leaves through pods, to the MAC address 04:00:00:00:00:02"]),
         (2, Verdict::Hold, &["next hop is 10.1.0.99 on pods", "held, not dropped"]),
         (3, Verdict::Forward, &["the kernel forwards the packet, and replies come back through a captured interface"]),
-        (4, Verdict::Forward, &["Replies come back only to an address", "rewritten to 169.254.78.78", "come back only to this address"]),
+        (4, Verdict::Forward, &["Replies come back to an address", "rewritten to 169.254.78.78", "come back only to this address"]),
         (5, Verdict::Drop, &["dropped silently"]),
     ];
     for (last, verdict, words) in table {

@@ -235,6 +235,9 @@ pub(super) fn source_stays(found: &Match<'_>) -> String {
     format!("The source stays as it is (no SNAT), so the endpoint sees the client's own address: {why}.")
 }
 
+pub(super) const OWN_ENDPOINT: &str = "The endpoint is on this node's own network. It sees the client's own address if the gateway's interfaces or \
+    redirectInterfaces lead to the client; this node itself appears as one of snat.internalAddresses.";
+
 pub(super) fn why_source_changes(found: &Match<'_>, cause: SnatCause, masquerade_all: bool) -> String {
     match (cause, found.frontend.kind, found.client) {
         (SnatCause::Hairpin, _, _) => "the endpoint chosen is the client itself; it would otherwise answer itself directly and not recognise the answer",

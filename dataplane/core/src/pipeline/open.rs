@@ -14,6 +14,12 @@ use crate::wire::tcp;
 /// Evictions for one new flow: for a slot, and for an index entry of each of its two keys.
 const ROOM_TRIES: u32 = 3;
 
+/// Whether a new flow needs a source address that the kernel routes to the internal port: answers of an endpoint behind the kernel to any other
+/// address would pass nomagic by.
+pub(super) fn needs_internal(ctx: &Context<'_>, packet: &Packet, snat: Option<SnatCause>, onward: &Onward) -> bool {
+    onward.hidden && (snat.is_some() || !ctx.routes.sees_answers_to(packet.tuple.src_addr()))
+}
+
 /// Chooses the source address of a new flow towards its backend.
 pub(super) fn choose_source(
     ctx: &Context<'_>,

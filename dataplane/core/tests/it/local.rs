@@ -88,6 +88,50 @@ fn a_pod_out_of_sight_answers_to_an_address_that_leads_here() {
 }
 
 #[test]
+fn a_pod_out_of_sight_sees_its_client_if_answers_are_captured_on_their_way_out() {
+    // Without SNAT by the Service: a pod, and an address of this node.
+    for (client, service) in [("10.0.0.2:40000", "10.96.2.3:80"), ("10.0.0.2:40000", "10.96.2.5:80"), ("172.31.0.9:40000", "10.96.2.3:80")] {
+        let mut w = world();
+        w.routes = w.routes.with_answers_seen([true; 3]);
+        let from = if client.starts_with("10.") { CLIENTS } else { INTERNAL };
+        let request = spec("tcp", client, service, SYN);
+        let (port, seen) = forwarded(&w.run(from, &request.frame()));
+        assert_eq!((port, seen.tuple.src_addr(), seen.tuple.sport), (INTERNAL, request.src.ip(), 40_000), "{service}");
+        assert_eq!(w.announced(), 1, "its answer is recognised on its way out");
+        let (port, seen) = forwarded(&w.run(INTERNAL, &answer(&seen).frame()));
+        assert_eq!((port, seen.tuple), (from, request.tuple().reversed()), "{service}");
+        // With another port: a connection whose beginning was not seen.
+        let lone = spec("tcp", &client.replace("40000", "40001"), service, ACK);
+        assert_eq!(forwarded(&w.run(from, &lone.frame())).1.tuple.src_addr(), request.src.ip());
+    }
+    // With SNAT by the Service, for the node itself, and for a client that is out of sight too, nothing else than the internal address leads back.
+    for (client, service) in [("10.0.0.2:40000", "10.96.2.4:80"), ("10.0.0.1:40000", "10.96.2.3:80"), ("172.16.0.9:40000", "10.96.2.3:80")] {
+        let mut w = world();
+        w.routes = w.routes.with_answers_seen([true; 3]);
+        let from = if service.ends_with("4:80") { CLIENTS } else { INTERNAL };
+        let mut request = spec("tcp", client, service, SYN).frame();
+        if from == INTERNAL {
+            // As the node itself sends it.
+            request[..6].copy_from_slice(&KERNEL_MAC);
+        }
+        let (_, seen) = forwarded(&w.run(from, &request));
+        assert_eq!(seen.tuple.src_addr(), ip("169.254.78.78"), "{client} {service}");
+    }
+}
+
+#[test]
+fn a_connection_ends_here_when_its_answers_are_no_longer_captured() {
+    let mut w = world();
+    w.routes = w.routes.with_answers_seen([true; 3]);
+    let request = spec("tcp", "10.0.0.2:40000", "10.96.2.3:80", SYN);
+    forwarded(&w.run(CLIENTS, &request.frame()));
+    w.routes = w.routes.with_answers_seen([false; 3]);
+    w.routes.generation += 1;
+    let again = w.run(CLIENTS, &Spec { flags: ACK, ..request }.frame());
+    assert_eq!(again.verdict, Verdict::Drop(Reason::NextHopKernel), "it would be answered by an address that the client did not ask");
+}
+
+#[test]
 fn local_pods_are_clients_of_each_other_and_of_themselves() {
     let mut w = world();
     // Another pod of this node.

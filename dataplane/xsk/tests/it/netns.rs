@@ -238,6 +238,28 @@ fn pins_of_another_layout_are_refused_and_another_filter_size_is_not() {
 }
 
 #[test]
+fn answers_that_the_kernel_sends_are_captured_by_one_program_a_port() {
+    let scene = Scene::new();
+    scene.echo();
+    let attached = |interface: &'static str| {
+        let query = move || aya::programs::SchedClassifier::query_tcx(interface, aya::programs::TcAttachType::Egress).unwrap().1;
+        scene.gateway.run(query).into_iter().map(|program| program.id()).collect::<Vec<u32>>()
+    };
+    assert!(attached("gc").is_empty());
+    let edge = scene.start(scene.config(), true);
+    assert_eq!(edge.answers_seen(), [true; 3], "both ports, and the redirect ports, of which there are none");
+    let first = attached("gc");
+    assert_eq!((first.len(), attached("gp"), attached("nm1").len()), (1, first.clone(), 0));
+    edge.stop(false).unwrap();
+    assert_eq!(attached("gc"), first, "it outlives the process");
+    let edge = scene.start(scene.config(), true);
+    let second = attached("gc");
+    assert!(second.len() == 1 && second != first, "replaced, not added: {first:?}, {second:?}");
+    edge.stop(true).unwrap();
+    assert!(attached("gc").is_empty() && attached("gp").is_empty());
+}
+
+#[test]
 fn the_reply_filter_has_a_secret_of_its_own_as_long_as_its_array_lives() {
     let scene = Scene::new();
     scene.echo();

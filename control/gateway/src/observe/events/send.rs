@@ -13,6 +13,7 @@ use super::queue::{Filter, Pace, Refusal};
 use super::{Counts, Event, QueueItem};
 use crate::config::Kubernetes;
 use crate::observe::health::Moment;
+use crate::watch::ServerAddresses;
 use crate::watch::backoff::Backoff;
 use crate::watch::client::{ApiClient, can_mark, connect, open};
 use crate::watch::fault::ApiFault;
@@ -118,7 +119,7 @@ impl Sender {
         self.client = self.client.take().filter(|client| !client.files.have_changed());
         let client = match &self.client {
             Some(client) => client,
-            None => self.client.insert(connect(&self.server, self.mark).await?),
+            None => self.client.insert(connect(&self.server, self.mark, &ServerAddresses::default()).await?),
         };
         let request = Request::post(format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"))
             .header(header::CONTENT_TYPE, "application/json")

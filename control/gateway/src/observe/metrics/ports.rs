@@ -31,6 +31,12 @@ pub(super) fn write(status: &Status, out: &mut Exposition) {
         }
     }
 
+    let name = "nomagic_answers_total";
+    out.begin(name, Counter, "Answers of endpoints behind the kernel, captured where they leave a port, and those dropped because no worker takes them.");
+    for (outcome, n) in [("taken", status.answers.taken), ("dropped", status.answers.dropped)] {
+        out.sample(name, &[("outcome", outcome)], n);
+    }
+
     let sockets = status.ports.iter().flat_map(|port| port.sockets.iter().enumerate().map(move |(queue, socket)| (port, queue, socket)));
     let row = |(port, queue, socket): (&StatusPort, usize, &SocketCounts)| {
         CounterRow::new([("port", port.name.clone()), ("queue", queue.to_string())], |f| socket.each(f))

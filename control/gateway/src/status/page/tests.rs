@@ -16,6 +16,7 @@ fn edge(ports: Vec<PortStatus>) -> EdgeStatus {
         ports,
         redirects: vec![],
         redirects_xdp: XdpCounts::default(),
+        answers: Default::default(),
         pools: vec![],
         flows_live: 3,
         flows_capacity: 64,

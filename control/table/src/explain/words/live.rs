@@ -99,7 +99,8 @@ pub(in crate::explain) fn next_hop(live: &LiveState<'_>, resolution: &Resolution
             Some("The route there uses no port of the gateway: the kernel forwards the packet, and replies come back through a captured interface.".into())
         }
         Resolution::Kernel { captured: false } => Some(
-            "The route there uses no port of the gateway: the kernel forwards the packet. Replies come back only to an address that the kernel routes to the gateway."
+            "The route there uses no port of the gateway: the kernel forwards the packet. Replies come back to an address that the kernel routes to the gateway, \
+             and to clients behind interfaces where the gateway captures answers."
                 .into(),
         ),
         Resolution::Ask(Wanted { port, addr }) => Some(format!(

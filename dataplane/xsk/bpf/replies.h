@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Recognises announced replies, and knows whether a worker takes them. Shared by the programs; nomagic_core::filter writes the fingerprints.
+
+#pragma once
+
+#include "parse.h"
+
+#define BUCKET_SLOTS 16
+#define WORKERS_MAX 64
+
+struct settings {
+	__u32 layout;
+	__u32 on_failure; // XDP_PASS or XDP_DROP
+	__u64 fresh_ns;
+	__u64 grace_ns;
+};
+
+struct bucket {
+	__u32 fingerprints[BUCKET_SLOTS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); // set at load time: a power of two of buckets, and the key (src/reply_key.rs)
+	__type(key, __u32);
+	__type(value, struct bucket);
+} replies SEC(".maps");
+
+// CLOCK_MONOTONIC in ns, one per worker; 0: never started.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, WORKERS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} heartbeats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+// Later fragments carry no ports. Those of a captured first fragment are recognised by the fields they share with it. LRU: the oldest
+// entries are evicted.
+struct fragment {
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 id;
+	__u32 proto;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct fragment);
+	__type(value, __u32);
+} fragments SEC(".maps");
+
+volatile const __u32 reply_mask = 0;       // buckets - 1
+volatile const __u64 reply_key[2] = {};
+
+INLINE __u64 two(__u32 high, __u32 low)
+{
+	return ((__u64)high << 32) | low;
+}
+
+// SipHash-1-3: nomagic_core::siphash.
+struct sip {
+	__u64 v0, v1, v2, v3;
+};
+
+#define ROTATE(x, bits) (((x) << (bits)) | ((x) >> (64 - (bits))))
+
+INLINE void sip_round(struct sip *s)
+{
+	s->v0 += s->v1;
+	s->v2 += s->v3;
+	s->v1 = ROTATE(s->v1, 13) ^ s->v0;
+	s->v3 = ROTATE(s->v3, 16) ^ s->v2;
+	s->v0 = ROTATE(s->v0, 32) + s->v3;
+	s->v2 += s->v1;
+	s->v3 = ROTATE(s->v3, 21) ^ s->v0;
+	s->v1 = ROTATE(s->v1, 17) ^ s->v2;
+	s->v2 = ROTATE(s->v2, 32);
+}
+
+INLINE void sip_word(struct sip *s, __u64 word)
+{
+	s->v3 ^= word;
+	sip_round(s);
+	s->v0 ^= word;
+}
+
+// nomagic_core::filter::slot_of.
+INLINE int is_announced_reply(const struct tuple *t)
+{
+	__u64 k0 = reply_key[0], k1 = reply_key[1];
+	struct sip s = {
+		k0 ^ 0x736f6d6570736575ull,
+		k1 ^ 0x646f72616e646f6dull,
+		k0 ^ 0x6c7967656e657261ull,
+		k1 ^ 0x7465646279746573ull,
+	};
+	__u64 last = two((__u32)t->sport >> 8, ((__u32)t->sport << 24) | ((__u32)t->dport << 8) | t->proto);
+	if (t->family == 6) {
+		sip_word(&s, two(t->src[0], t->src[1]));
+		sip_word(&s, two(t->src[2], t->src[3]));
+		sip_word(&s, two(t->dst[0], t->dst[1]));
+		sip_word(&s, two(t->dst[2], t->dst[3]));
+		last |= 39ull << 56;
+	} else {
+		sip_word(&s, two(t->src[3], t->dst[3]));
+		last |= 15ull << 56;
+	}
+	sip_word(&s, last);
+	s.v2 ^= 0xff;
+	sip_round(&s);
+	sip_round(&s);
+	sip_round(&s);
+	__u64 h = s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+	__u32 place = (__u32)h & reply_mask;
+	__u32 f = h >> 32;
+	if (f == 0)
+		f = 1;
+
+	struct bucket *bucket = bpf_map_lookup_elem(&replies, &place);
+	if (!bucket)
+		return 0;
+	int found = 0;
+#pragma unroll
+	for (int i = 0; i < BUCKET_SLOTS; i++)
+		found |= bucket->fingerprints[i] == f;
+	return found;
+}
+
+INLINE struct fragment fragment_key(const struct tuple *t)
+{
+	struct fragment key = { .id = t->fragment_id, .proto = t->proto };
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		key.src[i] = t->src[i];
+		key.dst[i] = t->dst[i];
+	}
+	return key;
+}
+
+// Whether a later fragment's first one was captured.
+INLINE int is_rest_of_ours(const struct tuple *t)
+{
+	struct fragment key = fragment_key(t);
+	return bpf_map_lookup_elem(&fragments, &key) != 0;
+}
+
+// A first fragment adds an entry for the later ones.
+INLINE void expect_rest(const struct tuple *t)
+{
+	struct fragment key = fragment_key(t);
+	__u32 known = 1;
+	bpf_map_update_elem(&fragments, &key, &known, BPF_ANY);
+}
+
+// Whether a worker takes frames now.
+enum life {
+	NEVER_STARTED,
+	ALIVE,
+	STALE,  // within the grace period: a lost frame is only sent again, while a connection that reaches another NAT in the middle would be reset
+	FAILED, // for longer: the configuration decides
+};
+
+INLINE enum life life_of(const __u32 *worker, const struct settings *s)
+{
+	volatile __u64 *heartbeat = bpf_map_lookup_elem(&heartbeats, worker);
+	__u64 beat = heartbeat ? *heartbeat : 0;
+	if (!beat)
+		return NEVER_STARTED;
+	__s64 age = bpf_ktime_get_coarse_ns() - beat; // slightly negative when the coarse clock lags
+	if (age <= (__s64)s->fresh_ns)
+		return ALIVE;
+	return age <= (__s64)s->grace_ns ? STALE : FAILED;
+}
