@@ -143,6 +143,39 @@ fn endpoints_behind_the_kernel_see_their_clients() {
     assert_eq!((g.count(|c| c.frames.received.packets), g.status().answers.taken), (received, answers.taken));
 }
 
+/// An ingress controller on the node's own network, behind a Service that is to keep its clients' addresses.
+const INGRESS: &str = "apiVersion: v1
+kind: Service
+metadata: {name: ingress, namespace: default}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.1.9
+  externalTrafficPolicy: Local
+  ports: [{name: http, port: 80, nodePort: 30090}]
+status: {loadBalancer: {ingress: [{ip: 198.51.100.9}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: ingress-1, namespace: default, labels: {kubernetes.io/service-name: ingress}}
+addressType: IPv4
+ports: [{name: http, port: 80}]
+endpoints: [{addresses: [10.0.0.1], nodeName: gw}]
+";
+
+#[test]
+fn policy_local_keeps_the_clients_address_for_an_endpoint_on_the_nodes_network() {
+    let scene = Scene::new("ingress").expect("a scene (needs root)");
+    let _node = start_pod(&scene.gw, PodOptions::new("node")).unwrap();
+    let g = Gateway::start_in(scene, EXTRA, INGRESS);
+    for to in ["198.51.100.9:80", "10.0.0.1:30090"] {
+        let report = g.http(&g.scene.client, to, 20);
+        assert_eq!((report.answered(), report.failed()), (20, 0), "{to}: {report:?}");
+        assert_eq!(report.clients_seen.keys().collect::<Vec<_>>(), [&IpAddr::from(CLIENT_V4)], "{to}");
+    }
+    assert!(g.status().services.problems.is_empty());
+    g.print_frames();
+}
+
 #[test]
 fn after_kill_9_local_pods_reach_the_kernel() {
     let scene = Scene::new("lkill").expect("a scene (needs root)");
