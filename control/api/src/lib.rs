@@ -10,6 +10,6 @@ pub mod socket;
 mod status;
 
 pub use status::{
-    Answers, ApiWatch, Beyond, Carried, Conntrack, KindWatch, Pool, PortLink, RedirectPort, Replies, Rss, SCHEMA, SeedSource, ServicePort, Services,
-    Snat, Status, StatusPort, Table, TakenOver, Target, Totals, WatchState, Worker, Xdp, XdpMode,
+    Answers, ApiWatch, Beyond, Carried, Conntrack, KindWatch, Pool, PortLink, RedirectPort, Replies, Rss, SCHEMA, SeedSource, ServicePort,
+    Services, Snat, Status, StatusPort, Table, TakenOver, Target, Totals, WatchState, Worker, Xdp, XdpMode,
 };

@@ -91,7 +91,16 @@ impl WatchTarget {
     /// A target with default limits.
     pub fn new(server: Kubernetes, node: String) -> WatchTarget {
         let timeouts = WatchTimeouts::default();
-        WatchTarget { server, node, timeouts, page: 500, objects_max: OBJECTS_MAX, read_cluster_uid: false, mark: None, addresses: ServerAddresses::default() }
+        WatchTarget {
+            server,
+            node,
+            timeouts,
+            page: 500,
+            objects_max: OBJECTS_MAX,
+            read_cluster_uid: false,
+            mark: None,
+            addresses: ServerAddresses::default(),
+        }
     }
 }
 

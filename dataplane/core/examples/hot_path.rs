@@ -81,7 +81,7 @@ fn routes() -> Routes {
     let port = Port { mac: [2; 6], mtu: 1500, up: true };
     let neighbour = |addr: &str| Neighbour { port: PortId(1), addr: addr.parse().expect("an address"), mac: [4; 6] };
     let neighbours = ["192.168.0.1", "192.168.0.2", "fd01::1", "fd01::2"].map(neighbour);
-    let leg = Leg { port: Some(PortId(1)), captured: false, gateway: None, weight: 1 };
+    let leg = Leg { port: Some(PortId(1)), captured: false, gateway: None, weight: 1, mtu: None };
     let route = |prefix: &str| Route { prefix: prefix.parse().expect("a prefix"), metric: 0, kind: RouteKind::Unicast(vec![leg.clone()]) };
     Routes::build(1, vec![port.clone(), port], None, vec![route("192.168.0.0/16"), route("fd01::/64")], &neighbours).0
 }

@@ -20,6 +20,11 @@ pub const HEADROOM_MIN: usize = 128;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortId(pub u16);
 
+impl PortId {
+    /// No port, for packets that came in by none.
+    pub const NONE: PortId = PortId(u16::MAX);
+}
+
 /// A link-layer destination in the [`crate::routes::Routes`] table. 0 is never a valid next hop.
 #[derive(Default, Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NextHopId(pub u16);

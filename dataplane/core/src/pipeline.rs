@@ -23,7 +23,7 @@ use fast_path::{Tally, fast_path};
 use foreign::refuse_source;
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
 use refuse::{Refusal, count_refused, refuse, refuse_opening, to_kernel};
-use reply_port::comes_by_right_port;
+use reply_port::check_port;
 
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
 use crate::counters::Counters;
@@ -33,7 +33,7 @@ use crate::observe::{FlowFate, Observer, Silent};
 use crate::parse::{LaterFragment, NotPacket, Packet, martian, parse};
 use crate::reason::Reason;
 use crate::rewrite;
-use crate::routes::{NextHop, Resolution};
+use crate::routes::{NextHop, Resolution, RouteQuery};
 use crate::services::{Decision, Matched, Source};
 use crate::tuple::{Tuple, addr_words};
 use crate::wire::tcp;
@@ -42,7 +42,7 @@ pub use context::{Context, WorkerState};
 pub use ending::{end_connection, sweep};
 
 /// Placeholder verdict for frames that are not processed yet.
-const UNDECIDED: Verdict = Verdict::Forward(PortId(u16::MAX), NextHopId(0));
+const UNDECIDED: Verdict = Verdict::Forward(PortId::NONE, NextHopId(0));
 
 /// Decides and rewrites a batch: one verdict a frame, in order.
 ///
@@ -154,10 +154,9 @@ fn forward_known<'f, 'c>(
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
     observer.known_flow(hit, FlowFate::Continues);
-    if !comes_by_right_port(ctx, frame.port, &packet.tuple, hit) {
-        return Verdict::Drop(Reason::ReplyPort);
-    }
-    let (hop, id) = match next_hop(ctx, hit, observer) {
+    let Some(same_port) = check_port(ctx, frame.port, &packet.tuple, hit) else { return Verdict::Drop(Reason::ReplyPort) };
+    let received = Received { tuple: &packet.tuple, port: frame.port, same_port };
+    let (hop, id) = match next_hop(ctx, &received, hit, observer) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
@@ -209,10 +208,9 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
 fn later_fragment<'c>(ctx: &mut Context<'c>, frame: &mut Frame<'_>, fragment: &LaterFragment, observer: &mut impl Observer<'c>) -> Verdict {
     let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
     observer.known_flow(&hit, FlowFate::Continues);
-    if !comes_by_right_port(ctx, frame.port, &fragment.tuple, &hit) {
-        return Verdict::Drop(Reason::ReplyPort);
-    }
-    let (hop, id) = match next_hop(ctx, &hit, observer) {
+    let Some(same_port) = check_port(ctx, frame.port, &fragment.tuple, &hit) else { return Verdict::Drop(Reason::ReplyPort) };
+    let received = Received { tuple: &fragment.tuple, port: frame.port, same_port };
+    let (hop, id) = match next_hop(ctx, &received, &hit, observer) {
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
@@ -225,13 +223,27 @@ fn later_fragment<'c>(ctx: &mut Context<'c>, frame: &mut Frame<'_>, fragment: &L
     Verdict::Forward(hop.port, id)
 }
 
+/// What routing asks about a packet as it came in.
+struct Received<'p> {
+    tuple: &'p Tuple,
+    port: PortId,
+    /// The flow's last packet of this direction came by the same port.
+    same_port: bool,
+}
+
 /// The cached next hop of a flow's direction, or the one that the routes name now.
-fn next_hop<'c>(ctx: &mut Context<'c>, hit: &Hit, observer: &mut impl Observer<'c>) -> Result<(NextHop, NextHopId), Verdict> {
-    if let Some(id) = hit.cached_hop(ctx.routes.generation) {
+fn next_hop<'c>(
+    ctx: &mut Context<'c>,
+    received: &Received<'_>,
+    hit: &Hit,
+    observer: &mut impl Observer<'c>,
+) -> Result<(NextHop, NextHopId), Verdict> {
+    let holds = received.same_port || !ctx.routes.depends_on_port(hit.new.v6);
+    if let Some(id) = hit.cached_hop(ctx.routes.generation).filter(|_| holds) {
         observer.next_hop(&hit.new, &Resolution::Hop(id));
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
-    let onward = resolve(ctx, &hit.new, observer)?;
+    let onward = resolve(ctx, (received.tuple, received.port), &hit.new, observer)?;
     if hit.direction == Direction::Original && !answers_come_back(ctx, &hit.new, &onward) {
         // The routes have changed.
         return Err(Verdict::Drop(Reason::NextHopKernel));
@@ -292,7 +304,7 @@ fn admit_new<'f, 'c>(
     open::prefetch_reply_key(ctx, packet, hash, backend, snat);
     let (backend_addr, _) = addr_words(backend.addr);
     let to_backend = Tuple { dst: backend_addr, dport: backend.port, ..packet.tuple };
-    let onward = match resolve(ctx, &to_backend, observer) {
+    let onward = match resolve(ctx, (&packet.tuple, frame.port), &to_backend, observer) {
         Ok(onward) => onward,
         Err(verdict) => return verdict,
     };
@@ -351,11 +363,16 @@ struct Onward {
     hidden: bool,
 }
 
-/// The next hop towards a rewritten packet's destination.
+/// The next hop of a packet, `received` with this tuple by this port, that goes on as `new`.
 #[inline]
-fn resolve<'c>(ctx: &mut Context<'c>, new: &Tuple, observer: &mut impl Observer<'c>) -> Result<Onward, Verdict> {
-    let seed = &ctx.services.seed;
-    let resolution = ctx.worker.route_cache.resolve(ctx.routes, new.dst, new.v6, || new.hash(seed));
+fn resolve<'c>(
+    ctx: &mut Context<'c>,
+    received: (&Tuple, PortId),
+    new: &Tuple,
+    observer: &mut impl Observer<'c>,
+) -> Result<Onward, Verdict> {
+    let (seed, query) = (&ctx.services.seed, RouteQuery::new(received.0, received.1, new));
+    let resolution = ctx.worker.route_cache.resolve(ctx.routes, &query, || new.hash(seed));
     observer.next_hop(new, &resolution);
     match resolution {
         Resolution::Hop(id) => {

@@ -91,7 +91,9 @@ reasons! {
     TtlExceeded = "ttl_exceeded", Drop, "the TTL or hop limit ran out here";
     TooBig = "too_big", Drop, "larger than the MTU of the way on";
     NoRoute = "no_route", Drop, "the kernel's routes name no way to the destination";
-    Unreachable = "unreachable", Drop, "the kernel's routes say unreachable, prohibit or blackhole";
+    Unreachable = "unreachable", Drop, "the kernel's routes say unreachable";
+    RouteProhibited = "route_prohibited", Drop, "the kernel's routes say prohibit";
+    RouteBlackhole = "route_blackhole", Drop, "the kernel's routes say blackhole";
     NextHopKernel = "next_hop_kernel", Drop, "the way on leads through an interface that is not nomagic's, or to this node itself";
     NeighbourTimeout = "neighbour_timeout", Drop, "the next hop never answered";
     HoldFull = "hold_full", Drop, "too many frames are waiting already";

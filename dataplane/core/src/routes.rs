@@ -4,7 +4,10 @@
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
 
 mod next_hop;
+mod policy;
+mod table;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,9 +15,11 @@ use crate::frame::{NextHopId, PortId, Wanted};
 use crate::hash::{WordMap, WordSet};
 use crate::reason::Reason;
 use crate::rss::Rss;
-use crate::tuple::{Prefix, fast_range, mask_addr};
+use crate::tuple::{Prefix, Proto, addr_words, fast_range, mask_addr, words_addr};
 
 pub use next_hop::{NextHop, Resolution};
+pub use policy::{Input, PortSpan, RouteQuery, Rule, RuleAction};
+use table::{Found, Table};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -46,8 +51,16 @@ pub enum RouteKind {
     Unicast(Vec<Leg>),
     /// An address of this node.
     Local,
-    /// Blackhole, unreachable, prohibit.
+    /// Dropped, and the sender is told that the host is unreachable.
     Unreachable,
+    /// Dropped, and the sender is told that this is prohibited.
+    Prohibit,
+    /// Dropped in silence.
+    Blackhole,
+    /// This table does not decide: the next rule does.
+    Throw,
+    /// Only the kernel can choose among the routes of this prefix.
+    Kernel,
 }
 
 /// One leg of a unicast route.
@@ -61,9 +74,11 @@ pub struct Leg {
     pub gateway: Option<IpAddr>,
     /// Relative weight, at least 1.
     pub weight: u16,
+    /// The route's own MTU, bytes of an IP packet; `None`: the port's.
+    pub mtu: Option<u16>,
 }
 
-/// A route of the kernel's main table.
+/// A route of one of the kernel's tables.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
     /// Destinations.
@@ -72,6 +87,15 @@ pub struct Route {
     pub metric: u32,
     /// What it does.
     pub kind: RouteKind,
+}
+
+/// The routes of a family.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Policy {
+    /// The tables that the rules name by index.
+    pub tables: Vec<Vec<Route>>,
+    /// The rules in their order; none: the first table decides alone.
+    pub rules: Vec<Rule>,
 }
 
 /// A resolved neighbour.
@@ -98,14 +122,17 @@ pub struct Routes {
     /// By port: whether packets that the kernel sends out of it are captured if they are answers. The internal port stands for all interfaces
     /// behind it that have the filter. Empty where nothing is known.
     sees_answers: Vec<bool>,
-    /// By prefix length, longest first, a family each: `(length, network -> route)`.
-    v4: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
-    v6: Vec<(u8, WordMap<IpAddr, RouteKind>)>,
+    /// The tables, by family. Without rules, only the first one counts.
+    tables: [Vec<Table>; 2],
+    /// The rules that select tables, by family.
+    rules: [Vec<Rule>; 2],
     /// What is this node's own, by family and prefix length.
     local: [Vec<(u8, WordSet<IpAddr>)>; 2],
     /// Place 0 is never used.
     hops: Vec<NextHop>,
     neighbours: WordMap<(PortId, IpAddr), NextHopId>,
+    /// The same with the MTU of a route.
+    by_mtu: WordMap<(PortId, IpAddr, u16), NextHopId>,
     /// The kernel's end of the internal port.
     kernel: NextHopId,
 }
@@ -117,51 +144,74 @@ pub const PORTS_MAX: usize = (1 << 7) - 1;
 pub const NEXT_HOPS_MAX: usize = (1 << 14) - 2;
 
 impl Routes {
-    /// Builds the table. Returns how many neighbours were left out: those beyond [`NEXT_HOPS_MAX`], and those of unknown ports.
+    /// Builds a table of routes without rules. Returns how many neighbours were left out: those beyond [`NEXT_HOPS_MAX`], and those of unknown ports.
     pub fn build(
         generation: u64,
         ports: Vec<Port>,
         internal: Option<InternalPort>,
-        mut routes: Vec<Route>,
+        routes: Vec<Route>,
         neighbours: &[Neighbour],
     ) -> (Routes, usize) {
-        // Among routes of one prefix the smallest metric wins, as in the kernel.
-        routes.sort_by_key(|r| (std::cmp::Reverse(r.prefix.prefix_len()), r.prefix, r.metric));
-        routes.dedup_by_key(|r| r.prefix);
-        let none = NextHop { port: PortId(u16::MAX), link: [0; 12], mtu: 0 };
+        let (v6, v4): (Vec<Route>, Vec<Route>) = routes.into_iter().partition(|route| route.prefix.addr().is_ipv6());
+        let plain = |routes| Policy { tables: vec![routes], rules: Vec::new() };
+        Routes::with_policies(generation, ports, internal, [plain(v4), plain(v6)], neighbours)
+    }
+
+    /// Builds the routes of IPv4 and IPv6. Returns the same as [`Routes::build`].
+    pub fn with_policies(
+        generation: u64,
+        ports: Vec<Port>,
+        internal: Option<InternalPort>,
+        policies: [Policy; 2],
+        neighbours: &[Neighbour],
+    ) -> (Routes, usize) {
+        let none = NextHop { port: PortId::NONE, link: [0; 12], mtu: 0 };
         let mut table = Routes { generation, internal, ports, hops: vec![none], ..Routes::default() };
-        for route in routes {
-            if route.kind == RouteKind::Local {
-                table.add_local(&route.prefix);
+        let mut mtus = BTreeSet::new();
+        for (family, policy) in policies.into_iter().enumerate() {
+            for route in policy.tables.iter().flatten() {
+                if route.kind == RouteKind::Local {
+                    table.add_local(&route.prefix);
+                }
+                let legs = if let RouteKind::Unicast(legs) = &route.kind { &legs[..] } else { &[] };
+                mtus.extend(legs.iter().filter_map(|leg| Some((leg.port?, leg.mtu?))));
             }
-            let family = if route.prefix.addr().is_ipv6() { &mut table.v6 } else { &mut table.v4 };
-            let len = route.prefix.prefix_len();
-            if family.last().is_none_or(|(l, _)| *l != len) {
-                family.push((len, WordMap::default()));
-            }
-            if let Some((_, nets)) = family.last_mut() {
-                nets.insert(route.prefix.addr(), route.kind);
-            }
+            table.tables[family] = policy.tables.into_iter().map(Table::new).collect();
+            table.rules[family] = policy.rules;
         }
         if let Some((internal, port)) = internal.and_then(|i| Some((i, table.ports.get(usize::from(i.port.0))?))) {
             table.kernel = NextHopId(table.hops.len() as u16);
             table.hops.push(NextHop::new(internal.port, port, internal.kernel_mac));
         }
-        let (before, mut left_out) = (table.hops.len(), 0);
+        let left_out = table.add_neighbours(neighbours, &mtus);
+        (table, left_out)
+    }
+
+    /// Adds a next hop for each neighbour, and then one for each MTU that a route by its port has. Returns how many neighbours were left out.
+    fn add_neighbours(&mut self, neighbours: &[Neighbour], mtus: &BTreeSet<(PortId, u16)>) -> usize {
+        let (before, mut left_out) = (self.hops.len(), 0);
         for n in neighbours {
-            let Some(port) = table.ports.get(usize::from(n.port.0)) else {
+            let Some(port) = self.ports.get(usize::from(n.port.0)) else {
                 left_out += 1;
                 continue;
             };
-            if table.hops.len() - before >= NEXT_HOPS_MAX {
+            if self.hops.len() - before >= NEXT_HOPS_MAX {
                 left_out += 1;
                 continue;
             }
-            let id = NextHopId(table.hops.len() as u16);
-            table.hops.push(NextHop::new(n.port, port, n.mac));
-            table.neighbours.insert((n.port, n.addr), id);
+            self.neighbours.insert((n.port, n.addr), NextHopId(self.hops.len() as u16));
+            self.hops.push(NextHop::new(n.port, port, n.mac));
         }
-        (table, left_out)
+        for n in neighbours {
+            for &(_, mtu) in mtus.range((n.port, 0)..=(n.port, u16::MAX)) {
+                let Some(port) = self.ports.get(usize::from(n.port.0)).filter(|_| self.hops.len() - before < NEXT_HOPS_MAX) else {
+                    continue;
+                };
+                self.by_mtu.insert((n.port, n.addr, mtu), NextHopId(self.hops.len() as u16));
+                self.hops.push(NextHop::new(n.port, port, n.mac).with_mtu(mtu));
+            }
+        }
+        left_out
     }
 
     fn add_local(&mut self, prefix: &Prefix) {
@@ -220,20 +270,71 @@ impl Routes {
         self.hop(self.kernel).map(|hop| (*hop, self.kernel))
     }
 
-    /// Resolves a destination. `hash` spreads flows over multipath routes.
+    /// Resolves a destination, for a packet of which nothing else is known. `hash` spreads flows over multipath routes.
     pub fn resolve(&self, dst: IpAddr, hash: u64) -> Resolution {
-        self.resolve_with(dst, || hash).0
+        let (dst, v6) = addr_words(dst);
+        let query = RouteQuery { src: [0; 2], dst, v6, port: PortId::NONE, proto: Proto::Tcp, sport: 0, dport: 0 };
+        self.resolve_with(&query, || hash).0
     }
 
-    /// Like [`Routes::resolve`]; also whether the result holds for all flows to the destination. `hash` is called only for multipath
-    /// routes.
-    pub fn resolve_with(&self, dst: IpAddr, hash: impl FnOnce() -> u64) -> (Resolution, bool) {
-        let Some(kind) = self.lookup(dst) else { return (Resolution::Nowhere(Reason::NoRoute), true) };
+    /// Resolves the way of a packet; also whether the result holds for all packets to its destination. `hash` is called only for multipath routes.
+    pub fn resolve_with(&self, query: &RouteQuery, hash: impl FnOnce() -> u64) -> (Resolution, bool) {
+        let (dst, rules) = (words_addr(query.dst, query.v6), &self.rules[usize::from(query.v6)]);
+        let kind = match self.decide(query, dst, rules) {
+            Ok(kind) => kind,
+            Err(resolution) => return (resolution, rules.is_empty()),
+        };
+        let (resolution, one_way) = self.by_kind(kind, dst, hash);
+        (resolution, one_way && rules.is_empty())
+    }
+
+    /// The route that the rules lead to.
+    fn decide(&self, query: &RouteQuery, dst: IpAddr, rules: &[Rule]) -> Result<&RouteKind, Resolution> {
+        let tables = &self.tables[usize::from(query.v6)];
+        let no_route = Resolution::Nowhere(Reason::NoRoute);
+        let Some(last) = rules.len().checked_sub(1) else {
+            return tables.first().and_then(|table| table.lookup(dst)).map(|found| found.kind).ok_or(no_route);
+        };
+        let internal = self.internal.map(|internal| internal.port);
+        let mut place = 0;
+        while place <= last {
+            let rule = &rules[place];
+            place += 1;
+            match rule.selects(query, internal) {
+                Some(false) => continue,
+                // Answers come in by the ports, where replies are captured.
+                None => return Err(Resolution::Kernel { captured: true }),
+                Some(true) => {}
+            }
+            match rule.action {
+                RuleAction::Lookup { table, suppressed } => match tables.get(table).and_then(|table| table.lookup(dst)) {
+                    None | Some(Found { kind: RouteKind::Throw, .. }) => {}
+                    Some(Found { len, kind: RouteKind::Unicast(_) | RouteKind::Local, .. })
+                        if suppressed.is_some_and(|most| len <= most) => {}
+                    Some(found) => return Ok(found.kind),
+                },
+                // Only forwards, so this ends.
+                RuleAction::GoTo(target) => place = target.max(place),
+                RuleAction::Unreachable => return Ok(&RouteKind::Unreachable),
+                RuleAction::Prohibit => return Ok(&RouteKind::Prohibit),
+                RuleAction::Blackhole => return Ok(&RouteKind::Blackhole),
+                RuleAction::Kernel => return Ok(&RouteKind::Kernel),
+            }
+        }
+        Err(no_route)
+    }
+
+    /// What a route does with packets to a destination; also whether it does so for all of them.
+    fn by_kind(&self, kind: &RouteKind, dst: IpAddr, hash: impl FnOnce() -> u64) -> (Resolution, bool) {
         let legs = match kind {
             RouteKind::Unicast(legs) => legs,
             // Answers of this node itself arrive at no interface.
             RouteKind::Local => return (Resolution::Kernel { captured: false }, true),
+            RouteKind::Kernel => return (Resolution::Kernel { captured: true }, true),
             RouteKind::Unreachable => return (Resolution::Nowhere(Reason::Unreachable), true),
+            RouteKind::Prohibit => return (Resolution::Nowhere(Reason::RouteProhibited), true),
+            RouteKind::Blackhole => return (Resolution::Nowhere(Reason::RouteBlackhole), true),
+            RouteKind::Throw => return (Resolution::Nowhere(Reason::NoRoute), true),
         };
         match &legs[..] {
             [] => (Resolution::Nowhere(Reason::NoRoute), true),
@@ -242,35 +343,48 @@ impl Routes {
         }
     }
 
+    /// Whether the way of a packet may depend on the port that it comes in by.
+    pub fn depends_on_port(&self, v6: bool) -> bool {
+        self.rules[usize::from(v6)].iter().any(|rule| rule.input != Input::Any)
+    }
+
+    /// What each table says about a destination.
+    fn all_kinds(&self, dst: IpAddr) -> impl Iterator<Item = &RouteKind> {
+        let tables = &self.tables[usize::from(dst.is_ipv6())];
+        tables.iter().filter_map(move |table| table.lookup(dst)).map(|found| found.kind)
+    }
+
     /// Whether a port leads to this destination: the port of one of its route's legs, or the internal port for what lies behind the kernel.
-    /// Answers come in by such a port.
+    /// Answers come in by such a port. With rules: of any table's route, since which one depends on the packet.
     pub fn leads_by(&self, dst: IpAddr, port: PortId) -> bool {
         let internal = self.internal.is_some_and(|internal| internal.port == port);
-        match self.lookup(dst) {
-            Some(RouteKind::Unicast(legs)) => legs.iter().any(|leg| leg.port.map_or(internal, |leg| leg == port)),
-            Some(RouteKind::Local) => internal,
-            Some(RouteKind::Unreachable) | None => false,
-        }
+        self.all_kinds(dst).any(|kind| match kind {
+            RouteKind::Unicast(legs) => legs.iter().any(|leg| leg.port.map_or(internal, |leg| leg == port)),
+            RouteKind::Local => internal,
+            RouteKind::Kernel => true,
+            RouteKind::Unreachable | RouteKind::Prohibit | RouteKind::Blackhole | RouteKind::Throw => false,
+        })
     }
 
     /// A port that leads to this destination, and so receives its answers: see [`Routes::leads_by`].
     pub fn port_towards(&self, dst: IpAddr) -> Option<PortId> {
         let internal = self.internal.map(|internal| internal.port);
-        match self.lookup(dst)? {
+        self.all_kinds(dst).find_map(|kind| match kind {
             RouteKind::Unicast(legs) => legs.first()?.port.or(internal),
-            RouteKind::Local => internal,
-            RouteKind::Unreachable => None,
-        }
+            RouteKind::Local | RouteKind::Kernel => internal,
+            RouteKind::Unreachable | RouteKind::Prohibit | RouteKind::Blackhole | RouteKind::Throw => None,
+        })
     }
 
     /// Whether answers to this client are captured on their way out, whatever endpoint behind the kernel sends them: each leg of its route is
     /// looked at. Never for an address of this node, which answers reach by no interface.
     pub fn sees_answers_to(&self, client: IpAddr) -> bool {
-        let Some(RouteKind::Unicast(legs)) = self.lookup(client) else { return false };
         let seen_at = |port: PortId| self.sees_answers.get(usize::from(port.0)).is_some_and(|seen| *seen);
         let behind = self.internal.is_some_and(|internal| seen_at(internal.port));
         let seen = |leg: &Leg| leg.port.map_or_else(|| leg.captured && behind, seen_at);
-        !legs.is_empty() && legs.iter().all(seen)
+        // With rules, any table may decide about an answer.
+        let mut kinds = self.all_kinds(client).peekable();
+        kinds.peek().is_some() && kinds.all(|kind| matches!(kind, RouteKind::Unicast(legs) if !legs.is_empty() && legs.iter().all(seen)))
     }
 
     fn by_leg(&self, leg: &Leg, dst: IpAddr) -> Resolution {
@@ -279,15 +393,11 @@ impl Routes {
             return Resolution::Nowhere(Reason::PortDown);
         }
         let addr = leg.gateway.unwrap_or(dst);
-        match self.neighbours.get(&(port, addr)) {
+        let with_mtu = leg.mtu.and_then(|mtu| self.by_mtu.get(&(port, addr, mtu)));
+        match with_mtu.or_else(|| self.neighbours.get(&(port, addr))) {
             Some(id) => Resolution::Hop(*id),
             None => Resolution::Ask(Wanted { port, addr }),
         }
-    }
-
-    fn lookup(&self, dst: IpAddr) -> Option<&RouteKind> {
-        let family = if dst.is_ipv6() { &self.v6 } else { &self.v4 };
-        family.iter().find_map(|(len, nets)| nets.get(&mask_addr(dst, *len)))
     }
 }
 
@@ -304,88 +414,4 @@ fn pick_leg(legs: &[Leg], hash: u64) -> Option<&Leg> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ip(s: &str) -> IpAddr {
-        s.parse().unwrap()
-    }
-
-    fn leg(port: u16, gateway: Option<&str>) -> Leg {
-        Leg { port: Some(PortId(port)), captured: false, gateway: gateway.map(ip), weight: 1 }
-    }
-
-    fn route(prefix: &str, metric: u32, kind: RouteKind) -> Route {
-        Route { prefix: prefix.parse().unwrap(), metric, kind }
-    }
-
-    fn ports() -> Vec<Port> {
-        (0..2).map(|i| Port { mac: [2, 0, 0, 0, 0, i], mtu: 1500, up: true }).collect()
-    }
-
-    #[test]
-    fn longest_prefix_then_metric_then_neighbour() {
-        let routes = vec![
-            route("0.0.0.0/0", 0, RouteKind::Unicast(vec![leg(0, Some("10.0.0.1"))])),
-            route("192.168.0.0/16", 5, RouteKind::Unicast(vec![leg(0, None)])),
-            route("192.168.0.0/16", 1, RouteKind::Unicast(vec![leg(1, None)])),
-            route("192.168.7.0/24", 0, RouteKind::Unreachable),
-            route("192.168.0.9/32", 0, RouteKind::Local),
-            route("fd00::/64", 0, RouteKind::Unicast(vec![leg(1, Some("fe80::1"))])),
-            route("172.31.0.0/16", 0, RouteKind::Unicast(vec![Leg { port: None, captured: true, gateway: None, weight: 1 }])),
-            route("172.16.0.0/12", 0, RouteKind::Unicast(vec![Leg { port: None, captured: false, gateway: None, weight: 1 }])),
-        ];
-        let neighbours = [
-            Neighbour { port: PortId(1), addr: ip("192.168.0.2"), mac: [2; 6] },
-            Neighbour { port: PortId(0), addr: ip("10.0.0.1"), mac: [3; 6] },
-            Neighbour { port: PortId(1), addr: ip("fe80::1"), mac: [4; 6] },
-            Neighbour { port: PortId(9), addr: ip("10.0.0.9"), mac: [5; 6] },
-        ];
-        let (r, left_out) = Routes::build(1, ports(), None, routes, &neighbours);
-        assert_eq!(left_out, 1, "a neighbour of a port that does not exist");
-        let mac = |way| match way {
-            Resolution::Hop(id) => r.hop(id).map(|h| (h.port.0, h.dst_mac()[0])),
-            _ => None,
-        };
-        assert_eq!(mac(r.resolve(ip("192.168.0.2"), 0)), Some((1, 2)));
-        assert_eq!(mac(r.resolve(ip("8.8.8.8"), 0)), Some((0, 3)));
-        assert_eq!(mac(r.resolve(ip("fd00::77"), 0)), Some((1, 4)));
-        assert_eq!(r.resolve(ip("192.168.0.3"), 0), Resolution::Ask(Wanted { port: PortId(1), addr: ip("192.168.0.3") }));
-        assert_eq!(r.resolve(ip("192.168.7.1"), 0), Resolution::Nowhere(Reason::Unreachable));
-        assert_eq!(r.resolve(ip("192.168.0.9"), 0), Resolution::Kernel { captured: false });
-        assert_eq!(r.resolve(ip("172.16.3.3"), 0), Resolution::Kernel { captured: false });
-        assert_eq!(r.resolve(ip("172.31.3.3"), 0), Resolution::Kernel { captured: true });
-        assert_eq!(["192.168.0.9", "192.168.0.8", "::192.168.0.9"].map(|addr| r.is_local(ip(addr))), [true, false, false]);
-        let r = r.with_answers_seen([false, true]);
-        let seen = ["10.9.9.9", "192.168.0.2", "172.31.3.3", "172.16.3.3", "192.168.0.9", "192.168.7.1", "fd00::77", "fd01::1"];
-        assert_eq!(seen.map(|client| r.sees_answers_to(ip(client))), [false, true, false, false, false, false, true, false]);
-        assert_eq!(r.kernel_hop(), None, "without an internal port");
-        assert_eq!(r.resolve(ip("fd01::1"), 0), Resolution::Nowhere(Reason::NoRoute));
-        assert_eq!(r.hop(NextHopId(0)), None);
-        assert_eq!(r.hop(NextHopId(999)), None);
-    }
-
-    #[test]
-    fn a_port_that_is_down_leads_nowhere() {
-        let mut down = ports();
-        down[0].up = false;
-        let routes = vec![route("10.0.0.0/8", 0, RouteKind::Unicast(vec![leg(0, None)]))];
-        let (r, _) = Routes::build(1, down, None, routes, &[]);
-        assert_eq!(r.resolve(ip("10.0.0.1"), 0), Resolution::Nowhere(Reason::PortDown));
-    }
-
-    #[test]
-    fn multipath_follows_weights() {
-        let legs = vec![
-            Leg { port: Some(PortId(0)), captured: false, gateway: Some(ip("10.0.0.1")), weight: 3 },
-            Leg { port: Some(PortId(1)), captured: false, gateway: Some(ip("10.0.0.2")), weight: 1 },
-        ];
-        let mut counts = [0u32; 2];
-        let mut state = 1;
-        for _ in 0..4_000 {
-            let hash = crate::tuple::splitmix64(&mut state);
-            counts[usize::from(pick_leg(&legs, hash).unwrap().port.unwrap().0)] += 1;
-        }
-        assert!((2_850..3_150).contains(&counts[0]), "{counts:?}");
-    }
-}
+mod tests;

@@ -169,7 +169,8 @@ fn attach(ebpf: &mut Ebpf, pins: &Pins, interface: &str) -> Result<(), EdgeError
     pins.remove(&path)?;
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
     let id = program.attach_with_options(interface, TcAttachType::Egress, options).map_err(|e| refused(interface, &e))?;
-    let link: FdLink = program.take_link(id).map_err(|e| refused(interface, &e))?.try_into().map_err(|e: LinkError| refused(interface, &e))?;
+    let link: FdLink =
+        program.take_link(id).map_err(|e| refused(interface, &e))?.try_into().map_err(|e: LinkError| refused(interface, &e))?;
     link.pin(&path).map_err(|e| EdgeError::io(format!("pinning {}: {}", path.display(), chain(&e)), std::io::ErrorKind::Other.into()))?;
     Ok(())
 }

@@ -287,7 +287,7 @@ pub fn eight_workers() -> Rss {
 
 fn routes() -> Routes {
     let port = Port { mac: [2; 6], mtu: 1500, up: true };
-    let leg = |port, gateway| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), captured: false, gateway, weight: 1 }]);
+    let leg = |port, gateway| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), captured: false, gateway, weight: 1, mtu: None }]);
     let mut neighbours: Vec<Neighbour> = [false, true]
         .into_iter()
         .flat_map(|v6| (0..BACKENDS).map(move |i| Neighbour { port: PortId(1), addr: backend(v6, i), mac: [2, 0, 0, 0, 1, i] }))

@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::local::{OWN_TABLE, SERVICES_TABLE};
 use nomagic_core::routes::Mac;
 use nomagic_core::tuple::Prefix;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags, RouteType, RouteVia,
 };
 
 /// An interface.
@@ -25,6 +26,10 @@ pub(super) struct KernelLink {
     pub(super) carrier: bool,
     /// IFLA_LINK: a veth's peer, or a VLAN's lower device.
     pub(super) peer: Option<u32>,
+    /// IFLA_MASTER: the bridge, bond or VRF that it belongs to.
+    pub(super) master: Option<u32>,
+    /// The table of a VRF device.
+    pub(super) vrf_table: Option<u32>,
 }
 
 /// Decodes an interface. `None` for messages about bridge ports, which are link messages of another family.
@@ -41,6 +46,8 @@ pub(super) fn link(message: &LinkMessage) -> Option<KernelLink> {
         admin_up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         peer: None,
+        master: None,
+        vrf_table: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -48,10 +55,17 @@ pub(super) fn link(message: &LinkMessage) -> Option<KernelLink> {
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::Controller(master) => link.master = Some(*master).filter(|index| *index > 0),
+            LinkAttribute::LinkInfo(info) => link.vrf_table = vrf_table(info),
             _ => {}
         }
     }
     Some(link)
+}
+
+fn vrf_table(info: &[LinkInfo]) -> Option<u32> {
+    let data = info.iter().find_map(|i| if let LinkInfo::Data(InfoData::Vrf(data)) = i { Some(data) } else { None })?;
+    data.iter().find_map(|i| if let InfoVrf::TableId(table) = i { Some(*table) } else { None })
 }
 
 /// An address of this node.
@@ -97,12 +111,26 @@ pub(super) fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
     Some(OwnAddress { link: message.header.index, addr, scope })
 }
 
-/// The mirrored tables. The kernel looks up `Local` first.
+/// The mirrored tables. Without other rules the kernel looks up `Local` first, then `Main`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum KernelTable {
     Local,
     Main,
+    Other(u32),
 }
+
+impl KernelTable {
+    pub(super) fn from_id(id: u32) -> KernelTable {
+        match id {
+            LOCAL => KernelTable::Local,
+            MAIN => KernelTable::Main,
+            other => KernelTable::Other(other),
+        }
+    }
+}
+
+const LOCAL: u32 = libc::RT_TABLE_LOCAL as u32;
+const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
 
 /// The fields that identify a route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -118,6 +146,11 @@ pub(super) enum RouteAction {
     Unicast(Vec<KernelLeg>),
     Local,
     Unreachable,
+    Prohibit,
+    Blackhole,
+    Throw,
+    /// Depends on more than the destination, or on what cannot be read here: only the kernel can tell.
+    Kernel,
 }
 
 /// A next hop of a unicast route.
@@ -130,14 +163,16 @@ pub(super) struct KernelLeg {
     pub(super) dead: bool,
     /// Uses a lightweight tunnel (MPLS, SRv6 ...), which only the kernel can do.
     pub(super) tunnel: bool,
+    /// The route's own MTU, in bytes.
+    pub(super) mtu: Option<u16>,
 }
 
 /// Why a route message is skipped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Skipped {
-    /// Of another table or family, or a cached clone.
+    /// Of nomagic's tables or another family, or a cached clone.
     Foreign,
-    /// With a TOS or a source prefix, or of an unknown type.
+    /// Of an unknown type.
     Unsupported,
 }
 
@@ -160,29 +195,35 @@ pub(super) fn route(message: &RouteMessage) -> Result<(RouteKey, RouteAction), S
             _ => {}
         }
     }
-    let table = match table {
-        254 => KernelTable::Main,
-        255 => KernelTable::Local,
-        _ => return Err(Skipped::Foreign),
-    };
-    if header.flags.contains(RouteFlags::Cloned) {
+    if header.flags.contains(RouteFlags::Cloned) || [SERVICES_TABLE, OWN_TABLE].contains(&table) {
         return Err(Skipped::Foreign);
-    }
-    if header.tos != 0 || header.source_prefix_length != 0 {
-        return Err(Skipped::Unsupported);
     }
     let prefix = Prefix::new(dst, header.destination_prefix_length).ok_or(Skipped::Unsupported)?;
     let action = match header.kind {
-        RouteType::Unicast => RouteAction::Unicast(match multipath {
-            Some(legs) => legs.iter().map(next_hop).collect(),
-            None => vec![only_leg(message)],
-        }),
+        _ if header.tos != 0 || header.source_prefix_length != 0 => RouteAction::Kernel,
+        RouteType::Unicast => unicast(message, multipath),
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => RouteAction::Local,
-        // `throw` continues with the next table; none is mirrored after main.
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => RouteAction::Unreachable,
+        RouteType::Unreachable => RouteAction::Unreachable,
+        RouteType::Prohibit => RouteAction::Prohibit,
+        RouteType::BlackHole => RouteAction::Blackhole,
+        RouteType::Throw => RouteAction::Throw,
         _ => return Err(Skipped::Unsupported),
     };
-    Ok((RouteKey { table, prefix, metric }, action))
+    Ok((RouteKey { table: KernelTable::from_id(table), prefix, metric }, action))
+}
+
+fn unicast(message: &RouteMessage, multipath: Option<&Vec<RouteNextHop>>) -> RouteAction {
+    let metrics = message.attributes.iter().find_map(|a| if let RouteAttribute::Metrics(m) = a { Some(m) } else { None });
+    let mtu = metrics.into_iter().flatten().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
+    let mut legs: Vec<KernelLeg> = match multipath {
+        Some(legs) => legs.iter().map(next_hop).collect(),
+        None => vec![only_leg(message)],
+    };
+    // 0: not set. What is longer than any packet does not matter.
+    let mtu = mtu.filter(|mtu| *mtu > 0).and_then(|mtu| u16::try_from(mtu).ok());
+    legs.iter_mut().for_each(|leg| leg.mtu = mtu);
+    // Without an interface: of a next hop object, and `net.ipv4.nexthop_compat_mode` is off.
+    if legs.iter().any(|leg| leg.link == 0) { RouteAction::Kernel } else { RouteAction::Unicast(legs) }
 }
 
 fn only_leg(message: &RouteMessage) -> KernelLeg {
@@ -195,7 +236,7 @@ fn next_hop(hop: &RouteNextHop) -> KernelLeg {
 }
 
 fn leg(link: u32, attributes: &[RouteAttribute], weight: u16, dead: bool) -> KernelLeg {
-    let mut leg = KernelLeg { link, gateway: None, weight, dead, tunnel: false };
+    let mut leg = KernelLeg { link, gateway: None, weight, dead, tunnel: false, mtu: None };
     for attribute in attributes {
         match attribute {
             RouteAttribute::Oif(index) => leg.link = *index,

@@ -12,6 +12,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::NetError;
@@ -29,14 +30,18 @@ const SECOND_READ_DELAY: Duration = Duration::from_millis(200);
 const DATAGRAMS_MAX: u32 = 256;
 /// Maximum number of failed neighbours handled at a time.
 const FAILED_MAX: usize = 256;
-/// Netlink multicast groups: links, neighbours, IPv4 addresses, IPv4 routes, IPv6 addresses, IPv6 routes.
-const GROUPS: [u32; 6] = [
+/// Netlink multicast groups: links, neighbours, IPv4 addresses, IPv4 routes, IPv6 addresses, IPv6 routes, rules of
+/// both, next hop objects.
+const GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_RULE,
+    libc::RTNLGRP_NEXTHOP,
 ];
 
 /// Counters since the start.
@@ -74,6 +79,7 @@ struct PendingWork {
     /// End of the debounce time; `None`: no work.
     due: Option<Instant>,
     changed: bool,
+    read_rules: bool,
     read_routes: bool,
     read_all: bool,
     /// Time of the second dump of the route tables.
@@ -179,6 +185,11 @@ impl Mirror {
         self.state.addresses.iter().map(|a| a.addr)
     }
 
+    /// What of the kernel's routing is left to the kernel, in words.
+    pub fn left_to_kernel(&self) -> Vec<String> {
+        self.state.left_to_kernel()
+    }
+
     /// See [`NetState::ranges_behind`].
     pub fn ranges_behind(&self, fits: impl Fn(&str) -> bool) -> Vec<Prefix> {
         self.state.ranges_behind(fits)
@@ -207,6 +218,11 @@ impl Mirror {
             Notification::Overrun => {
                 counters.overruns += 1;
                 pending.read_all(now);
+            }
+            // The kernel does not tell which routes it changes or deletes with a next hop object.
+            Notification::NextHop => {
+                counters.notifications += 1;
+                pending.add(Effect::ReadRoutes, now);
             }
             Notification::Message(message, flags) => {
                 counters.notifications += 1;
@@ -243,6 +259,8 @@ impl Mirror {
         } else if pending.read_routes {
             self.pending.second_read = Some(now + SECOND_READ_DELAY);
             return Ok(self.read_routes()? == Effect::Changed || pending.changed);
+        } else if pending.read_rules {
+            self.read_rules()?;
         }
         Ok(pending.changed || pending.read_all)
     }
@@ -274,7 +292,26 @@ impl Mirror {
             found.extend(dump.messages);
         }
         self.counters.route_reads += 1;
-        Ok(self.state.replace_routes(&found))
+        let rules = self.read_rules()?;
+        Ok(self.state.replace_routes(&found).max(rules))
+    }
+
+    fn read_rules(&mut self) -> Result<Effect, NetError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            match self.requests.dump("read the rules", Message::GetRule(request)) {
+                Ok(dump) => {
+                    self.counters.malformed += dump.malformed;
+                    found.extend(dump.messages);
+                }
+                // A kernel without policy routing, or without this family.
+                Err(NetError::Refused { source, .. }) if matches!(source.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(self.state.replace_rules(&found))
     }
 }
 
@@ -284,6 +321,7 @@ impl PendingWork {
             return;
         }
         self.changed = true;
+        self.read_rules |= effect == Effect::ReadRules;
         self.read_routes |= effect == Effect::ReadRoutes;
         self.due.get_or_insert(now + DEBOUNCE);
     }

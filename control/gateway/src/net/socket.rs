@@ -23,17 +23,21 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts at a dump that the kernel reports as inconsistent because the table changed meanwhile.
 const DUMP_TRIES: u32 = 5;
 
+/// RTM_NEWNEXTHOP to RTM_GETNEXTHOP of linux/rtnetlink.h: neither libc nor the packet crate knows next hop objects.
+const NEXT_HOP_TYPES: std::ops::RangeInclusive<u16> = 104..=106;
+
 /// A message with its header.
 type Received = (NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>);
 
-/// Splits a datagram into messages. A malformed one is `Err(())`; those after it are still returned.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Received, ()>> {
+/// Splits a datagram into messages. A malformed one, or one of an unknown type, is an error with its type; those after it are still returned.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Received, u16>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
-        let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
+        let header = NetlinkBuffer::new_checked(rest).ok()?;
+        let (length, kind) = (header.length() as usize, header.message_type());
         let (one, more) = rest.split_at_checked(length)?;
         rest = more.get(length.next_multiple_of(4) - length..).unwrap_or_default();
-        Some(NetlinkMessage::<RouteNetlinkMessage>::deserialize(one).map(NetlinkMessage::into_parts).map_err(drop))
+        Some(NetlinkMessage::<RouteNetlinkMessage>::deserialize(one).map(NetlinkMessage::into_parts).map_err(|_| kind))
     })
 }
 
@@ -161,6 +165,8 @@ fn receive_until<'b>(socket: &Socket, buf: &'b mut Vec<u8>, deadline: Instant) -
 pub(super) enum Notification {
     /// A message and its header's flags.
     Message(RouteNetlinkMessage, u16),
+    /// A next hop object was added, replaced or deleted.
+    NextHop,
     /// A message that could not be parsed.
     Malformed,
     /// Notifications were lost: all tables must be read again.
@@ -213,7 +219,8 @@ impl Notifications {
                 Ok(()) => messages(buf).for_each(|message| match message {
                     Ok((header, NetlinkPayload::InnerMessage(inner))) => handle(Notification::Message(inner, header.flags)),
                     Ok(_) => {}
-                    Err(()) => handle(Notification::Malformed),
+                    Err(kind) if NEXT_HOP_TYPES.contains(&kind) => handle(Notification::NextHop),
+                    Err(_) => handle(Notification::Malformed),
                 }),
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => handle(Notification::Overrun),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}

@@ -11,11 +11,12 @@ use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::route::RouteMessage;
 
 use super::decode::{self, KernelLink, KernelNeighbour, OwnAddress, RouteAction, RouteKey, Skipped};
+use super::rules::KernelRule;
 
 /// Limits of the mirrored tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MirrorLimits {
-    /// Routes, main and local tables and both families together.
+    /// Routes, all tables and both families together.
     pub routes_max: usize,
     /// Usable neighbours of all interfaces.
     pub neighbours_max: usize,
@@ -38,7 +39,9 @@ pub enum Effect {
     Nothing,
     /// The tables may have changed.
     Changed,
-    /// The route tables must be read again.
+    /// The rules must be read again.
+    ReadRules,
+    /// The rules and the route tables must be read again.
     ReadRoutes,
 }
 
@@ -51,7 +54,7 @@ pub struct Unmirrored {
     pub neighbours: u64,
     /// Interfaces beyond [`MirrorLimits::links_max`].
     pub links: u64,
-    /// Routes with a TOS or a source prefix, which a table by destination cannot express.
+    /// Routes of unknown types.
     pub unsupported: u64,
 }
 
@@ -68,6 +71,8 @@ pub struct NetState {
     limits: MirrorLimits,
     pub(super) links: BTreeMap<u32, KernelLink>,
     pub(super) addresses: BTreeSet<OwnAddress>,
+    /// In the kernel's order.
+    pub(super) rules: Vec<KernelRule>,
     /// Of several actions under one key the kernel uses the first.
     pub(super) routes: BTreeMap<RouteKey, Vec<RouteAction>>,
     pub(super) neighbours: HashMap<(u32, IpAddr), Resolved>,
@@ -92,6 +97,7 @@ impl NetState {
             Message::DelAddress(m) => decode::own_address(m).map_or(Effect::Nothing, |a| self.remove_address(&a)),
             Message::NewRoute(m) => self.decode_route(m).map_or(Effect::Nothing, |(key, action)| self.set_route(key, action, replaces)),
             Message::DelRoute(m) => self.decode_route(m).map_or(Effect::Nothing, |(key, action)| self.remove_route(&key, &action)),
+            Message::NewRule(_) | Message::DelRule(_) => Effect::ReadRules,
             Message::NewNeighbour(m) => decode::neighbour(m).map_or(Effect::Nothing, |n| self.set_neighbour(&n)),
             Message::DelNeighbour(m) => {
                 decode::neighbour(m).map_or(Effect::Nothing, |n| self.set_neighbour(&KernelNeighbour { mac: None, ..n }))
@@ -118,6 +124,15 @@ impl NetState {
         }
         let changed = routes != self.routes;
         self.routes = routes;
+        if changed { Effect::Changed } else { Effect::Nothing }
+    }
+
+    /// Replaces the rules with a complete dump.
+    pub fn replace_rules<'m>(&mut self, messages: impl IntoIterator<Item = &'m Message>) -> Effect {
+        let rule = |message: &Message| if let Message::NewRule(rule) = message { KernelRule::decode(rule) } else { None };
+        let rules: Vec<KernelRule> = messages.into_iter().filter_map(rule).collect();
+        let changed = rules != self.rules;
+        self.rules = rules;
         if changed { Effect::Changed } else { Effect::Nothing }
     }
 

@@ -114,11 +114,17 @@ fn routes_of_every_kind_are_resolved() {
         assert_eq!(add(&mut s, m), Effect::Changed);
     }
     add(&mut s, route("::/0", Some("fe80::1"), PODS0));
-    for (i, kind) in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit, RouteType::Throw].into_iter().enumerate() {
+    let kinds = [
+        (RouteType::BlackHole, Reason::RouteBlackhole),
+        (RouteType::Unreachable, Reason::Unreachable),
+        (RouteType::Prohibit, Reason::RouteProhibited),
+        (RouteType::Throw, Reason::NoRoute),
+    ];
+    for (i, (kind, reason)) in kinds.into_iter().enumerate() {
         let mut m = route(&format!("10.{i}.0.0/16"), None, 1);
         m.header.kind = kind;
         add(&mut s, m);
-        assert_eq!(way(&s, &format!("10.{i}.1.1")), Resolution::Nowhere(Reason::Unreachable));
+        assert_eq!(way(&s, &format!("10.{i}.1.1")), Resolution::Nowhere(reason));
     }
     let mut via = route("10.77.0.0/16", None, PODS0);
     via.attributes.push(RouteAttribute::Via(RouteVia::from(ip("fe80::7"))));
@@ -150,8 +156,16 @@ fn multipath_keeps_weights_and_skips_dead_legs() {
     ]));
     let mut s = state();
     add(&mut s, m);
-    let leg = |port, gateway: &str, weight| Leg { port: Some(PortId(port)), captured: false, gateway: Some(ip(gateway)), weight };
-    let found = s.inputs(&ports(), &BTreeSet::new()).routes.into_iter().find(|r| r.prefix.to_string() == "10.9.0.0/16").unwrap();
+    let leg =
+        |port, gateway: &str, weight| Leg { port: Some(PortId(port)), captured: false, gateway: Some(ip(gateway)), weight, mtu: None };
+    let found = s
+        .inputs(&ports(), &BTreeSet::new())
+        .policies
+        .into_iter()
+        .flat_map(|policy| policy.tables)
+        .flatten()
+        .find(|r| r.prefix.to_string() == "10.9.0.0/16")
+        .unwrap();
     assert_eq!(found.kind, RouteKind::Unicast(vec![leg(0, "10.0.0.1", 1), leg(1, "10.0.1.1", 10)]));
 }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use nomagic_api::deny::Deny;
 use nomagic_api::{
-    Answers, ApiWatch, Beyond, Conntrack, Pool, PortLink, RedirectPort, Replies, Rss, SeedSource, ServicePort, Services as ServicesStatus, Snat,
-    Status, StatusPort, Table, TakenOver, Target, Totals, Worker, XdpMode,
+    Answers, ApiWatch, Beyond, Conntrack, Pool, PortLink, RedirectPort, Replies, Rss, SeedSource, ServicePort, Services as ServicesStatus,
+    Snat, Status, StatusPort, Table, TakenOver, Target, Totals, Worker, XdpMode,
 };
 use nomagic_core::services::Services;
 use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, FrameAccount, LinkState, PortStatus, RedirectStatus, WorkerStatus};

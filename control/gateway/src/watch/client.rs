@@ -69,7 +69,8 @@ pub(crate) async fn connect(server: &Kubernetes, mark: Option<u32>, addresses: &
     let auth = &config.auth_info;
     [&auth.token_file, &auth.client_certificate, &auth.client_key].into_iter().flatten().for_each(|path| files.add(path.into()));
     let token = take_token_file(&mut config, server);
-    let client = client(config, mark, addresses).map_err(|e| ApiFault::Unusable(format!("the credentials for {server} are unusable: {e}")))?;
+    let client =
+        client(config, mark, addresses).map_err(|e| ApiFault::Unusable(format!("the credentials for {server} are unusable: {e}")))?;
     Ok(ApiClient { client, token, files, created })
 }
 

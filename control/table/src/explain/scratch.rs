@@ -43,7 +43,7 @@ pub(super) fn routes_everywhere() -> Routes {
     let route = |prefix: Prefix| Route {
         prefix,
         metric: 0,
-        kind: RouteKind::Unicast(vec![Leg { port: None, captured: true, gateway: None, weight: 1 }]),
+        kind: RouteKind::Unicast(vec![Leg { port: None, captured: true, gateway: None, weight: 1, mtu: None }]),
     };
     let everything = [[0; 4].into(), [0; 16].into()].into_iter().filter_map(|addr| Prefix::new(addr, 0));
     Routes::build(1, vec![port], Some(internal), everything.map(route).collect(), &[]).0

@@ -98,7 +98,7 @@ const UNREACHABLE: &str = "10.4.0.1";
 
 fn routes(generation: u64, pods_up: bool, internal: bool) -> Routes {
     let port = |last, up| Port { mac: [2, 0, 0, 0, 0, last], mtu: 1_500, up };
-    let leg = |port: Option<u16>, captured| Leg { port: port.map(PortId), captured, gateway: None, weight: 1 };
+    let leg = |port: Option<u16>, captured| Leg { port: port.map(PortId), captured, gateway: None, weight: 1, mtu: None };
     let route = |prefix: &str, kind| Route { prefix: prefix.parse().unwrap(), metric: 0, kind };
     let unicast = |leg| RouteKind::Unicast(vec![leg]);
     let all = vec![

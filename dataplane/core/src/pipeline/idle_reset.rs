@@ -8,7 +8,7 @@
 
 use super::{Context, resolve};
 use crate::conntrack::{Flow, NextNumbers};
-use crate::frame::Outputs;
+use crate::frame::{Outputs, PortId};
 use crate::observe::Silent;
 use crate::reject::{self, Class};
 use crate::rewrite;
@@ -29,7 +29,7 @@ fn reset(ctx: &mut Context<'_>, tuple: &Tuple, sequence: u32, acknowledgment: u3
     if out.made.is_full() || out.spare.is_empty() {
         return false;
     }
-    let Ok(onward) = resolve(ctx, tuple, &mut Silent) else { return false };
+    let Ok(onward) = resolve(ctx, (tuple, PortId::NONE), tuple, &mut Silent) else { return false };
     let (table, now_ms) = (ctx.table, ctx.now_ms);
     let receiver = reject::sender_hash(tuple.dst_addr(), now_ms, |words| table.hash_words(words));
     if !ctx.worker.limiter.take(Class::Idle, receiver, now_ms) {

@@ -8,18 +8,19 @@ use crate::conntrack::{Direction, Hit};
 use crate::frame::PortId;
 use crate::tuple::Tuple;
 
-/// False for a reply that came in by a port that does not lead to its endpoint: it is forged, or the route has just changed. A port is verified once for each
-/// generation of the routes, together with the next hop. Any other port is remembered, so that the fast path takes the next packet.
-pub(super) fn comes_by_right_port(ctx: &Context<'_>, port: PortId, tuple: &Tuple, hit: &Hit) -> bool {
+/// Whether a packet came in by the same port as the one before it in its direction. `None` for a reply that came in by a port that does not lead to
+/// its endpoint: it is forged, or the route has just changed. A port is verified once for each generation of the routes, together with the next hop.
+/// Any other port is remembered, so that the fast path takes the next packet.
+pub(super) fn check_port(ctx: &Context<'_>, port: PortId, tuple: &Tuple, hit: &Hit) -> Option<bool> {
     let same = ctx.table.came_by(hit, port);
     if hit.direction == Direction::Reply {
         let verified = same && hit.cached_hop(ctx.routes.generation).is_some();
         if !verified && !ctx.routes.leads_by(tuple.src_addr(), port) {
-            return false;
+            return None;
         }
     }
     if !same {
         ctx.table.remember_ingress(hit, port);
     }
-    true
+    Some(same)
 }

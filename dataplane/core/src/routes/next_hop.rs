@@ -23,6 +23,11 @@ impl NextHop {
         NextHop { link, port: id, mtu: u16::try_from(port.mtu).unwrap_or(u16::MAX) }
     }
 
+    /// The same with a route's own MTU, which cannot exceed the port's.
+    pub(super) fn with_mtu(self, mtu: u16) -> NextHop {
+        NextHop { mtu: self.mtu.min(mtu), ..self }
+    }
+
     /// To this MAC address.
     pub fn dst_mac(&self) -> Mac {
         std::array::from_fn(|i| self.link[i])

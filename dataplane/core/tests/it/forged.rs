@@ -163,7 +163,7 @@ fn one_client_leaves_ports_to_others() {
 
 /// The routes of the test world, with pods behind these ports.
 fn pods_behind(generation: u64, ports: &[PortId]) -> Routes {
-    let legs = ports.iter().map(|port| Leg { port: Some(*port), captured: false, gateway: None, weight: 1 }).collect();
+    let legs = ports.iter().map(|port| Leg { port: Some(*port), captured: false, gateway: None, weight: 1, mtu: None }).collect();
     let port = |mac| Port { mac, mtu: 1500, up: true };
     let routes = vec![route("10.0.0.0/24", on_link(CLIENTS)), route("192.168.0.0/16", RouteKind::Unicast(legs))];
     let neighbours: Vec<Neighbour> = [CLIENTS, PODS]

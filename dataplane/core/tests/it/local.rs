@@ -90,7 +90,8 @@ fn a_pod_out_of_sight_answers_to_an_address_that_leads_here() {
 #[test]
 fn a_pod_out_of_sight_sees_its_client_if_answers_are_captured_on_their_way_out() {
     // Without SNAT by the Service: a pod, and an address of this node.
-    for (client, service) in [("10.0.0.2:40000", "10.96.2.3:80"), ("10.0.0.2:40000", "10.96.2.5:80"), ("172.31.0.9:40000", "10.96.2.3:80")] {
+    for (client, service) in [("10.0.0.2:40000", "10.96.2.3:80"), ("10.0.0.2:40000", "10.96.2.5:80"), ("172.31.0.9:40000", "10.96.2.3:80")]
+    {
         let mut w = world();
         w.routes = w.routes.with_answers_seen([true; 3]);
         let from = if client.starts_with("10.") { CLIENTS } else { INTERNAL };
@@ -105,7 +106,8 @@ fn a_pod_out_of_sight_sees_its_client_if_answers_are_captured_on_their_way_out()
         assert_eq!(forwarded(&w.run(from, &lone.frame())).1.tuple.src_addr(), request.src.ip());
     }
     // With SNAT by the Service, for the node itself, and for a client that is out of sight too, nothing else than the internal address leads back.
-    for (client, service) in [("10.0.0.2:40000", "10.96.2.4:80"), ("10.0.0.1:40000", "10.96.2.3:80"), ("172.16.0.9:40000", "10.96.2.3:80")] {
+    for (client, service) in [("10.0.0.2:40000", "10.96.2.4:80"), ("10.0.0.1:40000", "10.96.2.3:80"), ("172.16.0.9:40000", "10.96.2.3:80")]
+    {
         let mut w = world();
         w.routes = w.routes.with_answers_seen([true; 3]);
         let from = if service.ends_with("4:80") { CLIENTS } else { INTERNAL };
@@ -172,7 +174,8 @@ fn a_route_that_leads_out_of_sight_drops_rather_than_leaks() {
     forwarded(&w.run(CLIENTS, &hidden.frame()));
     let again = |w: &mut World, request: Spec| w.run(CLIENTS, &Spec { flags: ACK, ..request }.frame());
     // The captured pod's interface is no longer looked at; the hidden pod now lies behind a port.
-    let by_port = RouteKind::Unicast(vec![nomagic_core::routes::Leg { port: Some(PODS), captured: false, gateway: None, weight: 1 }]);
+    let by_port =
+        RouteKind::Unicast(vec![nomagic_core::routes::Leg { port: Some(PODS), captured: false, gateway: None, weight: 1, mtu: None }]);
     w.routes = moved(local_pods(false), by_port);
     assert_eq!(again(&mut w, captured).verdict, Verdict::Drop(Reason::NextHopKernel), "its answer would pass us by");
     assert_eq!(again(&mut w, hidden).verdict, Verdict::Drop(Reason::NextHopKernel), "its answer would go to an address of this node alone");

@@ -282,7 +282,7 @@ fn a_changed_route_moves_an_established_connection() {
     let again = read(&w.run(CLIENTS, &Spec { flags: ACK, ..request }.frame()).bytes).unwrap();
     assert_eq!(first.dst_mac, again.dst_mac);
     let port = |mac| nomagic_core::routes::Port { mac, mtu: 1500, up: true };
-    let leg = nomagic_core::routes::Leg { port: Some(CLIENTS), captured: false, gateway: Some(ip("10.0.0.254")), weight: 1 };
+    let leg = nomagic_core::routes::Leg { port: Some(CLIENTS), captured: false, gateway: Some(ip("10.0.0.254")), weight: 1, mtu: None };
     let route = nomagic_core::routes::Route {
         prefix: "0.0.0.0/0".parse().unwrap(),
         metric: 0,

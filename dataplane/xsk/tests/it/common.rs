@@ -147,7 +147,8 @@ impl Scene {
     pub fn routes(&self, edge: &Edge, generation: u64, neighbours: bool) -> Routes {
         let ports = edge.ports().iter().map(|p| Port { mac: p.mac, mtu: p.mtu, up: true }).collect();
         let internal = InternalPort { port: PortId(2), kernel_mac: self.gateway.link("nm0").mac };
-        let on = |port: u16| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), captured: false, gateway: None, weight: 1 }]);
+        let on =
+            |port: u16| RouteKind::Unicast(vec![Leg { port: Some(PortId(port)), captured: false, gateway: None, weight: 1, mtu: None }]);
         let route = |prefix: &str, kind| Route { prefix: prefix.parse().unwrap(), metric: 0, kind };
         let routes = vec![
             route("10.1.0.0/24", on(0)),

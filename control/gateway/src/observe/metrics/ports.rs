@@ -32,7 +32,11 @@ pub(super) fn write(status: &Status, out: &mut Exposition) {
     }
 
     let name = "nomagic_answers_total";
-    out.begin(name, Counter, "Answers of endpoints behind the kernel, captured where they leave a port, and those dropped because no worker takes them.");
+    out.begin(
+        name,
+        Counter,
+        "Answers of endpoints behind the kernel, captured where they leave a port, and those dropped because no worker takes them.",
+    );
     for (outcome, n) in [("taken", status.answers.taken), ("dropped", status.answers.dropped)] {
         out.sample(name, &[("outcome", outcome)], n);
     }

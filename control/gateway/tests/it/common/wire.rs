@@ -26,7 +26,7 @@ fn routes() -> Routes {
     let gateways: [IpAddr; 2] = ["198.18.0.1".parse().unwrap(), "fe80::1".parse().unwrap()];
     let all = ["0.0.0.0/0", "::/0"].map(|p| p.parse().unwrap());
     let route = |(prefix, gateway): (_, &IpAddr)| {
-        let leg = Leg { port: Some(PortId(1)), captured: false, gateway: Some(*gateway), weight: 1 };
+        let leg = Leg { port: Some(PortId(1)), captured: false, gateway: Some(*gateway), weight: 1, mtu: None };
         Route { prefix, metric: 0, kind: RouteKind::Unicast(vec![leg]) }
     };
     let neighbours = gateways.map(|addr| Neighbour { port: PortId(1), addr, mac: [2; 6] });

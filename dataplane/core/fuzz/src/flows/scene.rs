@@ -140,7 +140,7 @@ pub fn routes_in(state: usize, generation: u64) -> Routes {
     // The pods' port is down.
     let up = |port: usize| state != 2 || PortId(port as u16) != PODS;
     let ports = PORT_MACS.iter().enumerate().map(|(i, &mac)| Port { mac, mtu, up: up(i) }).collect();
-    let leg = |port, gateway: Option<&str>| Leg { port, captured: false, gateway: gateway.map(ip), weight: 1 };
+    let leg = |port, gateway: Option<&str>| Leg { port, captured: false, gateway: gateway.map(ip), weight: 1, mtu: None };
     let pods = |port: PortId| match state {
         3 => RouteKind::Unicast(vec![leg(Some(PODS), None), leg(Some(CLIENTS), None)]),
         // They have moved.
