@@ -348,6 +348,7 @@ impl RunningGateway {
         let mut own = self.local.problems();
         own.extend(self.reconciler.problem().map(str::to_owned));
         own.extend(self.deny.problems());
+        own.extend_from_slice(self.routing.problems());
         own.extend(self.table_file_problem.clone());
         let (tables, edge) = (&self.tables, &self.edge);
         let counters: Vec<&Counters> = (0..edge.workers_alive().1).filter_map(|worker| edge.counters(worker)).collect();

@@ -41,6 +41,8 @@ pub struct Frame<'f> {
     pub token: u64,
     /// True when it was held and is submitted again.
     pub resubmitted: bool,
+    /// True when it has been held for so long that its next hop counts as dead.
+    pub overdue: bool,
 }
 
 impl<'f> Frame<'f> {
@@ -50,7 +52,7 @@ impl<'f> Frame<'f> {
     /// If the range is outside of `buf`: a caller's error, never the wire's.
     pub fn new(buf: &'f mut [u8], start: usize, len: usize, port: PortId, token: u64) -> Frame<'f> {
         assert!(start <= buf.len() && len <= buf.len() - start, "frame range outside of its buffer");
-        Frame { buf, start, len, tail: &[], port, token, resubmitted: false }
+        Frame { buf, start, len, tail: &[], port, token, resubmitted: false, overdue: false }
     }
 
     /// Adds the read-only segments behind the first one (multi-buffer frames).

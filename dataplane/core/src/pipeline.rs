@@ -22,7 +22,7 @@ use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
 use foreign::refuse_source;
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
-use refuse::{Refusal, count_refused, refuse, refuse_opening, to_kernel};
+use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way, to_kernel};
 use reply_port::check_port;
 
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
@@ -112,6 +112,8 @@ fn slow_path<'f, 'c>(
             Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, observer),
         },
     };
+    // Whatever would hold it once more.
+    let verdict = if frame.overdue && matches!(verdict, Verdict::Hold(_)) { Verdict::Drop(Reason::NeighbourTimeout) } else { verdict };
     observer.verdict(&verdict);
     ctx.counters.judged(&verdict, resubmitted, bytes);
     verdict
@@ -158,7 +160,7 @@ fn forward_known<'f, 'c>(
     let received = Received { tuple: &packet.tuple, port: frame.port, same_port };
     let (hop, id) = match next_hop(ctx, &received, hit, observer) {
         Ok(way) => way,
-        Err(verdict) => return verdict,
+        Err(verdict) => return refuse_way(ctx, frame, packet, verdict, out, observer),
     };
     if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
         return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &hop, Some(hit)), out, observer);
@@ -306,7 +308,7 @@ fn admit_new<'f, 'c>(
     let to_backend = Tuple { dst: backend_addr, dport: backend.port, ..packet.tuple };
     let onward = match resolve(ctx, (&packet.tuple, frame.port), &to_backend, observer) {
         Ok(onward) => onward,
-        Err(verdict) => return verdict,
+        Err(verdict) => return refuse_way(ctx, frame, packet, verdict, out, observer),
     };
     let needs_internal = open::needs_internal(ctx, packet, snat, &onward);
     let source = open::choose_source(ctx, packet, hash, snat, needs_internal);

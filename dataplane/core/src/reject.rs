@@ -31,6 +31,14 @@ const TTL: u8 = 64;
 pub enum Error {
     /// Port unreachable (kube-proxy's REJECT): ICMP 3/3, ICMPv6 1/4.
     PortUnreachable,
+    /// No route: ICMP 3/0 (net unreachable), ICMPv6 1/0 (no route to destination).
+    NoRoute,
+    /// A route that says unreachable: ICMP 3/1 (host unreachable), ICMPv6 1/0, as the kernel has it.
+    RouteUnreachable,
+    /// The next hop does not answer: ICMP 3/1, ICMPv6 1/3 (address unreachable).
+    HostUnreachable,
+    /// Administratively prohibited: ICMP 3/13, ICMPv6 1/1.
+    Prohibited,
     /// ICMP 11/0, ICMPv6 3/0.
     TimeExceeded,
     /// ICMP 3/4, ICMPv6 2/0, with the MTU in bytes.
@@ -75,7 +83,7 @@ pub fn may_answer(answer: Answer, frame: &Frame<'_>, packet: &Packet) -> bool {
         Answer::Icmp(Error::TooBig(_)) => {
             packet.tuple.v6 || ipv4::field::FRAGMENT.after(packet.l3.into()).u16(received) & ipv4::DONT_FRAGMENT != 0
         }
-        Answer::Icmp(Error::PortUnreachable | Error::TimeExceeded) => true,
+        Answer::Icmp(_) => true,
     };
     fits && received[0] & ethernet::GROUP == 0
 }
@@ -207,6 +215,9 @@ fn send_back(frame: &Frame<'_>, l3: usize, packet: &[u8], spare: &mut Frame<'_>)
 fn v4(error: Error, from: Ipv4Addr, to: Ipv4Addr, quoted: &[u8], out: &mut [u8]) -> usize {
     let kind = match error {
         Error::PortUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
+        Error::NoRoute => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Network),
+        Error::RouteUnreachable | Error::HostUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host),
+        Error::Prohibited => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FilterProhibited),
         Error::TimeExceeded => Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit),
         Error::TooBig(mtu) => {
             let next_hop_mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
@@ -221,6 +232,9 @@ fn v4(error: Error, from: Ipv4Addr, to: Ipv4Addr, quoted: &[u8], out: &mut [u8])
 fn v6(error: Error, from: Ipv6Addr, to: Ipv6Addr, quoted: &[u8], out: &mut [u8]) -> usize {
     let kind = match error {
         Error::PortUnreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port),
+        Error::NoRoute | Error::RouteUnreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::NoRoute),
+        Error::HostUnreachable => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Address),
+        Error::Prohibited => Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Prohibited),
         Error::TimeExceeded => Icmpv6Type::TimeExceeded(etherparse::icmpv6::TimeExceededCode::HopLimitExceeded),
         Error::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu },
     };

@@ -315,7 +315,7 @@ impl Routes {
                 },
                 // Only forwards, so this ends.
                 RuleAction::GoTo(target) => place = target.max(place),
-                RuleAction::Unreachable => return Ok(&RouteKind::Unreachable),
+                RuleAction::Unreachable => return Err(no_route),
                 RuleAction::Prohibit => return Ok(&RouteKind::Prohibit),
                 RuleAction::Blackhole => return Ok(&RouteKind::Blackhole),
                 RuleAction::Kernel => return Ok(&RouteKind::Kernel),

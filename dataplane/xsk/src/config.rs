@@ -143,7 +143,8 @@ impl EdgeConfig {
             grace: Duration::from_secs(2),
             on_failure: OnFailure::Pass,
             hold_frames_max: 1024,
-            hold_max: Duration::from_secs(1),
+            // The kernel gives up a neighbour after three requests, one a second.
+            hold_max: Duration::from_secs(3),
             zero_copy: true,
             path: process,
         }

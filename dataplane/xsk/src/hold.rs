@@ -1,5 +1,6 @@
 //! Frames held for unresolved neighbours, and the requests for these neighbours. Both are bounded.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use crossbeam::channel::Sender;
@@ -12,6 +13,10 @@ use crate::umem::Token;
 pub const WANTED_MAX: usize = 1024;
 /// Milliseconds before a neighbour that is still needed is requested again.
 const ASK_AGAIN_MS: u64 = 250;
+/// So many neighbours at least can have frames waiting at a time.
+const NEIGHBOURS_AT_LEAST: usize = 4;
+/// So many frames may wait for one neighbour in any case.
+const SHARE_MIN: usize = 8;
 
 /// A received frame in the worker.
 #[derive(Debug)]
@@ -31,7 +36,9 @@ pub struct OwnedFrame {
 
 /// The held frames, oldest first.
 pub struct Hold {
-    packets: VecDeque<OwnedFrame>,
+    packets: VecDeque<(OwnedFrame, Wanted)>,
+    /// The number of frames for each neighbour.
+    waiting: HashMap<Wanted, usize>,
     frames_max: usize,
     age_max_ns: u64,
 }
@@ -39,7 +46,7 @@ pub struct Hold {
 impl Hold {
     /// Room for `frames_max` frames, each for at most `age_max_ns` nanoseconds.
     pub fn new(frames_max: usize, age_max_ns: u64) -> Hold {
-        Hold { packets: VecDeque::with_capacity(frames_max), frames_max, age_max_ns }
+        Hold { packets: VecDeque::with_capacity(frames_max), waiting: HashMap::new(), frames_max, age_max_ns }
     }
 
     pub fn len(&self) -> usize {
@@ -48,44 +55,52 @@ impl Hold {
 
     /// The number of held frames from a pool.
     pub fn of_pool(&self, pool: usize) -> u32 {
-        self.packets.iter().filter(|p| usize::from(p.token.pool()) == pool).count() as u32
+        self.packets.iter().filter(|(p, _)| usize::from(p.token.pool()) == pool).count() as u32
     }
 
-    /// Holds a frame. Returns it if there is no room.
-    pub fn keep(&mut self, mut packet: OwnedFrame, now_ns: u64) -> Result<(), OwnedFrame> {
-        if self.packets.len() >= self.frames_max {
+    /// Holds a frame. Returns it if there is no room, or if its neighbour has its share: a dead one must not take the room of others.
+    pub fn keep(&mut self, mut packet: OwnedFrame, wanted: Wanted, now_ns: u64) -> Result<(), OwnedFrame> {
+        let waiting = self.waiting.get(&wanted).copied().unwrap_or(0);
+        let share = (self.frames_max / NEIGHBOURS_AT_LEAST).max(SHARE_MIN);
+        if self.packets.len() >= self.frames_max || waiting >= share {
             return Err(packet);
         }
         packet.held_since_ns.get_or_insert(now_ns);
-        self.packets.push_back(packet);
+        self.waiting.insert(wanted, waiting + 1);
+        self.packets.push_back((packet, wanted));
         Ok(())
     }
 
-    /// Removes the oldest frame if it has been held for too long.
-    pub fn expired(&mut self, now_ns: u64) -> Option<OwnedFrame> {
-        let since = self.packets.front()?.held_since_ns?;
-        if now_ns.saturating_sub(since) < self.age_max_ns {
-            return None;
-        }
-        self.packets.pop_front()
+    /// Whether a frame has been held for too long.
+    pub fn is_overdue(&self, packet: &OwnedFrame, now_ns: u64) -> bool {
+        packet.held_since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= self.age_max_ns)
     }
 
     /// Removes the oldest frame.
     pub fn pop(&mut self) -> Option<OwnedFrame> {
-        self.packets.pop_front()
+        let (packet, wanted) = self.packets.pop_front()?;
+        if let Entry::Occupied(mut waiting) = self.waiting.entry(wanted) {
+            *waiting.get_mut() -= 1;
+            if *waiting.get() == 0 {
+                waiting.remove();
+            }
+        }
+        Some(packet)
     }
 
     /// Removes the oldest frame if it is from this pool.
     pub fn pop_of_pool(&mut self, pool: usize) -> Option<OwnedFrame> {
-        if usize::from(self.packets.front()?.token.pool()) != pool {
-            return None;
-        }
-        self.packets.pop_front()
+        if self.front_pool()? == pool { self.pop() } else { None }
     }
 
     /// The pool of the oldest frame.
     pub fn front_pool(&self) -> Option<usize> {
-        self.packets.front().map(|p| usize::from(p.token.pool()))
+        self.packets.front().map(|(p, _)| usize::from(p.token.pool()))
+    }
+
+    /// The pool of the oldest frame, if that has been held for too long.
+    pub fn overdue_pool(&self, now_ns: u64) -> Option<usize> {
+        self.packets.front().filter(|(p, _)| self.is_overdue(p, now_ns)).map(|(p, _)| usize::from(p.token.pool()))
     }
 }
 
@@ -129,25 +144,41 @@ mod tests {
         OwnedFrame { token, start: 256, len: 60, port: PortId(0), queue: 0, held_since_ns: None }
     }
 
+    fn neighbour(last: u8) -> Wanted {
+        Wanted { port: PortId(0), addr: [10, 0, 0, last].into() }
+    }
+
     #[test]
     fn held_frames_are_limited_in_number_and_time() {
         let mut pool = pool(0, 8);
         let mut hold = Hold::new(2, 100);
-        hold.keep(packet(&mut pool), 1_000).unwrap();
-        hold.keep(packet(&mut pool), 1_050).unwrap();
-        let refused = hold.keep(packet(&mut pool), 1_050).unwrap_err();
+        hold.keep(packet(&mut pool), neighbour(1), 1_000).unwrap();
+        hold.keep(packet(&mut pool), neighbour(2), 1_050).unwrap();
+        let refused = hold.keep(packet(&mut pool), neighbour(2), 1_050).unwrap_err();
         pool.give(refused.token);
-        assert!(hold.expired(1_099).is_none());
-        let old = hold.expired(1_100).unwrap();
+        assert!(hold.overdue_pool(1_099).is_none());
+        assert_eq!(hold.overdue_pool(1_100), Some(0));
+        let old = hold.pop().unwrap();
         // Held again: the first time counts.
-        hold.keep(old, 1_100).unwrap();
+        hold.keep(old, neighbour(1), 1_100).unwrap();
         assert_eq!(hold.of_pool(0), 2);
-        assert!(hold.expired(1_120).is_none(), "the one at the front is younger");
+        assert!(hold.overdue_pool(1_120).is_none(), "the one at the front is younger");
         for _ in 0..2 {
-            let p = hold.expired(1_150).unwrap();
+            assert_eq!(hold.overdue_pool(1_150), Some(0));
+            let p = hold.pop().unwrap();
             pool.give(p.token);
         }
-        assert_eq!((hold.len(), pool.free()), (0, pool.total()));
+        assert_eq!((hold.len(), pool.free(), hold.waiting.len()), (0, pool.total(), 0));
+    }
+
+    #[test]
+    fn a_dead_neighbour_leaves_room_for_others() {
+        let mut pool = pool(0, 64);
+        let mut hold = Hold::new(40, 100);
+        let mut held = |last: u8| (0..20).filter(|_| hold.keep(packet(&mut pool), neighbour(last), 0).is_ok()).count();
+        assert_eq!([held(1), held(1), held(2), held(3)], [10, 0, 10, 10]);
+        hold.pop().unwrap();
+        assert!(hold.keep(packet(&mut pool), neighbour(1), 0).is_ok(), "its share is free again");
     }
 
     #[test]

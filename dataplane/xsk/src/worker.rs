@@ -124,7 +124,9 @@ impl Worker {
         {
             let mut out = Outputs::default();
             lend(home, &mut spares[pool], &mut out);
-            let mut frames: ArrayVec<Frame<'_>, BATCH_MAX> = packets.iter_mut().enumerate().map(|(i, p)| view(home, i, p)).collect();
+            let overdue = |p: &OwnedFrame| self.hold.is_overdue(p, *now_ns);
+            let mut frames: ArrayVec<Frame<'_>, BATCH_MAX> =
+                packets.iter_mut().enumerate().map(|(i, p)| view(home, i, overdue(p), p)).collect();
             let mut context = Context {
                 now_ms: *now_ns / 1_000_000,
                 services: self.services.table(),
@@ -155,7 +157,7 @@ impl Worker {
             Verdict::Drop(_) => self.io.free(packet.token),
             Verdict::Hold(wanted) => {
                 self.requester.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
-                if let Err(packet) = self.hold.keep(packet, self.io.now_ns) {
+                if let Err(packet) = self.hold.keep(packet, wanted, self.io.now_ns) {
                     self.io.shared.counters.held_failed(Reason::HoldFull, packet.len);
                     self.io.free(packet.token);
                 }
@@ -216,6 +218,20 @@ impl Worker {
         }
     }
 
+    /// Submits frames that were held for too long once more: their senders are told.
+    fn give_up_overdue(&mut self, now_ns: u64) {
+        while let Some(pool) = self.hold.overdue_pool(now_ns) {
+            let mut packets = ArrayVec::new();
+            while !packets.is_full()
+                && self.hold.overdue_pool(now_ns) == Some(pool)
+                && let Some(packet) = self.hold.pop()
+            {
+                packets.push(packet);
+            }
+            self.process_batch(pool, &mut packets);
+        }
+    }
+
     /// Handles the edge's commands.
     fn handle_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
@@ -243,10 +259,7 @@ impl Worker {
         }
         self.heartbeat.store(now_ns, Relaxed);
         self.housekept_ns = now_ns;
-        while let Some(packet) = self.hold.expired(now_ns) {
-            self.io.shared.counters.held_failed(Reason::NeighbourTimeout, packet.len);
-            self.io.free(packet.token);
-        }
+        self.give_up_overdue(now_ns);
         self.io.reclaim_from_dead_peers();
         self.sweep((u64::from(self.sweep_flows) * elapsed_ns.min(SWEEP_PERIOD_NS) / SWEEP_PERIOD_NS).clamp(1, SWEEP_MAX));
         (0..self.io.pools.len()).for_each(|pool| self.io.refill_spares(pool));
@@ -344,9 +357,9 @@ impl Worker {
 }
 
 /// A frame as the packet path sees it.
-fn view<'f>(pool: &'f FramePool, place: usize, packet: &'f mut OwnedFrame) -> Frame<'f> {
+fn view<'f>(pool: &'f FramePool, place: usize, overdue: bool, packet: &'f mut OwnedFrame) -> Frame<'f> {
     let mut frame = Frame::new(pool.bytes(&mut packet.token), packet.start, packet.len, packet.port, place as u64);
-    frame.resubmitted = packet.held_since_ns.is_some();
+    (frame.resubmitted, frame.overdue) = (packet.held_since_ns.is_some(), overdue);
     frame
 }
 

@@ -175,7 +175,7 @@ fn kind(action: &RouteAction, by_index: &HashMap<u32, PortId>, captured: &BTreeS
 fn leg(leg: &KernelLeg, by_index: &HashMap<u32, PortId>, captured: &BTreeSet<u32>) -> Leg {
     // Only the kernel can add a tunnel header, whatever the interface.
     let port = by_index.get(&leg.link).copied().filter(|_| !leg.tunnel);
-    Leg { port, captured: port.is_none() && captured.contains(&leg.link), gateway: leg.gateway, weight: leg.weight, mtu: None }
+    Leg { port, captured: port.is_none() && captured.contains(&leg.link), gateway: leg.gateway, weight: leg.weight, mtu: leg.mtu }
 }
 
 /// Whether an address is valid on one link only. Every interface has routes for these, and no Service traffic uses them.

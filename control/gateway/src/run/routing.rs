@@ -29,6 +29,8 @@ pub struct Routing {
     rss: Vec<Option<Arc<Rss>>>,
     /// The ports whose answers from behind the kernel are captured, in the published routes.
     answers_seen: Vec<bool>,
+    /// What of the published routes goes through the kernel.
+    problems: Vec<String>,
     /// The routes published last.
     pub in_force: Arc<Routes>,
 }
@@ -41,7 +43,22 @@ impl Routing {
         let rss = ports.iter().map(|_| None).collect();
         let generation = 1;
         let in_force = Arc::new(mirror.routes(generation, &ports, &BTreeSet::new(), Some(internal)));
-        Routing { mirror, ports, internal, kernel_side: pair.kernel.name.clone(), generation, rss, answers_seen: Vec::new(), in_force }
+        Routing {
+            mirror,
+            ports,
+            internal,
+            kernel_side: pair.kernel.name.clone(),
+            generation,
+            rss,
+            answers_seen: Vec::new(),
+            problems: Vec::new(),
+            in_force,
+        }
+    }
+
+    /// What of the kernel's routing goes through the kernel, in words.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
     }
 
     /// Returns the interfaces that match the patterns, without the gateway's own.
@@ -65,6 +82,9 @@ impl Routing {
             self.generation = generation;
             self.in_force = Arc::new(routes.with_rss(rss.iter().cloned()).with_answers_seen(answers_seen.iter().copied()));
             edge.publish_routes(self.in_force.clone());
+            let problems = self.mirror.left_to_kernel();
+            problems.iter().filter(|problem| !self.problems.contains(problem)).for_each(|problem| tracing::warn!("{problem}"));
+            self.problems = problems;
             (self.rss, self.answers_seen) = (rss, answers_seen);
         }
     }

@@ -38,6 +38,7 @@ mod protocols;
 mod readiness;
 mod reconcile;
 mod restart;
+mod routing;
 mod service_status;
 mod start;
 mod troubleshooting_doc;

@@ -292,6 +292,13 @@ pub(super) fn refusal(reason: Reason, told: Option<Answer>) -> String {
         Some(Answer::Icmp(Error::PortUnreachable)) => {
             format!("The client is notified at once, by ICMP \"port unreachable\": connection refused ({why}).")
         }
+        Some(Answer::Icmp(Error::NoRoute)) => format!("The sender is notified at once, by ICMP \"no route\" ({why})."),
+        Some(Answer::Icmp(Error::RouteUnreachable | Error::HostUnreachable)) => {
+            format!("The sender is notified, by ICMP \"host unreachable\" ({why}).")
+        }
+        Some(Answer::Icmp(Error::Prohibited)) => {
+            format!("The sender is notified at once, by ICMP \"administratively prohibited\" ({why}).")
+        }
         Some(Answer::Icmp(Error::TimeExceeded)) => format!("The sender is notified at once, by ICMP \"time exceeded\" ({why})."),
         Some(Answer::Icmp(Error::TooBig(mtu))) => {
             format!("The sender is notified at once, by ICMP \"packet too big\", that {mtu} bytes fit ({why}).")
@@ -364,6 +371,10 @@ mod tests {
             (Reason::MidFlowSnat, reset, "TCP reset: the connection is closed (the middle of an unknown connection"),
             (Reason::MidFlowSnat, Some(Answer::Abort), "SCTP ABORT: the association is closed (the middle of an unknown connection"),
             (Reason::TtlExceeded, icmp(Error::TimeExceeded), "ICMP \"time exceeded\" (the TTL"),
+            (Reason::NoRoute, icmp(Error::NoRoute), "ICMP \"no route\" (the kernel's routes name no way"),
+            (Reason::Unreachable, icmp(Error::RouteUnreachable), "ICMP \"host unreachable\" (the kernel's routes say unreachable"),
+            (Reason::NeighbourTimeout, icmp(Error::HostUnreachable), "ICMP \"host unreachable\" (the next hop never"),
+            (Reason::RouteProhibited, icmp(Error::Prohibited), "\"administratively prohibited\" (the kernel's routes say prohibit"),
             (Reason::TooBig, icmp(Error::TooBig(1_400)), "\"packet too big\", that 1400 bytes fit (larger than the MTU"),
         ];
         for (reason, told, words) in table {

@@ -96,6 +96,33 @@ pub(super) fn refuse_opening<'f, 'c>(
     }
 }
 
+/// The verdict about a packet that has no next hop now. Its sender is told if there is no way, as by a router (RFC 1812, 5.2.7.1; RFC 4443, 3.1). A
+/// packet that was held for too long is not held again.
+pub(super) fn refuse_way<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &Frame<'f>,
+    packet: &Packet,
+    verdict: Verdict,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
+    let reason = match verdict {
+        Verdict::Hold(_) if frame.overdue => Reason::NeighbourTimeout,
+        Verdict::Drop(reason) => reason,
+        other => return other,
+    };
+    let error = match reason {
+        Reason::NoRoute => Error::NoRoute,
+        Reason::Unreachable => Error::RouteUnreachable,
+        Reason::RouteProhibited => Error::Prohibited,
+        Reason::NeighbourTimeout => Error::HostUnreachable,
+        _ => return Verdict::Drop(reason),
+    };
+    let resets = ctx.services.tcp_reject == TcpReject::Reset && packet.tuple.proto == Proto::Tcp && packet.fragment_id.is_none();
+    let answer = if resets { Answer::Reset } else { Answer::Icmp(error) };
+    refuse(ctx, frame, packet, Refusal { reason, answer, class: Class::Unreachable }, out, observer)
+}
+
 /// Counts a refused flow by its Service port, where a limit of clients or Services is the cause.
 pub(super) fn count_refused(counters: &Counters, backend: &Backend, reason: Reason) {
     let target = counters.target(backend.stats);
@@ -109,7 +136,7 @@ pub(super) fn count_refused(counters: &Counters, backend: &Backend, reason: Reas
 
 /// Builds an answer to a packet's sender. False when it may not be sent, is over a limit, or there is no room for it.
 fn answer_sender<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, refusal: &Refusal, out: &mut Outputs<'f>) -> bool {
-    let Refusal { answer, class, .. } = *refusal;
+    let Refusal { answer, class, reason } = *refusal;
     if out.made.len() >= made_max(class) || out.spare.is_empty() || !reject::may_answer(answer, frame, packet) {
         return false;
     }
@@ -119,12 +146,14 @@ fn answer_sender<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, 
         return false;
     }
     let dst = packet.tuple.dst_addr();
-    let from = match class {
-        Class::TooBigConfirmed | Class::TooBigAnswered | Class::TooBig | Class::TimeExceeded => {
-            ctx.services.snat.addrs(packet.tuple.v6).first().copied().unwrap_or(dst)
-        }
-        Class::Unreachable | Class::Reset | Class::Idle => dst,
+    // What a router says comes from an address of its own, what a host says from the one that the packet was for.
+    let by_router = match class {
+        Class::TooBigConfirmed | Class::TooBigAnswered | Class::TooBig | Class::TimeExceeded => true,
+        Class::Unreachable => is_about_way(reason),
+        Class::Reset | Class::Idle => false,
     };
+    let own = ctx.services.snat.addrs(packet.tuple.v6).first().copied();
+    let from = own.filter(|_| by_router).unwrap_or(dst);
     let Some(mut spare) = out.spare.pop() else { return false };
     if !reject::build(answer, frame, packet, from, &mut spare) {
         out.spare.push(spare);
@@ -134,6 +163,11 @@ fn answer_sender<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, 
     ctx.counters.frames.made.count(spare.head_len());
     out.made.push((spare, frame.port, NextHopId(0)));
     true
+}
+
+/// Whether a packet is refused because of the way on, and not by a Service.
+fn is_about_way(reason: Reason) -> bool {
+    matches!(reason, Reason::NoRoute | Reason::Unreachable | Reason::RouteProhibited | Reason::NeighbourTimeout)
 }
 
 /// Frames of a batch that a class may be the last to take: the others leave some to "too big".

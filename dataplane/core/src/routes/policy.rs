@@ -71,7 +71,7 @@ pub enum RuleAction {
     },
     /// Goes on at the rule with this index, which comes later.
     GoTo(usize),
-    /// Drops them, and tells the sender that the host is unreachable.
+    /// Drops them as if there were no route: the kernel gives the same error.
     Unreachable,
     /// Drops them, and tells the sender that this is prohibited.
     Prohibit,

@@ -148,7 +148,7 @@ fn rules_select_tables_by_each_selector() {
         (Rule { opaque: true, ..from("10.1.0.0/16") }, "kernel", "kernel"),
         (Rule { opaque: true, ..from("10.9.0.0/16") }, "0", "0"),
         (Rule { opaque: true, invert: true, ..from("10.9.0.0/16") }, "1", "1"),
-        (Rule::all(RuleAction::Unreachable), "unreachable", "unreachable"),
+        (Rule::all(RuleAction::Unreachable), "no_route", "no_route"),
         (Rule::all(RuleAction::Prohibit), "route_prohibited", "route_prohibited"),
         (Rule::all(RuleAction::Blackhole), "route_blackhole", "route_blackhole"),
         (Rule::all(RuleAction::Kernel), "kernel", "kernel"),

@@ -21,6 +21,7 @@ mod rss;
 mod source_ports;
 mod stride;
 mod talk;
+mod unreachable;
 
 #[test]
 fn every_test_file_is_compiled() {

@@ -111,7 +111,10 @@ fn every_decision_about_a_new_flow_is_heard_in_order() {
         ("10.96.0.3:80", "for External: one of 1, None; kernel true; source stays; opened, own port; forward"),
         ("10.96.0.4:80", "for External: one of 1, None; kernel false; source replaced internal; opened, port of the range; forward"),
         ("10.96.0.5:80", "for External: one of 1, None; ask 192.168.9.9; held"),
-        ("10.96.0.6:80", "for External: one of 1, None; nowhere unreachable; dropped: unreachable"),
+        (
+            "10.96.0.6:80",
+            "for External: one of 1, None; nowhere unreachable; rejected unreachable Icmp(RouteUnreachable) true; dropped: unreachable",
+        ),
         ("10.96.0.7:80", "parsed TCP; reject no_endpoints true; rejected no_endpoints Icmp(PortUnreachable) true; dropped: no_endpoints"),
         (
             "10.96.0.1:81",

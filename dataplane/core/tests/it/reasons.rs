@@ -124,6 +124,8 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::TooBig, Spec { payload: 1500, ..tcp }.frame(), CLIENTS),
         (Reason::NoRoute, to("10.96.1.4:80").frame(), CLIENTS),
         (Reason::Unreachable, to("10.96.1.5:80").frame(), CLIENTS),
+        (Reason::RouteProhibited, to("10.96.1.10:80").frame(), CLIENTS),
+        (Reason::RouteBlackhole, to("10.96.1.11:80").frame(), CLIENTS),
         (Reason::NextHopKernel, to("10.96.1.6:80").frame(), CLIENTS),
         (Reason::NotOurs, edited(to("169.254.78.78:22"), |f| f[..6].copy_from_slice(&KERNEL_MAC)), INTERNAL),
         (Reason::SnatAddressMissing, to("10.96.1.7:80").frame(), CLIENTS),
@@ -147,6 +149,8 @@ fn world() -> World {
     s.add_frontend(ip("10.96.1.3"), 80, Proto::Tcp, fenced).expect("free");
     add_service(&mut s, "10.96.1.4", 80, Proto::Tcp, &[backend("100.64.0.1", 80)], false);
     add_service(&mut s, "10.96.1.5", 80, Proto::Tcp, &[backend("192.168.77.1", 80)], false);
+    add_service(&mut s, "10.96.1.10", 80, Proto::Tcp, &[backend("192.168.78.1", 80)], false);
+    add_service(&mut s, "10.96.1.11", 80, Proto::Tcp, &[backend("192.168.79.1", 80)], false);
     add_service(&mut s, "10.96.1.6", 80, Proto::Tcp, &[backend("172.16.0.1", 80)], false);
     add_service(&mut s, "10.96.1.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
     World::new(s, 256)
