@@ -14,7 +14,7 @@ use nomagic_core::tuple::{Proto, addr_words, splitmix64};
 use nomagic_testbed::rig::{Netns, cable};
 
 /// Configurations, each a change of the one before, and packets asked about in each. The variable `NOMAGIC_ROUTING_CONFIGURATIONS` asks for more.
-const CONFIGURATIONS: usize = 1_500;
+const CONFIGURATIONS: usize = 4_000;
 const PACKETS: usize = 8;
 
 struct Random(u64);

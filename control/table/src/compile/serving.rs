@@ -1,8 +1,9 @@
-//! Decides which connections a change of endpoints ends: kube-proxy's rule for UDP (pkg/proxy/conntrack/cleanup.go).
+//! Decides which connections a change of objects ends: kube-proxy's rule for UDP (pkg/proxy/conntrack/cleanup.go).
 //!
 //! UDP has no close, so a client would keep sending to a removed endpoint. A connection to an address of a UDP Service port therefore ends
 //! when its backend is not among the serving endpoints of that port. Traffic policies, topology and termination do not matter: a serving
-//! endpoint keeps its clients. Ports without serving endpoints and removed ports keep their connections, and so do TCP and SCTP.
+//! endpoint keeps its clients. Without a serving endpoint, and when the Service or its port is gone, all of them end (kubernetes #139629, #141371):
+//! their endpoint's address may be another pod's by then. TCP and SCTP keep their connections.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -58,12 +59,11 @@ impl Serving {
         }
     }
 
-    /// Whether connections from the time of `before` may have to end. None have to when endpoints were only added, or the last one was removed.
+    /// Whether connections from the time of `before` may have to end. None have to when endpoints were only added.
     pub fn ends_some_of(&self, before: &Serving) -> bool {
         self.services.differences(&before.services).any(|(_, now, earlier)| match (now, earlier) {
             (Some(now), Some(earlier)) => !Arc::ptr_eq(earlier, now) && !now.keeps_all_of(earlier),
             (Some(now), None) => !now.ports.is_empty(),
-            // Another Service may hold one of its addresses now.
             (None, _) => true,
         })
     }
@@ -133,7 +133,7 @@ impl UdpService {
         let same_place = |a: &UdpPort, b: &UdpPort| (a.v6, &a.addresses, a.port, a.node_port) == (b.v6, &b.addresses, b.port, b.node_port);
         let keeps = |now: &UdpPort, before: &UdpPort| {
             let all_stay = || before.endpoints.iter().all(|e| now.serves(e));
-            same_place(now, before) && (now.endpoints.is_empty() || (!before.endpoints.is_empty() && all_stay()))
+            same_place(now, before) && all_stay()
         };
         self.service.created_s == before.service.created_s
             && self.ports.len() == before.ports.len()
@@ -166,9 +166,9 @@ impl Rule {
         }
         let service = words_addr(flow.service, flow.v6);
         let at_address = self.addresses.get(&(service, flow.service_port));
-        let Some((service, port)) = at_address.or_else(|| self.node_ports.get(&(flow.service_port, flow.v6))) else { return true };
+        let Some((service, port)) = at_address.or_else(|| self.node_ports.get(&(flow.service_port, flow.v6))) else { return false };
         let port = &service.ports[*port];
-        port.endpoints.is_empty() || port.serves(&(words_addr(flow.backend, flow.v6), flow.backend_port))
+        port.serves(&(words_addr(flow.backend, flow.v6), flow.backend_port))
     }
 }
 

@@ -74,9 +74,11 @@ fn the_rule() {
         (Proto::Udp, "203.0.113.7:53", "10.1.0.9:53", false),
         (Proto::Udp, "192.0.2.1:30053", "10.1.0.9:53", false),
         (Proto::Udp, "192.0.2.1:30053", "10.1.0.2:53", true),
-        // Unknown addresses, other protocols, and TCP on the same address.
-        (Proto::Udp, "192.0.2.1:53", "10.1.0.9:53", true),
-        (Proto::Udp, "[fd00::1]:30053", "[fd00::9]:53", true),
+        // Addresses and ports that no Service has now, of one family or both.
+        (Proto::Udp, "192.0.2.1:53", "10.1.0.1:53", false),
+        (Proto::Udp, "10.96.0.1:54", "10.1.0.1:53", false),
+        (Proto::Udp, "[fd00::1]:30053", "[fd00::9]:53", false),
+        // Other protocols, and TCP on the same address.
         (Proto::Tcp, "10.96.0.1:53", "10.1.0.9:53", true),
         (Proto::Tcp, "10.96.0.1:80", "10.1.0.9:80", true),
         (Proto::Sctp, "10.96.0.1:53", "10.1.0.9:53", true),
@@ -84,8 +86,9 @@ fn the_rule() {
         assert_eq!(keeps(&s, proto, to, backend), stays, "{proto} {to} -> {backend}");
     }
     let nobody = serving(vec![service("dns", DNS), slice("dns", 53, &[dead])]);
-    assert!(keeps(&nobody, Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "no serving endpoint at all");
-    assert!(keeps(&serving(vec![]), Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "a removed Service");
+    assert!(!keeps(&nobody, Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "no serving endpoint at all");
+    assert!(!keeps(&serving(vec![]), Proto::Udp, "10.96.0.1:53", "10.1.0.9:53"), "a removed Service");
+    assert!(keeps(&serving(vec![]), Proto::Tcp, "10.96.0.1:80", "10.1.0.9:80"));
 }
 
 #[test]
@@ -113,13 +116,13 @@ fn removed_endpoints_and_added_ports_may_end_connections() {
         (&one, &two, false, "an endpoint is added"),
         (&two, &one, true, "an endpoint is removed"),
         (&two, &draining, false, "an endpoint drains"),
-        (&one, &none, false, "the last endpoint is removed"),
-        (&none, &one, true, "the first endpoint is added"),
+        (&one, &none, true, "the last endpoint is removed"),
+        (&none, &one, false, "the first endpoint is added: there was no connection"),
         (&two, &serving(vec![service("dns", DNS), slice("dns", 5353, &["10.1.0.1", "10.1.0.2"])]), true, "another target port"),
         (&two, &dns(&DNS.replace("203.0.113.7", "203.0.113.8")), true, "another external address"),
         (&two, &dns(&DNS.replace("30053", "30054")), true, "another node port"),
         (&two, &dns(&DNS.replace("port: 80", "port: 81")), false, "another TCP port"),
-        (&two, &empty, true, "another Service may hold its addresses now"),
+        (&two, &empty, true, "it is removed"),
     ] {
         assert_eq!(now.ends_some_of(before), expected, "{what}");
     }
