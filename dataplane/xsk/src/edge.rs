@@ -361,7 +361,7 @@ fn free_links(config: &EdgeConfig) -> Result<Vec<Link>, EdgeError> {
     let inside = config.internal.as_ref().map(|pair| pair.edge_side.as_str());
     let names = config.interfaces.iter().map(InterfaceName::as_str).chain(inside);
     let links = names.map(Link::query).collect::<Result<Vec<_>, _>>()?;
-    let existing = Pins::existing(&config.state_dir);
+    let existing = Pins::existing(&config.state_dir)?;
     links.iter().try_for_each(|link| program::check_free(link, existing.as_ref()))?;
     Ok(links)
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use nomagic_sys::capabilities::{has_what_is_needed, is_filtered};
+use nomagic_sys::shortage::remedy;
 use rustix::io::Errno;
 
 /// The capabilities the edge needs when not running as root.
@@ -52,7 +53,7 @@ pub enum EdgeError {
         limit_bytes: u64,
     },
     /// No bpffs could be mounted for the pins.
-    #[error("cannot mount a bpffs on {}: {source}; mount one there beforehand: `mount -t bpf bpffs {}`", path.display(), path.display())]
+    #[error("cannot mount a bpffs on {}: {source}{}; or mount one there beforehand: `mount -t bpf bpffs {}`", path.display(), shortage_hint(source), path.display())]
     Bpffs {
         /// The mount point.
         path: PathBuf,
@@ -82,7 +83,7 @@ pub enum EdgeError {
         wanted: usize,
     },
     /// The sockets' memory could not be set up.
-    #[error("cannot register {bytes} bytes of packet memory: {source}")]
+    #[error("cannot register {bytes} bytes of packet memory: {source}{}", shortage_hint(source))]
     Umem { bytes: u64, source: io::Error },
     /// Too few huge pages are free.
     #[error(
@@ -120,16 +121,16 @@ pub enum EdgeError {
     },
 }
 
-fn bind_hint(error: &io::Error) -> &'static str {
+fn bind_hint(error: &io::Error) -> String {
     match Errno::from_io_error(error) {
-        Some(Errno::BUSY) => "; another process has a socket on this queue: stop it first",
-        Some(Errno::NETDOWN) => "; the interface is down: `ip link set up` it",
-        _ => "",
+        Some(Errno::BUSY) => "; another process has a socket on this queue: stop it first".into(),
+        Some(Errno::NETDOWN) => "; the interface is down: `ip link set up` it".into(),
+        _ => shortage_hint(error),
     }
 }
 
 /// What lets the calling thread do what it was not permitted to.
-fn permit_hint() -> String {
+pub fn permit_hint() -> String {
     if !has_what_is_needed() {
         return format!("run as {CAPABILITIES}");
     }
@@ -143,15 +144,8 @@ fn permit_hint() -> String {
 }
 
 /// What to do if something is used up.
-fn shortage_hint(error: &io::Error) -> &'static str {
-    match Errno::from_io_error(error) {
-        Some(Errno::MFILE) => "; raise the limit of open files (LimitNOFILE, `ulimit -n`) and start again",
-        Some(Errno::NFILE) => "; raise `sysctl fs.file-max` and start again",
-        Some(Errno::NOMEM) => "; free memory, or raise the limits (memory.max of the cgroup, `ulimit -v`), and start again",
-        Some(Errno::NOSPC) => "; free room there and start again",
-        Some(Errno::AGAIN) => "; raise the limits of threads (pids.max of the cgroup, `ulimit -u`) and start again",
-        _ => "",
-    }
+fn shortage_hint(error: &io::Error) -> String {
+    remedy(error).map(|remedy| format!("; {remedy}")).unwrap_or_default()
 }
 
 /// Whether an error may pass by itself, so that it says nothing about what was asked for.
@@ -177,21 +171,29 @@ impl EdgeError {
     pub(crate) fn map(map: &str, error: &(dyn std::error::Error + 'static)) -> EdgeError {
         match os_error(error) {
             Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(format!("BPF map {map}")),
-            _ => EdgeError::Map { map: map.into(), detail: chain(error) },
+            _ => EdgeError::Map { map: map.into(), detail: explained(error) },
         }
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line. A cause that the text has already is not repeated.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
+        let more = e.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
         cause = e.source();
     }
     text
+}
+
+/// [`chain`], and what to do about a shortage.
+pub(crate) fn explained(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error) + &os_error(error).map(|code| shortage_hint(&code.into())).unwrap_or_default()
 }
 
 /// The operating system's error number somewhere in the chain of causes.
@@ -202,6 +204,12 @@ pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<Errn
             return Errno::from_io_error(io);
         }
         // Transparent wrappers do not appear in `source`.
+        if let Some(aya::programs::links::LinkError::SyscallError(call)) = e.downcast_ref::<aya::programs::links::LinkError>() {
+            return Errno::from_io_error(&call.io_error);
+        }
+        if let Some(aya::pin::PinError::SyscallError(call)) = e.downcast_ref::<aya::pin::PinError>() {
+            return Errno::from_io_error(&call.io_error);
+        }
         if let Some(call) = e.downcast_ref::<aya::sys::SyscallError>() {
             return Errno::from_io_error(&call.io_error);
         }

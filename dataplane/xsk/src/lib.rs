@@ -44,7 +44,7 @@ pub use addressed::{MAC_ADDRESSES_MAX, VLANS_MAX};
 pub use config::{EdgeConfig, Idle, InternalPair, OnFailure, PORTS_MAX, PacketPath, QUEUES_MAX, REDIRECTS_MAX, REPLY_BUCKETS_MAX};
 pub use denied::{Denied, NO_END_NS};
 pub use edge::{Applied, Edge};
-pub use error::EdgeError;
+pub use error::{EdgeError, permit_hint};
 pub use ethtool::{RssError, prepare_kernel_side};
 pub use filter::{ADDRESSES_MAX, SERVICE_CIDRS_MAX, SERVICES_MAX};
 pub use limits::{FrameSize, Headroom, InterfaceName, Limited, MacAddress, OutOfLimits, RingSize, VlanId, WorkerCount};

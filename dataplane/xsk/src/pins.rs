@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nomagic_sys::bpf::detach_pinned_link;
 use nomagic_sys::capabilities::has_what_is_needed;
+use nomagic_sys::directory;
 use nomagic_sys::mount::{is_bpffs, mount_bpffs, unmount};
 use rustix::io::Errno;
 
@@ -27,7 +28,7 @@ impl Pins {
     /// Mounts a bpffs on `<state_dir>/bpf` unless one is mounted already.
     pub fn open(state_dir: &Path) -> Result<Pins, EdgeError> {
         let root = state_dir.join("bpf");
-        fs::create_dir_all(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
+        directory::make(&root).map_err(|e| EdgeError::io(format!("creating {}", root.display()), e))?;
         let mounted = is_bpffs(&root).map_err(|e| EdgeError::io(format!("looking at {}", root.display()), e))?;
         if !mounted {
             mount_bpffs(&root).map_err(|source| mount_error(&root, source))?;
@@ -40,9 +41,16 @@ impl Pins {
     }
 
     /// Opens existing pins, if any.
-    pub fn existing(state_dir: &Path) -> Option<Pins> {
+    ///
+    /// # Errors
+    /// System errors: whether there are any is not known.
+    pub fn existing(state_dir: &Path) -> Result<Option<Pins>, EdgeError> {
         let root = state_dir.join("bpf");
-        is_bpffs(&root).unwrap_or(false).then_some(Pins { root })
+        match is_bpffs(&root) {
+            Ok(mounted) => Ok(mounted.then_some(Pins { root })),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(EdgeError::io(format!("looking at {}", root.display()), e)),
+        }
     }
 
     /// Where a map shared by all interfaces is pinned.
@@ -168,7 +176,7 @@ pub struct PinsCleaned {
 
 /// Detaches every program and removes all pins in this state directory, then unmounts its bpffs if the process may.
 pub fn cleanup(state_dir: &Path) -> Result<PinsCleaned, EdgeError> {
-    let Some(pins) = Pins::existing(state_dir) else { return Ok(PinsCleaned::default()) };
+    let Some(pins) = Pins::existing(state_dir)? else { return Ok(PinsCleaned::default()) };
     let removed = pins.remove_all()?;
     let left_mounted = match unmount(&pins.root) {
         Ok(()) => None,

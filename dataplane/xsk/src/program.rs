@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, MapData, MapInfo, XskMap};
+use aya::maps::{Array, HashMap, MapData, MapError, MapInfo, XskMap};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::addressed::{Configured, PortMacs};
 use crate::config::{EdgeConfig, OnFailure};
-use crate::error::{EdgeError, chain, os_error};
+use crate::error::{EdgeError, chain, explained, is_shortage, os_error};
 use crate::filter::SERVICES_MAX;
 use crate::link::{Attached, Link, describe_program};
 use crate::pins::Pins;
@@ -94,21 +94,35 @@ pub(crate) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, EdgeError> {
 fn load_error(interface: &str, error: &EbpfError) -> EdgeError {
     match os_error(error) {
         Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(format!("loading the XDP program for {interface}")),
-        _ => EdgeError::Program { interface: interface.into(), detail: chain(error) },
+        code => EdgeError::Program { interface: interface.into(), detail: explained(error) + &lost_cause(code) },
     }
+}
+
+/// What to do about an error whose cause aya drops: it makes a map anew that it cannot open, and goes on without what it cannot try out.
+fn lost_cause(code: Option<Errno>) -> String {
+    let what = match code {
+        Some(Errno::EXIST) => "that map is pinned, but could not be opened",
+        None | Some(Errno::INVAL) => "if the kernel lacks nothing that it needs, something could not be tried out",
+        Some(_) => return String::new(),
+    };
+    format!(
+        "; {what}: raise the limit of open files (`ulimit -n`), free memory, or permit bpf(2), which a seccomp profile or a security module may \
+         forbid, and start again"
+    )
 }
 
 /// Checks an earlier process's pins.
 pub(crate) fn check_layout(pins: &Pins) -> Result<(), EdgeError> {
     let path = pins.shared("settings");
-    if let Ok(map) = MapData::from_pin(&path) {
+    // Without an answer, a version that does not fit would write to these maps.
+    if let Some(map) = existing(MapData::from_pin(&path), "settings")? {
         let misfit = |detail: String| EdgeError::Layout { path: path.clone(), detail };
-        let len = map.info().map_err(|e| misfit(chain(&e)))?.value_size();
+        let len = map.info().map_err(|e| EdgeError::map("settings", &e))?.value_size();
         if len as usize != SETTINGS_LEN {
             return Err(misfit(format!("settings of {len} bytes instead of {SETTINGS_LEN}")));
         }
-        let settings = Array::<_, [u8; SETTINGS_LEN]>::try_from(aya::maps::Map::Array(map)).map_err(|e| misfit(chain(&e)))?;
-        let value = settings.get(&0, 0).map_err(|e| misfit(chain(&e)))?;
+        let settings = Array::<_, [u8; SETTINGS_LEN]>::try_from(aya::maps::Map::Array(map)).map_err(|e| EdgeError::map("settings", &e))?;
+        let value = settings.get(&0, 0).map_err(|e| EdgeError::map("settings", &e))?;
         let layout = u32::from_ne_bytes([value[0], value[1], value[2], value[3]]);
         if layout != LAYOUT && layout != 0 {
             return Err(misfit(format!("layout {layout}, expected {LAYOUT}")));
@@ -117,10 +131,23 @@ pub(crate) fn check_layout(pins: &Pins) -> Result<(), EdgeError> {
     Ok(())
 }
 
+/// A pinned map; `None`: there is none.
+///
+/// # Errors
+/// A shortage, which says nothing about the map.
+fn existing<T>(opened: Result<T, MapError>, map: &str) -> Result<Option<T>, EdgeError> {
+    match opened {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if os_error(&e).is_some_and(is_shortage) => Err(EdgeError::map(map, &e)),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Removes a pinned map of another size; loading makes a new one. A program that is attached keeps the old one until it is replaced.
 fn replace_resized(pins: &Pins, path: &Path, entries: u32) -> Result<(), EdgeError> {
-    match MapInfo::from_pin(path) {
-        Ok(info) if info.max_entries() != entries => pins.remove(path),
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match existing(MapInfo::from_pin(path), &name)? {
+        Some(info) if info.max_entries() != entries => pins.remove(path),
         _ => Ok(()),
     }
 }
@@ -181,8 +208,7 @@ pub(crate) fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps:
 
 /// The loaded program's id.
 pub(crate) fn id(ebpf: &mut Ebpf) -> Result<u32, EdgeError> {
-    let unknown = |e| EdgeError::Program { interface: "all".into(), detail: chain(&e) };
-    Ok(program(ebpf)?.info().map_err(unknown)?.id())
+    Ok(program(ebpf)?.info().map_err(|e| load_error("all", &EbpfError::ProgramError(e)))?.id())
 }
 
 /// How a program was attached.
@@ -196,10 +222,12 @@ pub(crate) struct Attachment {
 
 /// Refuses an interface with another XDP program, before anything is changed.
 pub(crate) fn check_free(link: &Link, pins: Option<&Pins>) -> Result<(), EdgeError> {
-    let pinned = pins.is_some_and(|p| PinnedLink::from_pin(p.link(&link.name)).is_ok());
-    match link.xdp {
-        Some(attached) if !pinned => Err(busy(&link.name, Some(attached))),
-        _ => Ok(()),
+    let Some(attached) = link.xdp else { return Ok(()) };
+    match pins.map(|p| PinnedLink::from_pin(p.link(&link.name))) {
+        Some(Ok(_)) => Ok(()),
+        // A shortage does not make the program another's.
+        Some(Err(e)) if os_error(&e).is_some_and(is_shortage) => Err(refused_by(link, &e)),
+        _ => Err(busy(&link.name, Some(attached))),
     }
 }
 
@@ -218,7 +246,7 @@ pub(crate) fn attach(ebpf: &mut Ebpf, link: &Link, pins: &Pins, pin: &Path) -> R
         pins.remove(&path)?;
         attach_new(program, &path, link)?;
     }
-    let id = program.info().map_err(|e| refused(link, &chain(&e)))?.id();
+    let id = program.info().map_err(|e| refused_by(link, &e))?.id();
     match Link::query(&link.name)?.xdp {
         Some(now) if now.program_id == id => Ok(Attachment { native: now.native, created: !replaced }),
         // The pinned link is on an interface of this name in another namespace, or on a renamed interface.
@@ -232,14 +260,14 @@ fn replace_pinned(program: &mut Xdp, path: &Path, link: &Link) -> Result<bool, E
     let pinned = match PinnedLink::from_pin(path) {
         Ok(pinned) => pinned,
         Err(LinkError::SyscallError(e)) if Errno::from_io_error(&e.io_error) == Some(Errno::NOENT) => return Ok(false),
-        Err(e) => return Err(refused(link, &chain(&e))),
+        Err(e) => return Err(refused_by(link, &e)),
     };
-    let xdp = XdpLink::try_from(FdLink::from(pinned)).map_err(|e| refused(link, &chain(&e)))?;
+    let xdp = XdpLink::try_from(FdLink::from(pinned)).map_err(|e| refused_by(link, &e))?;
     match program.attach_to_link(xdp) {
         Ok(_) => Ok(true),
         // The interface was deleted (and perhaps created again under the same name): the link is detached for good.
         Err(e) if os_error(&e) == Some(Errno::NOLINK) => Ok(false),
-        Err(e) => Err(refused(link, &chain(&e))),
+        Err(e) => Err(refused_by(link, &e)),
     }
 }
 
@@ -259,10 +287,12 @@ fn attach_new(program: &mut Xdp, path: &Path, link: &Link) -> Result<(), EdgeErr
                 .map_err(|generic| refused(link, &format!("native: {}; generic: {}", hint(link, &native), hint(link, &generic))))?
         }
     };
-    let xdp = program.take_link(id).map_err(|e| refused(link, &chain(&e)))?;
+    let xdp = program.take_link(id).map_err(|e| refused_by(link, &e))?;
     let fd = FdLink::try_from(xdp)
         .map_err(|e| refused(link, &format!("the kernel has no XDP links (they need Linux 5.9 or later): {}", chain(&e))))?;
-    fd.pin(path).map_err(|e| EdgeError::io(format!("pinning {}: {}", path.display(), chain(&e)), std::io::ErrorKind::Other.into()))?;
+    fd.pin(path).map_err(|e| {
+        EdgeError::io(format!("pinning {}", path.display()), os_error(&e).map_or(std::io::ErrorKind::Other.into(), Into::into))
+    })?;
     Ok(())
 }
 
@@ -271,6 +301,8 @@ fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError
     match os_error(error) {
         Some(Errno::BUSY | Errno::EXIST) => Err(busy(&link.name, Link::query(&link.name)?.xdp)),
         Some(Errno::PERM | Errno::ACCESS) => Err(EdgeError::privileges(format!("attaching the XDP program to {}", link.name))),
+        // The link's descriptor.
+        Some(Errno::MFILE | Errno::NFILE) => Err(refused_by(link, error)),
         Some(Errno::NODEV) => Err(EdgeError::NoInterface { interface: link.name.clone() }),
         _ => Ok(()),
     }
@@ -278,12 +310,22 @@ fn fatal_for_any_mode(link: &Link, error: &ProgramError) -> Result<(), EdgeError
 
 /// Explains drivers' error numbers.
 fn hint(link: &Link, error: &ProgramError) -> String {
-    let text = chain(error);
+    let text = explained(error);
     match os_error(error) {
         Some(Errno::RANGE) => format!("{text}; MTU {} is too large for XDP on this interface or its veth peer", link.mtu),
-        Some(Errno::NOSPC) => format!("{text}; the veth peer has more transmit queues than {} has receive queues: `ethtool -L`", link.name),
+        Some(Errno::NOSPC) => {
+            format!("{}; the veth peer has more transmit queues than {} has receive queues: `ethtool -L`", chain(error), link.name)
+        }
         Some(Errno::NOTCONN) => format!("{text}; the veth peer is missing"),
         _ => text,
+    }
+}
+
+/// The error of an operation on the program or the link of an interface.
+fn refused_by(link: &Link, error: &(dyn std::error::Error + 'static)) -> EdgeError {
+    match os_error(error) {
+        Some(Errno::PERM | Errno::ACCESS) => EdgeError::privileges(format!("attaching the XDP program to {}", link.name)),
+        _ => refused(link, &explained(error)),
     }
 }
 

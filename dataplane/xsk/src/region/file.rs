@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use nomagic_core::conntrack::RegionError;
 use nomagic_sys::memory;
 use nomagic_sys::process::effective_user;
+use nomagic_sys::shortage::remedy;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -138,7 +139,8 @@ impl RegionFile {
         mapped.map_err(|e| {
             // Releases a partial allocation.
             let _ = self.file.set_len(0);
-            self.error(format!("no room for the table's {bytes} bytes in its file system: {e}"))
+            let remedy = remedy(&e).unwrap_or("free room there, or set a smaller conntrack.capacity, and start again");
+            self.error(format!("no room for the table's {bytes} bytes in its file system: {e}; {remedy}"))
         })
     }
 }
