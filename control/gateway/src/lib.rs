@@ -16,4 +16,5 @@ pub mod reconcile;
 pub mod run;
 pub mod seed;
 pub mod status;
+mod threads;
 pub mod watch;

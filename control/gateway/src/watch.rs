@@ -27,9 +27,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nomagic_table::objects::{Kind, NamespacedName, Object, Unread};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use crate::config::Kubernetes;
+use crate::threads;
 pub use feed::Feed;
 use follow::Follower;
 use reach::Reach;
@@ -130,10 +132,9 @@ pub fn start(mut target: WatchTarget) -> Result<Feed> {
     // Fails if a provider is installed already, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for the watch")?;
     let mut feed = Feed::new(receiver, target.server.to_string(), target.objects_max, target.read_cluster_uid);
     feed.addresses = target.addresses.clone();
-    let work = move || {
+    let work = move |runtime: &Runtime| {
         if let Err(e) = nomagic_sys::capabilities::keep_what_is_needed() {
             tracing::warn!("the watch thread could not drop capabilities: {e}");
         }
@@ -147,7 +148,7 @@ pub fn start(mut target: WatchTarget) -> Result<Feed> {
             }
         });
     };
-    std::thread::Builder::new().name("nm-watch".into()).spawn(work).context("cannot start a thread for the watch")?;
+    threads::start("nm-watch", work).context("cannot start a thread for the watch")?;
     Ok(feed)
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nomagic_table::changes::Changes;
 use nomagic_table::compile::HealthCheck;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
@@ -28,6 +28,7 @@ use crate::observe::metrics::gateway::Sample;
 use crate::observe::metrics::proxy::{NoLocalEndpoints, ProxyMetrics};
 use crate::observe::metrics::slis::Slis;
 use crate::observe::readyz::Readyz;
+use crate::threads;
 pub use checks::addresses;
 use clients::{Clients, ServerKind};
 
@@ -122,16 +123,14 @@ impl Server {
         };
         let (pages, clients) = (scrape::Pages::default(), Arc::new(Clients::new()));
         let shared = Arc::new(HttpShared { state: Mutex::new(state), scrapes: sender, pages, clients });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the HTTP servers")?;
-        let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let run = move || {
+        let run = move |runtime: &Runtime| {
             if let Err(e) = nomagic_sys::capabilities::keep_nothing() {
                 tracing::warn!("the HTTP thread cannot drop its capabilities: {e}");
             }
             let _ = runtime.block_on(stopped);
         };
-        let thread = std::thread::Builder::new().name("nm-http".into()).spawn(run).context("cannot start the HTTP servers' thread")?;
+        let (handle, thread) = threads::start("nm-http", run).context("cannot start the HTTP servers' thread")?;
         let servers = [
             ("/healthz", listeners.healthz, pages::health(shared.clone()), ServerKind::Health),
             ("/metrics", listeners.metrics, pages::metrics(shared.clone()), ServerKind::Metrics),

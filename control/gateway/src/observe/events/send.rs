@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use http::{Request, header};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::object::object;
@@ -13,6 +14,7 @@ use super::queue::{Filter, Pace, Refusal};
 use super::{Counts, Event, QueueItem};
 use crate::config::Kubernetes;
 use crate::observe::health::Moment;
+use crate::threads;
 use crate::watch::ServerAddresses;
 use crate::watch::backoff::Backoff;
 use crate::watch::client::{ApiClient, can_mark, connect, open};
@@ -32,9 +34,8 @@ pub(super) fn start(
 ) -> Result<()> {
     // Fails if a provider is already installed; that one is then used.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime for events")?;
     let mut sender = Sender { server, node, pace, mark, counts, client: None, logged: None };
-    let work = move || {
+    let work = move |runtime: &Runtime| {
         if let Err(e) = nomagic_sys::capabilities::keep_marking() {
             tracing::warn!("the events thread cannot drop its capabilities: {e}");
         }
@@ -42,7 +43,7 @@ pub(super) fn start(
         sender.mark = sender.mark.filter(|mark| can_mark(*mark).is_ok());
         runtime.block_on(sender.run(queue));
     };
-    std::thread::Builder::new().name("nm-events".into()).spawn(work).context("cannot start a thread for events")?;
+    threads::start("nm-events", work).context("cannot start a thread for events")?;
     Ok(())
 }
 
