@@ -24,6 +24,8 @@ mod table_file;
 mod tables;
 mod workers;
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -34,6 +36,7 @@ use nomagic_core::frame::Wanted;
 use nomagic_sys::time::monotonic_ns;
 use nomagic_table::explain::{LiveState, parse_flow};
 use nomagic_xsk::{Edge, OnFailure};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use self::http::Http;
@@ -65,7 +68,7 @@ const PERIODIC_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs a gateway until SIGTERM or SIGINT. `seed` is the hash seed that the configuration sets, if it does. `drop_in` is a kube-proxy configuration that completes `config`; `node_name` overrides both.
 pub fn run(mut config: Config, seed: Option<Seed>, drop_in: Option<&DropIn>, node_name: Option<&str>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the control runtime")?;
+    let runtime = control_runtime().context("cannot start the control runtime")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         if let Some(drop_in) = drop_in {
             startup::complete_config(&mut config, drop_in)?;
@@ -80,6 +83,13 @@ pub fn run(mut config: Config, seed: Option<Seed>, drop_in: Option<&DropIn>, nod
         gateway.stop()?;
         outcome
     })
+}
+
+fn control_runtime() -> io::Result<Runtime> {
+    // tokio panics if it cannot have the descriptors for its signals, so we look whether there are as many.
+    let (read, _write) = UnixStream::pair()?;
+    let _copy = read.try_clone()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Changes the log level, if one is named. Answers with the level now.
