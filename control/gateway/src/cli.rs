@@ -131,7 +131,7 @@ fn coded(work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     match work() {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            output::print_error(&format!("{e:#}"));
+            output::print_error(&output::sentence(&e));
             ExitCode::from(if e.is::<ConfigError>() || e.is::<BadLevel>() { 2 } else { 1 })
         }
     }

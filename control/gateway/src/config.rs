@@ -21,10 +21,12 @@ pub mod values;
 mod workers;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use nomagic_core::tuple::Prefix;
+use nomagic_sys::shortage::explained;
 use nomagic_table::settings::NodePortAddresses;
 use serde::Deserialize;
 
@@ -318,11 +320,15 @@ impl Config {
 /// Reads a configuration file into memory, if it is not too large.
 pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |what: String| ConfigError::whole(path, what);
-    let length = std::fs::metadata(path).map_err(|e| unreadable(format!("cannot be read: {e}")))?.len();
+    let failed = |e: io::Error| {
+        let hint = if e.kind() == io::ErrorKind::PermissionDenied { "; permit it to this user, or run as root" } else { "" };
+        unreadable(format!("cannot be read: {}{hint}", explained(&e)))
+    };
+    let length = std::fs::metadata(path).map_err(failed)?.len();
     if length > FILE_MAX {
         return Err(unreadable(format!("{length} bytes long, at most {FILE_MAX} are allowed: is this a configuration file?")));
     }
-    std::fs::read_to_string(path).map_err(|e| unreadable(format!("cannot be read: {e}")))
+    std::fs::read_to_string(path).map_err(failed)
 }
 
 #[cfg(test)]

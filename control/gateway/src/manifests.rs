@@ -13,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nomagic_sys::shortage::explained;
 use nomagic_table::objects::{Kind, NamespacedName, Object};
 use nomagic_table::problem::{Origin, Problem};
 
@@ -205,7 +206,7 @@ fn whole_file(file: &Path, message: String) -> Problem {
 
 /// The files to read, sorted, and the number of files beyond the limit.
 fn list(path: &Path) -> Result<(Vec<PathBuf>, usize), Problem> {
-    let unreadable = |e: std::io::Error| whole_file(path, format!("the manifests cannot be read: {e}"));
+    let unreadable = |e: std::io::Error| whole_file(path, format!("the manifests cannot be read: {}", explained(&e)));
     if !std::fs::metadata(path).map_err(unreadable)?.is_dir() {
         return Ok((vec![path.to_path_buf()], 0));
     }
@@ -232,7 +233,7 @@ fn read_file(file: &Path) -> FileContent {
 }
 
 fn read_text(file: &Path) -> Result<String, String> {
-    let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
+    let unreadable = |e: std::io::Error| format!("cannot be read: {}", explained(&e));
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {
         return Err("not a regular file; it is skipped".into());

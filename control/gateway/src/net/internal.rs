@@ -163,7 +163,7 @@ fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
     for (key, value) in [("rp_filter", rp_filter), ("accept_local", "1"), ("accept_source_route", "0")] {
         sysctl::write(&format!("net/ipv4/conf/{name}/{key}"), value)?;
     }
-    if !has_ipv6(name) {
+    if !has_ipv6(name)? {
         return Ok(());
     }
     // No link-local address and no router solicitations: this end only receives.
@@ -172,10 +172,11 @@ fn set_up_kernel_side(name: &str) -> Result<(), NetError> {
 }
 
 fn set_up_edge_side(name: &str) -> Result<(), NetError> {
-    if has_ipv6(name) { sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") } else { Ok(()) }
+    if has_ipv6(name)? { sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1") } else { Ok(()) }
 }
 
 /// Whether the kernel supports IPv6.
-fn has_ipv6(name: &str) -> bool {
-    std::path::Path::new(&format!("/proc/sys/net/ipv6/conf/{name}")).exists()
+fn has_ipv6(name: &str) -> Result<bool, NetError> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}");
+    std::path::Path::new(&path).try_exists().map_err(|source| NetError::Proc { what: "look at".into(), path, source })
 }

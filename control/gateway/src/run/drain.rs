@@ -18,7 +18,10 @@ impl Drain {
     /// As an earlier process of this boot left it.
     pub fn open(state_dir: &Path) -> Drain {
         let file = path(state_dir);
-        let on = file.exists();
+        let on = file.try_exists().unwrap_or_else(|e| {
+            tracing::warn!("whether this gateway drained before is not known ({}: {e}): it does not drain now", file.display());
+            false
+        });
         if on {
             tracing::warn!("this gateway drains, as before: `nomagic drain --undo` ends it");
         }

@@ -47,7 +47,7 @@ impl ControlSocket {
     /// # Errors
     /// If another process listens there: two gateways cannot share a state directory.
     pub fn open(state_dir: &Path) -> Result<ControlSocket> {
-        std::fs::create_dir_all(state_dir).with_context(|| format!("cannot create the state directory {}", state_dir.display()))?;
+        nomagic_sys::directory::make(state_dir).with_context(|| format!("cannot create the state directory {}", state_dir.display()))?;
         let lock = StateLock::take(state_dir)?.with_context(|| format!("the state directory {} was removed", state_dir.display()))?;
         let path = path(state_dir);
         // One of a version without the lock.
