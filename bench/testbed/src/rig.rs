@@ -4,6 +4,7 @@
 //! dropped, on SIGINT or SIGTERM ([`clean_on_signals`]), and after a crash at the next start ([`remove_leftovers`]).
 //! Traffic stays inside these namespaces.
 
+mod calls;
 mod cleanup;
 mod link;
 mod netns;
@@ -12,6 +13,7 @@ mod scene;
 mod setting;
 mod sys;
 
+pub use calls::Call;
 pub use cleanup::{Guard, TABLE_SUFFIX, TABLES, Undo, clean_on_signals, remove_leftovers, undo_later};
 pub use link::{LinkCounters, cable};
 pub use netns::Netns;

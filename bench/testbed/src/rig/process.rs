@@ -52,8 +52,12 @@ impl Netns {
     pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Process> {
         let mut command = Command::new(program);
         sys::run_inside(command.args(args), self.open()?);
+        self.start(command, format!("{program} {}", args.join(" ")))
+    }
+
+    /// Starts a prepared command.
+    pub(super) fn start(&self, mut command: Command, title: String) -> Result<Process> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let title = format!("{program} {}", args.join(" "));
         let mut child = command.spawn().with_context(|| format!("cannot start `{title}` in {}", self.name()))?;
         let guard = undo_later(Undo::Process(child.id()));
         let output = Arc::new(OutputLines::default());

@@ -19,6 +19,7 @@ mod e2e;
 mod established;
 mod events;
 mod explain_running;
+mod faults;
 mod flows;
 mod gateway;
 mod hash_seed;
