@@ -9,11 +9,12 @@ mod text;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nomagic_sys::shortage::explained;
+use nomagic_sys::shortage::{explained, remedy};
 use nomagic_table::objects::{Kind, NamespacedName, Object};
 use nomagic_table::problem::{Origin, Problem};
 
@@ -37,6 +38,8 @@ pub struct ManifestSet {
     pub files: usize,
     /// Number of objects of kinds that nomagic does not use.
     pub ignored: usize,
+    /// A file that could not be read for want of memory or descriptors: it may be in order, and must be read again although it has not changed.
+    pub shortage: Option<Problem>,
     by_file: BTreeMap<PathBuf, Vec<Object>>,
 }
 
@@ -50,6 +53,14 @@ struct FileContent {
     lost: Vec<ObjectId>,
     /// There may be further unreadable objects, of unknown name.
     lost_unknown: bool,
+    /// The file could not be read for want of memory or descriptors.
+    shortage: bool,
+}
+
+/// Why a file is not read.
+struct Unread {
+    message: String,
+    shortage: bool,
 }
 
 /// An object of a file.
@@ -108,6 +119,9 @@ pub fn load(path: &Path, previous: Option<&ManifestSet>) -> Result<ManifestSet, 
     let mut kept = Vec::new();
     for file in files {
         let mut content = read_file(&file);
+        if content.shortage {
+            loaded.shortage = content.problems.first().cloned();
+        }
         let old = previous.and_then(|p| p.by_file.get(&file)).map_or(&[][..], Vec::as_slice);
         let stay = last_valid(old, &content);
         if !stay.is_empty() {
@@ -206,7 +220,7 @@ fn whole_file(file: &Path, message: String) -> Problem {
 
 /// The files to read, sorted, and the number of files beyond the limit.
 fn list(path: &Path) -> Result<(Vec<PathBuf>, usize), Problem> {
-    let unreadable = |e: std::io::Error| whole_file(path, format!("the manifests cannot be read: {}", explained(&e)));
+    let unreadable = |e: io::Error| whole_file(path, format!("the manifests cannot be read: {}", explained(&e)));
     if !std::fs::metadata(path).map_err(unreadable)?.is_dir() {
         return Ok((vec![path.to_path_buf()], 0));
     }
@@ -228,18 +242,21 @@ fn list(path: &Path) -> Result<(Vec<PathBuf>, usize), Problem> {
 fn read_file(file: &Path) -> FileContent {
     match read_text(file) {
         Ok(text) => documents::read(&text, file),
-        Err(message) => FileContent { problems: vec![whole_file(file, message)], lost_unknown: true, ..FileContent::default() },
+        Err(Unread { message, shortage }) => {
+            FileContent { problems: vec![whole_file(file, message)], lost_unknown: true, shortage, ..FileContent::default() }
+        }
     }
 }
 
-fn read_text(file: &Path) -> Result<String, String> {
-    let unreadable = |e: std::io::Error| format!("cannot be read: {}", explained(&e));
+fn read_text(file: &Path) -> Result<String, Unread> {
+    let unreadable = |e: io::Error| Unread { message: format!("cannot be read: {}", explained(&e)), shortage: remedy(&e).is_some() };
+    let unfit = |message: String| Unread { message, shortage: false };
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {
-        return Err("not a regular file; it is skipped".into());
+        return Err(unfit("not a regular file; it is skipped".into()));
     }
     if meta.len() > FILE_MAX {
-        return Err(format!("{} bytes long, at most {FILE_MAX} are allowed: split the file", meta.len()));
+        return Err(unfit(format!("{} bytes long, at most {FILE_MAX} are allowed: split the file", meta.len())));
     }
     std::fs::read(file).map(text::decode).map_err(unreadable)
 }

@@ -27,7 +27,10 @@ pub fn sentence(error: &anyhow::Error) -> String {
     }
     match error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()) {
         Some(e) if e.raw_os_error().is_some() && e.kind() == io::ErrorKind::PermissionDenied => format!("{text}; {}", permit_hint()),
-        Some(e) => remedy(e).filter(|remedy| !text.contains(remedy)).map_or(text.clone(), |remedy| format!("{text}; {remedy}")),
+        Some(e) => match remedy(e).filter(|remedy| !text.contains(remedy)) {
+            Some(remedy) => format!("{text}; {remedy}"),
+            None => text,
+        },
         None => text,
     }
 }

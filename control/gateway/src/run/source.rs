@@ -37,6 +37,10 @@ impl ObjectSource {
             (Some(path), _) => {
                 let fingerprint = manifests::fingerprint(path);
                 let loaded = manifests::load(path, None).map_err(|problem| anyhow!("{problem}"))?;
+                // The tables would lack Services that the process before carried.
+                if let Some(problem) = &loaded.shortage {
+                    bail!("{problem}");
+                }
                 *index = Index::of(loaded.objects.iter().cloned());
                 Ok(ObjectSource::Manifests(Box::new(Manifests { path: path.clone(), fingerprint, loaded, missing: false })))
             }
@@ -121,7 +125,7 @@ impl Manifests {
     fn poll(&mut self, always: bool, index: &mut Index) -> bool {
         // Taken before reading, so that the next poll detects a change during the read.
         let fingerprint = manifests::fingerprint(&self.path);
-        if !always && fingerprint == self.fingerprint {
+        if !always && fingerprint == self.fingerprint && self.loaded.shortage.is_none() {
             return false;
         }
         self.fingerprint = fingerprint;
