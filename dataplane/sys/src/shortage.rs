@@ -13,7 +13,7 @@ pub fn remedy(error: &io::Error) -> Option<&'static str> {
             Some("free memory, or raise the limits (memory.max of the cgroup, `ulimit -v`), and start again")
         }
         Errno::NOSPC => Some("free room there and start again"),
-        Errno::AGAIN => Some("raise the limits of threads (pids.max of the cgroup, `ulimit -u`) and start again"),
+        Errno::AGAIN => Some("raise the limits of threads and memory (pids.max and memory.max of the cgroup, `ulimit -u`) and start again"),
         _ => None,
     }
 }
