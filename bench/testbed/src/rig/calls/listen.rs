@@ -47,7 +47,7 @@ fn listen(filter: &mut [libc::sock_filter]) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call touches no memory, and nothing else has the number in a process that has just been forked for exec(2).
-    let kept = unsafe { libc::dup2(fd as RawFd, LISTENER) };
+    let kept = unsafe { libc::dup3(fd as RawFd, LISTENER, 0) };
     if kept < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -23,6 +23,9 @@ const NODE: &str = "10.0.0.1:7777";
 /// Time limit of a start with a fault.
 const END: Duration = Duration::from_secs(10);
 
+/// After this time the last answers are acknowledged. Otherwise pods would repeat them to a node where nothing is attached, and its kernel
+/// would reset their connections.
+const ACKNOWLEDGED: Duration = Duration::from_millis(60);
 /// Starts that fail before one that must not.
 const TOGETHER: usize = 4;
 
@@ -42,7 +45,7 @@ impl Lane {
         let scene = Scene::new(tag).expect("a scene (needs root)");
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
         std::fs::write(dir.path().join("manifests.yaml"), nginx(&[0, 1, 2])).expect("manifests");
-        let extra = "graceMs: 1000\nmasqueradeAll: true\nconntrack: {capacity: 4096, file: $STATE/conntrack}";
+        let extra = "graceMs: 10000\nmasqueradeAll: true\nconntrack: {capacity: 4096, file: $STATE/conntrack}";
         std::fs::write(dir.path().join("nomagic.yaml"), config(dir.path(), extra)).expect("configuration");
         let pods = scene.pods.iter().zip(PODS).map(|(ns, p)| start_pod(ns, PodOptions::new(p.name)).expect("a pod")).collect();
         let mut lane = Lane { scene, dir, connections: Vec::new(), ports: Vec::new(), warnings: Vec::new(), _pods: pods };
@@ -53,6 +56,7 @@ impl Lane {
             let opened = lane.scene.client.run(open(to.parse().expect("an address"))).expect("connections");
             lane.connections.extend(opened);
         }
+        std::thread::sleep(ACKNOWLEDGED);
         let said = process.output();
         (lane.ports, lane.warnings) = (about_ports(&said), warnings(&said).collect());
         process.kill().expect("SIGKILL");
@@ -217,6 +221,7 @@ impl Lane {
             let connected = self.scene.client.run(connect).map_err(|e| e.to_string())?;
             connected.and_then(|mut stream| answers(&mut stream, "nginx-")).map_err(|e| format!("a new connection to {to}: {e}"))?;
         }
+        std::thread::sleep(ACKNOWLEDGED);
         let files = std::fs::read_dir(self.state()).map_err(|e| e.to_string())?;
         if let Some(aside) = files.flatten().map(|f| f.file_name()).find(|name| name.to_string_lossy().contains("set-aside")) {
             return Err(format!("{} is set aside", aside.display()));

@@ -27,14 +27,36 @@ impl Fault {
     }
 }
 
+/// What many calls of one site have in common: the name of an interface, of its settings, of a process.
+fn common<'d>(detail: &'d str) -> String {
+    if detail.starts_with("/proc/sys/net/") && detail.contains("/conf/nm") {
+        let create = if detail.ends_with(" create") { " create" } else { "" };
+        return format!("/proc/sys/net/ip/conf/IF/KEY{create}");
+    }
+    if let Some(words) = detail.strip_prefix("ethtool ") {
+        return format!("ethtool IF {}", words.rsplit(' ').next().unwrap_or_default());
+    }
+    let mut before = "";
+    let name = |part: &'d str| {
+        let number = before == "proc" && part.parse::<u32>().is_ok();
+        let shown = if before == "if" {
+            "IF"
+        } else if number {
+            "PID"
+        } else {
+            part
+        };
+        before = part;
+        shown
+    };
+    detail.split('/').map(name).collect::<Vec<_>>().join("/")
+}
+
 /// The name of a site: the same in every lane and every run.
 fn site(call: &Call<'_>, dir: &str) -> String {
     let name = call.name().unwrap_or("unknown");
-    let detail = call.detail().replace(dir, "DIR");
-    // The number of a process.
-    let parts = detail.split('/').enumerate();
-    let parts = parts.map(|(i, part)| if i > 1 && detail.starts_with("/proc/") && part.parse::<u32>().is_ok() { "PID" } else { part });
-    format!("{}: {name} {}", call.thread(), parts.collect::<Vec<_>>().join("/")).trim_end().to_owned()
+    let detail = common(&call.detail().replace(dir, "DIR"));
+    format!("{}: {name} {detail}", call.thread()).trim_end().to_owned()
 }
 
 /// Whether the program's own calls have begun: its first one opens the configuration.
@@ -90,7 +112,7 @@ pub fn plan(before: Before, recorded: &[String], wanted: &str, faults: &mut Vec<
         let kind = site.split(' ').nth(1).unwrap_or_default();
         let nths = match kind {
             "clone3" => (0..count).collect(),
-            "bpf" | "recvfrom" | "sendto" | "socket" if count > 1 => vec![0, count - 1],
+            "bpf" | "ioctl" | "openat" | "recvfrom" | "sendto" | "socket" if count > 1 => vec![0, count - 1],
             _ => vec![0],
         };
         for nth in nths {
