@@ -17,7 +17,7 @@ use crate::parse::Packet;
 use crate::tuple::{Proto, Tuple};
 use crate::wire::{Field, ethernet, ethertype, icmp, icmpv6, ipv4, ipv6, ports, sctp, tcp};
 
-pub use limit::{Class, Limiter, Rate, sender_hash};
+pub use limit::{Class, Limited, Limiter, Rate, sender_hash};
 
 /// Longest IPv4 packet with an ICMP error, bytes (RFC 1812).
 const V4_LEN_MAX: usize = 576;

@@ -1,4 +1,4 @@
-//! Limits of the rate of rejects.
+//! Limits of the rate of rejects, and of ICMP errors that pass through (see [`icmp`](crate::icmp)).
 //!
 //! Two limits hold, as in Linux (net/ipv4/icmp.c: `icmp_ratelimit` by destination, `icmp_msgs_per_sec` for all). Each [`Class`] of rejects has a
 //! token bucket of its own, so a port scan leaves those of the other classes alone. And each sender has a share of each class, so that
@@ -9,10 +9,19 @@
 //! the key is secret, and the places change every minute. A sender has two buckets, one in each row, and is over its share when both are empty.
 //! Of a single scanning address one other sender in 262,144 notices anything.
 
+use std::marker::PhantomData;
 use std::net::IpAddr;
 
 use crate::counters::Labels;
 use crate::tuple::{AddrWords, addr_words};
+
+/// Classes of frames, each with limits of its own.
+pub trait Limited: Labels<LabelValue = Self> {
+    /// The limit of all frames of this class.
+    fn limit(self) -> Rate;
+    /// One sender's share of it.
+    fn share(self) -> Rate;
+}
 
 /// What a reject is about. Each class has limits of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -69,6 +78,16 @@ impl Class {
     }
 }
 
+impl Limited for Class {
+    fn limit(self) -> Rate {
+        Class::limit(self)
+    }
+
+    fn share(self) -> Rate {
+        Class::share(self)
+    }
+}
+
 impl Labels for Class {
     type LabelValue = Class;
     const NAME: &'static str = "class";
@@ -122,19 +141,20 @@ const fn part(share: Rate) -> Rate {
     Rate { per_second: share.per_second / ROWS as u64, burst: share.burst / ROWS as u64 }
 }
 
-/// Limits one worker's rejects.
+/// Limits what one worker sends of some classes: of rejects, unless they are named.
 #[derive(Debug)]
-pub struct Limiter {
-    classes: [Bucket; Class::ALL.len()],
+pub struct Limiter<C = Class> {
+    classes: Box<[Bucket]>,
     /// By class, row and place.
     shares: Box<[[[Bucket; ROW_LEN]; ROWS]]>,
+    of: PhantomData<C>,
 }
 
-impl Limiter {
+impl<C: Limited> Limiter<C> {
     /// Takes a token of a class for the sender with this [`sender_hash`]. False, and nothing taken, when the sender or the class has none left.
-    pub fn take(&mut self, class: Class, sender_hash: u64, now_ms: u64) -> bool {
+    pub fn take(&mut self, class: C, sender_hash: u64, now_ms: u64) -> bool {
         let (limit, part, now_us) = (class.limit(), part(class.share()), now_ms.saturating_mul(1_000));
-        let (bucket, rows) = (&mut self.classes[class as usize], &mut self.shares[class as usize]);
+        let (bucket, rows) = (&mut self.classes[C::index(class)], &mut self.shares[C::index(class)]);
         let place = |row: u32| (sender_hash >> (row * PLACE_BITS)) as usize % ROW_LEN;
         let [first, second] = rows;
         let (first, second) = (&mut first[place(0)], &mut second[place(1)]);
@@ -148,10 +168,10 @@ impl Limiter {
     }
 }
 
-impl Default for Limiter {
-    fn default() -> Limiter {
-        let shares = vec![[[Bucket::default(); ROW_LEN]; ROWS]; Class::ALL.len()];
-        Limiter { classes: Default::default(), shares: shares.into() }
+impl<C: Limited> Default for Limiter<C> {
+    fn default() -> Limiter<C> {
+        let shares = vec![[[Bucket::default(); ROW_LEN]; ROWS]; C::ALL.len()];
+        Limiter { classes: vec![Bucket::default(); C::ALL.len()].into(), shares: shares.into(), of: PhantomData }
     }
 }
 
