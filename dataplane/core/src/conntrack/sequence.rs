@@ -11,7 +11,7 @@
 //! In the first case a client proves that it is there by an acknowledgment within that range. In the second, an RST or a FIN must fit the
 //! numbers. They are taken from backends' segments, which arrive by the port that leads to the backend: a client's own claims could be
 //! forged. They lag behind by what passes within [`SEEN_RESOLUTION_MS`](super::SEEN_RESOLUTION_MS) on the fast path, so an RST or a FIN that does not fit
-//! may still be real: see [`Phase::after`].
+//! may still be real: see [`Phase::after`]. ICMP errors are compared as well, but change nothing.
 
 use super::flow::STATE;
 use super::phase::{Phase, PhaseKind};
@@ -26,6 +26,13 @@ use crate::wire::tcp;
 const CLIENT_WINDOW: u32 = 1 << 16;
 /// The same for a backend's RST. Backends send more than clients between two updates, and their segments are harder to forge.
 const BACKEND_WINDOW: u32 = 1 << 20;
+
+/// A segment that an ICMP error quotes lies at most this many bytes before the last number that was noted: more are not under way
+/// unacknowledged, as hosts limit their windows.
+const UNACKNOWLEDGED: u32 = 1 << 26;
+/// And less than this many after it: 16 Gb/s for the 256 ms between two notes. One guess in seven fits; the host that gets the error compares
+/// exactly.
+const AHEAD: u32 = 1 << 29;
 
 /// The next sequence numbers of both sides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +115,27 @@ impl Sequences<'_, '_> {
             let Word { upper: client, lower: backend } = Word::of(self.region.sequence(hit.slot).load(Relaxed));
             NextNumbers { client, backend }
         })
+    }
+
+    /// Whether the connection may have sent a segment with this number, against `hit`'s direction: false only where the word tells otherwise
+    /// (RFC 5927, section 4.1).
+    pub fn may_have_sent(&self, hit: &Hit, sequence: u32) -> bool {
+        use PhaseKind::*;
+        let word = Word::of(self.region.sequence(hit.slot).load(Relaxed));
+        let by_backend = hit.direction == Direction::Original;
+        let near = |next: u32| sequence.wrapping_sub(next.wrapping_sub(UNACKNOWLEDGED)) < UNACKNOWLEDGED + AHEAD;
+        match hit.phase.kind() {
+            _ if hit.new.proto != Proto::Tcp => true,
+            // `upper` is the number after the SYN.
+            SynReceived | PickedUpReply if by_backend => {
+                let first = word.upper.wrapping_sub(1);
+                sequence.wrapping_sub(first) <= word.lower.wrapping_sub(first)
+            }
+            Established | FinWait | CloseWait | LastAck | TimeWait if by_backend => near(word.lower),
+            // After a FIN that did not fit, `upper` is what that claimed.
+            Established | FinWait | CloseWait | LastAck | TimeWait => hit.phase.is_doubtful() || near(word.upper),
+            _ => true,
+        }
     }
 
     fn change(&self, slot: u32, state: u64, next: impl FnOnce(Word) -> Word) {
