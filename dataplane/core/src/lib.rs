@@ -17,6 +17,7 @@ pub mod filter;
 pub mod first_packet;
 pub mod frame;
 pub mod hash;
+pub mod icmp;
 pub mod maglev;
 pub mod observe;
 pub mod parse;

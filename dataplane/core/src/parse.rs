@@ -4,6 +4,7 @@
 //! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
 
 use crate::frame::Frame;
+use crate::icmp::{self, IcmpError};
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
 use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, tcp, udp, vlan};
@@ -11,7 +12,7 @@ use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_f
 /// Most VLAN tags (QinQ).
 const VLAN_TAGS_MAX: usize = 2;
 /// Most IPv6 extension headers; hosts send one or two.
-const IPV6_EXTENSIONS_MAX: usize = 8;
+pub(crate) const IPV6_EXTENSIONS_MAX: usize = 8;
 
 /// What the first chunk of an SCTP packet means for an association, said in TCP's terms (RFC 9260, section 3.2): both protocols open with
 /// a handshake and close on both sides.
@@ -110,9 +111,11 @@ pub enum NotPacket {
     Kernel(Reason),
     /// A later fragment: goes where its first one went.
     Later(LaterFragment),
+    /// An ICMP error: goes to the sender of the packet that it quotes.
+    Error(IcmpError),
 }
 
-use NotPacket::{Kernel, Later, Malformed};
+use NotPacket::{Error, Kernel, Later, Malformed};
 
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
 pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
@@ -268,15 +271,15 @@ fn extension_len(data: &[u8], at: usize, bad: NotPacket) -> Result<usize, NotPac
 }
 
 /// What both IP versions tell the transport layer.
-struct Ip {
-    l3: usize,
-    l4: usize,
-    l4_len: usize,
-    ttl: u8,
-    src: AddrWords,
-    dst: AddrWords,
-    v6: bool,
-    fragment_id: Option<u32>,
+pub(crate) struct Ip {
+    pub l3: usize,
+    pub l4: usize,
+    pub l4_len: usize,
+    pub ttl: u8,
+    pub src: AddrWords,
+    pub dst: AddrWords,
+    pub v6: bool,
+    pub fragment_id: Option<u32>,
 }
 
 /// A later fragment of a protocol that Services can name. Not SCTP: its CRC covers all fragments, so none can change its ports.
@@ -321,7 +324,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             }
             (sctp_flags(sctp::field::CHUNK_TYPE.u8(header)), ip.l4_len)
         }
-        protocol::ICMP | protocol::ICMPV6 => return Err(Kernel(Reason::Icmp)),
+        protocol::ICMP | protocol::ICMPV6 => return Err(icmp::read(data, protocol, &ip).map_or_else(Kernel, Error)),
         _ => return Err(Kernel(Reason::OtherProtocol)),
     };
     let Some(proto) = Proto::from_ip_number(protocol) else { return Err(Kernel(Reason::OtherProtocol)) };

@@ -9,6 +9,7 @@ mod ending;
 mod evict;
 mod fast_path;
 mod foreign;
+mod icmp_errors;
 mod idle_reset;
 mod limits;
 mod open;
@@ -21,6 +22,7 @@ use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
 use foreign::refuse_source;
+use icmp_errors::forward_error;
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
 use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way, to_kernel};
 use reply_port::check_port;
@@ -110,6 +112,7 @@ fn slow_path<'f, 'c>(
             Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
             Err(NotPacket::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
             Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, observer),
+            Err(NotPacket::Error(error)) => forward_error(ctx, frame, &error, observer),
         },
     };
     // Whatever would hold it once more.
@@ -245,12 +248,23 @@ fn next_hop<'c>(
         observer.next_hop(&hit.new, &Resolution::Hop(id));
         return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
     }
-    let onward = resolve(ctx, (received.tuple, received.port), &hit.new, observer)?;
+    let (hop, id) = fresh_hop(ctx, (received.tuple, received.port), hit, observer)?;
+    ctx.table.cache_hop(hit, ctx.routes.generation, id);
+    Ok((hop, id))
+}
+
+/// The next hop of a flow's direction that the routes name now, for a packet `received` with this tuple by this port.
+fn fresh_hop<'c>(
+    ctx: &mut Context<'c>,
+    received: (&Tuple, PortId),
+    hit: &Hit,
+    observer: &mut impl Observer<'c>,
+) -> Result<(NextHop, NextHopId), Verdict> {
+    let onward = resolve(ctx, received, &hit.new, observer)?;
     if hit.direction == Direction::Original && !answers_come_back(ctx, &hit.new, &onward) {
         // The routes have changed.
         return Err(Verdict::Drop(Reason::NextHopKernel));
     }
-    ctx.table.cache_hop(hit, ctx.routes.generation, onward.id);
     Ok((onward.hop, onward.id))
 }
 

@@ -63,7 +63,8 @@ reasons! {
     NotOurs = "not_ours", Kernel | Drop, "no Service has this address, port and protocol";
     ReplyPort = "reply_port", Drop, "looks like a reply, but came in by a port that does not lead to the endpoint";
     NoFlow = "no_flow", Kernel | Drop, "looks like a reply, but no connection is known for it";
-    Icmp = "icmp", Kernel | Drop, "ICMP is left to the kernel";
+    Icmp = "icmp", Kernel | Drop, "ICMP, but no error about a connection that is known here: left to the kernel";
+    IcmpQuote = "icmp_quote", Kernel | Drop, "an ICMP error whose quote is cut short, or is not of a packet that its receiver sent: left to the kernel";
     Fragment = "fragment", Kernel | Drop, "an IP fragment without its first one, or of a protocol whose checksum covers all of them: left to the kernel";
     Ipv6Routing = "ipv6_routing", Kernel | Drop, "an IPv6 routing header with segments left, left to the kernel";
     OtherProtocol = "other_protocol", Kernel | Drop, "a transport protocol that Services cannot name";
@@ -86,6 +87,12 @@ reasons! {
     SnatAddressMissing = "snat_address_missing", Drop, "no SNAT address of this family is configured";
     ReplyKeyTaken = "reply_key_taken", Drop, "another connection already owns the way back from this backend";
     ReplyFilterFull = "reply_filter_full", Drop, "no room to announce the replies of this connection to the XDP filter";
+
+    // ICMP errors about connections.
+    IcmpPort = "icmp_port", Drop, "an ICMP error about a connection, but it came in by a port that does not lead where the quoted packet went";
+    IcmpSequence = "icmp_sequence", Drop, "an ICMP error that quotes a TCP segment which the connection has not sent";
+    IcmpChecksum = "icmp_checksum", Drop, "an ICMP error about a connection, with a wrong checksum";
+    IcmpLimit = "icmp_limit", Drop, "more ICMP errors than the limit of their class, or of one client";
 
     // The way on.
     TtlExceeded = "ttl_exceeded", Drop, "the TTL or hop limit ran out here";

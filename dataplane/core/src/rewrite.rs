@@ -93,7 +93,7 @@ pub fn rewrite_later_fragment(frame: &mut Frame<'_>, fragment: &LaterFragment, h
 
 /// Addresses, TTL and the IPv4 header's checksum.
 #[inline(always)]
-fn network(head: &mut [u8], l3: usize, new: &Tuple, delta: u16) {
+pub(crate) fn network(head: &mut [u8], l3: usize, new: &Tuple, delta: u16) {
     let ip = &mut head[l3..];
     if new.v6 {
         ipv6_header(&mut ip[..ipv6::HEADER_LEN], 0, new);
@@ -173,7 +173,7 @@ fn changed_field(packet: &Packet, field: u16, delta: u16) -> u16 {
 
 /// UDP over IPv4 without a checksum stays without; a computed 0 is sent as 0xffff there (RFC 768). For TCP both are the same number.
 #[cold]
-fn udp_field(field: u16, changed: u16) -> u16 {
+pub(crate) fn udp_field(field: u16, changed: u16) -> u16 {
     match (field, changed) {
         (0, _) => 0,
         (_, 0) => 0xffff,
@@ -242,7 +242,7 @@ fn is_partial(packet: &Packet, field: u16) -> bool {
 
 /// The checksum field of TCP or UDP.
 #[inline(always)]
-fn checksum_of(protocol: u8) -> Field<2> {
+pub(crate) fn checksum_of(protocol: u8) -> Field<2> {
     if protocol == Proto::Tcp as u8 { tcp::field::CHECKSUM } else { udp::field::CHECKSUM }
 }
 
@@ -282,6 +282,6 @@ fn write_full(frame: &mut Frame<'_>, packet: &Packet, src: AddrWords, dst: AddrW
 }
 
 #[inline(always)]
-fn v6_bytes(a: AddrWords) -> [u8; 16] {
+pub(crate) fn v6_bytes(a: AddrWords) -> [u8; 16] {
     ((u128::from(a[0]) << 64) | u128::from(a[1])).to_be_bytes()
 }

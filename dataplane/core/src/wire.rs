@@ -335,6 +335,12 @@ pub mod sctp {
 pub mod icmp {
     /// Bytes in front of the packet that an error message quotes.
     pub const HEADER_LEN: usize = 8;
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 3;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 12;
 
     /// Fields.
     pub mod field {
@@ -355,6 +361,14 @@ pub mod icmp {
 pub mod icmpv6 {
     /// Bytes in front of the packet that an error message quotes.
     pub const HEADER_LEN: usize = 8;
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 1;
+    /// Packet too big.
+    pub const TOO_BIG: u8 = 2;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 3;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 4;
 
     /// Fields.
     pub mod field {

@@ -4,6 +4,7 @@ use super::evict::Evictor;
 use crate::conntrack::{Conntrack, IdleTimes, SEEN_RESOLUTION_MS, Timeouts};
 use crate::counters::Counters;
 use crate::filter::ReplyFilter;
+use crate::icmp::ErrorClass;
 use crate::reject::Limiter;
 use crate::route_cache::RouteCache;
 use crate::routes::Routes;
@@ -43,6 +44,8 @@ pub struct WorkerState {
     /// Spreads the workers over the source ports.
     pub(super) port_hint: u32,
     pub(super) limiter: Limiter,
+    /// Of the ICMP errors that pass through.
+    pub(super) errors: Limiter<ErrorClass>,
     pub(super) idle: IdleTimes,
     pub(super) route_cache: RouteCache,
     pub(super) evictor: Evictor,
@@ -60,6 +63,7 @@ impl WorkerState {
             number: worker,
             port_hint: u32::from(worker).wrapping_mul(0x9e37_79b9),
             limiter: Limiter::default(),
+            errors: Limiter::default(),
             idle: timeouts.table(),
             route_cache: RouteCache::default(),
             evictor: Evictor::default(),

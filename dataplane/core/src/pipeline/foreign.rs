@@ -41,6 +41,6 @@ pub(super) fn is_from_node(ctx: &Context<'_>, frame: &Frame<'_>) -> bool {
 }
 
 /// 169.254.0.0/16 (RFC 3927) and fe80::/10 (RFC 4291, 2.5.6): no router forwards them.
-fn link_local(src: AddrWords, v6: bool) -> bool {
+pub(super) fn link_local(src: AddrWords, v6: bool) -> bool {
     if v6 { src[0] >> 54 == 0xfe80 >> 6 } else { src[1] >> 16 == 0xa9fe }
 }

@@ -76,7 +76,7 @@ proptest! {
     }
 
     #[test]
-    fn honest_frames_with_random_scars(picks in prop::collection::vec((0usize..9, prop::collection::vec((any::<u16>(), any::<u8>()), 0..6), 0u8..3), 1..20)) {
+    fn honest_frames_with_random_scars(picks in prop::collection::vec((0usize..11, prop::collection::vec((any::<u16>(), any::<u8>()), 0..6), 0u8..3), 1..20)) {
         let frames: Vec<(u8, Vec<u8>)> = picks.into_iter().map(|(seed, scars, port)| {
             let mut frame = honest_frames()[seed].clone();
             for (at, value) in scars {

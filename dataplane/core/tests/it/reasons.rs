@@ -58,6 +58,11 @@ fn short_sctp(len: usize) -> Vec<u8> {
     frame
 }
 
+/// Port unreachable from a client.
+fn icmp_error(to: &str) -> IcmpSpec {
+    IcmpSpec { from: ip("10.0.0.2"), to: ip(to), kind: 3, code: 3, rest: [0; 4] }
+}
+
 /// `(frame, port)` for each reason about single packets.
 #[expect(clippy::too_many_lines, reason = "a packet for each reason")]
 fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
@@ -110,6 +115,13 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::NoFlow, to("10.0.0.1:61000").frame(), CLIENTS),
         (Reason::Icmp, edited(tcp, |f| f[23] = 1), CLIENTS),
         (Reason::Icmp, edited(v6, |f| f[20] = 58), CLIENTS),
+        (Reason::Icmp, icmp_error("10.96.0.1").frame(&spec("tcp", "10.96.0.1:80", "10.0.0.2:40000", ACK).frame()[14..]), CLIENTS),
+        (
+            Reason::IcmpQuote,
+            icmp_error("10.96.0.1").frame(&spec("tcp", "10.96.0.1:80", "10.0.0.2:40000", ACK).frame()[14..14 + 27]),
+            CLIENTS,
+        ),
+        (Reason::IcmpQuote, icmp_error("10.96.0.2").frame(&spec("tcp", "10.96.0.1:80", "10.0.0.2:40000", ACK).frame()[14..]), CLIENTS),
         (Reason::Fragment, edited(udp, |f| f[20..22].copy_from_slice(&[0x20, 9])), CLIENTS),
         (Reason::Fragment, edited_sctp_fragment(), CLIENTS),
         (Reason::Fragment, edited(tcp, |f| f[21] = 9), CLIENTS),
@@ -185,6 +197,7 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
         met.insert(reason);
     }
     met.extend(limits());
+    met.extend(icmp_errors());
     let missing: Vec<_> = Reason::ALL.iter().filter(|r| !met.contains(r) && !EDGE.contains(r)).collect();
     assert!(missing.is_empty(), "no packet for {missing:?}");
     let mut elsewhere = String::new();
@@ -193,6 +206,34 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
         assert!(!met.contains(reason), "{reason:?} is met here");
         assert!(elsewhere.contains(&format!("Reason::{reason:?}")), "no test of the edge names {reason:?}");
     }
+}
+
+/// ICMP errors about a connection: by the wrong port, about what was not sent, damaged, too many.
+fn icmp_errors() -> Vec<Reason> {
+    let mut met = Vec::new();
+    for reason in [Reason::IcmpPort, Reason::IcmpSequence, Reason::IcmpChecksum, Reason::IcmpLimit] {
+        let mut w = world();
+        let syn = Spec { payload: 0, ..spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN) };
+        w.connect(&syn).unwrap();
+        let sequence = 70_001 + if reason == Reason::IcmpSequence { 1 << 30 } else { 0 };
+        let answer = Spec { src: syn.dst, dst: syn.src, flags: ACK, sequence, ..syn };
+        let mut frame = icmp_error("10.96.0.1").frame(&answer.frame()[14..]);
+        if reason == Reason::IcmpChecksum {
+            frame[40] ^= 1;
+        }
+        if reason == Reason::IcmpLimit {
+            let carried = (0..1_000).take_while(|_| matches!(w.run(CLIENTS, &frame).verdict, Verdict::Forward(PODS, _))).count();
+            assert_eq!(carried, 200, "a client's share of a burst");
+        } else {
+            let done = w.run(if reason == Reason::IcmpPort { PODS } else { CLIENTS }, &frame);
+            assert_eq!((done.verdict, &done.bytes), (Verdict::Drop(reason), &frame));
+        }
+        w.reconciled();
+        assert_eq!(w.counters.reasons.drop.of(reason).get(), 1);
+        assert_eq!((w.live(), w.announced()), (1, 1));
+        met.push(reason);
+    }
+    met
 }
 
 #[test]
