@@ -6,12 +6,13 @@
 // whole (but for addresses that are the kernel's), and replies announced by fingerprint. Of these it drops those whose source is in the deny list; whatever else such a source sends goes
 // to the kernel. Captured frames go to the AF_XDP socket of their queue while the worker that owns the queue is alive; see
 // take() for the other case. On a redirect port (a pod's interface, a tunnel) they are redirected to the kernel's end of the internal pair,
-// and arrive at the other end's socket. Later fragments follow their first fragment if it arrived before them. ICMP and unreadable frames go to
-// the kernel, and so do frames of others: to other MAC addresses, to
+// and arrive at the other end's socket. Later fragments follow their first fragment if it arrived before them. ICMP errors are captured if they
+// quote a packet that nomagic has sent on. Other ICMP and unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
 // groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them.
 
 #include "maps.h"
 #include "parse.h"
+#include "quote.h"
 #include "replies.h"
 
 // ------------------------------------------------------------------------------------------------------ matching
@@ -173,6 +174,18 @@ INLINE int give_back(struct xdp_md *ctx)
 	return differs ? bpf_redirect(ctx->ingress_ifindex, 0) : XDP_PASS;
 }
 
+// An ICMP error is for the sender of the packet that it quotes, and captured if a packet to that sender is: an announced reply, or one to a Service. All
+// other ICMP is the kernel's.
+INLINE int filter_icmp(struct xdp_md *ctx, struct cursor *c, const struct tuple *t)
+{
+	struct tuple back = {};
+	if (parse_quote((void *)(long)ctx->data, c, t, &back) != TAKEN || !is_ours(ctx, &back))
+		return count(PASS_ICMP, XDP_PASS);
+	if (is_denied(t))
+		return count(DENIED, XDP_DROP);
+	return take(ctx);
+}
+
 // Whether a frame is addressed to this interface alone. XDP runs before the kernel compares: a NIC in promiscuous mode and a switch that floods
 // deliver others' frames too, and each gateway on the segment would serve them.
 INLINE int is_addressed_here(const struct xdp_md *ctx, const void *frame)
@@ -208,6 +221,8 @@ int nomagic_filter(struct xdp_md *ctx)
 		return count(PASS_OTHER_MAC, XDP_PASS);
 	struct tuple t = {};
 	enum stat verdict = parse(&c, &t);
+	if (verdict == PASS_ICMP)
+		return filter_icmp(ctx, &c, &t);
 	if (verdict != TAKEN)
 		return count(verdict, XDP_PASS);
 	if (!(t.piece == LATER_FRAGMENT ? is_rest_of_ours(&t) : is_ours(ctx, &t)))

@@ -104,11 +104,11 @@ struct ports {
 
 INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 {
+	t->proto = proto;
 	if (proto == 1 || proto == 58)
-		return PASS_ICMP; // includes errors about nomagic's flows
+		return PASS_ICMP; // for errors, see quote.h
 	if (proto != 6 && proto != 17 && proto != 132)
 		return PASS_OTHER_PROTOCOL;
-	t->proto = proto;
 	if (t->piece != WHOLE && proto == 132)
 		return PASS_FRAGMENT; // its CRC covers the payload of all fragments
 	if (t->piece == LATER_FRAGMENT)

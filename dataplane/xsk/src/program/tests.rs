@@ -5,6 +5,7 @@ mod bench;
 mod denied;
 mod kernel_addresses;
 mod parity;
+mod quotes;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -171,6 +172,9 @@ fn corrupted_frames_are_passed_or_agree_with_the_core() {
             Err(NotPacket::Kernel(_)) => {
                 kernels += 1;
                 assert_eq!(action, PASS, "{bytes:x?}");
+            }
+            Err(NotPacket::Error(error)) => {
+                assert_eq!(action, if bench.ours(&error.key()) { REDIRECT } else { PASS }, "{bytes:x?}");
             }
             // Captured if the previous frame happened to be its first fragment.
             Err(NotPacket::Later(_)) => assert!(action == PASS || action == REDIRECT),

@@ -36,9 +36,10 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
         Ok(packet) if packet.fragment_id.is_some() => filter == Stop::Fragment,
         Ok(_) => filter == Stop::NotOurs,
         Err(NotPacket::Later(_)) => filter == Stop::Fragment,
+        Err(NotPacket::Error(_)) => filter == Stop::Icmp,
         Err(NotPacket::Kernel(reason)) => match reason {
             Reason::NotIp => filter == Stop::NotIp,
-            Reason::Icmp => filter == Stop::Icmp,
+            Reason::Icmp | Reason::IcmpQuote => filter == Stop::Icmp,
             Reason::OtherProtocol | Reason::Ipv6Routing => filter == Stop::OtherProtocol,
             // The filter steps over options, and the core hands on what the filter captures of these.
             Reason::Ipv4Options => filter != Stop::NotIp,
@@ -151,19 +152,22 @@ impl Parity {
             Ok(packet) if packet.fragment_id.is_some() => "first fragment".into(),
             Ok(packet) => packet.tuple.proto.to_string(),
             Err(NotPacket::Later(_)) => "later fragment".into(),
+            Err(NotPacket::Error(error)) => format!("error about {}", error.quoted.proto),
             Err(NotPacket::Kernel(reason) | NotPacket::Malformed(reason)) => format!("{reason:?}"),
         };
         *self.seen.entry((class, stop)).or_default() += 1;
         match core {
-            Ok(packet) => self.check_tuple(frame, &packet),
+            Ok(packet) => self.check_tuple(frame, &packet.tuple, packet.fragment_id),
+            // Captured if a packet to the quoted one's sender is.
+            Err(NotPacket::Error(error)) => self.check_tuple(frame, &error.key(), None),
             Err(NotPacket::Later(piece)) => self.check_piece(frame, &piece),
+            Err(NotPacket::Kernel(Reason::Icmp | Reason::IcmpQuote)) => self.check_icmp(frame),
             Err(_) => {}
         }
     }
 
     /// The filter captures the frame for exactly this tuple, and for exactly this Service.
-    fn check_tuple(&mut self, frame: &[u8], packet: &Packet) {
-        let t = &packet.tuple;
+    fn check_tuple(&mut self, frame: &[u8], t: &Tuple, fragment_id: Option<u32>) {
         let service = |t: &Tuple| FilterRules { services: [(t.dst_addr(), t.dport, t.proto)].into(), ..FilterRules::default() };
         assert!(self.bench.replies.insert(t, 0));
         assert_eq!(self.action(frame), REDIRECT, "{t} is announced: {frame:x?}");
@@ -181,11 +185,24 @@ impl Parity {
             }
         }
         self.bench.apply(&FilterRules::default());
-        if let Some(id) = packet.fragment_id {
+        if let Some(id) = fragment_id {
             // Its entry for the later fragments.
             self.fragments().remove(&fragment_key(t.src, t.dst, id, t.proto)).expect("under the first fragment's identification");
         }
         assert_eq!(self.fragments().keys().count(), 0, "{frame:x?}");
+    }
+
+    /// The filter passes the frame, although packets to every address are captured.
+    fn check_icmp(&mut self, frame: &[u8]) {
+        // It does not look at the IP packet's length, and so may find a quote beyond its end.
+        if cut(frame, frame.len()) == frame {
+            self.bench.apply(&FilterRules {
+                service_cidrs: ["0.0.0.0/0", "::/0"].map(|all| all.parse().unwrap()).into(),
+                ..FilterRules::default()
+            });
+            assert_eq!(self.action(frame), PASS, "{frame:x?}");
+            self.bench.apply(&FilterRules::default());
+        }
     }
 
     /// The filter captures the frame after a first fragment with exactly these addresses, identification and protocol.
@@ -225,6 +242,7 @@ fn dressed_frames() -> Vec<Vec<u8>> {
     let mut frames: Vec<Vec<u8>> = dresses.flat_map(|dress| tuples.iter().map(move |t| frame(t, dress))).collect();
     let options: [&[u8]; 5] = [&[7, 7, 4, 0, 0, 0, 0, 1], &[131, 3, 4, 0], &[1, 137, 3, 4], &[130, 4, 0, 0], &[136, 4, 0, 0]];
     frames.extend(options.map(|options| with_ipv4_options(&frame(&tuples[0], Dress::default()), options)));
+    frames.extend(tuples.iter().flat_map(|t| quotes::errors_about(t, &quotes::DRESSES)));
     frames
 }
 
@@ -262,6 +280,7 @@ fn both_parsers_agree_on_truncated_frames() {
     }
     parity.report("cut short");
     parity.met(&["EthernetTruncated", "Ipv4Malformed", "Ipv6Malformed", "TcpMalformed", "UdpMalformed", "SctpMalformed"]);
+    parity.met(&["IcmpQuote", "error about TCP", "error about UDP", "error about SCTP"]);
 }
 
 #[test]
@@ -269,7 +288,7 @@ fn both_parsers_agree_on_frames_with_a_changed_byte() {
     let mut parity = Parity::new();
     let mut random = 7;
     for frame in honest_frames().into_iter().chain(dressed_frames()) {
-        for at in 12..frame.len().min(120) {
+        for at in 12..frame.len().min(140) {
             for bit in 0..8 {
                 let mut frame = frame.clone();
                 frame[at] ^= 1 << bit;
@@ -285,5 +304,6 @@ fn both_parsers_agree_on_frames_with_a_changed_byte() {
     parity.report("a changed byte");
     parity.met(&["TCP", "UDP", "SCTP", "first fragment", "later fragment", "NotIp", "Icmp", "OtherProtocol", "Fragment"]);
     parity.met(&["pass_vlan", "pass_ipv4_checksum", "Ipv4Options"]);
+    parity.met(&["IcmpQuote", "error about TCP", "error about UDP", "error about SCTP"]);
     parity.met(&["Ipv6Routing", "Ipv6ExtensionChain", "Martian", "TcpMalformed", "UdpMalformed", "SctpMalformed"]);
 }
