@@ -4,12 +4,15 @@
 // interfaces that nomagic does not look at. Without it such an endpoint could see nothing of its client but an address that the kernel routes
 // to nomagic. Runs where packets leave an interface (TCX, Linux 6.6). What a worker sends by AF_XDP does not pass here.
 //
+// An ICMP error about a packet to such an endpoint is an answer as well: the kernel makes it, of a closed port for example.
+//
 // An answer is redirected into the kernel's end of the internal pair, like the answer of a pod behind a redirect port. Everything else passes
 // untouched, and other programs on the interface decide about it.
 
 #include <linux/pkt_cls.h>
 
 #include "parse.h"
+#include "quote.h"
 #include "replies.h"
 
 // Ethernet with a tag, IPv6 with some extension headers, ports.
@@ -47,10 +50,17 @@ INLINE int count(enum answers place, int action)
 	return action;
 }
 
+// TAKEN: `t` is the tuple of an answer, if it is one; of an ICMP error, that of a packet that its receiver would get back.
 INLINE enum stat parse_skb(struct __sk_buff *skb, struct tuple *t)
 {
-	struct cursor c = { (void *)(long)skb->data, (void *)(long)skb->data_end };
-	return parse(&c, t);
+	void *start = (void *)(long)skb->data;
+	struct cursor c = { start, (void *)(long)skb->data_end };
+	enum stat verdict = parse(&c, t);
+	if (verdict != PASS_ICMP)
+		return verdict;
+	struct tuple outer = *t;
+	*t = (struct tuple){};
+	return parse_quote(start, &c, &outer, t);
 }
 
 SEC("classifier")

@@ -3,7 +3,7 @@
 //! An error is proof of nothing: it opens no flow, prolongs none and changes none, not even its cached next hops. What it claims is compared with what the
 //! flow knows, as far as that goes (RFC 5927).
 
-use super::foreign::{is_from_node, link_local};
+use super::foreign::link_local;
 use super::refuse::to_kernel;
 use super::{Context, expired, fresh_hop};
 use crate::conntrack::{Direction, Hit};
@@ -68,8 +68,10 @@ fn check(ctx: &Context<'_>, frame: &Frame<'_>, error: &IcmpError, hit: &Hit) -> 
     if !comes_from_there(ctx, frame.port, error, hit) {
         return Err(Reason::IcmpPort);
     }
+    // The node's own errors come in by the internal port: of its sockets, and of its routing behind the kernel.
     let sender = words_addr(error.sender, error.quoted.v6);
-    if !is_from_node(ctx, frame) && (ctx.services.snat.is_own(sender) || ctx.routes.is_local(sender)) {
+    let inside = ctx.routes.internal.is_some_and(|internal| internal.port == frame.port);
+    if !inside && (ctx.services.snat.is_own(sender) || ctx.routes.is_local(sender)) {
         return Err(Reason::OwnSource);
     }
     let sequence = error.quoted_sequence(frame.head());

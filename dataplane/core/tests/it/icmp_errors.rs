@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use nomagic_core::frame::Verdict;
+use nomagic_core::reason::Reason;
 use nomagic_core::tuple::Proto;
 use nomagic_core_fixtures::*;
 
@@ -173,6 +174,20 @@ fn errors_from_and_to_what_lies_behind_the_kernel() {
         IcmpSpec { from: ip(from), to: addr(went, false, false), kind: 3, code: 3, rest: [0; 4] }.frame(&went[14..])
     };
     let done = w.run(INTERNAL, &error(&went.bytes, "172.31.0.5"));
+    assert!(matches!(done.verdict, Verdict::Forward(CLIENTS, _)), "{:?}", done.verdict);
+    assert_eq!(read_error(&done.bytes).unwrap().spec.from, ip("10.96.0.9"));
+
+    // The endpoint is the node itself, and its kernel's error is captured on its way to the client.
+    let mut s = services();
+    add_service(&mut s, "10.96.0.9", 80, Proto::Udp, &[backend("10.0.0.1", 53)], false);
+    let mut w = World::new(s, 64);
+    w.routes = w.routes.with_answers_seen([true; 3]);
+    let went = w.run(CLIENTS, &sent.frame());
+    assert!(matches!(went.verdict, Verdict::Forward(INTERNAL, _)));
+    assert_eq!(addr(&went.bytes, false, false), ip("10.0.0.2"), "it sees its client");
+    let closed = error(&went.bytes, "10.0.0.1");
+    assert_eq!(w.run(CLIENTS, &closed).verdict, Verdict::Drop(Reason::IcmpPort), "nobody else may say so");
+    let done = w.run(INTERNAL, &closed);
     assert!(matches!(done.verdict, Verdict::Forward(CLIENTS, _)), "{:?}", done.verdict);
     assert_eq!(read_error(&done.bytes).unwrap().spec.from, ip("10.96.0.9"));
 
