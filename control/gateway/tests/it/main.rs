@@ -33,6 +33,7 @@ mod local_traffic;
 mod net;
 mod objects;
 mod own_addresses;
+mod path_mtu;
 mod pod;
 mod preflight;
 mod protocols;
