@@ -25,6 +25,7 @@ use crate::objects::{NamespacedName, addr};
 use crate::problem::Problem;
 use crate::settings::Settings;
 use budget::{Budget, CAPACITY, Demand, Refusal};
+pub use budget::{CAPACITY, Demand};
 use claims::{Claims, KindRank, Rank};
 use memory::Memory;
 pub use memory::{CountedPort, PortKey, TARGETS_MAX};
@@ -85,7 +86,8 @@ impl Compiler {
         Compiler::with_capacity(targets_max, CAPACITY)
     }
 
-    fn with_capacity(targets_max: u32, capacity: Demand) -> Compiler {
+    /// A compiler with room for less: what does not fit is refused by name.
+    pub fn with_capacity(targets_max: u32, capacity: Demand) -> Compiler {
         Compiler {
             memory: Memory::new(targets_max),
             settings: None,

@@ -8,7 +8,7 @@ use nomagic::config::Config;
 use nomagic_core::capture::FilterRules;
 use nomagic_core::services::Action;
 use nomagic_core_fuzz::input::Input;
-use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
+use nomagic_table::compile::{CAPACITY, Compiled, Compiler, Demand, TARGETS_MAX};
 use nomagic_table::index::Index;
 use nomagic_table::objects::{Kind, Object, key, read};
 use nomagic_table::problem::Origin;
@@ -29,6 +29,8 @@ struct Run<'i> {
     compiler: Compiler,
     configs: Vec<Config>,
     config: usize,
+    /// What fits into the table.
+    capacity: Demand,
     /// The filter's rules, which follow the changes.
     rules: BTreeSet<String>,
 }
@@ -36,10 +38,14 @@ struct Run<'i> {
 /// Runs one input.
 pub fn run(data: &[u8]) {
     let parsed = CONFIGS.iter().map(|text| Config::parse(text, "config.yaml".as_ref()).unwrap_or_else(|e| panic!("{text}: {e}")));
+    // The capacity of a gateway, or hardly enough for two Services.
+    let tight = Demand { rules: 8, frontends: 20, cluster_ips: 4, pool_bytes: 60_000 };
+    let capacity = if data.len() % 2 == 0 { CAPACITY } else { tight };
     let mut run = Run {
         input: Input::new(data),
         index: Index::default(),
-        compiler: Compiler::new(TARGETS_MAX),
+        compiler: Compiler::with_capacity(TARGETS_MAX, capacity),
+        capacity,
         configs: parsed.collect(),
         config: 0,
         rules: BTreeSet::new(),
@@ -101,14 +107,24 @@ impl Run<'_> {
         let (touched, settings) = (self.index.take_touched(), self.configs[self.config].settings_for(&[], &self.index));
         let followed = self.compiler.recompile(&self.index, &settings, &touched);
         self.follow(&followed);
+        self.assert_fits(&followed);
         crate::assert_readable(followed.problems.iter());
         let places: Vec<u32> = self.compiler.targets().map(|target| target.0).collect();
         assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "the places of counters are unique");
         if whole {
-            let anew = Compiler::new(TARGETS_MAX).compile(&self.index, &settings);
+            let anew = Compiler::with_capacity(TARGETS_MAX, self.capacity).compile(&self.index, &settings);
             assert_eq!(page(&followed), page(&anew));
             crate::explain(&self.index, &settings, &followed);
         }
+    }
+
+    /// The filter and the table hold no more than was promised.
+    fn assert_fits(&self, compiled: &Compiled) {
+        let (filter, services) = (FilterRules::of(&compiled.services), &compiled.services);
+        let counts = [filter.services.len(), services.frontend_count(), filter.addresses.len()];
+        let Demand { rules, frontends, cluster_ips, .. } = self.capacity;
+        let most = [rules, rules + frontends, cluster_ips];
+        assert!(counts.iter().zip(most).all(|(count, most)| *count as u64 <= most), "{counts:?} of {most:?}");
     }
 
     /// Applies a table's changes to the filter's rules: adds the opened ones, and removes others if any were closed.

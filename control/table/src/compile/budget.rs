@@ -21,20 +21,19 @@ const BACKEND_BYTES: u64 = 96;
 
 /// Places that a Service asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Demand {
+pub struct Demand {
     /// Addresses with ports outside of cluster IPs: each has a rule in the XDP filter.
-    pub(super) rules: u64,
+    rules: u64,
     /// Cluster IPs with ports.
-    pub(super) frontends: u64,
+    frontends: u64,
     /// Cluster IPs: each has a rule in the XDP filter.
-    pub(super) cluster_ips: u64,
+    cluster_ips: u64,
     /// Bytes of endpoints and of the tables that choose among them.
-    pub(super) pool_bytes: u64,
+    pool_bytes: u64,
 }
 
 /// What all Services together may have.
-pub(super) const CAPACITY: Demand =
-    Demand { rules: SERVICE_RULES_MAX as u64, frontends: 262_144, cluster_ips: 65_536, pool_bytes: 2 << 30 };
+pub const CAPACITY: Demand = Demand { rules: SERVICE_RULES_MAX as u64, frontends: 262_144, cluster_ips: 65_536, pool_bytes: 2 << 30 };
 
 /// A resource of a [`Demand`], with the words for it.
 struct Resource {
