@@ -100,7 +100,7 @@ fn the_filter_agrees_with_the_rules_and_the_core() {
 
 #[test]
 fn the_programs_counters_match_the_list_of_outcomes() {
-    let header = include_str!("../../bpf/maps.h");
+    let header = include_str!("../../bpf/types.h");
     let (_, after) = header.split_once("enum stat {").expect("the enum");
     let (body, _) = after.split_once('}').expect("its end");
     let places: Vec<String> = body.split(',').map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty()).collect();
