@@ -24,7 +24,7 @@ use crate::index::{Index, Touched};
 use crate::objects::{NamespacedName, addr};
 use crate::problem::Problem;
 use crate::settings::Settings;
-use budget::{Budget, CAPACITY, Demand, Refusal};
+use budget::{Budget, Refusal};
 pub use budget::{CAPACITY, Demand};
 use claims::{Claims, KindRank, Rank};
 use memory::Memory;

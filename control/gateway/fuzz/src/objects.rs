@@ -40,7 +40,7 @@ pub fn run(data: &[u8]) {
     let parsed = CONFIGS.iter().map(|text| Config::parse(text, "config.yaml".as_ref()).unwrap_or_else(|e| panic!("{text}: {e}")));
     // The capacity of a gateway, or hardly enough for two Services.
     let tight = Demand { rules: 8, frontends: 20, cluster_ips: 4, pool_bytes: 60_000 };
-    let capacity = if data.len() % 2 == 0 { CAPACITY } else { tight };
+    let capacity = if data.len().is_multiple_of(2) { CAPACITY } else { tight };
     let mut run = Run {
         input: Input::new(data),
         index: Index::default(),

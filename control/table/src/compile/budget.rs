@@ -23,13 +23,13 @@ const BACKEND_BYTES: u64 = 96;
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Demand {
     /// Addresses with ports outside of cluster IPs: each has a rule in the XDP filter.
-    rules: u64,
+    pub rules: u64,
     /// Cluster IPs with ports.
-    frontends: u64,
+    pub frontends: u64,
     /// Cluster IPs: each has a rule in the XDP filter.
-    cluster_ips: u64,
+    pub cluster_ips: u64,
     /// Bytes of endpoints and of the tables that choose among them.
-    pool_bytes: u64,
+    pub pool_bytes: u64,
 }
 
 /// What all Services together may have.

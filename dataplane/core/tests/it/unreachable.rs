@@ -10,8 +10,11 @@ use nomagic_core_fixtures::*;
 
 const HOST_UNREACHABLE: [u8; 2] = [3, 1];
 
+/// A Service, its endpoint, the route there, the reason, and the type and code of the ICMP error.
+type Dead = (&'static str, &'static str, RouteKind, Reason, Option<[u8; 2]>);
+
 /// Services of both families, each with one endpoint behind another kind of route.
-const WAYS: [(&str, &str, RouteKind, Reason, Option<[u8; 2]>); 6] = [
+const WAYS: [Dead; 6] = [
     ("10.96.4.1", "192.168.1.9", RouteKind::Unreachable, Reason::Unreachable, Some(HOST_UNREACHABLE)),
     ("10.96.4.2", "192.168.1.9", RouteKind::Prohibit, Reason::RouteProhibited, Some([3, 13])),
     ("10.96.4.3", "192.168.1.9", RouteKind::Blackhole, Reason::RouteBlackhole, None),
@@ -125,7 +128,7 @@ fn these_errors_are_limited_like_other_rejects() {
         usize::from(told(&done).is_some())
     };
     let sent: usize = (0..1_000).map(|i| ask(&mut w, 1_000 + i)).sum();
-    assert_eq!(sent as u64, u64::from(Class::Unreachable.share().burst), "one sender's burst");
+    assert_eq!(sent as u64, Class::Unreachable.share().burst, "one sender's burst");
 }
 
 /// The client's packets are routed by its own address, whatever SNAT replaces it with; the answers by the endpoint's.

@@ -8,7 +8,7 @@ use nomagic_core::frame::PortId;
 use nomagic_core::rss::{Kinds, Rss as RssTable};
 use nomagic_core::services::PortLimits;
 use nomagic_core::tuple::Proto;
-use nomagic_xsk::{Condition, EdgeStatus, LinkState, PortInfo, PortStatus, RssError};
+use nomagic_xsk::{AnswerCounts, Condition, EdgeStatus, LinkState, PortInfo, PortStatus, RssError};
 
 fn edge(ports: Vec<PortStatus>) -> EdgeStatus {
     EdgeStatus {
@@ -16,7 +16,7 @@ fn edge(ports: Vec<PortStatus>) -> EdgeStatus {
         ports,
         redirects: vec![],
         redirects_xdp: XdpCounts::default(),
-        answers: Default::default(),
+        answers: AnswerCounts::default(),
         pools: vec![],
         flows_live: 3,
         flows_capacity: 64,
