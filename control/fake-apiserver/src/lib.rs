@@ -19,6 +19,7 @@ mod store;
 mod tls;
 mod watch;
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tokio::sync::oneshot;
 
 pub use faults::{End, Gone, Streaming};
@@ -35,12 +37,25 @@ use state::SharedState;
 pub use store::{HISTORY_MAX, OBJECT_BYTES_MAX, OBJECTS_MAX};
 pub use tls::Identity;
 
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A socket with this address that does not listen yet.
+fn reserve(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
 /// A running server. Dropping it stops the server.
 pub struct FakeApiServer {
     shared: Arc<SharedState>,
     addr: SocketAddr,
     identity: Option<Identity>,
     running: Option<ServerThread>,
+    /// Keeps the port while the server is stopped: bound, so that no connection gets it as its own, but not listening.
+    reserved: Option<Socket>,
 }
 
 struct ServerThread {
@@ -51,7 +66,7 @@ struct ServerThread {
 impl FakeApiServer {
     /// Starts a server on an address (port 0: any free port) in the calling thread's network namespace. With an identity it accepts TLS only.
     pub fn start(addr: SocketAddr, identity: Option<Identity>) -> Result<FakeApiServer> {
-        let mut server = FakeApiServer { shared: SharedState::new(), addr, identity, running: None };
+        let mut server = FakeApiServer { shared: SharedState::new(), addr, identity, running: None, reserved: None };
         server.resume()?;
         Ok(server)
     }
@@ -67,13 +82,16 @@ impl FakeApiServer {
         if let Some(running) = self.running.take() {
             let _ = running.stop.send(());
             let _ = running.thread.join();
+            self.reserved = reserve(self.addr).ok();
         }
     }
 
     /// Listens again after [`FakeApiServer::stop`], on the same address.
     pub fn resume(&mut self) -> Result<()> {
         self.stop();
-        let listener = TcpListener::bind(self.addr).with_context(|| format!("cannot listen on {}", self.addr))?;
+        let socket = self.reserved.take().map_or_else(|| reserve(self.addr), Ok);
+        let listening = socket.and_then(|socket| socket.listen(BACKLOG).map(|()| TcpListener::from(socket)));
+        let listener = listening.with_context(|| format!("cannot listen on {}", self.addr))?;
         listener.set_nonblocking(true)?;
         self.addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();

@@ -189,9 +189,10 @@ impl RunningGateway {
         self.follow_interfaces();
         self.http.queued(&self.tables);
         self.put_in_force()?;
-        self.log_ready();
         self.follow_readiness();
         self.http.started();
+        // Last: who reads it may ask `/readyz` at once.
+        self.log_ready();
         Ok(())
     }
 

@@ -199,20 +199,32 @@ fn the_local_table_precedes_longer_prefixes_of_main() {
 }
 
 #[test]
-fn routes_with_other_selectors_are_skipped_and_counted() {
+fn routes_with_other_selectors_are_left_to_the_kernel() {
     let mut s = state();
     let mut tos = route("10.9.0.0/16", None, CL0);
     tos.header.tos = 8;
     let mut source = route("fd09::/64", None, CL0);
     source.header.source_prefix_length = 64;
+    let mut without_interface = route("10.8.0.0/16", None, CL0);
+    without_interface.attributes.retain(|a| !matches!(a, RouteAttribute::Oif(_)));
+    assert!(s.left_to_kernel().is_empty());
+    for (m, dst) in [(tos, "10.9.0.1"), (source, "fd09::1"), (without_interface, "10.8.0.1")] {
+        assert_eq!(add(&mut s, m), Effect::Changed);
+        assert_eq!(way(&s, dst), Resolution::Kernel { captured: true });
+    }
+    let left = s.left_to_kernel();
+    assert!(left.len() == 1 && left[0].starts_with("routes to 10.8.0.0/16 (and 2 more) have a TOS"), "{left:?}");
     let mut other_table = route("10.10.0.0/16", None, CL0);
     other_table.attributes.push(RouteAttribute::Table(1000));
+    assert_eq!(add(&mut s, other_table), Effect::Changed);
+    assert_eq!(way(&s, "10.10.0.1"), Resolution::Nowhere(Reason::NoRoute), "no rule leads to its table");
+    let mut own_table = route("10.13.0.0/16", None, CL0);
+    own_table.attributes.push(RouteAttribute::Table(super::local::SERVICES_TABLE));
     let mut cached = route("10.11.0.0/16", None, CL0);
     cached.header.flags = RouteFlags::Cloned;
-    for m in [tos, source, other_table, cached] {
+    for m in [own_table, cached] {
         assert_eq!(add(&mut s, m), Effect::Nothing);
     }
-    assert_eq!(s.left_out.unsupported, 2);
     let mut tunnel = route("10.12.0.0/16", None, CL0);
     tunnel.attributes.push(RouteAttribute::EncapType(RouteLwEnCapType::Mpls));
     add(&mut s, tunnel);

@@ -86,9 +86,10 @@ fn a_udp_client_follows_its_replaced_pod_and_tcp_stays() {
         assert_eq!(live, 4);
         let (announced, source_ports) = g.number(|s| (s.replies.announced, s.snat.connections));
         assert_eq!((announced, source_ports), (live, if snat { live } else { 0 }));
-        // After the last endpoint is removed, the connection keeps its endpoint.
+        // With the last endpoint the other UDP connections end, and TCP stays.
         g.apply(&nginx(&[]));
-        assert_eq!(g.number(|s| s.conntrack.endpoint_gone), 2);
+        wait_for("the UDP connections to end", Duration::from_secs(5), || g.number(|s| s.conntrack.endpoint_gone) == 4);
+        assert_eq!(g.number(|s| s.conntrack.live), 2);
         g.assert_accounts_close();
     }
 }

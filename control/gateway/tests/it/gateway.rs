@@ -132,9 +132,9 @@ fn routes_change_under_load() {
         assert_eq!(lost.load(Relaxed), 0, "round {round}");
     }
     // A route that ends: established flows are dropped at once, with a reason, and continue when the route is back.
-    let unreachable = g.reason(Reason::Unreachable);
+    let before = g.reason(Reason::RouteBlackhole);
     ip("route add blackhole 192.168.235.129/32");
-    wait_for("established flows meet the blackhole", LONG, || g.reason(Reason::Unreachable) > unreachable);
+    wait_for("established flows meet the blackhole", LONG, || g.reason(Reason::RouteBlackhole) > before);
     ip("route del blackhole 192.168.235.129/32");
     stop.store(true, Relaxed);
     load.join().unwrap().unwrap();
@@ -142,7 +142,7 @@ fn routes_change_under_load() {
     println!(
         "{} requests over 20 changes of routes, none lost; then a blackhole: {} frames",
         asked.load(Relaxed),
-        g.reason(Reason::Unreachable)
+        g.reason(Reason::RouteBlackhole)
     );
     g.print_frames();
 }

@@ -194,6 +194,8 @@ fn other_traffic_uses_the_kernels_routes() {
     // Policy routing by source, which matches as soon as a connection has a source, and a foreign rule with its table.
     scene.gw.ip("rule add pref 1000 from 10.0.0.1 lookup 100").unwrap();
     scene.gw.ip("route add default via 10.0.0.2 table 100").unwrap();
+    // It counts for the node's packets to endpoints as well, which the kernel would route after DNAT.
+    scene.gw.ip("route add 192.168.0.0/16 dev pods0 table 100").unwrap();
     let before = kernel_state(&scene.gw);
     let elsewhere = start_pod(&scene.client, PodOptions { http_port: 8080, udp_port: 8053, ..PodOptions::new("elsewhere") }).unwrap();
     let remote = remote();
