@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_dead_neighbour_leaves_room_for_others() {
-        let mut pool = pool(0, 64);
+        let mut pool = pool(0, 128);
         let mut hold = Hold::new(40, 100);
         let mut held = |last: u8| (0..20).filter(|_| hold.keep(packet(&mut pool), neighbour(last), 0).is_ok()).count();
         assert_eq!([held(1), held(1), held(2), held(3)], [10, 0, 10, 10]);

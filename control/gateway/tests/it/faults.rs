@@ -22,7 +22,7 @@ use lane::Lane;
 use record::Fault;
 
 /// Gateways at a time.
-const LANES: usize = 3;
+const LANES: usize = 2;
 
 /// What a start finds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

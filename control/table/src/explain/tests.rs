@@ -326,7 +326,7 @@ fn answers_agree_with_the_packet_path() {
         "Pass not_ours",
         "Reject no_endpoints",
         "Reject unused_service_port",
-        "Drop unreachable",
+        "Reject unreachable",
         "Drop port_down",
         "Drop snat_address_missing",
         "Drop snat_ports_exhausted",
@@ -411,7 +411,7 @@ fn the_next_hop_is_described() {
         (2, Verdict::Hold, &["next hop is 10.1.0.99 on pods", "held, not dropped"]),
         (3, Verdict::Forward, &["the kernel forwards the packet, and replies come back through a captured interface"]),
         (4, Verdict::Forward, &["Replies come back to an address", "rewritten to 169.254.78.78", "come back only to this address"]),
-        (5, Verdict::Drop, &["ICMP \"host unreachable\"", "routes say unreachable"]),
+        (5, Verdict::Reject, &["ICMP \"host unreachable\"", "routes say unreachable"]),
     ];
     for (last, verdict, words) in table {
         let answer = g.explain(&format!("tcp 10.9.0.1:1 -> 172.30.0.{last}:80"));

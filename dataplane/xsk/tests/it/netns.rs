@@ -91,6 +91,7 @@ fn frames_are_held_for_their_neighbour_within_limits() {
     scene.echo();
     let mut config = scene.config();
     config.hold_frames_max = 8;
+    config.hold_max = Duration::from_secs(1);
     let mut edge = scene.start(config, false);
     scene.serve(&mut edge);
     assert!(!scene.ask(SERVICE, 80, SHORT), "the pod's neighbour entry is unknown");
