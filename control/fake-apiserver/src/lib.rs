@@ -60,7 +60,8 @@ pub struct FakeApiServer {
 
 struct ServerThread {
     stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    /// Its own network namespace has the address, so it reserves it at its end.
+    thread: JoinHandle<Option<Socket>>,
 }
 
 impl FakeApiServer {
@@ -81,8 +82,7 @@ impl FakeApiServer {
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             let _ = running.stop.send(());
-            let _ = running.thread.join();
-            self.reserved = reserve(self.addr).ok();
+            self.reserved = running.thread.join().ok().flatten();
         }
     }
 
@@ -95,7 +95,7 @@ impl FakeApiServer {
         listener.set_nonblocking(true)?;
         self.addr = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let (shared, identity) = (self.shared.clone(), self.identity.clone());
+        let (shared, identity, addr) = (self.shared.clone(), self.identity.clone(), self.addr);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
         let work = move || {
             runtime.block_on(async {
@@ -104,6 +104,7 @@ impl FakeApiServer {
                     _ = serve(listener, identity, shared) => {}
                 }
             });
+            reserve(addr).ok()
         };
         let thread = std::thread::Builder::new().name("fake-apiserver".into()).spawn(work).context("cannot start a thread")?;
         self.running = Some(ServerThread { stop, thread });
