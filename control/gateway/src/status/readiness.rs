@@ -85,12 +85,13 @@ fn late(since: &mut Option<Instant>, good: bool, now: Instant) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use nomagic_core::frame::PortId;
     use nomagic_xsk::RssError;
 
-    fn port(condition: Condition, link: LinkState) -> PortInfo {
+    /// A port in this state.
+    pub(in crate::status) fn port(condition: Condition, link: LinkState) -> PortInfo {
         PortInfo {
             id: PortId(0),
             name: "eth0".into(),

@@ -31,6 +31,7 @@ mod local_pods;
 mod local_routes;
 mod local_traffic;
 mod net;
+mod net_policy;
 mod objects;
 mod own_addresses;
 mod path_mtu;

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::status::collect::{edge_status, waiting};
+use crate::status::readiness::tests::port;
 use nomagic_api::{Carried, KindWatch, SeedSource, ServicePort, Target, Worker};
 use nomagic_core::counters::{Volume, XdpCounts};
-use nomagic_core::frame::PortId;
 use nomagic_core::rss::{Kinds, Rss as RssTable};
 use nomagic_core::services::PortLimits;
 use nomagic_core::tuple::Proto;
@@ -83,21 +83,7 @@ fn status() -> Status {
 fn a_port_shows_whether_its_rss_is_known() {
     let known = RssTable::new(&[7; 40], &[0; 128], &[0], Kinds::default().with(Proto::Tcp, false)).unwrap();
     for (rss, words) in [(Ok(known.into()), "1 queue(s), RSS of 128 entries"), (Err(RssError::Unsupported), "1 queue(s), RSS unknown")] {
-        let info = PortInfo {
-            id: PortId(0),
-            name: "eth0".into(),
-            ifindex: 2,
-            mac: [2; 6],
-            mtu: 1500,
-            native: true,
-            zero_copy: false,
-            queues: 1,
-            owners: vec![0],
-            condition: Condition::Bound,
-            link: LinkState::NoCarrier,
-            rebinds: 0,
-            rss,
-        };
+        let info = PortInfo { rss, ..port(Condition::Bound, LinkState::NoCarrier) };
         let mut status = edge_status(edge(vec![PortStatus { info, xdp: XdpCounts::default(), sockets: Vec::new() }]), 0);
         status.workers = vec![Worker::default()];
         let page = page(&status, Sections::All, SortBy::Name);
