@@ -15,7 +15,7 @@ use crate::rewrite;
 use crate::routes::NextHop;
 use crate::services::{Backend, Services, TcpReject};
 use crate::tuple::Proto;
-use crate::wire::{ethernet, ethertype, ipv4, ipv6};
+use crate::wire::{ethernet, ethertype, ipv4, ipv6, tcp};
 
 /// Why a packet is dropped, and what its sender is told.
 pub(super) struct Refusal {
@@ -97,7 +97,8 @@ pub(super) fn refuse_opening<'f, 'c>(
 }
 
 /// The verdict about a packet that has no next hop now. Its sender is told if there is no way, as by a router (RFC 1812, 5.2.7.1; RFC 4443, 3.1). A
-/// packet that was held for too long is not held again.
+/// packet that was held for too long is not held again. A reset, where Services reject by resets, answers only a SYN: a route may be back in a moment,
+/// and open connections survive an ICMP error.
 pub(super) fn refuse_way<'f, 'c>(
     ctx: &mut Context<'c>,
     frame: &Frame<'f>,
@@ -118,7 +119,8 @@ pub(super) fn refuse_way<'f, 'c>(
         Reason::NeighbourTimeout => Error::HostUnreachable,
         _ => return Verdict::Drop(reason),
     };
-    let resets = ctx.services.tcp_reject == TcpReject::Reset && packet.tuple.proto == Proto::Tcp && packet.fragment_id.is_none();
+    let opens = packet.tuple.proto == Proto::Tcp && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN && packet.fragment_id.is_none();
+    let resets = ctx.services.tcp_reject == TcpReject::Reset && opens;
     let answer = if resets { Answer::Reset } else { Answer::Icmp(error) };
     refuse(ctx, frame, packet, Refusal { reason, answer, class: Class::Unreachable }, out, observer)
 }

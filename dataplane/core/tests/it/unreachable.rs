@@ -91,7 +91,7 @@ fn a_route_that_leads_nowhere_is_told_as_the_kernel_does() {
 }
 
 #[test]
-fn connections_that_lose_their_way_are_told_too_and_resets_are_a_choice() {
+fn connections_that_lose_their_way_are_told_too_and_new_ones_may_be_reset() {
     let mut w = world("10.96.4.1", "192.168.1.1");
     let client = spec("tcp", "10.0.0.2:40000", "10.96.4.1:80", SYN);
     assert!(matches!(w.run(CLIENTS, &client.frame()).verdict, Verdict::Forward(..)));
@@ -101,8 +101,10 @@ fn connections_that_lose_their_way_are_told_too_and_resets_are_a_choice() {
     assert_eq!((done.verdict, told(&done)), (Verdict::Drop(Reason::Unreachable), Some(HOST_UNREACHABLE)));
     w.services.tcp_reject = TcpReject::Reset;
     let done = w.run(CLIENTS, &next.frame());
+    assert_eq!(told(&done), Some(HOST_UNREACHABLE), "a reset would end a connection whose route may be back in a moment");
+    let done = w.run(CLIENTS, &spec("tcp", "10.0.0.2:40001", "10.96.4.1:80", SYN).frame());
     let reset = read(&done.made[0]).expect("a sound frame");
-    assert_eq!((reset.tuple.src_addr(), reset.tuple.sport, reset.tuple.dport), (ip("10.96.4.1"), 80, 40_000));
+    assert_eq!((reset.tuple.src_addr(), reset.tuple.sport, reset.tuple.dport), (ip("10.96.4.1"), 80, 40_001));
 }
 
 /// A frame that was held for as long as the kernel asks for a neighbour.
