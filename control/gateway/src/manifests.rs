@@ -40,6 +40,8 @@ pub struct ManifestSet {
     pub ignored: usize,
     /// A file that could not be read for want of memory or descriptors: it may be in order, and must be read again although it has not changed.
     pub shortage: Option<Problem>,
+    /// There may be objects of which nothing is known, not even their names.
+    pub incomplete: bool,
     by_file: BTreeMap<PathBuf, Vec<Object>>,
 }
 
@@ -51,6 +53,8 @@ struct FileContent {
     ignored: usize,
     /// Objects in the file that could not be read.
     lost: Vec<ObjectId>,
+    /// In place of those of them that are Services.
+    stand_ins: Vec<Object>,
     /// There may be further unreadable objects, of unknown name.
     lost_unknown: bool,
     /// The file could not be read for want of memory or descriptors.
@@ -116,7 +120,8 @@ pub fn load(path: &Path, previous: Option<&ManifestSet>) -> Result<ManifestSet, 
             format!("{more} files beyond the limit of {FILES_MAX} are not read; put several objects into one file"),
         ));
     }
-    let mut kept = Vec::new();
+    loaded.incomplete = more > 0;
+    let (mut kept, mut stand_ins) = (Vec::new(), Vec::new());
     for file in files {
         let mut content = read_file(&file);
         if content.shortage {
@@ -129,11 +134,14 @@ pub fn load(path: &Path, previous: Option<&ManifestSet>) -> Result<ManifestSet, 
         }
         loaded.problems.append(&mut content.problems);
         loaded.ignored += content.ignored;
+        loaded.incomplete |= content.lost_unknown;
+        stand_ins.append(&mut content.stand_ins);
         loaded.objects.extend(content.objects.iter().cloned());
         kept.extend(stay.iter().cloned());
         content.objects.extend(stay);
         loaded.by_file.insert(file, content.objects);
     }
+    kept.extend(stand_ins);
     drop_duplicates(&mut loaded, kept);
     prefer_slices(&mut loaded.objects);
     Ok(loaded)
@@ -154,7 +162,8 @@ fn last_valid(old: &[Object], content: &FileContent) -> Vec<Object> {
     old.iter().filter(stays).cloned().collect()
 }
 
-/// Keeps the first object of each name. Objects in `kept`, from an earlier load, have the lowest precedence.
+/// Keeps the first object of each name. Those in `kept` have the lowest precedence: objects from an earlier load, then what stands in for
+/// unreadable ones.
 fn drop_duplicates(loaded: &mut ManifestSet, kept: Vec<Object>) {
     let mut seen: HashMap<ObjectId, Origin> = HashMap::new();
     let mut problems: Vec<Problem> = Vec::new();
@@ -180,8 +189,12 @@ fn drop_duplicates(loaded: &mut ManifestSet, kept: Vec<Object>) {
         false
     });
     loaded.problems.append(&mut problems);
-    let fresh = |o: &Object| !seen.contains_key(&ObjectId::of(o));
-    loaded.objects.extend(kept.into_iter().filter(fresh));
+    let mut added: HashSet<ObjectId> = HashSet::new();
+    let mut fresh = |o: &Object| {
+        let id = ObjectId::of(o);
+        !seen.contains_key(&id) && (id.mirrored || added.insert(id))
+    };
+    loaded.objects.extend(kept.into_iter().filter(|o| fresh(o)));
 }
 
 /// Sets aside the slices of `Endpoints` objects whose Service has EndpointSlices, as in a dump of a cluster: these say the same, and more.

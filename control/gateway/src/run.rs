@@ -3,6 +3,7 @@
 //! The start order is: internal port, mirror of the kernel's routes, objects read and compiled, edge (sockets, then XDP), filter rules.
 //! Then one loop applies route and object changes, resolves missing neighbours and answers requests.
 
+mod compiling;
 mod deny;
 pub(crate) mod drain;
 mod edge;
@@ -59,7 +60,7 @@ use signals::{SignalRequest, Signals};
 use socket::{ControlSocket, Responder};
 use supervisor::Supervisor;
 use surplus::Surplus;
-use tables::{CompiledTables, NodeAddresses};
+use tables::{Changed, CompiledTables, NodeAddresses};
 
 /// Interval for checking workers, interfaces and manifests.
 const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -154,7 +155,7 @@ impl RunningGateway {
         }
         tables.choose_seed()?;
         startup::prepare_sources(&tables.settings(), &mirror.local_addresses(), &pair)?;
-        tables.compile();
+        tables.compile_first();
         let routing = Routing::new(&config, mirror, &pair);
         let (mut edge, on_failure) = startup::start_edge(&config, &tables, &routing)?;
         let mut gateway = RunningGateway {
@@ -242,15 +243,21 @@ impl RunningGateway {
                     self.http.answer(scrape, status, self.reconciler.done());
                 }
                 Some((request, responder)) = self.requests.recv() => responder.send(self.handle_request(&request)),
-                changed = self.tables.changed() => if changed? {
-                    self.tables.compile();
-                    self.publish();
+                changed = self.tables.changed() => match changed? {
+                    Changed::Nothing => {}
+                    Changed::Objects => self.compile(),
+                    Changed::Table => {
+                        self.publish();
+                        if self.tables.is_behind() {
+                            self.compile();
+                        }
+                    }
                 },
                 _ = poll.tick() => self.poll()?,
                 request = signals.next() => match request {
                     SignalRequest::Reload => {
                         self.deny.tend(&mut self.edge, true);
-                        self.reload(true);
+                        self.tables.reload(true);
                     }
                     SignalRequest::Stop => break,
                 },
@@ -279,7 +286,7 @@ impl RunningGateway {
                 self.publish();
             }
         }
-        self.reload(false);
+        self.tables.reload(false);
         self.follow_readiness();
         self.tables.tend();
         Ok(())
@@ -293,11 +300,10 @@ impl RunningGateway {
         self.local.follow_kernel(self.edge.filter_rules(), &self.routing.mirror, &self.tables);
     }
 
-    /// Loads changed manifests.
-    fn reload(&mut self, always: bool) {
-        if self.tables.reload(always) {
+    /// Compiles changed objects; a large change is published later.
+    fn compile(&mut self) {
+        if self.tables.compile() {
             self.publish();
-            tracing::info!("the changed manifests are in force");
         }
     }
 
@@ -312,6 +318,9 @@ impl RunningGateway {
         }
         let services = self.tables.services();
         tracing::debug!(generation = services.generation, ports = services.ports, "new service table in force");
+        if self.tables.has_new_manifests() {
+            tracing::info!("the changed manifests are in force");
+        }
     }
 
     fn run_periodic(&mut self) -> Result<()> {

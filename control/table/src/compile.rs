@@ -28,7 +28,7 @@ use budget::{Budget, Refusal};
 pub use budget::{CAPACITY, Demand};
 use claims::{Claims, KindRank, Rank};
 use memory::Memory;
-pub use memory::{CountedPort, PortKey, TARGETS_MAX};
+pub use memory::{Counted, CountedPort, PortKey, TARGETS_MAX};
 use plan::{Address, Ground, Plan};
 
 /// The state behind a `healthCheckNodePort`.
@@ -143,6 +143,11 @@ impl Compiler {
         self.memory.ports()
     }
 
+    /// Copies what [`Compiler::targets`] and [`Compiler::ports`] return.
+    pub fn counted(&self) -> Counted {
+        self.memory.counted()
+    }
+
     /// Applies settings that change no plan: equal ones, or ones with other pod ranges. False: a compilation from scratch is needed.
     fn follow_settings(&mut self, new: &Settings) -> bool {
         let Some(old) = &self.settings else { return false };
@@ -168,6 +173,7 @@ impl Compiler {
         let mut services = Services::empty(settings.seed);
         services.generation = self.services.generation;
         services.service_cidrs.clone_from(&settings.service_cidrs);
+        services.incomplete = settings.incomplete;
         services.set_pods(&settings.cluster_cidrs);
         services.snat = settings.snat.clone();
         services.tcp_reject = settings.tcp_reject;
@@ -196,7 +202,8 @@ impl Compiler {
         let ports = old.as_ref().map_or(&[][..], |p| &p.ports);
         let (known, refused) = (ground.index.service(key), self.budget.refused(key));
         let refused_whole = refused.is_some_and(|r| r.what == Refusal::Whole);
-        let unserved = known.filter(|s| s.ignored.is_some() || refused_whole).map(|s| s.cluster_ips.clone()).unwrap_or_default();
+        let unserved = known.filter(|s| s.ignored.is_some() || refused_whole || s.ports_unread).map(|s| s.cluster_ips.clone());
+        let unserved = unserved.unwrap_or_default();
         let service = known.filter(|s| s.ignored.is_none());
         let mut new = self.memory.update(key, |memory| service.map(|s| plan::plan(ground, s, ports, refused, memory)));
         // The new plan first, so that counts of what both plans have never drop to zero.

@@ -363,6 +363,7 @@ impl<'e> Explainer<'e> {
                 unserved.sentence(tuple)
             }
             (Reason::NoFlow, ..) => words::snat_reply(tuple),
+            _ if self.settings.incomplete && !own && self.services.in_service_range(dst) => words::perhaps_unread(self.settings, dst),
             _ => words::not_ours(tuple, own),
         });
         answer.steps.push(outcome);

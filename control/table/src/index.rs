@@ -26,7 +26,7 @@ impl Touched {
 }
 
 /// Objects by namespace and name.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Index {
     services: BTreeMap<NamespacedName, Arc<Service>>,
     slices: BTreeMap<NamespacedName, Arc<Slice>>,

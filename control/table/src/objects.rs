@@ -133,6 +133,8 @@ pub struct Service {
     pub source_ranges_unreadable: bool,
     /// `spec.ports`
     pub ports: Vec<ServicePortSpec>,
+    /// Some of its ports could not be read.
+    pub ports_unread: bool,
     /// `spec.internalTrafficPolicy`
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`, if the Service is reachable from outside the cluster.

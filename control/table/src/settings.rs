@@ -31,6 +31,8 @@ pub struct Settings {
     pub pods_by_interface: bool,
     /// Ranges of cluster IPs.
     pub service_cidrs: Vec<Prefix>,
+    /// There are objects of which not even the name could be read: nothing is said of addresses that no known Service has.
+    pub incomplete: bool,
     /// Masquerade every connection to a cluster IP.
     pub masquerade_all: bool,
     /// kube-proxy's `localhostNodePorts`; only `explain` mentions it.

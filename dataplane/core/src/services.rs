@@ -188,6 +188,8 @@ pub struct Services {
     /// Addresses that are the kernel's but for the ports of Services: this node's, and those of Services that are not served here. What is for
     /// another port of them is neither rejected nor dropped.
     pub kernel_ips: WordSet<IpAddr>,
+    /// Objects could not be read, so there may be Services that this table lacks: what is for an unallocated address is left to the kernel.
+    pub incomplete: bool,
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
     frontends: CowMap<FrontendKey, Frontend>,
@@ -276,6 +278,7 @@ impl Services {
             pod_ips: WordSet::default(),
             node_ips: WordSet::default(),
             kernel_ips: WordSet::default(),
+            incomplete: false,
             snat: SnatRange::default(),
             frontends: CowMap::default(),
             tcp_reject: TcpReject::default(),
@@ -388,15 +391,21 @@ impl Services {
         Decision::Forward { matched, pool, slot, backend, snat }
     }
 
+    /// Whether an address is in one of the ranges of cluster IPs.
+    pub fn in_service_range(&self, addr: IpAddr) -> bool {
+        self.service_cidrs.iter().any(|range| range.contains(addr))
+    }
+
     /// No frontend: unused ports of a cluster IP are rejected, unallocated addresses of the Service range dropped (kube-proxy's nftables
     /// mode), everything else is left to the kernel. So is what is for the node itself: kube-proxy rejects and drops in the hooks forward and
     /// output only.
     fn decide_unmatched(&self, tuple: &Tuple) -> Decision<'_> {
         let dst = tuple.dst_addr();
-        let of_services = || self.cluster_ips.contains(&dst) || self.service_cidrs.iter().any(|p| p.contains(dst));
+        let of_services = || self.cluster_ips.contains(&dst) || self.in_service_range(dst);
         if of_services() && !self.kernel_ips.contains(&dst) {
             return match self.cluster_ips.contains(&dst) {
                 true => Decision::Reject(None, Reason::UnusedServicePort),
+                false if self.incomplete => Decision::Pass(Reason::NotOurs),
                 false => Decision::Drop(None, Reason::UnallocatedServiceAddress),
             };
         }

@@ -194,6 +194,7 @@ fn load(args: &ConfigArgs) -> Result<(LoadedFiles, Vec<Problem>), String> {
         Err(SeedFileError { error, .. }) => return Err(error.to_string()),
     };
     let mut settings = config.settings_for(&[], &index);
+    settings.incomplete = manifests.incomplete;
     settings.seed = seed.unwrap_or(Seed::configured(0)).hash_seed();
     let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
     let mut problems = manifests.problems;

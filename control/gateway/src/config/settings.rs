@@ -62,6 +62,7 @@ impl Config {
             node: ThisNode { name, ips, primary, zone },
             cluster_cidrs,
             pods_by_interface: matches!(self.detect_local, DetectLocal::Interfaces(_)),
+            incomplete: false,
             service_cidrs,
             masquerade_all: self.masquerade_all,
             localhost_node_ports: self.localhost_node_ports,

@@ -202,7 +202,8 @@ impl DocumentReader {
         match objects::read(kind, value, &self.origin) {
             Ok(object) => self.add_read(object),
             Err(unread) => {
-                let Unread { key, problem, .. } = *unread;
+                let Unread { key, problem, stand_in, .. } = *unread;
+                self.content.stand_ins.extend(stand_in.map(Object::Service));
                 self.lost(key.map(|key| ObjectId { kind, key, mirrored: false }), problem);
             }
         }

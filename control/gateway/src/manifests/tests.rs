@@ -29,7 +29,8 @@ fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn object_names(loaded: &ManifestSet) -> Vec<String> {
-    loaded.objects.iter().map(|o| o.key().to_string()).collect()
+    let read = |o: &&Object| !matches!(o, Object::Service(s) if s.stands_in());
+    loaded.objects.iter().filter(read).map(|o| o.key().to_string()).collect()
 }
 
 fn problems(loaded: &ManifestSet) -> Vec<String> {
@@ -396,6 +397,31 @@ fn an_invalid_edit_removes_nothing() {
     assert_eq!((object_names(&fixed), problems(&fixed)), (vec!["default/c".to_string(), "default/other".into()], vec![]));
     fs::remove_file(&x).unwrap();
     assert_eq!(object_names(&load(d.path(), Some(&fixed)).unwrap()), ["default/other"]);
+}
+
+#[test]
+fn what_is_known_of_unreadable_objects_is_kept() {
+    let broken = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.7, ports: 7}\n";
+    let dir = dir(&[("a.yaml", broken)]);
+    let first = load(dir.path(), None).unwrap();
+    let Some(Object::Service(stand_in)) = first.objects.first() else { panic!("{:?}", problems(&first)) };
+    assert!(stand_in.stands_in() && stand_in.cluster_ips.len() == 1 && !first.incomplete);
+    // A valid version replaces it, and stays in force when the object is unreadable again.
+    for text in [service("a", "10.96.0.7"), broken.into()] {
+        fs::write(dir.path().join("a.yaml"), text).unwrap();
+        let loaded = load(dir.path(), Some(&first)).unwrap();
+        assert_eq!(loaded.objects.len(), 1, "{:?}", problems(&loaded));
+    }
+    let valid = {
+        fs::write(dir.path().join("a.yaml"), service("a", "10.96.0.7")).unwrap();
+        load(dir.path(), Some(&first)).unwrap()
+    };
+    fs::write(dir.path().join("a.yaml"), broken).unwrap();
+    let after = load(dir.path(), Some(&valid)).unwrap();
+    assert!(matches!(&after.objects[..], [Object::Service(s)] if !s.stands_in()), "{:?}", problems(&after));
+    // Of a document that is no YAML nothing is known.
+    fs::write(dir.path().join("b.yaml"), "kind: [").unwrap();
+    assert!(load(dir.path(), Some(&valid)).unwrap().incomplete);
 }
 
 #[test]

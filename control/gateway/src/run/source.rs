@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Result, anyhow, bail};
 use nomagic_api::ApiWatch;
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::manifests::{self, Fingerprint, ManifestSet};
@@ -24,8 +27,12 @@ pub enum ObjectSource {
 pub struct Manifests {
     path: PathBuf,
     fingerprint: Fingerprint,
-    loaded: ManifestSet,
-    /// The path could not be read at the last poll.
+    loaded: Arc<ManifestSet>,
+    /// A thread reads the files.
+    reading: Option<oneshot::Receiver<Result<ManifestSet, Problem>>>,
+    /// Read them again then, changed or not.
+    again: bool,
+    /// The path could not be read the last time.
     missing: bool,
 }
 
@@ -42,7 +49,9 @@ impl ObjectSource {
                     bail!("{problem}");
                 }
                 *index = Index::of(loaded.objects.iter().cloned());
-                Ok(ObjectSource::Manifests(Box::new(Manifests { path: path.clone(), fingerprint, loaded, missing: false })))
+                let (path, loaded) = (path.clone(), Arc::new(loaded));
+                let files = Manifests { path, fingerprint, loaded, reading: None, again: false, missing: false };
+                Ok(ObjectSource::Manifests(Box::new(files)))
             }
             (None, Some(server)) => {
                 let mark = Some(BYPASS_MARK);
@@ -77,23 +86,27 @@ impl ObjectSource {
         }
     }
 
-    /// Waits until an API server has changed the index. Never returns for files: call [`ObjectSource::poll`]. Cancel-safe.
+    /// Waits until an API server has changed the index, or files that [`ObjectSource::poll`] found changed are read. Cancel-safe.
     ///
     /// # Errors
     /// If the watch has ended for good.
     pub async fn changed(&mut self, index: &mut Index) -> Result<bool> {
         match self {
-            ObjectSource::Manifests(_) => std::future::pending().await,
+            ObjectSource::Manifests(files) => files.read(index).await,
             ObjectSource::Api(feed) => feed.changed(index).await,
         }
     }
 
-    /// Reads the files again if they have changed, or if `always`. Returns true if the index may have changed.
-    pub fn poll(&mut self, always: bool, index: &mut Index) -> bool {
-        match self {
-            ObjectSource::Manifests(files) => files.poll(always, index),
-            ObjectSource::Api(_) => false,
+    /// Starts to read the files again if they have changed, or if `always`.
+    pub fn poll(&mut self, always: bool) {
+        if let ObjectSource::Manifests(files) = self {
+            files.poll(always);
         }
+    }
+
+    /// Whether the objects come from files.
+    pub fn is_files(&self) -> bool {
+        matches!(self, ObjectSource::Manifests(_))
     }
 
     /// Problems of objects that were not added to the index.
@@ -101,6 +114,14 @@ impl ObjectSource {
         match self {
             ObjectSource::Manifests(files) => files.loaded.problems.iter().collect(),
             ObjectSource::Api(feed) => feed.problems().collect(),
+        }
+    }
+
+    /// Whether there may be Services of which nothing is known.
+    pub fn incomplete(&self) -> bool {
+        match self {
+            ObjectSource::Manifests(files) => files.loaded.incomplete,
+            ObjectSource::Api(feed) => feed.incomplete(),
         }
     }
 
@@ -122,26 +143,44 @@ impl ObjectSource {
 }
 
 impl Manifests {
-    fn poll(&mut self, always: bool, index: &mut Index) -> bool {
+    /// A large file takes seconds, so a thread reads.
+    fn poll(&mut self, always: bool) {
+        self.again |= always;
+        if self.reading.is_some() {
+            return;
+        }
         // Taken before reading, so that the next poll detects a change during the read.
         let fingerprint = manifests::fingerprint(&self.path);
-        if !always && fingerprint == self.fingerprint && self.loaded.shortage.is_none() {
-            return false;
+        if !self.again && fingerprint == self.fingerprint && self.loaded.shortage.is_none() {
+            return;
         }
-        self.fingerprint = fingerprint;
-        match manifests::load(&self.path, Some(&self.loaded)) {
-            Ok(loaded) => self.loaded = loaded,
+        let (told, reading) = oneshot::channel();
+        let (path, previous) = (self.path.clone(), self.loaded.clone());
+        let work = move || drop(told.send(manifests::load(&path, Some(&previous))));
+        match thread::Builder::new().name("nm-read".into()).spawn(work) {
+            Ok(_) => (self.fingerprint, self.again, self.reading) = (fingerprint, false, Some(reading)),
+            Err(e) => tracing::warn!("cannot start the thread nm-read, which reads the changed manifests; trying again: {e}"),
+        }
+    }
+
+    /// Waits for the files that are being read. True: the index may have changed.
+    async fn read(&mut self, index: &mut Index) -> Result<bool> {
+        let Some(reading) = &mut self.reading else { std::future::pending().await };
+        let loaded = reading.await.map_err(|_| anyhow!("the thread nm-read has panicked: see its message above"))?;
+        self.reading = None;
+        match loaded {
+            Ok(loaded) => self.loaded = Arc::new(loaded),
             Err(problem) => {
                 if !std::mem::replace(&mut self.missing, true) {
                     tracing::warn!("{problem}; the objects read before stay in force");
                 }
-                return false;
+                return Ok(false);
             }
         }
         self.missing = false;
         for kind in Kind::ALL {
             index.replace(kind, self.loaded.objects.iter().cloned(), &BTreeSet::new());
         }
-        true
+        Ok(true)
     }
 }

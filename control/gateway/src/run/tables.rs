@@ -10,6 +10,7 @@ use nomagic_api::{ApiWatch, SeedSource};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::services::Services;
 
+use super::compiling::{Compiling, Order, Outcome};
 use super::findings::{Findings, SETTLED_AFTER};
 use super::http::TableUpdate;
 use super::pods::PodRanges;
@@ -19,7 +20,6 @@ use crate::config::Config;
 use crate::net::Mirror;
 use crate::observe::health::Moment;
 use crate::seed::{self, Seed};
-use nomagic_table::changes::Changes;
 use nomagic_table::compile::serving::Serving;
 use nomagic_table::compile::{Compiler, CountedPort, PortKey, TARGETS_MAX};
 use nomagic_table::explain::Explainer;
@@ -42,7 +42,11 @@ pub struct CompiledTables {
     source: ObjectSource,
     index: Index,
     settings: Settings,
-    compiler: Compiler,
+    compiling: Compiling,
+    /// Objects or settings have changed since the compilation began that is running: when that was noticed first.
+    behind: Option<Moment>,
+    /// Manifests were read for the next table.
+    new_manifests: bool,
     services: Arc<Services>,
     serving: Serving,
     /// This node's pods, if they are detected by interfaces.
@@ -56,6 +60,16 @@ pub struct CompiledTables {
     opened: FilterRules,
     /// The XDP filter may have unneeded rules. Initially true: an earlier process may have left some.
     closed: bool,
+}
+
+/// What [`CompiledTables::changed`] has waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changed {
+    Nothing,
+    /// Call [`CompiledTables::compile`].
+    Objects,
+    /// There is a new table.
+    Table,
 }
 
 /// This node's addresses in the kernel.
@@ -81,7 +95,7 @@ impl CompiledTables {
         let source = ObjectSource::open(config, seed.is_none(), &mut index)?;
         let settings = config.settings_for(&addresses.usable, &index);
         let services = Arc::new(Services::empty(settings.seed));
-        let compiler = Compiler::new(TARGETS_MAX);
+        let compiling = Compiling::new(Compiler::new(TARGETS_MAX));
         let (config, problems, update) = (config.clone(), Vec::new(), TableUpdate::new());
         let findings = if config.manifests.is_some() { Findings::of_files() } else { Findings::of_api_server(SETTLED_AFTER) };
         let (serving, pods, opened) = (Serving::default(), PodRanges::default(), FilterRules::default());
@@ -93,7 +107,9 @@ impl CompiledTables {
             source,
             index,
             settings,
-            compiler,
+            compiling,
+            behind: None,
+            new_manifests: false,
             services,
             serving,
             pods,
@@ -132,18 +148,27 @@ impl CompiledTables {
         self.seed.map(|seed| seed.source())
     }
 
-    /// Waits until the API server has changed the objects; call [`CompiledTables::compile`] then. Cancel-safe.
-    pub async fn changed(&mut self) -> Result<bool> {
-        self.source.changed(&mut self.index).await
+    /// Waits until objects have changed, or a large change is compiled. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the watch or the compiler has ended for good.
+    pub async fn changed(&mut self) -> Result<Changed> {
+        tokio::select! {
+            outcome = self.compiling.outcome() => {
+                self.take(outcome?);
+                Ok(Changed::Table)
+            }
+            changed = self.source.changed(&mut self.index) => {
+                let changed = changed?;
+                self.new_manifests |= changed && self.source.is_files();
+                Ok(if changed { Changed::Objects } else { Changed::Nothing })
+            }
+        }
     }
 
-    /// Reads changed manifests (all of them if `always`) and compiles. Returns true if there is a new table.
-    pub fn reload(&mut self, always: bool) -> bool {
-        let changed = self.source.poll(always, &mut self.index);
-        if changed {
-            self.compile();
-        }
-        changed
+    /// Reads the manifests if they have changed, or if `always`; [`CompiledTables::changed`] tells the end.
+    pub fn reload(&mut self, always: bool) {
+        self.source.poll(always);
     }
 
     /// Updates the addresses of this node's pods; `None` if they are not detected by interfaces. Returns true if there is a new table.
@@ -151,11 +176,7 @@ impl CompiledTables {
         let Some(pods) = pods.filter(|pods| *pods != self.pods) else { return false };
         self.config.cluster_cidrs.clone_from(&pods.ranges);
         self.pods = pods;
-        let compiled = self.services.generation > 0;
-        if compiled {
-            self.compile();
-        }
-        compiled
+        self.services.generation > 0 && self.compile()
     }
 
     /// Updates this node's addresses in the kernel, and those of the API server. Returns true if there is a new table.
@@ -165,11 +186,7 @@ impl CompiledTables {
             return false;
         }
         (self.addresses, self.servers) = (addresses, servers);
-        let changed = self.services.generation > 0 && self.settings() != self.settings;
-        if changed {
-            self.compile();
-        }
-        changed
+        self.services.generation > 0 && self.settings() != self.settings && self.compile()
     }
 
     /// Derives the settings from the configuration, the current objects and the kernel's own ports.
@@ -177,6 +194,7 @@ impl CompiledTables {
         let mut settings = self.config.settings_for(&self.addresses.usable, &self.index);
         settings.kernel_ips.extend(&self.addresses.all);
         settings.api_servers.extend(self.source.server_addresses());
+        settings.incomplete = self.source.incomplete();
         if let Some(seed) = self.seed {
             settings.seed = seed.hash_seed();
         }
@@ -187,22 +205,58 @@ impl CompiledTables {
         settings
     }
 
-    /// Compiles the changed objects.
-    pub fn compile(&mut self) {
-        let noticed = Moment::now();
-        self.settings = self.settings();
-        let touched = self.index.take_touched();
-        let compiled = self.compiler.recompile(&self.index, &self.settings, &touched);
-        self.update.compiled(Changes::of(&touched, &self.index), &compiled, noticed);
+    /// Compiles the first table, which everything waits for.
+    pub fn compile_first(&mut self) {
+        let order = self.order();
+        if let Some(outcome) = self.compiling.here(&self.index, order) {
+            self.take(outcome);
+        }
+    }
+
+    /// Compiles the changed objects. True: there is a new table. A large change takes longer, and [`CompiledTables::changed`] tells its end; what
+    /// changes meanwhile waits.
+    pub fn compile(&mut self) -> bool {
+        if self.compiling.is_away() {
+            self.behind.get_or_insert_with(Moment::now);
+            return false;
+        }
+        let order = self.order();
+        let unchanged_settings = order.settings == self.settings;
+        match self.compiling.start(&self.index, order, unchanged_settings) {
+            Some(outcome) => self.take(outcome),
+            None => return false,
+        }
+        true
+    }
+
+    /// Whether something has changed since the compilation of the latest table began.
+    pub fn is_behind(&self) -> bool {
+        self.behind.is_some()
+    }
+
+    fn order(&mut self) -> Order {
+        let noticed = self.behind.take().unwrap_or_else(Moment::now);
+        Order { settings: self.settings(), touched: self.index.take_touched(), noticed }
+    }
+
+    /// Takes a new table over.
+    fn take(&mut self, outcome: Outcome) {
+        let Outcome { compiled, settings, changes, noticed, concerned, index } = outcome;
+        self.settings = settings;
+        self.update.compiled(changes, &compiled, noticed);
         self.opened.extend(compiled.opened);
         self.closed |= compiled.closed;
         self.services = Arc::new(compiled.services);
-        let concerned = touched.services_concerned(&self.index);
-        self.serving.follow(&self.index, &concerned);
+        self.serving.follow(index.as_ref().unwrap_or(&self.index), &concerned);
         self.findings.touched(concerned, Instant::now());
         self.of_objects = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
         self.examine();
         self.report();
+    }
+
+    /// Whether the latest table is the first one with manifests that were read again. True once.
+    pub fn has_new_manifests(&mut self) -> bool {
+        self.behind.is_none() && std::mem::take(&mut self.new_manifests)
     }
 
     /// Examines Services that have been left alone for a while.
@@ -271,12 +325,12 @@ impl CompiledTables {
 
     /// The pairs of a Service port and a backend that have counters: `(index, Service port, address, port)`.
     pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
-        self.compiler.targets()
+        self.compiling.targets()
     }
 
     /// The Service ports of the table, with their numbers of backends and of refused packets.
     pub fn ports(&self) -> impl Iterator<Item = CountedPort<'_>> {
-        self.compiler.ports()
+        self.compiling.ports()
     }
 
     /// The number of a Service port; `None` if it no longer exists.
@@ -317,109 +371,4 @@ impl CompiledTables {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nomagic_core::conntrack::{Conntrack, Flow, Phase};
-    use nomagic_core::tuple::{Prefix, Proto, addr_words};
-    use nomagic_core::unused::Unused;
-    use std::sync::atomic::AtomicU64;
-
-    fn manifest(port: u16) -> String {
-        format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{clusterIP: 10.96.0.1, externalIPs: [203.0.113.7], ports: [{{port: {port}}}]}}\n"
-        )
-    }
-
-    fn tables(dir: &std::path::Path) -> CompiledTables {
-        std::fs::write(dir.join("m.yaml"), manifest(80)).unwrap();
-        let mut tables = open(dir.join("m.yaml")).unwrap();
-        tables.compile();
-        tables
-    }
-
-    /// The port served on the Service's cluster IP.
-    fn served(t: &CompiledTables) -> u16 {
-        t.services().frontends().find(|(ip, ..)| *ip == IpAddr::from([10, 96, 0, 1])).unwrap().1
-    }
-
-    fn open(manifests: std::path::PathBuf) -> Result<CompiledTables> {
-        let config = Config { manifests: Some(manifests), ..Config::default() };
-        let addresses = NodeAddresses { usable: vec!["10.0.0.1".parse().unwrap()], ..NodeAddresses::default() };
-        CompiledTables::open(&config, Some(Seed::configured(0)), addresses)
-    }
-
-    #[test]
-    fn a_changed_file_makes_a_new_table_and_a_missing_file_keeps_the_old_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut t = tables(dir.path());
-        assert_eq!((t.services().generation, served(&t)), (1, 80));
-        assert!(!t.reload(false));
-        std::fs::write(dir.path().join("m.yaml"), manifest(8081)).unwrap();
-        assert!(t.reload(false) && !t.reload(false));
-        assert_eq!((t.services().generation, served(&t)), (2, 8081));
-        std::fs::remove_file(dir.path().join("m.yaml")).unwrap();
-        assert!(!t.reload(false) && !t.reload(true));
-        assert_eq!(served(&t), 8081);
-        std::fs::write(dir.path().join("m.yaml"), manifest(8082)).unwrap();
-        assert!(t.reload(false));
-        assert!(open(dir.path().join("none.yaml")).is_err());
-    }
-
-    #[test]
-    fn pods_beyond_the_limit_are_a_problem() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut t = tables(dir.path());
-        let pod: IpAddr = "10.1.0.7".parse().unwrap();
-        let pods = |left_out| Some(PodRanges { ranges: vec![Prefix::host(pod)], left_out });
-        assert!(t.follow_pods(pods(3)) && !t.follow_pods(pods(3)), "unchanged pods make no new table");
-        assert!(t.problems().len() == 1 && t.problems()[0].starts_with("detectLocal: "), "{:?}", t.problems());
-        assert!(t.services().pod_ips.contains(&pod));
-        assert!(t.follow_pods(pods(0)) && t.problems().is_empty());
-        assert!(!t.follow_pods(None) && t.services().pod_ips.contains(&pod));
-    }
-
-    #[test]
-    fn rules_are_removed_after_the_last_connection() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut t = tables(dir.path());
-        let known = t.opened().clone();
-        assert!(t.in_force() && !t.in_force());
-        assert!(known.services.contains(&("203.0.113.7".parse().unwrap(), 80, Proto::Tcp)));
-        std::fs::write(dir.path().join("m.yaml"), manifest(8081)).unwrap();
-        t.reload(false);
-
-        let words: Vec<AtomicU64> = (0..Conntrack::words_needed(8)).map(|_| AtomicU64::new(0)).collect();
-        let table = Conntrack::format(&words, 8, 1, [0, 0]).unwrap();
-        let addr = |a: &str| addr_words(a.parse().unwrap()).0;
-        let mut flow = Flow {
-            proto: Proto::Tcp,
-            v6: false,
-            announced: false,
-            client: addr("10.0.0.9"),
-            client_port: 1000,
-            service: addr("203.0.113.7"),
-            service_port: 80,
-            backend: addr("192.168.0.1"),
-            backend_port: 80,
-            source: addr("10.0.0.1"),
-            source_port: 61_000,
-            stats: 0,
-            counted: None,
-        };
-        let (hash, phase) = (table.hash(&flow.original()), Phase::first(Proto::Tcp, 2));
-        let pending = table.reserve(&mut flow, hash, phase, 0, std::iter::once(61_000)).unwrap();
-        let hit = table.commit(pending).unwrap();
-        assert_eq!(t.surplus(&known).len(), 1);
-        assert!(Unused::of(t.surplus(&known), table).rules().is_empty(), "a connection is live");
-        assert!(table.end(&hit).is_some());
-        let gone = Unused::of(t.surplus(&known), table);
-        let gone = gone.rules();
-        assert_eq!((gone.services.len(), gone.len()), (1, 1));
-        let new = t.opened().clone();
-        assert_eq!((new.services.len(), new.len()), (1, 1), "only new rules");
-        assert!(t.surplus(&FilterRules { services: new.services, ..FilterRules::default() }).is_empty());
-        assert!(t.surplus(&known).is_empty(), "none until something changes");
-        assert!(t.in_force());
-        assert_eq!(t.surplus(&known).len(), 1, "rules closed before they came into force are found");
-    }
-}
+mod tests;

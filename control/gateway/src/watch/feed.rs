@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use nomagic_api::{ApiWatch, KindWatch, WatchState};
 use nomagic_table::index::Index;
-use nomagic_table::objects::{Kind, Object, Unread};
+use nomagic_table::objects::{Kind, Object, Service, Unread};
 use nomagic_table::problem::{Origin, Problem};
 use tokio::sync::mpsc;
 
@@ -57,6 +58,8 @@ pub struct Feed {
     uid: ClusterUid,
     /// Unreadable objects, by kind and name.
     unread: BTreeMap<(Kind, String), Problem>,
+    /// There were more unreadable Services than that.
+    overfull: bool,
 }
 
 impl Feed {
@@ -74,7 +77,7 @@ impl Feed {
         });
         let uid = if read_cluster_uid { ClusterUid::Awaited } else { ClusterUid::Unneeded };
         let addresses = ServerAddresses::default();
-        Feed { messages, server, addresses, objects_max, watches, uid, unread: BTreeMap::new() }
+        Feed { messages, server, addresses, objects_max, watches, uid, unread: BTreeMap::new(), overfull: false }
     }
 
     /// The addresses of the server that are known now: literal or resolved.
@@ -137,6 +140,11 @@ impl Feed {
         self.unread.values()
     }
 
+    /// Whether there are Services of which nothing is in the index.
+    pub fn incomplete(&self) -> bool {
+        self.overfull
+    }
+
     /// For `nomagic status`.
     pub fn status(&self, index: &Index) -> ApiWatch {
         let state = |c: &KindStatus| match (c.connected, c.faults) {
@@ -178,22 +186,28 @@ impl Feed {
                 let cleared = before != self.unread.len();
                 let kept: BTreeSet<_> = unread.iter().filter_map(|u| u.key.clone()).collect();
                 let has_unread = !unread.is_empty();
-                unread.into_iter().for_each(|u| self.record(u));
-                index.replace(kind, objects, &kept) | cleared | has_unread
+                self.overfull &= kind != Kind::Service;
+                let stand_ins: Vec<_> = unread.into_iter().filter_map(|u| self.record(u)).collect();
+                let changed = index.replace(kind, objects, &kept);
+                stand_ins.into_iter().for_each(|service| put_stand_in(service, index));
+                changed | cleared | has_unread
             }
             WatchMessage::Applied(object) => {
                 let (kind, key) = (object.kind(), object.key().clone());
                 self.heard(kind, 1);
                 let readable_again = self.unread.remove(&(kind, key.to_string())).is_some();
-                if index.count(kind) >= self.objects_max && !index.knows(kind, &key) {
-                    self.record(limit_exceeded(&object, self.objects_max));
+                let known = index.knows(kind, &key) && !(kind == Kind::Service && index.service(&key).is_some_and(|s| s.stands_in()));
+                if index.count(kind) >= self.objects_max && !known {
+                    let stand_in = self.record(limit_exceeded(&object, self.objects_max));
+                    stand_in.into_iter().for_each(|service| put_stand_in(service, index));
                     return true;
                 }
                 index.apply(object) | readable_again
             }
             WatchMessage::Unreadable(unread) => {
                 self.heard(unread.kind, 1);
-                self.record(unread);
+                let stand_in = self.record(unread);
+                stand_in.into_iter().for_each(|service| put_stand_in(service, index));
                 true
             }
             WatchMessage::Deleted(kind, key) => {
@@ -243,11 +257,21 @@ impl Feed {
         watch.error = Some(error);
     }
 
-    fn record(&mut self, unread: Unread) {
+    /// Records an unreadable object. Returns its stand-in, if it has one and is within the limit.
+    fn record(&mut self, unread: Unread) -> Option<Arc<Service>> {
         let name = unread.key.map_or_else(|| format!("?{}", unread.problem), |k| k.to_string());
-        if self.unread.len() < UNREAD_MAX {
-            self.unread.insert((unread.kind, name), unread.problem);
-        }
+        let id = (unread.kind, name);
+        let room = self.unread.len() < UNREAD_MAX || self.unread.contains_key(&id);
+        self.overfull |= !room && unread.stand_in.is_some();
+        room.then(|| self.unread.insert(id, unread.problem));
+        unread.stand_in.filter(|_| room)
+    }
+}
+
+/// Puts a Service's cluster IPs into the index, unless a valid version of it is in force.
+fn put_stand_in(service: Arc<Service>, index: &mut Index) {
+    if index.service(&service.key).is_none_or(|known| known.stands_in()) {
+        index.apply(Object::Service(service));
     }
 }
 
@@ -255,7 +279,8 @@ fn limit_exceeded(object: &Object, max: usize) -> Unread {
     let (kind, key) = (object.kind(), object.key().clone());
     let message = format!("{max} {kind}s are allowed; this one is skipped");
     let problem = Problem { origin: Origin::default(), object: format!("{kind} {key}"), field: String::new(), message };
-    Unread { kind, key: Some(key), problem }
+    let stand_in = if let Object::Service(service) = object { Some(service.over_limit()) } else { None };
+    Unread { kind, key: Some(key), problem, stand_in }
 }
 
 #[cfg(test)]
@@ -318,6 +343,41 @@ mod tests {
         assert!(!feed.apply(WatchMessage::ClusterUid(Err("no".into())), &mut index), "no table depends on it yet");
         feed.apply(WatchMessage::ClusterUid(Ok("late".into())), &mut index);
         assert_eq!((feed.complete(), feed.cluster_uid()), (true, Some(Err("no"))), "settled once");
+    }
+
+    #[test]
+    fn cluster_ips_of_services_that_are_not_in_force_are_known() {
+        let (_sender, messages) = mpsc::channel(8);
+        let mut feed = Feed::new(messages, "https://a".into(), 2, false);
+        let mut index = Index::default();
+        let why = |index: &Index, name: &str| index.service(&key(name)).map(|s| s.ignored);
+        let unreadable = |name: &str| {
+            let value = json!({"metadata": {"name": name}, "spec": {"clusterIP": "10.0.0.1", "ports": 7}});
+            *read(Kind::Service, value, &Origin::default()).unwrap_err()
+        };
+        let (unread, over) = (Some(Some("it could not be read")), Some(Some("there are too many Services")));
+        feed.apply(WatchMessage::Listed(Kind::Service, vec![service("a")], vec![unreadable("b")]), &mut index);
+        assert_eq!((why(&index, "a"), why(&index, "b")), (Some(None), unread));
+        // The last valid version stays in force.
+        feed.apply(WatchMessage::Unreadable(unreadable("a")), &mut index);
+        assert_eq!(why(&index, "a"), Some(None));
+        // There is no room for another one, nor for the one that was unreadable.
+        for name in ["c", "b"] {
+            feed.apply(WatchMessage::Applied(service(name)), &mut index);
+            assert_eq!(why(&index, name), over, "{name}");
+        }
+        for name in ["a", "c"] {
+            feed.apply(WatchMessage::Deleted(Kind::Service, key(name)), &mut index);
+        }
+        feed.apply(WatchMessage::Applied(service("b")), &mut index);
+        assert_eq!((why(&index, "b"), why(&index, "c"), feed.incomplete()), (Some(None), None, false));
+        // More than can be known make the index incomplete, until a list says otherwise.
+        for i in 0..=UNREAD_MAX {
+            feed.apply(WatchMessage::Unreadable(unreadable(&format!("s{i}"))), &mut index);
+        }
+        assert!(feed.incomplete());
+        feed.apply(WatchMessage::Listed(Kind::Service, vec![], vec![]), &mut index);
+        assert!(!feed.incomplete());
     }
 
     #[test]

@@ -75,6 +75,8 @@ impl Demand {
         for v6 in service.cluster_ips.iter().map(IpAddr::is_ipv6) {
             let of_family = |ips: &[IpAddr]| ips.iter().filter(|ip| ip.is_ipv6() == v6).count() as u64;
             let outer = of_family(&service.load_balancer_ips) + of_family(&service.external_ips);
+            // A cluster IP that is not taken whole has a rule for each port.
+            let outer = outer + u64::from(service.ports_unread);
             let rules = outer * ports + node_ports * ground.node_port_ips[usize::from(v6)].len() as u64;
             demand.rules += rules;
             demand.frontends += ports;

@@ -3,10 +3,12 @@
 use nomagic_core::reason::Reason;
 use nomagic_core::services::Decision;
 use nomagic_core::tuple::{Proto, Tuple};
+use serde_json::json;
 
 use super::tests::{compile, named, settings, slice};
 use super::*;
-use crate::objects::Object;
+use crate::objects::{Kind, Object, read};
+use crate::problem::Origin;
 use crate::settings::ExternalIps;
 
 const PORT: &str = "{name: '', port: 8080}";
@@ -73,6 +75,28 @@ fn cluster_ips_of_services_of_others_are_left_to_the_kernel() {
         fates.push(fate(&compiler.recompile(&index, &settings(), &touched), "172.30.5.5:80"));
     }
     assert_eq!(fates, ["pass", "unused_service_port", "pass"]);
+}
+
+#[test]
+fn what_could_not_be_read_is_left_to_the_kernel() {
+    // One port is unreadable: the others are served, and of the rest nobody knows whether it is unused.
+    let half = service("n", "half", 2024, "{clusterIP: 172.30.5.5, ports: [{port: 80, name: a}, {port: 443, protocol: TPC, name: b}]}");
+    let c = compile(&[half, slice("half-1", "half", "{name: a, port: 8080}", &["10.1.0.1"])], &settings());
+    assert_eq!([fate(&c, "172.30.5.5:80"), fate(&c, "172.30.5.5:443"), fate(&c, "172.30.5.5:81")], ["half", "pass", "pass"]);
+    let rules = FilterRules::of(&c.services);
+    assert!(rules.services.contains(&("172.30.5.5".parse().unwrap(), 80, Proto::Tcp)) && rules.addresses.is_empty());
+
+    // A port that is there twice is none of the unreadable ones.
+    let twice = service("n", "twice", 2024, "{clusterIP: 172.30.5.5, ports: [{port: 80, name: a}, {port: 80, name: b}]}");
+    assert_eq!(fate(&compile(&[twice], &settings()), "172.30.5.5:81"), "unused_service_port");
+
+    // Of a Service that is unreadable as a whole its cluster IP is known, or nothing at all.
+    let whole = json!({"metadata": {"name": "a"}, "spec": {"clusterIP": "172.30.5.5", "ports": 7}});
+    let stand_in = read(Kind::Service, whole, &Origin::default()).unwrap_err().stand_in.unwrap();
+    let c = compile(&[Object::Service(stand_in)], &settings());
+    assert_eq!([fate(&c, "172.30.5.5:80"), fate(&c, "172.30.5.6:80")], ["pass", "unallocated_service_address"]);
+    let c = compile(&[], &Settings { incomplete: true, ..settings() });
+    assert_eq!(fate(&c, "172.30.5.6:80"), "pass");
 }
 
 #[test]

@@ -137,7 +137,39 @@ pub struct CountedPort<'m> {
     pub refused: &'m Refused,
 }
 
+/// What a table counts, copied: for as long as the compiler works on the next one.
+#[derive(Debug, Default)]
+pub struct Counted {
+    /// With the number of backends.
+    ports: Vec<(PortKey, usize, Arc<Refused>)>,
+    /// `(index, place of the port above, address, port)`
+    targets: Vec<(u32, usize, IpAddr, u16)>,
+}
+
+impl Counted {
+    /// See [`Compiler::targets`](super::Compiler::targets).
+    pub fn targets(&self) -> impl Iterator<Item = (u32, &PortKey, IpAddr, u16)> {
+        self.targets.iter().filter_map(|(place, port, addr, number)| Some((*place, &self.ports.get(*port)?.0, *addr, *number)))
+    }
+
+    /// See [`Compiler::ports`](super::Compiler::ports).
+    pub fn ports(&self) -> impl Iterator<Item = CountedPort<'_>> {
+        self.ports.iter().map(|(key, backends, refused)| CountedPort { key, backends: *backends, refused })
+    }
+}
+
 impl Memory {
+    pub(super) fn counted(&self) -> Counted {
+        let mut counted = Counted::default();
+        for (key, port) in self.services.values().flatten() {
+            let Some((refused, _)) = &port.refused else { continue };
+            let place = counted.ports.len();
+            counted.targets.extend(port.targets.iter().map(|((addr, number), target)| (target.place, place, *addr, *number)));
+            counted.ports.push((key.clone(), port.targets.len(), refused.clone()));
+        }
+        counted
+    }
+
     pub(super) fn ports(&self) -> impl Iterator<Item = CountedPort<'_>> {
         let ports = self.services.values().flatten();
         ports.filter_map(|(key, port)| Some(CountedPort { key, backends: port.targets.len(), refused: &port.refused.as_ref()?.0 }))

@@ -131,7 +131,8 @@ pub(super) fn plan(
             plan.answer_at(&subject, port, v6, &owner, &internal, &external);
         }
     }
-    if !service.ports.is_empty() {
+    // Of an unread port nobody knows that it is unused.
+    if !service.ports.is_empty() && !service.ports_unread {
         plan.cluster_ips.clone_from(&service.cluster_ips);
     }
     plan.health_check = service.health_check_port.map(|port| (port, healthy.len()));

@@ -24,6 +24,7 @@ pub(super) fn settings() -> Settings {
         },
         cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
         pods_by_interface: false,
+        incomplete: false,
         service_cidrs: vec!["172.30.0.0/16".parse().unwrap()],
         masquerade_all: false,
         localhost_node_ports: true,

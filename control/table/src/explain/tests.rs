@@ -45,6 +45,7 @@ fn settings() -> Settings {
         node: ThisNode { name: "here".into(), ips: vec![addr("192.168.0.2")], primary: vec![addr("192.168.0.2")], zone: None },
         cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
         pods_by_interface: false,
+        incomplete: false,
         service_cidrs: vec!["172.30.0.0/16".parse().unwrap()],
         masquerade_all: false,
         localhost_node_ports: true,

@@ -316,6 +316,13 @@ pub(super) fn unallocated(settings: &Settings, ip: IpAddr) -> String {
     format!("{ip} is in the range of cluster IPs (serviceCIDRs: {range}), but no Service has it.")
 }
 
+pub(super) fn perhaps_unread(settings: &Settings, ip: IpAddr) -> String {
+    let range = listed(settings.service_cidrs.iter().filter(|c| c.contains(ip)).map(Prefix::to_string));
+    format!(
+        "{ip} is in the range of cluster IPs (serviceCIDRs: {range}). No Service that could be read has it, but not all objects could be read (see the warnings)."
+    )
+}
+
 pub(super) fn health_check(check: &HealthCheck, t: &Tuple) -> String {
     let (status, count) = (if check.local_endpoints > 0 { 200 } else { 503 }, check.local_endpoints);
     format!(

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::shape::{Checked, Wrong, check};
-use super::{Kind, NamespacedName, Node, Object, Service, ServiceCidr, Slice, schema};
+use super::{Kind, NamespacedName, Node, Object, Service, ServiceCidr, Slice, schema, service};
 use crate::problem::{Notes, Origin, Problem};
 
 /// An object that could not be read.
@@ -20,6 +20,8 @@ pub struct Unread {
     /// Namespace and name, if they could be read.
     pub key: Option<NamespacedName>,
     pub problem: Problem,
+    /// Says which cluster IPs are those of an unreadable Service, if these could be read. In force as long as no valid version is known.
+    pub stand_in: Option<Arc<Service>>,
 }
 
 /// Reads an object. A value of the wrong type costs as little as possible ([`schema`]), and nothing if nomagic does not read it.
@@ -28,10 +30,13 @@ pub struct Unread {
 /// If nothing useful can be read.
 pub fn read(kind: Kind, value: Value, origin: &Origin) -> Result<Object, Box<Unread>> {
     let key = key(kind, &value);
-    let refused = |problem| Box::new(Unread { kind, key: key.clone(), problem });
+    let stand_in = |value: &Value| (kind == Kind::Service).then(|| service::stand_in(value, origin)).flatten();
+    let unread = |problem, stand_in| Box::new(Unread { kind, key: key.clone(), problem, stand_in });
     if let Some(object) = typed(kind, &value, origin) {
-        return object.map_err(refused);
+        return object.map_err(|problem| unread(problem, stand_in(&value)));
     }
+    let stand_in = stand_in(&value);
+    let refused = |problem| unread(problem, stand_in.clone());
     let object = || key.as_ref().map_or(kind.to_string(), |k| format!("{kind} {k}"));
     let problem = |field, message| refused(Problem { origin: origin.clone(), object: object(), field, message });
     let Checked { value, faults, emptied } = check(schema::of(kind), value)
@@ -124,6 +129,21 @@ mod tests {
         let unread = fails(json!({"metadata": {"labels": 5}, "spec": {}}));
         assert_eq!((unread.key, unread.problem.field.as_str()), (None, "metadata.name"));
         assert_eq!(fails(json!([1])).key, None);
+    }
+
+    #[test]
+    fn the_cluster_ips_of_an_unreadable_service_are_known() {
+        let stand_in = |spec: Value| {
+            let value = json!({"metadata": {"name": "a", "namespace": "n"}, "spec": spec});
+            read(Kind::Service, value, &Origin::default()).unwrap_err().stand_in
+        };
+        let known = stand_in(json!({"clusterIPs": ["10.96.0.9", 7, "fd00::9"], "ports": 7})).unwrap();
+        assert_eq!((known.key.to_string().as_str(), known.ignored, known.ports.len()), ("n/a", Some("it could not be read"), 0));
+        assert_eq!(known.cluster_ips, ["10.96.0.9".parse::<std::net::IpAddr>().unwrap(), "fd00::9".parse().unwrap()]);
+        assert!(known.problems.is_empty(), "the problem says it");
+        for spec in [json!({"clusterIP": "None", "ports": 7}), json!({"ports": 7}), json!(7)] {
+            assert_eq!(stand_in(spec), None);
+        }
     }
 
     /// Reads an object; returns it with its problems as text.

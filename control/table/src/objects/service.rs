@@ -3,9 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nomagic_core::tuple::Proto;
+use serde_json::Value;
 
 use super::addr::{fault, fault_of_cluster_ip, parse_cidr, parse_ip};
 use super::{Kind, LimitAnnotations, Service, ServicePortSpec, ServiceType, TrafficPolicy, read_key, read_port, read_proto, too_long};
@@ -13,6 +16,9 @@ use crate::problem::{Notes, Origin, Problem};
 
 /// Services with this label belong to another proxy.
 pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Why a Service that could not be read, or is one too many, is ignored; its problem says more.
+const UNREAD: &str = "it could not be read";
+const OVER_LIMIT: &str = "there are too many Services";
 /// Why a Service without cluster IP is ignored.
 const NO_CLUSTER_IP: &str = "it has no cluster IP (yet)";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds`, default and limits.
@@ -46,6 +52,7 @@ impl Service {
             source_ranges: Vec::new(),
             source_ranges_unreadable: false,
             ports: Vec::new(),
+            ports_unread: false,
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             affinity_timeout_s: None,
@@ -70,7 +77,7 @@ impl Service {
         self.external_ips = read_addresses("spec.externalIPs", spec.external_ips.as_deref().unwrap_or(&[]), notes);
         self.read_load_balancer(service, notes);
         self.read_source_ranges(spec.load_balancer_source_ranges.as_deref().unwrap_or(&[]), notes);
-        self.ports = read_ports(spec, notes);
+        (self.ports, self.ports_unread) = read_ports(spec, notes);
         self.internal_policy = read_policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), notes);
         let external = read_policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), notes);
         if self.externally_accessible() {
@@ -118,6 +125,38 @@ impl Service {
         }
         self.source_ranges = without_repetitions(std::mem::take(&mut self.source_ranges));
         self.source_ranges_unreadable = !ranges.is_empty() && self.source_ranges.is_empty();
+    }
+}
+
+/// A Service in place of one that could not be read: its cluster IPs, which are then left to the kernel. `None`: not even these are known.
+pub(super) fn stand_in(value: &Value, origin: &Origin) -> Option<Arc<Service>> {
+    let text = |v: Option<&Value>| v.and_then(Value::as_str).map(str::to_owned);
+    let (meta, spec) = (value.get("metadata")?, value.get("spec")?);
+    let list = spec.get("clusterIPs").and_then(Value::as_array);
+    let known = k8s::Service {
+        metadata: ObjectMeta { name: text(meta.get("name")), namespace: text(meta.get("namespace")), ..ObjectMeta::default() },
+        spec: Some(k8s::ServiceSpec {
+            cluster_ip: text(spec.get("clusterIP")),
+            cluster_ips: list.map(|ips| ips.iter().filter_map(|ip| text(Some(ip))).collect()),
+            ..k8s::ServiceSpec::default()
+        }),
+        ..k8s::Service::default()
+    };
+    let mut service = Service::from_k8s(&known, origin).ok().filter(|s| !s.cluster_ips.is_empty())?;
+    service.ignored = Some(UNREAD);
+    service.problems.clear();
+    Some(Arc::new(service))
+}
+
+impl Service {
+    /// A Service in place of this one, if there are too many: its cluster IPs are left to the kernel.
+    pub fn over_limit(&self) -> Arc<Service> {
+        Arc::new(Service { ignored: Some(OVER_LIMIT), problems: Vec::new(), ..self.clone() })
+    }
+
+    /// Whether it only stands in for one that could not be read or is one too many.
+    pub fn stands_in(&self) -> bool {
+        matches!(self.ignored, Some(UNREAD | OVER_LIMIT))
     }
 }
 
@@ -178,12 +217,13 @@ fn read_addresses(field: &str, texts: &[String], notes: &mut Notes) -> Vec<IpAdd
     without_repetitions(addresses)
 }
 
-fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<ServicePortSpec> {
+/// Reads the ports. True if one is skipped that none of the others stands for.
+fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> (Vec<ServicePortSpec>, bool) {
     let listed = spec.ports.as_deref().unwrap_or(&[]);
     if listed.is_empty() {
         notes.add("spec.ports", "empty: a Service without ports answers nowhere; add at least one port");
     }
-    let mut ports: Vec<ServicePortSpec> = Vec::new();
+    let (mut ports, mut repeated): (Vec<ServicePortSpec>, usize) = (Vec::new(), 0);
     let mut names: HashMap<(&str, Proto), usize> = HashMap::new();
     let mut numbers: HashMap<(u16, Proto), usize> = HashMap::new();
     for (index, port) in listed.iter().enumerate() {
@@ -210,6 +250,7 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<ServicePortSpec
         if let Some(first) = numbers.get(&(number, proto)) {
             let message = format!("{number}/{proto} is spec.ports[{first}] already; the port is skipped");
             notes.add(format!("spec.ports[{index}].port"), message);
+            repeated += 1;
             continue;
         }
         names.insert((name, proto), index);
@@ -217,7 +258,8 @@ fn read_ports(spec: &k8s::ServiceSpec, notes: &mut Notes) -> Vec<ServicePortSpec
         let node_port = read_optional_port(&format!("spec.ports[{index}].nodePort"), port.node_port, notes);
         ports.push(ServicePortSpec { name: name.into(), proto, port: number, node_port, index });
     }
-    ports
+    let unread = ports.len() + repeated < listed.len();
+    (ports, unread)
 }
 
 /// A port number; 0 and absent mean "none".
