@@ -34,6 +34,8 @@ pub struct LocalTraffic {
 struct NodeState {
     internal: u32,
     own: BTreeSet<IpAddr>,
+    /// The cluster IPs among them.
+    own_cluster_ips: BTreeSet<IpAddr>,
     sources: [Option<IpAddr>; 2],
     foreign: BTreeSet<Prefix>,
     /// The number of kernel routes beyond [`FOREIGN_MAX`].
@@ -111,13 +113,20 @@ impl LocalTraffic {
         if foreign_left_out > 0 {
             foreign = foreign.into_iter().take(FOREIGN_MAX).collect();
         }
-        NodeState { internal, sources: [source(false), source(true)], own, foreign, foreign_left_out }
+        let own_cluster_ips = own.iter().filter(|ip| tables.services().cluster_ips.contains(ip)).copied().collect();
+        NodeState { internal, sources: [source(false), source(true)], own, own_cluster_ips, foreign, foreign_left_out }
     }
 
     fn renew(&mut self, rules: &FilterRules) {
         let node = &self.node;
-        let inputs =
-            PlanInputs { rules, own: &node.own, sources: node.sources, foreign: &node.foreign, own_addresses: self.config.own_addresses };
+        let inputs = PlanInputs {
+            rules,
+            own: &node.own,
+            sources: node.sources,
+            foreign: &node.foreign,
+            own_cluster_ips: &node.own_cluster_ips,
+            own_addresses: self.config.own_addresses,
+        };
         self.plan = if self.config.services { LocalPlan::new(&inputs, &PlanLimits::default()) } else { LocalPlan::default() };
         self.plan.bypass = self.config.services && self.bypass;
         self.check();
@@ -147,8 +156,8 @@ fn shortages(left_out: &PlanOverflow, foreign: usize, limits: &PlanLimits) -> Ve
     if own > 0 {
         problems.push(format!(
             "localTraffic: {own} of the node's addresses (counted per protocol) have no rule for Service ports, because the limit of {} rules \
-             is reached: the node's own connections to node ports there are not carried; other clients are not affected. Serve node ports on \
-             fewer addresses: nodePortAddresses",
+             is reached: the node's own connections to Services there are not carried; other clients are not affected. Serve node ports on fewer \
+             addresses (nodePortAddresses), and remove cluster IPs that an earlier kube-proxy left on the node (ip link delete kube-ipvs0)",
             limits.own_rules_max
         ));
     }

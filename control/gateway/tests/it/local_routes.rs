@@ -32,7 +32,14 @@ fn plan(cidrs: &[&str], services: &[(&str, u16)]) -> LocalPlan {
     let own = BTreeSet::from([ip("10.0.0.1"), ip("fd00::1")]);
     let sources = [Some(ip("10.0.0.1")), Some(ip("fd00::1"))];
     LocalPlan::new(
-        &PlanInputs { rules: &rules, own: &own, sources, foreign: &BTreeSet::new(), own_addresses: true },
+        &PlanInputs {
+            rules: &rules,
+            own: &own,
+            sources,
+            foreign: &BTreeSet::new(),
+            own_cluster_ips: &BTreeSet::new(),
+            own_addresses: true,
+        },
         &PlanLimits::default(),
     )
 }

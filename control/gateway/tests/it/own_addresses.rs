@@ -83,3 +83,33 @@ fn node_ports_follow_addresses_that_come_and_go() {
         assert!(served(&g, "10.0.0.1:30080"), "round {round}: {}", g.account());
     }
 }
+
+#[test]
+fn a_cluster_ip_on_the_node_is_carried_for_the_node_too() {
+    let scene = Scene::new("rc").expect("a scene (needs root)");
+    // What an earlier kube-proxy in IPVS mode leaves, or a node-local DNS cache sets up.
+    let addresses = ["10.109.35.24/32", "fd00:10:109::24/128"];
+    addresses.iter().for_each(|addr| drop(scene.gw.ip(&format!("addr add {addr} dev lo nodad")).unwrap()));
+    let before = scene.gw.ip("rule show").unwrap();
+    let g = Gateway::start_in(scene, "", &web());
+    serve(&g, "10.109.35.24:9253");
+    let from_node = |to: &str| {
+        let to: SocketAddr = to.parse().unwrap();
+        g.scene.gw.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(2)).is_ok()).unwrap()
+    };
+    for to in ["10.109.35.24:80", "[fd00:10:109::24]:80"] {
+        let report = g.http(&g.scene.gw, to, 10);
+        assert_eq!((report.answered(), report.failed()), (10, 0), "{to}: {report:?} {}", g.account());
+    }
+    assert!(from_node("10.109.35.24:9253"), "the local process's own port: {}", g.account());
+    assert!(!from_node("10.109.35.24:9254"), "nobody's port: {}", g.account());
+    // Node ports need `localTraffic.ownAddresses`.
+    assert!(!from_node("10.0.0.1:30080"), "{}", g.account());
+
+    // When the address has gone, the kernel's rules are as they were.
+    addresses.iter().for_each(|addr| drop(g.scene.gw.ip(&format!("addr del {addr} dev lo")).unwrap()));
+    let rules = || g.scene.gw.ip("rule show").unwrap();
+    wait_for("the rule for the local table to be back", LONG, || rules().lines().count() == before.lines().count() + 1);
+    assert!(rules().starts_with("0:\tfrom all lookup local"), "{}", rules());
+    assert_eq!(g.http(&g.scene.gw, "10.109.35.24:80", 5).answered(), 5, "{}", g.account());
+}

@@ -32,7 +32,10 @@ pub struct PlanInputs<'i> {
     pub sources: [Option<IpAddr>; 2],
     /// The kernel's routes within the Service ranges.
     pub foreign: &'i BTreeSet<Prefix>,
-    /// Also route Service ports on the node's own addresses.
+    /// The cluster IPs among the node's addresses (NodeLocal DNSCache, an interface `kube-ipvs0` that was left behind). Their Service ports are
+    /// routed, unless a local process keeps them.
+    pub own_cluster_ips: &'i BTreeSet<IpAddr>,
+    /// Also route Service ports on the node's other addresses.
     pub own_addresses: bool,
 }
 
@@ -101,12 +104,11 @@ impl LocalPlan {
         let mut hosts: BTreeSet<IpAddr> = BTreeSet::new();
         let mut own: BTreeMap<(IpAddr, Proto), BTreeSet<u16>> = BTreeMap::new();
         let rules = inputs.rules;
-        // Cluster IPs on an interface of the node were put there on purpose (by a node-local DNS cache, for example) and stay with it.
         hosts.extend(rules.addresses.iter().filter(|addr| !inputs.own.contains(addr)));
         for (addr, port, proto) in &rules.services {
             if !inputs.own.contains(addr) {
                 hosts.insert(*addr);
-            } else if inputs.own_addresses && has_source(addr.is_ipv6()) {
+            } else if (inputs.own_addresses || inputs.own_cluster_ips.contains(addr)) && has_source(addr.is_ipv6()) {
                 own.entry((*addr, *proto)).or_default().insert(*port);
             }
         }
@@ -172,7 +174,8 @@ mod tests {
         let own = own.iter().map(|a| ip(a)).collect();
         let foreign = foreign.iter().map(|p| p.parse().unwrap()).collect();
         let sources = [Some(ip("10.0.0.1")), None];
-        LocalPlan::new(&PlanInputs { rules, own: &own, sources, foreign: &foreign, own_addresses: true }, limits)
+        let own_cluster_ips = &BTreeSet::new();
+        LocalPlan::new(&PlanInputs { rules, own: &own, sources, foreign: &foreign, own_cluster_ips, own_addresses: true }, limits)
     }
 
     fn routes(plan: &LocalPlan) -> Vec<String> {
@@ -200,9 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn cluster_ips_on_the_node_are_not_routed() {
-        let plan = plan(&rules(&[], &["10.96.0.10"], &[]), &["10.96.0.10"], &[], &PlanLimits::default());
-        assert_eq!((plan.routes.len(), plan.own.len()), (0, 0));
+    fn of_cluster_ips_on_the_node_the_ports_of_services_are_routed() {
+        let rules = rules(&["10.96.0.0/12"], &[], &[("10.96.0.10", 53), ("10.0.0.1", 30_080)]);
+        let own: BTreeSet<IpAddr> = [ip("10.96.0.10"), ip("10.0.0.1")].into();
+        let (sources, foreign, own_cluster_ips) = ([Some(ip("10.0.0.1")), None], &BTreeSet::new(), &[ip("10.96.0.10")].into());
+        let inputs = PlanInputs { rules: &rules, own: &own, sources, foreign, own_cluster_ips, own_addresses: false };
+        let plan = LocalPlan::new(&inputs, &PlanLimits::default());
+        let port = OwnPorts { addr: ip("10.96.0.10"), proto: Proto::Tcp, first: 53, last: 53 };
+        assert_eq!((routes(&plan), plan.own), (vec!["10.96.0.0/12".to_string()], [port].into()));
     }
 
     #[test]
