@@ -12,6 +12,8 @@
 //! these a full bucket makes room (`pipeline::evict`). An owner is written after its fingerprint and never cleared, so it may name a slot
 //! that holds another flow by now, or none: readers check.
 
+pub mod direct;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -41,6 +43,8 @@ pub struct ReplyFilter<'r> {
     words: &'r [AtomicU32],
     /// Of each place: the slot of the flow in the connection table, plus one. 0: there never was one.
     owners: &'r [AtomicU32],
+    /// The connections that pass by: see [`direct`].
+    direct: &'r [AtomicU32],
     key: ReplyKey,
 }
 
@@ -67,7 +71,7 @@ impl<'r> ReplyFilter<'r> {
     pub fn new(words: &'r [AtomicU32], owners: &'r [AtomicU32], key: ReplyKey) -> Option<ReplyFilter<'r>> {
         let buckets = words.len() / BUCKET_SLOTS;
         let whole = buckets.is_power_of_two() && words.len() == buckets * BUCKET_SLOTS && owners.len() == words.len();
-        whole.then_some(ReplyFilter { words, owners, key })
+        whole.then_some(ReplyFilter { words, owners, direct: &[], key })
     }
 
     /// The number of a reply's bucket.

@@ -5,6 +5,7 @@
 //! tell each decision to an [`Observer`].
 
 mod context;
+mod direct;
 mod ending;
 mod evict;
 mod fast_path;
@@ -306,7 +307,10 @@ fn admit_new<'f, 'c>(
     });
     observer.service(&decision);
     let (backend, snat, port) = match decision {
-        Decision::Pass(reason) => return to_kernel(ctx, frame, Some(packet), reason),
+        Decision::Pass(reason) => {
+            let direct = direct::admit(ctx, frame, packet, hash, observer);
+            return direct.unwrap_or_else(|| to_kernel(ctx, frame, Some(packet), reason));
+        }
         Decision::Drop(matched, reason) => return drop_by_service(matched, reason),
         Decision::Reject(matched, reason) => {
             matched.iter().for_each(|m| m.frontend.port.refused.count_rejected());

@@ -7,9 +7,10 @@
 // to the kernel. Captured frames go to the AF_XDP socket of their queue while the worker that owns the queue is alive; see
 // take() for the other case. On a redirect port (a pod's interface, a tunnel) they are redirected to the kernel's end of the internal pair,
 // and arrive at the other end's socket. Later fragments follow their first fragment if it arrived before them. ICMP errors are captured if they
-// quote a packet that nomagic has sent on. Other ICMP and unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
+// quote a packet that nomagic has sent on. Of connections that pass, the answers are remembered, so that no flow gets the same. Other ICMP and unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
 // groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them.
 
+#include "direct.h"
 #include "maps.h"
 #include "parse.h"
 #include "quote.h"
@@ -114,13 +115,17 @@ INLINE int is_denied(const struct tuple *t)
 	return 1;
 }
 
-INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t)
+// Sets the hash of a packet that is not.
+INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t, __u64 *hash)
 {
 	struct address dst = {
 		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
 		.family = t->family,
 	};
-	return is_service(ctx, t) || is_announced_reply(t) || is_service_address(t, &dst);
+	if (is_service(ctx, t))
+		return 1;
+	*hash = reply_hash(t);
+	return is_announced(*hash) || is_service_address(t, &dst);
 }
 
 // -------------------------------------------------------------------------------------------------------- action
@@ -179,7 +184,8 @@ INLINE int give_back(struct xdp_md *ctx)
 INLINE int filter_icmp(struct xdp_md *ctx, struct cursor *c, const struct tuple *t)
 {
 	struct tuple back = {};
-	if (parse_quote((void *)(long)ctx->data, c, t, &back) != TAKEN || !is_ours(ctx, &back))
+	__u64 hash;
+	if (parse_quote((void *)(long)ctx->data, c, t, &back) != TAKEN || !is_ours(ctx, &back, &hash))
 		return count(PASS_ICMP, XDP_PASS);
 	if (is_denied(t))
 		return count(DENIED, XDP_DROP);
@@ -225,8 +231,13 @@ int nomagic_filter(struct xdp_md *ctx)
 		return filter_icmp(ctx, &c, &t);
 	if (verdict != TAKEN)
 		return count(verdict, XDP_PASS);
-	if (!(t.piece == LATER_FRAGMENT ? is_rest_of_ours(&t) : is_ours(ctx, &t)))
-		return count(t.piece == WHOLE ? PASS_NOT_OURS : PASS_FRAGMENT, XDP_PASS);
+	__u64 hash = 0;
+	if (!(t.piece == LATER_FRAGMENT ? is_rest_of_ours(&t) : is_ours(ctx, &t, &hash))) {
+		if (t.piece != LATER_FRAGMENT)
+			note_direct(&t, hash);
+		if (!would_be_answered_to_a_flow(&t))
+			return count(t.piece == WHOLE ? PASS_NOT_OURS : PASS_FRAGMENT, XDP_PASS);
+	}
 	if (is_denied(&t))
 		return count(DENIED, XDP_DROP);
 	if (t.piece == FIRST_FRAGMENT)

@@ -18,6 +18,7 @@ struct tuple {
 	__u8 proto;
 	__u8 family; // 4 or 6
 	__u8 piece;  // enum piece
+	__u8 tcp_flags; // 0: no TCP, or cut short
 	__u32 fragment_id;
 };
 
@@ -100,6 +101,12 @@ struct ports {
 #error "written for little-endian machines"
 #endif
 
+#define TCP_FLAGS_AT 13
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
 // Every parser returns TAKEN if it could read everything, else the counter with the reason for passing the frame.
 
 INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
@@ -116,6 +123,9 @@ INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 	READ(struct ports, c, ports);
 	t->sport = TO_HOST_16(ports->source);
 	t->dport = TO_HOST_16(ports->dest);
+	const __u8 *tcp = c->at;
+	if (proto == 6 && (void *)(tcp + TCP_FLAGS_AT + 1) <= c->end)
+		t->tcp_flags = tcp[TCP_FLAGS_AT] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
 	return TAKEN;
 }
 

@@ -8,6 +8,7 @@
 
 #define BUCKET_SLOTS 16
 #define WORKERS_MAX 64
+#define DIRECT_BUCKETS 8192 // nomagic_core::filter::direct::BUCKETS
 
 struct settings {
 	__u32 layout;
@@ -23,7 +24,7 @@ struct bucket {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1); // set at load time: a power of two of buckets, and the key (src/reply_key.rs)
+	__uint(max_entries, 1); // set at load time: a power of two of buckets, the key (src/reply_key.rs), and DIRECT_BUCKETS
 	__type(key, __u32);
 	__type(value, struct bucket);
 } replies SEC(".maps");
@@ -96,7 +97,7 @@ INLINE void sip_word(struct sip *s, __u64 word)
 }
 
 // nomagic_core::filter::slot_of.
-INLINE int is_announced_reply(const struct tuple *t)
+INLINE __u64 reply_hash(const struct tuple *t)
 {
 	__u64 k0 = reply_key[0], k1 = reply_key[1];
 	struct sip s = {
@@ -121,12 +122,19 @@ INLINE int is_announced_reply(const struct tuple *t)
 	sip_round(&s);
 	sip_round(&s);
 	sip_round(&s);
-	__u64 h = s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
-	__u32 place = (__u32)h & reply_mask;
-	__u32 f = h >> 32;
-	if (f == 0)
-		f = 1;
+	return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+}
 
+INLINE __u32 fingerprint_of(__u64 hash)
+{
+	__u32 f = hash >> 32;
+	return f ? f : 1; // 0: an empty place
+}
+
+INLINE int is_announced(__u64 hash)
+{
+	__u32 place = (__u32)hash & reply_mask;
+	__u32 f = fingerprint_of(hash);
 	struct bucket *bucket = bpf_map_lookup_elem(&replies, &place);
 	if (!bucket)
 		return 0;
@@ -135,6 +143,11 @@ INLINE int is_announced_reply(const struct tuple *t)
 	for (int i = 0; i < BUCKET_SLOTS; i++)
 		found |= bucket->fingerprints[i] == f;
 	return found;
+}
+
+INLINE int is_announced_reply(const struct tuple *t)
+{
+	return is_announced(reply_hash(t));
 }
 
 INLINE struct fragment fragment_key(const struct tuple *t)

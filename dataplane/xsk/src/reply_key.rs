@@ -1,6 +1,7 @@
 //! The reply filter's secret key, which lives as long as the array that is filled with it.
 //!
-//! The array has one entry more than there are buckets, and that holds the key. So the next process finds both or neither, and what an
+//! After the buckets the array has an entry that holds the key, and then the buckets of connections that pass by
+//! ([`nomagic_core::filter::direct`]). So the next process finds both or neither, and what an
 //! earlier process has announced is what the next one would: while programs of both are attached, both know all replies. An array of an
 //! earlier version, whose fingerprints had another hash, has no such entry, and so another size.
 
@@ -9,7 +10,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use aya::maps::{Array, Map, MapData, MapInfo};
-use nomagic_core::filter::{BUCKET_SLOTS, ReplyKey};
+use nomagic_core::filter::{BUCKET_SLOTS, ReplyKey, direct};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::error::{EdgeError, is_shortage, os_error};
@@ -21,7 +22,7 @@ const ENTRY: usize = BUCKET_SLOTS * size_of::<u32>();
 
 /// Entries of an array with so many buckets.
 pub(crate) fn entries(buckets: u32) -> u32 {
-    buckets + 1
+    buckets + 1 + direct::BUCKETS as u32
 }
 
 /// The key of the pinned array. One that does not fit, or has no key, is unpinned, and the key is a new one: the loader makes a new array,

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use aya::Ebpf;
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter, ReplyKey};
+use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter, ReplyKey, direct};
+use nomagic_core::tuple::Tuple;
 use nomagic_sys::memory;
 use nomagic_sys::time::monotonic_ns;
 
@@ -36,18 +37,20 @@ pub(crate) fn share_memory(
     };
     let fd = map_fd(ebpf, "replies")?;
     let places = config.reply_buckets as usize * BUCKET_SLOTS;
-    let words = memory::bpf_words32(fd.as_fd(), places + BUCKET_SLOTS).map_err(|e| mapped("replies", e))?;
+    let words = memory::bpf_words32(fd.as_fd(), places + BUCKET_SLOTS + direct::WORDS).map_err(|e| mapped("replies", e))?;
     let owners = memory::anonymous32(places).map_err(|e| EdgeError::io("memory for the reply filter's owners", e))?;
     // Touches every page, so that no worker waits for a page fault.
     owners.iter().for_each(|owner| owner.store(0, Relaxed));
-    let (words, last) = words.split_at(places);
+    let (words, more) = words.split_at(places);
+    let (of_key, passing) = more.split_at(BUCKET_SLOTS);
     let replies = ReplyFilter::new(words, owners, key)
+        .map(|filter| filter.with_direct(passing))
         .ok_or_else(|| EdgeError::Config(format!("{} reply buckets: not a power of two", config.reply_buckets)))?;
     match table.taken_over {
         Some(_) => announce(table.conntrack, replies, key, monotonic_ns() / 1_000_000),
         None => replies.clear(),
     }
-    reply_key::leave(key, last);
+    reply_key::leave(key, of_key);
     let fd = map_fd(ebpf, "heartbeats")?;
     let heartbeats = memory::bpf_words64(fd.as_fd(), WorkerCount::MAX as usize).map_err(|e| mapped("heartbeats", e))?;
     Ok(SharedMemory { table: table.conntrack, replies, heartbeats })
@@ -64,7 +67,9 @@ fn announce(table: Conntrack<'_>, replies: ReplyFilter<'_>, key: ReplyKey, now_m
     for kept in [true, false] {
         table.for_each(|hit, flow| {
             let stays = hit.phase.eviction_rank(now_ms.saturating_sub(hit.seen_ms)).is_none();
-            if flow.announced && stays == kept && !wanted.insert(&flow.reply(), hit.slot()) {
+            let announces = |tuple: &Tuple| wanted.insert(tuple, hit.slot());
+            let fits = || announces(&flow.reply()) && (!flow.is_direct() || announces(&flow.original()));
+            if flow.announced && stays == kept && !fits() {
                 table.end(hit);
                 refused += 1;
             }

@@ -13,6 +13,7 @@ mod cleanup;
 mod configuration_doc;
 mod deny;
 mod deploy;
+mod direct;
 mod drop_in;
 mod drop_in_http;
 mod e2e;

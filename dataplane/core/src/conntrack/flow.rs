@@ -97,6 +97,11 @@ impl Flow {
         self.source != self.client
     }
 
+    /// Whether the client addresses the endpoint itself: no rule for a Service captures its packets, so they are announced as the replies are.
+    pub fn is_direct(&self) -> bool {
+        self.service_port == self.backend_port && self.service == self.backend
+    }
+
     #[inline]
     fn tuple(&self, src: AddrWords, sport: u16, dst: AddrWords, dport: u16) -> Tuple {
         Tuple { src, dst, sport, dport, proto: self.proto, v6: self.v6 }

@@ -65,5 +65,8 @@ pub(super) fn end(ctx: &Context<'_>, hit: &Hit, counter: &Counter) {
 pub(super) fn withdraw(filter: Option<ReplyFilter<'_>>, flow: &Flow) {
     if let (Some(filter), true) = (filter, flow.announced) {
         filter.remove(&flow.reply());
+        if flow.is_direct() {
+            filter.remove(&flow.original());
+        }
     }
 }

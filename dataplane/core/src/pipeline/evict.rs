@@ -96,11 +96,20 @@ fn evict_neighbour(ctx: &mut Context<'_>, key: &Tuple) -> bool {
     chosen.inspect(|chosen| end_chosen(ctx, *chosen)).is_some()
 }
 
-/// Announces the reply of the new flow in this slot. A full bucket of the reply filter makes room as the table does. False when none of the
-/// flows in it may be evicted.
+/// Announces the reply of the new flow in this slot, and the client's packets if only the announcement captures them. A full bucket of the reply
+/// filter makes room as the table does. False when none of the flows in it may be evicted.
 #[inline(always)]
-pub(super) fn announce(ctx: &Context<'_>, reply: &Tuple, slot: u32) -> bool {
-    ctx.filter.is_none_or(|filter| filter.insert(reply, slot) || announce_crowded(ctx, &filter, reply, slot))
+pub(super) fn announce(ctx: &Context<'_>, flow: &Flow, slot: u32) -> bool {
+    let Some(filter) = ctx.filter else { return true };
+    let one = |tuple: &Tuple| filter.insert(tuple, slot) || announce_crowded(ctx, &filter, tuple, slot);
+    if !one(&flow.reply()) {
+        return false;
+    }
+    let all = !flow.is_direct() || one(&flow.original());
+    if !all {
+        filter.remove(&flow.reply());
+    }
+    all
 }
 
 #[cold]
@@ -115,7 +124,8 @@ fn evict_announced(ctx: &Context<'_>, filter: &ReplyFilter<'_>, bucket: u32) -> 
     // What an owner says may be out of date: its slot's flow counts only when it is announced here.
     let announced = filter.owners(bucket).filter_map(|slot| {
         let (seen, flow) = ctx.table.flow_in(slot)?;
-        (flow.announced && filter.bucket_of(&flow.reply()) == bucket).then_some(seen)
+        let here = |tuple: &Tuple| filter.bucket_of(tuple) == bucket;
+        (flow.announced && (here(&flow.reply()) || (flow.is_direct() && here(&flow.original())))).then_some(seen)
     });
     first_to_go(ctx, announced, u32::MAX).map(|chosen| end_chosen(ctx, chosen))
 }

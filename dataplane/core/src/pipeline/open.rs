@@ -135,6 +135,12 @@ fn open_counted(
         }
         return create(ctx, opening, &mut flow, ports);
     }
+    // The client's own port may be that of its connection to the endpoint itself.
+    let (filter, own) = (ctx.filter, flow);
+    let passes = move |port: u16| filter.is_some_and(|filter| filter.passes(&Flow { source_port: port, ..own }.reply()));
+    if source == Source::Client && ports.may_choose() && passes(t.sport) {
+        return create(ctx, opening, &mut flow, ports.filter(move |port| !passes(*port)));
+    }
     create(ctx, opening, &mut flow, ports)
 }
 
@@ -216,7 +222,7 @@ fn reserve(ctx: &mut Context<'_>, opening: Opening, flow: &mut Flow, ports: impl
     };
     let created = pending.flow;
     ctx.table.set_hop(&pending, ctx.routes.generation, opening.hop);
-    if created.announced && !announce(ctx, &created.reply(), pending.slot()) {
+    if created.announced && !announce(ctx, &created, pending.slot()) {
         ctx.table.abort(pending);
         return Err(Reason::ReplyFilterFull);
     }

@@ -50,6 +50,11 @@ impl SourcePorts {
         SourcePorts { first, ports, at, step: (hash >> 32) as u32 | 1, left: tries.min(ports.len()) }
     }
 
+    /// Whether there are others than the client's own.
+    pub(super) fn may_choose(&self) -> bool {
+        self.left > 0
+    }
+
     /// Among some ports, starting at the worker's hint, those whose answers arrive at this worker.
     pub(super) fn leading<'r>(&self, answers: Answers<'r>) -> impl Iterator<Item = u16> + Clone + use<'r> {
         let SourcePorts { ports, mut at, .. } = *self;

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod client_class;
+mod direct;
 mod foreign;
 mod forged;
 mod hostile;

@@ -23,6 +23,7 @@ use crate::filter::FilterMaps;
 use crate::limits::{InterfaceName, VlanId};
 use crate::link::Link;
 use crate::program::{self, Constants};
+use crate::reply_key;
 use crate::status::read_xdp;
 
 pub const DROP: u32 = 1;
@@ -31,7 +32,7 @@ pub const REDIRECT: u32 = 4;
 const BUCKETS: u32 = 64;
 /// Addresses that the kernel always routes to the internal port.
 const INTERNAL: [&str; 2] = ["169.254.78.78", "fd4e::78"];
-const KEY: ReplyKey = ReplyKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
+pub const KEY: ReplyKey = ReplyKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210]);
 /// The port's address, to which all frames here are addressed.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// That of its bridge, and a configured one (VRRP).
@@ -87,14 +88,15 @@ impl Bench {
             Some(aya::maps::Map::Array(data)) => data.fd().as_fd().try_clone_to_owned().unwrap(),
             _ => panic!("{name} is not an array"),
         };
-        let words = memory::bpf_words32(fd(&ebpf, "replies").as_fd(), buckets as usize * BUCKET_SLOTS).unwrap();
+        let words = memory::bpf_words32(fd(&ebpf, "replies").as_fd(), reply_key::entries(buckets) as usize * BUCKET_SLOTS).unwrap();
+        let (words, more) = words.split_at(buckets as usize * BUCKET_SLOTS);
         let heartbeats = memory::bpf_words64(fd(&ebpf, "heartbeats").as_fd(), 64).unwrap();
         heartbeats[0].store(monotonic_ns(), Relaxed);
         let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
         program::connect_queue(&mut ebpf, 0, socket.as_fd(), 0).unwrap();
         let (maps, denied) = (FilterMaps::open(&mut ebpf).unwrap(), DeniedMaps::open(&mut ebpf).unwrap());
         let owners = memory::anonymous32(words.len()).unwrap();
-        let replies = ReplyFilter::new(words, owners, constants.reply_key).unwrap();
+        let replies = ReplyFilter::new(words, owners, constants.reply_key).unwrap().with_direct(&more[BUCKET_SLOTS..]);
         Bench { ebpf, maps, denied, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }
     }
 

@@ -1,0 +1,45 @@
+//! Connections of a client to an endpoint itself, from a port from which it has a flow of a Service to the same endpoint.
+
+use super::ending::{end, expired};
+use super::{Context, answers_come_back, forward, open, resolve};
+use crate::conntrack::Direction;
+use crate::frame::{Frame, Verdict};
+use crate::observe::Observer;
+use crate::parse::Packet;
+use crate::rewrite;
+use crate::services::{Backend, Limits, Source};
+use crate::tuple::Proto;
+use crate::wire::tcp;
+
+/// Opens a flow for such a connection, with another source port, as the kernel's conntrack does: otherwise its answers would be those of the other
+/// flow. Only its SYN is captured before ([`crate::filter::direct`]). `None`: the packet is none of these, or the kernel should handle it.
+pub(super) fn admit<'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    hash: u64,
+    observer: &mut impl Observer<'c>,
+) -> Option<Verdict> {
+    let tuple = &packet.tuple;
+    let opens = packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::FIN | tcp::RST) == tcp::SYN;
+    if ctx.filter.is_none() || tuple.proto != Proto::Tcp || !opens {
+        return None;
+    }
+    let answer = tuple.reversed();
+    let other = ctx.table.lookup(&answer, ctx.table.hash(&answer)).filter(|hit| hit.direction == Direction::Reply)?;
+    if expired(&other, &ctx.worker.idle, ctx.now_ms) || other.phase.reusable() {
+        end(ctx, &other, &ctx.counters.conntrack.replaced);
+        return None;
+    }
+    let onward = resolve(ctx, (tuple, frame.port), tuple, observer).ok()?;
+    if onward.hidden || !answers_come_back(ctx, tuple, &onward) {
+        return None;
+    }
+    rewrite::check(packet.ttl, packet.ip_len(), &onward.hop).ok()?;
+    let backend = Backend { addr: tuple.dst_addr(), port: tuple.dport, weight: 1, stats: 0 };
+    let hit = open::open(ctx, packet, hash, &Limits::default(), &backend, Source::Client, &onward).ok()?;
+    observer.opened(&hit);
+    ctx.table.remember_ingress(&hit, frame.port);
+    ctx.counters.conntrack.created.add(1);
+    Some(forward(ctx, frame, packet, &hit, &onward.hop, onward.id))
+}
