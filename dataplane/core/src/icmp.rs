@@ -80,7 +80,7 @@ pub(crate) fn read(data: &[u8], protocol: u8, ip: &Ip) -> Result<IcmpError, Reas
     let end = data.len().min(ip.l4 + ip.l4_len);
     let message = data.get(ip.l4..end).ok_or(Reason::Icmp)?;
     let [kind] = icmp::field::TYPE.get(message).ok_or(Reason::Icmp)?;
-    if (protocol == protocol::ICMPV6) != ip.v6 || ip.fragment_id.is_some() || !is_error(kind, ip.v6) {
+    if (protocol == protocol::ICMPV6) != ip.v6 || ip.fragment.is_some() || !is_error(kind, ip.v6) {
         return Err(Reason::Icmp);
     }
     let quote = message.get(icmp::HEADER_LEN..).ok_or(Reason::IcmpQuote)?;

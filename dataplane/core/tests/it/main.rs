@@ -4,6 +4,7 @@ mod affinity;
 mod client_class;
 mod foreign;
 mod forged;
+mod fragments;
 mod hostile;
 mod icmp_errors;
 mod icmp_floods;

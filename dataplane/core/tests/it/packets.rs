@@ -1,6 +1,6 @@
 //! Packets in, packets out: every branch of the pipeline, with etherparse reading what comes out.
 
-use nomagic_core::frame::{Verdict, Wanted};
+use nomagic_core::frame::{Verdict, Wait, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::reject::Class;
 use nomagic_core::services::Action;
@@ -270,7 +270,7 @@ fn a_missing_neighbour_holds_the_frame_as_it_came() {
     let mut w = World::new(s, 16);
     let frame = spec("tcp", "10.0.0.2:40000", "10.96.0.5:80", SYN).frame();
     let done = w.run(CLIENTS, &frame);
-    assert_eq!(done.verdict, Verdict::Hold(Wanted { port: PODS, addr: ip("192.168.9.9") }));
+    assert_eq!(done.verdict, Verdict::Hold(Wait::Neighbour(Wanted { port: PODS, addr: ip("192.168.9.9") })));
     assert_eq!((done.bytes, w.live(), w.announced()), (frame, 0, 0));
 }
 

@@ -33,7 +33,7 @@ enum Stop {
 /// it needs; it leaves such frames to the core if their tuple has a rule, and to the kernel otherwise.
 fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
     match core {
-        Ok(packet) if packet.fragment_id.is_some() => filter == Stop::Fragment,
+        Ok(packet) if packet.fragment.is_some() => filter == Stop::Fragment,
         Ok(_) => filter == Stop::NotOurs,
         Err(NotPacket::Later(_)) => filter == Stop::Fragment,
         Err(NotPacket::Error(_)) => filter == Stop::Icmp,
@@ -149,7 +149,7 @@ impl Parity {
         let stop = self.stop(frame);
         assert!(agree(&core, stop), "the core reads {core:?}, the filter {stop:?}: {frame:x?}");
         let class = match &core {
-            Ok(packet) if packet.fragment_id.is_some() => "first fragment".into(),
+            Ok(packet) if packet.fragment.is_some() => "first fragment".into(),
             Ok(packet) => packet.tuple.proto.to_string(),
             Err(NotPacket::Later(_)) => "later fragment".into(),
             Err(NotPacket::Error(error)) => format!("error about {}", error.quoted.proto),
