@@ -109,8 +109,6 @@ INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 		return PASS_ICMP; // for errors, see quote.h
 	if (proto != 6 && proto != 17 && proto != 132)
 		return PASS_OTHER_PROTOCOL;
-	if (t->piece != WHOLE && proto == 132)
-		return PASS_FRAGMENT; // its CRC covers the payload of all fragments
 	if (t->piece == LATER_FRAGMENT)
 		return TAKEN;
 	READ(struct ports, c, ports);
