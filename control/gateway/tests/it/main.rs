@@ -21,6 +21,7 @@ mod events;
 mod explain_running;
 mod faults;
 mod flows;
+mod fragments;
 mod gateway;
 mod hash_seed;
 mod http;
