@@ -83,17 +83,17 @@ impl Fragments<'_> {
 
     /// Remembers that a datagram is the kernel's.
     pub fn leave_to_kernel(&self, datagram: Datagram, reason: Reason, now_ms: u64) {
-        self.store(datagram, NO_FLOW | KERNEL << KIND_AT | reason.index() as u64, now_ms);
+        self.store(datagram, NO_FLOW | (KERNEL << KIND_AT) | reason.index() as u64, now_ms);
     }
 
     /// Remembers that a datagram is dropped.
     pub fn drop(&self, datagram: Datagram, reason: Reason, now_ms: u64) {
-        self.store(datagram, NO_FLOW | DROP << KIND_AT | reason.index() as u64, now_ms);
+        self.store(datagram, NO_FLOW | (DROP << KIND_AT) | reason.index() as u64, now_ms);
     }
 
     /// Remembers the length of a datagram whose first fragment waits for it.
     pub fn note_length(&self, datagram: Datagram, len: u16, now_ms: u64) {
-        self.store(datagram, NO_FLOW | LENGTH << KIND_AT | u64::from(len), now_ms);
+        self.store(datagram, NO_FLOW | (LENGTH << KIND_AT) | u64::from(len), now_ms);
     }
 
     /// Forgets a datagram that has come whole: its identification may be used again.
@@ -108,10 +108,10 @@ impl Fragments<'_> {
     pub fn lookup(&self, datagram: Datagram, t: &Tuple, now_ms: u64) -> Option<Fate> {
         let value = self.recent(datagram, now_ms)?;
         if value & NO_FLOW == 0 {
-            return self.flow(value, t).map(|hit| Fate::Flow(hit, ((value >> END_AT & END_MASK) as usize * FRAGMENT_UNIT) as u16));
+            return self.flow(value, t).map(|hit| Fate::Flow(hit, (((value >> END_AT) & END_MASK) as usize * FRAGMENT_UNIT) as u16));
         }
         let reason = |disposition| Reason::ALL.get(value as usize & 0xff).filter(|r| r.dispositions().contains(&disposition)).copied();
-        match value >> KIND_AT & 3 {
+        match (value >> KIND_AT) & 3 {
             KERNEL => reason(Disposition::Kernel).map(Fate::Kernel),
             DROP => reason(Disposition::Drop).map(Fate::Drop),
             _ => Some(Fate::Length(value as u16)),
@@ -122,13 +122,13 @@ impl Fragments<'_> {
     pub fn is_settled(&self, waiting: &Waiting, now_ms: u64) -> bool {
         let is_enough = |value: u64| match value & NO_FLOW {
             0 => self.state(value).is_some(),
-            _ => waiting.first || value >> KIND_AT & 3 != LENGTH,
+            _ => waiting.first || (value >> KIND_AT) & 3 != LENGTH,
         };
         self.recent(waiting.datagram, now_ms).is_some_and(is_enough)
     }
 
     fn store(&self, datagram: Datagram, value: u64, now_ms: u64) {
-        let value = value | (now_ms / 1_000 & SECOND_MASK) << SECOND_AT;
+        let value = value | (((now_ms / 1_000) & SECOND_MASK) << SECOND_AT);
         let [key, place] = self.table.region.fragment(datagram.0);
         place.store(value, Relaxed);
         key.store(datagram.0 ^ value, Relaxed);
@@ -154,7 +154,7 @@ impl Fragments<'_> {
             return None;
         }
         let state = self.table.region.slot(slot).word(super::flow::STATE);
-        let generation = value >> GENERATION_AT & GENERATION_MASK;
+        let generation = (value >> GENERATION_AT) & GENERATION_MASK;
         (state & STATE_MASK == LIVE && (state >> 32) & GENERATION_MASK == generation).then_some((slot, state))
     }
 

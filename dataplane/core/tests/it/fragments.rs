@@ -24,7 +24,7 @@ impl Edge {
         Edge { world: World::new(services, 256), workers: (0..workers).map(worker).collect(), done: Vec::new() }
     }
 
-    fn run(&mut self, worker: usize, submitted: Submitted, (port, frame): HeldFrame) {
+    pub fn run(&mut self, worker: usize, submitted: Submitted, (port, frame): HeldFrame) {
         std::mem::swap(&mut self.world.worker, &mut self.workers[worker].0);
         let done = self.world.run_as(submitted, port, &frame);
         std::mem::swap(&mut self.world.worker, &mut self.workers[worker].0);
@@ -81,12 +81,12 @@ impl Edge {
     }
 }
 
-fn edge() -> Edge {
+pub fn edge() -> Edge {
     Edge::new(services(), 2, 64)
 }
 
 /// Client, Service, whether with SNAT.
-const WAYS: [(&str, &str, bool); 4] = [
+pub const WAYS: [(&str, &str, bool); 4] = [
     ("10.0.0.2:40000", "10.96.0.1:80", false),
     ("10.0.0.2:40000", "10.96.0.2:80", true),
     ("[fd00:a::2]:40000", "[fd00:96::1]:80", false),
@@ -94,7 +94,7 @@ const WAYS: [(&str, &str, bool); 4] = [
 ];
 
 /// All orders of `n` things.
-fn orders(n: usize) -> Vec<Vec<usize>> {
+pub fn orders(n: usize) -> Vec<Vec<usize>> {
     if n == 0 {
         return vec![Vec::new()];
     }
@@ -103,7 +103,7 @@ fn orders(n: usize) -> Vec<Vec<usize>> {
 }
 
 /// The later fragments are the second worker's; the first one is either worker's.
-fn send(edge: &mut Edge, port: PortId, pieces: &[Vec<u8>], order: &[usize], first_worker: usize) {
+pub fn send(edge: &mut Edge, port: PortId, pieces: &[Vec<u8>], order: &[usize], first_worker: usize) {
     for &piece in order {
         edge.receive(if piece == 0 { first_worker } else { 1 }, port, &pieces[piece]);
         edge.round();
