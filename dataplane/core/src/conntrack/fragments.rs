@@ -1,8 +1,9 @@
 //! Remembers what the first fragment of a datagram met, for the later ones: they carry no ports, only addresses and identification. All workers
 //! share it, since a NIC may give the first fragment to another queue than the later ones.
 //!
-//! A direct-mapped table next to the flows. An entry has two words: the value, and the key's hash xor the value (R. Hyatt's lockless
-//! hashing), so a reader never combines halves of two writers. A newer datagram overwrites an older one.
+//! A table of small buckets next to the flows. An entry has two words: the value, and the key's hash xor the value (R. Hyatt's lockless
+//! hashing), so a reader never combines halves of two writers. A newer datagram takes an empty place, or that of the oldest of its bucket. Two writers
+//! may choose one place: then one of the datagrams is lost.
 
 use super::affinity::BEHIND_MAX_S;
 use super::region::{CAPACITY_MAX, LIVE, STATE_MASK};
@@ -10,6 +11,7 @@ use super::{Conntrack, Deltas, Direction, Flow, Hit};
 use crate::frame::Waiting;
 use crate::parse::FRAGMENT_UNIT;
 use crate::reason::{Disposition, Reason};
+use crate::sync::AtomicU64;
 use crate::sync::Ordering::Relaxed;
 use crate::tuple::Tuple;
 
@@ -30,6 +32,9 @@ const SECOND_AT: u32 = 53;
 const SECOND_MASK: u64 = (1 << 11) - 1;
 const SLOT_MASK: u64 = NO_FLOW - 1;
 const _: () = assert!(CAPACITY_MAX as u64 <= NO_FLOW && AGE_MAX_S + BEHIND_MAX_S < SECOND_MASK);
+
+/// The key of a place without an entry.
+const EMPTY: u64 = 0;
 
 const KERNEL: u64 = 0;
 const DROP: u64 = 1;
@@ -98,9 +103,9 @@ impl Fragments<'_> {
 
     /// Forgets a datagram that has come whole: its identification may be used again.
     pub fn forget(&self, datagram: Datagram) {
-        if let Some(value) = self.value(datagram) {
-            let [key, _] = self.table.region.fragment(datagram.0);
-            let _ = key.compare_exchange(datagram.0 ^ value, 0, Relaxed, Relaxed);
+        for [key, value] in self.table.region.fragments(datagram.0) {
+            let known = value.load(Relaxed) ^ datagram.0;
+            let _ = key.compare_exchange(known, EMPTY, Relaxed, Relaxed);
         }
     }
 
@@ -128,23 +133,32 @@ impl Fragments<'_> {
     }
 
     fn store(&self, datagram: Datagram, value: u64, now_ms: u64) {
-        let value = value | (((now_ms / 1_000) & SECOND_MASK) << SECOND_AT);
-        let [key, place] = self.table.region.fragment(datagram.0);
-        place.store(value, Relaxed);
-        key.store(datagram.0 ^ value, Relaxed);
+        let places = self.table.region.fragments(datagram.0);
+        let is_own = |[key, value]: &&[AtomicU64; 2]| key.load(Relaxed) ^ value.load(Relaxed) == datagram.0;
+        // Of several as old as each other, any: which one depends on the datagram.
+        let from = (datagram.0 >> 32) as usize % places.len();
+        let (newer, older) = places.split_at(from);
+        let age = |[key, value]: &&[AtomicU64; 2]| match key.load(Relaxed) {
+            EMPTY => u64::MAX,
+            _ => age_s(value.load(Relaxed), now_ms),
+        };
+        let place = places.iter().find(is_own).or_else(|| older.iter().chain(newer).max_by_key(age));
+        if let Some([key, place]) = place {
+            let value = value | (((now_ms / 1_000) & SECOND_MASK) << SECOND_AT);
+            place.store(value, Relaxed);
+            key.store(datagram.0 ^ value, Relaxed);
+        }
     }
 
     fn value(&self, datagram: Datagram) -> Option<u64> {
-        let [key, value] = self.table.region.fragment(datagram.0);
-        let (key, value) = (key.load(Relaxed), value.load(Relaxed));
-        (value != 0 && key ^ value == datagram.0).then_some(value)
+        let read = |[key, value]: &[AtomicU64; 2]| (key.load(Relaxed), value.load(Relaxed));
+        let mut places = self.table.region.fragments(datagram.0).iter().map(read);
+        places.find(|(key, value)| *value != 0 && key ^ value == datagram.0).map(|(_, value)| value)
     }
 
     fn recent(&self, datagram: Datagram, now_ms: u64) -> Option<u64> {
         let value = self.value(datagram)?;
-        // Another worker's clock may be ahead.
-        let age_s = (now_ms / 1_000 + BEHIND_MAX_S).wrapping_sub(value >> SECOND_AT) & SECOND_MASK;
-        (age_s <= AGE_MAX_S + BEHIND_MAX_S).then_some(value)
+        (age_s(value, now_ms) <= AGE_MAX_S + BEHIND_MAX_S).then_some(value)
     }
 
     /// The slot that a value names, and its state word, if it still has the flow that the value is about.
@@ -170,6 +184,11 @@ impl Fragments<'_> {
         }
         Some(if reply { turned(&original, &flow) } else { original })
     }
+}
+
+/// How old an entry is, plus [`BEHIND_MAX_S`]: another worker's clock may be ahead.
+fn age_s(value: u64, now_ms: u64) -> u64 {
+    (now_ms / 1_000 + BEHIND_MAX_S).wrapping_sub(value >> SECOND_AT) & SECOND_MASK
 }
 
 /// The same flow for a packet of the other direction. Built from the flow that was read, since the slot may have been reused.

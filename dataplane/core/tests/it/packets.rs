@@ -149,6 +149,33 @@ fn options_tags_and_extension_headers_are_stepped_over() {
     read(&world().run(CLIENTS, &v6).bytes).unwrap();
 }
 
+/// As many as the kernel's NAT would carry, but for a limit that no honest host reaches.
+#[test]
+fn sixteen_extension_headers_are_stepped_over_and_more_are_the_kernels() {
+    let plain = spec("udp", "[fd00:a::2]:40000", "[fd00:96::1]:80", 0).frame();
+    for count in [1, 8, 9, 16, 17, 100] {
+        let mut frame = plain.clone();
+        let mut chain = [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(count);
+        chain[8 * (count - 1)] = 17;
+        frame.splice(54..54, chain);
+        frame[20] = 60;
+        let len = (frame.len() - 54) as u16;
+        frame[18..20].copy_from_slice(&len.to_be_bytes());
+        let done = world().run(CLIENTS, &frame);
+        if count > 16 {
+            assert_eq!(done.verdict, Verdict::Kernel(Reason::Ipv6ExtensionChain));
+            continue;
+        }
+        assert!(matches!(done.verdict, Verdict::Forward(PODS, _)), "{count}: {:?}", done.verdict);
+        // Without them, so that etherparse reads it as well.
+        let mut bare = done.bytes;
+        bare.drain(54..54 + 8 * count);
+        (bare[18], bare[19], bare[20]) = (plain[18], plain[19], 17);
+        let seen = read(&bare).expect("sound");
+        assert_eq!((seen.tuple.dport, seen.payload.len()), (8080, 32));
+    }
+}
+
 #[test]
 fn a_reject_is_answered_and_quotes_the_packet() {
     let mut s = services();

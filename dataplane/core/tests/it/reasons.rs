@@ -72,7 +72,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
     let to = |dst: &str| spec("tcp", "10.0.0.2:40000", dst, SYN);
     let mut v6_chain = v6.frame();
     v6_chain[20] = 60;
-    v6_chain.splice(54..54, [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(9));
+    v6_chain.splice(54..54, [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(17));
     let len = (v6_chain.len() - 54) as u16;
     v6_chain[18..20].copy_from_slice(&len.to_be_bytes());
     let mut v6_routing = v6.frame();
