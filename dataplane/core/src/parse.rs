@@ -13,8 +13,8 @@ use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_f
 const VLAN_TAGS_MAX: usize = 2;
 /// Fragments begin at multiples of it (RFC 791, 3.1; RFC 8200, 4.5), bytes.
 pub const FRAGMENT_UNIT: usize = 8;
-/// Most IPv6 extension headers; hosts send one or two.
-pub(crate) const IPV6_EXTENSIONS_MAX: usize = 8;
+/// Most IPv6 extension headers; hosts send one or two. The kernel has no limit but the packet's length: it gets what has more.
+pub(crate) const IPV6_EXTENSIONS_MAX: usize = 16;
 
 /// What the first chunk of an SCTP packet means for an association, said in TCP's terms (RFC 9260, section 3.2): both protocols open with
 /// a handshake and close on both sides.
@@ -238,7 +238,7 @@ fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
     let mut fragment = None;
     let ttl = HOP_LIMIT.u8(header);
     let ip_at = |at: usize, fragment| Ip { l3, l4: at, l4_len: end - at, ttl, src, dst, v6: true, fragment };
-    for _ in 0..IPV6_EXTENSIONS_MAX {
+    for _ in 0..=IPV6_EXTENSIONS_MAX {
         let len = match next {
             protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS => extension_len(data, at, bad)?,
             protocol::ROUTING => {
@@ -274,7 +274,7 @@ fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
         [next] = ipv6_extension::field::NEXT_HEADER.after(at).get(data).ok_or(bad)?;
         at += len;
     }
-    Err(Malformed(Reason::Ipv6ExtensionChain))
+    Err(Kernel(Reason::Ipv6ExtensionChain))
 }
 
 /// Length of an options or routing header.

@@ -47,7 +47,6 @@ reasons! {
     VlanTooDeep = "vlan_too_deep", Drop, "more than two VLAN tags";
     Ipv4Malformed = "ipv4_malformed", Drop, "the IPv4 header contradicts itself or the frame's length";
     Ipv6Malformed = "ipv6_malformed", Drop, "the IPv6 header or an extension header contradicts the frame's length";
-    Ipv6ExtensionChain = "ipv6_extension_chain", Drop, "more IPv6 extension headers than the limit";
     TcpMalformed = "tcp_malformed", Drop, "the TCP header contradicts itself or the packet's length";
     TcpFlags = "tcp_flags", Drop, "TCP flags, or an SCTP chunk, that no connection starts with";
     UdpMalformed = "udp_malformed", Drop, "the UDP header contradicts the packet's length";
@@ -71,6 +70,7 @@ reasons! {
     Fragment = "fragment", Kernel | Drop, "a fragment of a protocol that Services cannot name, or with two fragment headers: left to the kernel";
     FragmentTimeout = "fragment_timeout", Kernel | Drop, "a later fragment whose first one did not come in time: left to the kernel, or dropped if the address is a Service's alone";
     FragmentHoldFull = "fragment_hold_full", Kernel | Drop, "a later fragment that waited for its first one and made room for others: left to the kernel, or dropped if the address is a Service's alone";
+    Ipv6ExtensionChain = "ipv6_extension_chain", Kernel | Drop, "more IPv6 extension headers than the limit, left to the kernel";
     Ipv6Routing = "ipv6_routing", Kernel | Drop, "an IPv6 routing header with segments left, left to the kernel";
     OtherProtocol = "other_protocol", Kernel | Drop, "a transport protocol that Services cannot name";
 

@@ -226,7 +226,7 @@ pub fn frame(t: &Tuple, dress: Dress) -> Vec<u8> {
     f
 }
 
-pub const DRESSES: [Dress; 8] = [
+pub const DRESSES: [Dress; 10] = [
     Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[], fragment: 0 },
     Dress { vlan_tags: 1, ipv4_options: 1, extensions: &[0], fragment: 0 },
     Dress { vlan_tags: 2, ipv4_options: 10, extensions: &[0, 60, 43], fragment: 0 },
@@ -235,6 +235,8 @@ pub const DRESSES: [Dress; 8] = [
     Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[0, 44], fragment: 0x2001 },
     Dress { vlan_tags: 3, ipv4_options: 0, extensions: &[], fragment: 0 },
     Dress { vlan_tags: 1, ipv4_options: 2, extensions: &[0, 0, 0, 0, 0, 0, 0, 0, 0], fragment: 0x0010 },
+    Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[60; 16], fragment: 0 },
+    Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[60; 17], fragment: 0 },
 ];
 
 /// What the program says of a frame before it looks at more than whose it is: a second opinion, written without it. `None`: the port's, and sound as

@@ -42,6 +42,8 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
             Reason::NotIp => filter == Stop::NotIp,
             Reason::Icmp | Reason::IcmpQuote => filter == Stop::Icmp,
             Reason::OtherProtocol | Reason::Ipv6Routing => filter == Stop::OtherProtocol,
+            // Both have the same limit of extension headers.
+            Reason::Ipv6ExtensionChain => filter == Stop::Unreadable,
             // The filter steps over options, and the core hands on what the filter captures of these.
             Reason::Ipv4Options => filter != Stop::NotIp,
             // A later fragment of a protocol without ports: the filter counts it under the protocol. Either way it goes to the kernel.
@@ -50,8 +52,6 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
         },
         Err(NotPacket::Malformed(reason)) => match reason {
             Reason::EthernetTruncated => filter == Stop::Unreadable,
-            // Both have the same limit of extension headers.
-            Reason::Ipv6ExtensionChain => filter == Stop::Unreadable,
             // The filter does not check lengths in the headers, nor source addresses.
             Reason::Ipv4Malformed | Reason::Ipv6Malformed | Reason::Martian => filter != Stop::NotIp,
             // The filter does not look at the offsets and lengths of fragments.
