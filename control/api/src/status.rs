@@ -195,7 +195,7 @@ pub struct Worker {
     /// Whether its thread runs.
     pub alive: bool,
     pub heartbeat_age_ns: u64,
-    /// Frames held for a neighbour now.
+    /// Frames held for a neighbour or another fragment now.
     pub held_now: u64,
     #[serde(flatten)]
     pub counts: WorkerCounts,
@@ -205,7 +205,7 @@ pub struct Worker {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Frames held for a neighbour now.
+    /// Frames held for a neighbour or another fragment now.
     pub held_now: u64,
     #[serde(flatten)]
     pub counts: WorkerCounts,

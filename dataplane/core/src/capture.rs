@@ -35,6 +35,11 @@ pub fn takes(services: &Services, packet: &Tuple) -> bool {
     if services.frontend(dst, packet.dport, packet.proto).is_some_and(|f| has_own_rule(services, dst, f)) {
         return true;
     }
+    takes_whole(services, dst)
+}
+
+/// Whether the rules that a service table needs take every port of an address.
+pub fn takes_whole(services: &Services, dst: IpAddr) -> bool {
     let whole = services.cluster_ips.contains(&dst) || services.service_cidrs.iter().any(|range| range.contains(dst));
     whole && !services.kernel_ips.contains(&dst)
 }

@@ -28,7 +28,7 @@ pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;
 pub use flow::{Deltas, Flow};
-pub use fragments::Fragments;
+pub use fragments::{AGE_MAX_S as FRAGMENTS_AGE_MAX_S, Datagram, Fate, Fragments};
 pub use hit::{FlowRef, Hit};
 pub use lookup::Prefetched;
 pub use phase::{EvictionRank, Phase, PhaseKind};

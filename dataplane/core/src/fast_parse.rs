@@ -158,6 +158,6 @@ impl Plain {
         let l4 = if self.v6 { L4_V6 } else { L4_V4 } as u16;
         let ttl = if self.v6 { Plain::ttl::<true>(data) } else { Plain::ttl::<false>(data) };
         let Plain { l4_len, covered_len, tcp_flags, .. } = *self;
-        Packet { tuple, l3: L3 as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment_id: None }
+        Packet { tuple, l3: L3 as u16, l4, l4_len, covered_len, tcp_flags, ttl, fragment: None }
     }
 }

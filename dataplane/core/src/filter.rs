@@ -15,13 +15,13 @@
 pub mod direct;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 
 use crate::prefetch::prefetch;
 use crate::siphash::siphash;
-use crate::tuple::Tuple;
+use crate::tuple::{AddrWords, Tuple};
 
 /// Fingerprints in a bucket: 16 x 4 bytes are one cache line.
 pub const BUCKET_SLOTS: usize = 16;
@@ -45,7 +45,18 @@ pub struct ReplyFilter<'r> {
     owners: &'r [AtomicU32],
     /// The connections that pass by: see [`direct`].
     direct: &'r [AtomicU32],
+    /// By [`source_place`]: not 0 if replies of such a source were announced. Empty or [`REPLY_SOURCES`] long.
+    sources: &'r [AtomicU64],
     key: ReplyKey,
+}
+
+/// Places for the sources of replies, see [`ReplyFilter::with_sources`].
+pub const REPLY_SOURCES: usize = 1 << 16;
+
+/// The place of a reply's source. `dataplane/xsk/bpf/filter.c` has the same.
+pub fn source_place(src: AddrWords) -> usize {
+    let folded = src.iter().fold(0, |folded, word| folded ^ (word >> 32) as u32 ^ *word as u32);
+    (folded.wrapping_mul(0x9e37_79b1) >> 16) as usize
 }
 
 /// `(bucket hash, fingerprint)` of a reply's tuple: the two halves of one 64-bit hash. They are independent, so among a million announced
@@ -71,7 +82,21 @@ impl<'r> ReplyFilter<'r> {
     pub fn new(words: &'r [AtomicU32], owners: &'r [AtomicU32], key: ReplyKey) -> Option<ReplyFilter<'r>> {
         let buckets = words.len() / BUCKET_SLOTS;
         let whole = buckets.is_power_of_two() && words.len() == buckets * BUCKET_SLOTS && owners.len() == words.len();
-        whole.then_some(ReplyFilter { words, owners, direct: &[], key })
+        whole.then_some(ReplyFilter { words, owners, direct: &[], sources: &[], key })
+    }
+
+    /// The same filter, which notes the sources of announced replies here as well. A later fragment of a reply has no ports, so the XDP program can only
+    /// ask whether its source is one of these. They stay noted when the flow ends: a match costs a detour, and only for fragments whose first one has
+    /// not come.
+    pub fn with_sources(self, sources: &'r [AtomicU64]) -> ReplyFilter<'r> {
+        ReplyFilter { sources, ..self }
+    }
+
+    /// Notes the source of a reply.
+    pub fn note_source(&self, reply: &Tuple) {
+        if let Some(place) = self.sources.get(source_place(reply.src)).filter(|place| place.load(Ordering::Relaxed) == 0) {
+            place.store(1, Ordering::Relaxed);
+        }
     }
 
     /// The number of a reply's bucket.
@@ -103,6 +128,7 @@ impl<'r> ReplyFilter<'r> {
     /// take a place each.
     pub fn insert(&self, reply: &Tuple, slot: u32) -> bool {
         let (hash, fingerprint) = slot_of(reply, self.key);
+        self.note_source(reply);
         let taken = self.places(hash).find(|&place| {
             let word = &self.words[place];
             word.load(Ordering::Relaxed) == 0 && word.compare_exchange(0, fingerprint, Ordering::Release, Ordering::Relaxed).is_ok()

@@ -6,6 +6,7 @@
 use arrayvec::ArrayVec;
 use std::net::IpAddr;
 
+use crate::conntrack::Datagram;
 use crate::prefetch::prefetch;
 use crate::reason::Reason;
 
@@ -41,8 +42,10 @@ pub struct Frame<'f> {
     pub token: u64,
     /// True when it was held and is submitted again.
     pub resubmitted: bool,
-    /// True when it has been held for so long that its next hop counts as dead.
+    /// True when it has been held for too long: what it waits for does not come.
     pub overdue: bool,
+    /// True when it was held and others need its room.
+    pub evicted: bool,
 }
 
 impl<'f> Frame<'f> {
@@ -52,7 +55,7 @@ impl<'f> Frame<'f> {
     /// If the range is outside of `buf`: a caller's error, never the wire's.
     pub fn new(buf: &'f mut [u8], start: usize, len: usize, port: PortId, token: u64) -> Frame<'f> {
         assert!(start <= buf.len() && len <= buf.len() - start, "frame range outside of its buffer");
-        Frame { buf, start, len, tail: &[], port, token, resubmitted: false, overdue: false }
+        Frame { buf, start, len, tail: &[], port, token, resubmitted: false, overdue: false, evicted: false }
     }
 
     /// Adds the read-only segments behind the first one (multi-buffer frames).
@@ -151,8 +154,28 @@ pub enum Verdict {
     Kernel(Reason),
     /// Not forwarded. Rejected frames are dropped too; the answer to the sender is in [`Outputs::made`].
     Drop(Reason),
-    /// Unchanged. Submit it again when the neighbour is known, or drop it when that does not answer in time.
-    Hold(Wanted),
+    /// Unchanged. Submit it again when what it waits for is there, or as overdue or evicted.
+    Hold(Wait),
+}
+
+/// What a held frame waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// The next hop's link-layer address.
+    Neighbour(Wanted),
+    /// The other fragments of its datagram: [`Fragments::is_settled`](crate::conntrack::Fragments::is_settled).
+    Fragments(Waiting),
+}
+
+/// A fragment that waits for others of its datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// Its datagram.
+    pub datagram: Datagram,
+    /// Names its sender, for a share of the room: an IPv4 address or an IPv6 /64, hashed with a secret.
+    pub sender: u64,
+    /// It is the first one and waits for the last one, which tells the length.
+    pub first: bool,
 }
 
 /// A neighbour whose link-layer address is missing.

@@ -9,7 +9,7 @@
 mod class;
 mod translate;
 
-use crate::parse::{IPV6_EXTENSIONS_MAX, Ip, array_at};
+use crate::parse::{Ip, array_at};
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
 use crate::wire::{Field, icmp, icmpv6, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, tcp};
@@ -19,6 +19,8 @@ pub use translate::{has_right_checksum, source_after, translate};
 
 /// Bytes of the transport header that an error quotes at least (RFC 792): ports, and TCP's sequence number.
 const TRANSPORT_MIN: usize = 8;
+/// Most extension headers of a quoted packet.
+const QUOTED_EXTENSIONS_MAX: usize = 8;
 const _: () = assert!(icmp::HEADER_LEN == icmpv6::HEADER_LEN);
 
 /// An ICMP error that quotes a packet of a protocol that Services can name.
@@ -80,7 +82,7 @@ pub(crate) fn read(data: &[u8], protocol: u8, ip: &Ip) -> Result<IcmpError, Reas
     let end = data.len().min(ip.l4 + ip.l4_len);
     let message = data.get(ip.l4..end).ok_or(Reason::Icmp)?;
     let [kind] = icmp::field::TYPE.get(message).ok_or(Reason::Icmp)?;
-    if (protocol == protocol::ICMPV6) != ip.v6 || ip.fragment_id.is_some() || !is_error(kind, ip.v6) {
+    if (protocol == protocol::ICMPV6) != ip.v6 || ip.fragment.is_some() || !is_error(kind, ip.v6) {
         return Err(Reason::Icmp);
     }
     let quote = message.get(icmp::HEADER_LEN..).ok_or(Reason::IcmpQuote)?;
@@ -134,7 +136,7 @@ fn ipv6_header(quote: &[u8]) -> Result<Quoted, Reason> {
         [(n >> 64) as u64, n as u64]
     };
     let (mut next, mut at) = (NEXT_HEADER.u8(header), ipv6::HEADER_LEN);
-    for _ in 0..IPV6_EXTENSIONS_MAX {
+    for _ in 0..QUOTED_EXTENSIONS_MAX {
         let extension: Option<&[u8; 4]> = array_at(quote, at);
         let len = match (next, extension) {
             (protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS, Some(extension)) => {

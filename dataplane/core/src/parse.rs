@@ -11,8 +11,10 @@ use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_f
 
 /// Most VLAN tags (QinQ).
 const VLAN_TAGS_MAX: usize = 2;
-/// Most IPv6 extension headers; hosts send one or two.
-pub(crate) const IPV6_EXTENSIONS_MAX: usize = 8;
+/// Fragments begin at multiples of it (RFC 791, 3.1; RFC 8200, 4.5), bytes.
+pub const FRAGMENT_UNIT: usize = 8;
+/// Most IPv6 extension headers; hosts send one or two. The kernel has no limit but the packet's length: it gets what has more.
+pub(crate) const IPV6_EXTENSIONS_MAX: usize = 16;
 
 /// What the first chunk of an SCTP packet means for an association, said in TCP's terms (RFC 9260, section 3.2): both protocols open with
 /// a handshake and close on both sides.
@@ -43,8 +45,19 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// IPv4 TTL or IPv6 hop limit.
     pub ttl: u8,
-    /// The identification, when this is the first fragment of a larger packet.
-    pub fragment_id: Option<u32>,
+    /// When this is the first fragment of a larger packet.
+    pub fragment: Option<FirstFragment>,
+}
+
+/// What a first fragment shares with the others of its packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FirstFragment {
+    /// The identification.
+    pub id: u32,
+    /// Where the next fragment begins: bytes of the fragmented part, a multiple of 8.
+    pub end: u16,
+    /// Bytes of the fragmented part altogether, if the last fragment has told.
+    pub len: Option<u16>,
 }
 
 /// A later fragment: it has addresses, but no ports.
@@ -54,6 +67,12 @@ pub struct LaterFragment {
     pub tuple: Tuple,
     /// The identification that it shares with the first fragment.
     pub id: u32,
+    /// Where it begins in the fragmented part, bytes.
+    pub offset: u16,
+    /// Where it ends.
+    pub end: u16,
+    /// None follows it.
+    pub last: bool,
     /// Offset of the IP header.
     pub l3: u16,
     /// Bytes of the IP packet.
@@ -92,7 +111,7 @@ impl Packet {
     pub fn is_plain(&self) -> bool {
         let ip_header_len = if self.tuple.v6 { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN };
         let usual = usize::from(self.l3) == ethernet::HEADER_LEN && usize::from(self.l4 - self.l3) == ip_header_len;
-        usual && self.fragment_id.is_none() && self.tuple.proto != Proto::Sctp
+        usual && self.fragment.is_none() && self.tuple.proto != Proto::Sctp
     }
 
     /// Bytes of the IP packet.
@@ -173,14 +192,12 @@ fn ipv4_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
         return Err(Kernel(Reason::Ipv4Options));
     }
     let l4_len = total_len - header_len;
-    let mut ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: TTL.u8(header), src, dst, v6: false, fragment_id: None };
+    let mut ip = Ip { l3, l4: l3 + header_len, l4_len, ttl: TTL.u8(header), src, dst, v6: false, fragment: None };
     let fragment = FRAGMENT.u16(header) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET);
     if fragment != 0 {
-        let id = u32::from(ID.u16(header));
-        if fragment & ipv4::FRAGMENT_OFFSET != 0 {
-            return Err(later(PROTOCOL.u8(header), &ip, id));
-        }
-        ip.fragment_id = Some(id);
+        let offset = usize::from(fragment & ipv4::FRAGMENT_OFFSET) * FRAGMENT_UNIT;
+        let piece = Piece { id: u32::from(ID.u16(header)), offset, len: l4_len, last: fragment & ipv4::MORE_FRAGMENTS == 0 };
+        ip.fragment = piece.first_or_later(PROTOCOL.u8(header), &ip)?;
     }
     transport(data, PROTOCOL.u8(header), ip)
 }
@@ -218,10 +235,10 @@ fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
     }
     let end = l3 + ipv6::HEADER_LEN + payload_len;
     let (mut next, mut at) = (NEXT_HEADER.u8(header), l3 + ipv6::HEADER_LEN);
-    let mut fragment_id = None;
+    let mut fragment = None;
     let ttl = HOP_LIMIT.u8(header);
-    let ip_at = |at: usize, fragment_id| Ip { l3, l4: at, l4_len: end - at, ttl, src, dst, v6: true, fragment_id };
-    for _ in 0..IPV6_EXTENSIONS_MAX {
+    let ip_at = |at: usize, fragment| Ip { l3, l4: at, l4_len: end - at, ttl, src, dst, v6: true, fragment };
+    for _ in 0..=IPV6_EXTENSIONS_MAX {
         let len = match next {
             protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS => extension_len(data, at, bad)?,
             protocol::ROUTING => {
@@ -233,21 +250,17 @@ fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
             }
             protocol::FRAGMENT => {
                 use ipv6_fragment::{HEADER_LEN, MORE_FRAGMENTS, OFFSET, field};
-                let fragment: &[u8; HEADER_LEN] = array_at(data, at).ok_or(bad)?;
-                let offset_and_more = field::OFFSET.u16(fragment) & (OFFSET | MORE_FRAGMENTS);
-                let id = field::ID.u32(fragment);
+                let header: &[u8; HEADER_LEN] = array_at(data, at).ok_or(bad)?;
+                let field = field::OFFSET.u16(header);
                 // A fragment header on a whole packet ("atomic fragment", RFC 6946) is skipped. Packets with two are left to the kernel.
-                if offset_and_more != 0 && fragment_id.is_some() {
-                    return Err(Kernel(Reason::Fragment));
-                }
-                if offset_and_more & OFFSET != 0 {
-                    if at + HEADER_LEN > end {
-                        return Err(bad);
+                if field & (OFFSET | MORE_FRAGMENTS) != 0 {
+                    if fragment.is_some() {
+                        return Err(Kernel(Reason::Fragment));
                     }
-                    return Err(later(field::NEXT_HEADER.u8(fragment), &ip_at(at + HEADER_LEN, None), id));
-                }
-                if offset_and_more != 0 {
-                    fragment_id = Some(id);
+                    let len = end.checked_sub(at + HEADER_LEN).ok_or(bad)?;
+                    let last = field & MORE_FRAGMENTS == 0;
+                    let piece = Piece { id: field::ID.u32(header), offset: usize::from(field & OFFSET), len, last };
+                    fragment = piece.first_or_later(field::NEXT_HEADER.u8(header), &ip_at(at + HEADER_LEN, None))?;
                 }
                 HEADER_LEN
             }
@@ -255,13 +268,13 @@ fn ipv6_header(data: &[u8], l3: usize, available: usize) -> Result<Packet, NotPa
                 if at > end || at > data.len() {
                     return Err(bad);
                 }
-                return transport(data, next, ip_at(at, fragment_id));
+                return transport(data, next, ip_at(at, fragment));
             }
         };
         [next] = ipv6_extension::field::NEXT_HEADER.after(at).get(data).ok_or(bad)?;
         at += len;
     }
-    Err(Malformed(Reason::Ipv6ExtensionChain))
+    Err(Kernel(Reason::Ipv6ExtensionChain))
 }
 
 /// Length of an options or routing header.
@@ -279,25 +292,56 @@ pub(crate) struct Ip {
     pub src: AddrWords,
     pub dst: AddrWords,
     pub v6: bool,
-    pub fragment_id: Option<u32>,
+    pub fragment: Option<FirstFragment>,
 }
 
-/// A later fragment of a protocol that Services can name. Not SCTP: its CRC covers all fragments, so none can change its ports.
-fn later(protocol: u8, ip: &Ip, id: u32) -> NotPacket {
-    match Proto::from_ip_number(protocol) {
-        Some(proto @ (Proto::Tcp | Proto::Udp)) => {
-            let tuple = Tuple { src: ip.src, dst: ip.dst, sport: 0, dport: 0, proto, v6: ip.v6 };
-            let ip_len = (ip.l4 - ip.l3 + ip.l4_len) as u16;
-            Later(LaterFragment { tuple, id, l3: ip.l3 as u16, ip_len, ttl: ip.ttl })
+/// A fragment, as the headers of both IP versions have it.
+struct Piece {
+    id: u32,
+    offset: usize,
+    len: usize,
+    last: bool,
+}
+
+impl Piece {
+    /// What is known of a first fragment; `Err` if this is a later one, or none that can be carried. `ip` ends behind the fragment's header.
+    fn first_or_later(self, protocol: u8, ip: &Ip) -> Result<Option<FirstFragment>, NotPacket> {
+        let Piece { id, offset, len, last } = self;
+        let end = u16::try_from(offset + len).ok().filter(|_| len > 0 && (last || len.is_multiple_of(FRAGMENT_UNIT)));
+        let proto = match (Proto::from_ip_number(protocol), end) {
+            (None, end) if offset == 0 => return Ok(Some(FirstFragment { id, end: end.unwrap_or(0), len: None })),
+            (None, _) => return Err(Kernel(Reason::Fragment)),
+            (Some(proto), _) => proto,
+        };
+        let end = end.ok_or(Malformed(Reason::FragmentMalformed))?;
+        if offset == 0 {
+            return Ok(Some(FirstFragment { id, end, len: None }));
         }
-        _ => Kernel(Reason::Fragment),
+        // RFC 1858, RFC 3128: it would replace what the first one says of ports or flags.
+        if offset < transport_header_min(proto) {
+            return Err(Malformed(Reason::FragmentTiny));
+        }
+        let tuple = Tuple { src: ip.src, dst: ip.dst, sport: 0, dport: 0, proto, v6: ip.v6 };
+        let ip_len = (ip.l4 - ip.l3 + ip.l4_len) as u16;
+        Err(Later(LaterFragment { tuple, id, offset: offset as u16, end, last, l3: ip.l3 as u16, ip_len, ttl: ip.ttl }))
+    }
+}
+
+/// What a first fragment must have of the transport header.
+fn transport_header_min(proto: Proto) -> usize {
+    match proto {
+        Proto::Tcp => tcp::HEADER_LEN,
+        Proto::Udp => udp::HEADER_LEN,
+        Proto::Sctp => sctp::HEADER_LEN + sctp::CHUNK_HEADER_LEN,
     }
 }
 
 fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
+    // A header that is cut short: in a first fragment, it is the next one's to complete (RFC 1858, RFC 7112).
+    let cut = |reason| Malformed(if ip.fragment.is_some() { Reason::FragmentTiny } else { reason });
     let (tcp_flags, covered_len) = match protocol {
         protocol::TCP => {
-            let bad = Malformed(Reason::TcpMalformed);
+            let bad = cut(Reason::TcpMalformed);
             let header: &[u8; tcp::HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
             let header_len = tcp::header_len(tcp::field::DATA_OFFSET.u8(header));
             if header_len < tcp::HEADER_LEN || header_len > ip.l4_len || data.len() < ip.l4 + header_len {
@@ -306,18 +350,17 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             (tcp::field::FLAGS.u8(header), ip.l4_len)
         }
         protocol::UDP => {
-            let bad = Malformed(Reason::UdpMalformed);
+            let bad = cut(Reason::UdpMalformed);
             let header: &[u8; udp::HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
             let udp_len = usize::from(udp::field::LEN.u16(header));
             // The first fragment's length field is that of the whole datagram.
-            if udp_len < udp::HEADER_LEN || (udp_len > ip.l4_len && ip.fragment_id.is_none()) {
+            if udp_len < udp::HEADER_LEN || (udp_len > ip.l4_len && ip.fragment.is_none()) {
                 return Err(bad);
             }
             (0, udp_len.min(ip.l4_len))
         }
-        protocol::SCTP if ip.fragment_id.is_some() => return Err(Kernel(Reason::Fragment)),
         protocol::SCTP => {
-            let bad = Malformed(Reason::SctpMalformed);
+            let bad = cut(Reason::SctpMalformed);
             let header: &[u8; sctp::HEADER_LEN + sctp::CHUNK_HEADER_LEN] = array_at(data, ip.l4).ok_or(bad)?;
             if ip.l4_len < header.len() {
                 return Err(bad);
@@ -332,7 +375,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
     let (sport, dport) = (ports::field::SOURCE.u16(ports), ports::field::DESTINATION.u16(ports));
     let tuple = Tuple { src: ip.src, dst: ip.dst, sport, dport, proto, v6: ip.v6 };
     let (l3, l4, l4_len) = (ip.l3 as u16, ip.l4 as u16, ip.l4_len as u16);
-    Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl, fragment_id: ip.fragment_id })
+    Ok(Packet { tuple, l3, l4, l4_len, covered_len: covered_len as u16, tcp_flags, ttl: ip.ttl, fragment: ip.fragment })
 }
 
 #[inline(always)]

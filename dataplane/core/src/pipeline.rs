@@ -10,6 +10,7 @@ mod ending;
 mod evict;
 mod fast_path;
 mod foreign;
+mod fragments;
 mod icmp_errors;
 mod idle_reset;
 mod limits;
@@ -23,6 +24,7 @@ use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
 use foreign::refuse_source;
+use fragments::{after_first, before_first, later_fragment, remember_first};
 use icmp_errors::forward_error;
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
 use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way, to_kernel};
@@ -31,9 +33,9 @@ use reply_port::check_port;
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
 use crate::counters::Counters;
 use crate::fast_parse::Plain;
-use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
+use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict, Wait};
 use crate::observe::{FlowFate, Observer, Silent};
-use crate::parse::{LaterFragment, NotPacket, Packet, martian, parse};
+use crate::parse::{NotPacket, Packet, martian, parse};
 use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Resolution, RouteQuery};
@@ -106,10 +108,15 @@ fn slow_path<'f, 'c>(
             packet => dispatch(ctx, frame, &packet, hash, out, observer),
         },
         None => match parse(frame) {
-            Ok(packet) => {
-                let hash = ctx.table.hash(&packet.tuple);
-                dispatch(ctx, frame, &packet, hash, out, observer)
-            }
+            Ok(mut packet) => match before_first(ctx, frame, &mut packet) {
+                Some(verdict) => verdict,
+                None => {
+                    let hash = ctx.table.hash(&packet.tuple);
+                    let verdict = dispatch(ctx, frame, &packet, hash, out, observer);
+                    after_first(ctx, &packet, verdict);
+                    verdict
+                }
+            },
             Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
             Err(NotPacket::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
             Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, observer),
@@ -203,29 +210,10 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
     if rewrite::rewrite(frame, packet, hit, hop) {
         ctx.counters.path.checksum_completed.add(1);
     }
-    if let Some(id) = packet.fragment_id {
-        ctx.table.fragments().remember(&packet.tuple, id, hit, ctx.now_ms);
+    if let Some(first) = packet.fragment {
+        remember_first(ctx, packet, first, hit);
     }
     count_hit(ctx.counters, hit, bytes);
-    Verdict::Forward(hop.port, id)
-}
-
-/// Sends a later fragment where the first one went. Without a known first fragment the kernel gets it.
-fn later_fragment<'c>(ctx: &mut Context<'c>, frame: &mut Frame<'_>, fragment: &LaterFragment, observer: &mut impl Observer<'c>) -> Verdict {
-    let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
-    observer.known_flow(&hit, FlowFate::Continues);
-    let Some(same_port) = check_port(ctx, frame.port, &fragment.tuple, &hit) else { return Verdict::Drop(Reason::ReplyPort) };
-    let received = Received { tuple: &fragment.tuple, port: frame.port, same_port };
-    let (hop, id) = match next_hop(ctx, &received, &hit, observer) {
-        Ok(way) => way,
-        Err(verdict) => return verdict,
-    };
-    if let Err(reason) = rewrite::check(fragment.ttl, usize::from(fragment.ip_len), &hop) {
-        return Verdict::Drop(reason);
-    }
-    let bytes = frame.total_len();
-    rewrite::rewrite_later_fragment(frame, fragment, &hit, &hop);
-    count_hit(ctx.counters, &hit, bytes);
     Verdict::Forward(hop.port, id)
 }
 
@@ -403,7 +391,7 @@ fn resolve<'c>(
             let (hop, id) = ctx.routes.kernel_hop().ok_or(Verdict::Drop(Reason::NoInternalPort))?;
             Ok(Onward { hop, id, hidden: !captured })
         }
-        Resolution::Ask(wanted) => Err(Verdict::Hold(wanted)),
+        Resolution::Ask(wanted) => Err(Verdict::Hold(Wait::Neighbour(wanted))),
         Resolution::Nowhere(reason) => Err(Verdict::Drop(reason)),
     }
 }

@@ -47,11 +47,13 @@ reasons! {
     VlanTooDeep = "vlan_too_deep", Drop, "more than two VLAN tags";
     Ipv4Malformed = "ipv4_malformed", Drop, "the IPv4 header contradicts itself or the frame's length";
     Ipv6Malformed = "ipv6_malformed", Drop, "the IPv6 header or an extension header contradicts the frame's length";
-    Ipv6ExtensionChain = "ipv6_extension_chain", Drop, "more IPv6 extension headers than the limit";
     TcpMalformed = "tcp_malformed", Drop, "the TCP header contradicts itself or the packet's length";
     TcpFlags = "tcp_flags", Drop, "TCP flags, or an SCTP chunk, that no connection starts with";
     UdpMalformed = "udp_malformed", Drop, "the UDP header contradicts the packet's length";
     SctpMalformed = "sctp_malformed", Drop, "the SCTP header or its first chunk is cut short";
+    FragmentMalformed = "fragment_malformed", Drop, "a fragment that is empty, ends beyond 65,535 bytes, or cannot be followed by another one";
+    FragmentTiny = "fragment_tiny", Drop, "fragments so small that the transport header is not in the first one, or with too many gaps between them";
+    FragmentOverlap = "fragment_overlap", Drop, "a fragment with bytes that another one has already brought, or a fragment of the same datagram as these";
     Martian = "martian", Drop, "a source address that no host may send from";
     OwnSource = "own_source", Drop, "from outside, but with an address of this node as its source";
     ServiceSource = "service_source", Drop, "from outside, but with a Service's address and port, or a cluster IP, as its source";
@@ -65,7 +67,10 @@ reasons! {
     NoFlow = "no_flow", Kernel | Drop, "looks like a reply, but no connection is known for it";
     Icmp = "icmp", Kernel | Drop, "ICMP, but no error about a connection that is known here: left to the kernel";
     IcmpQuote = "icmp_quote", Kernel | Drop, "an ICMP error whose quote is cut short, or is not of a packet that its receiver sent: left to the kernel";
-    Fragment = "fragment", Kernel | Drop, "an IP fragment without its first one, or of a protocol whose checksum covers all of them: left to the kernel";
+    Fragment = "fragment", Kernel | Drop, "a fragment of a protocol that Services cannot name, or with two fragment headers: left to the kernel";
+    FragmentTimeout = "fragment_timeout", Kernel | Drop, "a later fragment whose first one did not come in time: left to the kernel, or dropped if the address is a Service's alone";
+    FragmentHoldFull = "fragment_hold_full", Kernel | Drop, "a later fragment that waited for its first one and made room for others: left to the kernel, or dropped if the address is a Service's alone";
+    Ipv6ExtensionChain = "ipv6_extension_chain", Kernel | Drop, "more IPv6 extension headers than the limit, left to the kernel";
     Ipv6Routing = "ipv6_routing", Kernel | Drop, "an IPv6 routing header with segments left, left to the kernel";
     OtherProtocol = "other_protocol", Kernel | Drop, "a transport protocol that Services cannot name";
 

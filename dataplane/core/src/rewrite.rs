@@ -6,7 +6,7 @@ use crate::checksum::{Covered, Sum, addr_sum, apply, apply_both, is_fold_of, pse
 use crate::conntrack::Hit;
 use crate::fast_parse::{L3, L4_V4, L4_V6, PLAIN_MIN, PLAIN_V6_MIN};
 use crate::frame::Frame;
-use crate::parse::{LaterFragment, Packet};
+use crate::parse::{FirstFragment, LaterFragment, Packet};
 use crate::reason::Reason;
 use crate::routes::{Mac, NextHop};
 use crate::tuple::{AddrWords, Key, Proto, Tuple};
@@ -136,7 +136,7 @@ pub fn link(frame: &mut Frame<'_>, l3: u16, src: Mac, dst: Mac) {
 /// Completes a checksum that the sender left to its NIC, so that the packet can go anywhere. True when it was one.
 pub fn complete(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     if packet.tuple.proto == Proto::Sctp {
-        let absent = sctp_field(frame, packet) == 0;
+        let absent = sctp_field(frame, packet) == 0 && packet.fragment.is_none();
         if absent {
             let crc = sctp_crc(frame, packet);
             write_sctp_field(frame, packet, crc);
@@ -191,6 +191,10 @@ fn write_ports(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) {
 /// the difference of the field, so a packet that was damaged on its way stays damaged. A local sender's offloaded CRC is 0.
 fn sctp(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) -> bool {
     let field = sctp_field(frame, packet);
+    if let Some(first) = packet.fragment {
+        sctp_fragment(frame, packet, first, new);
+        return false;
+    }
     if field == 0 {
         write_ports(frame, packet, new);
         let crc = sctp_crc(frame, packet);
@@ -204,6 +208,21 @@ fn sctp(frame: &mut Frame<'_>, packet: &Packet, new: &Tuple) -> bool {
         write_sctp_field(frame, packet, field ^ before ^ after);
     }
     false
+}
+
+/// The same for a first fragment: what the ports change depends on how many bytes follow them, and not on which. A CRC of 0 stays: nobody leaves
+/// fragments to the NIC, so it is none (RFC 9653).
+fn sctp_fragment(frame: &mut Frame<'_>, packet: &Packet, first: FirstFragment, new: &Tuple) {
+    let field = sctp_field(frame, packet);
+    let ports = |sport: u16, dport: u16| crc32c::crc32c(&((u32::from(sport) << 16) | u32::from(dport)).to_be_bytes());
+    let changed = ports(packet.tuple.sport, packet.tuple.dport) ^ ports(new.sport, new.dport);
+    write_ports(frame, packet, new);
+    if let Some(len) = first.len.filter(|_| field != 0 && changed != 0) {
+        // Of the fragmented part, headers in front of the transport header are not covered.
+        let covered = usize::from(len).saturating_sub(usize::from(first.end - packet.l4_len));
+        let behind = covered.saturating_sub(ports::field::BOTH.range().len());
+        write_sctp_field(frame, packet, field ^ crc32c::crc32c_combine(changed, 0, behind));
+    }
 }
 
 /// The CRC of the packet with its checksum field taken as zero.
@@ -237,7 +256,7 @@ fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
 fn is_partial(packet: &Packet, field: u16) -> bool {
     let t = &packet.tuple;
     // Nobody leaves fragments to the NIC, and the rest of the packet is not here.
-    packet.fragment_id.is_none() && is_fold_of(field, pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
+    packet.fragment.is_none() && is_fold_of(field, pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))
 }
 
 /// The checksum field of TCP or UDP.

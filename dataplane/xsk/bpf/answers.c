@@ -80,7 +80,9 @@ int nomagic_answers(struct __sk_buff *skb)
 	}
 	if (verdict != TAKEN)
 		return TC_ACT_UNSPEC;
-	if (!(t.piece == LATER_FRAGMENT ? is_rest_of_ours(&t) : is_announced_reply(&t)))
+	// The kernel sends fragments in order.
+	struct fragment datagram = fragment_key(&t);
+	if (!(t.piece == LATER_FRAGMENT ? fate_of(&datagram) == CAPTURED : is_announced_reply(&t)))
 		return TC_ACT_UNSPEC;
 	__u32 zero = 0;
 	__u32 *owner = bpf_map_lookup_elem(&answers_owner, &zero);
@@ -92,7 +94,7 @@ int nomagic_answers(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	case ALIVE:
 		if (t.piece == FIRST_FRAGMENT)
-			expect_rest(&t);
+			expect_rest(&datagram);
 		return count(ANSWERS_TAKEN, bpf_redirect(redirect_to, 0));
 	case STALE:
 		return count(ANSWERS_DROPPED, TC_ACT_SHOT);

@@ -6,8 +6,9 @@
 // whole (but for addresses that are the kernel's), and replies announced by fingerprint. Of these it drops those whose source is in the deny list; whatever else such a source sends goes
 // to the kernel. Captured frames go to the AF_XDP socket of their queue while the worker that owns the queue is alive; see
 // take() for the other case. On a redirect port (a pod's interface, a tunnel) they are redirected to the kernel's end of the internal pair,
-// and arrive at the other end's socket. Later fragments follow their first fragment if it arrived before them. ICMP errors are captured if they
-// quote a packet that nomagic has sent on. Of connections that pass, the answers are remembered, so that no flow gets the same. Other ICMP and unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
+// and arrive at the other end's socket. All fragments of a datagram go the same way, see is_fragment_ours(). ICMP errors are captured if they
+// quote a packet that nomagic has sent on. Of connections that pass, the answers are remembered, so that no flow gets the same. Other ICMP and
+// unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
 // groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them.
 
 #include "direct.h"
@@ -99,16 +100,21 @@ INLINE int is_service_address(const struct tuple *t, const struct address *dst)
 	return !bpf_map_lookup_elem(&kernel_addresses, dst);
 }
 
-// nomagic_core::deny. Counts the packet for the longest prefix that contains its source. Only for frames that are captured otherwise: a denied
-// 0.0.0.0/0 must not cut off ssh.
-INLINE int is_denied(const struct tuple *t)
+// nomagic_core::deny: the longest prefix that contains the source.
+INLINE struct denied *denied_by(const struct tuple *t)
 {
 	__u32 zero = 0;
 	__u32 *count = bpf_map_lookup_elem(&denied_count, &zero);
 	if (!count || !*count)
 		return 0;
 	struct prefix key = whole_address(t->src, t->family);
-	struct denied *found = bpf_map_lookup_elem(&denied, &key);
+	return bpf_map_lookup_elem(&denied, &key);
+}
+
+// Counts the packet for the prefix. Only for frames that are captured otherwise: a denied 0.0.0.0/0 must not cut off ssh.
+INLINE int is_denied(const struct tuple *t)
+{
+	struct denied *found = denied_by(t);
 	if (!found)
 		return 0;
 	__sync_fetch_and_add(&found->packets, 1);
@@ -126,6 +132,50 @@ INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t, __u64 *hash)
 		return 1;
 	*hash = reply_hash(t);
 	return is_announced(*hash) || is_service_address(t, &dst);
+}
+
+// Whether a datagram may be nomagic's, as far as its addresses and protocol tell.
+INLINE int may_be_ours(const struct tuple *t)
+{
+	struct service key = {
+		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
+		.proto = t->proto,
+		.family = t->family,
+	};
+	struct address dst = {
+		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
+		.family = t->family,
+	};
+	if (bpf_map_lookup_elem(&service_protocols, &key) || is_service_address(t, &dst))
+		return 1;
+	// nomagic_core::filter::source_place.
+	__u32 place = ((t->src[0] ^ t->src[1] ^ t->src[2] ^ t->src[3]) * 0x9e3779b1u) >> 16;
+	__u64 *replies_come = bpf_map_lookup_elem(&reply_sources, &place);
+	return replies_come && *replies_come;
+}
+
+// Whether a fragment is captured; `ours`: it is a first one that is nomagic's. The first fragment of a datagram that comes decides about all, but for
+// a first one with ports: that it is nomagic's is always right. A later one that comes before it is captured if it may be nomagic's, and so is then the
+// first one, whatever its ports: its worker says that it is not nomagic's, and the kernel gets them all.
+INLINE int is_fragment_ours(const struct tuple *t, int ours)
+{
+	struct fragment key = fragment_key(t);
+	// What comes of a denied source without its first fragment is the kernel's.
+	int is_denied_source = denied_by(t) != 0;
+	if (ours) {
+		if (!is_denied_source)
+			expect_rest(&key);
+		return 1;
+	}
+	enum fate fate = fate_of(&key);
+	if (fate == UNDECIDED && !is_denied_source && may_be_ours(t)) {
+		fate = t->piece == FIRST_FRAGMENT ? PASSED : CAPTURED;
+		__u32 value = fate_time() << FATE_BITS | fate;
+		// Another queue may have one of the others at this moment.
+		if (bpf_map_update_elem(&fragments, &key, &value, BPF_NOEXIST))
+			fate = fate_of(&key);
+	}
+	return fate == CAPTURED && !(is_denied_source && t->piece == FIRST_FRAGMENT);
 }
 
 // -------------------------------------------------------------------------------------------------------- action
@@ -232,16 +282,16 @@ int nomagic_filter(struct xdp_md *ctx)
 	if (verdict != TAKEN)
 		return count(verdict, XDP_PASS);
 	__u64 hash = 0;
-	if (!(t.piece == LATER_FRAGMENT ? is_rest_of_ours(&t) : is_ours(ctx, &t, &hash))) {
+	int ours = t.piece != LATER_FRAGMENT && (is_ours(ctx, &t, &hash) || would_be_answered_to_a_flow(&t));
+	if (t.piece != WHOLE)
+		ours = is_fragment_ours(&t, ours);
+	if (!ours) {
 		if (t.piece != LATER_FRAGMENT)
 			note_direct(&t, hash);
-		if (!would_be_answered_to_a_flow(&t))
-			return count(t.piece == WHOLE ? PASS_NOT_OURS : PASS_FRAGMENT, XDP_PASS);
+		return count(t.piece == WHOLE ? PASS_NOT_OURS : PASS_FRAGMENT, XDP_PASS);
 	}
 	if (is_denied(&t))
 		return count(DENIED, XDP_DROP);
-	if (t.piece == FIRST_FRAGMENT)
-		expect_rest(&t);
 	return take(ctx);
 }
 

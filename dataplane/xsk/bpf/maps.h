@@ -18,6 +18,15 @@ struct {
 	__type(value, __u32); // PLAIN_RULE or ON_KERNEL_ADDRESS
 } services SEC(".maps");
 
+// The addresses and protocols of `services`, with port 0: a fragment without ports may be for one of these.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 524288);
+	__type(key, struct service);
+	__type(value, __u32);
+} service_protocols SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -42,6 +51,17 @@ struct {
 	__type(key, struct address);
 	__type(value, __u32);
 } kernel_addresses SEC(".maps");
+
+// Not 0 if a source has this place (nomagic_core::filter::source_place) that replies were announced of: a fragment without ports may be a reply.
+#define REPLY_SOURCES 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, REPLY_SOURCES);
+	__type(key, __u32);
+	__type(value, __u64);
+} reply_sources SEC(".maps");
 
 struct denied {
 	__u64 packets;          // dropped

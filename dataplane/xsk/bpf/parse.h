@@ -6,7 +6,7 @@
 
 #include "types.h"
 
-#define IPV6_EXTENSIONS_MAX 8
+#define IPV6_EXTENSIONS_MAX 16
 
 volatile const __u64 vlans[VLAN_IDS / 64] = {};     // a bit for each VLAN that belongs to the port; bit 0: priority tags
 
@@ -116,8 +116,6 @@ INLINE enum stat parse_ports(struct cursor *c, __u8 proto, struct tuple *t)
 		return PASS_ICMP; // for errors, see quote.h
 	if (proto != 6 && proto != 17 && proto != 132)
 		return PASS_OTHER_PROTOCOL;
-	if (t->piece != WHOLE && proto == 132)
-		return PASS_FRAGMENT; // its CRC covers the payload of all fragments
 	if (t->piece == LATER_FRAGMENT)
 		return TAKEN;
 	READ(struct ports, c, ports);
@@ -192,7 +190,7 @@ INLINE enum stat parse_ipv6(struct cursor *c, struct tuple *t)
 	__u8 next = ip->next;
 	c->at += sizeof(*ip);
 #pragma unroll
-	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+	for (int i = 0; i <= IPV6_EXTENSIONS_MAX; i++) {
 		if (next != 0 && next != 60 && next != 43 && next != 44)
 			return parse_ports(c, next, t);
 		READ(struct ipv6_extension, c, extension);

@@ -6,6 +6,8 @@
 
 #include "parse.h"
 
+#define QUOTED_EXTENSIONS_MAX 8 // nomagic_core::icmp
+
 struct icmp {
 	__u8 type;
 	__u8 code;
@@ -68,7 +70,7 @@ INLINE enum stat quoted_ipv6(struct cursor *c, struct tuple *back)
 	__u8 next = ip->next;
 	c->at += sizeof(*ip);
 #pragma unroll
-	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+	for (int i = 0; i < QUOTED_EXTENSIONS_MAX; i++) {
 		if (next != 0 && next != 60 && next != 43 && next != 44)
 			return quoted_ports(c, next, back);
 		READ(struct ipv6_extension, c, extension);

@@ -45,8 +45,8 @@ struct {
 	__type(value, struct settings);
 } settings SEC(".maps");
 
-// Later fragments carry no ports. Those of a captured first fragment are recognised by the fields they share with it. LRU: the oldest
-// entries are evicted.
+// What became of a datagram's first captured or passed fragment, and so becomes of the others. Later fragments carry no ports: they are recognised by
+// the fields that they share with the first one. LRU: the oldest entries are evicted.
 struct fragment {
 	__u32 src[4];
 	__u32 dst[4];
@@ -54,9 +54,21 @@ struct fragment {
 	__u32 proto;
 };
 
+enum fate {
+	UNDECIDED,
+	PASSED,
+	CAPTURED,
+};
+
+// An entry is `time << FATE_BITS | fate`, in units of 2^29 ns (0.54 s), and counts for 5 s: identifications are used again.
+#define FATE_BITS 2
+#define FATE_UNIT_SHIFT 29
+#define FATE_AGE_MAX 10
+#define FATE_TIME_MASK ((1u << (32 - FATE_BITS)) - 1)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__type(key, struct fragment);
 	__type(value, __u32);
 } fragments SEC(".maps");
@@ -161,19 +173,29 @@ INLINE struct fragment fragment_key(const struct tuple *t)
 	return key;
 }
 
-// Whether a later fragment's first one was captured.
-INLINE int is_rest_of_ours(const struct tuple *t)
+INLINE __u32 fate_time(void)
 {
-	struct fragment key = fragment_key(t);
-	return bpf_map_lookup_elem(&fragments, &key) != 0;
+	return (bpf_ktime_get_coarse_ns() >> FATE_UNIT_SHIFT) & FATE_TIME_MASK;
 }
 
-// A first fragment adds an entry for the later ones.
-INLINE void expect_rest(const struct tuple *t)
+INLINE enum fate fate_of(const struct fragment *key)
 {
-	struct fragment key = fragment_key(t);
-	__u32 known = 1;
-	bpf_map_update_elem(&fragments, &key, &known, BPF_ANY);
+	__u32 *known = bpf_map_lookup_elem(&fragments, key);
+	if (!known)
+		return UNDECIDED;
+	__u32 value = *known;
+	// The coarse clock of this CPU may lag.
+	if (((fate_time() + 1 - (value >> FATE_BITS)) & FATE_TIME_MASK) <= FATE_AGE_MAX + 1)
+		return value & ((1 << FATE_BITS) - 1);
+	bpf_map_delete_elem(&fragments, key);
+	return UNDECIDED;
+}
+
+// A first fragment is captured, and so are the others from now on.
+INLINE void expect_rest(const struct fragment *key)
+{
+	__u32 value = fate_time() << FATE_BITS | CAPTURED;
+	bpf_map_update_elem(&fragments, key, &value, BPF_ANY);
 }
 
 // Whether a worker takes frames now.

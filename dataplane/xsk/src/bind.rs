@@ -108,10 +108,10 @@ fn is_unsupported(error: &io::Error) -> bool {
 }
 
 /// Frames per worker: a full fill ring and a full tx ring for each queue it may own, a full lane's frames in transit to other workers, one
-/// batch in hand, and the held frames.
+/// batch in hand, and the held frames and fragments.
 fn share(config: &EdgeConfig, members: &[&Member]) -> u32 {
     let queues: u32 = members.iter().map(|m| m.queues.div_ceil(config.workers.get())).sum();
-    let held = (config.hold_frames_max as u32).div_ceil(config.workers.get());
+    let held = (config.hold_frames_max as u32).div_ceil(config.workers.get()) + config.fragments_held_max() as u32;
     (queues * 2 + 1).saturating_mul(config.ring_size.get()).saturating_add(2 * BATCH_MAX as u32 + OUTPUT_MAX as u32 + held)
 }
 
@@ -208,9 +208,9 @@ mod tests {
         config.ring_size = RingSize::from_static(64);
         let member = |queues| Member { port: PortId(0), name: "a".into(), queues };
         let (one, four) = (member(1), member(4));
-        let overhead = 2 * 64 + 16 + 1024;
+        let overhead = 2 * 64 + 16 + 2 * 1024;
         assert_eq!(share(&config, &[&one, &four]), (2 * 5 + 1) * 64 + overhead);
         config.workers = WorkerCount::from_static(2);
-        assert_eq!(share(&config, &[&one, &four]), (2 * 3 + 1) * 64 + overhead - 512);
+        assert_eq!(share(&config, &[&one, &four]), (2 * 3 + 1) * 64 + overhead - 2 * 512);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use nomagic_core::conntrack::Timeouts;
+use nomagic_core::fragment_hold::SENDER_SHARE;
 use nomagic_core::frame::{BATCH_MAX, Frame, Outputs, Verdict};
 use nomagic_core::pipeline::{Context, process};
 
@@ -19,6 +20,8 @@ pub const QUEUES_MAX: u32 = 256;
 pub const REPLY_BUCKETS_MAX: u32 = 1 << 25;
 /// Maximum number of interfaces, including the internal port.
 pub const PORTS_MAX: usize = 64;
+/// Maximum number of fragments that all workers together hold; each has room for one sender's share.
+const FRAGMENTS_HELD_MAX: usize = 1024;
 /// Maximum number of redirect ports.
 pub const REDIRECTS_MAX: usize = 4096;
 
@@ -183,6 +186,11 @@ impl EdgeConfig {
             return bad("held frames: at most 65536, for at most 60 s".into());
         }
         Ok(())
+    }
+
+    /// The number of fragments that a worker may hold.
+    pub(crate) fn fragments_held_max(&self) -> usize {
+        FRAGMENTS_HELD_MAX.div_ceil(self.workers.get() as usize).max(SENDER_SHARE)
     }
 }
 

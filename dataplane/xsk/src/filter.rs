@@ -1,5 +1,7 @@
 //! The BPF maps with the XDP filter's rules ([`FilterRules`]).
 
+mod protocols;
+
 use std::net::IpAddr;
 
 use aya::Ebpf;
@@ -9,6 +11,8 @@ use nomagic_core::capture::{FilterRules, SERVICE_RULES_MAX};
 use nomagic_core::hash::WordSet;
 use nomagic_core::tuple::{Prefix, Proto, addr_words, words_addr};
 use rustix::io::Errno;
+
+use protocols::Protocols;
 
 use crate::error::{EdgeError, os_error};
 use crate::program::take_map;
@@ -30,6 +34,7 @@ const ON_KERNEL_ADDRESS: u32 = 2;
 /// The filter's maps in the kernel, and a copy of their contents.
 pub(crate) struct FilterMaps {
     services: HashMap<MapData, [u8; 20], u32>,
+    protocols: Protocols,
     addresses: HashMap<MapData, [u8; 20], u32>,
     service_cidrs: LpmTrie<MapData, [u8; 20], u32>,
     kernel_addresses: HashMap<MapData, [u8; 20], u32>,
@@ -42,6 +47,7 @@ impl FilterMaps {
     pub fn open(ebpf: &mut Ebpf) -> Result<FilterMaps, EdgeError> {
         let mut maps = FilterMaps {
             services: take_map(ebpf, "services")?.try_into().map_err(failed("services"))?,
+            protocols: Protocols::open(ebpf)?,
             addresses: take_map(ebpf, "addresses")?.try_into().map_err(failed("addresses"))?,
             service_cidrs: take_map(ebpf, "service_cidrs")?.try_into().map_err(failed("service_cidrs"))?,
             kernel_addresses: take_map(ebpf, "kernel_addresses")?.try_into().map_err(failed("kernel_addresses"))?,
@@ -49,6 +55,7 @@ impl FilterMaps {
             kernel: WordSet::default(),
         };
         maps.known = maps.read()?;
+        maps.protocols.become_those_of(&maps.known)?;
         for key in maps.kernel_addresses.keys() {
             maps.kernel.extend(address_of(key.map_err(failed("kernel_addresses"))?));
         }
@@ -70,6 +77,7 @@ impl FilterMaps {
         for service in new.services.iter().take(SERVICES_MAX - self.known.services.len()) {
             self.services.insert(service_key(service), self.rule_at(&service.0), 0).map_err(failed("services"))?;
             self.known.services.insert(*service);
+            self.protocols.add(service)?;
         }
         for addr in new.addresses.iter().take(ADDRESSES_MAX - self.known.addresses.len()) {
             self.addresses.insert(address_key(*addr), 1, 0).map_err(failed("addresses"))?;
@@ -113,6 +121,7 @@ impl FilterMaps {
         for service in &rules.services {
             if self.known.services.remove(service) {
                 gone(self.services.remove(&service_key(service)), "services")?;
+                self.protocols.remove(service)?;
             }
         }
         for addr in &rules.addresses {

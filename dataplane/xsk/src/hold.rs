@@ -32,6 +32,17 @@ pub struct OwnedFrame {
     pub queue: u32,
     /// When it was first held, in ns of CLOCK_MONOTONIC; `None`: never.
     pub held_since_ns: Option<u64>,
+    /// It is a fragment that waited for others of its datagram in vain.
+    pub given_up: Option<GivenUp>,
+}
+
+/// Why a fragment is not held any longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GivenUp {
+    /// Its time is over.
+    Overdue,
+    /// Others need its room.
+    Evicted,
 }
 
 /// The held frames, oldest first.
@@ -141,7 +152,7 @@ mod tests {
 
     fn packet(pool: &mut FramePool) -> OwnedFrame {
         let token = pool.take().unwrap();
-        OwnedFrame { token, start: 256, len: 60, port: PortId(0), queue: 0, held_since_ns: None }
+        OwnedFrame { token, start: 256, len: 60, port: PortId(0), queue: 0, held_since_ns: None, given_up: None }
     }
 
     fn neighbour(last: u8) -> Wanted {

@@ -25,8 +25,20 @@ use crate::reply_key;
 /// Version of the pinned maps' keys, values and meaning. Raise it with each incompatible change of bpf/filter.c.
 pub(crate) const LAYOUT: u32 = 1;
 /// Maps shared by all interfaces.
-const SHARED_MAPS: [&str; 9] =
-    ["services", "addresses", "service_cidrs", "kernel_addresses", "denied", "denied_count", "replies", "heartbeats", "settings"];
+const SHARED_MAPS: [&str; 12] = [
+    "services",
+    "service_protocols",
+    "addresses",
+    "service_cidrs",
+    "kernel_addresses",
+    "denied",
+    "denied_count",
+    "replies",
+    "reply_sources",
+    "fragments",
+    "heartbeats",
+    "settings",
+];
 /// Maps of a single interface.
 const OWN_MAPS: [&str; 3] = ["xsks", "owners", "stats"];
 /// Bytes of `struct settings`.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use aya::Ebpf;
 use nomagic_core::conntrack::Conntrack;
-use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter, ReplyKey, direct};
+use nomagic_core::filter::{BUCKET_SLOTS, REPLY_SOURCES, ReplyFilter, ReplyKey, direct};
 use nomagic_core::tuple::Tuple;
 use nomagic_sys::memory;
 use nomagic_sys::time::monotonic_ns;
@@ -46,6 +46,9 @@ pub(crate) fn share_memory(
     let replies = ReplyFilter::new(words, owners, key)
         .map(|filter| filter.with_direct(passing))
         .ok_or_else(|| EdgeError::Config(format!("{} reply buckets: not a power of two", config.reply_buckets)))?;
+    let fd = map_fd(ebpf, "reply_sources")?;
+    let sources = memory::bpf_words64(fd.as_fd(), REPLY_SOURCES).map_err(|e| mapped("reply_sources", e))?;
+    let replies = replies.with_sources(sources);
     match table.taken_over {
         Some(_) => announce(table.conntrack, replies, key, monotonic_ns() / 1_000_000),
         None => replies.clear(),
@@ -79,6 +82,7 @@ fn announce(table: Conntrack<'_>, replies: ReplyFilter<'_>, key: ReplyKey, now_m
         tracing::warn!("{refused} connections did not fit into the reply filter and were ended");
     }
     replies.become_like(&wanted);
+    table.for_each(|_, flow| replies.note_source(&flow.reply()));
 }
 
 #[cfg(test)]

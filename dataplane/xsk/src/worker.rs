@@ -3,6 +3,7 @@
 //! A round: housekeeping, new tables, frames handed over by other workers, each queue (completions, refill, receive, process, send), then
 //! idling if there was no work.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,7 +13,8 @@ use arrayvec::ArrayVec;
 use crossbeam::channel::Receiver;
 use nomagic_core::conntrack::Conntrack;
 use nomagic_core::filter::ReplyFilter;
-use nomagic_core::frame::{BATCH_MAX, Frame, OUTPUT_MAX, Outputs, PortId, Verdict};
+use nomagic_core::fragment_hold::FragmentHold;
+use nomagic_core::frame::{BATCH_MAX, Frame, OUTPUT_MAX, Outputs, PortId, Verdict, Wait};
 use nomagic_core::pipeline::{Context, WorkerState, sweep};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
@@ -21,7 +23,7 @@ use nomagic_sys::fds::{PollFd, PollFlags, poll};
 use nomagic_sys::time::monotonic_ns;
 
 use crate::config::{Idle, PacketPath};
-use crate::hold::{Hold, NeighbourRequester, OwnedFrame};
+use crate::hold::{GivenUp, Hold, NeighbourRequester, OwnedFrame};
 use crate::io::WorkerIo;
 use crate::pool::{FrameAccount, FramePool};
 use crate::published::Reader;
@@ -36,10 +38,14 @@ const HOUSEKEEPING_NS: u64 = 1_000_000;
 const PROBE_NS: u64 = 100_000_000;
 /// Longest sleep: well below the time a heartbeat stays fresh.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// Longest sleep while fragments are held.
+const SLEEP_WITH_FRAGMENTS: Duration = Duration::from_millis(1);
 /// Nanoseconds in which all workers together sweep the whole connection table once.
 const SWEEP_PERIOD_NS: u64 = 10_000_000_000;
 /// Maximum number of flows swept per housekeeping.
 const SWEEP_MAX: u64 = 16_384;
+
+mod fragments;
 
 pub(crate) struct Worker {
     pub io: WorkerIo,
@@ -54,6 +60,9 @@ pub(crate) struct Worker {
     pub filter: ReplyFilter<'static>,
     pub state: WorkerState,
     pub hold: Hold,
+    pub fragments: FragmentHold<OwnedFrame>,
+    /// Fragments that are not held any longer.
+    pub leaving: VecDeque<OwnedFrame>,
     pub requester: NeighbourRequester,
     pub idle: Idle,
     pub path: PacketPath,
@@ -86,6 +95,7 @@ impl Worker {
             self.take_tables();
             let handed = self.io.drain_handovers();
             let frames: usize = (0..self.io.queues.len()).map(|q| self.serve(q)).sum();
+            self.release_fragments();
             self.io.kick();
             self.io.return_foreign_frames();
             self.idle(handed + frames);
@@ -103,12 +113,13 @@ impl Worker {
         let (port, index) = (queue.port, queue.index);
         queue.receive(pool, BATCH_MAX, |token| {
             let (start, len) = (pool.data_start(&token), token.data_len());
-            packets.push(OwnedFrame { token, start, len, port, queue: index, held_since_ns: None });
+            packets.push(OwnedFrame { token, start, len, port, queue: index, held_since_ns: None, given_up: None });
         });
         let frames = packets.len();
         if frames > 0 {
             let pool = queue.pool;
             self.process_batch(pool, &mut packets);
+            self.submit_leaving();
         }
         frames
     }
@@ -155,7 +166,8 @@ impl Worker {
             Verdict::Forward(port, _) => self.io.send(packet, port, Origin::Forward),
             Verdict::Kernel(reason) => self.send_to_kernel(packet, reason),
             Verdict::Drop(_) => self.io.free(packet.token),
-            Verdict::Hold(wanted) => {
+            Verdict::Hold(Wait::Fragments(waiting)) => self.hold_fragment(packet, waiting),
+            Verdict::Hold(Wait::Neighbour(wanted)) => {
                 self.requester.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
                 if let Err(packet) = self.hold.keep(packet, wanted, self.io.now_ns) {
                     self.io.shared.counters.held_failed(Reason::HoldFull, packet.len);
@@ -174,7 +186,7 @@ impl Worker {
         made.sort_unstable_by_key(|m| std::cmp::Reverse(m.0));
         for (place, start, len, port) in made.drain(..) {
             let token = self.io.spares[pool].swap_remove(place);
-            self.io.send(OwnedFrame { token, start, len, port, queue, held_since_ns: None }, port, Origin::Made);
+            self.io.send(OwnedFrame { token, start, len, port, queue, held_since_ns: None, given_up: None }, port, Origin::Made);
         }
         self.io.refill_spares(pool);
     }
@@ -299,11 +311,12 @@ impl Worker {
 
     fn publish_account(&self) {
         let WorkerIo { shared, pools, .. } = &self.io;
-        shared.held.store(self.hold.len() as u64, Relaxed);
+        shared.held.store((self.hold.len() + self.fragments.len()) as u64, Relaxed);
         // If a reader holds the lock, the account is published a millisecond later.
         if let Ok(mut accounts) = shared.accounts.try_lock() {
             accounts.clear();
-            accounts.extend((0..pools.len()).map(|pool| FrameAccount { held: self.hold.of_pool(pool), ..self.io.account(pool) }));
+            let held = |pool| self.hold.of_pool(pool) + self.fragments_of_pool(pool);
+            accounts.extend((0..pools.len()).map(|pool| FrameAccount { held: held(pool), ..self.io.account(pool) }));
             debug_assert!(accounts.iter().all(FrameAccount::closes), "frames got lost: {accounts:?}");
         }
     }
@@ -328,7 +341,12 @@ impl Worker {
         let mut fds: Vec<PollFd<'_>> = sockets.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         shared.io.sleeps.add(1);
         shared.fall_asleep();
-        let limit = if self.io.waiting() { Duration::ZERO } else { SLEEP_MAX };
+        let limit = match self.io.waiting() {
+            true => Duration::ZERO,
+            // Nobody wakes this worker when another one has the first fragment.
+            false if !self.fragments.is_empty() => SLEEP_WITH_FRAGMENTS,
+            false => SLEEP_MAX,
+        };
         if poll(&mut fds, limit).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -345,7 +363,7 @@ impl Worker {
 
     /// Drops held and staged frames; the sockets close when the worker is dropped.
     fn finish(&mut self) {
-        while let Some(packet) = self.hold.pop() {
+        while let Some(packet) = self.hold.pop().or_else(|| self.fragments.pop()) {
             self.io.shared.counters.held_failed(Reason::Shutdown, packet.len);
             self.io.free(packet.token);
         }
@@ -359,7 +377,9 @@ impl Worker {
 /// A frame as the packet path sees it.
 fn view<'f>(pool: &'f FramePool, place: usize, overdue: bool, packet: &'f mut OwnedFrame) -> Frame<'f> {
     let mut frame = Frame::new(pool.bytes(&mut packet.token), packet.start, packet.len, packet.port, place as u64);
-    (frame.resubmitted, frame.overdue) = (packet.held_since_ns.is_some(), overdue);
+    frame.resubmitted = packet.held_since_ns.is_some();
+    frame.overdue = overdue || packet.given_up == Some(GivenUp::Overdue);
+    frame.evicted = packet.given_up == Some(GivenUp::Evicted);
     frame
 }
 

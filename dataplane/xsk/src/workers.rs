@@ -1,12 +1,14 @@
 //! All workers, for the control plane: start, wake, command, check and stop them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
-use nomagic_core::frame::Wanted;
+use nomagic_core::fragment_hold::FragmentHold;
+use nomagic_core::frame::{BATCH_MAX, Wanted};
 use nomagic_core::pipeline::WorkerState;
 use nomagic_sys::capabilities::keep_nothing;
 use nomagic_sys::cpu::pin_to_cpu;
@@ -80,6 +82,8 @@ impl Workers {
                 filter: memory.replies,
                 state: WorkerState::with_timeouts(id as u16, config.timeouts),
                 hold: Hold::new(config.hold_frames_max.div_ceil(count), config.hold_max.as_nanos() as u64),
+                fragments: FragmentHold::new(config.fragments_held_max()),
+                leaving: VecDeque::with_capacity(2 * BATCH_MAX),
                 requester: NeighbourRequester::new(wanted.clone()),
                 idle: config.idle,
                 path: config.path,

@@ -210,7 +210,7 @@ fn write_frames(out: &mut String, status: &Status) {
     write_reasons(&mut row, &reasons.kernel);
     row("  dropped", frames.dropped.packets, "");
     write_reasons(&mut row, &reasons.drop);
-    row("  waiting for ARP/ND", totals.held_now, "");
+    row("  held", totals.held_now, "");
     row("dropped after a hand-over", totals.counts.io.handed_failed.packets, "");
     write_reasons(&mut row, &reasons.handed);
     row("sent by nomagic (RST, ICMP)", frames.made.packets, "");

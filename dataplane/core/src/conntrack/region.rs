@@ -39,8 +39,10 @@ const HEADER_WORDS: usize = 64;
 const FIXED_WORDS: usize = 7;
 /// Load of the index when the table is full: 60 %.
 const INDEX_LOAD: (usize, usize) = (3, 5);
-/// Fragmented packets remembered; newer ones replace older ones.
+/// Fragmented datagrams remembered; newer ones replace older ones of their bucket.
 const FRAGMENTS: usize = if cfg!(loom) { 1 } else { 4_096 };
+/// Of a bucket: one cache line.
+const FRAGMENT_WAYS: usize = if cfg!(loom) { 1 } else { 4 };
 const FRAGMENT_WORDS: usize = 2;
 /// Connections at the most.
 pub const CAPACITY_MAX: u32 = 1 << 26;
@@ -239,10 +241,11 @@ impl<'r> Region<'r> {
         &self.words[sequences_at(self.buckets as usize, self.capacity) + slot as usize]
     }
 
-    /// The two words where a fragmented packet with this hash is remembered.
-    pub(super) fn fragment(&self, hash: u64) -> [&'r AtomicU64; 2] {
-        let at = fragments_at(self.capacity) + fast_range(hash as u32, FRAGMENTS as u32) as usize * FRAGMENT_WORDS;
-        [&self.words[at], &self.words[at + 1]]
+    /// The places where a fragmented datagram with this hash may be remembered.
+    pub(super) fn fragments(&self, hash: u64) -> &'r [[AtomicU64; FRAGMENT_WORDS]] {
+        let all = self.words[fragments_at(self.capacity)..][..FRAGMENTS * FRAGMENT_WORDS].as_chunks().0;
+        let bucket = fast_range(hash as u32, (FRAGMENTS / FRAGMENT_WAYS) as u32) as usize;
+        &all[bucket * FRAGMENT_WAYS..][..FRAGMENT_WAYS]
     }
 
     /// The bucket where a client's endpoint is remembered.

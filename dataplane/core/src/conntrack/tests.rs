@@ -1,4 +1,5 @@
 use super::*;
+use crate::reason::Reason;
 use crate::tuple::Proto;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -210,12 +211,51 @@ fn what_a_worker_whose_clock_is_ahead_has_just_noted_is_new() {
 
     let f = flow(0);
     let hit = create(&table, f, 100_000).unwrap();
-    table.fragments().remember(&f.original(), 7, &hit, 100_000);
-    let piece = crate::parse::LaterFragment { tuple: f.original(), id: 7, l3: 14, ip_len: 100, ttl: 64 };
-    let found = [99_999, 100_000, 105_999, 106_000, 97_000].map(|now_ms| table.fragments().lookup(&piece, now_ms).is_some());
+    let (fragments, key) = (table.fragments(), f.original());
+    let datagram = fragments.datagram(&key, 7);
+    fragments.remember(datagram, &hit, 1_400, 100_000);
+    let found = [99_999, 100_000, 105_999, 106_000, 97_000].map(|now_ms| fragments.lookup(datagram, &key, now_ms).is_some());
     assert_eq!(found, [true, true, true, false, false]);
     table.touch(&hit, hit.phase, 99_999);
     assert!(find(&table, &f.original()).is_some_and(|hit| hit.seen_ms >= 99_999));
+}
+
+#[test]
+fn all_that_is_remembered_of_a_datagram_is_read_again() {
+    let words = region(4);
+    let table = Conntrack::format(&words, 4, 1, [0, 0]).unwrap();
+    let f = flow(0);
+    let hit = create(&table, f, 0).unwrap();
+    let fragments = table.fragments();
+    let waiting = |datagram, first| crate::frame::Waiting { datagram, sender: 0, first };
+    for (key, id) in [(f.original(), 7), (f.reply(), 7), (f.original(), 8)] {
+        let datagram = fragments.datagram(&key, id);
+        let fate = |now_ms| fragments.lookup(datagram, &key, now_ms);
+        assert!(fate(0).is_none() && !fragments.is_settled(&waiting(datagram, true), 0));
+        for end in [8, 1_480, 65_528] {
+            fragments.remember(
+                datagram,
+                &Hit { direction: if key == f.reply() { Direction::Reply } else { Direction::Original }, ..hit },
+                end,
+                0,
+            );
+            assert!(matches!(fate(0), Some(Fate::Flow(found, first_end)) if (found.slot, first_end) == (hit.slot, end)));
+            assert!(fragments.is_settled(&waiting(datagram, false), 0));
+        }
+        fragments.leave_to_kernel(datagram, Reason::NotOurs, 0);
+        assert!(matches!(fate(0), Some(Fate::Kernel(Reason::NotOurs))));
+        fragments.drop(datagram, Reason::Shutdown, 0);
+        assert!(matches!(fate(0), Some(Fate::Drop(Reason::Shutdown))));
+        for len in [0, 1, 65_535] {
+            fragments.note_length(datagram, len, 0);
+            assert!(matches!(fate(0), Some(Fate::Length(known)) if known == len));
+            assert_eq!([true, false].map(|first| fragments.is_settled(&waiting(datagram, first), 0)), [true, false]);
+        }
+        // An identification that is used again half an hour later.
+        assert!(fate(2_000_000).is_none());
+        fragments.forget(datagram);
+        assert!(fate(0).is_none());
+    }
 }
 
 /// Threads create, look up and end the same few flows; whatever is found must be the flow that was asked for, and there is never more than one.

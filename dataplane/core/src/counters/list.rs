@@ -64,8 +64,8 @@ counters! {
         forwarded: Traffic = "nomagic_worker_forwarded_frames_total", "Frames forwarded.";
         kernel: Traffic = "nomagic_worker_kernel_frames_total", "Frames given back to the kernel.";
         dropped: Traffic = "nomagic_worker_dropped_frames_total", "Frames dropped.";
-        held: Traffic = "nomagic_worker_held_frames_total", "Frames that had to wait for a neighbour.";
-        released: Traffic = "nomagic_worker_released_frames_total", "Frames that waited for a neighbour and were submitted again or given up.";
+        held: Traffic = "nomagic_worker_held_frames_total", "Frames that had to wait for a neighbour or for another fragment.";
+        released: Traffic = "nomagic_worker_released_frames_total", "Frames that waited for a neighbour or for another fragment and were submitted again or given up.";
         made: Traffic = "nomagic_worker_made_frames_total", "Frames made (rejects, ICMP errors).";
     }
 
@@ -349,7 +349,7 @@ mod tests {
         ];
         assert_eq!(nonzero, expected);
         let bytes = all.iter().find(|(s, _)| s.metric == "nomagic_worker_held_bytes_total").unwrap();
-        assert_eq!(bytes.0.help, "Bytes of frames that had to wait for a neighbour.");
+        assert_eq!(bytes.0.help, "Bytes of frames that had to wait for a neighbour or for another fragment.");
         assert!(all.iter().filter(|(s, _)| s.metric.ends_with("_bytes_total")).all(|(s, _)| s.help.starts_with("Bytes of frames ")));
     }
 

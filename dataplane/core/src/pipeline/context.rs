@@ -3,6 +3,7 @@
 use super::evict::Evictor;
 use crate::conntrack::{Conntrack, IdleTimes, SEEN_RESOLUTION_MS, Timeouts};
 use crate::counters::Counters;
+use crate::datagrams::Datagrams;
 use crate::filter::ReplyFilter;
 use crate::icmp::ErrorClass;
 use crate::reject::Limiter;
@@ -49,6 +50,7 @@ pub struct WorkerState {
     pub(super) idle: IdleTimes,
     pub(super) route_cache: RouteCache,
     pub(super) evictor: Evictor,
+    pub(super) datagrams: Datagrams,
 }
 
 impl WorkerState {
@@ -67,6 +69,7 @@ impl WorkerState {
             idle: timeouts.table(),
             route_cache: RouteCache::default(),
             evictor: Evictor::default(),
+            datagrams: Datagrams::default(),
         }
     }
 }

@@ -40,7 +40,7 @@ impl Refusal {
         if let Some(ending) = Refusal::of_unknown_connection(reason, frame, packet) {
             return ending;
         }
-        let resets = services.tcp_reject == TcpReject::Reset && packet.tuple.proto == Proto::Tcp && packet.fragment_id.is_none();
+        let resets = services.tcp_reject == TcpReject::Reset && packet.tuple.proto == Proto::Tcp && packet.fragment.is_none();
         let answer = if resets { Answer::Reset } else { Answer::Icmp(Error::PortUnreachable) };
         Refusal { reason, answer, class: Class::Unreachable }
     }
@@ -119,7 +119,7 @@ pub(super) fn refuse_way<'f, 'c>(
         Reason::NeighbourTimeout => Error::HostUnreachable,
         _ => return Verdict::Drop(reason),
     };
-    let opens = packet.tuple.proto == Proto::Tcp && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN && packet.fragment_id.is_none();
+    let opens = packet.tuple.proto == Proto::Tcp && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN && packet.fragment.is_none();
     let resets = ctx.services.tcp_reject == TcpReject::Reset && opens;
     let answer = if resets { Answer::Reset } else { Answer::Icmp(error) };
     refuse(ctx, frame, packet, Refusal { reason, answer, class: Class::Unreachable }, out, observer)

@@ -4,9 +4,8 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use nomagic_core::conntrack::{Conntrack, Deltas, Direction, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
+use nomagic_core::conntrack::{Conntrack, Deltas, Direction, Fate, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
 use nomagic_core::frame::NextHopId;
-use nomagic_core::parse::LaterFragment;
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 use nomagic_core::wire::tcp;
 
@@ -185,14 +184,16 @@ impl Round<'_> {
                 assert_eq!(whole, flow(hit.stats));
             }
             let id = (r >> 16) as u32 % 4;
-            self.table.fragments().remember(&key, id, &hit, 0);
+            let fragments = self.table.fragments();
+            let datagram = fragments.datagram(&key, id);
+            fragments.remember(datagram, &hit, 800, 0);
             if r & 0x100 == 0 {
                 std::thread::yield_now();
             }
             self.table.touch(&hit, hit.phase.after(Direction::Reply, 0, true), r >> 32);
             self.table.cache_hop(&hit, ROUTES, hop(hit.stats, hit.direction));
-            let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..key }, id, l3: 14, ip_len: 100, ttl: 64 };
-            if let Some(hit) = self.table.fragments().lookup(&piece, 0) {
+            if let Some(fate) = fragments.lookup(datagram, &key, 0) {
+                let Fate::Flow(hit, 800) = fate else { panic!("{fate:?}") };
                 // Another's with the same addresses and identification may have come between; but it is that one's altogether.
                 check(&hit, None);
             }

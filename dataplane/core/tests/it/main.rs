@@ -5,6 +5,8 @@ mod client_class;
 mod direct;
 mod foreign;
 mod forged;
+mod fragments;
+mod fragments_whole;
 mod hostile;
 mod icmp_errors;
 mod icmp_floods;

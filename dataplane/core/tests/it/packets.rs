@@ -1,6 +1,6 @@
 //! Packets in, packets out: every branch of the pipeline, with etherparse reading what comes out.
 
-use nomagic_core::frame::{Verdict, Wanted};
+use nomagic_core::frame::{Verdict, Wait, Wanted};
 use nomagic_core::reason::Reason;
 use nomagic_core::reject::Class;
 use nomagic_core::services::Action;
@@ -149,6 +149,33 @@ fn options_tags_and_extension_headers_are_stepped_over() {
     read(&world().run(CLIENTS, &v6).bytes).unwrap();
 }
 
+/// As many as the kernel's NAT would carry, but for a limit that no honest host reaches.
+#[test]
+fn sixteen_extension_headers_are_stepped_over_and_more_are_the_kernels() {
+    let plain = spec("udp", "[fd00:a::2]:40000", "[fd00:96::1]:80", 0).frame();
+    for count in [1, 8, 9, 16, 17, 100] {
+        let mut frame = plain.clone();
+        let mut chain = [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(count);
+        chain[8 * (count - 1)] = 17;
+        frame.splice(54..54, chain);
+        frame[20] = 60;
+        let len = (frame.len() - 54) as u16;
+        frame[18..20].copy_from_slice(&len.to_be_bytes());
+        let done = world().run(CLIENTS, &frame);
+        if count > 16 {
+            assert_eq!(done.verdict, Verdict::Kernel(Reason::Ipv6ExtensionChain));
+            continue;
+        }
+        assert!(matches!(done.verdict, Verdict::Forward(PODS, _)), "{count}: {:?}", done.verdict);
+        // Without them, so that etherparse reads it as well.
+        let mut bare = done.bytes;
+        bare.drain(54..54 + 8 * count);
+        (bare[18], bare[19], bare[20]) = (plain[18], plain[19], 17);
+        let seen = read(&bare).expect("sound");
+        assert_eq!((seen.tuple.dport, seen.payload.len()), (8080, 32));
+    }
+}
+
 #[test]
 fn a_reject_is_answered_and_quotes_the_packet() {
     let mut s = services();
@@ -270,7 +297,7 @@ fn a_missing_neighbour_holds_the_frame_as_it_came() {
     let mut w = World::new(s, 16);
     let frame = spec("tcp", "10.0.0.2:40000", "10.96.0.5:80", SYN).frame();
     let done = w.run(CLIENTS, &frame);
-    assert_eq!(done.verdict, Verdict::Hold(Wanted { port: PODS, addr: ip("192.168.9.9") }));
+    assert_eq!(done.verdict, Verdict::Hold(Wait::Neighbour(Wanted { port: PODS, addr: ip("192.168.9.9") })));
     assert_eq!((done.bytes, w.live(), w.announced()), (frame, 0, 0));
 }
 

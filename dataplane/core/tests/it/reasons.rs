@@ -43,10 +43,10 @@ fn edited(spec: Spec, edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     frame
 }
 
-/// The first fragment of an SCTP packet.
-fn edited_sctp_fragment() -> Vec<u8> {
+/// The first fragment of an SCTP packet, so many bytes of it.
+fn edited_sctp_fragment(len: u8) -> Vec<u8> {
     let mut frame = sctp_frame("10.0.0.2:40000", "10.96.0.1:80", 1, 32);
-    frame[20] = 0x20;
+    (frame[17], frame[20]) = (20 + len, 0x20);
     frame
 }
 
@@ -72,7 +72,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
     let to = |dst: &str| spec("tcp", "10.0.0.2:40000", dst, SYN);
     let mut v6_chain = v6.frame();
     v6_chain[20] = 60;
-    v6_chain.splice(54..54, [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(9));
+    v6_chain.splice(54..54, [60u8, 0, 1, 4, 0, 0, 0, 0].repeat(17));
     let len = (v6_chain.len() - 54) as u16;
     v6_chain[18..20].copy_from_slice(&len.to_be_bytes());
     let mut v6_routing = v6.frame();
@@ -122,9 +122,14 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
             CLIENTS,
         ),
         (Reason::IcmpQuote, icmp_error("10.96.0.2").frame(&spec("tcp", "10.96.0.1:80", "10.0.0.2:40000", ACK).frame()[14..]), CLIENTS),
-        (Reason::Fragment, edited(udp, |f| f[20..22].copy_from_slice(&[0x20, 9])), CLIENTS),
-        (Reason::Fragment, edited_sctp_fragment(), CLIENTS),
-        (Reason::Fragment, edited(tcp, |f| f[21] = 9), CLIENTS),
+        (Reason::Fragment, edited(tcp, |f| (f[21], f[23]) = (9, 47)), CLIENTS),
+        (Reason::FragmentMalformed, edited(udp, |f| f[20..22].copy_from_slice(&[0x3f, 0xff])), CLIENTS),
+        (Reason::FragmentMalformed, edited(udp, |f| (f[17], f[20]) = (20 + 31, 0x20)), CLIENTS),
+        (Reason::FragmentMalformed, edited(udp, |f| (f[17], f[21]) = (20, 9)), CLIENTS),
+        (Reason::FragmentTiny, edited(tcp, |f| f[21] = 1), CLIENTS),
+        (Reason::FragmentTiny, edited(tcp, |f| f[21] = 2), CLIENTS),
+        (Reason::FragmentTiny, edited(tcp, |f| (f[17], f[20]) = (20 + 16, 0x20)), CLIENTS),
+        (Reason::FragmentTiny, edited_sctp_fragment(8), CLIENTS),
         (Reason::OtherProtocol, edited(tcp, |f| f[23] = 47), CLIENTS),
         (Reason::NoEndpoints, to("10.96.1.1:80").frame(), CLIENTS),
         (Reason::NoLocalEndpoints, to("10.96.1.2:80").frame(), CLIENTS),
@@ -198,6 +203,7 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
     }
     met.extend(limits());
     met.extend(icmp_errors());
+    met.extend(fragments());
     let missing: Vec<_> = Reason::ALL.iter().filter(|r| !met.contains(r) && !EDGE.contains(r)).collect();
     assert!(missing.is_empty(), "no packet for {missing:?}");
     let mut elsewhere = String::new();
@@ -206,6 +212,24 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
         assert!(!met.contains(reason), "{reason:?} is met here");
         assert!(elsewhere.contains(&format!("Reason::{reason:?}")), "no test of the edge names {reason:?}");
     }
+}
+
+/// Fragments that overlap, and later ones that are given up: for a cluster IP, and for an address of the node.
+fn fragments() -> Vec<Reason> {
+    let later = |to: &str| edited(spec("udp", "10.0.0.2:40000", to, 0), |f| f[21] = 9);
+    for reason in [Reason::FragmentTimeout, Reason::FragmentHoldFull] {
+        let submitted = if reason == Reason::FragmentTimeout { Submitted::Overdue } else { Submitted::Evicted };
+        for (to, verdict) in [("10.96.0.1:80", Verdict::Drop(reason)), ("10.0.0.1:53", Verdict::Kernel(reason))] {
+            let mut w = world();
+            assert!(matches!(w.run(CLIENTS, &later(to)).verdict, Verdict::Hold(_)));
+            assert_eq!(w.run_as(submitted, CLIENTS, &later(to)).verdict, verdict);
+            w.reconciled();
+        }
+    }
+    let mut w = world();
+    w.run(CLIENTS, &later("10.96.0.1:80"));
+    assert_eq!(w.run(CLIENTS, &later("10.96.0.1:80")).verdict, Verdict::Drop(Reason::FragmentOverlap));
+    vec![Reason::FragmentTimeout, Reason::FragmentHoldFull, Reason::FragmentOverlap]
 }
 
 /// ICMP errors about a connection: by the wrong port, about what was not sent, damaged, too many.

@@ -202,7 +202,7 @@ fn what_is_not_a_whole_segment_is_told_by_icmp() {
         matches!(transport, TransportHeader::Icmpv4(_) | TransportHeader::Icmpv6(_))
     };
     let mut w = world();
-    let mut fragment = segment("10.96.0.8:80", SYN, 32, 7).frame();
+    let mut fragment = segment("10.96.0.8:80", SYN, 36, 7).frame();
     fragment[20] = 0x20;
     for frame in [
         spec("udp", "10.0.0.2:40000", "10.96.0.8:80", 0).frame(),

@@ -11,7 +11,6 @@ use loom::sync::atomic::AtomicU64;
 use loom::thread;
 use nomagic_core::conntrack::{Conntrack, Direction, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
 use nomagic_core::frame::NextHopId;
-use nomagic_core::parse::LaterFragment;
 use nomagic_core::tuple::{Proto, Tuple};
 
 /// Preemptions of a run at the most: most bugs need one or two.
@@ -391,17 +390,18 @@ fn a_later_fragment_goes_where_its_connection_goes_or_nowhere() {
         let table = view(&words);
         let reply = flow(1000, 1).reply();
         let first = create(&table, flow(1000, 1)).unwrap();
-        table.fragments().remember(&reply, 5, &find(&table, &reply).unwrap(), 0);
-        let piece = LaterFragment { tuple: Tuple { sport: 0, dport: 0, ..reply }, id: 5, l3: 14, ip_len: 100, ttl: 64 };
+        let datagram = table.fragments().datagram(&reply, 5);
+        table.fragments().remember(datagram, &find(&table, &reply).unwrap(), 800, 0);
         let writer = move |table: &Conntrack<'_>| {
             assert!(table.end(&first).is_some());
             create(table, flow(2000, 2)).unwrap();
         };
-        let (hit, ()) = race(&words, move |table| table.fragments().lookup(&piece, 0), writer);
-        if let Some(hit) = hit {
+        let (fate, ()) = race(&words, move |table| table.fragments().lookup(datagram, &reply, 0), writer);
+        if let Some(fate) = fate {
+            let Fate::Flow(hit, 800) = fate else { panic!("{fate:?}") };
             assert_eq!((hit.stats, hit.new), (1, flow(1000, 1).original().reversed()), "another's");
         }
-        assert!(table.fragments().lookup(&piece, 0).is_none());
+        assert!(table.fragments().lookup(datagram, &reply, 0).is_none());
     });
 }
 

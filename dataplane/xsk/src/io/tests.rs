@@ -37,7 +37,7 @@ fn send(io: &mut WorkerIo, port: u16, len: usize, origin: Origin) -> Option<Reas
     let token = io.pools[0].take().unwrap();
     // The link-layer header has grown.
     let start = io.pools[0].data_start(&token) - 8;
-    io.send(OwnedFrame { token, start, len, port: PortId(0), queue: 0, held_since_ns: None }, PortId(port), origin);
+    io.send(OwnedFrame { token, start, len, port: PortId(0), queue: 0, held_since_ns: None, given_up: None }, PortId(port), origin);
 
     let (frames, reasons) = (io.shared.counters.frames.read(), io.shared.counters.reasons.read());
     assert_eq!(frames.kernel.packets, reasons.kernel.total(), "left to the kernel");

@@ -4,6 +4,7 @@ mod addressed;
 mod bench;
 mod denied;
 mod direct;
+mod fragments;
 mod kernel_addresses;
 mod parity;
 mod quotes;
@@ -89,6 +90,10 @@ fn the_filter_agrees_with_the_rules_and_the_core() {
                     let taken = bench.ours(t) && dress.vlan_tags < 2;
                     assert_eq!(action, if taken { REDIRECT } else { PASS }, "{t} {dress:?}");
                 }
+                // Without ports.
+                Err(NotPacket::Later(_) | NotPacket::Malformed(Reason::FragmentTiny | Reason::FragmentMalformed)) => {
+                    assert_eq!(action, if bench.may_be_ours(t) { REDIRECT } else { PASS }, "{t} {dress:?}");
+                }
                 Err(_) => assert_eq!(action, PASS, "{t} {dress:?}"),
             }
             *if action == REDIRECT { &mut taken } else { &mut passed } += 1;
@@ -108,31 +113,6 @@ fn the_programs_counters_match_the_list_of_outcomes() {
     let places: Vec<String> = body.split(',').map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty()).collect();
     let (last, places) = places.split_last().expect("places");
     assert_eq!((places, last.as_str()), (&XdpCounts::OUTCOMES.map(str::to_owned)[..], "stat_count"));
-}
-
-#[test]
-fn later_fragments_follow_a_captured_first_fragment() {
-    let mut bench = Bench::new(false);
-    bench.maps.add(&rules()).unwrap();
-    let v4 = |fragment| Dress { fragment, ..Dress::default() };
-    let v6 = |fragment| Dress { extensions: &[0, 44], fragment, ..Dress::default() };
-    let cases = [
-        ("192.168.0.5:1000", "10.109.35.24:80", [v4(0x2000), v4(0x2010), v4(0x0020)]),
-        ("[fd00::5]:1000", "[fd00:10::25]:80", [v6(1), v6(0x101), v6(0x200)]),
-    ];
-    for (client, service, [first, middle, last]) in cases {
-        let (ours, other) = (tuple(Proto::Tcp, client, service), tuple(Proto::Tcp, service, client));
-        let mut run = |t: &Tuple, dress: Dress| {
-            bench.heartbeat.store(monotonic_ns(), Relaxed);
-            bench.run(&frame(t, dress))
-        };
-        assert_eq!(run(&ours, middle), PASS, "before its first fragment");
-        assert_eq!(run(&ours, first), REDIRECT);
-        assert_eq!((run(&ours, middle), run(&ours, last)), (REDIRECT, REDIRECT));
-        assert_eq!((run(&other, first), run(&other, middle)), (PASS, PASS), "not ours");
-        let udp = Tuple { proto: Proto::Udp, ..ours };
-        assert_eq!(run(&udp, last), PASS, "another protocol");
-    }
 }
 
 #[test]
@@ -178,7 +158,7 @@ fn corrupted_frames_are_passed_or_agree_with_the_core() {
             Err(NotPacket::Error(error)) => {
                 assert_eq!(action, if bench.ours(&error.key()) { REDIRECT } else { PASS }, "{bytes:x?}");
             }
-            // Captured if the previous frame happened to be its first fragment.
+            // Captured if its datagram may be nomagic's.
             Err(NotPacket::Later(_)) => assert!(action == PASS || action == REDIRECT),
             // Malformed, but perhaps with readable addresses and ports: captured and dropped by the core, or left to the kernel.
             Err(NotPacket::Malformed(_)) => assert!(action == PASS || action == REDIRECT),

@@ -60,11 +60,11 @@ mod tests {
         assert_eq!(
             held,
             [
-                "# HELP nomagic_worker_held_frames_total Frames that had to wait for a neighbour.",
+                "# HELP nomagic_worker_held_frames_total Frames that had to wait for a neighbour or for another fragment.",
                 "# TYPE nomagic_worker_held_frames_total counter",
                 "nomagic_worker_held_frames_total{worker=\"0\"} 0",
                 "nomagic_worker_held_frames_total{worker=\"1\"} 3",
-                "# HELP nomagic_worker_held_bytes_total Bytes of frames that had to wait for a neighbour.",
+                "# HELP nomagic_worker_held_bytes_total Bytes of frames that had to wait for a neighbour or for another fragment.",
                 "# TYPE nomagic_worker_held_bytes_total counter",
                 "nomagic_worker_held_bytes_total{worker=\"0\"} 0",
                 "nomagic_worker_held_bytes_total{worker=\"1\"} 180",

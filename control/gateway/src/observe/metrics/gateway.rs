@@ -69,7 +69,7 @@ fn write_frames(status: &Status, out: &mut Exposition) {
     counts::write(out, &[CounterRow::new([], |f| totals.counts.reasons.each(f))]);
     counts::write(out, &[CounterRow::new([], |f| totals.counts.path.each(f))]);
     counts::write(out, &[CounterRow::new([], |f| totals.counts.conntrack.each(f))]);
-    out.single("nomagic_frames_held", Gauge, "Frames waiting for a neighbour.", totals.held_now);
+    out.single("nomagic_frames_held", Gauge, "Frames waiting for a neighbour or for another fragment.", totals.held_now);
     let name = "nomagic_pool_frames";
     out.begin(name, Gauge, "UMEM frames by pool and place.");
     for (pool, f) in status.pools.iter().enumerate() {

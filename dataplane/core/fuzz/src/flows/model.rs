@@ -272,7 +272,7 @@ fn rewritten_as_the_flow_says(twin: &mut Twin, sent: &Sent, packet: &Packet, ver
                 Seen { src_mac: after.src_mac, dst_mac: after.dst_mac, tuple: hit.new, ttl: before.ttl - 1, payload: before.payload };
             assert_eq!(after, expected);
         }
-        (Err(fault), after) if sent.partial_sum && fault.contains("checksum") && packet.fragment_id.is_none() => {
+        (Err(fault), after) if sent.partial_sum && fault.contains("checksum") && packet.fragment.is_none() => {
             let after = after.unwrap_or_else(|fault| panic!("{fault}: a partial checksum was not completed"));
             assert_eq!(after.tuple, hit.new);
         }

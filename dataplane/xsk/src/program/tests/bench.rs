@@ -9,7 +9,7 @@ use aya::maps::{MapInfo, PerCpuArray};
 use aya::programs::{TestRun, TestRunOptions};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::counters::XdpCounts;
-use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter, ReplyKey};
+use nomagic_core::filter::{BUCKET_SLOTS, REPLY_SOURCES, ReplyFilter, ReplyKey, source_place};
 use nomagic_core::tuple::{Proto, Tuple};
 use nomagic_core_fixtures::set_ipv4_checksum;
 use nomagic_sys::memory;
@@ -47,6 +47,7 @@ pub struct Bench {
     pub maps: FilterMaps,
     pub denied: DeniedMaps,
     pub replies: ReplyFilter<'static>,
+    pub sources: &'static [std::sync::atomic::AtomicU64],
     pub heartbeat: &'static std::sync::atomic::AtomicU64,
     pub config: EdgeConfig,
     pub socket: Option<OwnedFd>,
@@ -96,8 +97,10 @@ impl Bench {
         program::connect_queue(&mut ebpf, 0, socket.as_fd(), 0).unwrap();
         let (maps, denied) = (FilterMaps::open(&mut ebpf).unwrap(), DeniedMaps::open(&mut ebpf).unwrap());
         let owners = memory::anonymous32(words.len()).unwrap();
-        let replies = ReplyFilter::new(words, owners, constants.reply_key).unwrap().with_direct(&more[BUCKET_SLOTS..]);
-        Bench { ebpf, maps, denied, replies, heartbeat: &heartbeats[0], config, socket: Some(socket) }
+        let sources = memory::bpf_words64(fd(&ebpf, "reply_sources").as_fd(), REPLY_SOURCES).unwrap();
+        let replies =
+            ReplyFilter::new(words, owners, constants.reply_key).unwrap().with_direct(&more[BUCKET_SLOTS..]).with_sources(sources);
+        Bench { ebpf, maps, denied, replies, sources, heartbeat: &heartbeats[0], config, socket: Some(socket) }
     }
 
     /// Makes the filter's rules exactly these, as control does: widened first, then narrowed.
@@ -136,6 +139,15 @@ impl Bench {
         let counted: Vec<&str> = counted.collect();
         let [outcome] = counted[..] else { panic!("{counted:?}: {frame:x?}") };
         (action, outcome)
+    }
+
+    /// Whether the rules may match a packet without ports.
+    pub fn may_be_ours(&self, t: &Tuple) -> bool {
+        let (dst, rules) = (t.dst_addr(), self.maps.rules());
+        rules.services.iter().any(|(addr, _, proto)| (*addr, *proto) == (dst, t.proto))
+            || rules.addresses.contains(&dst)
+            || rules.service_cidrs.iter().any(|p| p.contains(dst))
+            || self.sources[source_place(t.src)].load(Relaxed) != 0
     }
 
     /// Whether the rules match a packet.
@@ -217,7 +229,7 @@ pub fn frame(t: &Tuple, dress: Dress) -> Vec<u8> {
     f
 }
 
-pub const DRESSES: [Dress; 8] = [
+pub const DRESSES: [Dress; 10] = [
     Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[], fragment: 0 },
     Dress { vlan_tags: 1, ipv4_options: 1, extensions: &[0], fragment: 0 },
     Dress { vlan_tags: 2, ipv4_options: 10, extensions: &[0, 60, 43], fragment: 0 },
@@ -226,6 +238,8 @@ pub const DRESSES: [Dress; 8] = [
     Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[0, 44], fragment: 0x2001 },
     Dress { vlan_tags: 3, ipv4_options: 0, extensions: &[], fragment: 0 },
     Dress { vlan_tags: 1, ipv4_options: 2, extensions: &[0, 0, 0, 0, 0, 0, 0, 0, 0], fragment: 0x0010 },
+    Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[60; 16], fragment: 0 },
+    Dress { vlan_tags: 0, ipv4_options: 0, extensions: &[60; 17], fragment: 0 },
 ];
 
 /// What the program says of a frame before it looks at more than whose it is: a second opinion, written without it. `None`: the port's, and sound as

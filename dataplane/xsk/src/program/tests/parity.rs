@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use aya::maps::HashMap;
+use nomagic_core::filter::source_place;
 use nomagic_core::parse::{LaterFragment, Packet, link_header};
 use nomagic_core::wire::{ethertype, ipv4, ipv6};
 use nomagic_core_fixtures::{fuzz_input, honest_frames, with_ipv4_options};
@@ -33,7 +34,7 @@ enum Stop {
 /// it needs; it leaves such frames to the core if their tuple has a rule, and to the kernel otherwise.
 fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
     match core {
-        Ok(packet) if packet.fragment_id.is_some() => filter == Stop::Fragment,
+        Ok(packet) if packet.fragment.is_some() => filter == Stop::Fragment,
         Ok(_) => filter == Stop::NotOurs,
         Err(NotPacket::Later(_)) => filter == Stop::Fragment,
         Err(NotPacket::Error(_)) => filter == Stop::Icmp,
@@ -41,6 +42,8 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
             Reason::NotIp => filter == Stop::NotIp,
             Reason::Icmp | Reason::IcmpQuote => filter == Stop::Icmp,
             Reason::OtherProtocol | Reason::Ipv6Routing => filter == Stop::OtherProtocol,
+            // Both have the same limit of extension headers.
+            Reason::Ipv6ExtensionChain => filter == Stop::Unreadable,
             // The filter steps over options, and the core hands on what the filter captures of these.
             Reason::Ipv4Options => filter != Stop::NotIp,
             // A later fragment of a protocol without ports: the filter counts it under the protocol. Either way it goes to the kernel.
@@ -49,10 +52,10 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
         },
         Err(NotPacket::Malformed(reason)) => match reason {
             Reason::EthernetTruncated => filter == Stop::Unreadable,
-            // Both have the same limit of extension headers.
-            Reason::Ipv6ExtensionChain => filter == Stop::Unreadable,
             // The filter does not check lengths in the headers, nor source addresses.
             Reason::Ipv4Malformed | Reason::Ipv6Malformed | Reason::Martian => filter != Stop::NotIp,
+            // The filter does not look at the offsets and lengths of fragments.
+            Reason::FragmentMalformed | Reason::FragmentTiny => matches!(filter, Stop::Fragment | Stop::Unreadable),
             // The filter reads only the ports of these.
             Reason::TcpMalformed | Reason::UdpMalformed | Reason::SctpMalformed => {
                 matches!(filter, Stop::NotOurs | Stop::Fragment | Stop::Unreadable)
@@ -63,10 +66,19 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
 }
 
 /// The words of `struct fragment`.
-fn fragment_key(src: [u64; 2], dst: [u64; 2], id: u32, proto: Proto) -> [u32; 10] {
+pub fn fragment_key(src: [u64; 2], dst: [u64; 2], id: u32, proto: Proto) -> [u32; 10] {
     let halves = |word: u64| [(word >> 32) as u32, word as u32];
     let [a, b, c, d] = [src[0], src[1], dst[0], dst[1]].map(halves);
     [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1], id, proto as u32]
+}
+
+/// `enum fate`.
+pub const PASSED: u32 = 1;
+pub const CAPTURED: u32 = 2;
+
+/// An entry of the map `fragments` of this moment.
+pub fn fate_now(fate: u32) -> u32 {
+    (((monotonic_ns() >> 29) as u32) << 2) | fate
 }
 
 /// Tuples that differ from this one in a single field.
@@ -103,6 +115,20 @@ impl Parity {
     fn action(&mut self, frame: &[u8]) -> u32 {
         self.bench.heartbeat.store(monotonic_ns(), Relaxed);
         self.bench.run(frame)
+    }
+
+    /// Announces exactly this reply: its source does not count for fragments without ports.
+    fn announce(&mut self, t: &Tuple) {
+        assert!(self.bench.replies.insert(t, 0));
+        self.bench.sources[source_place(t.src)].store(0, Relaxed);
+    }
+
+    /// Forgets the datagrams that came. Returns their keys.
+    fn forget_fragments(&mut self) -> Vec<[u32; 10]> {
+        let mut fragments = self.fragments();
+        let keys: Vec<[u32; 10]> = fragments.keys().map(Result::unwrap).collect();
+        keys.iter().for_each(|key| fragments.remove(key).unwrap());
+        keys
     }
 
     /// Where the filter stops without rules: the counter that the run incremented.
@@ -149,7 +175,7 @@ impl Parity {
         let stop = self.stop(frame);
         assert!(agree(&core, stop), "the core reads {core:?}, the filter {stop:?}: {frame:x?}");
         let class = match &core {
-            Ok(packet) if packet.fragment_id.is_some() => "first fragment".into(),
+            Ok(packet) if packet.fragment.is_some() => "first fragment".into(),
             Ok(packet) => packet.tuple.proto.to_string(),
             Err(NotPacket::Later(_)) => "later fragment".into(),
             Err(NotPacket::Error(error)) => format!("error about {}", error.quoted.proto),
@@ -157,7 +183,7 @@ impl Parity {
         };
         *self.seen.entry((class, stop)).or_default() += 1;
         match core {
-            Ok(packet) => self.check_tuple(frame, &packet.tuple, packet.fragment_id),
+            Ok(packet) => self.check_tuple(frame, &packet.tuple, packet.fragment.map(|first| first.id)),
             // Captured if a packet to the quoted one's sender is.
             Err(NotPacket::Error(error)) => self.check_tuple(frame, &error.key(), None),
             Err(NotPacket::Later(piece)) => self.check_piece(frame, &piece),
@@ -169,13 +195,15 @@ impl Parity {
     /// The filter captures the frame for exactly this tuple, and for exactly this Service.
     fn check_tuple(&mut self, frame: &[u8], t: &Tuple, fragment_id: Option<u32>) {
         let service = |t: &Tuple| FilterRules { services: [(t.dst_addr(), t.dport, t.proto)].into(), ..FilterRules::default() };
-        assert!(self.bench.replies.insert(t, 0));
+        self.announce(t);
         assert_eq!(self.action(frame), REDIRECT, "{t} is announced: {frame:x?}");
         assert!(self.bench.replies.remove(t));
         self.bench.apply(&service(t));
         assert_eq!(self.action(frame), REDIRECT, "{t} is to a Service: {frame:x?}");
+        let own = fragment_id.map(|id| fragment_key(t.src, t.dst, id, t.proto));
+        assert_eq!(self.forget_fragments(), Vec::from_iter(own), "its entry for the later fragments: {frame:x?}");
         for other in neighbours(t) {
-            assert!(self.bench.replies.insert(&other, 0));
+            self.announce(&other);
             self.bench.apply(&FilterRules::default());
             assert_eq!(self.action(frame), PASS, "{other} is announced, not {t}: {frame:x?}");
             assert!(self.bench.replies.remove(&other));
@@ -185,11 +213,8 @@ impl Parity {
             }
         }
         self.bench.apply(&FilterRules::default());
-        if let Some(id) = fragment_id {
-            // Its entry for the later fragments.
-            self.fragments().remove(&fragment_key(t.src, t.dst, id, t.proto)).expect("under the first fragment's identification");
-        }
-        assert_eq!(self.fragments().keys().count(), 0, "{frame:x?}");
+        // That it was passed, of a fragment that may be for a Service.
+        assert!(self.forget_fragments().iter().all(|key| Some(*key) == own), "{frame:x?}");
     }
 
     /// The filter passes the frame, although packets to every address are captured.
@@ -211,10 +236,26 @@ impl Parity {
         let others = neighbours(t).into_iter().filter(|other| (other.sport, other.dport) == (t.sport, t.dport));
         let keys = others.map(|o| fragment_key(o.src, o.dst, *id, o.proto)).chain([fragment_key(t.src, t.dst, id ^ 1, t.proto)]);
         for (key, action) in keys.map(|key| (key, PASS)).chain([(fragment_key(t.src, t.dst, *id, t.proto), REDIRECT)]) {
-            self.fragments().insert(key, 1, 0).unwrap();
+            self.fragments().insert(key, fate_now(CAPTURED), 0).unwrap();
             assert_eq!(self.action(frame), action, "{key:x?} for {piece:?}: {frame:x?}");
             self.fragments().remove(&key).unwrap();
         }
+        // And before it, if its destination and protocol are a Service's, or its source is an endpoint's.
+        let own = fragment_key(t.src, t.dst, *id, t.proto);
+        for (dst, proto, action) in
+            [(t.dst, t.proto, REDIRECT), (t.dst, neighbours(t)[6].proto, PASS), (neighbours(t)[3].dst, t.proto, PASS)]
+        {
+            let service = (Tuple { dst, ..*t }.dst_addr(), 80, proto);
+            self.bench.apply(&FilterRules { services: [service].into(), ..FilterRules::default() });
+            assert_eq!(self.action(frame), action, "{service:?} for {piece:?}: {frame:x?}");
+            assert_eq!(self.forget_fragments(), Vec::from_iter((action == REDIRECT).then_some(own)));
+        }
+        self.bench.apply(&FilterRules::default());
+        let source = &self.bench.sources[source_place(t.src)];
+        source.store(1, Relaxed);
+        assert_eq!(self.action(frame), REDIRECT, "{piece:?}: {frame:x?}");
+        self.bench.sources[source_place(t.src)].store(0, Relaxed);
+        assert_eq!(self.forget_fragments(), [own]);
     }
 
     /// Checks that frames of these classes occurred, by the core's names.
