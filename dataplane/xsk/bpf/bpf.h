@@ -10,6 +10,9 @@
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+// A function that the verifier checks once, on its own, and not on each way that leads to it. Its caller forgets what it knew of memory whose address
+// it gives away, so that the ways meet there again.
+#define CHECKED_ONCE __attribute__((noinline))
 #define __uint(name, val) int(*name)[val]
 #define __type(name, val) typeof(val) *name
 

@@ -19,18 +19,19 @@ INLINE struct tuple reversed(const struct tuple *t)
 
 // Remembers connections that pass by, from client to endpoint directly, by the fingerprints of their answers: those of a flow from the same port
 // to the same endpoint would be the same (nomagic_core::filter::direct). TCP: from SYN+ACK to FIN or RST. Wherever the packets of another
-// connection write at the same time, one of the two may be forgotten. The buckets follow those of the announced replies and their key. A function of
-// its own, for want of registers and stack.
-static __attribute__((noinline)) void note_direct(const struct tuple *t, __u64 hash)
+// connection write at the same time, one of the two may be forgotten. The buckets follow those of the announced replies and their key.
+CHECKED_ONCE int note_direct(const struct tuple *t, __u64 hash)
 {
+	if (!t)
+		return 0;
 	__u64 ends = t->tcp_flags & (TCP_FIN | TCP_RST);
 	if (t->proto == 6 && !ends && (t->tcp_flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK))
-		return;
+		return 0;
 	__u32 place = reply_mask + 2 + ((__u32)hash & (DIRECT_BUCKETS - 1));
 	__u32 f = fingerprint_of(hash);
 	struct bucket *bucket = bpf_map_lookup_elem(&replies, &place);
 	if (!bucket)
-		return;
+		return 0;
 	// Any, an empty one, or its own. Without branches, which would double the verifier's states at each place.
 	__u64 at = hash >> 28 & (BUCKET_SLOTS - 1), known = 0;
 #pragma clang loop unroll(disable)
@@ -44,6 +45,7 @@ static __attribute__((noinline)) void note_direct(const struct tuple *t, __u64 h
 	}
 	if (ends ? known : !known)
 		bucket->fingerprints[at & (BUCKET_SLOTS - 1)] = ends ? 0 : f;
+	return 0;
 }
 
 // Whether a packet opens a connection to an endpoint itself whose answers would be taken for those of a flow: nomagic gives it another source

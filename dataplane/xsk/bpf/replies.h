@@ -109,8 +109,10 @@ INLINE void sip_word(struct sip *s, __u64 word)
 }
 
 // nomagic_core::filter::slot_of.
-INLINE __u64 reply_hash(const struct tuple *t)
+CHECKED_ONCE __u64 reply_hash(const struct tuple *t)
 {
+	if (!t)
+		return 0;
 	__u64 k0 = reply_key[0], k1 = reply_key[1];
 	struct sip s = {
 		k0 ^ 0x736f6d6570736575ull,
@@ -143,7 +145,7 @@ INLINE __u32 fingerprint_of(__u64 hash)
 	return f ? f : 1; // 0: an empty place
 }
 
-INLINE int is_announced(__u64 hash)
+CHECKED_ONCE int is_announced(__u64 hash)
 {
 	__u32 place = (__u32)hash & reply_mask;
 	__u32 f = fingerprint_of(hash);
