@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use loom::sync::atomic::AtomicU64;
 use loom::thread;
-use nomagic_core::conntrack::{Conntrack, Direction, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
+use nomagic_core::conntrack::{Conntrack, Direction, Fate, Flow, Hit, Phase, PhaseKind, Refused, Sticky};
 use nomagic_core::frame::NextHopId;
 use nomagic_core::tuple::{Proto, Tuple};
 
