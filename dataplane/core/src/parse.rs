@@ -4,7 +4,7 @@
 //! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
 
 use crate::frame::Frame;
-use crate::icmp::{self, IcmpError};
+use crate::icmp::{self, EchoRequest, IcmpError};
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
 use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, tcp, udp, vlan};
@@ -113,9 +113,11 @@ pub enum NotPacket {
     Later(LaterFragment),
     /// An ICMP error: goes to the sender of the packet that it quotes.
     Error(IcmpError),
+    /// A ping.
+    Echo(EchoRequest),
 }
 
-use NotPacket::{Error, Kernel, Later, Malformed};
+use NotPacket::{Kernel, Later, Malformed};
 
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
 pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
@@ -324,7 +326,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             }
             (sctp_flags(sctp::field::CHUNK_TYPE.u8(header)), ip.l4_len)
         }
-        protocol::ICMP | protocol::ICMPV6 => return Err(icmp::read(data, protocol, &ip).map_or_else(Kernel, Error)),
+        protocol::ICMP | protocol::ICMPV6 => return Err(icmp::read(data, protocol, &ip)),
         _ => return Err(Kernel(Reason::OtherProtocol)),
     };
     let Some(proto) = Proto::from_ip_number(protocol) else { return Err(Kernel(Reason::OtherProtocol)) };

@@ -12,6 +12,7 @@ mod foreign;
 mod icmp_errors;
 mod idle_reset;
 mod limits;
+mod only_here;
 mod open;
 mod prefetched;
 mod refuse;
@@ -21,10 +22,11 @@ mod source_ports;
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
-use foreign::refuse_source;
+use foreign::foreign_source;
 use icmp_errors::forward_error;
+use only_here::{Unserved, leave, ping};
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
-use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way, to_kernel};
+use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way};
 use reply_port::check_port;
 
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
@@ -110,9 +112,10 @@ fn slow_path<'f, 'c>(
                 dispatch(ctx, frame, &packet, hash, out, observer)
             }
             Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
-            Err(NotPacket::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
-            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, observer),
-            Err(NotPacket::Error(error)) => forward_error(ctx, frame, &error, observer),
+            Err(NotPacket::Kernel(reason)) => leave(ctx, frame, Unserved::Other, reason, out, observer),
+            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, out, observer),
+            Err(NotPacket::Error(error)) => forward_error(ctx, frame, &error, out, observer),
+            Err(NotPacket::Echo(echo)) => ping(ctx, frame, &echo, out, observer),
         },
     };
     // Whatever would hold it once more.
@@ -210,8 +213,16 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
 }
 
 /// Sends a later fragment where the first one went. Without a known first fragment the kernel gets it.
-fn later_fragment<'c>(ctx: &mut Context<'c>, frame: &mut Frame<'_>, fragment: &LaterFragment, observer: &mut impl Observer<'c>) -> Verdict {
-    let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else { return to_kernel(ctx, frame, None, Reason::Fragment) };
+fn later_fragment<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    fragment: &LaterFragment,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
+    let Some(hit) = ctx.table.fragments().lookup(fragment, ctx.now_ms) else {
+        return leave(ctx, frame, Unserved::Other, Reason::Fragment, out, observer);
+    };
     observer.known_flow(&hit, FlowFate::Continues);
     let Some(same_port) = check_port(ctx, frame.port, &fragment.tuple, &hit) else { return Verdict::Drop(Reason::ReplyPort) };
     let received = Received { tuple: &fragment.tuple, port: frame.port, same_port };
@@ -292,8 +303,10 @@ fn admit_new<'f, 'c>(
     out: &mut Outputs<'f>,
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
-    if let Some(verdict) = refuse_source(ctx, frame, packet) {
-        return verdict;
+    match foreign_source(ctx, frame, &packet.tuple) {
+        Some(reason @ Reason::LinkLocalSource) => return leave(ctx, frame, Unserved::Packet(packet), reason, out, observer),
+        Some(reason) => return Verdict::Drop(reason),
+        None => {}
     }
     let services = ctx.services;
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
@@ -306,7 +319,7 @@ fn admit_new<'f, 'c>(
     });
     observer.service(&decision);
     let (backend, snat, port) = match decision {
-        Decision::Pass(reason) => return to_kernel(ctx, frame, Some(packet), reason),
+        Decision::Pass(reason) => return leave(ctx, frame, Unserved::Packet(packet), reason, out, observer),
         Decision::Drop(matched, reason) => return drop_by_service(matched, reason),
         Decision::Reject(matched, reason) => {
             matched.iter().for_each(|m| m.frontend.port.refused.count_rejected());

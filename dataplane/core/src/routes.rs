@@ -3,6 +3,7 @@
 //! The control plane mirrors the kernel's routes and neighbours into a [`Routes`] and publishes it whole; nothing is
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
 
+mod leads_back;
 mod next_hop;
 mod policy;
 mod table;

@@ -131,6 +131,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::SourceRange, to("10.96.1.3:80").frame(), CLIENTS),
         (Reason::UnusedServicePort, to("10.96.0.1:81").frame(), CLIENTS),
         (Reason::UnallocatedServiceAddress, to("10.96.9.9:80").frame(), CLIENTS),
+        (Reason::UnusedExternalPort, to("203.0.113.10:81").frame(), CLIENTS),
         (Reason::MidFlowSnat, Spec { flags: ACK, ..to("10.96.0.2:80") }.frame(), CLIENTS),
         (Reason::TtlExceeded, Spec { ttl: 1, ..tcp }.frame(), CLIENTS),
         (Reason::TooBig, Spec { payload: 1500, ..tcp }.frame(), CLIENTS),
@@ -165,6 +166,8 @@ fn world() -> World {
     add_service(&mut s, "10.96.1.11", 80, Proto::Tcp, &[backend("192.168.79.1", 80)], false);
     add_service(&mut s, "10.96.1.6", 80, Proto::Tcp, &[backend("172.16.0.1", 80)], false);
     add_service(&mut s, "10.96.1.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
+    add_service(&mut s, "203.0.113.10", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
+    make_outer(&mut s, "203.0.113.10");
     World::new(s, 256)
 }
 
@@ -351,6 +354,16 @@ fn limits() -> Vec<Reason> {
     let done = w.run(CLIENTS, &request(16).frame());
     meet(&w, &done, Reason::ReplyFilterFull);
     assert_eq!((w.live(), w.announced()), (16, 16));
+
+    // More pings than one sender's share.
+    let mut w = world();
+    w.services.answer_ping = true;
+    let ping = IcmpSpec { from: ip("10.0.0.2"), to: ip("10.96.0.1"), kind: 8, code: 0, rest: [0, 1, 0, 1] }.frame(&[7; 56]);
+    assert_eq!((0..100).take_while(|_| matches!(w.run(CLIENTS, &ping).verdict, Verdict::Forward(CLIENTS, _))).count(), 50);
+    w.counters = nomagic_core::counters::Counters::new(8);
+    let done = w.run(CLIENTS, &ping);
+    meet(&w, &done, Reason::PingLimit);
+    assert_eq!(done.bytes, ping);
 
     // A reply by the clients' port.
     let mut w = world();
