@@ -8,7 +8,8 @@
 // take() for the other case. On a redirect port (a pod's interface, a tunnel) they are redirected to the kernel's end of the internal pair,
 // and arrive at the other end's socket. Later fragments follow their first fragment if it arrived before them. ICMP errors are captured if they
 // quote a packet that nomagic has sent on. Other ICMP and unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
-// groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them.
+// groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them. Of load balancer and external IPs, on which
+// only Services' ports are captured, it also captures what the kernel may send back to the router that sent it.
 
 #include "maps.h"
 #include "parse.h"
@@ -87,15 +88,51 @@ INLINE struct prefix whole_address(const __u32 words[4], __u8 family)
 	return key;
 }
 
-// Cluster IPs as a whole, and Service ranges: nomagic rejects packets to unused ports and addresses there. Not to the node's own addresses.
-INLINE int is_service_address(const struct tuple *t, const struct address *dst)
+// What is known of a packet's destination: its value in `addresses`, WHOLE_ADDRESS in a Service range, or 0. Nothing of the node's own addresses.
+INLINE __u32 known_address(const struct tuple *t)
 {
-	if (!bpf_map_lookup_elem(&addresses, dst)) {
+	struct address dst = {
+		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
+		.family = t->family,
+	};
+	__u32 *found = bpf_map_lookup_elem(&addresses, &dst);
+	__u32 known = found ? *found : 0;
+	if (!known) {
 		struct prefix key = whole_address(t->dst, t->family);
 		if (!bpf_map_lookup_elem(&service_cidrs, &key))
 			return 0;
+		known = WHOLE_ADDRESS;
 	}
-	return !bpf_map_lookup_elem(&kernel_addresses, dst);
+	return bpf_map_lookup_elem(&kernel_addresses, &dst) ? 0 : known;
+}
+
+// Whether the kernel may send packets for an address that only Services have out of the interface that they came in by, to a router. Behind redirect
+// ports nobody knows.
+INLINE int leads_back(const struct xdp_md *ctx, __u32 known)
+{
+	__u32 interface = known & ANY_INTERFACE;
+	return !redirect_to && known & OUTER_ADDRESS && (interface == ANY_INTERFACE || interface == ctx->ingress_ifindex);
+}
+
+// Cluster IPs as a whole, and Service ranges: nomagic rejects packets to unused ports and addresses there. And what the kernel would send back.
+INLINE int is_service_address(const struct xdp_md *ctx, const struct tuple *t)
+{
+	__u32 known = known_address(t);
+	return known == WHOLE_ADDRESS || leads_back(ctx, known);
+}
+
+// Whether a packet whose ports are unknown, for this reason, is for a Service's address, and is refused or answered there. The workers look
+// more closely, and leave the others to the kernel.
+INLINE int is_unserved(const struct xdp_md *ctx, const struct tuple *t, enum stat reason)
+{
+	if (!t->family || reason == PASS_IPV4_CHECKSUM || !(refuse_unused || answer_ping))
+		return 0;
+	__u32 known = known_address(t);
+	if (!known)
+		return 0;
+	if (answer_ping && reason == PASS_ICMP)
+		return 1;
+	return known == WHOLE_ADDRESS ? refuse_unused && !redirect_to : leads_back(ctx, known);
 }
 
 // nomagic_core::deny. Counts the packet for the longest prefix that contains its source. Only for frames that are captured otherwise: a denied
@@ -116,11 +153,7 @@ INLINE int is_denied(const struct tuple *t)
 
 INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t)
 {
-	struct address dst = {
-		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
-		.family = t->family,
-	};
-	return is_service(ctx, t) || is_announced_reply(t) || is_service_address(t, &dst);
+	return is_service(ctx, t) || is_announced_reply(t) || is_service_address(ctx, t);
 }
 
 // -------------------------------------------------------------------------------------------------------- action
@@ -174,16 +207,19 @@ INLINE int give_back(struct xdp_md *ctx)
 	return differs ? bpf_redirect(ctx->ingress_ifindex, 0) : XDP_PASS;
 }
 
+// Takes a packet, unless its source is denied.
+INLINE int capture(struct xdp_md *ctx, const struct tuple *t)
+{
+	return is_denied(t) ? count(DENIED, XDP_DROP) : take(ctx);
+}
+
 // An ICMP error is for the sender of the packet that it quotes, and captured if a packet to that sender is: an announced reply, or one to a Service. All
-// other ICMP is the kernel's.
+// other ICMP is the kernel's, but for what is_unserved().
 INLINE int filter_icmp(struct xdp_md *ctx, struct cursor *c, const struct tuple *t)
 {
 	struct tuple back = {};
-	if (parse_quote((void *)(long)ctx->data, c, t, &back) != TAKEN || !is_ours(ctx, &back))
-		return count(PASS_ICMP, XDP_PASS);
-	if (is_denied(t))
-		return count(DENIED, XDP_DROP);
-	return take(ctx);
+	int ours = parse_quote((void *)(long)ctx->data, c, t, &back) == TAKEN && is_ours(ctx, &back);
+	return ours || is_unserved(ctx, t, PASS_ICMP) ? capture(ctx, t) : count(PASS_ICMP, XDP_PASS);
 }
 
 // Whether a frame is addressed to this interface alone. XDP runs before the kernel compares: a NIC in promiscuous mode and a switch that floods
@@ -224,8 +260,9 @@ int nomagic_filter(struct xdp_md *ctx)
 	if (verdict == PASS_ICMP)
 		return filter_icmp(ctx, &c, &t);
 	if (verdict != TAKEN)
-		return count(verdict, XDP_PASS);
-	if (!(t.piece == LATER_FRAGMENT ? is_rest_of_ours(&t) : is_ours(ctx, &t)))
+		return is_unserved(ctx, &t, verdict) ? capture(ctx, &t) : count(verdict, XDP_PASS);
+	int later = t.piece == LATER_FRAGMENT;
+	if (!(later ? is_rest_of_ours(&t) || is_unserved(ctx, &t, PASS_FRAGMENT) : is_ours(ctx, &t)))
 		return count(t.piece == WHOLE ? PASS_NOT_OURS : PASS_FRAGMENT, XDP_PASS);
 	if (is_denied(&t))
 		return count(DENIED, XDP_DROP);
