@@ -147,10 +147,10 @@ pub fn link_header(data: &[u8]) -> Result<(u16, usize), NotPacket> {
 }
 
 /// Whether an address cannot be a source on the wire. RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8, class D and E. RFC 4291, 2.5 and 2.7: the
-/// unspecified, loopback and multicast addresses.
+/// unspecified, loopback and multicast addresses. And IPv4-mapped ones, as in the kernel: sockets would take them for IPv4.
 pub fn martian(src: AddrWords, v6: bool) -> bool {
     match v6 {
-        true => (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && src[1] <= 1),
+        true => (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && (src[1] <= 1 || src[1] >> 32 == 0xffff)),
         false => matches!((src[1] >> 24) as u8, 0 | 127 | 224..),
     }
 }

@@ -55,6 +55,7 @@ reasons! {
     Martian = "martian", Drop, "a source address that no host may send from";
     OwnSource = "own_source", Drop, "from outside, but with an address of this node as its source";
     ServiceSource = "service_source", Drop, "from outside, but with a Service's address and port, a cluster IP, or the address that it is for as its source";
+    ReversePath = "reverse_path", Drop, "from a source whose route leads elsewhere, or that has none, by an interface with `rp_filter`";
 
     // Frames that are the kernel's. They are dropped where giving them back would lead them here again.
     NotIp = "not_ip", Kernel | Drop, "neither IPv4 nor IPv6";

@@ -5,8 +5,8 @@ use crate::frame::Frame;
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Tuple, words_addr};
 
-/// Why a packet of an unknown flow is not carried that comes from outside with a source that is this node's own, a Service's, or valid on one link
-/// only. What the node itself sends arrives at the internal port, addressed to the kernel's end; what pods send there comes from outside too.
+/// Why a packet of an unknown flow is not carried that comes from outside with a source that is this node's own, a Service's, valid on one link
+/// only, or not on this way (`rp_filter`). What the node itself sends arrives at the internal port, addressed to the kernel's end; what pods send there comes from outside too.
 ///
 /// Own sources are dropped: the kernel does so at any interface (unless `accept_local` is set), but not where it would receive them from here.
 /// Link-local ones are the kernel's.
@@ -30,7 +30,11 @@ pub(super) fn foreign_source(ctx: &Context<'_>, frame: &Frame<'_>, tuple: &Tuple
     // Only answers come from there. Two Services, or one and itself, would answer each other until the TTL ends.
     let services = ctx.services;
     let answers = src == dst || services.cluster_ips.contains(&addr) || services.frontend(addr, sport, proto).is_some();
-    answers.then_some(Reason::ServiceSource)
+    if answers {
+        return Some(Reason::ServiceSource);
+    }
+    // Of what comes in by the internal port, nobody knows the interface.
+    (!ctx.routes.passes_reverse_path(tuple, frame.port)).then_some(Reason::ReversePath)
 }
 
 /// Whether the kernel has sent a frame into the internal port. It addresses its own frames to its end of the pair, since that answers no ARP;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
-use nomagic_core::routes::{Port, Routes};
+use nomagic_core::routes::{Port, ReversePath, Routes};
 use nomagic_core::services::{Action, ClientLimit, ConnectionsPerClient, ConnectionsPerSecond, Frontend, Limits, RateLimit, ServicePort};
 use nomagic_core::tuple::{PrefixSet, Proto};
 use nomagic_core_fixtures::*;
@@ -146,7 +146,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
     for source in ["0.0.0.0:1", "127.0.0.1:1", "224.0.0.1:1", "255.255.255.255:1"] {
         list.push((Reason::Martian, spec("udp", source, "10.96.0.1:80", 0).frame(), CLIENTS));
     }
-    for source in ["[::]:1", "[::1]:1", "[ff02::1]:1"] {
+    for source in ["[::]:1", "[::1]:1", "[ff02::1]:1", "[::ffff:10.0.0.2]:1"] {
         list.push((Reason::Martian, spec("udp", source, "[fd00:96::1]:80", 0).frame(), CLIENTS));
     }
     list
@@ -364,6 +364,12 @@ fn limits() -> Vec<Reason> {
     let done = w.run(CLIENTS, &ping);
     meet(&w, &done, Reason::PingLimit);
     assert_eq!(done.bytes, ping);
+
+    // A source behind another port.
+    let mut w = world();
+    w.routes = routes(2).with_reverse_path([ReversePath::Strict; 2]);
+    let done = w.run(CLIENTS, &spec("tcp", "192.168.1.1:40000", "10.96.0.1:80", SYN).frame());
+    meet(&w, &done, Reason::ReversePath);
 
     // A reply by the clients' port.
     let mut w = world();
