@@ -88,22 +88,22 @@ INLINE struct prefix whole_address(const __u32 words[4], __u8 family)
 	return key;
 }
 
-// What is known of a packet's destination: its value in `addresses`, WHOLE_ADDRESS in a Service range, or 0. Nothing of the node's own addresses.
-INLINE __u32 known_address(const struct tuple *t)
+// What is known of an address: its value in `addresses`, WHOLE_ADDRESS in a Service range, or 0. Nothing of the node's own addresses.
+INLINE __u32 known_address(const __u32 words[4], __u8 family)
 {
-	struct address dst = {
-		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
-		.family = t->family,
+	struct address addr = {
+		.words = { words[0], words[1], words[2], words[3] },
+		.family = family,
 	};
-	__u32 *found = bpf_map_lookup_elem(&addresses, &dst);
+	__u32 *found = bpf_map_lookup_elem(&addresses, &addr);
 	__u32 known = found ? *found : 0;
 	if (!known) {
-		struct prefix key = whole_address(t->dst, t->family);
+		struct prefix key = whole_address(words, family);
 		if (!bpf_map_lookup_elem(&service_cidrs, &key))
 			return 0;
 		known = WHOLE_ADDRESS;
 	}
-	return bpf_map_lookup_elem(&kernel_addresses, &dst) ? 0 : known;
+	return bpf_map_lookup_elem(&kernel_addresses, &addr) ? 0 : known;
 }
 
 // Whether the kernel may send packets for an address that only Services have out of the interface that they came in by, to a router. Behind redirect
@@ -117,19 +117,19 @@ INLINE int leads_back(const struct xdp_md *ctx, __u32 known)
 // Cluster IPs as a whole, and Service ranges: nomagic rejects packets to unused ports and addresses there. And what the kernel would send back.
 INLINE int is_service_address(const struct xdp_md *ctx, const struct tuple *t)
 {
-	__u32 known = known_address(t);
+	__u32 known = known_address(t->dst, t->family);
 	return known == WHOLE_ADDRESS || leads_back(ctx, known);
 }
 
-// Whether a packet whose ports are unknown, for this reason, is for a Service's address, and is refused or answered there. The workers look
-// more closely, and leave the others to the kernel.
+// Whether a packet whose ports are unknown, for this reason, is for a Service's address, and is refused or answered there. Or is an answer from there that
+// a router sends back, as it does not know the receiver. The workers look more closely, and leave the others to the kernel.
 INLINE int is_unserved(const struct xdp_md *ctx, const struct tuple *t, enum stat reason)
 {
 	if (!t->family || reason == PASS_IPV4_CHECKSUM || !(refuse_unused || answer_ping))
 		return 0;
-	__u32 known = known_address(t);
+	__u32 known = known_address(t->dst, t->family);
 	if (!known)
-		return 0;
+		return reason == PASS_ICMP && refuse_unused && !redirect_to && known_address(t->src, t->family);
 	if (answer_ping && reason == PASS_ICMP)
 		return 1;
 	return known == WHOLE_ADDRESS ? refuse_unused && !redirect_to : leads_back(ctx, known);

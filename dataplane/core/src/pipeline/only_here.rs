@@ -43,9 +43,10 @@ pub(super) fn leave<'f, 'c>(
         Unserved::Ping(echo) => (Some(echo.packet), None),
         Unserved::Other => (without_ports(frame), None),
     };
-    let Some((packet, owner)) = packet.and_then(|packet| Some((packet, comes_back(ctx, frame, &packet.tuple)?))) else {
+    let Some((packet, back)) = packet.and_then(|packet| Some((packet, comes_back(ctx, frame, &packet.tuple)?))) else {
         return to_kernel(ctx, frame, readable, reason);
     };
+    let Back::To(owner) = back else { return Verdict::Drop(Reason::ServiceSource) };
     if let Some(foreign) = foreign_source(ctx, frame, &packet.tuple) {
         return Verdict::Drop(foreign);
     }
@@ -63,15 +64,27 @@ pub(super) fn leave<'f, 'c>(
     }
 }
 
-/// Whose the destination is of a packet that the kernel would send back to a router by the port that it came in by. Not of the node's own packets and
-/// of those behind redirect ports: whatever sent them there, they leave by another interface.
-fn comes_back(ctx: &Context<'_>, frame: &Frame<'_>, tuple: &Tuple) -> Option<OnlyHere> {
+/// What a packet is that the kernel would send back.
+enum Back {
+    /// For an address that only Services have.
+    To(OnlyHere),
+    /// From such an address, to a host: an answer that was made here, and whose receiver the routers do not know.
+    From,
+}
+
+/// Whether the kernel would send a packet back to a router by the port that it came in by. Not the node's own packets and those of behind redirect
+/// ports: whatever sent them there, they leave by another interface.
+fn comes_back(ctx: &Context<'_>, frame: &Frame<'_>, tuple: &Tuple) -> Option<Back> {
+    let services = ctx.services;
     let inside = ctx.routes.internal.is_some_and(|internal| internal.port == frame.port);
-    if ctx.services.unused_ports == UnusedPorts::Kernel || inside {
+    if services.unused_ports == UnusedPorts::Kernel || inside {
         return None;
     }
-    let owner = ctx.services.only_here(tuple.dst_addr())?;
-    ctx.routes.leads_back(&RouteQuery::new(tuple, frame.port, tuple)).then_some(owner)
+    let back = match services.only_here(tuple.dst_addr()) {
+        Some(owner) => Back::To(owner),
+        None => services.only_here(tuple.src_addr()).map(|_| Back::From)?,
+    };
+    ctx.routes.leads_back(&RouteQuery::new(tuple, frame.port, tuple)).then_some(back)
 }
 
 /// A packet of which only the IP header is read, as if it were UDP without ports: then none of a rule's ports fits.

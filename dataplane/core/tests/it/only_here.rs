@@ -203,6 +203,31 @@ fn rules_decide_by_what_is_known_of_the_packet() {
     }
 }
 
+/// Where the routers do not know the client, an answer would go round in its place.
+#[test]
+fn answers_that_come_back_are_dropped() {
+    for addr in OUTER.into_iter().chain(["10.96.0.1"]) {
+        let mut returns = 0;
+        for frame in unserved(addr) {
+            let mut w = world();
+            // A cluster IP's SCTP is carried.
+            let Some(mut returned) = w.run(CLIENTS, &frame).made.pop() else { continue };
+            returns += 1;
+            returned[..12].rotate_left(6);
+            let done = w.run(CLIENTS, &returned);
+            assert_eq!((done.verdict, done.made.len()), (Verdict::Drop(Reason::ServiceSource), 0), "{frame:02x?}");
+            // Another gateway's, on its way to a client behind this one.
+            assert!(matches!(world().run(PODS, &returned).verdict, Verdict::Kernel(_)));
+        }
+        assert!(returns >= 5, "{addr}: {returns}");
+        let mut w = world();
+        w.services.answer_ping = true;
+        let mut reply = w.run(CLIENTS, &ping(addr, &[0; 8])).bytes;
+        reply[..12].rotate_left(6);
+        assert_eq!(w.run(CLIENTS, &reply).verdict, Verdict::Drop(Reason::ServiceSource));
+    }
+}
+
 /// What comes back and may not be told about: later fragments, ICMP errors, source routes.
 #[test]
 fn nobody_is_told_about_errors_and_fragments() {

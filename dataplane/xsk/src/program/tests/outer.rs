@@ -1,11 +1,15 @@
 //! Load balancer and external IPs: what the kernel may send back is taken, and ICMP if pings are answered.
 
 use nomagic_core::hash::WordSet;
-use nomagic_core_fixtures::IcmpSpec;
+use nomagic_core::routes::{Leg, Port, Route, RouteKind, Routes};
+use nomagic_core::services::{Action, Services, UnusedPorts};
+use nomagic_core::tuple::HashSeed;
+use nomagic_core_fixtures::{IcmpSpec, add_action, make_outer};
 
 use super::*;
 use crate::addressed::PortMacs;
 use crate::filter::WayOut;
+use crate::outer::OuterWays;
 
 /// The kernel runs the program as if the frame had come by the loopback interface.
 const LO: u32 = 1;
@@ -92,6 +96,24 @@ fn what_may_be_sent_back_is_taken() {
     assert_eq!([0x2000, 0x2009, 9].map(|fragment| bench.outcome(&piece(fragment))), [TAKEN; 3]);
 }
 
+/// Errors and pings from there, to a host.
+#[test]
+fn icmp_from_services_addresses_is_taken() {
+    for refuse in [false, true] {
+        let mut bench = bench(refuse, false);
+        set(&mut bench, WayOut::Never);
+        for addr in OUTER.into_iter().chain(["10.109.35.25", "10.110.7.7", "fd00:10::25", "203.0.113.11"]) {
+            let t = to(addr, 81);
+            for kind in if t.v6 { [1, 129] } else { [3, 0] } {
+                let answer = IcmpSpec { from: ip(addr), to: t.src_addr(), kind, code: 3, rest: [0; 4] };
+                let answer = answer.frame(&frame(&t, Dress::default())[14..]);
+                let expected = if refuse && addr != "203.0.113.11" { TAKEN } else { (PASS, "pass_icmp") };
+                assert_eq!(bench.outcome(&answer), expected, "{addr}, {kind}");
+            }
+        }
+    }
+}
+
 /// The workers know the way, or hand it to the kernel.
 #[test]
 fn protocols_without_ports_are_taken_at_cluster_ips() {
@@ -165,4 +187,75 @@ fn rules_come_before_outer_addresses() {
     assert!(bench.maps.set_outer(addr(0), WayOut::Never).unwrap());
     bench.maps.add(&whole(0..1)).unwrap();
     assert_eq!((bench.maps.rules().addresses.len(), bench.maps.outer().count()), (most as usize - 1, 0));
+}
+
+/// The default routes lead through these ports' routers.
+fn routes(generation: u64, by: &[u16]) -> Routes {
+    let leg = |port: &u16| Leg { port: Some(PortId(*port)), captured: false, gateway: Some(ip("10.0.0.254")), weight: 1, mtu: None };
+    let kind = RouteKind::Unicast(by.iter().map(leg).collect());
+    let routes = ["0.0.0.0/0", "::/0"].map(|prefix| Route { prefix: prefix.parse().unwrap(), metric: 0, kind: kind.clone() });
+    let ports = vec![Port { mac: MAC, mtu: 1_500, up: true }; 2];
+    Routes::build(generation, ports, None, routes.into(), &[]).0
+}
+
+fn services(outer: &[&str]) -> Services {
+    let mut services = Services::empty(HashSeed::new(1));
+    for addr in outer {
+        add_action(&mut services, addr, 80, Proto::Tcp, Action::Reject(Reason::NoEndpoints));
+        make_outer(&mut services, addr);
+    }
+    services
+}
+
+#[test]
+fn the_filter_follows_services_routes_and_interfaces() {
+    let (mut bench, mut ways) = (bench(true, false), OuterWays::default());
+    let mut follow = |bench: &mut Bench, services: &Services, routes: &Routes, interfaces: [u32; 2]| {
+        ways.follow(&mut bench.maps, services, routes, interfaces.into()).unwrap();
+        assert_eq!(ways.left_out(), 0);
+        OUTER.map(|addr| bench.outcome(&frame(&to(addr, 81), Dress::default())) == TAKEN)
+    };
+    let (both, one) = (services(&OUTER), services(&OUTER[..1]));
+    let (first, second, either) = (routes(1, &[0]), routes(2, &[1]), routes(3, &[1, 0]));
+    assert_eq!(follow(&mut bench, &one, &first, [LO, LO + 1]), [true, false]);
+    assert_eq!(follow(&mut bench, &both, &first, [LO, LO + 1]), [true, true]);
+    assert_eq!(follow(&mut bench, &both, &second, [LO, LO + 1]), [false, false]);
+    assert_eq!(bench.maps.outer().count(), 2, "by another interface");
+    assert_eq!(follow(&mut bench, &both, &second, [LO + 1, LO]), [true, true], "the ports' interfaces are others");
+    assert_eq!(follow(&mut bench, &both, &either, [LO, LO + 1]), [true, true]);
+    assert_eq!(follow(&mut bench, &one, &either, [LO, LO + 1]), [true, false]);
+    let (mut left_alone, none) = (services(&OUTER), services(&[]));
+    left_alone.unused_ports = UnusedPorts::Kernel;
+    ways.forget();
+    let mut follow = |bench: &mut Bench, services: &Services| {
+        ways.follow(&mut bench.maps, services, &either, vec![LO, LO + 1]).unwrap();
+        (bench.maps.outer().count(), bench.outcome(&frame(&to(OUTER[0], 81), Dress::default())) == TAKEN)
+    };
+    assert_eq!(follow(&mut bench, &left_alone), (0, false));
+    left_alone.answer_ping = true;
+    // The program's constant is off here.
+    let mut again = OuterWays::default();
+    again.follow(&mut bench.maps, &left_alone, &either, vec![LO, LO + 1]).unwrap();
+    assert_eq!((bench.maps.outer().count(), bench.outcome(&frame(&to(OUTER[0], 81), Dress::default())) == TAKEN), (2, false));
+    // What an earlier process has left.
+    OuterWays::default().follow(&mut bench.maps, &none, &either, vec![LO, LO + 1]).unwrap();
+    assert_eq!(bench.maps.outer().count(), 0);
+}
+
+#[test]
+fn addresses_without_room_are_counted_and_get_it_later() {
+    let (mut bench, mut ways) = (Bench::new(false), OuterWays::default());
+    let whole = |range: std::ops::Range<u32>| FilterRules {
+        addresses: range.map(|n| std::net::IpAddr::from((n + (1 << 24)).to_be_bytes())).collect(),
+        ..FilterRules::default()
+    };
+    let most = ADDRESSES_MAX as u32;
+    bench.maps.add(&whole(0..most - 1)).unwrap();
+    let mut left_out = |bench: &mut Bench| {
+        ways.follow(&mut bench.maps, &services(&OUTER), &routes(1, &[0]), vec![LO, LO + 1]).unwrap();
+        ways.left_out()
+    };
+    assert_eq!(left_out(&mut bench), 1);
+    bench.maps.remove(&whole(0..1)).unwrap();
+    assert_eq!((left_out(&mut bench), bench.maps.outer().count()), (0, 2));
 }
