@@ -4,6 +4,10 @@ use super::Context;
 use crate::frame::Frame;
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Tuple, words_addr};
+use crate::wire::{ethernet, ethertype, vlan};
+
+/// The VLAN's number in a tag (IEEE 802.1Q).
+const VLAN_ID: u16 = 0x0fff;
 
 /// Why a packet of an unknown flow is not carried that comes from outside with a source that is this node's own, a Service's, valid on one link
 /// only, or not on this way (`rp_filter`). What the node itself sends arrives at the internal port, addressed to the kernel's end; what pods send there comes from outside too.
@@ -33,8 +37,15 @@ pub(super) fn foreign_source(ctx: &Context<'_>, frame: &Frame<'_>, tuple: &Tuple
     if answers {
         return Some(Reason::ServiceSource);
     }
-    // Of what comes in by the internal port, nobody knows the interface.
-    (!ctx.routes.passes_reverse_path(tuple, frame.port)).then_some(Reason::ReversePath)
+    // Of what comes in by the internal port, nobody knows the interface; of a tagged frame it is another one.
+    (!ctx.routes.passes_reverse_path(tuple, frame.port) && !is_tagged(frame)).then_some(Reason::ReversePath)
+}
+
+/// Whether the kernel would receive a frame by an interface of its VLAN. A priority tag is of none.
+pub(super) fn is_tagged(frame: &Frame<'_>) -> bool {
+    let tagged = ethernet::field::TYPE.get(frame.head()).is_some_and(|kind| ethertype::VLAN.contains(&u16::from_be_bytes(kind)));
+    let tag = vlan::field::TCI.after(ethernet::HEADER_LEN).get(frame.head()).map_or(0, u16::from_be_bytes);
+    tagged && tag & VLAN_ID != 0
 }
 
 /// Whether the kernel has sent a frame into the internal port. It addresses its own frames to its end of the pair, since that answers no ARP;

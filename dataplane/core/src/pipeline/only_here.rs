@@ -5,7 +5,7 @@
 //! to that router again, and so on until the TTL ends: 64 packets for one.
 
 use super::Context;
-use super::foreign::foreign_source;
+use super::foreign::{foreign_source, is_tagged};
 use super::refuse::{Refusal, refuse, to_kernel, towards_sender};
 use crate::frame::{Frame, NextHopId, Outputs, Verdict};
 use crate::icmp::EchoRequest;
@@ -72,12 +72,12 @@ enum Back {
     From,
 }
 
-/// Whether the kernel would send a packet back to a router by the port that it came in by. Not the node's own packets and those of behind redirect
-/// ports: whatever sent them there, they leave by another interface.
+/// Whether the kernel would send a packet back to a router by the port that it came in by. Not the node's own packets, those from behind redirect ports,
+/// and those of a VLAN: they came by another interface.
 fn comes_back(ctx: &Context<'_>, frame: &Frame<'_>, tuple: &Tuple) -> Option<Back> {
     let services = ctx.services;
     let inside = ctx.routes.internal.is_some_and(|internal| internal.port == frame.port);
-    if services.unused_ports == UnusedPorts::Kernel || inside {
+    if services.unused_ports == UnusedPorts::Kernel || inside || is_tagged(frame) {
         return None;
     }
     let back = match services.only_here(tuple.dst_addr()) {

@@ -146,6 +146,10 @@ fn sources_are_compared_with_the_routes_to_them() {
     let routes = std::mem::take(&mut w.routes);
     w.routes = routes.with_reverse_path([Off, Strict]);
     assert!(matches!(w.run(INTERNAL, &packet.frame()).verdict, Verdict::Forward(..)));
+    // In a VLAN it came by another interface.
+    let mut tagged = packet.frame();
+    tagged.splice(12..12, [0x81, 0, 0, 7]);
+    assert!(matches!(checked(Strict).run(CLIENTS, &tagged).verdict, Verdict::Forward(..)));
     // Open connections go on, whatever happens to the routes.
     let mut w = world();
     let syn = spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN);

@@ -165,6 +165,12 @@ fn what_does_not_come_back_is_the_kernels() {
         w.services.kernel_ips.extend(OUTER.into_iter().chain([ON_LINK]).map(ip));
         kernel(&mut w, CLIENTS, &frame, "the node's own");
     }
+    // In a VLAN, but not with a priority tag.
+    for (vlan, back) in [(7, false), (0, true)] {
+        let mut frame = to("udp", OUTER[0], 81, 0).frame();
+        frame.splice(12..12, [0x81, 0, 0xe0, vlan]);
+        assert_eq!(world().run(CLIENTS, &frame).verdict == Verdict::Drop(Reason::UnusedExternalPort), back, "VLAN {vlan}");
+    }
     for frame in unserved(ON_LINK) {
         kernel(&mut world(), CLIENTS, &frame, "a host on the clients' link");
     }
