@@ -84,7 +84,8 @@ fn comes_back(ctx: &Context<'_>, frame: &Frame<'_>, tuple: &Tuple) -> Option<Bac
         Some(owner) => Back::To(owner),
         None => services.only_here(tuple.src_addr()).map(|_| Back::From)?,
     };
-    ctx.routes.leads_back(&RouteQuery::new(tuple, frame.port, tuple)).then_some(back)
+    let sender = ethernet::field::SOURCE.get(frame.head())?;
+    ctx.routes.leads_back(&RouteQuery::new(tuple, frame.port, tuple), sender).then_some(back)
 }
 
 /// A packet of which only the IP header is read, as if it were UDP without ports: then none of a rule's ports fits.

@@ -5,16 +5,27 @@
 
 use std::net::IpAddr;
 
-use super::{RouteKind, RouteQuery, Routes};
+use super::{Leg, Mac, NextHop, RouteKind, RouteQuery, Routes};
 use crate::frame::PortId;
 use crate::tuple::words_addr;
 
 impl Routes {
-    /// Whether a packet may leave by the port that it came in by, to a router. Of a multipath route, any leg counts.
-    pub fn leads_back(&self, query: &RouteQuery) -> bool {
-        let dst = words_addr(query.dst, query.v6);
-        let rules = &self.rules[usize::from(query.v6)];
-        self.decide(query, dst, rules).is_ok_and(|kind| ports_to_routers(kind, dst).any(|port| port == query.port))
+    /// Whether a packet may leave by the port that it came in by, to a router. Of a multipath route, any leg counts. A host on this link may use this
+    /// node as a router on the way to that other one: what it sends itself does not come back, but what the router with the MAC address `sender` does.
+    pub fn leads_back(&self, query: &RouteQuery, sender: Mac) -> bool {
+        let (src, dst) = (words_addr(query.src, query.v6), words_addr(query.dst, query.v6));
+        let kind = self.decide(query, dst, &self.rules[usize::from(query.v6)]);
+        let Ok(RouteKind::Unicast(legs)) = kind else { return false };
+        let back =
+            || legs.iter().filter(|leg| leg.port == Some(query.port)).filter_map(|leg| leg.gateway).filter(|gateway| *gateway != dst);
+        let mac = |router: IpAddr| self.hop(*self.neighbours.get(&(query.port, router))?).map(NextHop::dst_mac);
+        if self.is_on_link(src, query.port) { back().any(|router| mac(router) == Some(sender)) } else { back().next().is_some() }
+    }
+
+    /// Whether the route to an address, of any table, says that it is a host on the link of a port.
+    fn is_on_link(&self, addr: IpAddr, port: PortId) -> bool {
+        let on_link = |leg: &Leg| leg.port == Some(port) && leg.gateway.is_none();
+        self.all_kinds(addr).any(|kind| matches!(kind, RouteKind::Unicast(legs) if legs.iter().any(on_link)))
     }
 
     /// The ports by which packets to a destination may leave to a router, by the route of any table: which one counts depends on the packet.

@@ -193,6 +193,30 @@ fn what_does_not_come_back_is_the_kernels() {
     }
 }
 
+/// A host on the clients' link may use this node as its router on the way to an address that another host, further on, has as well.
+#[test]
+fn what_a_host_on_the_link_sends_does_not_come_back_but_what_its_router_sends_does() {
+    let from = |source: &str, mac: [u8; 6]| {
+        let mut frame = spec("tcp", &format!("{source}:4000"), "203.0.113.10:81", SYN).frame();
+        frame[6..12].copy_from_slice(&mac);
+        world().run(CLIENTS, &frame).verdict
+    };
+    let (router, other) = (mac_of(ROUTER[0]), [2, 9, 9, 9, 9, 9]);
+    for (source, mac, back) in [
+        ("10.0.0.2", mac_of("10.0.0.2"), false),
+        ("10.0.0.9", other, false),
+        ("10.0.0.2", router, true),
+        (ROUTER[0], router, true),
+        // Of what comes from further away, somebody is a router.
+        ("198.51.100.7", other, true),
+        ("198.51.100.7", router, true),
+    ] {
+        let verdict = from(source, mac);
+        let expected = if back { Verdict::Drop(Reason::UnusedExternalPort) } else { Verdict::Kernel(Reason::NotOurs) };
+        assert_eq!(verdict, expected, "{source} from {mac:x?}");
+    }
+}
+
 #[test]
 fn rules_decide_by_what_is_known_of_the_packet() {
     let lookup = Rule::all(RuleAction::Lookup { table: 0, suppressed: None });

@@ -131,7 +131,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::SourceRange, to("10.96.1.3:80").frame(), CLIENTS),
         (Reason::UnusedServicePort, to("10.96.0.1:81").frame(), CLIENTS),
         (Reason::UnallocatedServiceAddress, to("10.96.9.9:80").frame(), CLIENTS),
-        (Reason::UnusedExternalPort, to("203.0.113.10:81").frame(), CLIENTS),
+        (Reason::UnusedExternalPort, spec("tcp", "198.51.100.7:40000", "203.0.113.10:81", SYN).frame(), CLIENTS),
         (Reason::MidFlowSnat, Spec { flags: ACK, ..to("10.96.0.2:80") }.frame(), CLIENTS),
         (Reason::TtlExceeded, Spec { ttl: 1, ..tcp }.frame(), CLIENTS),
         (Reason::TooBig, Spec { payload: 1500, ..tcp }.frame(), CLIENTS),

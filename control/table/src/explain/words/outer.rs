@@ -21,10 +21,10 @@ pub(in crate::explain) fn other_port(service: Option<&Service>, key: &Namespaced
 pub(in crate::explain) fn way(services: &Services, verdict: Verdict, running: bool) -> String {
     let text = match (verdict, running, services.unused_ports) {
         (Verdict::Drop | Verdict::Reject, ..) => {
-            "The kernel's route to it leads to a router, by the interface that the packet comes in by: the packet would go round until its TTL ends."
+            "The kernel's route to it leads to a router, by the interface that the packet comes in by: it would go round until its TTL ends."
         }
         (_, _, UnusedPorts::Kernel) => "The kernel gets such packets, also if it sends them back (unusedPorts: kernel).",
-        (_, true, _) => "The kernel's route to it does not lead back to a router by the interface that the packet comes in by.",
+        (_, true, _) => "The kernel's route to it does not lead back to the router that the packet comes from.",
         (_, false, _) => {
             "If the gateway's route to it leads back to the router that the packet comes from, the packet is refused (unusedPorts); `explain --running` \
              knows the routes."
