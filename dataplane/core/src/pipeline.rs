@@ -24,7 +24,7 @@ use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
 use foreign::foreign_source;
 use icmp_errors::forward_error;
-use only_here::{Unserved, leave, ping};
+use only_here::{Unserved, leave, ping, refuse_source};
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
 use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way};
 use reply_port::check_port;
@@ -303,10 +303,8 @@ fn admit_new<'f, 'c>(
     out: &mut Outputs<'f>,
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
-    match foreign_source(ctx, frame, &packet.tuple) {
-        Some(reason @ Reason::LinkLocalSource) => return leave(ctx, frame, Unserved::Packet(packet), reason, out, observer),
-        Some(reason) => return Verdict::Drop(reason),
-        None => {}
+    if let Some(reason) = foreign_source(ctx, frame, &packet.tuple) {
+        return refuse_source(ctx, frame, Unserved::Packet(packet), reason, out, observer);
     }
     let services = ctx.services;
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);

@@ -78,7 +78,7 @@ impl FilterMaps {
             outer: WordMap::default(),
             kernel: WordSet::default(),
         };
-        for entry in maps.addresses.iter() {
+        for entry in &maps.addresses {
             let (key, value) = entry.map_err(failed("addresses"))?;
             maps.outer.extend(address_of(key).filter(|_| value & OUTER_ADDRESS != 0).map(|addr| (addr, value)));
         }

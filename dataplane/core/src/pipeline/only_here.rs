@@ -64,6 +64,18 @@ pub(super) fn leave<'f, 'c>(
     }
 }
 
+/// Drops a packet for its [foreign source](foreign_source); a link-local one is the kernel's.
+pub(super) fn refuse_source<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    unserved: Unserved<'_>,
+    reason: Reason,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
+    if reason == Reason::LinkLocalSource { leave(ctx, frame, unserved, reason, out, observer) } else { Verdict::Drop(reason) }
+}
+
 /// What a packet is that the kernel would send back.
 enum Back {
     /// For an address that only Services have.
@@ -128,10 +140,8 @@ pub(super) fn ping<'f, 'c>(
     if !answered {
         return leave(ctx, frame, Unserved::Ping(echo), Reason::Icmp, out, observer);
     }
-    match foreign_source(ctx, frame, tuple) {
-        Some(reason @ Reason::LinkLocalSource) => return leave(ctx, frame, Unserved::Ping(echo), reason, out, observer),
-        Some(reason) => return Verdict::Drop(reason),
-        None => {}
+    if let Some(reason) = foreign_source(ctx, frame, tuple) {
+        return refuse_source(ctx, frame, Unserved::Ping(echo), reason, out, observer);
     }
     let (table, now_ms) = (ctx.table, ctx.now_ms);
     let sender = reject::sender_hash(words_addr(tuple.src, tuple.v6), now_ms, |words| table.hash_words(words));

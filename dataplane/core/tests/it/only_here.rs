@@ -302,7 +302,7 @@ fn protocols_without_ports_come_back_from_cluster_ips_too() {
 fn pings_are_answered_by_choice() {
     for addr in OUTER.into_iter().chain([ON_LINK, "10.96.0.1", "fd00:96::1"]) {
         for len in [0, 1, 56, 57, 1_400] {
-            let payload: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+            let payload: Vec<u8> = (0..len).map(|i: u32| (i * 7) as u8).collect();
             for (ttl, port) in [(64, CLIENTS), (1, CLIENTS), (255, PODS), (64, INTERNAL)] {
                 let mut frame = ping(addr, &payload);
                 let v6 = addr.contains(':');
