@@ -125,11 +125,14 @@ impl Manifests {
     fn poll(&mut self, always: bool, index: &mut Index) -> bool {
         // Taken before reading, so that the next poll detects a change during the read.
         let fingerprint = manifests::fingerprint(&self.path);
-        if !always && fingerprint == self.fingerprint && self.loaded.shortage.is_none() {
+        let unchanged = !always && fingerprint == self.fingerprint;
+        if unchanged && !self.loaded.unread {
             return false;
         }
         self.fingerprint = fingerprint;
         match manifests::load(&self.path, Some(&self.loaded)) {
+            // The same files cannot be read.
+            Ok(loaded) if unchanged && loaded.problems == self.loaded.problems => return false,
             Ok(loaded) => self.loaded = loaded,
             Err(problem) => {
                 if !std::mem::replace(&mut self.missing, true) {
