@@ -41,7 +41,7 @@ use nomagic_xsk::{InterfaceName, MacAddress, VlanId};
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
 pub use timeouts::TimeoutsConfig;
-pub use values::{FailurePolicy, PortRange, Reject};
+pub use values::{FailurePolicy, PortRange, Reject, UnusedPorts};
 pub use workers::{WorkerIdle, WorkersConfig};
 
 /// Maximum size of a configuration file in bytes.
@@ -107,6 +107,11 @@ pub struct Config {
     /// How connections to a Service without endpoints, or to a port that the Service does not have, are rejected: `icmp` (default, as
     /// kube-proxy does), or `tcpReset` for TCP.
     pub reject: Reject,
+    /// What becomes of packets for unused ports of load balancer and external IPs if the kernel's route would send them back to the router that they
+    /// came from: `refuse` (default), `drop` or `kernel`.
+    pub unused_ports: UnusedPorts,
+    /// Answer pings to cluster, load balancer and external IPs that are not the node's own. Default: false.
+    pub answer_ping: bool,
     /// What the XDP program does with Service packets if no worker has been alive for longer than `graceMs`.
     pub on_failure: FailurePolicy,
     /// Detach the XDP program from the interfaces on an orderly exit.
@@ -269,6 +274,8 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             hash: HashConfig::default(),
             reject: Reject::default(),
+            unused_ports: UnusedPorts::default(),
+            answer_ping: false,
             on_failure: FailurePolicy::default(),
             detach_on_exit: false,
             state_dir: PathBuf::from("/run/nomagic"),

@@ -42,6 +42,8 @@ pub struct ManifestSet {
     pub shortage: Option<Problem>,
     /// There may be objects of which nothing is known, not even their names.
     pub incomplete: bool,
+    /// A file could not be read, for whatever reason: it must be read again although it has not changed.
+    pub unread: bool,
     by_file: BTreeMap<PathBuf, Vec<Object>>,
 }
 
@@ -59,12 +61,16 @@ struct FileContent {
     lost_unknown: bool,
     /// The file could not be read for want of memory or descriptors.
     shortage: bool,
+    /// The file could not be read.
+    unread: bool,
 }
 
 /// Why a file is not read.
 struct Unread {
     message: String,
     shortage: bool,
+    /// It may be readable the next time.
+    again: bool,
 }
 
 /// An object of a file.
@@ -124,6 +130,7 @@ pub fn load(path: &Path, previous: Option<&ManifestSet>) -> Result<ManifestSet, 
     let (mut kept, mut stand_ins) = (Vec::new(), Vec::new());
     for file in files {
         let mut content = read_file(&file);
+        loaded.unread |= content.unread;
         if content.shortage {
             loaded.shortage = content.problems.first().cloned();
         }
@@ -255,15 +262,17 @@ fn list(path: &Path) -> Result<(Vec<PathBuf>, usize), Problem> {
 fn read_file(file: &Path) -> FileContent {
     match read_text(file) {
         Ok(text) => documents::read(&text, file),
-        Err(Unread { message, shortage }) => {
-            FileContent { problems: vec![whole_file(file, message)], lost_unknown: true, shortage, ..FileContent::default() }
+        Err(Unread { message, shortage, again }) => {
+            let problems = vec![whole_file(file, message)];
+            FileContent { problems, lost_unknown: true, shortage, unread: again, ..FileContent::default() }
         }
     }
 }
 
 fn read_text(file: &Path) -> Result<String, Unread> {
-    let unreadable = |e: io::Error| Unread { message: format!("cannot be read: {}", explained(&e)), shortage: remedy(&e).is_some() };
-    let unfit = |message: String| Unread { message, shortage: false };
+    let unreadable =
+        |e: io::Error| Unread { message: format!("cannot be read: {}", explained(&e)), shortage: remedy(&e).is_some(), again: true };
+    let unfit = |message: String| Unread { message, shortage: false, again: false };
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {
         return Err(unfit("not a regular file; it is skipped".into()));

@@ -13,6 +13,7 @@ pub mod local;
 mod mirror;
 pub mod node;
 mod resolver;
+mod reverse_path;
 mod rules;
 mod socket;
 mod state;

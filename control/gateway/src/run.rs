@@ -51,7 +51,7 @@ use crate::seed::Seed;
 use crate::status::{self, TargetReader};
 use deny::DenyControl;
 use drain::Drain;
-use edge::forward_wanted;
+use edge::{forward_wanted, outer_problem};
 use local::LocalTraffic;
 use pods::PodRanges;
 use ready::ReadyState;
@@ -370,6 +370,7 @@ impl RunningGateway {
         own.extend(self.deny.problems());
         own.extend_from_slice(self.routing.problems());
         own.extend(self.table_file_problem.clone());
+        own.extend(outer_problem(self.edge.outer_left_out()));
         let (tables, edge) = (&self.tables, &self.edge);
         let counters: Vec<&Counters> = (0..edge.workers_alive().1).filter_map(|worker| edge.counters(worker)).collect();
         let control = status::ControlStatus {

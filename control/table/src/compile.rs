@@ -177,6 +177,8 @@ impl Compiler {
         services.set_pods(&settings.cluster_cidrs);
         services.snat = settings.snat.clone();
         services.tcp_reject = settings.tcp_reject;
+        services.unused_ports = settings.unused_ports;
+        services.answer_ping = settings.answer_ping;
         services.reset_idle = settings.reset_idle;
         services.node_ips = node_clients(settings);
         self.services = services;

@@ -22,7 +22,7 @@ use nomagic_core::frame;
 use nomagic_core::reason::Reason;
 use nomagic_core::reject;
 use nomagic_core::routes::Routes;
-use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, Matched, ServicePort, Services, SnatCause, Source};
+use nomagic_core::services::{AddressKind, ClientClass, Decision, Frontend, Matched, OnlyHere, ServicePort, Services, SnatCause, Source};
 use nomagic_core::tuple::{Prefix, Proto, Tuple, words_addr};
 
 use crate::compile::endpoints::{self, Class, Selection};
@@ -114,7 +114,7 @@ impl<'e> Explainer<'e> {
     /// Describes what the XDP filter does with a packet of a denied source; all others reach the packet path, or the kernel.
     fn filtered(&self, flow: &str, tuple: &Tuple, trace: &Trace<'_>, copied: &Copied) -> Answer {
         let Some(prefix) = self.denied_by(tuple) else { return self.describe(flow, tuple, trace, copied) };
-        if trace.known.is_some() || takes(self.services, tuple) {
+        if trace.known.is_some() || takes(self.services, tuple) || trace.reason() == Some(Reason::UnusedExternalPort) {
             let mut answer = Answer::new(flow, Verdict::Drop);
             answer.reason = Some(deny::OUTCOME.into());
             answer.steps.push(words::denied(tuple, &prefix, trace.known.is_some()));
@@ -163,7 +163,7 @@ impl<'e> Explainer<'e> {
             Some(Decision::Reject(matched, reason) | Decision::Drop(matched, reason)) => {
                 self.refused(answer, matched.as_ref(), (*reason, trace.told), tuple)
             }
-            Some(Decision::Pass(reason)) => self.passed(answer, *reason, trace.reason(), tuple),
+            Some(Decision::Pass(reason)) => self.passed(answer, *reason, trace.reason().map(|reason| (reason, trace.told)), tuple),
             None => self.known(answer, tuple, trace, copied),
         }
     }
@@ -327,10 +327,10 @@ impl<'e> Explainer<'e> {
     }
 
     /// Describes a packet that is not for a Service. `dropped` is the reason if it does not even reach the kernel.
-    fn passed(&self, mut answer: Answer, reason: Reason, dropped: Option<Reason>, tuple: &Tuple) -> Answer {
+    fn passed(&self, mut answer: Answer, reason: Reason, dropped: Option<(Reason, Option<reject::Answer>)>, tuple: &Tuple) -> Answer {
         let dst = tuple.dst_addr();
         let outcome = match (answer.verdict, dropped) {
-            (Verdict::Drop, Some(why)) => words::refusal(why, None),
+            (Verdict::Drop | Verdict::Reject, Some((why, told))) => words::refusal(why, told),
             _ => words::PASSED.into(),
         };
         let own = self.settings.node.ips.contains(&dst);
@@ -351,6 +351,13 @@ impl<'e> Explainer<'e> {
             answer.port = Some(port.port);
             answer.address = Some(AddressKind::NodePort.label().into());
             answer.steps.push(words::node_port_elsewhere(self.settings, &service.key, tuple));
+            answer.steps.push(outcome);
+            return answer;
+        }
+        if let (Some(OnlyHere::Outer), Some(key)) = (self.services.only_here(dst), self.names.outer.get(&dst)) {
+            answer.service = Some(key.to_string());
+            answer.steps.push(words::outer::other_port(self.index.service(key).map(|s| &**s), key, tuple));
+            answer.steps.push(words::outer::way(self.services, answer.verdict, self.live.is_some()));
             answer.steps.push(outcome);
             return answer;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject};
+use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject, UnusedPorts};
 use nomagic_core::tuple::{HashSeed, Prefix};
 
 use crate::objects::addr;
@@ -50,6 +50,10 @@ pub struct Settings {
     pub snat: SnatRange,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
+    /// What becomes of packets for unused ports of load balancer and external IPs that the kernel would send back.
+    pub unused_ports: UnusedPorts,
+    /// Pings to addresses that only Services have are answered.
+    pub answer_ping: bool,
     /// Both ends of a TCP connection that ends by its idle timeout get a reset.
     pub reset_idle: bool,
     /// Limits of Services without an annotation about them.

@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6 errors about packets of connections.
+//! ICMP and ICMPv6: errors about packets of connections, and pings.
 //!
 //! An error quotes the packet that it is about, as that was on the wire: after the rewrite here. So it is addressed to what the packet had as its
 //! source (the client or an SNAT address, or a Service's), and the flow is found by the quoted addresses and ports, swapped. The sender of the packet
@@ -7,16 +7,20 @@
 //! Sources: RFC 792, RFC 4443 (ICMPv6), RFC 5508 (NAT and ICMP), RFC 5927 (attacks by ICMP), nf_nat_proto.c and nf_conntrack_proto_icmp.c in Linux.
 
 mod class;
+mod echo;
 mod translate;
 
-use crate::parse::{Ip, array_at};
+use crate::parse::{Ip, NotPacket, array_at};
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
 use crate::wire::{Field, icmp, icmpv6, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, tcp};
 
 pub use class::ErrorClass;
+pub use echo::EchoRequest;
 pub use translate::{has_right_checksum, source_after, translate};
 
+/// Bytes of an ICMP header.
+const HEADER_LEN: usize = icmp::HEADER_LEN;
 /// Bytes of the transport header that an error quotes at least (RFC 792): ports, and TCP's sequence number.
 const TRANSPORT_MIN: usize = 8;
 /// Most extension headers of a quoted packet.
@@ -77,15 +81,23 @@ fn is_error(kind: u8, v6: bool) -> bool {
     }
 }
 
-/// Reads an ICMP message; `ip` is its packet. The reason says why it is left to the kernel.
-pub(crate) fn read(data: &[u8], protocol: u8, ip: &Ip) -> Result<IcmpError, Reason> {
+/// Reads an ICMP message; `ip` is its packet.
+pub(crate) fn read(data: &[u8], protocol: u8, ip: &Ip) -> NotPacket {
     let end = data.len().min(ip.l4 + ip.l4_len);
-    let message = data.get(ip.l4..end).ok_or(Reason::Icmp)?;
-    let [kind] = icmp::field::TYPE.get(message).ok_or(Reason::Icmp)?;
-    if (protocol == protocol::ICMPV6) != ip.v6 || ip.fragment.is_some() || !is_error(kind, ip.v6) {
-        return Err(Reason::Icmp);
+    let message = data.get(ip.l4..end).unwrap_or_default();
+    let Some([kind]) = icmp::field::TYPE.get(message) else { return NotPacket::Kernel(Reason::Icmp) };
+    if (protocol == protocol::ICMPV6) != ip.v6 || ip.fragment.is_some() {
+        return NotPacket::Kernel(Reason::Icmp);
     }
-    let quote = message.get(icmp::HEADER_LEN..).ok_or(Reason::IcmpQuote)?;
+    if is_error(kind, ip.v6) {
+        return error(message, kind, ip).map_or_else(NotPacket::Kernel, NotPacket::Error);
+    }
+    EchoRequest::read(kind, message, ip).map_or(NotPacket::Kernel(Reason::Icmp), NotPacket::Echo)
+}
+
+/// Reads an error message. The reason says why it is left to the kernel.
+fn error(message: &[u8], kind: u8, ip: &Ip) -> Result<IcmpError, Reason> {
+    let quote = message.get(HEADER_LEN..).ok_or(Reason::IcmpQuote)?;
     let (src, dst, protocol, header_len) = if ip.v6 { ipv6_header(quote)? } else { ipv4_header(quote)? };
     let proto = Proto::from_ip_number(protocol).ok_or(Reason::Icmp)?;
     let l4: &[u8; TRANSPORT_MIN] = array_at(quote, header_len).ok_or(Reason::IcmpQuote)?;
@@ -93,7 +105,7 @@ pub(crate) fn read(data: &[u8], protocol: u8, ip: &Ip) -> Result<IcmpError, Reas
     if src != ip.dst {
         return Err(Reason::IcmpQuote);
     }
-    let quoted_l3 = ip.l4 + icmp::HEADER_LEN;
+    let quoted_l3 = ip.l4 + HEADER_LEN;
     Ok(IcmpError {
         quoted: Tuple { src, dst, sport: ports::field::SOURCE.u16(l4), dport: ports::field::DESTINATION.u16(l4), proto, v6: ip.v6 },
         sender: ip.src,

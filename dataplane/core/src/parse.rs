@@ -4,7 +4,7 @@
 //! Sources: IEEE 802.3/802.1Q/802.1ad, RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP).
 
 use crate::frame::Frame;
-use crate::icmp::{self, IcmpError};
+use crate::icmp::{self, EchoRequest, IcmpError};
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, Proto, Tuple};
 use crate::wire::{Field, ethernet, ethertype, ipv4, ipv6, ipv6_extension, ipv6_fragment, ports, protocol, sctp, tcp, udp, vlan};
@@ -132,9 +132,11 @@ pub enum NotPacket {
     Later(LaterFragment),
     /// An ICMP error: goes to the sender of the packet that it quotes.
     Error(IcmpError),
+    /// A ping.
+    Echo(EchoRequest),
 }
 
-use NotPacket::{Error, Kernel, Later, Malformed};
+use NotPacket::{Kernel, Later, Malformed};
 
 /// Reads a frame. Only the first segment is looked at: headers are in it, or the frame is malformed.
 pub fn parse(frame: &Frame<'_>) -> Result<Packet, NotPacket> {
@@ -164,10 +166,10 @@ pub fn link_header(data: &[u8]) -> Result<(u16, usize), NotPacket> {
 }
 
 /// Whether an address cannot be a source on the wire. RFC 1122, 3.2.1.3: 0.0.0.0/8, 127.0.0.0/8, class D and E. RFC 4291, 2.5 and 2.7: the
-/// unspecified, loopback and multicast addresses.
+/// unspecified, loopback and multicast addresses. And IPv4-mapped ones, as in the kernel: sockets would take them for IPv4.
 pub fn martian(src: AddrWords, v6: bool) -> bool {
     match v6 {
-        true => (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && src[1] <= 1),
+        true => (src[0] >> 56) as u8 == 0xff || (src[0] == 0 && (src[1] <= 1 || src[1] >> 32 == 0xffff)),
         false => matches!((src[1] >> 24) as u8, 0 | 127 | 224..),
     }
 }
@@ -367,7 +369,7 @@ fn transport(data: &[u8], protocol: u8, ip: Ip) -> Result<Packet, NotPacket> {
             }
             (sctp_flags(sctp::field::CHUNK_TYPE.u8(header)), ip.l4_len)
         }
-        protocol::ICMP | protocol::ICMPV6 => return Err(icmp::read(data, protocol, &ip).map_or_else(Kernel, Error)),
+        protocol::ICMP | protocol::ICMPV6 => return Err(icmp::read(data, protocol, &ip)),
         _ => return Err(Kernel(Reason::OtherProtocol)),
     };
     let Some(proto) = Proto::from_ip_number(protocol) else { return Err(Kernel(Reason::OtherProtocol)) };

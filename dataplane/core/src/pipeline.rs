@@ -14,6 +14,7 @@ mod fragments;
 mod icmp_errors;
 mod idle_reset;
 mod limits;
+mod only_here;
 mod open;
 mod prefetched;
 mod refuse;
@@ -23,11 +24,12 @@ mod source_ports;
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
-use foreign::refuse_source;
+use foreign::foreign_source;
 use fragments::{after_first, before_first, later_fragment, remember_first};
 use icmp_errors::forward_error;
+use only_here::{Unserved, leave, ping, refuse_source};
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
-use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way, to_kernel};
+use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way};
 use reply_port::check_port;
 
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
@@ -108,7 +110,7 @@ fn slow_path<'f, 'c>(
             packet => dispatch(ctx, frame, &packet, hash, out, observer),
         },
         None => match parse(frame) {
-            Ok(mut packet) => match before_first(ctx, frame, &mut packet) {
+            Ok(mut packet) => match before_first(ctx, frame, &mut packet, out, observer) {
                 Some(verdict) => verdict,
                 None => {
                     let hash = ctx.table.hash(&packet.tuple);
@@ -118,9 +120,10 @@ fn slow_path<'f, 'c>(
                 }
             },
             Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
-            Err(NotPacket::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
-            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, observer),
-            Err(NotPacket::Error(error)) => forward_error(ctx, frame, &error, observer),
+            Err(NotPacket::Kernel(reason)) => leave(ctx, frame, Unserved::Other, reason, out, observer),
+            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, out, observer),
+            Err(NotPacket::Error(error)) => forward_error(ctx, frame, &error, out, observer),
+            Err(NotPacket::Echo(echo)) => ping(ctx, frame, &echo, out, observer),
         },
     };
     // Whatever would hold it once more.
@@ -281,8 +284,8 @@ fn admit_new<'f, 'c>(
     out: &mut Outputs<'f>,
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
-    if let Some(verdict) = refuse_source(ctx, frame, packet) {
-        return verdict;
+    if let Some(reason) = foreign_source(ctx, frame, &packet.tuple) {
+        return refuse_source(ctx, frame, Unserved::Packet(packet), reason, out, observer);
     }
     let services = ctx.services;
     let (table, now_ms, tuple) = (ctx.table, ctx.now_ms, &packet.tuple);
@@ -295,10 +298,10 @@ fn admit_new<'f, 'c>(
     });
     observer.service(&decision);
     let (backend, snat, port) = match decision {
-        Decision::Pass(reason) => {
-            let direct = direct::admit(ctx, frame, packet, hash, observer);
-            return direct.unwrap_or_else(|| to_kernel(ctx, frame, Some(packet), reason));
-        }
+        Decision::Pass(reason) => match direct::admit(ctx, frame, packet, hash, observer) {
+            Some(verdict) => return verdict,
+            None => return leave(ctx, frame, Unserved::Packet(packet), reason, out, observer),
+        },
         Decision::Drop(matched, reason) => return drop_by_service(matched, reason),
         Decision::Reject(matched, reason) => {
             matched.iter().for_each(|m| m.frontend.port.refused.count_rejected());

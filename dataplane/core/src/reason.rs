@@ -56,7 +56,8 @@ reasons! {
     FragmentOverlap = "fragment_overlap", Drop, "a fragment with bytes that another one has already brought, or a fragment of the same datagram as these";
     Martian = "martian", Drop, "a source address that no host may send from";
     OwnSource = "own_source", Drop, "from outside, but with an address of this node as its source";
-    ServiceSource = "service_source", Drop, "from outside, but with a Service's address and port, or a cluster IP, as its source";
+    ServiceSource = "service_source", Drop, "from outside, but with a Service's address and port, a cluster IP, or the address that it is for as its source";
+    ReversePath = "reverse_path", Drop, "from a source whose route leads elsewhere, or that has none, by an interface with `rp_filter`";
 
     // Frames that are the kernel's. They are dropped where giving them back would lead them here again.
     NotIp = "not_ip", Kernel | Drop, "neither IPv4 nor IPv6";
@@ -80,6 +81,8 @@ reasons! {
     SourceRange = "source_range", Drop, "the client is outside the Service's loadBalancerSourceRanges";
     UnusedServicePort = "unused_service_port", Drop, "the cluster IP is a Service's, but not this port or protocol";
     UnallocatedServiceAddress = "unallocated_service_address", Drop, "an address of the Service range that no Service has";
+    UnusedExternalPort = "unused_external_port", Drop, "the load balancer or external IP is a Service's, but not this port or protocol, and the kernel would send the packet back";
+    PingLimit = "ping_limit", Drop, "more pings to Services' addresses than the limit, or than one sender's share";
 
     // Connections.
     MidFlowSnat = "mid_flow_snat", Drop, "the middle of an unknown connection that would need a new source port";

@@ -3,8 +3,10 @@
 //! The control plane mirrors the kernel's routes and neighbours into a [`Routes`] and publishes it whole; nothing is
 //! configured twice. Flows cache a next hop together with the generation it was resolved under.
 
+mod leads_back;
 mod next_hop;
 mod policy;
+mod reverse_path;
 mod table;
 
 use std::collections::BTreeSet;
@@ -19,6 +21,7 @@ use crate::tuple::{Prefix, Proto, addr_words, fast_range, mask_addr, words_addr}
 
 pub use next_hop::{NextHop, Resolution};
 pub use policy::{Input, PortSpan, RouteQuery, Rule, RuleAction};
+pub use reverse_path::ReversePath;
 use table::{Found, Table};
 
 /// A MAC address.
@@ -122,6 +125,8 @@ pub struct Routes {
     /// By port: whether packets that the kernel sends out of it are captured if they are answers. The internal port stands for all interfaces
     /// behind it that have the filter. Empty where nothing is known.
     sees_answers: Vec<bool>,
+    /// By port. Empty: no source is compared with the routes to it.
+    reverse_path: Vec<ReversePath>,
     /// The tables, by family. Without rules, only the first one counts.
     tables: [Vec<Table>; 2],
     /// The rules that select tables, by family.

@@ -5,6 +5,7 @@
 //! [`Frontend`], the class of the client's address to an [`Action`], and the action to a [`Pool`] with its Maglev table.
 
 mod limits;
+mod outer;
 mod pool;
 mod refused;
 mod snat;
@@ -20,6 +21,7 @@ use crate::tuple::{AddrWords, HashSeed, Prefix, PrefixSet, Proto, Tuple, addr_wo
 
 pub use crate::backend::Backend;
 pub use limits::{ClientLimit, ConnectionsPerClient, ConnectionsPerSecond, Limits, RateLimit, TokenBucket};
+pub use outer::{OnlyHere, OuterAddresses, UnusedPorts};
 pub use pool::Pool;
 pub use refused::Refused;
 pub use snat::{PortLimits, PortSet, SnatRange, Source};
@@ -193,6 +195,12 @@ pub struct Services {
     /// Source NAT: addresses and ports.
     pub snat: SnatRange,
     frontends: CowMap<FrontendKey, Frontend>,
+    /// Load balancer and external IPs: those of the frontends.
+    outer: OuterAddresses,
+    /// What becomes of their unused ports' packets.
+    pub unused_ports: UnusedPorts,
+    /// Pings to addresses that only Services have are answered.
+    pub answer_ping: bool,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
     /// Both ends of a TCP connection that ends by its idle timeout get a reset.
@@ -281,6 +289,9 @@ impl Services {
             incomplete: false,
             snat: SnatRange::default(),
             frontends: CowMap::default(),
+            outer: OuterAddresses::default(),
+            unused_ports: UnusedPorts::default(),
+            answer_ping: false,
             tcp_reject: TcpReject::default(),
             reset_idle: false,
         }
@@ -291,6 +302,7 @@ impl Services {
         let (words, v6) = addr_words(addr);
         let key = FrontendKey::new(words, v6, port, proto);
         if !self.frontends.contains(&key) {
+            self.outer.add(addr, frontend.kind);
             self.frontends.insert(key, frontend);
             return Ok(());
         }
@@ -301,13 +313,35 @@ impl Services {
     pub fn set_frontend(&mut self, addr: IpAddr, port: u16, proto: Proto, frontend: Option<Frontend>) -> bool {
         let (words, v6) = addr_words(addr);
         let key = FrontendKey::new(words, v6, port, proto);
-        match frontend {
-            Some(frontend) => self.frontends.insert(key, frontend).is_none(),
-            None => {
-                self.frontends.remove(&key);
-                false
-            }
-        }
+        let kind = frontend.as_ref().map(|frontend| frontend.kind);
+        let added = kind.is_some();
+        // The new one first, so that an address that stays is never gone.
+        kind.into_iter().for_each(|kind| self.outer.add(addr, kind));
+        let before = match frontend {
+            Some(frontend) => self.frontends.insert(key, frontend),
+            None => self.frontends.remove(&key),
+        };
+        before.iter().for_each(|before| self.outer.remove(addr, before.kind));
+        added && before.is_none()
+    }
+
+    /// The load balancer and external IPs.
+    pub fn outer(&self) -> &OuterAddresses {
+        &self.outer
+    }
+
+    /// What an address is to Services, if it is neither the kernel's nor foreign to them.
+    pub fn only_here(&self, addr: IpAddr) -> Option<OnlyHere> {
+        let of_services = if self.cluster_ips.contains(&addr) {
+            OnlyHere::ClusterIp
+        } else if self.service_cidrs.iter().any(|range| range.contains(addr)) {
+            OnlyHere::Unallocated
+        } else if self.outer.contains(&addr) {
+            OnlyHere::Outer
+        } else {
+            return None;
+        };
+        (!self.kernel_ips.contains(&addr)).then_some(of_services)
     }
 
     /// All frontends: `(address, port, protocol, frontend)`, in no order.
@@ -401,13 +435,12 @@ impl Services {
     /// output only.
     fn decide_unmatched(&self, tuple: &Tuple) -> Decision<'_> {
         let dst = tuple.dst_addr();
-        let of_services = || self.cluster_ips.contains(&dst) || self.in_service_range(dst);
-        if of_services() && !self.kernel_ips.contains(&dst) {
-            return match self.cluster_ips.contains(&dst) {
-                true => Decision::Reject(None, Reason::UnusedServicePort),
-                false if self.incomplete => Decision::Pass(Reason::NotOurs),
-                false => Decision::Drop(None, Reason::UnallocatedServiceAddress),
-            };
+        match self.only_here(dst) {
+            Some(OnlyHere::ClusterIp) => return Decision::Reject(None, Reason::UnusedServicePort),
+            Some(OnlyHere::Unallocated) if self.incomplete => return Decision::Pass(Reason::NotOurs),
+            Some(OnlyHere::Unallocated) => return Decision::Drop(None, Reason::UnallocatedServiceAddress),
+            // The routes decide, see the packet path.
+            Some(OnlyHere::Outer) | None => {}
         }
         if self.snat.contains(dst, tuple.dport) {
             return Decision::Pass(Reason::NoFlow);

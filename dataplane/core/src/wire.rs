@@ -335,6 +335,10 @@ pub mod sctp {
 pub mod icmp {
     /// Bytes in front of the packet that an error message quotes.
     pub const HEADER_LEN: usize = 8;
+    /// Echo reply.
+    pub const ECHO_REPLY: u8 = 0;
+    /// Echo request.
+    pub const ECHO_REQUEST: u8 = 8;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
     /// Time exceeded.
@@ -369,6 +373,10 @@ pub mod icmpv6 {
     pub const TIME_EXCEEDED: u8 = 3;
     /// Parameter problem.
     pub const PARAMETER_PROBLEM: u8 = 4;
+    /// Echo request.
+    pub const ECHO_REQUEST: u8 = 128;
+    /// Echo reply.
+    pub const ECHO_REPLY: u8 = 129;
 
     /// Fields.
     pub mod field {

@@ -9,7 +9,8 @@
 // and arrive at the other end's socket. All fragments of a datagram go the same way, see is_fragment_ours(). ICMP errors are captured if they
 // quote a packet that nomagic has sent on. Of connections that pass, the answers are remembered, so that no flow gets the same. Other ICMP and
 // unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
-// groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them.
+// groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them. Of load balancer and external IPs, on which
+// only Services' ports are captured, it also captures what the kernel may send back to the router that sent it.
 
 #include "direct.h"
 #include "maps.h"
@@ -89,15 +90,51 @@ INLINE struct prefix whole_address(const __u32 words[4], __u8 family)
 	return key;
 }
 
-// Cluster IPs as a whole, and Service ranges: nomagic rejects packets to unused ports and addresses there. Not to the node's own addresses.
-INLINE int is_service_address(const struct tuple *t, const struct address *dst)
+// What is known of an address: its value in `addresses`, WHOLE_ADDRESS in a Service range, or 0. Nothing of the node's own addresses.
+INLINE __u32 known_address(const __u32 words[4], __u8 family)
 {
-	if (!bpf_map_lookup_elem(&addresses, dst)) {
-		struct prefix key = whole_address(t->dst, t->family);
+	struct address addr = {
+		.words = { words[0], words[1], words[2], words[3] },
+		.family = family,
+	};
+	__u32 *found = bpf_map_lookup_elem(&addresses, &addr);
+	__u32 known = found ? *found : 0;
+	if (!known) {
+		struct prefix key = whole_address(words, family);
 		if (!bpf_map_lookup_elem(&service_cidrs, &key))
 			return 0;
+		known = WHOLE_ADDRESS;
 	}
-	return !bpf_map_lookup_elem(&kernel_addresses, dst);
+	return bpf_map_lookup_elem(&kernel_addresses, &addr) ? 0 : known;
+}
+
+// Whether the kernel may send packets for an address that only Services have out of the interface that they came in by, to a router. Behind redirect
+// ports nobody knows.
+INLINE int leads_back(const struct xdp_md *ctx, __u32 known)
+{
+	__u32 interface = known & ANY_INTERFACE;
+	return !redirect_to && known & OUTER_ADDRESS && (interface == ANY_INTERFACE || interface == ctx->ingress_ifindex);
+}
+
+// Cluster IPs as a whole, and Service ranges: nomagic rejects packets to unused ports and addresses there. And what the kernel would send back.
+INLINE int is_service_address(const struct xdp_md *ctx, const struct tuple *t)
+{
+	__u32 known = known_address(t->dst, t->family);
+	return known == WHOLE_ADDRESS || leads_back(ctx, known);
+}
+
+// Whether a packet whose ports are unknown, for this reason, is for a Service's address, and is refused or answered there. Or is an answer from there that
+// a router sends back, as it does not know the receiver. The workers look more closely, and leave the others to the kernel.
+INLINE int is_unserved(const struct xdp_md *ctx, const struct tuple *t, enum stat reason)
+{
+	if (!t->family || reason == PASS_IPV4_CHECKSUM || !(refuse_unused || answer_ping))
+		return 0;
+	__u32 known = known_address(t->dst, t->family);
+	if (!known)
+		return reason == PASS_ICMP && refuse_unused && !redirect_to && known_address(t->src, t->family);
+	if (answer_ping && reason == PASS_ICMP)
+		return 1;
+	return known == WHOLE_ADDRESS ? refuse_unused && !redirect_to : leads_back(ctx, known);
 }
 
 // nomagic_core::deny: the longest prefix that contains the source.
@@ -124,29 +161,21 @@ INLINE int is_denied(const struct tuple *t)
 // Sets the hash of a packet that is not.
 INLINE int is_ours(struct xdp_md *ctx, const struct tuple *t, __u64 *hash)
 {
-	struct address dst = {
-		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
-		.family = t->family,
-	};
 	if (is_service(ctx, t))
 		return 1;
 	*hash = reply_hash(t);
-	return is_announced(*hash) || is_service_address(t, &dst);
+	return is_announced(*hash) || is_service_address(ctx, t);
 }
 
 // Whether a datagram may be nomagic's, as far as its addresses and protocol tell.
-INLINE int may_be_ours(const struct tuple *t)
+INLINE int may_be_ours(const struct xdp_md *ctx, const struct tuple *t)
 {
 	struct service key = {
 		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
 		.proto = t->proto,
 		.family = t->family,
 	};
-	struct address dst = {
-		.words = { t->dst[0], t->dst[1], t->dst[2], t->dst[3] },
-		.family = t->family,
-	};
-	if (bpf_map_lookup_elem(&service_protocols, &key) || is_service_address(t, &dst))
+	if (bpf_map_lookup_elem(&service_protocols, &key) || is_service_address(ctx, t))
 		return 1;
 	// nomagic_core::filter::source_place.
 	__u32 place = ((t->src[0] ^ t->src[1] ^ t->src[2] ^ t->src[3]) * 0x9e3779b1u) >> 16;
@@ -157,7 +186,7 @@ INLINE int may_be_ours(const struct tuple *t)
 // Whether a fragment is captured; `ours`: it is a first one that is nomagic's. The first fragment of a datagram that comes decides about all, but for
 // a first one with ports: that it is nomagic's is always right. A later one that comes before it is captured if it may be nomagic's, and so is then the
 // first one, whatever its ports: its worker says that it is not nomagic's, and the kernel gets them all.
-INLINE int is_fragment_ours(const struct tuple *t, int ours)
+INLINE int is_fragment_ours(const struct xdp_md *ctx, const struct tuple *t, int ours)
 {
 	struct fragment key = fragment_key(t);
 	// What comes of a denied source without its first fragment is the kernel's.
@@ -168,7 +197,7 @@ INLINE int is_fragment_ours(const struct tuple *t, int ours)
 		return 1;
 	}
 	enum fate fate = fate_of(&key);
-	if (fate == UNDECIDED && !is_denied_source && may_be_ours(t)) {
+	if (fate == UNDECIDED && !is_denied_source && may_be_ours(ctx, t)) {
 		fate = t->piece == FIRST_FRAGMENT ? PASSED : CAPTURED;
 		__u32 value = fate_time() << FATE_BITS | fate;
 		// Another queue may have one of the others at this moment.
@@ -229,17 +258,20 @@ INLINE int give_back(struct xdp_md *ctx)
 	return differs ? bpf_redirect(ctx->ingress_ifindex, 0) : XDP_PASS;
 }
 
+// Takes a packet, unless its source is denied.
+INLINE int capture(struct xdp_md *ctx, const struct tuple *t)
+{
+	return is_denied(t) ? count(DENIED, XDP_DROP) : take(ctx);
+}
+
 // An ICMP error is for the sender of the packet that it quotes, and captured if a packet to that sender is: an announced reply, or one to a Service. All
-// other ICMP is the kernel's.
+// other ICMP is the kernel's, but for what is_unserved().
 INLINE int filter_icmp(struct xdp_md *ctx, struct cursor *c, const struct tuple *t)
 {
 	struct tuple back = {};
 	__u64 hash;
-	if (parse_quote((void *)(long)ctx->data, c, t, &back) != TAKEN || !is_ours(ctx, &back, &hash))
-		return count(PASS_ICMP, XDP_PASS);
-	if (is_denied(t))
-		return count(DENIED, XDP_DROP);
-	return take(ctx);
+	int ours = parse_quote((void *)(long)ctx->data, c, t, &back) == TAKEN && is_ours(ctx, &back, &hash);
+	return ours || is_unserved(ctx, t, PASS_ICMP) ? capture(ctx, t) : count(PASS_ICMP, XDP_PASS);
 }
 
 // Whether a frame is addressed to this interface alone. XDP runs before the kernel compares: a NIC in promiscuous mode and a switch that floods
@@ -280,11 +312,11 @@ int nomagic_filter(struct xdp_md *ctx)
 	if (verdict == PASS_ICMP)
 		return filter_icmp(ctx, &c, &t);
 	if (verdict != TAKEN)
-		return count(verdict, XDP_PASS);
+		return is_unserved(ctx, &t, verdict) ? capture(ctx, &t) : count(verdict, XDP_PASS);
 	__u64 hash = 0;
 	int ours = t.piece != LATER_FRAGMENT && (is_ours(ctx, &t, &hash) || would_be_answered_to_a_flow(&t));
 	if (t.piece != WHOLE)
-		ours = is_fragment_ours(&t, ours);
+		ours = is_fragment_ours(ctx, &t, ours);
 	if (!ours) {
 		if (t.piece != LATER_FRAGMENT)
 			note_direct(&t, hash);

@@ -32,7 +32,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 131072);
 	__type(key, struct address);
-	__type(value, __u32);
+	__type(value, __u32); // WHOLE_ADDRESS or OUTER_ADDRESS
 } addresses SEC(".maps");
 
 struct {
@@ -138,6 +138,8 @@ struct {
 
 volatile const __u64 more_macs[MORE_MACS_MAX] = {}; // configured ones, else NO_MAC
 volatile const __u32 take_everything = 0;  // the internal port: all unicast frames are nomagic's
+volatile const __u32 refuse_unused = 0;    // what the kernel would send back from addresses that only Services have is captured
+volatile const __u32 answer_ping = 0;      // ICMP to these addresses is captured
 volatile const __u32 redirect_to = 0;      // a redirect port: captured frames go to this interface instead of a socket
 // The internal port: addresses that the kernel always routes into it. Packets to them are not passed back to the kernel, because they would
 // loop.

@@ -32,6 +32,12 @@ struct prefix {
 #define PLAIN_RULE 1
 #define ON_KERNEL_ADDRESS 2
 
+// Values in `addresses`. WHOLE_ADDRESS: every port is captured. OUTER_ADDRESS: a load balancer or external IP; with it, the index of the interface by
+// which the kernel may send a packet for it to a router, ANY_INTERFACE for several ones, or 0.
+#define WHOLE_ADDRESS 1
+#define OUTER_ADDRESS 0x80000000u
+#define ANY_INTERFACE 0x7fffffffu
+
 // The indices of `stats`. nomagic_core::counters::XdpCounts lists the counters in the same order; a test compares them.
 enum stat {
 	PASS_NOT_OURS,

@@ -14,7 +14,7 @@ use nomagic_core::frame::Wanted;
 use nomagic_core::hash::WordSet;
 use nomagic_core::routes::Routes;
 use nomagic_core::rss::Rss;
-use nomagic_core::services::Services;
+use nomagic_core::services::{Services, UnusedPorts};
 use nomagic_core::tuple::Prefix;
 use nomagic_core::unused::Unused;
 use nomagic_sys::process::raise_memory_lock;
@@ -29,6 +29,7 @@ use crate::filter::FilterMaps;
 use crate::hold::WANTED_MAX;
 use crate::limits::InterfaceName;
 use crate::link::Link;
+use crate::outer::OuterWays;
 use crate::pins::Pins;
 use crate::pool::FrameAccount;
 use crate::ports::{Binding, Ports, members};
@@ -52,6 +53,7 @@ pub struct Edge {
     workers: Workers,
     tables: Tables,
     filter: FilterMaps,
+    outer: OuterWays,
     denied: DeniedMaps,
     wanted: Receiver<Wanted>,
     table: ConntrackMemory,
@@ -72,7 +74,7 @@ pub struct Edge {
 /// # }
 /// ```
 pub struct Applied<'e> {
-    filter: &'e mut FilterMaps,
+    edge: &'e mut Edge,
     workers: usize,
 }
 
@@ -87,8 +89,10 @@ impl Applied<'_> {
     pub fn widen_filter(self, rules: &FilterRules, kernel_ips: &WordSet<IpAddr>) -> Result<(), EdgeError> {
         // Rules first. A cluster IP that the node has from now on needs rules for its ports before the rest of it is left to the kernel: packets of
         // its connections must not reach the kernel in between. The opposite is harmless: workers hand the kernel what is its own.
-        let added = self.filter.add(rules);
-        self.filter.set_kernel_addresses(kernel_ips).and(added)
+        let added = self.edge.filter.add(rules);
+        let kernel = self.edge.filter.set_kernel_addresses(kernel_ips);
+        self.edge.follow_outer();
+        kernel.and(added)
     }
 }
 
@@ -112,6 +116,9 @@ impl Edge {
             reply_buckets: config.reply_buckets,
             reply_key,
             take_everything: false,
+            // The tables to come say the same.
+            refuse_unused: services.unused_ports != UnusedPorts::Kernel,
+            answer_ping: services.answer_ping,
             redirect_to: 0,
             internal: config.internal.as_ref().map_or([None; 2], |pair| pair.addresses),
             configured: Configured::new(&config.mac_addresses, &config.vlans),
@@ -137,6 +144,7 @@ impl Edge {
             workers,
             tables,
             filter,
+            outer: OuterWays::default(),
             denied,
             wanted,
             table,
@@ -186,6 +194,9 @@ impl Edge {
     /// [`Edge::ports`]. Returns whether anything changed.
     pub fn tend(&mut self) -> bool {
         let changed = self.ports.tend(&self.workers);
+        if changed {
+            self.follow_outer();
+        }
         self.follow_answers() || changed
     }
 
@@ -225,13 +236,32 @@ impl Edge {
     pub fn publish_routes(&mut self, routes: Arc<Routes>) {
         self.tables.routes.publish(routes);
         self.workers.wake();
+        self.follow_outer();
+    }
+
+    /// Tells the XDP filter of load balancer and external IPs, and of their ways out. It needs no agreement with the workers: what they do not refuse,
+    /// they hand to the kernel.
+    fn follow_outer(&mut self) {
+        // The last one is the internal port, where every frame is captured.
+        let inside = usize::from(self.redirects.is_some());
+        let ports = self.ports.infos();
+        let interfaces = ports[..ports.len().saturating_sub(inside)].iter().map(|port| port.ifindex).collect();
+        let (services, routes) = (self.tables.services.current(), self.tables.routes.current());
+        if let Err(e) = self.outer.follow(&mut self.filter, &services, &routes, interfaces) {
+            tracing::warn!("packets for unused ports of load balancer and external IPs may go to the kernel: {e}");
+        }
+    }
+
+    /// How many load balancer and external IPs the XDP filter has no room for.
+    pub fn outer_left_out(&self) -> usize {
+        self.outer.left_out()
     }
 
     /// Waits until every live worker uses everything published so far. `None` on timeout.
     pub fn wait_applied(&mut self, limit: Duration) -> Option<Applied<'_>> {
         let applied = self.tables.wait(limit, |worker| self.workers.live(worker));
         let workers = self.workers_alive().0;
-        applied.then_some(Applied { filter: &mut self.filter, workers })
+        applied.then_some(Applied { edge: self, workers })
     }
 
     /// The rules the XDP filter applies now.
@@ -241,7 +271,11 @@ impl Edge {
 
     /// Removes rules that no flow needs from the XDP filter; missing rules are ignored.
     pub fn narrow_filter(&mut self, unused: &Unused) -> Result<(), EdgeError> {
-        self.filter.remove(unused.rules())
+        let removed = self.filter.remove(unused.rules());
+        // A cluster IP that goes may be another Service's load balancer IP.
+        self.outer.forget();
+        self.follow_outer();
+        removed
     }
 
     /// The deny list of the XDP filter; at first, what an earlier process left.

@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use nomagic_core::capture::{FilterRules, SERVICE_RULES_MAX};
-use nomagic_core::hash::WordSet;
+use nomagic_core::hash::{WordMap, WordSet};
 use nomagic_core::tuple::{Prefix, Proto, addr_words, words_addr};
 use rustix::io::Errno;
 
@@ -27,6 +27,11 @@ pub const SERVICE_CIDRS_MAX: usize = 1024;
 /// Maximum number of addresses that are the kernel's.
 pub const KERNEL_ADDRESSES_MAX: usize = 131_072;
 
+/// Values in the map `addresses`. With [`OUTER_ADDRESS`], an interface.
+const WHOLE_ADDRESS: u32 = 1;
+const OUTER_ADDRESS: u32 = 1 << 31;
+const ANY_INTERFACE: u32 = OUTER_ADDRESS - 1;
+
 /// Values in the map `services`.
 const PLAIN_RULE: u32 = 1;
 const ON_KERNEL_ADDRESS: u32 = 2;
@@ -39,7 +44,31 @@ pub(crate) struct FilterMaps {
     service_cidrs: LpmTrie<MapData, [u8; 20], u32>,
     kernel_addresses: HashMap<MapData, [u8; 20], u32>,
     known: FilterRules,
+    /// In `addresses`, with their values.
+    outer: WordMap<IpAddr, u32>,
     kernel: WordSet<IpAddr>,
+}
+
+/// By which interface the kernel may send packets for a load balancer or external IP to a router.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WayOut {
+    /// By none.
+    Never,
+    /// By the one with this index.
+    By(u32),
+    /// By several.
+    Several,
+}
+
+impl WayOut {
+    fn value(self) -> u32 {
+        OUTER_ADDRESS
+            | match self {
+                WayOut::Never => 0,
+                WayOut::By(ifindex) => ifindex & ANY_INTERFACE,
+                WayOut::Several => ANY_INTERFACE,
+            }
+    }
 }
 
 impl FilterMaps {
@@ -52,8 +81,13 @@ impl FilterMaps {
             service_cidrs: take_map(ebpf, "service_cidrs")?.try_into().map_err(failed("service_cidrs"))?,
             kernel_addresses: take_map(ebpf, "kernel_addresses")?.try_into().map_err(failed("kernel_addresses"))?,
             known: FilterRules::default(),
+            outer: WordMap::default(),
             kernel: WordSet::default(),
         };
+        for entry in &maps.addresses {
+            let (key, value) = entry.map_err(failed("addresses"))?;
+            maps.outer.extend(address_of(key).filter(|_| value & OUTER_ADDRESS != 0).map(|addr| (addr, value)));
+        }
         maps.known = maps.read()?;
         maps.protocols.become_those_of(&maps.known)?;
         for key in maps.kernel_addresses.keys() {
@@ -80,14 +114,52 @@ impl FilterMaps {
             self.protocols.add(service)?;
         }
         for addr in new.addresses.iter().take(ADDRESSES_MAX - self.known.addresses.len()) {
-            self.addresses.insert(address_key(*addr), 1, 0).map_err(failed("addresses"))?;
+            self.make_room()?;
+            self.addresses.insert(address_key(*addr), WHOLE_ADDRESS, 0).map_err(failed("addresses"))?;
             self.known.addresses.insert(*addr);
+            self.outer.remove(addr);
         }
         for prefix in new.service_cidrs.iter().take(SERVICE_CIDRS_MAX - self.known.service_cidrs.len()) {
             self.service_cidrs.insert(&prefix_key(prefix), 1, 0).map_err(failed("service_cidrs"))?;
             self.known.service_cidrs.insert(*prefix);
         }
         full
+    }
+
+    /// Gives the place of a load balancer or external IP to another address, if all are taken.
+    fn make_room(&mut self) -> Result<(), EdgeError> {
+        let full = self.known.addresses.len() + self.outer.len() >= ADDRESSES_MAX;
+        match self.outer.keys().next().copied().filter(|_| full) {
+            Some(addr) => self.forget_outer(addr),
+            None => Ok(()),
+        }
+    }
+
+    /// The load balancer and external IPs that the filter knows.
+    pub fn outer(&self) -> impl Iterator<Item = IpAddr> {
+        self.outer.keys().copied()
+    }
+
+    /// Sets the way out of packets for a load balancer or external IP. False when there is no room: then the kernel gets all but its Service ports'.
+    pub fn set_outer(&mut self, addr: IpAddr, way: WayOut) -> Result<bool, EdgeError> {
+        let value = way.value();
+        if self.outer.get(&addr) == Some(&value) || self.known.addresses.contains(&addr) {
+            return Ok(true);
+        }
+        if !self.outer.contains_key(&addr) && self.known.addresses.len() + self.outer.len() >= ADDRESSES_MAX {
+            return Ok(false);
+        }
+        self.addresses.insert(address_key(addr), value, 0).map_err(failed("addresses"))?;
+        self.outer.insert(addr, value);
+        Ok(true)
+    }
+
+    /// Forgets a load balancer or external IP.
+    pub fn forget_outer(&mut self, addr: IpAddr) -> Result<(), EdgeError> {
+        match self.outer.remove(&addr) {
+            Some(_) => gone(self.addresses.remove(&address_key(addr)), "addresses"),
+            None => Ok(()),
+        }
     }
 
     /// Sets the addresses that are the kernel's. Those beyond the limit are left to the workers, which hand their packets to the kernel.
@@ -155,7 +227,7 @@ impl FilterMaps {
             rules.services.extend(service_of(key.map_err(failed("services"))?));
         }
         for key in self.addresses.keys() {
-            rules.addresses.extend(address_of(key.map_err(failed("addresses"))?));
+            rules.addresses.extend(address_of(key.map_err(failed("addresses"))?).filter(|addr| !self.outer.contains_key(addr)));
         }
         for key in self.service_cidrs.keys() {
             rules.service_cidrs.extend(prefix_of(key.map_err(failed("service_cidrs"))?));

@@ -21,6 +21,7 @@ mod io;
 mod lanes;
 mod limits;
 mod link;
+mod outer;
 mod pins;
 mod pool;
 mod ports;

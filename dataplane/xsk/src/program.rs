@@ -53,6 +53,10 @@ pub(crate) struct Constants {
     pub reply_key: ReplyKey,
     /// Capture all unicast frames: the internal port.
     pub take_everything: bool,
+    /// Capture what the kernel would send back of packets for addresses that only Services have.
+    pub refuse_unused: bool,
+    /// Capture ICMP to these addresses.
+    pub answer_ping: bool,
     /// Interface index that captured frames are redirected to; 0: the sockets.
     pub redirect_to: u32,
     /// Addresses that the kernel always routes to the internal port, by family.
@@ -64,12 +68,15 @@ pub(crate) struct Constants {
 /// Loads the program. With `pins` and the directory of its own maps, maps are opened from there or pinned there.
 pub(crate) fn load(interface: &str, constants: Constants, pins: Option<(&Pins, &Path)>) -> Result<Ebpf, EdgeError> {
     let (mask, key, all) = (constants.reply_buckets - 1, constants.reply_key.0, u32::from(constants.take_everything));
+    let (refuse_unused, answer_ping) = (u32::from(constants.refuse_unused), u32::from(constants.answer_ping));
     let mut loader = EbpfLoader::new();
     // The program has no relocations against kernel types, so the kernel's BTF is not needed.
     loader.btf(None);
     loader.override_global("reply_mask", &mask, true);
     loader.override_global("reply_key", &key, true);
     loader.override_global("take_everything", &all, true);
+    loader.override_global("refuse_unused", &refuse_unused, true);
+    loader.override_global("answer_ping", &answer_ping, true);
     loader.override_global("redirect_to", &constants.redirect_to, true);
     let [v4, v6] = constants.internal.map(|addr| addr.map_or([0; 2], |addr| addr_words(addr).0));
     let (v4, v6) = (v4[1] as u32, [(v6[0] >> 32) as u32, v6[0] as u32, (v6[1] >> 32) as u32, v6[1] as u32]);

@@ -45,6 +45,8 @@ conntrack: {capacity: 65536, file: /run/x/conntrack, hugePages: true}
 limits: {connectionsPerSecond: 1000000, maxConnectionsPerClient: 20}
 hash: {seed: 18446744073709551615}
 reject: tcpReset
+unusedPorts: drop
+answerPing: true
 onFailure: drop
 detachOnExit: true
 stateDir: /tmp/state
@@ -68,6 +70,7 @@ bindAddressHardFail: true
     let limits = DefaultLimits { per_second: ConnectionsPerSecond::new(1_000_000), per_client: ConnectionsPerClient::new(20) };
     assert_eq!(c.settings(&[]).limits, limits);
     assert_eq!(c.settings(&[]).tcp_reject, nomagic_core::services::TcpReject::Reset);
+    assert_eq!((c.settings(&[]).unused_ports, c.settings(&[]).answer_ping), (nomagic_core::services::UnusedPorts::Drop, true));
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(
         c.packets,
@@ -152,6 +155,8 @@ fn errors_name_the_position_the_field_and_the_allowed_values() {
         ("snat: {ports: '70000-80000'}", "1:15", "snat.ports", &["70000-80000", "1024 to 65535"]),
         ("snat: {ports: '62000-61000'}", "1:15", "snat.ports", &["62000-61000"]),
         ("reject: rst", "1:9", "reject", &["rst", "icmp or tcpReset"]),
+        ("unusedPorts: reject", "1:14", "unusedPorts", &["reject", "refuse, drop or kernel"]),
+        ("answerPing: always", "1:13", "answerPing", &["always", "a boolean"]),
         ("onFailure: explode", "1:12", "onFailure", &["explode", "pass, drop or auto"]),
         ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "1 to 15 bytes"]),
         ("interfaces: [lo]", "1:14", "interfaces[0]", &["lo", "cannot be taken over"]),
@@ -272,6 +277,8 @@ fn the_example_names_every_field_with_its_default() {
         "seed",
         "seedFile",
         "reject",
+        "unusedPorts",
+        "answerPing",
         "onFailure",
         "graceMs",
         "detachOnExit",
@@ -292,7 +299,7 @@ fn the_example_names_every_field_with_its_default() {
             c.packets,
             ConntrackConfig { file: None, ..c.conntrack.clone() },
             c.hash.clone(),
-            (c.reject, c.on_failure),
+            (c.reject, c.unused_ports, c.answer_ping, c.on_failure),
             c.grace_ms,
             c.detach_on_exit,
             c.state_dir.clone(),

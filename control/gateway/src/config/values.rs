@@ -37,6 +37,18 @@ pub enum Reject {
     TcpReset,
 }
 
+/// What becomes of packets for unused ports of load balancer and external IPs that the kernel would send back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnusedPorts {
+    /// As at a cluster IP, by [`Reject`].
+    #[default]
+    Refuse,
+    /// Silence.
+    Drop,
+    /// They go to the kernel.
+    Kernel,
+}
+
 /// An inclusive range of ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortRange {
@@ -288,6 +300,7 @@ macro_rules! keywords {
 pub(super) use keywords;
 
 keywords!(FailurePolicy, "pass, drop or auto", "pass" => Pass, "drop" => Drop, "auto" => Auto);
+keywords!(UnusedPorts, "refuse, drop or kernel", "refuse" => Refuse, "drop" => Drop, "kernel" => Kernel);
 keywords!(Reject, "icmp or tcpReset", "icmp" => Icmp, "tcpReset" => TcpReset);
 
 /// Parses `nodePortAddresses`.

@@ -170,6 +170,11 @@ impl Mirror {
         self.state.stale(ports, max)
     }
 
+    /// Whether an interface belongs to a bridge, a bond or a VRF.
+    pub(super) fn has_master(&self, name: &str) -> bool {
+        self.state.link_named(name).is_some_and(|link| link.master.is_some())
+    }
+
     /// The index of an interface, if it exists.
     pub fn ifindex(&self, name: &str) -> Option<u32> {
         self.state.link_named(name).map(|l| l.index)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nomagic_core::frame::Wanted;
-use nomagic_xsk::{Edge, EdgeConfig, Idle, InternalPair, OnFailure, REPLY_BUCKETS_MAX};
+use nomagic_xsk::{ADDRESSES_MAX, Edge, EdgeConfig, Idle, InternalPair, OnFailure, REPLY_BUCKETS_MAX};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
@@ -85,6 +85,15 @@ fn find_kernel_proxy() -> Option<String> {
     })
 }
 
+/// The problem of load balancer and external IPs that the XDP filter has no room for.
+pub fn outer_problem(left_out: usize) -> Option<String> {
+    let text = format!(
+        "unusedPorts: the XDP filter has no room for {left_out} load balancer and external IPs beside the cluster IPs (at most {ADDRESSES_MAX} \
+         addresses): the kernel gets packets for their unused ports, and pings. Add an `unreachable` route for the pool of load balancer addresses"
+    );
+    (left_out > 0).then_some(text)
+}
+
 /// Forwards the workers' neighbour requests to the control loop, on a thread that ends with the edge.
 pub fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
     let (sender, receiver) = mpsc::channel(WANTED_QUEUE);
@@ -99,4 +108,15 @@ pub fn forward_wanted(edge: &Edge) -> Result<mpsc::Receiver<Wanted>> {
         })
         .context("cannot start the thread nm-wanted")?;
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_without_room_are_a_problem() {
+        assert_eq!(outer_problem(0), None);
+        assert!(outer_problem(7).is_some_and(|text| text.contains("no room for 7 load balancer") && text.contains("at most 131072")));
+    }
 }

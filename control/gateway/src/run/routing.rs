@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use nomagic_core::frame::{PortId, Wanted};
-use nomagic_core::routes::{InternalPort, Routes};
+use nomagic_core::routes::{InternalPort, ReversePath, Routes};
 use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge};
 
@@ -29,6 +29,8 @@ pub struct Routing {
     rss: Vec<Option<Arc<Rss>>>,
     /// The ports whose answers from behind the kernel are captured, in the published routes.
     answers_seen: Vec<bool>,
+    /// How the ports compare sources, in the published routes.
+    reverse_paths: Vec<ReversePath>,
     /// What of the published routes goes through the kernel.
     problems: Vec<String>,
     /// The routes published last.
@@ -51,6 +53,7 @@ impl Routing {
             generation,
             rss,
             answers_seen: Vec::new(),
+            reverse_paths: Vec::new(),
             problems: Vec::new(),
             in_force,
         }
@@ -68,24 +71,26 @@ impl Routing {
         self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()
     }
 
-    /// Publishes the routes if they, the captured interfaces or the ports' RSS have changed.
+    /// Publishes the routes if they, the captured interfaces, the ports' RSS or their `rp_filter` have changed.
     pub fn publish(&mut self, edge: &mut Edge) {
         let generation = self.generation + 1;
         let captured = edge.redirects().iter().filter(|r| r.condition == Condition::Bound).map(|r| r.ifindex).collect();
         let (rss, answers_seen, internal) = (edge.rss(), edge.answers_seen(), Some(self.internal));
-        let routes = if rss == self.rss && answers_seen == self.answers_seen {
+        let reverse_paths = self.mirror.reverse_paths(&self.ports);
+        let routes = if rss == self.rss && answers_seen == self.answers_seen && reverse_paths == self.reverse_paths {
             self.mirror.routes_if_changed(generation, &self.ports, &captured, internal)
         } else {
             Some(self.mirror.routes(generation, &self.ports, &captured, internal))
         };
         if let Some(routes) = routes {
             self.generation = generation;
-            self.in_force = Arc::new(routes.with_rss(rss.iter().cloned()).with_answers_seen(answers_seen.iter().copied()));
+            let routes = routes.with_rss(rss.iter().cloned()).with_answers_seen(answers_seen.iter().copied());
+            self.in_force = Arc::new(routes.with_reverse_path(reverse_paths.iter().copied()));
             edge.publish_routes(self.in_force.clone());
             let problems = self.mirror.left_to_kernel();
             problems.iter().filter(|problem| !self.problems.contains(problem)).for_each(|problem| tracing::warn!("{problem}"));
             self.problems = problems;
-            (self.rss, self.answers_seen) = (rss, answers_seen);
+            (self.rss, self.answers_seen, self.reverse_paths) = (rss, answers_seen, reverse_paths);
         }
     }
 

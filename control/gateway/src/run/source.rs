@@ -32,6 +32,8 @@ pub struct Manifests {
     reading: Option<oneshot::Receiver<Result<ManifestSet, Problem>>>,
     /// Read them again then, changed or not.
     again: bool,
+    /// They are as they were the last time, when one of them could not be read.
+    unchanged: bool,
     /// The path could not be read the last time.
     missing: bool,
 }
@@ -50,7 +52,7 @@ impl ObjectSource {
                 }
                 *index = Index::of(loaded.objects.iter().cloned());
                 let (path, loaded) = (path.clone(), Arc::new(loaded));
-                let files = Manifests { path, fingerprint, loaded, reading: None, again: false, missing: false };
+                let files = Manifests { path, fingerprint, loaded, reading: None, again: false, unchanged: false, missing: false };
                 Ok(ObjectSource::Manifests(Box::new(files)))
             }
             (None, Some(server)) => {
@@ -151,9 +153,11 @@ impl Manifests {
         }
         // Taken before reading, so that the next poll detects a change during the read.
         let fingerprint = manifests::fingerprint(&self.path);
-        if !self.again && fingerprint == self.fingerprint && self.loaded.shortage.is_none() {
+        let unchanged = !self.again && fingerprint == self.fingerprint;
+        if unchanged && !self.loaded.unread {
             return;
         }
+        self.unchanged = unchanged;
         let (told, reading) = oneshot::channel();
         let (path, previous) = (self.path.clone(), self.loaded.clone());
         let work = move || drop(told.send(manifests::load(&path, Some(&previous))));
@@ -169,6 +173,8 @@ impl Manifests {
         let loaded = reading.await.map_err(|_| anyhow!("the thread nm-read has panicked: see its message above"))?;
         self.reading = None;
         match loaded {
+            // The same files cannot be read.
+            Ok(loaded) if self.unchanged && loaded.problems == self.loaded.problems => return Ok(false),
             Ok(loaded) => self.loaded = Arc::new(loaded),
             Err(problem) => {
                 if !std::mem::replace(&mut self.missing, true) {

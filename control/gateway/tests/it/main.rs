@@ -35,6 +35,7 @@ mod local_traffic;
 mod net;
 mod net_policy;
 mod objects;
+mod only_here;
 mod own_addresses;
 mod path_mtu;
 mod pod;

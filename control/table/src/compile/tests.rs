@@ -1,6 +1,6 @@
 //! Tests of the individual rules. The gateway's `tests/it/cases.rs` tests their combinations.
 
-use nomagic_core::services::{Action, ClientClass, Decision, SnatCause, SnatRange, TcpReject};
+use nomagic_core::services::{Action, ClientClass, Decision, SnatCause, SnatRange, TcpReject, UnusedPorts};
 use nomagic_core::tuple::{Proto, Tuple};
 
 use super::*;
@@ -34,6 +34,8 @@ pub(super) fn settings() -> Settings {
         external_ips: ExternalIps::default(),
         api_servers: BTreeSet::new(),
         tcp_reject: TcpReject::PortUnreachable,
+        unused_ports: UnusedPorts::default(),
+        answer_ping: false,
         reset_idle: false,
         limits: DefaultLimits::default(),
         seed: HashSeed::new(0),

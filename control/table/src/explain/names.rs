@@ -16,6 +16,8 @@ pub struct Names {
     pub node_ports: HashMap<(u16, Proto, bool), (NamespacedName, usize)>,
     /// Load balancer addresses with `ipMode: Proxy`.
     pub proxied: HashMap<IpAddr, NamespacedName>,
+    /// Load balancer and external IPs. Of several Services at one, the first.
+    pub outer: HashMap<IpAddr, NamespacedName>,
 }
 
 impl Names {
@@ -27,6 +29,9 @@ impl Names {
         for service in served.into_iter().filter(|s| !s.ports.is_empty()) {
             names.cluster_ips.extend(service.cluster_ips.iter().map(|ip| (*ip, service.key.clone())));
             names.proxied.extend(service.proxied_ips.iter().map(|ip| (*ip, service.key.clone())));
+            for ip in service.load_balancer_ips.iter().chain(&service.external_ips) {
+                names.outer.entry(*ip).or_insert_with(|| service.key.clone());
+            }
             let families: BTreeSet<bool> = service.cluster_ips.iter().map(IpAddr::is_ipv6).collect();
             for (place, port) in service.ports.iter().enumerate() {
                 for v6 in &families {

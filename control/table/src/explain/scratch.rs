@@ -20,10 +20,16 @@ const SPARE_LEN: usize = 2_048;
 /// The port that receives a client's packet: not a real one.
 const ARRIVAL: PortId = PortId(u16::MAX);
 
-/// The port that receives a packet. A reply comes in by a port that leads to its endpoint.
-fn arrival(table: &Conntrack<'_>, routes: &Routes, tuple: &Tuple) -> PortId {
-    let reply = table.lookup(tuple, table.hash(tuple)).filter(|hit| hit.direction == Direction::Reply);
-    reply.and_then(|_| routes.port_towards(tuple.src_addr())).unwrap_or(ARRIVAL)
+/// The port that receives a packet. A reply comes in by a port that leads to its endpoint. A packet for an unused port of a load balancer or external
+/// IP comes in by one that leads to its sender: the question is whether it leaves by the same.
+fn arrival(services: &Services, table: &Conntrack<'_>, routes: &Routes, tuple: &Tuple) -> PortId {
+    let reply = table.lookup(tuple, table.hash(tuple)).is_some_and(|hit| hit.direction == Direction::Reply);
+    let unused = || {
+        let dst = tuple.dst_addr();
+        services.outer().contains(&dst) && services.frontend(dst, tuple.dport, tuple.proto).is_none()
+    };
+    let port = if reply || unused() { routes.port_towards(tuple.src_addr()) } else { None };
+    port.unwrap_or(ARRIVAL)
 }
 
 /// Maximum number of flows in a scratch table: more than there are ports.
@@ -77,7 +83,7 @@ impl Scratch<'_> {
             return if room < ROOM_MAX { self.run(tuple, taken, 2 * room, report) } else { report(&trace, &Copied::default()) };
         };
         let routes = self.routes;
-        let port = arrival(&table, routes, tuple);
+        let port = arrival(services, &table, routes, tuple);
         let mut ctx = Context { now_ms, services, routes, table, filter: None, counters: &counters, worker: &mut worker };
         let mut frames = [Frame::new(&mut buffer, HEADROOM_MIN, packet.len(), port, 0)];
         let (mut verdicts, mut out) = (ArrayVec::new(), Outputs::default());

@@ -2,6 +2,7 @@
 
 mod denied;
 mod limits;
+mod outer;
 mod unknown_seed;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use nomagic_core::frame::{Frame, Outputs, PortId};
 use nomagic_core::parse::{Packet, parse};
 use nomagic_core::pipeline::{Context, WorkerState, process};
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind};
-use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject};
+use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject, UnusedPorts};
 use nomagic_core::tuple::{HashSeed, splitmix64};
 use nomagic_core::wire::tcp;
 
@@ -55,6 +56,8 @@ fn settings() -> Settings {
         external_ips: ExternalIps::default(),
         api_servers: [].into(),
         tcp_reject: TcpReject::default(),
+        unused_ports: UnusedPorts::default(),
+        answer_ping: false,
         reset_idle: false,
         limits: DefaultLimits::default(),
         seed: HashSeed::new(0),

@@ -3,6 +3,7 @@
 pub(super) mod limits;
 pub(super) mod live;
 pub(super) mod nearby;
+pub(super) mod outer;
 
 use std::net::IpAddr;
 
@@ -284,7 +285,7 @@ pub(super) fn refusal(reason: Reason, told: Option<Answer>) -> String {
     let why = reason.text();
     match told {
         None => format!("The packet is dropped silently ({why})."),
-        Some(Answer::Reset) if matches!(reason, Reason::NoEndpoints | Reason::UnusedServicePort) => {
+        Some(Answer::Reset) if matches!(reason, Reason::NoEndpoints | Reason::UnusedServicePort | Reason::UnusedExternalPort) => {
             format!("The client is notified at once, by a TCP reset (reject: tcpReset): connection refused ({why}).")
         }
         Some(Answer::Reset) => format!("The sender is notified at once, by a TCP reset: the connection is closed ({why})."),

@@ -3,13 +3,13 @@
 //! Only the first fragment has ports, so it alone is judged. All workers share the result ([`Fragments`]). A later fragment without one is held until
 //! there is one, or its time ends. What the first fragment's verdict was is the verdict about the others.
 
-use super::refuse::to_kernel;
+use super::only_here::{Unserved, leave};
 use super::reply_port::check_port;
 use super::{Context, Received, count_hit, next_hop};
 use crate::capture::takes_whole;
 use crate::conntrack::{Datagram, Fate, Hit};
 use crate::datagrams::Coverage;
-use crate::frame::{Frame, Verdict, Wait, Waiting};
+use crate::frame::{Frame, Outputs, Verdict, Wait, Waiting};
 use crate::observe::{FlowFate, Observer};
 use crate::parse::{FirstFragment, LaterFragment, Packet};
 use crate::reason::Reason;
@@ -18,7 +18,13 @@ use crate::tuple::{Proto, Tuple};
 
 /// The verdict about a first fragment that need not be judged, or cannot be yet. An SCTP packet's CRC covers all fragments, and what other ports change
 /// of it depends on their length: the first one waits for the last one.
-pub(super) fn before_first(ctx: &mut Context<'_>, frame: &mut Frame<'_>, packet: &mut Packet) -> Option<Verdict> {
+pub(super) fn before_first<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    packet: &mut Packet,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Option<Verdict> {
     let first = packet.fragment.as_mut()?;
     let (fragments, tuple, now_ms) = (ctx.table.fragments(), packet.tuple, ctx.now_ms);
     let datagram = fragments.datagram(&tuple, first.id);
@@ -35,8 +41,8 @@ pub(super) fn before_first(ctx: &mut Context<'_>, frame: &mut Frame<'_>, packet:
             None
         }
         Some(Fate::Drop(reason)) if sctp || reason == Reason::FragmentOverlap => Some(Verdict::Drop(reason)),
-        Some(Fate::Kernel(reason)) if sctp => Some(to_kernel(ctx, frame, Some(packet), reason)),
-        _ if sctp => Some(wait(ctx, frame, &tuple, datagram, true)),
+        Some(Fate::Kernel(reason)) if sctp => Some(leave(ctx, frame, Unserved::Other, reason, out, observer)),
+        _ if sctp => Some(wait(ctx, frame, (&tuple, datagram, true), out, observer)),
         _ => None,
     }
 }
@@ -60,10 +66,11 @@ pub(super) fn remember_first(ctx: &Context<'_>, packet: &Packet, first: FirstFra
 }
 
 /// Decides about a later fragment as about its first one.
-pub(super) fn later_fragment<'c>(
+pub(super) fn later_fragment<'f, 'c>(
     ctx: &mut Context<'c>,
-    frame: &mut Frame<'_>,
+    frame: &mut Frame<'f>,
     fragment: &LaterFragment,
+    out: &mut Outputs<'f>,
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
     let (fragments, now_ms) = (ctx.table.fragments(), ctx.now_ms);
@@ -86,13 +93,13 @@ pub(super) fn later_fragment<'c>(
     }
     let verdict = match fate {
         Some(Fate::Flow(hit, _)) => forward_later(ctx, frame, fragment, &hit, observer),
-        Some(Fate::Kernel(reason)) => to_kernel(ctx, frame, None, reason),
+        Some(Fate::Kernel(reason)) => leave(ctx, frame, Unserved::Other, reason, out, observer),
         Some(Fate::Drop(reason)) => Verdict::Drop(reason),
         Some(Fate::Length(_)) | None => {
             if fragment.last && fragment.tuple.proto == Proto::Sctp {
                 fragments.note_length(datagram, fragment.end, now_ms);
             }
-            wait(ctx, frame, &fragment.tuple, datagram, false)
+            wait(ctx, frame, (&fragment.tuple, datagram, false), out, observer)
         }
     };
     if matches!(verdict, Verdict::Hold(_)) {
@@ -129,7 +136,13 @@ fn forward_later<'c>(
 
 /// Holds a fragment until the others of its datagram are known, or gives it up. Then the kernel gets it, which knows what it had passed to the
 /// kernel before, unless all that goes to its address is nomagic's.
-fn wait(ctx: &Context<'_>, frame: &mut Frame<'_>, t: &Tuple, datagram: Datagram, first: bool) -> Verdict {
+fn wait<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    (t, datagram, first): (&Tuple, Datagram, bool),
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
     let reason = match (frame.evicted, frame.overdue) {
         (true, _) => Reason::FragmentHoldFull,
         (false, true) => Reason::FragmentTimeout,
@@ -139,5 +152,5 @@ fn wait(ctx: &Context<'_>, frame: &mut Frame<'_>, t: &Tuple, datagram: Datagram,
             return Verdict::Hold(Wait::Fragments(Waiting { datagram, sender, first }));
         }
     };
-    if takes_whole(ctx.services, t.dst_addr()) { Verdict::Drop(reason) } else { to_kernel(ctx, frame, None, reason) }
+    if takes_whole(ctx.services, t.dst_addr()) { Verdict::Drop(reason) } else { leave(ctx, frame, Unserved::Other, reason, out, observer) }
 }

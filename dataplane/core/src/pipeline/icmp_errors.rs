@@ -4,10 +4,10 @@
 //! flow knows, as far as that goes (RFC 5927).
 
 use super::foreign::link_local;
-use super::refuse::to_kernel;
+use super::only_here::{Unserved, leave};
 use super::{Context, expired, fresh_hop};
 use crate::conntrack::{Direction, Hit};
-use crate::frame::{Frame, PortId, Verdict};
+use crate::frame::{Frame, Outputs, PortId, Verdict};
 use crate::icmp::{self, ErrorClass, IcmpError};
 use crate::observe::{FlowFate, Observer};
 use crate::reason::Reason;
@@ -18,22 +18,23 @@ use crate::tuple::{AddrWords, words_addr};
 
 /// Sends an error on to the end of its flow that sent the quoted packet. Without a flow the kernel gets it.
 #[inline(never)]
-pub(super) fn forward_error<'c>(
+pub(super) fn forward_error<'f, 'c>(
     ctx: &mut Context<'c>,
-    frame: &mut Frame<'_>,
+    frame: &mut Frame<'f>,
     error: &IcmpError,
+    out: &mut Outputs<'f>,
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
     let key = error.key();
     let known = ctx.table.lookup(&key, ctx.table.hash(&key)).filter(|hit| !expired(hit, &ctx.worker.idle, ctx.now_ms));
-    let Some(hit) = known else { return about_unknown(ctx, frame, error) };
+    let Some(hit) = known else { return about_unknown(ctx, frame, error, out, observer) };
     observer.known_flow(&hit, FlowFate::Continues);
     if let Err(reason) = check(ctx, frame, error, &hit) {
         return Verdict::Drop(reason);
     }
     let source = icmp::source_after(error, &hit);
     if link_local(source, key.v6) {
-        return to_kernel(ctx, frame, None, Reason::LinkLocalSource);
+        return leave(ctx, frame, Unserved::Other, Reason::LinkLocalSource, out, observer);
     }
     let client = if hit.direction == Direction::Original { key.src } else { hit.new.dst };
     let class = ErrorClass::of(hit.phase);
@@ -93,11 +94,17 @@ fn comes_from_there(ctx: &Context<'_>, port: PortId, error: &IcmpError, hit: &Hi
 }
 
 /// Leaves an error that belongs to no known flow to the kernel, which may have a socket that sent the quoted packet.
-fn about_unknown(ctx: &mut Context<'_>, frame: &mut Frame<'_>, error: &IcmpError) -> Verdict {
+fn about_unknown<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    error: &IcmpError,
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
     if !take(ctx, ErrorClass::Unknown, error.sender, error.quoted.v6) {
         return Verdict::Drop(Reason::IcmpLimit);
     }
-    to_kernel(ctx, frame, None, Reason::Icmp)
+    leave(ctx, frame, Unserved::Other, Reason::Icmp, out, observer)
 }
 
 /// Takes a token of a class for a client or a sender.

@@ -6,7 +6,7 @@ use super::Context;
 use super::foreign::is_from_node;
 use crate::conntrack::{Hit, PhaseKind};
 use crate::counters::Counters;
-use crate::frame::{Frame, NextHopId, OUTPUT_MAX, Outputs, Verdict};
+use crate::frame::{Frame, NextHopId, OUTPUT_MAX, Outputs, PortId, Verdict};
 use crate::observe::Observer;
 use crate::parse::{Packet, link_header};
 use crate::reason::Reason;
@@ -152,7 +152,7 @@ fn answer_sender<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, 
     let by_router = match class {
         Class::TooBigConfirmed | Class::TooBigAnswered | Class::TooBig | Class::TimeExceeded => true,
         Class::Unreachable => is_about_way(reason),
-        Class::Reset | Class::Idle => false,
+        Class::Reset | Class::Idle | Class::Ping => false,
     };
     let own = ctx.services.snat.addrs(packet.tuple.v6).first().copied();
     let from = own.filter(|_| by_router).unwrap_or(dst);
@@ -161,7 +161,7 @@ fn answer_sender<'f>(ctx: &mut Context<'_>, frame: &Frame<'f>, packet: &Packet, 
         out.spare.push(spare);
         return false;
     }
-    towards_sender(ctx, frame, &mut spare);
+    towards_sender(ctx, frame.port, &mut spare);
     ctx.counters.frames.made.count(spare.head_len());
     out.made.push((spare, frame.port, NextHopId(0)));
     true
@@ -177,13 +177,13 @@ fn made_max(class: Class) -> usize {
     match class {
         Class::TooBigConfirmed => OUTPUT_MAX,
         Class::TooBigAnswered | Class::TooBig => OUTPUT_MAX - OUTPUT_MAX / 8,
-        Class::TimeExceeded | Class::Unreachable | Class::Reset | Class::Idle => OUTPUT_MAX - OUTPUT_MAX / 4,
+        Class::TimeExceeded | Class::Unreachable | Class::Reset | Class::Idle | Class::Ping => OUTPUT_MAX - OUTPUT_MAX / 4,
     }
 }
 
-/// Addresses a reject for a sender behind the kernel to the kernel's end of the internal port, which knows the way.
-fn towards_sender(ctx: &Context<'_>, frame: &Frame<'_>, made: &mut Frame<'_>) {
-    let behind = ctx.routes.internal.filter(|internal| internal.port == frame.port);
+/// Addresses an answer to what came in by `port`, for a sender behind the kernel, to the kernel's end of the internal port, which knows the way.
+pub(super) fn towards_sender(ctx: &Context<'_>, port: PortId, made: &mut Frame<'_>) {
+    let behind = ctx.routes.internal.filter(|internal| internal.port == port);
     if let (Some(internal), Ok((_, l3))) = (behind, link_header(made.head())) {
         let src = ctx.routes.port(internal.port).map_or([0; 6], |port| port.mac);
         rewrite::link(made, l3 as u16, src, internal.kernel_mac);

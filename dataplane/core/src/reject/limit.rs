@@ -40,6 +40,8 @@ pub enum Class {
     Reset,
     /// Resets to both ends of a connection that ended by its idle timeout.
     Idle,
+    /// Answers to pings. They are no rejects.
+    Ping,
 }
 
 /// Tokens a second, and the most that a bucket holds.
@@ -53,8 +55,16 @@ pub struct Rate {
 
 impl Class {
     /// All classes.
-    pub const ALL: [Class; 7] =
-        [Class::TooBigConfirmed, Class::TooBigAnswered, Class::TooBig, Class::TimeExceeded, Class::Unreachable, Class::Reset, Class::Idle];
+    pub const ALL: [Class; 8] = [
+        Class::TooBigConfirmed,
+        Class::TooBigAnswered,
+        Class::TooBig,
+        Class::TimeExceeded,
+        Class::Unreachable,
+        Class::Reset,
+        Class::Idle,
+        Class::Ping,
+    ];
 
     /// The limit of one worker's rejects of this class.
     ///
@@ -64,7 +74,7 @@ impl Class {
     pub const fn limit(self) -> Rate {
         match self {
             Class::TooBigConfirmed | Class::TooBigAnswered | Class::Reset | Class::Idle => Rate { per_second: 10_000, burst: 2_000 },
-            Class::TooBig | Class::TimeExceeded | Class::Unreachable => Rate { per_second: 1_000, burst: 200 },
+            Class::TooBig | Class::TimeExceeded | Class::Unreachable | Class::Ping => Rate { per_second: 1_000, burst: 200 },
         }
     }
 
@@ -73,7 +83,7 @@ impl Class {
     pub const fn share(self) -> Rate {
         match self {
             Class::TooBigConfirmed | Class::TooBigAnswered | Class::Reset | Class::Idle => Rate { per_second: 1_000, burst: 200 },
-            Class::TooBig | Class::TimeExceeded | Class::Unreachable => Rate { per_second: 100, burst: 50 },
+            Class::TooBig | Class::TimeExceeded | Class::Unreachable | Class::Ping => Rate { per_second: 100, burst: 50 },
         }
     }
 }
@@ -106,7 +116,13 @@ impl Labels for Class {
             Class::Unreachable => "unreachable",
             Class::Reset => "reset",
             Class::Idle => "idle",
+            Class::Ping => "ping",
         }
+    }
+
+    /// Answers to pings have counters of their own.
+    fn holds(class: Class) -> bool {
+        class != Class::Ping
     }
 }
 

@@ -1,8 +1,8 @@
 //! What is another's or the kernel's: sources that nobody outside has, source routes, options that cannot be read.
 
-use nomagic_core::frame::Verdict;
+use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
-use nomagic_core::routes::{InternalPort, Neighbour, Port, RouteKind, Routes};
+use nomagic_core::routes::{InternalPort, Neighbour, Policy, Port, ReversePath, RouteKind, Routes, Rule, RuleAction};
 use nomagic_core::tuple::Proto;
 use nomagic_core_fixtures::*;
 
@@ -98,6 +98,91 @@ fn no_service_is_a_client_of_another_or_of_itself() {
             matches!(w.run(CLIENTS, &spec(proto, source, "10.96.0.1:80", SYN).frame()).verdict, Verdict::Forward(..)),
             "{proto} {source}"
         );
+    }
+}
+
+/// As the kernel's `rp_filter`: each source by each port, without the check, and whether it passes the strict and the loose one.
+#[test]
+fn sources_are_compared_with_the_routes_to_them() {
+    use ReversePath::{Loose, Off, Strict};
+    let checked = |check: ReversePath| {
+        let mut w = world();
+        let routes = std::mem::take(&mut w.routes);
+        w.routes = routes.with_reverse_path([check; 3]);
+        w
+    };
+    let cases: [(&str, PortId, bool, bool); 9] = [
+        ("10.0.0.2", CLIENTS, true, true),
+        ("10.0.0.2", PODS, false, true),
+        ("192.168.9.9", PODS, true, true),
+        ("192.168.9.9", CLIENTS, false, true),
+        // Without a route.
+        ("198.51.100.7", CLIENTS, false, false),
+        ("198.51.100.7", PODS, false, false),
+        // There is no such check for IPv6.
+        ("fd00:b::9", CLIENTS, true, true),
+        ("fd00:ab::1", PODS, true, true),
+        ("2001:db8::1", CLIENTS, true, true),
+    ];
+    for (source, port, strict, loose) in cases {
+        for packet in packets(source).into_iter().filter(|packet| packet.dst.port() != 61_005) {
+            for (check, passes) in [(Off, true), (Strict, strict), (Loose, loose)] {
+                let mut w = checked(check);
+                let done = w.run(port, &packet.frame());
+                assert_eq!(
+                    done.verdict != Verdict::Drop(Reason::ReversePath),
+                    passes,
+                    "{packet:?} by {port:?}, {check:?}: {:?}",
+                    done.verdict
+                );
+                assert!(passes || (w.live(), done.made.len()) == (0, 0), "nobody is told");
+                w.reconciled();
+            }
+        }
+    }
+    // Nobody knows by which interface a pod's packet came that was redirected to the internal port. Ports without an entry are not checked.
+    let packet = spec("udp", "198.51.100.7:40000", "10.96.0.1:80", 0);
+    let mut w = world();
+    let routes = std::mem::take(&mut w.routes);
+    w.routes = routes.with_reverse_path([Off, Strict]);
+    assert!(matches!(w.run(INTERNAL, &packet.frame()).verdict, Verdict::Forward(..)));
+    // In a VLAN it came by another interface.
+    let mut tagged = packet.frame();
+    tagged.splice(12..12, [0x81, 0, 0, 7]);
+    assert!(matches!(checked(Strict).run(CLIENTS, &tagged).verdict, Verdict::Forward(..)));
+    // Open connections go on, whatever happens to the routes.
+    let mut w = world();
+    let syn = spec("tcp", "10.0.0.2:40000", "10.96.0.1:80", SYN);
+    w.connect(&syn).unwrap();
+    let routes = std::mem::take(&mut w.routes);
+    w.routes = routes.with_reverse_path([Strict; 3]);
+    assert!(matches!(w.run(PODS, &Spec { flags: ACK, ..syn }.frame()).verdict, Verdict::Forward(..)));
+}
+
+/// Rules see the source as the destination of a packet of the Service.
+#[test]
+fn rules_decide_about_sources_too() {
+    let lookup = |table| RuleAction::Lookup { table, suppressed: None };
+    let to_client = || Some("198.51.100.0/24".parse().unwrap());
+    let rules = |first: Rule| vec![first, Rule::all(lookup(0))];
+    let from_service = Rule { from: Some("10.96.0.0/16".parse().unwrap()), ..Rule::all(lookup(1)) };
+    for (first, passes) in [
+        (Rule::all(lookup(0)), false),
+        (from_service, true),
+        (Rule { to: to_client(), ..Rule::all(RuleAction::Kernel) }, true),
+        (Rule { to: to_client(), opaque: true, ..Rule::all(RuleAction::Blackhole) }, true),
+        (Rule { to: to_client(), ..Rule::all(RuleAction::Blackhole) }, false),
+    ] {
+        let mut w = world();
+        let ports = PORT_MACS.map(|mac| Port { mac, mtu: 1500, up: true }).to_vec();
+        let near = vec![Neighbour { port: PODS, addr: ip("192.168.1.1"), mac: [7; 6] }];
+        let main = vec![route("192.168.0.0/16", on_link(PODS)), route("10.0.0.0/24", on_link(CLIENTS))];
+        let other = vec![route("198.51.100.0/24", on_link(CLIENTS)), route("192.168.0.0/16", on_link(PODS))];
+        let v4 = Policy { tables: vec![main, other], rules: rules(first.clone()) };
+        let internal = Some(InternalPort { port: INTERNAL, kernel_mac: KERNEL_MAC });
+        w.routes = Routes::with_policies(2, ports, internal, [v4, Policy::default()], &near).0.with_reverse_path([ReversePath::Strict; 2]);
+        let verdict = w.run(CLIENTS, &spec("udp", "198.51.100.7:40000", "10.96.0.1:80", 0).frame()).verdict;
+        assert_eq!(verdict != Verdict::Drop(Reason::ReversePath), passes, "{first:?}: {verdict:?}");
     }
 }
 

@@ -18,6 +18,7 @@ mod local;
 mod maglev;
 mod nat_model;
 mod observe;
+mod only_here;
 mod packets;
 mod pieces;
 mod reasons;

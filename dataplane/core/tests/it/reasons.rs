@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nomagic_core::conntrack::{EvictionRank, Flow, Phase};
 use nomagic_core::frame::{PortId, Verdict};
 use nomagic_core::reason::Reason;
-use nomagic_core::routes::{Port, Routes};
+use nomagic_core::routes::{Port, ReversePath, Routes};
 use nomagic_core::services::{Action, ClientLimit, ConnectionsPerClient, ConnectionsPerSecond, Frontend, Limits, RateLimit, ServicePort};
 use nomagic_core::tuple::{PrefixSet, Proto};
 use nomagic_core_fixtures::*;
@@ -136,6 +136,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
         (Reason::SourceRange, to("10.96.1.3:80").frame(), CLIENTS),
         (Reason::UnusedServicePort, to("10.96.0.1:81").frame(), CLIENTS),
         (Reason::UnallocatedServiceAddress, to("10.96.9.9:80").frame(), CLIENTS),
+        (Reason::UnusedExternalPort, spec("tcp", "198.51.100.7:40000", "203.0.113.10:81", SYN).frame(), CLIENTS),
         (Reason::MidFlowSnat, Spec { flags: ACK, ..to("10.96.0.2:80") }.frame(), CLIENTS),
         (Reason::TtlExceeded, Spec { ttl: 1, ..tcp }.frame(), CLIENTS),
         (Reason::TooBig, Spec { payload: 1500, ..tcp }.frame(), CLIENTS),
@@ -150,7 +151,7 @@ fn packets() -> Vec<(Reason, Vec<u8>, PortId)> {
     for source in ["0.0.0.0:1", "127.0.0.1:1", "224.0.0.1:1", "255.255.255.255:1"] {
         list.push((Reason::Martian, spec("udp", source, "10.96.0.1:80", 0).frame(), CLIENTS));
     }
-    for source in ["[::]:1", "[::1]:1", "[ff02::1]:1"] {
+    for source in ["[::]:1", "[::1]:1", "[ff02::1]:1", "[::ffff:10.0.0.2]:1"] {
         list.push((Reason::Martian, spec("udp", source, "[fd00:96::1]:80", 0).frame(), CLIENTS));
     }
     list
@@ -170,6 +171,8 @@ fn world() -> World {
     add_service(&mut s, "10.96.1.11", 80, Proto::Tcp, &[backend("192.168.79.1", 80)], false);
     add_service(&mut s, "10.96.1.6", 80, Proto::Tcp, &[backend("172.16.0.1", 80)], false);
     add_service(&mut s, "10.96.1.7", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
+    add_service(&mut s, "203.0.113.10", 80, Proto::Tcp, &[backend("192.168.1.1", 80)], true);
+    make_outer(&mut s, "203.0.113.10");
     World::new(s, 256)
 }
 
@@ -375,6 +378,22 @@ fn limits() -> Vec<Reason> {
     let done = w.run(CLIENTS, &request(16).frame());
     meet(&w, &done, Reason::ReplyFilterFull);
     assert_eq!((w.live(), w.announced()), (16, 16));
+
+    // More pings than one sender's share.
+    let mut w = world();
+    w.services.answer_ping = true;
+    let ping = IcmpSpec { from: ip("10.0.0.2"), to: ip("10.96.0.1"), kind: 8, code: 0, rest: [0, 1, 0, 1] }.frame(&[7; 56]);
+    assert_eq!((0..100).take_while(|_| matches!(w.run(CLIENTS, &ping).verdict, Verdict::Forward(CLIENTS, _))).count(), 50);
+    w.counters = nomagic_core::counters::Counters::new(8);
+    let done = w.run(CLIENTS, &ping);
+    meet(&w, &done, Reason::PingLimit);
+    assert_eq!(done.bytes, ping);
+
+    // A source behind another port.
+    let mut w = world();
+    w.routes = routes(2).with_reverse_path([ReversePath::Strict; 2]);
+    let done = w.run(CLIENTS, &spec("tcp", "192.168.1.1:40000", "10.96.0.1:80", SYN).frame());
+    meet(&w, &done, Reason::ReversePath);
 
     // A reply by the clients' port.
     let mut w = world();

@@ -119,9 +119,10 @@ impl<'t> Wire<'t> {
     /// Sends one packet through the packet path.
     pub fn send(&mut self, services: &Services, tuple: &Tuple, tcp_flags: u8) -> PacketOutcome {
         let mut sent = frame_of(tuple, tcp_flags);
-        // The node's own packets arrive at the internal port, addressed to the kernel's end. From other ports its addresses are refused.
+        // The node's own packets arrive at the internal port, addressed to the kernel's end. From other ports its addresses are refused, and so is
+        // the Service's: a node that has the address of the load balancer may send from it.
         let src = tuple.src_addr();
-        let from_node = services.node_ips.contains(&src) || services.snat.is_own(src);
+        let from_node = services.node_ips.contains(&src) || services.snat.is_own(src) || src == tuple.dst_addr();
         let port = if from_node { INTERNAL } else { PortId(0) };
         if from_node {
             sent[..6].copy_from_slice(&KERNEL_MAC);

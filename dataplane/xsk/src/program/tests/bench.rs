@@ -68,6 +68,8 @@ impl Bench {
             reply_buckets: BUCKETS,
             reply_key: KEY,
             take_everything: false,
+            refuse_unused: false,
+            answer_ping: false,
             redirect_to: 0,
             internal: INTERNAL.map(|a| a.parse().ok()),
             configured: Configured::new(&[macs.parse().unwrap()], &[VlanId::from_static(VLAN.into())]),

@@ -37,7 +37,7 @@ fn agree(core: &Result<Packet, NotPacket>, filter: Stop) -> bool {
         Ok(packet) if packet.fragment.is_some() => filter == Stop::Fragment,
         Ok(_) => filter == Stop::NotOurs,
         Err(NotPacket::Later(_)) => filter == Stop::Fragment,
-        Err(NotPacket::Error(_)) => filter == Stop::Icmp,
+        Err(NotPacket::Error(_) | NotPacket::Echo(_)) => filter == Stop::Icmp,
         Err(NotPacket::Kernel(reason)) => match reason {
             Reason::NotIp => filter == Stop::NotIp,
             Reason::Icmp | Reason::IcmpQuote => filter == Stop::Icmp,
@@ -179,6 +179,7 @@ impl Parity {
             Ok(packet) => packet.tuple.proto.to_string(),
             Err(NotPacket::Later(_)) => "later fragment".into(),
             Err(NotPacket::Error(error)) => format!("error about {}", error.quoted.proto),
+            Err(NotPacket::Echo(_)) => "ping".into(),
             Err(NotPacket::Kernel(reason) | NotPacket::Malformed(reason)) => format!("{reason:?}"),
         };
         *self.seen.entry((class, stop)).or_default() += 1;
@@ -187,7 +188,7 @@ impl Parity {
             // Captured if a packet to the quoted one's sender is.
             Err(NotPacket::Error(error)) => self.check_tuple(frame, &error.key(), None),
             Err(NotPacket::Later(piece)) => self.check_piece(frame, &piece),
-            Err(NotPacket::Kernel(Reason::Icmp | Reason::IcmpQuote)) => self.check_icmp(frame),
+            Err(NotPacket::Kernel(Reason::Icmp | Reason::IcmpQuote) | NotPacket::Echo(_)) => self.check_icmp(frame),
             Err(_) => {}
         }
     }
