@@ -270,7 +270,6 @@ fn nobody_is_told_about_errors_and_fragments() {
     let routed = with_ipv4_options(&to("udp", OUTER[0], 80, 0).frame(), &[131, 7, 4, 10, 0, 0, 9, 0]);
     let near = spec("udp", "169.254.1.1:5", "203.0.113.10:80", 0).frame();
     for (frame, reason) in [
-        (later, Reason::Fragment),
         (error.frame(quote), Reason::Icmp),
         (error.frame(&quote[..27]), Reason::IcmpQuote),
         (other.frame(&[0; 12]), Reason::Icmp),
@@ -284,6 +283,13 @@ fn nobody_is_told_about_errors_and_fragments() {
         w.services.unused_ports = UnusedPorts::Kernel;
         assert_eq!(w.run(CLIENTS, &frame).verdict, Verdict::Kernel(reason));
     }
+    // A fragment whose first one does not come in time.
+    let mut w = world();
+    assert!(matches!(w.run(CLIENTS, &later).verdict, Verdict::Hold(_)));
+    let done = w.run_overdue(CLIENTS, &later);
+    assert_eq!((done.verdict, done.made.len(), &done.bytes), (Verdict::Drop(Reason::FragmentTimeout), 0, &later));
+    w.services.unused_ports = UnusedPorts::Kernel;
+    assert_eq!(w.run_overdue(CLIENTS, &later).verdict, Verdict::Kernel(Reason::FragmentTimeout));
 }
 
 /// Cluster IPs can be led here by a router as well.
