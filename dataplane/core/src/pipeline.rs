@@ -298,10 +298,7 @@ fn admit_new<'f, 'c>(
     });
     observer.service(&decision);
     let (backend, snat, port) = match decision {
-        Decision::Pass(reason) => match direct::admit(ctx, frame, packet, hash, observer) {
-            Some(verdict) => return verdict,
-            None => return leave(ctx, frame, Unserved::Packet(packet), reason, out, observer),
-        },
+        Decision::Pass(reason) => return direct::admit_or_leave(ctx, frame, (packet, hash, reason), out, observer),
         Decision::Drop(matched, reason) => return drop_by_service(matched, reason),
         Decision::Reject(matched, reason) => {
             matched.iter().for_each(|m| m.frontend.port.refused.count_rejected());

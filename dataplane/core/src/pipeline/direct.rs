@@ -1,19 +1,35 @@
 //! Connections of a client to an endpoint itself, from a port from which it has a flow of a Service to the same endpoint.
 
 use super::ending::{end, expired};
+use super::only_here::{Unserved, leave};
 use super::{Context, answers_come_back, forward, open, resolve};
 use crate::conntrack::Direction;
-use crate::frame::{Frame, Verdict};
+use crate::frame::{Frame, Outputs, Verdict};
 use crate::observe::Observer;
 use crate::parse::Packet;
+use crate::reason::Reason;
 use crate::rewrite;
 use crate::services::{Backend, Limits, Source};
 use crate::tuple::Proto;
 use crate::wire::tcp;
 
+/// Opens a flow for such a connection, or [leaves](leave) the packet, which is no Service's for this reason, to the kernel.
+pub(super) fn admit_or_leave<'f, 'c>(
+    ctx: &mut Context<'c>,
+    frame: &mut Frame<'f>,
+    (packet, hash, reason): (&Packet, u64, Reason),
+    out: &mut Outputs<'f>,
+    observer: &mut impl Observer<'c>,
+) -> Verdict {
+    match admit(ctx, frame, packet, hash, observer) {
+        Some(verdict) => verdict,
+        None => leave(ctx, frame, Unserved::Packet(packet), reason, out, observer),
+    }
+}
+
 /// Opens a flow for such a connection, with another source port, as the kernel's conntrack does: otherwise its answers would be those of the other
 /// flow. Only its SYN is captured before ([`crate::filter::direct`]). `None`: the packet is none of these, or the kernel should handle it.
-pub(super) fn admit<'c>(
+fn admit<'c>(
     ctx: &mut Context<'c>,
     frame: &mut Frame<'_>,
     packet: &Packet,

@@ -222,7 +222,7 @@ fn reserve(ctx: &mut Context<'_>, opening: Opening, flow: &mut Flow, ports: impl
     };
     let created = pending.flow;
     ctx.table.set_hop(&pending, ctx.routes.generation, opening.hop);
-    if created.announced && !announce(ctx, &created, pending.slot()) {
+    if created.announced && !announce(ctx, created, pending.slot()) {
         ctx.table.abort(pending);
         return Err(Reason::ReplyFilterFull);
     }
