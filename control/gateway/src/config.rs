@@ -12,6 +12,7 @@ pub mod limits;
 mod listen;
 mod log;
 mod metrics;
+mod mss;
 pub mod packets;
 pub mod patterns;
 mod settings;
@@ -37,6 +38,7 @@ pub use kubernetes::Kubernetes;
 pub use limits::LimitsConfig;
 pub use log::LogConfig;
 pub use metrics::MetricsConfig;
+pub use mss::Mss;
 use nomagic_xsk::{InterfaceName, MacAddress, VlanId};
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
@@ -112,6 +114,8 @@ pub struct Config {
     pub unused_ports: UnusedPorts,
     /// Answer pings to cluster, load balancer and external IPs that are not the node's own. Default: false.
     pub answer_ping: bool,
+    /// The maximum segment size that clients and endpoints announce to each other: `keep` (default), `clamp` to the MTUs here, or a number.
+    pub mss: Mss,
     /// What the XDP program does with Service packets if no worker has been alive for longer than `graceMs`.
     pub on_failure: FailurePolicy,
     /// Detach the XDP program from the interfaces on an orderly exit.
@@ -276,6 +280,7 @@ impl Default for Config {
             reject: Reject::default(),
             unused_ports: UnusedPorts::default(),
             answer_ping: false,
+            mss: Mss::default(),
             on_failure: FailurePolicy::default(),
             detach_on_exit: false,
             state_dir: PathBuf::from("/run/nomagic"),

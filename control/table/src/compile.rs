@@ -179,6 +179,7 @@ impl Compiler {
         services.tcp_reject = settings.tcp_reject;
         services.unused_ports = settings.unused_ports;
         services.answer_ping = settings.answer_ping;
+        services.mss = settings.mss;
         services.reset_idle = settings.reset_idle;
         services.node_ips = node_clients(settings);
         self.services = services;

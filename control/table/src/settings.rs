@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use nomagic_core::mss::SegmentSize;
 use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject, UnusedPorts};
 use nomagic_core::tuple::{HashSeed, Prefix};
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub unused_ports: UnusedPorts,
     /// Pings to addresses that only Services have are answered.
     pub answer_ping: bool,
+    /// The maximum segment size in SYNs.
+    pub mss: SegmentSize,
     /// Both ends of a TCP connection that ends by its idle timeout get a reset.
     pub reset_idle: bool,
     /// Limits of Services without an annotation about them.

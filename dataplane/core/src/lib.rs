@@ -21,6 +21,7 @@ pub mod frame;
 pub mod hash;
 pub mod icmp;
 pub mod maglev;
+pub mod mss;
 pub mod observe;
 pub mod parse;
 pub mod pipeline;

@@ -210,6 +210,9 @@ fn update_state(ctx: &Context<'_>, frame: &Frame<'_>, packet: &Packet, hit: &Hit
 #[inline]
 fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop, id: NextHopId) -> Verdict {
     let bytes = frame.total_len();
+    if ctx.services.mss.lower(frame, packet, hop.mtu.min(ctx.routes.mtu_of(frame.port))) {
+        ctx.counters.path.mss_lowered.add(1);
+    }
     if rewrite::rewrite(frame, packet, hit, hop) {
         ctx.counters.path.checksum_completed.add(1);
     }

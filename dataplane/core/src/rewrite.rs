@@ -253,7 +253,7 @@ fn write_sctp_field(frame: &mut Frame<'_>, packet: &Packet, crc: u32) {
 /// A local sender that leaves the checksum to its NIC (Linux: CHECKSUM_PARTIAL) stores the pseudo header's sum, not complemented.
 /// A finished checksum may equal that by chance; computing it anew is right in both cases.
 #[inline(always)]
-fn is_partial(packet: &Packet, field: u16) -> bool {
+pub(crate) fn is_partial(packet: &Packet, field: u16) -> bool {
     let t = &packet.tuple;
     // Nobody leaves fragments to the NIC, and the rest of the packet is not here.
     packet.fragment.is_none() && is_fold_of(field, pseudo_sum(t.src, t.dst, t.proto as u8, packet.covered_len))

@@ -193,6 +193,11 @@ impl Routes {
     }
 
     /// Adds a next hop for each neighbour, and then one for each MTU that a route by its port has. Returns how many neighbours were left out.
+    /// The MTU of a port, as far as packets can use it.
+    pub fn mtu_of(&self, port: PortId) -> u16 {
+        self.ports.get(usize::from(port.0)).map_or(u16::MAX, |port| u16::try_from(port.mtu).unwrap_or(u16::MAX))
+    }
+
     fn add_neighbours(&mut self, neighbours: &[Neighbour], mtus: &BTreeSet<(PortId, u16)>) -> usize {
         let (before, mut left_out) = (self.hops.len(), 0);
         for n in neighbours {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use crate::cow_map::CowMap;
 use crate::hash::{WordSet, identity_of};
+use crate::mss::SegmentSize;
 use crate::reason::Reason;
 use crate::tuple::{AddrWords, HashSeed, Prefix, PrefixSet, Proto, Tuple, addr_words};
 
@@ -201,6 +202,8 @@ pub struct Services {
     pub unused_ports: UnusedPorts,
     /// Pings to addresses that only Services have are answered.
     pub answer_ping: bool,
+    /// The maximum segment size in SYNs.
+    pub mss: SegmentSize,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
     /// Both ends of a TCP connection that ends by its idle timeout get a reset.
@@ -292,6 +295,7 @@ impl Services {
             outer: OuterAddresses::default(),
             unused_ports: UnusedPorts::default(),
             answer_ping: false,
+            mss: SegmentSize::Keep,
             tcp_reject: TcpReject::default(),
             reset_idle: false,
         }

@@ -81,6 +81,7 @@ impl Config {
                 values::UnusedPorts::Kernel => UnusedPorts::Kernel,
             },
             answer_ping: self.answer_ping,
+            mss: self.mss.0,
             reset_idle: self.conntrack.tcp_reset_on_idle,
             limits: self.limits.into(),
             seed: HashSeed::new(self.hash.seed.unwrap_or(0)),

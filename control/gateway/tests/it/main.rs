@@ -32,6 +32,7 @@ mod limits;
 mod local_pods;
 mod local_routes;
 mod local_traffic;
+mod mss;
 mod net;
 mod net_policy;
 mod objects;

@@ -1,5 +1,6 @@
 //! Tests of the individual rules. The gateway's `tests/it/cases.rs` tests their combinations.
 
+use nomagic_core::mss::SegmentSize;
 use nomagic_core::services::{Action, ClientClass, Decision, SnatCause, SnatRange, TcpReject, UnusedPorts};
 use nomagic_core::tuple::{Proto, Tuple};
 
@@ -36,6 +37,7 @@ pub(super) fn settings() -> Settings {
         tcp_reject: TcpReject::PortUnreachable,
         unused_ports: UnusedPorts::default(),
         answer_ping: false,
+        mss: SegmentSize::Keep,
         reset_idle: false,
         limits: DefaultLimits::default(),
         seed: HashSeed::new(0),

@@ -16,6 +16,7 @@ use nomagic_core::frame::{Frame, Outputs, PortId};
 use nomagic_core::parse::{Packet, parse};
 use nomagic_core::pipeline::{Context, WorkerState, process};
 use nomagic_core::routes::{InternalPort, Leg, Neighbour, Port, Route, RouteKind};
+use nomagic_core::mss::SegmentSize;
 use nomagic_core::services::{ConnectionsPerClient, ConnectionsPerSecond, SnatRange, TcpReject, UnusedPorts};
 use nomagic_core::tuple::{HashSeed, splitmix64};
 use nomagic_core::wire::tcp;
@@ -58,6 +59,7 @@ fn settings() -> Settings {
         tcp_reject: TcpReject::default(),
         unused_ports: UnusedPorts::default(),
         answer_ping: false,
+        mss: SegmentSize::Keep,
         reset_idle: false,
         limits: DefaultLimits::default(),
         seed: HashSeed::new(0),

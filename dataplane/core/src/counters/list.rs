@@ -74,6 +74,7 @@ counters! {
         rejects_made: CounterBy<Class> = "nomagic_rejects_made_total", "Rejects (ICMP errors, resets), by what they are about.";
         rejects_suppressed: CounterBy<Class> = "nomagic_rejects_suppressed_total", "Rejects that were not sent, by what they are about: over a limit, without a spare frame, or an answer to a broadcast, to a reset or to what may be fragmented.";
         icmp_errors: CounterBy<ErrorClass> = "nomagic_icmp_errors_forwarded_total", "ICMP errors about known connections that were translated and sent on, by what they are about: confirmed connections, UDP flows that were answered, unconfirmed ones.";
+        mss_lowered: Counter = "nomagic_mss_lowered_total", "SYNs whose maximum segment size was lowered (mss).";
         pings_answered: Counter = "nomagic_pings_answered_total", "Pings to addresses of Services that were answered (answerPing).";
         checksum_completed: Counter = "nomagic_checksums_completed_total", "Checksums computed in full because the sender left them to its NIC.";
     }

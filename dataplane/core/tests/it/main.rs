@@ -16,6 +16,7 @@ mod lifetimes;
 mod limits;
 mod local;
 mod maglev;
+mod mss;
 mod nat_model;
 mod observe;
 mod only_here;
