@@ -68,6 +68,8 @@ pub struct Compiler {
     unserved_ips: BTreeMap<IpAddr, u32>,
     /// The Services that they are from.
     unserved: HashMap<NamespacedName, Vec<IpAddr>>,
+    /// The Services that are served, but for ports that could not be read.
+    half_read: BTreeSet<NamespacedName>,
     /// This node's addresses.
     own_ips: WordSet<IpAddr>,
     health: Claims<u16, usize, RandomState>,
@@ -96,6 +98,7 @@ impl Compiler {
             budget: Budget::new(capacity),
             unserved_ips: BTreeMap::new(),
             unserved: HashMap::new(),
+            half_read: BTreeSet::new(),
             own_ips: WordSet::default(),
             health: Claims::default(),
             health_checks: Arc::default(),
@@ -189,6 +192,7 @@ impl Compiler {
         (self.addresses, self.health, self.budget) = (Claims::default(), Claims::default(), self.budget.emptied());
         self.unserved_ips.clear();
         self.unserved.clear();
+        self.half_read.clear();
         (self.health_checks, self.no_local_endpoints) = (Arc::default(), [(0, 0); 2]);
         self.troubled.clear();
     }
@@ -224,11 +228,27 @@ impl Compiler {
         } else {
             self.troubled.remove(key);
         }
-        self.leave_to_kernel(key, unserved);
-        for ip in old.iter().chain(&new).flat_map(|plan| &plan.cluster_ips) {
-            self.settle_kernel_ip(*ip);
-        }
+        let ips: Vec<IpAddr> = old.iter().chain(&new).flat_map(|plan| &plan.cluster_ips).copied().collect();
         self.plans.extend(new.map(|p| (key.clone(), p)));
+        let half_read = service.is_some_and(|s| s.ports_unread);
+        // The rules for its ports may have become needless.
+        self.closed |= self.half_read.remove(key);
+        if half_read {
+            self.half_read.insert(key.clone());
+        }
+        self.leave_to_kernel(key, unserved);
+        ips.into_iter().for_each(|ip| self.settle_kernel_ip(ip));
+        if half_read {
+            self.open_ports(key, None);
+        }
+    }
+
+    /// Opens the rules for the ports of a Service whose cluster IPs are left to the kernel; only at `at`, if that is given.
+    fn open_ports(&mut self, key: &NamespacedName, at: Option<IpAddr>) {
+        let claims = self.plans.get(key).map_or(&[][..], |plan| &plan.claims);
+        let at_kernels = claims.iter().map(|(address, _)| *address).filter(|(ip, ..)| self.services.kernel_ips.contains(ip));
+        self.opened.services.extend(at_kernels.filter(|(ip, ..)| at.is_none_or(|at| at == *ip)));
+        self.closed = true;
     }
 
     /// Sets the cluster IPs of a Service that is not served: "nobody has it" would be wrong there.
@@ -247,11 +267,17 @@ impl Compiler {
 
     /// Whether an address is the kernel's: it is this node's, or a cluster IP of unserved Services only.
     fn settle_kernel_ip(&mut self, ip: IpAddr) {
-        let own = self.own_ips.contains(&ip);
-        if own || (self.unserved_ips.contains_key(&ip) && !self.services.cluster_ips.contains(&ip)) {
-            self.services.kernel_ips.insert(ip);
-        } else {
-            self.services.kernel_ips.remove(&ip);
+        let kernels = self.own_ips.contains(&ip) || (self.unserved_ips.contains_key(&ip) && !self.services.cluster_ips.contains(&ip));
+        let changed = if kernels { self.services.kernel_ips.insert(ip) } else { self.services.kernel_ips.remove(&ip) };
+        if !changed {
+            return;
+        }
+        self.closed = true;
+        if kernels {
+            let half_read: Vec<NamespacedName> = self.half_read.iter().cloned().collect();
+            half_read.iter().for_each(|key| self.open_ports(key, Some(ip)));
+        } else if self.services.cluster_ips.contains(&ip) {
+            self.opened.addresses.insert(ip);
         }
     }
 

@@ -29,6 +29,8 @@ impl Touched {
 #[derive(Clone, Default, Debug)]
 pub struct Index {
     services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// How many of them only [stand in](Service::stands_in).
+    stand_ins: usize,
     slices: BTreeMap<NamespacedName, Arc<Slice>>,
     /// Names of the slices of a Service that are not ignored.
     members: BTreeMap<NamespacedName, BTreeSet<String>>,
@@ -43,7 +45,7 @@ pub struct Index {
 /// Compares objects; ignores how they were applied.
 impl PartialEq for Index {
     fn eq(&self, other: &Index) -> bool {
-        let Index { services, slices, members, nodes, service_cidrs, troubled, touched: _ } = self;
+        let Index { services, stand_ins: _, slices, members, nodes, service_cidrs, troubled, touched: _ } = self;
         (services, slices, members) == (&other.services, &other.slices, &other.members)
             && (nodes, service_cidrs, troubled) == (&other.nodes, &other.service_cidrs, &other.troubled)
     }
@@ -71,6 +73,7 @@ impl Index {
         match object {
             Object::Service(service) => {
                 self.touched.services.entry(service.key.clone()).or_default();
+                self.stand_ins += usize::from(service.stands_in());
                 self.services.insert(service.key.clone(), service);
             }
             Object::Slice(slice) => self.insert_slice(slice),
@@ -111,6 +114,7 @@ impl Index {
         match kind {
             Kind::Service => {
                 let Some(service) = self.services.remove(key) else { return false };
+                self.stand_ins -= usize::from(service.stands_in());
                 self.touched.services.entry(key.clone()).or_insert(Some(service));
                 true
             }
@@ -166,10 +170,10 @@ impl Index {
         }
     }
 
-    /// Number of known objects of a kind.
+    /// Number of known objects of a kind. What only stands in for others does not count.
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
-            Kind::Service => self.services.len(),
+            Kind::Service => self.services.len() - self.stand_ins,
             Kind::EndpointSlice => self.slices.len(),
             Kind::Node => self.nodes.len(),
             Kind::ServiceCidr => self.service_cidrs.len(),

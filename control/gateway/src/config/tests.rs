@@ -160,7 +160,7 @@ fn errors_name_the_position_the_field_and_the_allowed_values() {
         ("unusedPorts: reject", "1:14", "unusedPorts", &["reject", "refuse, drop or kernel"]),
         ("mss: 100", "1:6", "mss", &["100", "keep, clamp, or a number of bytes from 536 to 65495"]),
         ("mss: little", "1:6", "mss", &["little", "keep, clamp"]),
-        ("answerPing: always", "1:13", "answerPing", &["always", "a boolean"]),
+        ("answerPing: always", "1:13", "answerPing", &["invalid boolean", "true or false"]),
         ("onFailure: explode", "1:12", "onFailure", &["explode", "pass, drop or auto"]),
         ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "1 to 15 bytes"]),
         ("interfaces: [lo]", "1:14", "interfaces[0]", &["lo", "cannot be taken over"]),

@@ -50,6 +50,9 @@ impl ObjectSource {
                 if let Some(problem) = &loaded.shortage {
                     bail!("{problem}");
                 }
+                if let Some(problem) = loaded.problems.first().filter(|_| loaded.unread && loaded.objects.is_empty()) {
+                    bail!("{problem}: run as its owner or as root; a security module may forbid reading it, too");
+                }
                 *index = Index::of(loaded.objects.iter().cloned());
                 let (path, loaded) = (path.clone(), Arc::new(loaded));
                 let files = Manifests { path, fingerprint, loaded, reading: None, again: false, unchanged: false, missing: false };

@@ -109,7 +109,7 @@ impl TestWatch {
 
     /// The names of the known Services.
     pub fn services(&self) -> Vec<String> {
-        self.index.services().map(|s| s.key.name.clone()).collect()
+        self.index.services().filter(|s| !s.stands_in()).map(|s| s.key.name.clone()).collect()
     }
 
     /// The number of endpoints of a Service.
