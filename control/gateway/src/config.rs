@@ -26,6 +26,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use nomagic_core::services::UnusedPorts;
 use nomagic_core::tuple::Prefix;
 use nomagic_sys::shortage::explained;
 use nomagic_table::settings::NodePortAddresses;
@@ -43,7 +44,7 @@ use nomagic_xsk::{InterfaceName, MacAddress, VlanId};
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
 pub use timeouts::TimeoutsConfig;
-pub use values::{FailurePolicy, PortRange, Reject, UnusedPorts};
+pub use values::{FailurePolicy, PortRange, Reject};
 pub use workers::{WorkerIdle, WorkersConfig};
 
 /// Maximum size of a configuration file in bytes.
@@ -111,6 +112,7 @@ pub struct Config {
     pub reject: Reject,
     /// What becomes of packets for unused ports of load balancer and external IPs if the kernel's route would send them back to the router that they
     /// came from: `refuse` (default), `drop` or `kernel`.
+    #[serde(deserialize_with = "values::unused_ports")]
     pub unused_ports: UnusedPorts,
     /// Answer pings to cluster, load balancer and external IPs that are not the node's own. Default: false.
     pub answer_ping: bool,

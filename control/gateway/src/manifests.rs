@@ -270,8 +270,11 @@ fn read_file(file: &Path) -> FileContent {
 }
 
 fn read_text(file: &Path) -> Result<String, Unread> {
-    let unreadable =
-        |e: io::Error| Unread { message: format!("cannot be read: {}", explained(&e)), shortage: remedy(&e).is_some(), again: true };
+    let unreadable = |e: io::Error| {
+        let forbidden = e.kind() == io::ErrorKind::PermissionDenied;
+        let hint = if forbidden { ": run as its owner or as root; a security module may forbid reading it, too" } else { "" };
+        Unread { message: format!("cannot be read: {}{hint}", explained(&e)), shortage: remedy(&e).is_some(), again: true }
+    };
     let unfit = |message: String| Unread { message, shortage: false, again: false };
     let meta = std::fs::metadata(file).map_err(unreadable)?;
     if !meta.is_file() {

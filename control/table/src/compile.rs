@@ -68,7 +68,7 @@ pub struct Compiler {
     unserved_ips: BTreeMap<IpAddr, u32>,
     /// The Services that they are from.
     unserved: HashMap<NamespacedName, Vec<IpAddr>>,
-    /// The Services that are served, but for ports that could not be read.
+    /// The Services that are served, except for ports that could not be read. Their cluster IPs are left to the kernel.
     half_read: BTreeSet<NamespacedName>,
     /// This node's addresses.
     own_ips: WordSet<IpAddr>,
@@ -325,7 +325,8 @@ impl Compiler {
         let (ip, port, proto) = *address;
         let before = self.services.frontend(ip, port, proto);
         let holder = self.addresses.holder(address).map(|(_, frontend)| frontend);
-        // An address of unserved Services has no frontend of a cluster IP, so only this node's addresses matter.
+        // Of the addresses that are the kernel's, only this node's matter here: those of half-read Services are for `open_ports`, and unserved
+        // Services have no frontends.
         let has_rule = |frontend: &Frontend| frontend.kind != AddressKind::ClusterIp || self.own_ips.contains(&ip);
         match (before.is_some_and(has_rule), holder.is_some_and(has_rule)) {
             (false, true) => {

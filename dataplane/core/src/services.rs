@@ -329,25 +329,6 @@ impl Services {
         added && before.is_none()
     }
 
-    /// The load balancer and external IPs.
-    pub fn outer(&self) -> &OuterAddresses {
-        &self.outer
-    }
-
-    /// What an address is to Services, if it is neither the kernel's nor foreign to them.
-    pub fn only_here(&self, addr: IpAddr) -> Option<OnlyHere> {
-        let of_services = if self.cluster_ips.contains(&addr) {
-            OnlyHere::ClusterIp
-        } else if self.service_cidrs.iter().any(|range| range.contains(addr)) {
-            OnlyHere::Unallocated
-        } else if self.outer.contains(&addr) {
-            OnlyHere::Outer
-        } else {
-            return None;
-        };
-        (!self.kernel_ips.contains(&addr)).then_some(of_services)
-    }
-
     /// All frontends: `(address, port, protocol, frontend)`, in no order.
     pub fn frontends(&self) -> impl Iterator<Item = (IpAddr, u16, Proto, &Frontend)> {
         self.frontends.iter().filter_map(|(k, f)| {
@@ -427,11 +408,6 @@ impl Services {
             false => (backend.addr == client).then_some(SnatCause::Hairpin),
         };
         Decision::Forward { matched, pool, slot, backend, snat }
-    }
-
-    /// Whether an address is in one of the ranges of cluster IPs.
-    pub fn in_service_range(&self, addr: IpAddr) -> bool {
-        self.service_cidrs.iter().any(|range| range.contains(addr))
     }
 
     /// No frontend: unused ports of a cluster IP are rejected, unallocated addresses of the Service range dropped (kube-proxy's nftables

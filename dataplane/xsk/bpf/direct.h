@@ -18,8 +18,8 @@ INLINE struct tuple reversed(const struct tuple *t)
 }
 
 // Remembers connections that pass by, from client to endpoint directly, by the fingerprints of their answers: those of a flow from the same port
-// to the same endpoint would be the same (nomagic_core::filter::direct). TCP: from SYN+ACK to FIN or RST. Wherever the packets of another
-// connection write at the same time, one of the two may be forgotten. The buckets follow those of the announced replies and their key.
+// to the same endpoint would be the same (nomagic_core::filter::direct). A TCP connection is remembered from its SYN+ACK to a FIN or RST. If two CPUs
+// write to a bucket at the same time, one of the connections may be forgotten. These buckets come after those of the announced replies and the key.
 CHECKED_ONCE int note_direct(const struct tuple *t, __u64 hash)
 {
 	if (!t)

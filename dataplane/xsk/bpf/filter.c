@@ -2,15 +2,18 @@
 //
 // The XDP filter: captures nomagic's frames and passes all others.
 //
-// One instance runs on each interface. It captures packets to Services (address, port, protocol), to cluster IPs and Service ranges as a
-// whole (but for addresses that are the kernel's), and replies announced by fingerprint. Of these it drops those whose source is in the deny list; whatever else such a source sends goes
-// to the kernel. Captured frames go to the AF_XDP socket of their queue while the worker that owns the queue is alive; see
-// take() for the other case. On a redirect port (a pod's interface, a tunnel) they are redirected to the kernel's end of the internal pair,
-// and arrive at the other end's socket. All fragments of a datagram go the same way, see is_fragment_ours(). ICMP errors are captured if they
-// quote a packet that nomagic has sent on. Of connections that pass, the answers are remembered, so that no flow gets the same. Other ICMP and
-// unreadable frames go to the kernel, and so do frames of others: to other MAC addresses, to
-// groups and in other VLANs. The kernel also gets frames with a wrong IPv4 header checksum, and counts them. Of load balancer and external IPs, on which
-// only Services' ports are captured, it also captures what the kernel may send back to the router that sent it.
+// One instance runs on each interface. It captures
+//   - packets to Services (address, port, protocol), and to cluster IPs and Service ranges as a whole, but for addresses that are the kernel's;
+//   - replies, and packets of direct connections, that are announced by fingerprint;
+//   - what the kernel may send back to a router: packets to load balancer and external IPs that are for no Service's port;
+//   - ICMP errors that quote a packet that nomagic has sent on.
+// All fragments of a datagram go the same way, see is_fragment_ours(). Of these frames it drops those whose source is in the deny list; whatever else
+// such a source sends goes to the kernel. So do other ICMP, unreadable frames, frames with a wrong IPv4 header checksum, and frames of others: to other
+// MAC addresses, to groups and in other VLANs. Each outcome is counted. The answers of connections that pass are remembered, so that no flow gets the
+// same answers (direct.h).
+//
+// Captured frames go to the AF_XDP socket of their queue while the worker that owns the queue is alive; see take() for the other case. On a redirect
+// port (a pod's interface, a tunnel) they are redirected to the kernel's end of the internal pair, and arrive at the other end's socket.
 
 #include "direct.h"
 #include "maps.h"

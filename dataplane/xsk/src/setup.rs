@@ -73,6 +73,7 @@ fn announce(table: Conntrack<'_>, replies: ReplyFilter<'_>, key: ReplyKey, now_m
             let announces = |tuple: &Tuple| wanted.insert(tuple, hit.slot());
             let fits = || announces(&flow.reply()) && (!flow.is_direct() || announces(&flow.original()));
             if flow.announced && stays == kept && !fits() {
+                wanted.remove(&flow.reply());
                 table.end(hit);
                 refused += 1;
             }

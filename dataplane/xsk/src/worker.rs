@@ -3,6 +3,8 @@
 //! A round: housekeeping, new tables, frames handed over by other workers, each queue (completions, refill, receive, process, send), then
 //! idling if there was no work.
 
+mod fragments;
+
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -45,8 +47,6 @@ const SWEEP_PERIOD_NS: u64 = 10_000_000_000;
 /// Maximum number of flows swept per housekeeping.
 const SWEEP_MAX: u64 = 16_384;
 
-mod fragments;
-
 pub(crate) struct Worker {
     pub io: WorkerIo,
     pub heartbeat: &'static AtomicU64,
@@ -61,6 +61,8 @@ pub(crate) struct Worker {
     pub state: WorkerState,
     pub hold: Hold,
     pub fragments: FragmentHold<OwnedFrame>,
+    /// When they were last looked through.
+    pub fragments_seen_ns: u64,
     /// Fragments that are not held any longer.
     pub leaving: VecDeque<OwnedFrame>,
     pub requester: NeighbourRequester,
@@ -95,7 +97,7 @@ impl Worker {
             self.take_tables();
             let handed = self.io.drain_handovers();
             let frames: usize = (0..self.io.queues.len()).map(|q| self.serve(q)).sum();
-            self.release_fragments();
+            self.tend_fragments();
             self.io.kick();
             self.io.return_foreign_frames();
             self.idle(handed + frames);

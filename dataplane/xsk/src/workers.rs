@@ -83,6 +83,7 @@ impl Workers {
                 state: WorkerState::with_timeouts(id as u16, config.timeouts),
                 hold: Hold::new(config.hold_frames_max.div_ceil(count), config.hold_max.as_nanos() as u64),
                 fragments: FragmentHold::new(config.fragments_held_max()),
+                fragments_seen_ns: 0,
                 leaving: VecDeque::with_capacity(2 * BATCH_MAX),
                 requester: NeighbourRequester::new(wanted.clone()),
                 idle: config.idle,

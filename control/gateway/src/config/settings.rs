@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use nomagic_core::services::{SnatRange, TcpReject, UnusedPorts};
+use nomagic_core::services::{SnatRange, TcpReject};
 use nomagic_core::tuple::{HashSeed, Proto};
 use nomagic_table::index::Index;
 use nomagic_table::objects::{NamespacedName, ZONE_LABEL, addr};
 use nomagic_table::settings::{ExternalIps, Settings, ThisNode};
 
-use super::{Config, DetectLocal, Kubernetes, Reject, values};
+use super::{Config, DetectLocal, Kubernetes, Reject};
 
 /// How many API servers are protected against Services.
 const API_SERVERS_MAX: usize = 256;
@@ -75,11 +75,7 @@ impl Config {
                 Reject::Icmp => TcpReject::PortUnreachable,
                 Reject::TcpReset => TcpReject::Reset,
             },
-            unused_ports: match self.unused_ports {
-                values::UnusedPorts::Refuse => UnusedPorts::Refuse,
-                values::UnusedPorts::Drop => UnusedPorts::Drop,
-                values::UnusedPorts::Kernel => UnusedPorts::Kernel,
-            },
+            unused_ports: self.unused_ports,
             answer_ping: self.answer_ping,
             mss: self.mss.0,
             reset_idle: self.conntrack.tcp_reset_on_idle,

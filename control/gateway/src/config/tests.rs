@@ -71,7 +71,7 @@ bindAddressHardFail: true
     let limits = DefaultLimits { per_second: ConnectionsPerSecond::new(1_000_000), per_client: ConnectionsPerClient::new(20) };
     assert_eq!(c.settings(&[]).limits, limits);
     assert_eq!(c.settings(&[]).tcp_reject, nomagic_core::services::TcpReject::Reset);
-    assert_eq!((c.settings(&[]).unused_ports, c.settings(&[]).answer_ping), (nomagic_core::services::UnusedPorts::Drop, true));
+    assert_eq!((c.settings(&[]).unused_ports, c.settings(&[]).answer_ping), (UnusedPorts::Drop, true));
     assert_eq!(c.settings(&[]).mss, nomagic_core::mss::SegmentSize::AtMost(1_400));
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use nomagic_core::services::UnusedPorts;
 use nomagic_core::tuple::Prefix;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
 
@@ -35,18 +36,6 @@ pub enum Reject {
     Icmp,
     /// TCP reset for TCP, ICMP port unreachable for other protocols.
     TcpReset,
-}
-
-/// What becomes of packets for unused ports of load balancer and external IPs that the kernel would send back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum UnusedPorts {
-    /// As at a cluster IP, by [`Reject`].
-    #[default]
-    Refuse,
-    /// Silence.
-    Drop,
-    /// They go to the kernel.
-    Kernel,
 }
 
 /// An inclusive range of ports.
@@ -300,8 +289,18 @@ macro_rules! keywords {
 pub(super) use keywords;
 
 keywords!(FailurePolicy, "pass, drop or auto", "pass" => Pass, "drop" => Drop, "auto" => Auto);
-keywords!(UnusedPorts, "refuse, drop or kernel", "refuse" => Refuse, "drop" => Drop, "kernel" => Kernel);
 keywords!(Reject, "icmp or tcpReset", "icmp" => Icmp, "tcpReset" => TcpReset);
+
+/// Parses `unusedPorts`.
+pub(super) fn unused_ports<'de, D: Deserializer<'de>>(d: D) -> Result<UnusedPorts, D::Error> {
+    let parse = |text: &str| match text {
+        "refuse" => Some(UnusedPorts::Refuse),
+        "drop" => Some(UnusedPorts::Drop),
+        "kernel" => Some(UnusedPorts::Kernel),
+        _ => None,
+    };
+    d.deserialize_str(TextVisitor { expected: "refuse, drop or kernel", parse })
+}
 
 /// Parses `nodePortAddresses`.
 pub(super) fn node_port_addresses<'de, D: Deserializer<'de>>(d: D) -> Result<NodePortAddresses, D::Error> {

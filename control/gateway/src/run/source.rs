@@ -50,8 +50,9 @@ impl ObjectSource {
                 if let Some(problem) = &loaded.shortage {
                     bail!("{problem}");
                 }
+                // Nothing at all could be read.
                 if let Some(problem) = loaded.problems.first().filter(|_| loaded.unread && loaded.objects.is_empty()) {
-                    bail!("{problem}: run as its owner or as root; a security module may forbid reading it, too");
+                    bail!("{problem}");
                 }
                 *index = Index::of(loaded.objects.iter().cloned());
                 let (path, loaded) = (path.clone(), Arc::new(loaded));

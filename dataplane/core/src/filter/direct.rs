@@ -23,18 +23,21 @@ impl<'r> ReplyFilter<'r> {
 
     /// Whether a connection with these answers seems to pass by.
     pub fn passes(&self, reply: &Tuple) -> bool {
-        let (hash, fingerprint) = slot_of(reply, self.key);
-        let first = (hash as usize & (BUCKETS - 1)) * BUCKET_SLOTS;
-        let bucket = self.direct.get(first..first + BUCKET_SLOTS).unwrap_or(&[]);
+        let (bucket, fingerprint) = self.direct_bucket(reply);
         bucket.iter().any(|word| word.load(Ordering::Relaxed) == fingerprint)
     }
 
     /// Records a connection, as the XDP program does. For tests.
     pub fn note_direct(&self, reply: &Tuple) {
+        let (bucket, fingerprint) = self.direct_bucket(reply);
+        let place = bucket.iter().find(|word| [0, fingerprint].contains(&word.load(Ordering::Relaxed))).or(bucket.first());
+        place.into_iter().for_each(|word| word.store(fingerprint, Ordering::Relaxed));
+    }
+
+    /// The bucket of a connection, empty if there are none, and its fingerprint.
+    fn direct_bucket(&self, reply: &Tuple) -> (&'r [AtomicU32], u32) {
         let (hash, fingerprint) = slot_of(reply, self.key);
         let first = (hash as usize & (BUCKETS - 1)) * BUCKET_SLOTS;
-        if let Some(word) = self.direct.get(first) {
-            word.store(fingerprint, Ordering::Relaxed);
-        }
+        (self.direct.get(first..first + BUCKET_SLOTS).unwrap_or(&[]), fingerprint)
     }
 }

@@ -135,11 +135,12 @@ fn open_counted(
         }
         return create(ctx, opening, &mut flow, ports);
     }
-    // The client's own port may be that of its connection to the endpoint itself.
+    // The client's own port may be that of its connection to the endpoint itself. It is tried last: answers that nobody asked for, forged for all
+    // ports of a client, must not keep it from the endpoint.
     let (filter, own) = (ctx.filter, flow);
     let passes = move |port: u16| filter.is_some_and(|filter| filter.passes(&Flow { source_port: port, ..own }.reply()));
     if source == Source::Client && ports.may_choose() && passes(t.sport) {
-        return create(ctx, opening, &mut flow, ports.filter(move |port| !passes(*port)));
+        return create(ctx, opening, &mut flow, ports.filter(move |port| !passes(*port)).chain(std::iter::once(t.sport)));
     }
     create(ctx, opening, &mut flow, ports)
 }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::AddressKind;
+use super::{AddressKind, Services};
 use crate::cow_map::CowMap;
 
 /// What becomes of packets for unused ports of load balancer and external IPs, if the kernel would send them back where they came from.
@@ -27,6 +27,32 @@ pub enum OnlyHere {
     Unallocated,
     /// A load balancer or external IP. It may be a host's as well: the route tells.
     Outer,
+}
+
+impl Services {
+    /// The load balancer and external IPs.
+    pub fn outer(&self) -> &OuterAddresses {
+        &self.outer
+    }
+
+    /// What an address is to Services, if it is neither the kernel's nor foreign to them.
+    pub fn only_here(&self, addr: IpAddr) -> Option<OnlyHere> {
+        let of_services = if self.cluster_ips.contains(&addr) {
+            OnlyHere::ClusterIp
+        } else if self.in_service_range(addr) {
+            OnlyHere::Unallocated
+        } else if self.outer.contains(&addr) {
+            OnlyHere::Outer
+        } else {
+            return None;
+        };
+        (!self.kernel_ips.contains(&addr)).then_some(of_services)
+    }
+
+    /// Whether an address is in one of the ranges of cluster IPs.
+    pub fn in_service_range(&self, addr: IpAddr) -> bool {
+        self.service_cidrs.iter().any(|range| range.contains(addr))
+    }
 }
 
 /// Load balancer and external IPs, by how many frontends are there.

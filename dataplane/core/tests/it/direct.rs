@@ -51,6 +51,21 @@ fn a_flow_leaves_the_source_port_of_a_direct_connection() {
 }
 
 #[test]
+fn answers_forged_for_all_ports_keep_nobody_from_the_endpoint() {
+    for [service, endpoint, client] in ENDS {
+        let mut w = world();
+        let answer = |port: u16| spec("tcp", endpoint, &client.replace("40000", &port.to_string()), 0).tuple();
+        let filter = w.replies.filter();
+        (1..=u16::MAX).for_each(|port| filter.note_direct(&answer(port)));
+        let known = (1..=u16::MAX).filter(|port| filter.passes(&answer(*port))).count();
+        assert!(known > 65_000, "{known}");
+        // The client keeps its port: none of the others that are tried is better.
+        let new = sent(&mut w, CLIENTS, &spec("tcp", client, service, SYN).frame());
+        assert_eq!(new, Some(answer(40_000).reversed()));
+    }
+}
+
+#[test]
 fn the_middle_of_a_connection_keeps_its_port() {
     let mut w = world();
     let [service, endpoint, client] = ENDS[0];

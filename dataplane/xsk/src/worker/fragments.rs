@@ -7,7 +7,18 @@ use nomagic_core::frame::{BATCH_MAX, Waiting};
 use super::Worker;
 use crate::hold::{GivenUp, OwnedFrame};
 
+/// How often the held fragments are looked through: not in each round, since there may be many, and forged ones cost nothing.
+const LOOK_EVERY_NS: u64 = 50_000;
+
 impl Worker {
+    /// Releases fragments now and then.
+    pub(super) fn tend_fragments(&mut self) {
+        if self.io.now_ns.saturating_sub(self.fragments_seen_ns) >= LOOK_EVERY_NS {
+            self.fragments_seen_ns = self.io.now_ns;
+            self.release_fragments();
+        }
+    }
+
     /// Holds a fragment. Another one may have to make room.
     pub(super) fn hold_fragment(&mut self, mut packet: OwnedFrame, waiting: Waiting) {
         let now_ns = self.io.now_ns;

@@ -32,6 +32,7 @@ fn worker() -> Worker {
         state: WorkerState::new(0),
         hold: Hold::new(4, 1_000_000),
         fragments: FragmentHold::new(4),
+        fragments_seen_ns: 0,
         leaving: VecDeque::new(),
         requester: NeighbourRequester::new(bounded(1).0),
         idle: Idle::Spin,
