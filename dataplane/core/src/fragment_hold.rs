@@ -1,7 +1,6 @@
 //! Fragments that wait for the others of their datagram, and the room that they may take.
 //!
-//! The caller owns the frames; this is the order in which they leave. The room is bounded in number (a frame has a bounded size, so in bytes, too)
-//! and in time. A sender has a share of it. Whoever comes finds room: in a share that is used up, the oldest of the same sender makes room; if all
+//! The caller owns the frames; this is the order in which they leave. The room is bounded in buffers, which have a size, and in time. A sender has a share of it. Whoever comes finds room: in a share that is used up, the oldest of the same sender makes room; if all
 //! is used up, the oldest of all. So a flood from one address does not touch the others, and one from forged addresses shortens the time that
 //! everybody's fragments may wait, which is milliseconds for most.
 
@@ -12,7 +11,7 @@ use crate::frame::Waiting;
 /// How long a fragment waits, milliseconds: longer than its first one waits for a next hop that does not answer (3 s), and less than the result
 /// for the first one is remembered ([`FRAGMENTS_AGE_MAX_S`](crate::conntrack::FRAGMENTS_AGE_MAX_S)).
 pub const WAIT_MAX_MS: u64 = 4_000;
-/// What a sender may hold of it: two datagrams of 65,535 bytes on a link with an MTU of 1,280.
+/// What a sender may hold of it, buffers: two datagrams of 65,535 bytes on a link with an MTU of 1,280.
 pub const SENDER_SHARE: usize = 128;
 /// Senders are told apart by so many numbers.
 const SENDERS: usize = 256;
@@ -28,6 +27,7 @@ pub enum Leave {
 
 struct Held<T> {
     frame: T,
+    buffers: u16,
     waiting: Waiting,
     since_ms: u64,
 }
@@ -35,8 +35,9 @@ struct Held<T> {
 /// The held fragments, oldest first.
 pub struct FragmentHold<T> {
     frames: VecDeque<Held<T>>,
-    frames_max: usize,
-    /// Frames by sender.
+    buffers: usize,
+    buffers_max: usize,
+    /// Buffers by sender.
     senders: Box<[u16; SENDERS]>,
 }
 
@@ -45,10 +46,10 @@ fn sender_of(waiting: &Waiting) -> usize {
 }
 
 impl<T> FragmentHold<T> {
-    /// Room for so many frames, at least for one.
-    pub fn new(frames_max: usize) -> FragmentHold<T> {
-        let frames_max = frames_max.max(1);
-        FragmentHold { frames: VecDeque::with_capacity(frames_max), frames_max, senders: Box::new([0; SENDERS]) }
+    /// Room for so many buffers, at least for one.
+    pub fn new(buffers_max: usize) -> FragmentHold<T> {
+        let buffers_max = buffers_max.max(1);
+        FragmentHold { frames: VecDeque::with_capacity(buffers_max), buffers: 0, buffers_max, senders: Box::new([0; SENDERS]) }
     }
 
     /// Frames held.
@@ -66,18 +67,26 @@ impl<T> FragmentHold<T> {
         self.frames.iter().map(|held| &held.frame)
     }
 
-    /// Holds a frame. Returns the one that makes room for it, if one must.
-    pub fn keep(&mut self, frame: T, waiting: Waiting, now_ms: u64) -> Option<T> {
+    /// Holds a frame of so many buffers, and calls `evicted` with those that make room for it. One that is larger than all the room leaves at once.
+    pub fn keep(&mut self, frame: T, buffers: usize, waiting: Waiting, now_ms: u64, mut evicted: impl FnMut(T)) {
+        if buffers > self.buffers_max.min(SENDER_SHARE) {
+            return evicted(frame);
+        }
         let sender = sender_of(&waiting);
-        let leaves = if usize::from(self.senders[sender]) >= SENDER_SHARE {
-            self.frames.iter().position(|held| sender_of(&held.waiting) == sender)
-        } else {
-            (self.frames.len() >= self.frames_max).then_some(0)
-        };
-        let evicted = leaves.and_then(|place| self.frames.remove(place)).map(|held| self.let_go(held));
-        self.senders[sender] += 1;
-        self.frames.push_back(Held { frame, waiting, since_ms: now_ms });
-        evicted
+        let oldest_of_sender = |frames: &VecDeque<Held<T>>| frames.iter().position(|held| sender_of(&held.waiting) == sender);
+        while usize::from(self.senders[sender]) + buffers > SENDER_SHARE
+            && let Some(held) = oldest_of_sender(&self.frames).and_then(|place| self.frames.remove(place))
+        {
+            evicted(self.let_go(held));
+        }
+        while self.buffers + buffers > self.buffers_max
+            && let Some(frame) = self.pop()
+        {
+            evicted(frame);
+        }
+        self.senders[sender] += buffers as u16;
+        self.buffers += buffers;
+        self.frames.push_back(Held { frame, buffers: buffers as u16, waiting, since_ms: now_ms });
     }
 
     /// Hands out at most `room` frames that wait no longer or have waited for too long, oldest first.
@@ -108,7 +117,8 @@ impl<T> FragmentHold<T> {
 
     fn let_go(&mut self, held: Held<T>) -> T {
         let count = &mut self.senders[sender_of(&held.waiting)];
-        *count = count.saturating_sub(1);
+        *count = count.saturating_sub(held.buffers);
+        self.buffers -= usize::from(held.buffers);
         held.frame
     }
 }

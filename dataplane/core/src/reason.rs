@@ -116,7 +116,7 @@ reasons! {
     TxFull = "tx_full", Drop, "the transmit ring of the way on stayed full";
     HandoverFull = "handover_full", Drop, "the worker that owns the port on the way on does not keep up";
     WorkerGone = "worker_gone", Drop, "the worker that owns the port on the way on is dead or stuck";
-    FrameTooLong = "frame_too_long", Drop, "longer than a frame of the port on the way on can be";
+    FrameTooLong = "frame_too_long", Drop, "longer than the packet buffers that one packet may have: 17, or one where kernel or driver cannot use several";
     NoInternalPort = "no_internal_port", Drop, "there is no way back to the kernel";
     PoolEmpty = "pool_empty", Drop, "no free frame to build or copy into";
     Shutdown = "shutdown", Drop, "the process ended while the frame was waiting";

@@ -15,31 +15,53 @@ fn waiting(id: u32, sender: u64) -> Waiting {
     Waiting { datagram: datagram(id), sender, first: false }
 }
 
+/// Holds a frame of so many buffers, and returns those that make room.
+fn keep(hold: &mut FragmentHold<usize>, frame: usize, buffers: usize, waiting: Waiting) -> Vec<usize> {
+    let mut evicted = Vec::new();
+    hold.keep(frame, buffers, waiting, 0, |frame| evicted.push(frame));
+    evicted
+}
+
 #[test]
 fn a_sender_has_a_share_and_the_oldest_makes_room() {
     let mut hold = FragmentHold::new(SENDER_SHARE + 2);
-    assert_eq!(hold.keep(0, waiting(0, 1), 0), None);
+    assert_eq!(keep(&mut hold, 0, 1, waiting(0, 1)), []);
     for i in 1..=SENDER_SHARE {
-        assert_eq!(hold.keep(i, waiting(1, 7), 0), None);
+        assert_eq!(keep(&mut hold, i, 1, waiting(1, 7)), []);
     }
-    assert_eq!(hold.keep(200, waiting(1, 7), 0), Some(1), "the same sender's oldest");
-    assert_eq!(hold.keep(201, waiting(2, 8), 0), None);
-    assert_eq!(hold.keep(202, waiting(3, 9), 0), Some(0), "the oldest of all");
-    assert_eq!(hold.keep(203, waiting(1, 7), 0), Some(2));
+    assert_eq!(keep(&mut hold, 200, 1, waiting(1, 7)), [1], "the same sender's oldest");
+    assert_eq!(keep(&mut hold, 201, 1, waiting(2, 8)), []);
+    assert_eq!(keep(&mut hold, 202, 1, waiting(3, 9)), [0], "the oldest of all");
+    assert_eq!(keep(&mut hold, 203, 1, waiting(1, 7)), [2]);
     assert_eq!((hold.len(), hold.iter().count()), (SENDER_SHARE + 2, SENDER_SHARE + 2));
 }
 
 #[test]
 fn there_is_room_for_one_at_least() {
     let mut hold = FragmentHold::new(0);
-    assert_eq!((hold.keep(1, waiting(1, 1), 0), hold.keep(2, waiting(2, 2), 0), hold.pop(), hold.pop()), (None, Some(1), Some(2), None));
+    assert_eq!(keep(&mut hold, 1, 1, waiting(1, 1)), []);
+    assert_eq!(keep(&mut hold, 2, 1, waiting(2, 2)), [1]);
+    assert_eq!((hold.pop(), hold.pop()), (Some(2), None));
+}
+
+#[test]
+fn long_frames_take_the_room_of_several() {
+    let mut hold = FragmentHold::new(8);
+    (0..8).for_each(|i| assert_eq!(keep(&mut hold, i, 1, waiting(1, 1)), []));
+    assert_eq!(keep(&mut hold, 8, 3, waiting(2, 2)), [0, 1, 2]);
+    assert_eq!(keep(&mut hold, 9, 9, waiting(3, 3)), [9], "larger than the room");
+    assert_eq!(keep(&mut hold, 10, 6, waiting(4, 4)), [3, 4, 5, 6, 7, 8]);
+    let mut shared = FragmentHold::new(2 * SENDER_SHARE);
+    assert_eq!(keep(&mut shared, 0, 1, waiting(1, 9)), []);
+    (1..=8).for_each(|i| assert_eq!(keep(&mut shared, i, 16, waiting(1, 1)), []));
+    assert_eq!(keep(&mut shared, 9, 17, waiting(1, 1)), [1, 2], "the same sender's");
 }
 
 #[test]
 fn what_is_settled_or_overdue_leaves_in_order() {
     let mut hold = FragmentHold::new(8);
     for (i, id) in [1, 2, 1, 3, 1].into_iter().enumerate() {
-        hold.keep(i, waiting(id, 1), i as u64);
+        hold.keep(i, 1, waiting(id, 1), i as u64, |_| panic!("there is room"));
     }
     let left = |hold: &mut FragmentHold<usize>, now_ms, room, settled: u32| {
         let mut out = Vec::new();
@@ -71,8 +93,10 @@ proptest! {
                 list.retain(|held| !expected.contains(&held.0));
                 prop_assert_eq!(out, expected);
             } else {
-                let oldest = (list.len() == 10).then(|| list.remove(0).0);
-                prop_assert_eq!(hold.keep(i, Waiting { datagram: ids[id as usize], sender, first: false }, now_ms), oldest);
+                let oldest: Vec<usize> = (list.len() == 10).then(|| list.remove(0).0).into_iter().collect();
+                let mut evicted = Vec::new();
+                hold.keep(i, 1, Waiting { datagram: ids[id as usize], sender, first: false }, now_ms, |frame| evicted.push(frame));
+                prop_assert_eq!(evicted, oldest);
                 list.push((i, id, sender, now_ms));
             }
             prop_assert_eq!(hold.len(), list.len());

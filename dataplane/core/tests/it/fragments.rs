@@ -31,9 +31,9 @@ impl Edge {
         let Verdict::Hold(Wait::Fragments(waiting)) = done.verdict else { return self.done.push((done.verdict, done.bytes)) };
         assert_eq!(done.bytes, frame, "unchanged");
         let now_ms = self.world.now_ms;
-        if let Some(evicted) = self.workers[worker].1.keep((port, frame), waiting, now_ms) {
-            self.run(worker, Submitted::Evicted, evicted);
-        }
+        let mut evicted = Vec::new();
+        self.workers[worker].1.keep((port, frame), 1, waiting, now_ms, |frame| evicted.push(frame));
+        evicted.into_iter().for_each(|frame| self.run(worker, Submitted::Evicted, frame));
     }
 
     /// A worker receives a frame.
