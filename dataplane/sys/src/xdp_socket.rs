@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::io::Errno;
+use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, socket_with};
 
 pub use rustix::net::xdp::XdpStatistics as Statistics;
 
@@ -51,10 +53,19 @@ pub fn set_tx_budget(socket: impl AsFd, frames: u32) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether the kernel delivers packets of several frames to AF_XDP sockets (XDP_USE_SG, Linux 6.6): it looks at a socket's flags before it looks for the
+/// interface, and no interface has the index 0.
+///
+/// # Errors
+/// System errors: there may be no AF_XDP sockets, or none for this user.
+pub fn knows_segments() -> io::Result<bool> {
+    let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    Ok(bind(socket, &SocketAddrXdp::new(SocketAddrXdpFlags::XDP_USE_SG, 0, 0)) == Err(Errno::NODEV))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
     #[test]
     fn other_descriptors_are_refused() {

@@ -295,7 +295,14 @@ INLINE int is_addressed_here(const struct xdp_md *ctx, const void *frame)
 	return found;
 }
 
-SEC("xdp")
+// With SEGMENTS the kernel also delivers packets that lie in several buffers (jumbo frames). Their headers are in the first, which is all that is read.
+#ifdef SEGMENTS
+#define SECTION "xdp.frags"
+#else
+#define SECTION "xdp"
+#endif
+
+SEC(SECTION)
 int nomagic_filter(struct xdp_md *ctx)
 {
 	struct cursor c = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };

@@ -24,6 +24,10 @@ use crate::umem::{FrameSizes, Frames, PoolId, RingId};
 /// How long binding retries a busy queue. The kernel releases the queue of a closed socket within 100 ms.
 const BUSY_MAX: Duration = Duration::from_secs(1);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// An Ethernet header with a VLAN tag, bytes.
+const ETHERNET_AND_TAG: u32 = 18;
+/// XDP_PACKET_HEADROOM of linux/bpf.h, bytes.
+const XDP_HEADROOM: u32 = 256;
 /// Ring entries of a socket that only owns a UMEM.
 const OWNER_RING: u32 = 64;
 
@@ -35,12 +39,15 @@ pub struct Member {
     pub name: String,
     /// Its receive queues; all of them are bound.
     pub queues: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
 }
 
 /// A port group: ports on one UMEM.
 pub struct PortGroup {
     pub frames: Arc<Frames>,
     pub zero_copy: bool,
+    mode: BindFlags,
     ring_size: u32,
     /// A socket on an interface that is never removed. The kernel binds further sockets to a UMEM only while the first one is bound.
     _owner: Mutex<Option<Rings>>,
@@ -66,6 +73,7 @@ pub fn bind_ports(config: &EdgeConfig, outside: &[Member], inside: &[Member]) ->
     let mut ports: Vec<Option<(usize, Vec<Queue>)>> = outside.iter().chain(inside).map(|_| None).collect();
     let mut bind_all = |bound: &mut Bound, mode: BindFlags, owner: Option<&str>, members: &[&Member]| {
         let id = bound.groups.len();
+        let mode = mode | if segmented(config, mode, members) { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
         let group = PortGroup::open(id as PoolId, config, mode, owner, members)?;
         let mut refused = Vec::new();
         let mut used = false;
@@ -103,6 +111,12 @@ pub fn bind_ports(config: &EdgeConfig, outside: &[Member], inside: &[Member]) ->
     Ok(bound)
 }
 
+/// Whether a packet may have several frames. Costs nothing in copy mode. A driver with zero-copy may be without it, so there only if the MTU requires it.
+fn segmented(config: &EdgeConfig, mode: BindFlags, members: &[&Member]) -> bool {
+    let fits = |member: &&Member| member.mtu + ETHERNET_AND_TAG <= config.frame_size.get() - XDP_HEADROOM - config.headroom.get();
+    config.segments && (mode.contains(BindFlags::XDP_COPY) || !members.iter().all(fits))
+}
+
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::INVAL | Errno::PROTONOSUPPORT))
 }
@@ -123,12 +137,14 @@ impl PortGroup {
             headroom: config.headroom.get(),
             ring: config.ring_size.get(),
             huge_pages: config.huge_pages,
+            segmented: mode.contains(BindFlags::XDP_USE_SG),
         };
         let frames = Frames::new(id, config.workers.get(), sizes)?;
         let owner = owner.map(|name| bind_socket(&frames, name, 0, OWNER_RING, mode)).transpose()?;
         Ok(PortGroup {
             frames,
             zero_copy: mode.contains(BindFlags::XDP_ZEROCOPY),
+            mode,
             ring_size: config.ring_size.get(),
             _owner: Mutex::new(owner),
         })
@@ -136,7 +152,6 @@ impl PortGroup {
 
     /// Binds an interface's queues in this range.
     pub fn bind(&self, port: PortId, interface: &str, queues: Range<u32>) -> Result<Vec<Queue>, EdgeError> {
-        let mode = if self.zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
         let bind = |queue| {
             let bound = Queue::new(QueueParts {
                 port,
@@ -144,7 +159,7 @@ impl PortGroup {
                 pool: usize::from(self.frames.id()),
                 ring_id: ring_id(port, queue),
                 ring_size: self.ring_size,
-                rings: bind_socket(&self.frames, interface, queue, self.ring_size, mode)?,
+                rings: bind_socket(&self.frames, interface, queue, self.ring_size, self.mode)?,
             });
             if let Err(e) = set_tx_budget(bound.fd(), self.ring_size) {
                 tracing::debug!(interface, queue, "the kernel sends at most 32 frames per call: {e}");
@@ -203,10 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn packets_have_several_frames_where_it_costs_nothing_or_the_mtu_requires_it() {
+        let mut config = EdgeConfig::new("/run/x", [InterfaceName::from_static("a")].into());
+        let member = |mtu| Member { port: PortId(0), name: "a".into(), queues: 1, mtu };
+        let (small, large) = (member(1_774), member(1_775));
+        let (copy, zero_copy) = (BindFlags::XDP_COPY, BindFlags::XDP_ZEROCOPY);
+        assert!(segmented(&config, copy, &[&small]) && segmented(&config, zero_copy, &[&small, &large]));
+        assert!(!segmented(&config, zero_copy, &[&small, &small]));
+        config.segments = false;
+        assert!(!segmented(&config, copy, &[&large]) && !segmented(&config, zero_copy, &[&large]));
+    }
+
+    #[test]
     fn shares_cover_the_rings() {
         let mut config = EdgeConfig::new("/run/x", ["a", "b"].map(InterfaceName::from_static).into());
         config.ring_size = RingSize::from_static(64);
-        let member = |queues| Member { port: PortId(0), name: "a".into(), queues };
+        let member = |queues| Member { port: PortId(0), name: "a".into(), queues, mtu: 1500 };
         let (one, four) = (member(1), member(4));
         let overhead = 2 * 64 + 16 + 2 * 1024;
         assert_eq!(share(&config, &[&one, &four]), (2 * 5 + 1) * 64 + overhead);

@@ -115,6 +115,8 @@ pub struct EdgeConfig {
     pub hold_max: Duration,
     /// Try zero-copy mode first.
     pub zero_copy: bool,
+    /// Try packets of several frames (multi-buffer) first.
+    pub segments: bool,
     /// The packet path: [`process`], or an empty one that measures the cost of the edge alone.
     pub path: PacketPath,
 }
@@ -149,6 +151,7 @@ impl EdgeConfig {
             // The kernel gives up a neighbour after three requests, one a second.
             hold_max: Duration::from_secs(3),
             zero_copy: true,
+            segments: true,
             path: process,
         }
     }

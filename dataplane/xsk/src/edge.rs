@@ -18,6 +18,7 @@ use nomagic_core::services::{Services, UnusedPorts};
 use nomagic_core::tuple::Prefix;
 use nomagic_core::unused::Unused;
 use nomagic_sys::process::raise_memory_lock;
+use nomagic_sys::xdp_socket::knows_segments;
 
 use crate::addressed::Configured;
 use crate::answers::{AnswerConstants, Answers};
@@ -101,12 +102,13 @@ impl Edge {
     /// frame is captured before a worker runs. Objects pinned by an earlier process are reused, including the filter rules, so the tables
     /// should already be complete. Ports are numbered in the order of the configured interfaces; the internal port comes last.
     /// [`Link::query`] returns their addresses in advance.
-    pub fn start(config: EdgeConfig, services: Arc<Services>, routes: Arc<Routes>) -> Result<Edge, EdgeError> {
+    pub fn start(mut config: EdgeConfig, services: Arc<Services>, routes: Arc<Routes>) -> Result<Edge, EdgeError> {
         config.validate()?;
         let links = free_links(&config)?;
         let members = members(&links)?;
         let locked_bytes = raise_memory_lock();
         tracing::debug!(locked_bytes, "limit of locked memory");
+        config.segments &= knows_segments().map_err(|e| EdgeError::io("asking for AF_XDP with packets of several frames", e))?;
 
         let pins = Pins::open(&config.state_dir)?;
         program::check_layout(&pins)?;
@@ -120,6 +122,7 @@ impl Edge {
             refuse_unused: services.unused_ports != UnusedPorts::Kernel,
             answer_ping: services.answer_ping,
             redirect_to: 0,
+            segments: config.segments,
             internal: config.internal.as_ref().map_or([None; 2], |pair| pair.addresses),
             configured: Configured::new(&config.mac_addresses, &config.vlans),
         };

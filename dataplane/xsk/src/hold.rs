@@ -15,16 +15,17 @@ pub const WANTED_MAX: usize = 1024;
 const ASK_AGAIN_MS: u64 = 250;
 /// So many neighbours at least can have frames waiting at a time.
 const NEIGHBOURS_AT_LEAST: usize = 4;
-/// So many frames may wait for one neighbour in any case.
+/// So many buffers may wait for one neighbour in any case.
 const SHARE_MIN: usize = 8;
 
-/// A received frame in the worker.
+/// A received packet in the worker.
 #[derive(Debug)]
 pub struct OwnedFrame {
-    /// Exclusive access to its buffer.
+    /// Exclusive access to its buffers.
     pub token: Token,
-    /// Offset of its data in the buffer.
+    /// Offset of its data in the first buffer.
     pub start: usize,
+    /// Length of its data in the first buffer.
     pub len: usize,
     /// The port it was received on.
     pub port: PortId,
@@ -34,6 +35,14 @@ pub struct OwnedFrame {
     pub held_since_ns: Option<u64>,
     /// It is a fragment that waited for others of its datagram in vain.
     pub given_up: Option<GivenUp>,
+}
+
+impl OwnedFrame {
+    /// Length of its data in all buffers.
+    #[inline]
+    pub fn total_len(&self) -> usize {
+        self.len + self.token.tail_len()
+    }
 }
 
 /// Why a fragment is not held any longer.
@@ -48,36 +57,40 @@ pub enum GivenUp {
 /// The held frames, oldest first.
 pub struct Hold {
     packets: VecDeque<(OwnedFrame, Wanted)>,
-    /// The number of frames for each neighbour.
+    /// The number of buffers.
+    buffers: usize,
+    /// The number of buffers for each neighbour.
     waiting: HashMap<Wanted, usize>,
     frames_max: usize,
     age_max_ns: u64,
 }
 
 impl Hold {
-    /// Room for `frames_max` frames, each for at most `age_max_ns` nanoseconds.
+    /// Room for `frames_max` buffers, each for at most `age_max_ns` nanoseconds.
     pub fn new(frames_max: usize, age_max_ns: u64) -> Hold {
-        Hold { packets: VecDeque::with_capacity(frames_max), waiting: HashMap::new(), frames_max, age_max_ns }
+        Hold { packets: VecDeque::with_capacity(frames_max), buffers: 0, waiting: HashMap::new(), frames_max, age_max_ns }
     }
 
     pub fn len(&self) -> usize {
         self.packets.len()
     }
 
-    /// The number of held frames from a pool.
+    /// The number of held buffers from a pool.
     pub fn of_pool(&self, pool: usize) -> u32 {
-        self.packets.iter().filter(|(p, _)| usize::from(p.token.pool()) == pool).count() as u32
+        buffers_of_pool(self.packets.iter().map(|(packet, _)| packet), pool)
     }
 
     /// Holds a frame. Returns it if there is no room, or if its neighbour has its share: a dead one must not take the room of others.
     pub fn keep(&mut self, mut packet: OwnedFrame, wanted: Wanted, now_ns: u64) -> Result<(), OwnedFrame> {
+        let buffers = packet.token.segments();
         let waiting = self.waiting.get(&wanted).copied().unwrap_or(0);
         let share = (self.frames_max / NEIGHBOURS_AT_LEAST).max(SHARE_MIN);
-        if self.packets.len() >= self.frames_max || waiting >= share {
+        if self.buffers + buffers > self.frames_max || waiting + buffers > share {
             return Err(packet);
         }
         packet.held_since_ns.get_or_insert(now_ns);
-        self.waiting.insert(wanted, waiting + 1);
+        self.buffers += buffers;
+        self.waiting.insert(wanted, waiting + buffers);
         self.packets.push_back((packet, wanted));
         Ok(())
     }
@@ -90,8 +103,10 @@ impl Hold {
     /// Removes the oldest frame.
     pub fn pop(&mut self) -> Option<OwnedFrame> {
         let (packet, wanted) = self.packets.pop_front()?;
+        let buffers = packet.token.segments();
+        self.buffers -= buffers;
         if let Entry::Occupied(mut waiting) = self.waiting.entry(wanted) {
-            *waiting.get_mut() -= 1;
+            *waiting.get_mut() -= buffers;
             if *waiting.get() == 0 {
                 waiting.remove();
             }
@@ -113,6 +128,11 @@ impl Hold {
     pub fn overdue_pool(&self, now_ns: u64) -> Option<usize> {
         self.packets.front().filter(|(p, _)| self.is_overdue(p, now_ns)).map(|(p, _)| usize::from(p.token.pool()))
     }
+}
+
+/// The number of buffers from a pool.
+pub fn buffers_of_pool<'p>(packets: impl Iterator<Item = &'p OwnedFrame>, pool: usize) -> u32 {
+    packets.filter(|packet| usize::from(packet.token.pool()) == pool).map(|packet| packet.token.segments() as u32).sum()
 }
 
 /// Requests unresolved neighbours from control, rate-limited.

@@ -12,7 +12,7 @@ use crate::pool::{CopyError, FrameAccount, FramePool};
 use crate::queue::{Origin, Queue};
 use crate::shared::WorkerShared;
 use crate::topology::Topology;
-use crate::umem::Token;
+use crate::umem::{SEGMENTS_MAX, Token};
 
 /// Maximum number of frames taken from one peer per round.
 const TAKE_OVER_MAX: usize = 256;
@@ -98,7 +98,7 @@ impl WorkerIo {
 
     /// Sends a frame through a port; a frame that cannot be sent is counted and freed.
     pub fn send(&mut self, packet: OwnedFrame, port: PortId, origin: Origin) {
-        let len = packet.len;
+        let len = packet.total_len();
         if let Err((token, reason)) = self.dispatch(packet, port, origin) {
             self.free(token);
             self.failed(origin, reason, len);
@@ -106,6 +106,7 @@ impl WorkerIo {
     }
 
     fn dispatch(&mut self, packet: OwnedFrame, port: PortId, origin: Origin) -> Result<(), (Token, Reason)> {
+        let bytes = packet.total_len();
         let OwnedFrame { token, start, len, queue, .. } = packet;
         match self.exits.get(usize::from(port.0)) {
             None | Some(Exit::Closed) => Err((token, Reason::PortDown)),
@@ -120,7 +121,7 @@ impl WorkerIo {
             Some(Exit::Peers { pool, workers }) => {
                 let (pool, worker) = (*pool, workers[queue as usize % workers.len()]);
                 let token = self.fit(token, pool, start, len)?;
-                self.hand_over(usize::from(worker), Handed { token, port, queue, origin }, len)
+                self.hand_over(usize::from(worker), Handed { token, port, queue, origin }, bytes)
             }
         }
     }
@@ -137,15 +138,20 @@ impl WorkerIo {
         Ok(token)
     }
 
-    /// Copies a frame into another pool and frees the original.
+    /// Copies a packet into another pool and frees the original.
     fn copy(&mut self, mut token: Token, target: usize, start: usize, len: usize) -> Result<Token, (Token, Reason)> {
         let home = usize::from(token.pool());
         let Ok([home, target]) = self.pools.get_disjoint_mut([home, target]) else { return Err((token, Reason::PortDown)) };
-        let copied = target.copy_from(&home.bytes(&mut token)[start..start + len]);
+        let copied = {
+            let mut tail = ArrayVec::new();
+            let head = &home.bytes_and_tail(&mut token, &mut tail)[start..start + len];
+            let pieces: ArrayVec<&[u8], SEGMENTS_MAX> = std::iter::once(head).chain(tail).collect();
+            target.copy_from(&pieces)
+        };
         match copied {
             Ok(copy) => {
                 home.give(token);
-                self.shared.io.copied.count(len);
+                self.shared.io.copied.count(copy.total_len());
                 Ok(copy)
             }
             Err(CopyError::Empty) => Err((token, Reason::PoolEmpty)),
@@ -198,7 +204,7 @@ impl WorkerIo {
 
     fn send_handed(&mut self, handed: Handed) {
         let Handed { token, port, queue, .. } = handed;
-        let len = token.data_len();
+        let len = token.total_len();
         self.pools[usize::from(token.pool())].take_over(&token);
         self.shared.io.handed_in.count(len);
         let staged = match self.exits.get(usize::from(port.0)) {
@@ -219,7 +225,7 @@ impl WorkerIo {
         for worker in 0..self.peers.len() {
             let now_ns = self.now_ns;
             while let Some(handed) = self.peers[worker].as_ref().filter(|p| !p.alive(now_ns)).and_then(Peer::take_back) {
-                let len = handed.token.data_len();
+                let len = handed.token.total_len();
                 self.pools[usize::from(handed.token.pool())].take_over(&handed.token);
                 self.failed(handed.origin, Reason::WorkerGone, len);
                 self.free(handed.token);

@@ -56,6 +56,7 @@ pub use pool::FrameAccount;
 pub use published::{Published, Reader};
 pub use status::{AnswerCounts, Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
 pub use tables::TablesApplied;
+pub use umem::SEGMENTS_MAX;
 pub use xdp_features::xdp_features;
 
 const _: () = {

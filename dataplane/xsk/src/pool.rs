@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use xsk_rs::FrameDesc;
 
-use crate::umem::{Frames, PoolId, RingId, Token};
+use crate::umem::{Frames, PoolId, RingId, SEGMENTS_MAX, Token};
 
 /// The locations of the frames of a worker's share. `free + fill + tx + held + in_hand + away = total`, always.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -96,10 +97,12 @@ impl FramePool {
         self.free.pop().map(|desc| self.frames.token(desc))
     }
 
-    /// Frees a frame.
+    /// Frees the frames of a packet.
     pub fn give(&mut self, token: Token) {
         assert_eq!(token.pool(), self.frames.id(), "a frame returns to the pool it came from");
-        self.give_desc(token.into_desc());
+        let (first, rest) = token.into_descs();
+        self.give_desc(first);
+        rest.into_iter().flat_map(|rest| *rest).for_each(|desc| self.give_desc(desc));
     }
 
     /// Frees a frame of this or another share.
@@ -112,16 +115,16 @@ impl FramePool {
         }
     }
 
-    /// Records a frame that is handed over.
+    /// Records frames that are handed over.
     pub fn hand_over(&mut self, token: &Token) {
         debug_assert_eq!(token.pool(), self.frames.id());
-        self.away += 1;
+        self.away += token.segments() as i32;
     }
 
-    /// Records a frame that is taken over.
+    /// Records frames that are taken over.
     pub fn take_over(&mut self, token: &Token) {
         debug_assert_eq!(token.pool(), self.frames.id());
-        self.away -= 1;
+        self.away -= token.segments() as i32;
     }
 
     /// Records that a closed queue's frames leave this worker.
@@ -177,13 +180,18 @@ impl FramePool {
         token.desc().addr() & (self.frames.frame_size() - 1)
     }
 
-    /// The whole buffer: headroom, data, tailroom.
+    /// The whole buffer of the first frame: headroom, data, tailroom.
     #[inline]
     pub fn bytes<'f>(&'f self, token: &'f mut Token) -> &'f mut [u8] {
         self.frames.bytes(token)
     }
 
-    /// Sets `bytes[start..start + len]` as the data to send. Moves the bytes if they do not start where the descriptor points, which
+    /// The same, and the data of the frames behind it.
+    pub fn bytes_and_tail<'f>(&'f self, token: &'f mut Token, tail: &mut ArrayVec<&'f [u8], SEGMENTS_MAX>) -> &'f mut [u8] {
+        self.frames.bytes_and_tail(token, tail)
+    }
+
+    /// Sets `bytes[start..start + len]` as the data of the first frame. Moves the bytes if they do not start where the descriptor points, which
     /// happens only when the link-layer header has changed its length. False if they do not fit.
     pub fn place(&self, token: &mut Token, start: usize, len: usize) -> bool {
         let data_start = self.data_start(token);
@@ -197,17 +205,60 @@ impl FramePool {
         true
     }
 
-    /// Copies a frame of another pool into a free frame of this one.
-    pub fn copy_from(&mut self, data: &[u8]) -> Result<Token, CopyError> {
+    /// Copies a packet of another pool, in pieces, into free frames of this one.
+    pub fn copy_from(&mut self, pieces: &[&[u8]]) -> Result<Token, CopyError> {
+        let mut left = Pieces { pieces, taken: 0 };
+        let mut token = self.copy_frame(&mut left)?;
+        while !left.is_empty() {
+            let next = if token.segments() < self.frames.segments_max() { self.copy_frame(&mut left) } else { Err(CopyError::TooLong) };
+            match next {
+                Ok(next) => token.append(next),
+                Err(e) => {
+                    self.give(token);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(token)
+    }
+
+    /// Fills one frame.
+    fn copy_frame(&mut self, left: &mut Pieces<'_>) -> Result<Token, CopyError> {
         let mut token = self.take().ok_or(CopyError::Empty)?;
         let start = self.data_start(&token);
-        if data.len() > self.frames.frame_size() - start {
-            self.give(token);
-            return Err(CopyError::TooLong);
-        }
-        self.bytes(&mut token)[start..start + data.len()].copy_from_slice(data);
-        self.place(&mut token, start, data.len());
+        let len = left.copy_to(&mut self.bytes(&mut token)[start..]);
+        self.place(&mut token, start, len);
         Ok(token)
+    }
+}
+
+/// What is left to be copied of a packet in pieces.
+struct Pieces<'p> {
+    pieces: &'p [&'p [u8]],
+    /// Bytes of the first one that are copied.
+    taken: usize,
+}
+
+impl Pieces<'_> {
+    fn is_empty(&self) -> bool {
+        self.pieces.iter().map(|piece| piece.len()).sum::<usize>() == self.taken
+    }
+
+    /// Copies as many bytes as fit, and returns their number.
+    fn copy_to(&mut self, mut room: &mut [u8]) -> usize {
+        let before = room.len();
+        while let Some((piece, rest)) = self.pieces.split_first() {
+            let piece = &piece[self.taken..];
+            let n = piece.len().min(room.len());
+            room[..n].copy_from_slice(&piece[..n]);
+            room = &mut room[n..];
+            if n < piece.len() {
+                self.taken += n;
+                break;
+            }
+            (self.pieces, self.taken) = (rest, 0);
+        }
+        before - room.len()
     }
 }
 
@@ -216,7 +267,7 @@ impl FramePool {
 pub enum CopyError {
     /// No free frame in the target pool.
     Empty,
-    /// Longer than a frame of the target pool.
+    /// Longer than the frames of a packet may be in the target pool.
     TooLong,
 }
 
@@ -231,7 +282,7 @@ pub(crate) mod tests {
     }
 
     pub fn frames(id: PoolId, workers: u32, share: u32) -> Arc<Frames> {
-        let sizes = FrameSizes { share, frame: 2048, headroom: 0, ring: 64, huge_pages: false };
+        let sizes = FrameSizes { share, frame: 2048, headroom: 0, ring: 64, huge_pages: false, segmented: false };
         Frames::new(id, workers, sizes).expect("needs root or CAP_NET_RAW")
     }
 
@@ -296,20 +347,46 @@ pub(crate) mod tests {
     #[test]
     fn moved_data_is_shifted_back_to_the_descriptors_start() {
         let mut pool = pool(0, 1);
-        let mut token = pool.copy_from(b"....abcdef").unwrap();
+        let mut token = pool.copy_from(&[b"....abcdef"]).unwrap();
         let start = pool.data_start(&token);
         assert!(pool.place(&mut token, start + 4, 6));
         assert_eq!(&pool.bytes(&mut token)[start..start + 6], b"abcdef");
-        assert_eq!(token.data_len(), 6);
+        assert_eq!(token.head_len(), 6);
         pool.bytes(&mut token)[start - 2..start].copy_from_slice(b"<<");
         assert!(pool.place(&mut token, start - 2, 8));
         assert_eq!(&pool.bytes(&mut token)[start..start + 8], b"<<abcdef");
         assert!(!pool.place(&mut token, 0, 2048), "longer than what lies behind the headroom");
         pool.give(token);
-        assert_eq!(pool.copy_from(&[0; 1793]).unwrap_err(), CopyError::TooLong);
-        let token = pool.copy_from(&[0; 1792]).unwrap();
-        assert_eq!(pool.copy_from(b"x").unwrap_err(), CopyError::Empty);
+        assert_eq!(pool.copy_from(&[&[0; 1793]]).unwrap_err(), CopyError::TooLong);
+        let token = pool.copy_from(&[&[0; 1792]]).unwrap();
+        assert_eq!(pool.copy_from(&[b"x"]).unwrap_err(), CopyError::Empty);
         pool.give(token);
+    }
+
+    #[test]
+    fn a_long_packet_is_copied_into_several_frames_and_all_return() {
+        let sizes = FrameSizes { share: 20, frame: 2048, headroom: 0, ring: 64, huge_pages: false, segmented: true };
+        let mut pool = FramePool::of_worker(&Frames::new(0, 1, sizes).unwrap(), 0);
+        let bytes: Vec<u8> = (0..9_014u32).map(|i| (i % 251) as u8).collect();
+        for cut in [0, 1, 1_791, 1_792, 1_793, 9_014] {
+            let (head, tail) = bytes.split_at(cut);
+            let mut token = pool.copy_from(&[head, b"", tail]).unwrap();
+            assert_eq!((token.segments(), token.head_len(), token.total_len(), pool.free()), (6, 1_792, 9_014, 14));
+            let start = pool.data_start(&token);
+            let whole = {
+                let mut rest = ArrayVec::new();
+                let head = pool.bytes_and_tail(&mut token, &mut rest)[start..].to_vec();
+                [&[head.as_slice()], rest.as_slice()].concat().concat()
+            };
+            assert!(whole == bytes);
+            pool.give(token);
+            assert_eq!(pool.free(), 20);
+        }
+        assert_eq!(pool.copy_from(&[&[0; 1_792 * SEGMENTS_MAX + 1]]).unwrap_err(), CopyError::TooLong);
+        let token = pool.copy_from(&[&[0; 1_792 * SEGMENTS_MAX]]).unwrap();
+        assert_eq!(pool.copy_from(&[&[0; 9_014]]).unwrap_err(), CopyError::Empty);
+        pool.give(token);
+        assert_eq!(pool.free(), 20);
     }
 
     #[test]

@@ -308,7 +308,9 @@ fn unbound(port: PortId, link: &Link) -> PortInfo {
 
 /// The interfaces to bind.
 pub(crate) fn members(links: &[Link]) -> Result<Vec<Member>, EdgeError> {
-    let member = |(i, link): (usize, &Link)| Ok(Member { port: PortId(i as u16), name: link.name.clone(), queues: rx_queues(&link.name)? });
+    let member = |(i, link): (usize, &Link)| {
+        Ok(Member { port: PortId(i as u16), name: link.name.clone(), queues: rx_queues(&link.name)?, mtu: link.mtu })
+    };
     links.iter().enumerate().map(member).collect()
 }
 

@@ -45,6 +45,8 @@ const OWN_MAPS: [&str; 3] = ["xsks", "owners", "stats"];
 const SETTINGS_LEN: usize = 24;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter.o"));
+/// The same for packets of several frames.
+static OBJECT_SEGMENTS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/filter_segments.o"));
 
 /// Constants compiled into the program for one interface.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +59,8 @@ pub(crate) struct Constants {
     pub refuse_unused: bool,
     /// Capture ICMP to these addresses.
     pub answer_ping: bool,
+    /// Accept packets of several frames: the driver takes a larger MTU.
+    pub segments: bool,
     /// Interface index that captured frames are redirected to; 0: the sockets.
     pub redirect_to: u32,
     /// Addresses that the kernel always routes to the internal port, by family.
@@ -98,7 +102,7 @@ pub(crate) fn load(interface: &str, constants: Constants, pins: Option<(&Pins, &
             loader.map_pin_path(map, own.join(map));
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|e| load_error(interface, &e))?;
+    let mut ebpf = loader.load(if constants.segments { OBJECT_SEGMENTS } else { OBJECT }).map_err(|e| load_error(interface, &e))?;
     let program = program(&mut ebpf)?;
     program.load().map_err(|e| load_error(interface, &EbpfError::ProgramError(e)))?;
     Ok(ebpf)

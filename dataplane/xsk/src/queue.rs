@@ -15,10 +15,12 @@ use rustix::io::Errno;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
 use crate::pool::FramePool;
-use crate::umem::{RingId, Token};
+use crate::umem::{RingId, Segments, Token};
 
-/// Maximum number of frames that a batch may stage on one queue.
+/// Maximum number of frames that may be staged on one queue.
 pub const STAGED_MAX: usize = 2 * BATCH_MAX;
+/// `XDP_PKT_CONTD` of linux/if_xdp.h: the packet continues in the next descriptor.
+const XDP_PKT_CONTD: u32 = 1;
 /// Times that a full tx ring is kicked and checked again before its frames are given up.
 const FLUSH_TRIES: u32 = 16;
 /// Consecutive sendto() calls that stop early (EAGAIN) before the remaining frames wait for the next round.
@@ -36,7 +38,7 @@ pub enum Origin {
     Handed,
 }
 
-/// A staged frame that could not be sent: its frame is free again.
+/// A staged packet that could not be sent: its frames are free again.
 #[derive(Clone, Copy, Debug)]
 pub struct Unsent {
     /// How it was counted.
@@ -95,7 +97,12 @@ pub struct Queue {
     /// The tx ring has frames that the kernel was not notified of.
     kick_due: bool,
     staged: ArrayVec<FrameDesc, STAGED_MAX>,
-    origins: ArrayVec<Origin, STAGED_MAX>,
+    /// Of each staged frame; `None` for those behind a packet's first one.
+    origins: ArrayVec<Option<Unsent>, STAGED_MAX>,
+    /// The frames of a packet whose others are still on the rx ring. They count as on it.
+    incomplete: Segments,
+    /// Bytes so far of a packet of too many frames, whose others are still on the rx ring.
+    too_long: Option<usize>,
     /// Scratch buffer for descriptors that come off a ring; meaningless between calls.
     taken: [FrameDesc; BATCH_MAX],
 }
@@ -129,6 +136,8 @@ impl Queue {
             kick_due: false,
             staged: ArrayVec::new(),
             origins: ArrayVec::new(),
+            incomplete: ArrayVec::new(),
+            too_long: None,
             taken: [FrameDesc::default(); BATCH_MAX],
         }
     }
@@ -195,24 +204,91 @@ impl Queue {
         }
     }
 
-    /// Calls `take` for up to `max` received frames. Returns their number.
-    pub fn receive(&mut self, pool: &FramePool, max: usize, mut take: impl FnMut(Token)) -> usize {
+    /// Takes up to `max` frames off the rx ring, and calls `take` for each packet that they complete. Frees the frames of a packet that has too
+    /// many, and calls `drop` with its length. Returns the number of frames.
+    pub fn receive(
+        &mut self,
+        pool: &mut FramePool,
+        max: usize,
+        mut take: impl FnMut(&FramePool, Token),
+        mut drop: impl FnMut(usize),
+    ) -> usize {
         let max = max.min(BATCH_MAX);
-        // SAFETY: the ring belongs to this pool's UMEM; each frame that comes off it becomes one token of this pool.
+        // SAFETY: the ring belongs to this pool's UMEM; each frame that comes off it becomes part of one token of this pool.
         let n = unsafe { self.rx.consume(&mut self.taken[..max]) };
-        self.in_fill -= n as u32;
-        self.taken[..n].iter().for_each(|d| take(pool.token_of(*d, self.ring_id)));
+        for at in 0..n {
+            let desc = self.taken[at];
+            if desc.has_more_frames() || !self.incomplete.is_empty() || self.too_long.is_some() {
+                self.gather(pool, desc, &mut take, &mut drop);
+            } else {
+                self.in_fill -= 1;
+                take(pool, pool.token_of(desc, self.ring_id));
+            }
+        }
         n
     }
 
-    /// Stages a frame for the next [`Queue::flush`]. Returns it if there is no room.
+    /// Takes a frame of a packet of several frames.
+    #[cold]
+    fn gather(&mut self, pool: &mut FramePool, desc: FrameDesc, take: &mut impl FnMut(&FramePool, Token), drop: &mut impl FnMut(usize)) {
+        let is_last = !desc.has_more_frames();
+        if self.incomplete.is_full() || self.too_long.is_some() {
+            let dropped = self.incomplete.drain(..).chain([desc]).map(|desc| {
+                self.in_fill -= 1;
+                pool.complete(desc, self.ring_id);
+                desc.lengths().data()
+            });
+            let bytes = self.too_long.take().unwrap_or(0) + dropped.sum::<usize>();
+            match is_last {
+                true => drop(bytes),
+                false => self.too_long = Some(bytes),
+            }
+            return;
+        }
+        self.incomplete.push(desc);
+        if is_last {
+            self.in_fill -= self.incomplete.len() as u32;
+            let mut frames = self.incomplete.drain(..).map(|desc| pool.token_of(desc, self.ring_id));
+            if let Some(mut packet) = frames.next() {
+                frames.for_each(|frame| packet.append(frame));
+                take(pool, packet);
+            }
+        }
+    }
+
+    /// Stages a packet for the next [`Queue::flush`]. Returns it if there is no room.
     pub fn stage(&mut self, token: Token, origin: Origin) -> Result<(), Token> {
-        if self.staged.is_full() {
+        if self.staged.remaining_capacity() < token.segments() {
             return Err(token);
         }
-        self.staged.push(token.into_desc());
-        self.origins.push(origin);
+        let len = token.total_len();
+        let (mut first, rest) = token.into_descs();
+        first.set_options(0);
+        self.staged.push(first);
+        self.origins.push(Some(Unsent { origin, len }));
+        if let Some(rest) = rest {
+            self.stage_rest(&rest);
+        }
         Ok(())
+    }
+
+    /// Stages the frames behind a packet's first one.
+    #[cold]
+    fn stage_rest(&mut self, rest: &Segments) {
+        for desc in rest {
+            if let Some(before) = self.staged.last_mut() {
+                before.set_options(XDP_PKT_CONTD);
+            }
+            let mut desc = *desc;
+            desc.set_options(0);
+            self.staged.push(desc);
+            self.origins.push(None);
+        }
+    }
+
+    /// Of the first `n` staged frames, those that make up whole packets.
+    fn whole_packets(&self, n: usize) -> usize {
+        self.staged[..n].iter().rposition(|desc| !desc.has_more_frames()).map_or(0, |last| last + 1)
     }
 
     /// Puts the staged frames onto the tx ring. While the ring is full, kicks the kernel and frees sent frames, a bounded number of times; then
@@ -222,10 +298,12 @@ impl Queue {
         let mut tries = 0;
         while !self.staged.is_empty() && !self.down {
             let wanted = self.staged.len() as u32;
-            let n = self.tx.nb_free(wanted).min(wanted) as usize;
+            let room = self.tx.nb_free(wanted).min(wanted) as usize;
+            let n = self.whole_packets(room);
             pool.put(&self.staged[..n], self.ring_id);
             // SAFETY: staged descriptors come from consumed tokens of the pool whose UMEM the ring belongs to.
             let sent = unsafe { self.tx.produce(&self.staged[..n]) };
+            debug_assert_eq!(sent, n, "free places are not taken by others");
             pool.take_off(&self.staged[sent..n], self.ring_id);
             let n = sent;
             self.staged.drain(..n);
@@ -240,10 +318,8 @@ impl Queue {
             self.kick(pool, sends);
             self.complete(pool);
         }
-        for (desc, origin) in self.staged.drain(..).zip(self.origins.drain(..)) {
-            unsent.push(Unsent { origin, len: desc.lengths().data() });
-            pool.give_up(desc);
-        }
+        unsent.extend(self.origins.drain(..).flatten());
+        self.staged.drain(..).for_each(|desc| pool.give_up(desc));
         unsent
     }
 

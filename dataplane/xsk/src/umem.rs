@@ -1,7 +1,8 @@
 //! Shared memory for frames (UMEM), and tokens for exclusive access.
 //!
-//! A [`Token`] is exclusive access to one frame. It can be neither copied nor created outside of this module, `pool` and `queue`, so its
-//! holder is the only user of the frame's bytes. Frames on a ring belong to the kernel and have no token.
+//! A [`Token`] is exclusive access to the frames of one packet: one, or several for a packet that is longer than a frame (multi-buffer). It can be
+//! neither copied nor created outside of this module, `pool` and `queue`, so its holder is the only user of the frames' bytes. Frames on a ring
+//! belong to the kernel and have no token.
 #![allow(unsafe_code, reason = "access to frames that the kernel also writes")]
 
 use std::num::NonZeroU32;
@@ -9,6 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
+use arrayvec::ArrayVec;
 use nomagic_sys::process::raise_memory_lock;
 use rustix::io::Errno;
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
@@ -25,12 +27,20 @@ pub type RingId = u16;
 /// Not on a ring: free, or represented by a token.
 const NO_RING: RingId = 0;
 
-/// Exclusive access to one frame.
+/// Maximum number of frames of one packet: what the kernel sends in copy mode through any driver (its default for `CONFIG_MAX_SKB_FRAGS`).
+pub const SEGMENTS_MAX: usize = 17;
+
+/// The descriptors of the frames of one packet.
+pub(crate) type Segments = ArrayVec<FrameDesc, SEGMENTS_MAX>;
+
+/// Exclusive access to the frames of one packet.
 #[must_use = "a lost token is a lost frame"]
 #[derive(Debug)]
 pub struct Token {
     desc: FrameDesc,
     pool: PoolId,
+    /// The frames behind the first one. Rare, and long: on the heap.
+    rest: Option<Box<Segments>>,
 }
 
 impl Token {
@@ -38,18 +48,51 @@ impl Token {
         self.pool
     }
 
-    /// Length of the data, as set by the kernel or [`FramePool::place`].
-    pub fn data_len(&self) -> usize {
+    /// Length of the data in the first frame, as set by the kernel or [`FramePool::place`].
+    pub fn head_len(&self) -> usize {
         self.desc.lengths().data()
+    }
+
+    /// Length of the data in the frames behind the first one.
+    #[inline]
+    pub fn tail_len(&self) -> usize {
+        self.rest().iter().map(|desc| desc.lengths().data()).sum()
+    }
+
+    /// Length of the data in all frames.
+    pub fn total_len(&self) -> usize {
+        self.head_len() + self.tail_len()
+    }
+
+    /// The number of frames.
+    #[inline]
+    pub fn segments(&self) -> usize {
+        1 + self.rest().len()
     }
 
     pub(crate) fn desc(&self) -> &FrameDesc {
         &self.desc
     }
 
-    /// Gives the frame up, to a ring.
-    pub(crate) fn into_desc(self) -> FrameDesc {
-        self.desc
+    /// The frames behind the first one.
+    #[inline]
+    pub(crate) fn rest(&self) -> &[FrameDesc] {
+        self.rest.as_deref().map_or(&[], |rest| rest.as_slice())
+    }
+
+    /// Adds a frame behind the others.
+    ///
+    /// # Panics
+    /// Panics if it has [`SEGMENTS_MAX`] frames: a caller's error.
+    pub(crate) fn append(&mut self, next: Token) {
+        assert_eq!(self.pool, next.pool, "the frames of a packet are of one pool");
+        assert!(self.segments() < SEGMENTS_MAX && next.rest.is_none(), "a packet of too many frames");
+        self.rest.get_or_insert_default().push(next.desc);
+    }
+
+    /// Gives the frames up, to a ring or a free list.
+    pub(crate) fn into_descs(self) -> (FrameDesc, Option<Box<Segments>>) {
+        (self.desc, self.rest)
     }
 }
 
@@ -65,6 +108,8 @@ pub struct FrameSizes {
     pub ring: u32,
     /// Use 2 MiB pages.
     pub huge_pages: bool,
+    /// Whether a packet may have several frames: the sockets are bound with XDP_USE_SG.
+    pub segmented: bool,
 }
 
 /// One UMEM, shared by all workers.
@@ -74,6 +119,7 @@ pub struct Frames {
     base: Base,
     frame_size: usize,
     share: u32,
+    segments_max: usize,
     descs: Box<[FrameDesc]>,
     /// The ring id of each frame: the frames on a socket's rings are found here when it is closed.
     ring_ids: Box<[AtomicU16]>,
@@ -107,7 +153,8 @@ impl Frames {
         let (umem, descs) = Umem::new(config, count, sizes.huge_pages).map_err(|e| create_error(bytes, sizes.huge_pages, &e))?;
         let base = base_of(&umem, descs[0]);
         let ring_ids = descs.iter().map(|_| AtomicU16::new(NO_RING)).collect();
-        Ok(Arc::new(Frames { id, umem, base, frame_size: sizes.frame as usize, share: sizes.share, descs: descs.into(), ring_ids }))
+        let (frame_size, segments_max) = (sizes.frame as usize, if sizes.segmented { SEGMENTS_MAX } else { 1 });
+        Ok(Arc::new(Frames { id, umem, base, frame_size, share: sizes.share, segments_max, descs: descs.into(), ring_ids }))
     }
 
     /// A worker's share: the number of its first frame, and its descriptors.
@@ -127,14 +174,14 @@ impl Frames {
 
     /// Makes a token of a frame that has just come off a ring or a free list.
     pub(crate) fn token(&self, desc: FrameDesc) -> Token {
-        Token { desc, pool: self.id }
+        Token { desc, pool: self.id, rest: None }
     }
 
     pub(crate) fn umem(&self) -> &Umem {
         &self.umem
     }
 
-    /// The worker whose share the frame is from.
+    /// The worker whose share the first frame is from.
     pub fn home(&self, token: &Token) -> usize {
         self.index(&token.desc) / self.share as usize
     }
@@ -142,7 +189,12 @@ impl Frames {
     /// Takes the frames that were on a queue's rings when its socket was closed. Call it once per closed queue.
     pub(crate) fn reclaim(&self, ring_id: RingId) -> Vec<Token> {
         let held = self.ring_ids.iter().zip(&self.descs).filter(|(at, _)| at.compare_exchange(ring_id, NO_RING, Relaxed, Relaxed).is_ok());
-        held.map(|(_, desc)| Token { desc: *desc, pool: self.id }).collect()
+        held.map(|(_, desc)| self.token(*desc)).collect()
+    }
+
+    /// Maximum number of frames of a packet.
+    pub fn segments_max(&self) -> usize {
+        self.segments_max
     }
 
     /// Buffer size in bytes.
@@ -150,21 +202,39 @@ impl Frames {
         self.frame_size
     }
 
-    /// The whole buffer: headroom, data, tailroom.
+    /// The whole buffer of the first frame: headroom, data, tailroom.
     #[inline]
     pub fn bytes<'f>(&'f self, token: &'f mut Token) -> &'f mut [u8] {
         assert_eq!(token.pool, self.id, "a frame is read in the pool it came from");
-        let first = token.desc.addr() & !(self.frame_size - 1);
-        debug_assert!(first + self.frame_size <= self.descs.len() * self.frame_size);
-        // SAFETY: the frame lies in the UMEM: descriptors come only from it or its rings.
-        let start = unsafe { self.base.0.add(first) };
-        // SAFETY: `self.umem` keeps the memory mapped. The token is the only access to this frame and is borrowed for the life of the slice.
-        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.frame_size) }
+        // SAFETY: the token is the only access to this frame and is borrowed for the life of the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.start_of(&token.desc), self.frame_size) }
     }
 
-    /// Sets `len` bytes from the descriptor's start as the data to send.
+    /// The whole buffer of the first frame, and the data of those behind it, which `tail` must have room for.
+    pub fn bytes_and_tail<'f>(&'f self, token: &'f mut Token, tail: &mut ArrayVec<&'f [u8], SEGMENTS_MAX>) -> &'f mut [u8] {
+        assert_eq!(token.pool, self.id, "a frame is read in the pool it came from");
+        for desc in token.rest() {
+            let (offset, len) = (desc.addr() & (self.frame_size - 1), desc.lengths().data());
+            assert!(len <= self.frame_size - offset, "data beyond the end of a frame");
+            // SAFETY: the data lies in the frame, see the line above.
+            let data = unsafe { self.start_of(desc).add(offset) };
+            // SAFETY: the token is the only access to its frames and is borrowed for the life of the slices, which are of different frames.
+            tail.push(unsafe { std::slice::from_raw_parts(data, len) });
+        }
+        self.bytes(token)
+    }
+
+    /// The start of a frame. `self.umem` keeps it mapped.
+    #[inline]
+    fn start_of(&self, desc: &FrameDesc) -> *mut u8 {
+        let first = desc.addr() & !(self.frame_size - 1);
+        debug_assert!(first + self.frame_size <= self.descs.len() * self.frame_size);
+        // SAFETY: the frame lies in the UMEM: descriptors come only from it or its rings.
+        unsafe { self.base.0.add(first) }.as_ptr()
+    }
+
+    /// Sets `len` bytes from the descriptor's start as the data of the first frame.
     pub(crate) fn set_len(&self, token: &mut Token, len: usize) {
-        token.desc.set_options(0);
         // SAFETY: the descriptor is of this UMEM, and only the token's holder uses the frame.
         let mut data = unsafe { self.umem.data_mut(&mut token.desc) };
         data.cursor().set_pos(len);

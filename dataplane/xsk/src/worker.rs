@@ -32,7 +32,7 @@ use crate::published::Reader;
 use crate::queue::{Origin, Queue};
 use crate::shared::{WorkerCommand, WorkerShared};
 use crate::topology::Topology;
-use crate::umem::Token;
+use crate::umem::{SEGMENTS_MAX, Token};
 
 /// Minimum nanoseconds between two rounds of housekeeping.
 const HOUSEKEEPING_NS: u64 = 1_000_000;
@@ -113,12 +113,13 @@ impl Worker {
         queue.refill(pool);
         let mut packets: ArrayVec<OwnedFrame, BATCH_MAX> = ArrayVec::new();
         let (port, index) = (queue.port, queue.index);
-        queue.receive(pool, BATCH_MAX, |token| {
-            let (start, len) = (pool.data_start(&token), token.data_len());
+        let take = |pool: &FramePool, token: Token| {
+            let (start, len) = (pool.data_start(&token), token.head_len());
             packets.push(OwnedFrame { token, start, len, port, queue: index, held_since_ns: None, given_up: None });
-        });
-        let frames = packets.len();
-        if frames > 0 {
+        };
+        let counters = &self.io.shared.counters;
+        let frames = queue.receive(pool, BATCH_MAX, take, |bytes| counters.judged(&Verdict::Drop(Reason::FrameTooLong), false, bytes));
+        if !packets.is_empty() {
             let pool = queue.pool;
             self.process_batch(pool, &mut packets);
             self.submit_leaving();
@@ -135,11 +136,13 @@ impl Worker {
         let WorkerIo { pools, spares, shared, now_ns, .. } = &mut self.io;
         let home = &pools[pool];
         {
+            let mut tails = tails_for(packets);
+            let mut tails = tails.iter_mut();
             let mut out = Outputs::default();
             lend(home, &mut spares[pool], &mut out);
             let overdue = |p: &OwnedFrame| self.hold.is_overdue(p, *now_ns);
             let mut frames: ArrayVec<Frame<'_>, BATCH_MAX> =
-                packets.iter_mut().enumerate().map(|(i, p)| view(home, i, overdue(p), p)).collect();
+                packets.iter_mut().enumerate().map(|(i, p)| view(home, i, overdue(p), p, &mut tails)).collect();
             let mut context = Context {
                 now_ms: *now_ns / 1_000_000,
                 services: self.services.table(),
@@ -172,7 +175,7 @@ impl Worker {
             Verdict::Hold(Wait::Neighbour(wanted)) => {
                 self.requester.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
                 if let Err(packet) = self.hold.keep(packet, wanted, self.io.now_ns) {
-                    self.io.shared.counters.held_failed(Reason::HoldFull, packet.len);
+                    self.io.shared.counters.held_failed(Reason::HoldFull, packet.total_len());
                     self.io.free(packet.token);
                 }
             }
@@ -198,7 +201,7 @@ impl Worker {
         match self.routes.table().internal {
             Some(internal) => self.io.send(packet, internal.port, Origin::Kernel(reason)),
             None => {
-                self.io.shared.counters.kernel_failed(reason, Reason::NoInternalPort, packet.len);
+                self.io.shared.counters.kernel_failed(reason, Reason::NoInternalPort, packet.total_len());
                 self.io.free(packet.token);
             }
         }
@@ -366,7 +369,7 @@ impl Worker {
     /// Drops held and staged frames; the sockets close when the worker is dropped.
     fn finish(&mut self) {
         while let Some(packet) = self.hold.pop().or_else(|| self.fragments.pop()) {
-            self.io.shared.counters.held_failed(Reason::Shutdown, packet.len);
+            self.io.shared.counters.held_failed(Reason::Shutdown, packet.total_len());
             self.io.free(packet.token);
         }
         self.io.drain_handovers();
@@ -376,9 +379,31 @@ impl Worker {
     }
 }
 
-/// A frame as the packet path sees it.
-fn view<'f>(pool: &'f FramePool, place: usize, overdue: bool, packet: &'f mut OwnedFrame) -> Frame<'f> {
-    let mut frame = Frame::new(pool.bytes(&mut packet.token), packet.start, packet.len, packet.port, place as u64);
+/// The data of the frames behind a packet's first one.
+type Tail<'f> = ArrayVec<&'f [u8], SEGMENTS_MAX>;
+
+/// Room for the tails of a batch, one for each packet that has one. Most batches have none, and do not touch this memory.
+fn tails_for<'f>(packets: &[OwnedFrame]) -> ArrayVec<Tail<'f>, BATCH_MAX> {
+    packets.iter().filter(|packet| packet.token.segments() > 1).map(|_| ArrayVec::new()).collect()
+}
+
+/// A packet as the packet path sees it.
+fn view<'f, 'p: 'f>(
+    pool: &'p FramePool,
+    place: usize,
+    overdue: bool,
+    packet: &'p mut OwnedFrame,
+    tails: &mut impl Iterator<Item = &'f mut Tail<'p>>,
+) -> Frame<'f> {
+    let OwnedFrame { token, start, len, port, .. } = packet;
+    let tail = if token.segments() > 1 { tails.next() } else { None };
+    let mut frame = match tail {
+        Some(tail) => {
+            let head = pool.bytes_and_tail(token, tail);
+            Frame::new(head, *start, *len, *port, place as u64).with_tail(tail)
+        }
+        None => Frame::new(pool.bytes(token), *start, *len, *port, place as u64),
+    };
     frame.resubmitted = packet.held_since_ns.is_some();
     frame.overdue = overdue || packet.given_up == Some(GivenUp::Overdue);
     frame.evicted = packet.given_up == Some(GivenUp::Evicted);

@@ -5,7 +5,7 @@ use nomagic_core::fragment_hold::Leave;
 use nomagic_core::frame::{BATCH_MAX, Waiting};
 
 use super::Worker;
-use crate::hold::{GivenUp, OwnedFrame};
+use crate::hold::{GivenUp, OwnedFrame, buffers_of_pool};
 
 /// How often the held fragments are looked through: not in each round, since there may be many, and forged ones cost nothing.
 const LOOK_EVERY_NS: u64 = 50_000;
@@ -19,14 +19,15 @@ impl Worker {
         }
     }
 
-    /// Holds a fragment. Another one may have to make room.
+    /// Holds a fragment. Others may have to make room.
     pub(super) fn hold_fragment(&mut self, mut packet: OwnedFrame, waiting: Waiting) {
         let now_ns = self.io.now_ns;
         packet.held_since_ns = Some(now_ns);
-        if let Some(mut evicted) = self.fragments.keep(packet, waiting, now_ns / 1_000_000) {
+        let (leaving, buffers) = (&mut self.leaving, packet.token.segments());
+        self.fragments.keep(packet, buffers, waiting, now_ns / 1_000_000, |mut evicted| {
             evicted.given_up = Some(GivenUp::Evicted);
-            self.leaving.push_back(evicted);
-        }
+            leaving.push_back(evicted);
+        });
     }
 
     /// Submits the fragments again that wait no longer: some worker has their first one, or their time is over.
@@ -60,8 +61,8 @@ impl Worker {
         }
     }
 
-    /// The number of held fragments from a pool.
+    /// The number of held buffers from a pool.
     pub(super) fn fragments_of_pool(&self, pool: usize) -> u32 {
-        self.fragments.iter().filter(|packet| usize::from(packet.token.pool()) == pool).count() as u32
+        buffers_of_pool(self.fragments.iter(), pool)
     }
 }

@@ -237,7 +237,7 @@ impl Drop for Scene {
 }
 
 fn serve_udp(socket: UdpSocket) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 65_536];
     while let Ok((n, from)) = socket.recv_from(&mut buffer) {
         let _ = socket.send_to(&buffer[..n], from);
     }

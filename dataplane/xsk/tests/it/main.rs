@@ -6,6 +6,7 @@ mod common;
 mod life;
 mod netns;
 mod region;
+mod segments;
 mod workers;
 
 #[test]

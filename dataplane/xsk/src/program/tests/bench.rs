@@ -71,6 +71,7 @@ impl Bench {
             refuse_unused: false,
             answer_ping: false,
             redirect_to: 0,
+            segments: false,
             internal: INTERNAL.map(|a| a.parse().ok()),
             configured: Configured::new(&[macs.parse().unwrap()], &[VlanId::from_static(VLAN.into())]),
         }
