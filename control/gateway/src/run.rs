@@ -295,7 +295,9 @@ impl RunningGateway {
     /// Rebinds ports, attaches and detaches redirect ports, then publishes routes that match them.
     fn follow_interfaces(&mut self) {
         self.edge.tend();
-        self.edge.redirect(&self.routing.redirect_interfaces(&self.config.redirect_interfaces));
+        let redirects = self.routing.redirect_interfaces(&self.config.redirect_interfaces);
+        self.routing.follow_mtu(&redirects);
+        self.edge.redirect(&redirects);
         self.routing.publish(&mut self.edge);
         self.local.follow_kernel(self.edge.filter_rules(), &self.routing.mirror, &self.tables);
     }

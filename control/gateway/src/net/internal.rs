@@ -88,6 +88,16 @@ pub fn route(kernel: &VethEnd, addr: IpAddr, own: Option<IpAddr>) -> Result<(), 
     Requests::open()?.request(what, Message::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
+/// Sets the MTU of both ends.
+pub fn set_mtu(names: &PairNames, mtu: u32) -> Result<(), NetError> {
+    let mut requests = Requests::open()?;
+    let Some((kernel, edge)) = find_pair(&mut requests, names)? else { return Ok(()) };
+    for link in [edge, kernel] {
+        bring_up(&mut requests, &link, mtu, LinkFlags::Up | LinkFlags::Noarp)?;
+    }
+    Ok(())
+}
+
 /// Deletes the pair, if it exists.
 pub fn remove(names: &PairNames) -> Result<(), NetError> {
     let mut requests = Requests::open()?;

@@ -153,6 +153,11 @@ impl Mirror {
         self.routes_if_changed(generation, ports, captured, internal).unwrap_or_default()
     }
 
+    /// An interface's MTU, bytes.
+    pub fn mtu(&self, name: &str) -> Option<u32> {
+        self.state.links.values().find(|link| link.name == name).map(|link| link.mtu)
+    }
+
     /// All interfaces: names and indices.
     pub fn interfaces(&self) -> impl Iterator<Item = (&str, u32)> {
         self.state.links.values().map(|l| (l.name.as_str(), l.index))

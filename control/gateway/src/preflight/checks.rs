@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use nomagic_xsk::FrameSize;
+use nomagic_xsk::{FrameSize, SEGMENTS_MAX};
 
 use super::finding::{CheckState, Finding};
 use super::host::Host;
@@ -118,10 +118,13 @@ pub const INTERFACE: &[Check] = &[
     },
     Check {
         name: "MTU",
-        fact: Fact::File("sys/class/net/{interface}/mtu"),
-        passes: |found, target| found.parse::<u32>().is_ok_and(|mtu| mtu <= target.mtu_max(target.config.packets.frame_size)),
+        fact: Fact::Probe(mtu),
+        passes: |found, target| match found.strip_suffix(SEVERAL_BUFFERS) {
+            Some(mtu) => mtu.parse::<u32>().is_ok_and(|mtu| mtu <= target.mtu_max_segmented()),
+            None => found.parse::<u32>().is_ok_and(|mtu| mtu <= target.mtu_max(target.config.packets.frame_size)),
+        },
         otherwise: CheckState::Warning,
-        wanted: "at most {mtu.max}: a packet buffer of {frameSize} bytes minus headroom and Ethernet header",
+        wanted: "at most {mtu.max}: a packet buffer of {frameSize} bytes minus headroom and Ethernet header; {mtu.segmented} where kernel (Linux 6.6) and driver can use several",
         remedy: "ip link set {interface} mtu {mtu}{larger.frames}",
     },
     Check {
@@ -197,8 +200,12 @@ const CAP_IPC_LOCK: u64 = 1 << 14;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 /// Enough for the packet memory of 64 queues.
 const MEMLOCK_KIB: u64 = 1 << 20;
-/// XDP_PACKET_HEADROOM and an Ethernet header with a VLAN tag.
-const HEADROOM_AND_ETHERNET: u32 = 256 + 18;
+/// XDP_PACKET_HEADROOM of linux/bpf.h.
+const XDP_HEADROOM: u32 = 256;
+/// An Ethernet header with a VLAN tag.
+const ETHERNET_HEADER: u32 = 18;
+/// Packets that are longer than a packet buffer come in several.
+const SEVERAL_BUFFERS: &str = ", in several packet buffers";
 /// The largest MTU with which drivers accept a program that wants a packet in one page of 4 KiB.
 const ONE_PAGE_MTU: u32 = 3_498;
 /// The MTU of Ethernet without jumbo frames.
@@ -208,11 +215,18 @@ const EPHEMERAL_PORTS: (u16, u16) = (32_768, 60_999);
 /// Bits of `enum netdev_xdp_act` (linux/netdev.h).
 const ACT_REDIRECT: u64 = 1 << 1;
 const ACT_ZERO_COPY: u64 = 1 << 3;
+const ACT_RX_SEGMENTS: u64 = 1 << 5;
 
 impl CheckTarget<'_> {
     /// The largest MTU whose packets fit into a packet buffer.
     fn mtu_max(&self, frame_size: FrameSize) -> u32 {
-        (frame_size.get() - HEADROOM_AND_ETHERNET - self.config.packets.headroom.get()).min(ONE_PAGE_MTU)
+        (frame_size.get() - XDP_HEADROOM - self.config.packets.headroom.get() - ETHERNET_HEADER).min(ONE_PAGE_MTU)
+    }
+
+    /// The largest MTU whose packets fit into as many packet buffers as one packet may have.
+    fn mtu_max_segmented(&self) -> u32 {
+        let buffer = self.config.packets.frame_size.get() - XDP_HEADROOM - self.config.packets.headroom.get();
+        buffer * SEGMENTS_MAX as u32 - ETHERNET_HEADER
     }
 
     /// Replaces placeholders by their values.
@@ -229,6 +243,7 @@ impl CheckTarget<'_> {
             .replace("{snat.ports}", &format!("{}-{}", ports.first, ports.last))
             .replace("{frameSize}", &packets.frame_size.to_string())
             .replace("{mtu.max}", &mtu_max.to_string())
+            .replace("{mtu.segmented}", &self.mtu_max_segmented().to_string())
             .replace("{mtu}", &mtu_max.min(ETHERNET_MTU).to_string())
             .replace("{larger.frames}", &larger_frames)
     }
@@ -348,6 +363,15 @@ fn link_state(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, Strin
         (None, Some(_)) => "down".into(),
         (None, None) => "there is no such interface".into(),
     })
+}
+
+/// The MTU, and whether longer packets than a packet buffer come in several.
+fn mtu(host: &dyn Host, target: &CheckTarget<'_>) -> Result<String, String> {
+    let path = format!("sys/class/net/{}/mtu", target.interface);
+    let mtu = host.line(&path).ok_or_else(|| format!("cannot read /{path}"))?;
+    let is_long = mtu.parse::<u32>().is_ok_and(|mtu| mtu > target.mtu_max(target.config.packets.frame_size));
+    let segmented = is_long && host.knows_segments() && xdp_feature(host, target, ACT_RX_SEGMENTS).is_ok_and(|answer| answer == "yes");
+    Ok(if segmented { mtu + SEVERAL_BUFFERS } else { mtu })
 }
 
 fn xdp_feature(host: &dyn Host, target: &CheckTarget<'_>, bit: u64) -> Result<String, String> {

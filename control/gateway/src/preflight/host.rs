@@ -17,6 +17,9 @@ pub trait Host {
     /// The XDP features of an interface's driver: bits of `enum netdev_xdp_act` (linux/netdev.h). Reported by Linux 6.3 and later.
     fn xdp_features(&self, interface: &str) -> Option<u64>;
 
+    /// Whether AF_XDP sockets take packets in several packet buffers (Linux 6.6).
+    fn knows_segments(&self) -> bool;
+
     /// The text of a file; `path` has no leading slash.
     fn read(&self, path: &str) -> Option<String> {
         let bytes = std::fs::read(self.root().join(path)).ok().filter(|b| b.len() <= FILE_MAX)?;
@@ -56,5 +59,9 @@ impl Host for ThisHost {
 
     fn xdp_features(&self, interface: &str) -> Option<u64> {
         nomagic_xsk::xdp_features(interface)
+    }
+
+    fn knows_segments(&self) -> bool {
+        nomagic_sys::xdp_socket::knows_segments().unwrap_or(false)
     }
 }

@@ -10,12 +10,13 @@ struct Fake {
     dir: tempfile::TempDir,
     outputs: Vec<(String, String)>,
     features: Option<u64>,
+    segments: bool,
 }
 
 impl Fake {
     /// A gateway that passes all checks.
     fn good() -> Fake {
-        let fake = Fake { dir: tempfile::tempdir().unwrap(), outputs: Vec::new(), features: Some(0xf) };
+        let fake = Fake { dir: tempfile::tempdir().unwrap(), outputs: Vec::new(), features: Some(0xf), segments: false };
         fake.with("proc/self/status", "Name:\tx\nCapEff:\t000000c000007000\n")
             .with("proc/sys/kernel/osrelease", "6.18.0-gateway\n")
             .with("boot/config-6.18.0-gateway", "CONFIG_BPF_SYSCALL=y\nCONFIG_BPF_JIT=y\nCONFIG_XDP_SOCKETS=y\n")
@@ -77,6 +78,10 @@ impl Host for Fake {
 
     fn xdp_features(&self, _: &str) -> Option<u64> {
         self.features
+    }
+
+    fn knows_segments(&self) -> bool {
+        self.segments
     }
 }
 
@@ -177,6 +182,7 @@ fn the_configuration_decides() {
         ("packets: {headroom: 512}", 1_500, "MTU", CheckState::Warning, "1500", "at most 1262", "mtu 1262, or for up to 3310 in"),
         ("packets: {frameSize: 4096}", 3_498, "MTU", CheckState::Ok, "3498", "of 4096 bytes", ""),
         ("packets: {frameSize: 4096}", 9_000, "MTU", CheckState::Warning, "9000", "at most 3498", "ip link set eth1 mtu 1500"),
+        ("packets: {headroom: 64}", 9_000, "MTU", CheckState::Warning, "9000", "; 29358 where kernel (Linux 6.6)", ""),
         ("", 1_500, "SNAT ports", CheckState::Ok, "36280 of 64512; 32768-60999 are left to the kernel", "1024-65535", ""),
         ("snat: {ports: 61000-65535}", 1_500, "SNAT ports", CheckState::Ok, "4536, none shared with the kernel", "61000-65535", ""),
         (
@@ -208,6 +214,23 @@ fn the_configuration_decides() {
     }
     let error = args("--config /nowhere.yaml").report(&Fake::good()).unwrap_err().to_string();
     assert!(error.contains("/nowhere.yaml"), "{error}");
+}
+
+#[test]
+fn jumbo_frames_need_several_packet_buffers() {
+    let mtu = |mtu: &str, segments, features| {
+        let fake = Fake { segments, features, ..Fake::good() }.with("sys/class/net/eth1/mtu", mtu);
+        let finding = fake.finding("MTU");
+        (finding.state, finding.found)
+    };
+    let [able, unable] = [0x2f, 0xf].map(Some);
+    assert_eq!(mtu("9000", true, able), (CheckState::Ok, "9000, in several packet buffers".into()));
+    assert_eq!(mtu("1500", true, able), (CheckState::Ok, "1500".into()));
+    assert_eq!(mtu("30446", true, able).0, CheckState::Ok);
+    assert_eq!(mtu("30447", true, able).0, CheckState::Warning);
+    for (segments, features) in [(false, able), (true, unable), (true, None)] {
+        assert_eq!(mtu("9000", segments, features), (CheckState::Warning, "9000".into()));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use nomagic_core::rss::Rss;
 use nomagic_xsk::{Condition, Edge};
 
 use crate::config::{Config, Pattern};
-use crate::net::internal::VethPair;
+use crate::net::internal::{self, VethPair};
 use crate::net::{Mirror, ResolveOutcome};
 
 /// Maximum number of neighbours refreshed at a time.
@@ -31,6 +31,8 @@ pub struct Routing {
     answers_seen: Vec<bool>,
     /// How the ports compare sources, in the published routes.
     reverse_paths: Vec<ReversePath>,
+    /// An MTU that the kernel refused to the internal pair.
+    mtu_refused: Option<u32>,
     /// What of the published routes goes through the kernel.
     problems: Vec<String>,
     /// The routes published last.
@@ -54,6 +56,7 @@ impl Routing {
             rss,
             answers_seen: Vec::new(),
             reverse_paths: Vec::new(),
+            mtu_refused: None,
             problems: Vec::new(),
             in_force,
         }
@@ -69,6 +72,25 @@ impl Routing {
         let own = |name: &str| name == "lo" || name == self.kernel_side || self.ports.iter().any(|p| p == name);
         let fits = |name: &str| !own(name) && patterns.iter().any(|p| p.matches(name));
         self.mirror.interfaces().map(|(name, _)| name).filter(|name| fits(name)).map(str::to_owned).collect()
+    }
+
+    /// Gives the internal pair the largest MTU of all ports and redirect ports: whatever they receive may go through it.
+    pub fn follow_mtu(&mut self, redirects: &BTreeSet<String>) {
+        let ends = [self.kernel_side.as_str(), self.ports.last().map_or("", String::as_str)];
+        let mtu = |name: &str| self.mirror.mtu(name);
+        let outside = self.ports.iter().chain(redirects).map(String::as_str).filter(|name| !ends.contains(name));
+        let Some(wanted) = outside.filter_map(mtu).max() else { return };
+        let fits = ends.iter().filter_map(|name| mtu(name)).all(|now| now >= wanted);
+        if fits || self.mtu_refused == Some(wanted) {
+            return;
+        }
+        match internal::set_mtu(&internal::PairNames::default(), wanted) {
+            Ok(()) => tracing::info!("{} and {} have an MTU of {wanted} now, as the largest of the ports", ends[0], ends[1]),
+            Err(e) => {
+                tracing::warn!("packets of more than the MTU of {} that are the kernel's are lost: {e}", ends[0]);
+                self.mtu_refused = Some(wanted);
+            }
+        }
     }
 
     /// Publishes the routes if they, the captured interfaces, the ports' RSS or their `rp_filter` have changed.
