@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use nomagic_bench::bulk::BulkArgs;
 use nomagic_bench::compare::cli::CompareArgs;
 use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::floods::cli::FloodsArgs;
@@ -28,6 +29,8 @@ enum Command {
     Compare(CompareArgs),
     /// Flood a Service with forged frames, and measure which share of honest clients is served
     Floods(FloodsArgs),
+    /// Measure large TCP transfers, beside the kernel's routing and its DNAT
+    Bulk(BulkArgs),
     /// Run nomagic's AF_XDP code with an empty packet path, a peer of the comparison
     NoWork(NoWorkArgs),
     /// Show the results of a comparison as a page, text or JSON, or compare two runs
@@ -50,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::Ndr(args) => args.run(),
         Command::Compare(args) => args.run(),
         Command::Floods(args) => args.run(),
+        Command::Bulk(args) => args.run(),
         Command::NoWork(args) => args.run(),
         Command::Report(args) => args.run(),
     }

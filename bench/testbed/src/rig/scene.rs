@@ -68,6 +68,16 @@ impl Scene {
         Ok(scene)
     }
 
+    /// Sets the MTU of all links.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        let fabric = ["gw0", "p0", "p1", "p2", "br0"].map(|link| (&self.fabric, link));
+        let ends = self.pods.iter().chain([&self.client]).map(|netns| (netns, "eth0"));
+        for (netns, link) in ends.chain([(&self.gw, "cl0"), (&self.gw, "pods0")]).chain(fabric) {
+            netns.ip(&format!("link set {link} mtu {mtu}"))?;
+        }
+        Ok(())
+    }
+
     fn gateway_settings(&self) -> Result<()> {
         self.gw.sysctl("net.ipv4.ip_forward", "1")?;
         self.gw.sysctl("net.ipv6.conf.all.forwarding", "1")?;

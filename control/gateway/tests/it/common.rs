@@ -3,6 +3,7 @@
 pub mod api_gateway;
 pub mod kustomize;
 pub mod local_pod;
+pub mod nat;
 pub mod plain_http;
 pub mod prometheus;
 pub mod replay;

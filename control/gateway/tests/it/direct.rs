@@ -5,57 +5,15 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use nomagic_testbed::peers::{PodOptions, PodThread, start_pod};
 use nomagic_testbed::rig::{PODS, Scene};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::common::nat::{Nat, SERVICE};
 use crate::common::*;
 
 const LIMIT: Duration = Duration::from_secs(3);
 /// The client's first port.
 const FIRST: u16 = 31_000;
-const SERVICE: [&str; 2] = ["10.109.35.24", "fd00:10:109::24"];
-
-/// Whoever translates.
-enum Nat {
-    Nomagic(Box<Gateway>),
-    Kernel { scene: Box<Scene>, _pod: PodThread },
-}
-
-impl Nat {
-    fn start(tag: &str, nomagic: bool) -> Nat {
-        if nomagic {
-            return Nat::Nomagic(Box::new(Gateway::start(tag, "", &nginx(&[0]))));
-        }
-        let scene = Scene::new(tag).expect("a scene (needs root)");
-        let pod = start_pod(&scene.pods[0], PodOptions::new("pod-1")).unwrap();
-        let mut rules = String::new();
-        for (family, service, endpoint) in [("ip", SERVICE[0], PODS[0].v4.to_string()), ("ip6", SERVICE[1], PODS[0].v6.to_string())] {
-            rules += &format!(
-                "table {family} t {{\n chain pre {{ type nat hook prerouting priority -100; {family} daddr {service} dnat to {endpoint}; }}\n \
-                 chain post {{ type nat hook postrouting priority 100; }}\n}}\n"
-            );
-        }
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), rules).unwrap();
-        scene.gw.exec("nft", &["-f", &file.path().to_string_lossy()]).unwrap();
-        Nat::Kernel { scene: Box::new(scene), _pod: pod }
-    }
-
-    fn scene(&self) -> &Scene {
-        match self {
-            Nat::Nomagic(gateway) => &gateway.scene,
-            Nat::Kernel { scene, .. } => scene,
-        }
-    }
-
-    fn account(&self) -> String {
-        match self {
-            Nat::Nomagic(gateway) => gateway.account(),
-            Nat::Kernel { .. } => "the kernel".into(),
-        }
-    }
-}
 
 /// The Service and its endpoint, with this port.
 fn ends(v6: bool, port: u16) -> [SocketAddr; 2] {
@@ -112,7 +70,7 @@ fn both_echo(order: [SocketAddr; 2], port: u16) -> io::Result<()> {
 #[test]
 fn direct_and_service_connections_from_one_client_port() {
     for nomagic in [false, true] {
-        let nat = Nat::start(if nomagic { "dir-n" } else { "dir-k" }, nomagic);
+        let nat = Nat::start(Scene::new(if nomagic { "dir-n" } else { "dir-k" }).unwrap(), &nginx(&[0]), nomagic);
         let mut port = FIRST;
         for (v6, direct_first) in [(false, true), (true, true), (false, false), (true, false)] {
             for _ in 0..6 {

@@ -28,6 +28,7 @@ mod hash_seed;
 mod http;
 mod http_gateway;
 mod http_slow;
+mod large_packets;
 mod limits;
 mod local_pods;
 mod local_routes;
