@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nomagic_api::XdpMode;
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
 use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, PODS, Scene, cable};
@@ -96,6 +97,34 @@ fn a_local_pod_as_client_and_as_backend() {
     let report = g.http(&one.ns, V4, 2);
     assert_eq!((report.answered(), report.failed()), (0, 2));
     assert!(report.failures.keys().all(|f| f.contains("refused")), "{report:?}");
+    g.print_frames();
+}
+
+/// Sets the MTU of both ends of a pod's cable.
+fn set_mtu(gw: &Netns, pod: &LocalPod, mtu: u32) {
+    pod.ns.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+    gw.ip(&format!("link set {} mtu {mtu}", pod.host_side)).unwrap();
+}
+
+#[test]
+fn local_pods_may_have_a_larger_mtu_than_the_ports() {
+    let scene = Scene::new("lmtu").expect("a scene (needs root)");
+    let (one, two) = (LocalPod::new(&scene, "cali", 1), LocalPod::new(&scene, "cali", 2));
+    [&one, &two].into_iter().for_each(|pod| set_mtu(&scene.gw, pod, 9_000));
+    let g = Gateway::start_in(scene, EXTRA, &service(&[(&one.v4, &one.v6)]));
+    let internal_mtu = |wanted: u32| {
+        let has = || g.scene.gw.ip("link show nm0").unwrap().contains(&format!(" mtu {wanted} "));
+        wait_for(&format!("an MTU of {wanted} of the internal pair"), LONG, has);
+    };
+    internal_mtu(9_000);
+    check(&g, &two.ns, Some([two.v4.parse().unwrap(), two.v6.parse().unwrap()]));
+    check(&g, &g.scene.client, None);
+    assert!(g.status().redirect_ports.iter().all(|port| port.bound && port.xdp_mode == XdpMode::Native), "{}", g.account());
+    // While it runs.
+    set_mtu(&g.scene.gw, &one, 12_000);
+    set_mtu(&g.scene.gw, &two, 12_000);
+    internal_mtu(12_000);
+    check(&g, &two.ns, None);
     g.print_frames();
 }
 
