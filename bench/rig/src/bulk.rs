@@ -1,7 +1,7 @@
 //! `nomagic-bench bulk`: large TCP transfers through nomagic, beside the kernel's routing and its DNAT.
 //!
 //! A client downloads from three pods through a gateway, over veth pairs, with 1,500 and with 9,000 bytes of MTU. Between veth pairs the kernel
-//! passes segments of up to 64 KB on in one piece. While an XDP program is attached it does not, so that this is the worst case for all AF_XDP.
+//! passes segments of up to 64 KB on in one piece (TSO), but not to an interface with an XDP program: so its routing is measured without TSO, too.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -63,17 +63,20 @@ pub struct BulkArgs {
 enum Subject {
     /// The kernel, to the pod's own address.
     Routing,
+    /// The same, with packets no longer than the MTU.
+    RoutingWithoutTso,
     /// The kernel, to the Service, with nftables.
     Nftables,
     Nomagic,
 }
 
-const SUBJECTS: [Subject; 3] = [Subject::Routing, Subject::Nftables, Subject::Nomagic];
+const SUBJECTS: [Subject; 4] = [Subject::Routing, Subject::Nftables, Subject::RoutingWithoutTso, Subject::Nomagic];
 
 impl Subject {
     fn title(self) -> &'static str {
         match self {
             Subject::Routing => "kernel, routing alone",
+            Subject::RoutingWithoutTso => "kernel, routing alone, without TSO",
             Subject::Nftables => "kernel, nftables DNAT",
             Subject::Nomagic => "nomagic",
         }
@@ -150,7 +153,8 @@ impl BulkArgs {
     /// Downloads over so many connections, and returns the rate of all.
     fn transfer(&self, scene: &Scene, subject: Subject, connections: u32) -> Result<f64> {
         let to = |n: u32| -> SocketAddr {
-            let address: Ipv4Addr = if subject == Subject::Routing { PODS[n as usize % PODS.len()].v4 } else { NGINX_V4 };
+            let address: Ipv4Addr =
+                if matches!(subject, Subject::Routing | Subject::RoutingWithoutTso) { PODS[n as usize % PODS.len()].v4 } else { NGINX_V4 };
             (address, PORT).into()
         };
         let streams =
@@ -172,6 +176,7 @@ impl BulkArgs {
 #[expect(dead_code, reason = "held for its end")]
 enum Running<'s> {
     Kernel,
+    WithoutTso(WithoutTso<'s>),
     Rules(Rules<'s>),
     Nomagic(GatewayProcess),
 }
@@ -179,12 +184,31 @@ enum Running<'s> {
 fn start<'s>(subject: Subject, scene: &'s Scene, nomagic: &Path, dir: &Path) -> Result<Running<'s>> {
     Ok(match subject {
         Subject::Routing => Running::Kernel,
+        Subject::RoutingWithoutTso => Running::WithoutTso(WithoutTso::set(scene)?),
         Subject::Nftables => Running::Rules(Rules::add(scene)?),
         Subject::Nomagic => {
             let (config, state_dir) = write_files(dir)?;
             Running::Nomagic(GatewayProcess::start(&scene.gw, nomagic, &config, &state_dir)?)
         }
     })
+}
+
+/// The pods cut what they send to the MTU. On again when dropped.
+struct WithoutTso<'s>(&'s Scene);
+
+impl WithoutTso<'_> {
+    fn set(scene: &Scene) -> Result<WithoutTso<'_>> {
+        scene.pods.iter().try_for_each(|pod| pod.exec("ethtool", &["-K", "eth0", "tso", "off", "gso", "off"]).map(drop))?;
+        Ok(WithoutTso(scene))
+    }
+}
+
+impl Drop for WithoutTso<'_> {
+    fn drop(&mut self) {
+        for pod in &self.0.pods {
+            let _ = pod.exec("ethtool", &["-K", "eth0", "tso", "on", "gso", "on"]);
+        }
+    }
 }
 
 /// The Service by nftables. Deleted when dropped.
