@@ -6,6 +6,7 @@
 
 pub mod deny;
 pub mod explain;
+pub mod flows;
 pub mod socket;
 mod status;
 

@@ -3,7 +3,7 @@
 //! ```text
 //! {"version":1,"request":{"status":{}}}
 //! {"version":1,"response":{"status":{"schema":1,"ready":true,...}}}
-//! {"version":1,"error":"unknown request `flows`; known: status, explain, deny_add, deny_remove, deny_list, drain, log"}
+//! {"version":1,"error":"unknown request `trace`; known: status, explain, deny_add, deny_remove, deny_list, drain, flows, log"}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::Status;
 use crate::deny::{DenyChange, DenyReport};
 use crate::explain::Answer;
+use crate::flows::{CountBy, FlowFilter, FlowsPage};
 
 /// The protocol version of this program.
 pub const VERSION: u32 = 1;
@@ -36,12 +37,14 @@ pub enum Request {
     DenyList {},
     /// Tells load balancers to leave, or (`on: false`) to come back. Traffic goes on.
     Drain { on: bool },
+    /// Flows that fit, from slot `from` on. `count_by`: counts them instead.
+    Flows { filter: FlowFilter, count_by: Option<CountBy>, from: u32 },
     /// Logs from this level on until the process ends; `None` only asks.
     Log { level: Option<String> },
 }
 
 /// The names of all requests.
-const KNOWN: [&str; 7] = ["status", "explain", "deny_add", "deny_remove", "deny_list", "drain", "log"];
+const KNOWN: [&str; 8] = ["status", "explain", "deny_add", "deny_remove", "deny_list", "drain", "flows", "log"];
 
 /// A gateway's answer to a request.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -57,6 +60,8 @@ pub enum Response {
     DenyReport(DenyReport),
     /// To [`Request::Drain`].
     Drain { on: bool },
+    /// To [`Request::Flows`].
+    Flows(FlowsPage),
     /// To [`Request::Log`]: the level now.
     Log { level: String },
 }
@@ -176,7 +181,7 @@ mod tests {
             ("", "not a request"),
             ("{}", "missing field `version`"),
             (r#"{"version":2,"request":{"status":{}}}"#, "this gateway speaks version 1"),
-            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `flows`; known: status, explain, deny_add"),
+            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `trace`; known: status, explain, deny_add"),
             (r#"{"version":1,"request":"status"}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":{},"flows":{}}}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":7}}"#, "request `status`: "),

@@ -6,6 +6,7 @@ pub mod config_args;
 mod deny;
 mod drain;
 pub mod explain;
+mod flows;
 mod log;
 pub(crate) mod output;
 mod run;
@@ -36,6 +37,7 @@ const EXAMPLES: &str = "Examples:
   nomagic run --kube-proxy-config /var/lib/kube-proxy/config.conf --manifests services.yaml
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic status --format json
+  nomagic flows --service default/nginx --count --by backend
   nomagic deny add 192.0.2.0/24 --for 10m
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic preflight --interface eth0 --workers 2
@@ -68,6 +70,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show state and counters of the running gateway.
     Status(status::StatusArgs),
+    /// Show the flows that the running gateway carries.
+    Flows(flows::FlowsArgs),
     /// Check configuration, manifests and machine without starting anything.
     Check(check::CheckArgs),
     /// Tell load balancers to leave, and carry on meanwhile.
@@ -91,6 +95,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => return coded(|| done(run::run_gateway(&args))),
         Command::Status(args) => return gateway(|| status::run(&args)),
+        Command::Flows(args) => return gateway(|| flows::run(&args)),
         Command::Deny(command) => return gateway(|| done(deny::run(command))),
         Command::Check(args) => return gateway(|| check::run(&args)),
         Command::Drain(args) => return gateway(|| done(drain::run(&args))),

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod connections;
 pub mod deny;
+pub mod flows;
 pub mod kubeproxy;
 pub mod log;
 pub mod manifests;

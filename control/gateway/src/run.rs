@@ -30,8 +30,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nomagic_api::flows::{CountBy, FlowFilter};
 use nomagic_api::socket::{Request, Response};
 use nomagic_api::{Status, explain};
+use nomagic_core::conntrack::Timeouts;
 use nomagic_core::counters::Counters;
 use nomagic_core::frame::Wanted;
 use nomagic_sys::time::monotonic_ns;
@@ -42,6 +44,7 @@ use tokio::sync::mpsc;
 
 use self::http::Http;
 use crate::config::Config;
+use crate::flows::{FlowSource, Selection};
 use crate::kubeproxy::DropIn;
 use crate::log::{self, LogLevel};
 use crate::net::local::LocalRoutes;
@@ -242,7 +245,7 @@ impl RunningGateway {
                     let status = self.status();
                     self.http.answer(scrape, status, self.reconciler.done());
                 }
-                Some((request, responder)) = self.requests.recv() => responder.send(self.handle_request(&request)),
+                Some((request, responder)) = self.requests.recv() => self.answer(&request, responder),
                 changed = self.tables.changed() => match changed? {
                     Changed::Nothing => {}
                     Changed::Objects => self.compile(),
@@ -338,8 +341,9 @@ impl RunningGateway {
         Ok(())
     }
 
-    fn handle_request(&mut self, request: &Request) -> Result<Response, String> {
-        match request {
+    fn answer(&mut self, request: &Request, responder: Responder) {
+        let answer = match request {
+            Request::Flows { filter, count_by, from } => return self.read_flows(filter, *count_by, *from, responder),
             Request::Explain { flow } => self.explain(flow).map(|answer| Response::Explain(Box::new(answer))),
             Request::DenyAdd { prefix, for_s } => self.deny.add(&mut self.edge, prefix, *for_s).map(Response::DenyChange),
             Request::DenyRemove { prefix } => self.deny.remove(&mut self.edge, prefix).map(Response::DenyChange),
@@ -347,7 +351,25 @@ impl RunningGateway {
             Request::Log { level } => follow_log(level.as_deref()),
             Request::DenyList {} => self.deny.report(&self.edge).map(Response::DenyReport),
             Request::Status {} => self.status().map(|status| Response::Status(Box::new(status))).map_err(|e| format!("{e:#}")),
-        }
+        };
+        responder.send(answer);
+    }
+
+    /// Reads a part of the connection table on another thread: it may be large.
+    fn read_flows(&self, filter: &FlowFilter, count_by: Option<CountBy>, from: u32, responder: Responder) {
+        let selection = match Selection::parse(filter) {
+            Ok(selection) => selection,
+            Err(e) => return responder.send(Err(e)),
+        };
+        let (table, services) = (self.edge.table(), self.tables.services());
+        let idle = Timeouts::from(self.config.conntrack.timeouts).table();
+        let page = tokio::task::spawn_blocking(move || {
+            let source = FlowSource { table, services: &services, idle: &idle, now_ms: monotonic_ns() / 1_000_000 };
+            source.page(&selection, count_by, from)
+        });
+        tokio::task::spawn_local(async move {
+            responder.send(page.await.map(Response::Flows).map_err(|e| format!("the flows could not be read: {e}")));
+        });
     }
 
     /// Reads the live tables without changing them: the packet runs through the packet path with a scratch connection table that has copies

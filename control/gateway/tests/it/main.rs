@@ -30,6 +30,7 @@ mod http_gateway;
 mod http_slow;
 mod large_packets;
 mod limits;
+mod live_flows;
 mod local_pods;
 mod local_routes;
 mod local_traffic;

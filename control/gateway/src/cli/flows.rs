@@ -1,0 +1,211 @@
+//! `nomagic flows`: the flows that the running gateway carries.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use nomagic_api::flows::{self, Flow, FlowFilter, FlowState, FlowsPage};
+use nomagic_api::socket::{Request, Response};
+
+use super::{StateArgs, state_paths};
+use crate::flows::Selection;
+use crate::run::socket;
+
+/// Seconds between two looks of `--watch`.
+const WATCH_S: f64 = 2.0;
+/// Moves the cursor of a terminal to its start and clears it.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// `nomagic flows`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  All flows of a Service:
+    nomagic flows --service default/nginx
+  How its clients are spread over the endpoints:
+    nomagic flows --service default/nginx --count --by backend
+  Half-open connections of a network, again and again:
+    nomagic flows --client 10.0.0.0/8 --state SYN_SENT --watch
+  One JSON object for each flow:
+    nomagic flows --format json
+
+A flow is shown as it was when its entry was read; the table is read in parts, beside the workers.
+Exit codes: 0 done, 1 failure or no gateway answers, 2 invalid arguments.")]
+pub(super) struct FlowsArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Show numbers of flows instead of flows.
+    #[arg(long)]
+    count: bool,
+    /// What to count by [default: all together].
+    #[arg(long, value_enum, requires = "count")]
+    by: Option<CountBy>,
+    /// Show so many flows at the most.
+    #[arg(long, value_name = "N", conflicts_with = "count")]
+    limit: Option<u64>,
+    /// Look again every two seconds, or as often as given, until interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    watch: Option<f64>,
+    #[command(flatten)]
+    state_dir: StateArgs,
+    /// Output format; json: one object a line.
+    #[arg(long, value_enum, default_value = "text")]
+    format: super::StatusFormat,
+}
+
+/// Selects flows.
+#[derive(Debug, clap::Args)]
+struct FilterArgs {
+    /// A Service.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    service: Option<String>,
+    /// An endpoint: an address, a CIDR, or an address with a port.
+    #[arg(long, value_name = "ADDRESS")]
+    backend: Option<String>,
+    /// A client: an address or a CIDR.
+    #[arg(long, value_name = "PREFIX")]
+    client: Option<String>,
+    /// The port that the client sends to.
+    #[arg(long)]
+    port: Option<u16>,
+    /// tcp, udp or sctp.
+    #[arg(long)]
+    proto: Option<String>,
+    /// A state, such as ESTABLISHED.
+    #[arg(long)]
+    state: Option<FlowState>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CountBy {
+    Service,
+    Backend,
+    Client,
+    State,
+}
+
+impl From<CountBy> for flows::CountBy {
+    fn from(by: CountBy) -> flows::CountBy {
+        match by {
+            CountBy::Service => flows::CountBy::Service,
+            CountBy::Backend => flows::CountBy::Backend,
+            CountBy::Client => flows::CountBy::Client,
+            CountBy::State => flows::CountBy::State,
+        }
+    }
+}
+
+/// Runs the command and prints its outcome. Returns the exit code.
+pub(super) fn run(args: &FlowsArgs) -> Result<u8> {
+    let FilterArgs { service, backend, client, port, proto, state } = &args.filter;
+    let (service, backend, client, proto) = (service.clone(), backend.clone(), client.clone(), proto.clone());
+    let filter = FlowFilter { service, backend, client, port: *port, proto, state: *state };
+    // Before the gateway is asked: the words are the same.
+    if let Err(e) = Selection::parse(&filter) {
+        super::output::print_error(&e);
+        return Ok(2);
+    }
+    let every = args.watch.map(|seconds| if seconds.is_finite() { seconds.clamp(0.1, 3_600.0) } else { WATCH_S });
+    let state_dir = state_paths::state_dir(args.state_dir.state_dir.clone(), args.state_dir.config.as_deref())?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    loop {
+        if every.is_some() && io::stdout().is_terminal() {
+            write!(out, "{CLEAR}")?;
+        }
+        show(args, &filter, &state_dir, &mut out)?;
+        out.flush()?;
+        let Some(seconds) = every else { return Ok(0) };
+        std::thread::sleep(Duration::from_secs_f64(seconds));
+    }
+}
+
+fn show(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl Write) -> Result<()> {
+    if args.count {
+        return show_counts(args, filter, state_dir, out);
+    }
+    let is_json = args.format == super::StatusFormat::Json;
+    let (mut from, mut left) = (0, args.limit.unwrap_or(u64::MAX));
+    if !is_json {
+        writeln!(out, "{}", line(["proto", "client", "destination", "service", "endpoint", "state", "idle", "ends in", "client seen as"]))?;
+    }
+    loop {
+        let page = page(state_dir, filter, None, from)?;
+        for flow in page.flows {
+            if left == 0 {
+                return Ok(());
+            }
+            left -= 1;
+            match is_json {
+                true => writeln!(out, "{}", serde_json::to_string(&flow)?)?,
+                false => writeln!(out, "{}", text(&flow))?,
+            }
+        }
+        match page.next {
+            Some(next) => from = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn show_counts(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl Write) -> Result<()> {
+    let by = args.by.map(flows::CountBy::from);
+    let (mut groups, mut other, mut all, mut from) = (BTreeMap::<String, u64>::new(), 0, 0, 0);
+    loop {
+        let page = page(state_dir, filter, Some(by.unwrap_or(flows::CountBy::State)), from)?;
+        page.groups.into_iter().for_each(|(group, flows)| *groups.entry(group).or_default() += flows);
+        (other, all) = (other + page.other, all + page.matched);
+        match page.next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    if by.is_none() {
+        groups.clear();
+        other = 0;
+    }
+    if args.format == super::StatusFormat::Json {
+        let json = serde_json::json!({ "schema": flows::FLOW_SCHEMA, "flows": all, "groups": groups, "other": other });
+        return Ok(writeln!(out, "{json}")?);
+    }
+    let mut sorted: Vec<(String, u64)> = groups.into_iter().collect();
+    sorted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    for (group, flows) in sorted {
+        writeln!(out, "{flows:>10}  {group}")?;
+    }
+    if other > 0 {
+        writeln!(out, "{other:>10}  others")?;
+    }
+    Ok(writeln!(out, "{all:>10}  in all")?)
+}
+
+fn page(state_dir: &Path, filter: &FlowFilter, count_by: Option<flows::CountBy>, from: u32) -> Result<FlowsPage> {
+    match socket::ask(state_dir, &Request::Flows { filter: filter.clone(), count_by, from })? {
+        Response::Flows(page) => Ok(page),
+        _ => bail!("unexpected response from the gateway: not flows"),
+    }
+}
+
+fn text(flow: &Flow) -> String {
+    let seconds = |ms: u64| format!("{} s", ms / 1_000);
+    let service = flow.service.as_deref().unwrap_or("-");
+    line([
+        &flow.proto,
+        &flow.client,
+        &flow.destination,
+        service,
+        &flow.backend,
+        flow.state.name(),
+        &seconds(flow.idle_ms),
+        &seconds(flow.expires_in_ms),
+        flow.snat.as_deref().unwrap_or(""),
+    ])
+}
+
+/// Columns of fixed width: the lines are written as they come.
+fn line(words: [&str; 9]) -> String {
+    let [proto, client, destination, service, backend, state, idle, ends, snat] = words;
+    let text = format!("{proto:<5} {client:<22} {destination:<22} {service:<28} {backend:<22} {state:<11} {idle:>6} {ends:>8}  {snat}");
+    text.trim_end().to_owned()
+}
