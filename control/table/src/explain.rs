@@ -134,7 +134,7 @@ impl<'e> Explainer<'e> {
     /// Describes the observed decisions.
     fn describe(&self, flow: &str, tuple: &Tuple, trace: &Trace<'_>, copied: &Copied) -> Answer {
         let verdict = match trace.verdict {
-            Some(frame::Verdict::Forward(..)) => Verdict::Forward,
+            Some(frame::Verdict::Forward(..) | frame::Verdict::Fragment(..)) => Verdict::Forward,
             Some(frame::Verdict::Hold(_)) => Verdict::Hold,
             Some(frame::Verdict::Kernel(_)) => Verdict::Pass,
             _ if trace.told.is_some() => Verdict::Reject,

@@ -66,7 +66,7 @@ impl Counters {
     pub fn judged(&self, verdict: &Verdict, resubmitted: bool, bytes: usize) {
         if resubmitted { &self.frames.released } else { &self.frames.received }.count(bytes);
         match *verdict {
-            Verdict::Forward(..) => self.frames.forwarded.count(bytes),
+            Verdict::Forward(..) | Verdict::Fragment(..) => self.frames.forwarded.count(bytes),
             Verdict::Kernel(reason) => {
                 self.frames.kernel.count(bytes);
                 self.reasons.kernel.of(reason).add(1);

@@ -150,6 +150,9 @@ impl<'f> Frame<'f> {
 pub enum Verdict {
     /// Rewritten, ready to be sent by this port.
     Forward(PortId, NextHopId),
+    /// Rewritten, but longer than the MTU of the way on, which is so many bytes: to be sent by this port in fragments, see
+    /// [`Split`](crate::fragmenting::Split).
+    Fragment(PortId, NextHopId, u16),
     /// Hand to the kernel through the internal port: addressed to it, otherwise unchanged.
     Kernel(Reason),
     /// Not forwarded. Rejected frames are dropped too; the answer to the sender is in [`Outputs::made`].

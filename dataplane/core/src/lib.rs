@@ -17,6 +17,7 @@ pub mod fast_parse;
 pub mod filter;
 pub mod first_packet;
 pub mod fragment_hold;
+pub mod fragmenting;
 pub mod frame;
 pub mod hash;
 pub mod icmp;

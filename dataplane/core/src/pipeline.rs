@@ -9,6 +9,7 @@ mod direct;
 mod ending;
 mod evict;
 mod fast_path;
+mod fit;
 mod foreign;
 mod fragments;
 mod icmp_errors;
@@ -24,6 +25,7 @@ mod source_ports;
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
 use fast_path::{Tally, fast_path};
+use fit::Fit;
 use foreign::foreign_source;
 use fragments::{after_first, before_first, later_fragment, remember_first};
 use icmp_errors::forward_error;
@@ -176,11 +178,12 @@ fn forward_known<'f, 'c>(
         Ok(way) => way,
         Err(verdict) => return refuse_way(ctx, frame, packet, verdict, out, observer),
     };
-    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &hop) {
-        return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &hop, Some(hit)), out, observer);
-    }
+    let fit = match Fit::of(ctx, frame, (packet.ttl, packet.ip_len()), &hop) {
+        Ok(fit) => fit,
+        Err(reason) => return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &hop, Some(hit)), out, observer),
+    };
     update_state(ctx, frame, packet, hit);
-    forward(ctx, frame, packet, hit, &hop, id)
+    forward(ctx, frame, packet, hit, (&hop, id), fit)
 }
 
 /// Updates the phase, the last-seen time and the sequence numbers of a flow.
@@ -208,7 +211,7 @@ fn update_state(ctx: &Context<'_>, frame: &Frame<'_>, packet: &Packet, hit: &Hit
 
 /// Rewrites and counts a packet that passed all checks.
 #[inline]
-fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, hop: &NextHop, id: NextHopId) -> Verdict {
+fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit, (hop, id): (&NextHop, NextHopId), fit: Fit) -> Verdict {
     let bytes = frame.total_len();
     if ctx.services.mss.lower(frame, packet, hop.mtu.min(ctx.routes.mtu_of(frame.port))) {
         ctx.counters.path.mss_lowered.add(1);
@@ -220,7 +223,7 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
         remember_first(ctx, packet, first, hit);
     }
     count_hit(ctx.counters, hit, bytes);
-    Verdict::Forward(hop.port, id)
+    fit.verdict(ctx, hop, id)
 }
 
 /// What routing asks about a packet as it came in.
@@ -330,9 +333,10 @@ fn admit_new<'f, 'c>(
     if let Err(reason) = open::may_open(packet, source != Source::Client) {
         return refuse_opening(ctx, frame, packet, reason, out, observer);
     }
-    if let Err(reason) = rewrite::check(packet.ttl, packet.ip_len(), &onward.hop) {
-        return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &onward.hop, None), out, observer);
-    }
+    let fit = match Fit::of(ctx, frame, (packet.ttl, packet.ip_len()), &onward.hop) {
+        Ok(fit) => fit,
+        Err(reason) => return refuse(ctx, frame, packet, Refusal::by_next_hop(reason, &onward.hop, None), out, observer),
+    };
     match open::open(ctx, packet, hash, &port.limits, backend, source, &onward) {
         Ok(hit) => {
             observer.opened(&hit);
@@ -342,7 +346,7 @@ fn admit_new<'f, 'c>(
                 ctx.counters.conntrack.mid_stream.add(1);
             }
             ctx.counters.target(hit.stats).flows.add(1);
-            forward(ctx, frame, packet, &hit, &onward.hop, onward.id)
+            forward(ctx, frame, packet, &hit, (&onward.hop, onward.id), fit)
         }
         // Another worker has just created the flow: use that one.
         Err(Reason::ConntrackBusy) => {

@@ -104,7 +104,8 @@ reasons! {
 
     // The way on.
     TtlExceeded = "ttl_exceeded", Drop, "the TTL or hop limit ran out here";
-    TooBig = "too_big", Drop, "larger than the MTU of the way on";
+    TooBig = "too_big", Drop, "larger than the MTU of the way on, and not to be fragmented: it says DF, is IPv6, or `fragment` is false";
+    TooManyFragments = "too_many_fragments", Drop, "larger than the MTU of the way on, and would become more fragments than the limit";
     NoRoute = "no_route", Drop, "the kernel's routes name no way to the destination";
     Unreachable = "unreachable", Drop, "the kernel's routes say unreachable";
     RouteProhibited = "route_prohibited", Drop, "the kernel's routes say prohibit";

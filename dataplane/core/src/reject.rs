@@ -73,8 +73,8 @@ pub fn ending(frame: &Frame<'_>, packet: &Packet) -> Option<Answer> {
     }
 }
 
-/// Whether the sender of a packet may be answered at all. Not after a link-layer broadcast or multicast (RFC 1122, 3.2.2), and no reset by a reset. A
-/// router would fragment an IPv4 packet without the DF bit; nomagic does not fragment, and sends no error about these.
+/// Whether the sender of a packet may be answered at all. Not after a link-layer broadcast or multicast (RFC 1122, 3.2.2), and no reset by a reset. An
+/// IPv4 packet without the DF bit may be fragmented on its way: there is no error about its size.
 pub fn may_answer(answer: Answer, frame: &Frame<'_>, packet: &Packet) -> bool {
     let received = frame.head();
     let fits = match answer {

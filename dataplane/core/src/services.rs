@@ -204,6 +204,8 @@ pub struct Services {
     pub answer_ping: bool,
     /// The maximum segment size in SYNs.
     pub mss: SegmentSize,
+    /// IPv4 packets without DF that are larger than the MTU of their way on are sent in fragments; otherwise they are dropped.
+    pub fragment: bool,
     /// How TCP connections are rejected.
     pub tcp_reject: TcpReject,
     /// Both ends of a TCP connection that ends by its idle timeout get a reset.
@@ -296,6 +298,7 @@ impl Services {
             unused_ports: UnusedPorts::default(),
             answer_ping: false,
             mss: SegmentSize::Keep,
+            fragment: true,
             tcp_reject: TcpReject::default(),
             reset_idle: false,
         }

@@ -93,6 +93,8 @@ pub mod ipv4 {
 
     /// Kinds of options (RFC 791, 3.1): those of one byte, and source routes.
     pub mod option {
+        /// In a kind: the option is in all fragments, not only in the first one.
+        pub const COPIED: u8 = 0x80;
         /// End of the list.
         pub const END: u8 = 0;
         /// No operation.

@@ -53,7 +53,7 @@ fn asked(world: &mut World, port: PortId, frame: &[u8]) -> (u64, Verdict) {
 #[test]
 fn nothing_is_allocated_for_packets() {
     let mut w = World::new(services(), 256);
-    let mut verdicts = [0; 3];
+    let mut verdicts = [0; 4];
     let mut carry = |w: &mut World, what: &str, port, frame: &[u8]| {
         let (asked, verdict) = asked(w, port, frame);
         assert_eq!(asked, 0, "{what}: {verdict:?}");
@@ -61,6 +61,7 @@ fn nothing_is_allocated_for_packets() {
             Verdict::Forward(..) => 0,
             Verdict::Drop(_) => 1,
             Verdict::Kernel(_) | Verdict::Hold(_) => 2,
+            Verdict::Fragment(..) => 3,
         }] += 1;
     };
     for (client, service, backend) in
@@ -76,6 +77,9 @@ fn nothing_is_allocated_for_packets() {
     carry(&mut w, "SNAT", CLIENTS, &spec("tcp", "10.0.0.2:40001", "10.96.0.2:80", SYN).frame());
     carry(&mut w, "a reject", CLIENTS, &spec("udp", "10.0.0.2:40001", "10.96.0.1:81", 0).frame());
     carry(&mut w, "SCTP", CLIENTS, &sctp_frame("10.0.0.2:7", "10.96.0.1:80", 1, 40));
+    let mut long = Spec { payload: 1_473, ..spec("udp", "10.0.0.2:40001", "10.96.0.1:80", 0) }.frame();
+    allow_fragments(&mut long);
+    carry(&mut w, "for fragments", CLIENTS, &long);
     carry(&mut w, "not IP", CLIENTS, &[0; 60]);
     carry(&mut w, "cut short", CLIENTS, &spec("udp", "10.0.0.2:40001", "10.96.0.1:81", 0).frame()[..30]);
     assert!(verdicts.iter().all(|&n| n > 0), "every kind of verdict was seen: {verdicts:?}");

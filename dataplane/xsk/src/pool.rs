@@ -87,6 +87,11 @@ impl FramePool {
         (self.free.len() + self.strays.len()) as u32
     }
 
+    /// The number of free frames that can be taken: those of this share.
+    pub fn takeable(&self) -> usize {
+        self.free.len()
+    }
+
     /// Frames handed over minus frames taken over.
     pub fn away(&self) -> i32 {
         self.away
@@ -178,6 +183,16 @@ impl FramePool {
     #[inline]
     pub fn data_start(&self, token: &Token) -> usize {
         token.desc().addr() & (self.frames.frame_size() - 1)
+    }
+
+    /// Bytes of data that fit into a frame.
+    pub fn room(&self, token: &Token) -> usize {
+        self.frames.frame_size() - self.data_start(token)
+    }
+
+    /// Frames that a packet may have.
+    pub fn segments_max(&self) -> usize {
+        self.frames.segments_max()
     }
 
     /// The whole buffer of the first frame: headroom, data, tailroom.

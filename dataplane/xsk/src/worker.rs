@@ -3,6 +3,7 @@
 //! A round: housekeeping, new tables, frames handed over by other workers, each queue (completions, refill, receive, process, send), then
 //! idling if there was no work.
 
+mod fragmenting;
 mod fragments;
 
 use std::collections::VecDeque;
@@ -65,6 +66,8 @@ pub(crate) struct Worker {
     pub fragments_seen_ns: u64,
     /// Fragments that are not held any longer.
     pub leaving: VecDeque<OwnedFrame>,
+    /// Where a fragment is put together before it gets frames.
+    pub fragment: Vec<u8>,
     pub requester: NeighbourRequester,
     pub idle: Idle,
     pub path: PacketPath,
@@ -169,6 +172,7 @@ impl Worker {
     fn apply_verdict(&mut self, packet: OwnedFrame, verdict: Verdict) {
         match verdict {
             Verdict::Forward(port, _) => self.io.send(packet, port, Origin::Forward),
+            Verdict::Fragment(port, _, mtu) => self.send_fragments(packet, port, mtu),
             Verdict::Kernel(reason) => self.send_to_kernel(packet, reason),
             Verdict::Drop(_) => self.io.free(packet.token),
             Verdict::Hold(Wait::Fragments(waiting)) => self.hold_fragment(packet, waiting),

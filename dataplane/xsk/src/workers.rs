@@ -85,6 +85,7 @@ impl Workers {
                 fragments: FragmentHold::new(config.fragments_held_max()),
                 fragments_seen_ns: 0,
                 leaving: VecDeque::with_capacity(2 * BATCH_MAX),
+                fragment: Vec::new(),
                 requester: NeighbourRequester::new(wanted.clone()),
                 idle: config.idle,
                 path: config.path,

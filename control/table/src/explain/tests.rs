@@ -61,6 +61,7 @@ fn settings() -> Settings {
         unused_ports: UnusedPorts::default(),
         answer_ping: false,
         mss: SegmentSize::Keep,
+        fragment: true,
         reset_idle: false,
         limits: DefaultLimits::default(),
         seed: HashSeed::new(0),
@@ -226,7 +227,7 @@ fn segment(tuple: &Tuple, flags: u8) -> Vec<u8> {
 /// The difference between the answer and the actual outcome.
 fn disagreement(answer: &Answer, tuple: &Tuple, (verdict, rejected, packet): (frame::Verdict, bool, Option<Packet>)) -> Option<String> {
     let expected = match verdict {
-        frame::Verdict::Forward(..) => Verdict::Forward,
+        frame::Verdict::Forward(..) | frame::Verdict::Fragment(..) => Verdict::Forward,
         frame::Verdict::Hold(_) => Verdict::Hold,
         frame::Verdict::Kernel(_) => Verdict::Pass,
         frame::Verdict::Drop(_) if rejected => Verdict::Reject,
@@ -234,7 +235,7 @@ fn disagreement(answer: &Answer, tuple: &Tuple, (verdict, rejected, packet): (fr
     };
     let reason = match verdict {
         frame::Verdict::Drop(reason) | frame::Verdict::Kernel(reason) => Some(reason.label()),
-        frame::Verdict::Forward(..) | frame::Verdict::Hold(_) => None,
+        frame::Verdict::Forward(..) | frame::Verdict::Fragment(..) | frame::Verdict::Hold(_) => None,
     };
     let mut agrees = answer.verdict == expected && answer.reason.as_deref() == reason && !answer.steps.is_empty();
     if let (Verdict::Forward, Some(new)) = (expected, packet.map(|p| p.tuple)) {

@@ -42,7 +42,7 @@ impl Trace<'_> {
     pub fn reason(&self) -> Option<Reason> {
         match self.verdict {
             Some(Verdict::Kernel(reason) | Verdict::Drop(reason)) => Some(reason),
-            Some(Verdict::Forward(..) | Verdict::Hold(_)) | None => None,
+            Some(Verdict::Forward(..) | Verdict::Fragment(..) | Verdict::Hold(_)) | None => None,
         }
     }
 }

@@ -257,7 +257,7 @@ impl Run<'_> {
         let batch: Vec<Sent> = packets.iter().map(|packet| packet.sent.clone()).collect();
         let verdicts = self.process(&batch, true);
         for (packet, verdict) in packets.iter().zip(verdicts) {
-            if let (Some(place), Verdict::Forward(..)) = (packet.talk, verdict) {
+            if let (Some(place), Verdict::Forward(..) | Verdict::Fragment(..)) = (packet.talk, verdict) {
                 self.learn(place, packet);
             }
         }

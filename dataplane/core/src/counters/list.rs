@@ -66,7 +66,7 @@ counters! {
         dropped: Traffic = "nomagic_worker_dropped_frames_total", "Frames dropped.";
         held: Traffic = "nomagic_worker_held_frames_total", "Frames that had to wait for a neighbour or for another fragment.";
         released: Traffic = "nomagic_worker_released_frames_total", "Frames that waited for a neighbour or for another fragment and were submitted again or given up.";
-        made: Traffic = "nomagic_worker_made_frames_total", "Frames made (rejects, ICMP errors).";
+        made: Traffic = "nomagic_worker_made_frames_total", "Frames made (rejects, ICMP errors, fragments).";
     }
 
     /// What the packet path did besides.
@@ -74,6 +74,8 @@ counters! {
         rejects_made: CounterBy<Class> = "nomagic_rejects_made_total", "Rejects (ICMP errors, resets), by what they are about.";
         rejects_suppressed: CounterBy<Class> = "nomagic_rejects_suppressed_total", "Rejects that were not sent, by what they are about: over a limit, without a spare frame, or an answer to a broadcast, to a reset or to what may be fragmented.";
         icmp_errors: CounterBy<ErrorClass> = "nomagic_icmp_errors_forwarded_total", "ICMP errors about known connections that were translated and sent on, by what they are about: confirmed connections, UDP flows that were answered, unconfirmed ones.";
+        fragmented: Counter = "nomagic_packets_fragmented_total", "Packets sent on in fragments, because they were larger than the MTU of the way on (fragment).";
+        fragments_made: Counter = "nomagic_fragments_made_total", "Fragments that such packets became.";
         mss_lowered: Counter = "nomagic_mss_lowered_total", "SYNs whose maximum segment size was lowered (mss).";
         pings_answered: Counter = "nomagic_pings_answered_total", "Pings to addresses of Services that were answered (answerPing).";
         checksum_completed: Counter = "nomagic_checksums_completed_total", "Checksums computed in full because the sender left them to its NIC.";
@@ -110,7 +112,7 @@ counters! {
         handed_over: Traffic = "nomagic_worker_handed_over_frames_total", "Frames handed over to the worker that owns the port they leave by.";
         handed_in: Traffic = "nomagic_worker_handed_in_frames_total", "Frames taken over from other workers.";
         handed_failed: Traffic = "nomagic_worker_handed_failed_frames_total", "Frames taken over from other workers that could not be sent.";
-        made_failed: Counter = "nomagic_worker_made_failed_total", "Made frames (rejects, ICMP errors) that could not be sent.";
+        made_failed: Counter = "nomagic_worker_made_failed_total", "Made frames (rejects, ICMP errors, fragments) that could not be sent.";
     }
 
     /// Calls of sendto() that make the kernel send.

@@ -1,6 +1,7 @@
 //! Connections of a client to an endpoint itself, from a port from which it has a flow of a Service to the same endpoint.
 
 use super::ending::{end, expired};
+use super::fit::Fit;
 use super::only_here::{Unserved, leave};
 use super::{Context, answers_come_back, forward, open, resolve};
 use crate::conntrack::Direction;
@@ -8,7 +9,6 @@ use crate::frame::{Frame, Outputs, Verdict};
 use crate::observe::Observer;
 use crate::parse::Packet;
 use crate::reason::Reason;
-use crate::rewrite;
 use crate::services::{Backend, Limits, Source};
 use crate::tuple::Proto;
 use crate::wire::tcp;
@@ -51,11 +51,11 @@ fn admit<'c>(
     if onward.hidden || !answers_come_back(ctx, tuple, &onward) {
         return None;
     }
-    rewrite::check(packet.ttl, packet.ip_len(), &onward.hop).ok()?;
+    let fit = Fit::of(ctx, frame, (packet.ttl, packet.ip_len()), &onward.hop).ok()?;
     let backend = Backend { addr: tuple.dst_addr(), port: tuple.dport, weight: 1, stats: 0 };
     let hit = open::open(ctx, packet, hash, &Limits::default(), &backend, Source::Client, &onward).ok()?;
     observer.opened(&hit);
     ctx.table.remember_ingress(&hit, frame.port);
     ctx.counters.conntrack.created.add(1);
-    Some(forward(ctx, frame, packet, &hit, &onward.hop, onward.id))
+    Some(forward(ctx, frame, packet, &hit, (&onward.hop, onward.id), fit))
 }

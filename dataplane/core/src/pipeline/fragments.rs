@@ -3,6 +3,7 @@
 //! Only the first fragment has ports, so it alone is judged. All workers share the result ([`Fragments`]). A later fragment without one is held until
 //! there is one, or its time ends. What the first fragment's verdict was is the verdict about the others.
 
+use super::fit::Fit;
 use super::only_here::{Unserved, leave};
 use super::reply_port::check_port;
 use super::{Context, Received, count_hit, next_hop};
@@ -55,7 +56,7 @@ pub(super) fn after_first(ctx: &Context<'_>, packet: &Packet, verdict: Verdict) 
     match verdict {
         Verdict::Kernel(reason) => fragments.leave_to_kernel(datagram, reason, ctx.now_ms),
         Verdict::Drop(reason) => fragments.drop(datagram, reason, ctx.now_ms),
-        Verdict::Forward(..) | Verdict::Hold(_) => {}
+        Verdict::Forward(..) | Verdict::Fragment(..) | Verdict::Hold(_) => {}
     }
 }
 
@@ -125,13 +126,14 @@ fn forward_later<'c>(
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    if let Err(reason) = rewrite::check(fragment.ttl, usize::from(fragment.ip_len), &hop) {
-        return Verdict::Drop(reason);
-    }
+    let fit = match Fit::of(ctx, frame, (fragment.ttl, fragment.ip_len.into()), &hop) {
+        Ok(fit) => fit,
+        Err(reason) => return Verdict::Drop(reason),
+    };
     let bytes = frame.total_len();
     rewrite::rewrite_later_fragment(frame, fragment, hit, &hop);
     count_hit(ctx.counters, hit, bytes);
-    Verdict::Forward(hop.port, id)
+    fit.verdict(ctx, &hop, id)
 }
 
 /// Holds a fragment until the others of its datagram are known, or gives it up. Then the kernel gets it, which knows what it had passed to the

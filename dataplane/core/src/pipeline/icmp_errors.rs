@@ -3,6 +3,7 @@
 //! An error is proof of nothing: it opens no flow, prolongs none and changes none, not even its cached next hops. What it claims is compared with what the
 //! flow knows, as far as that goes (RFC 5927).
 
+use super::fit::Fit;
 use super::foreign::link_local;
 use super::only_here::{Unserved, leave};
 use super::{Context, expired, fresh_hop};
@@ -12,7 +13,6 @@ use crate::icmp::{self, ErrorClass, IcmpError};
 use crate::observe::{FlowFate, Observer};
 use crate::reason::Reason;
 use crate::reject;
-use crate::rewrite;
 use crate::routes::Resolution;
 use crate::tuple::{AddrWords, words_addr};
 
@@ -56,12 +56,13 @@ pub(super) fn forward_error<'f, 'c>(
         Err(verdict) => return verdict,
     };
     // No error about an error (RFC 1122, 3.2.2).
-    if let Err(reason) = rewrite::check(error.ttl, error.ip_len(), &hop) {
-        return Verdict::Drop(reason);
-    }
+    let fit = match Fit::of(ctx, frame, (error.ttl, error.ip_len()), &hop) {
+        Ok(fit) => fit,
+        Err(reason) => return Verdict::Drop(reason),
+    };
     icmp::translate(frame, error, &hit, source, &hop);
     ctx.counters.path.icmp_errors.of(class).add(1);
-    Verdict::Forward(hop.port, id)
+    fit.verdict(ctx, &hop, id)
 }
 
 /// Compares an error with its flow, the cheapest first.

@@ -5,6 +5,7 @@ mod client_class;
 mod direct;
 mod foreign;
 mod forged;
+mod fragmenting;
 mod fragments;
 mod fragments_whole;
 mod hostile;

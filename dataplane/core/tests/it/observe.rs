@@ -73,6 +73,7 @@ impl Observer<'_> for Notes {
             Verdict::Forward(..) => "forward".into(),
             Verdict::Kernel(reason) => format!("to the kernel: {}", reason.label()),
             Verdict::Drop(reason) => format!("dropped: {}", reason.label()),
+            Verdict::Fragment(_, _, mtu) => format!("forward in fragments of {mtu}"),
             Verdict::Hold(_) => "held".into(),
         });
     }

@@ -244,10 +244,7 @@ fn the_ttl_ends_here_and_the_sender_is_told() {
 #[test]
 fn too_big_for_the_way_on() {
     let mut w = world();
-    let mut frame = Spec { payload: 1473, ..spec("udp", "10.0.0.2:40000", "10.96.0.1:80", 0) }.frame();
-    frame[20] = 0;
-    assert_eq!(w.run(CLIENTS, &frame).verdict, Verdict::Drop(Reason::TooBig));
-    frame[20] = 0x40;
+    let frame = Spec { payload: 1473, ..spec("udp", "10.0.0.2:40000", "10.96.0.1:80", 0) }.frame();
     let done = w.run(CLIENTS, &frame);
     assert_eq!((done.verdict, done.made.len()), (Verdict::Drop(Reason::TooBig), 1));
     assert_eq!(&done.made[0][34..42][..2], &[3, 4], "fragmentation needed");

@@ -207,6 +207,7 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
     met.extend(limits());
     met.extend(icmp_errors());
     met.extend(fragments());
+    met.insert(too_many_fragments());
     let missing: Vec<_> = Reason::ALL.iter().filter(|r| !met.contains(r) && !EDGE.contains(r)).collect();
     assert!(missing.is_empty(), "no packet for {missing:?}");
     let mut elsewhere = String::new();
@@ -215,6 +216,19 @@ fn every_reason_has_a_packet_a_counter_and_no_other_effect() {
         assert!(!met.contains(reason), "{reason:?} is met here");
         assert!(elsewhere.contains(&format!("Reason::{reason:?}")), "no test of the edge names {reason:?}");
     }
+}
+
+/// A datagram that a way with the smallest MTU (RFC 791) takes in more fragments than the limit.
+fn too_many_fragments() -> Reason {
+    let mut w = world();
+    w.routes = routes_with_mtu(2, 68);
+    let mut frame = Spec { payload: 3_200, ..spec("udp", "10.0.0.2:40000", "10.96.0.1:80", 0) }.frame();
+    allow_fragments(&mut frame);
+    let done = w.run(CLIENTS, &frame);
+    assert_eq!((done.verdict, done.bytes == frame, done.made.len()), (Verdict::Drop(Reason::TooManyFragments), true, 0));
+    w.reconciled();
+    assert_eq!((w.live(), w.counters.path.fragmented.get()), (0, 0));
+    Reason::TooManyFragments
 }
 
 /// Fragments that overlap, and later ones that are given up: for a cluster IP, and for an address of the node.

@@ -135,6 +135,7 @@ fn what_is_never_answered_uses_nothing_up() {
     let mut broadcast = datagram("10.0.0.2:7", UNUSED, 8);
     broadcast[0] = 0xff;
     w.services.tcp_reject = nomagic_core::services::TcpReject::Reset;
+    w.services.fragment = false;
     let reset = spec("tcp", "10.0.0.2:7", UNUSED, RST).frame();
     for frame in [may_fragment, broadcast, reset] {
         assert!((0..500).all(|_| w.run(CLIENTS, &frame).made.is_empty()));

@@ -1,16 +1,18 @@
-//! Frames that a worker cannot send: held when it ends, or for the kernel without an internal port.
+//! Frames that a worker cannot send: held when it ends, or for the kernel without an internal port. And those that it makes: fragments.
 
 use std::net::Ipv4Addr;
 
 use crossbeam::channel::bounded;
-use nomagic_core::frame::Wanted;
+use nomagic_core::frame::{NextHopId, Wanted};
 use nomagic_core::pipeline::process;
 use nomagic_core::tuple::HashSeed;
-use nomagic_core_fixtures::{Replies, Spec, fragments, spec};
+use nomagic_core_fixtures::{Replies, Spec, allow_fragments, fragments, reassemble, spec};
 
 use super::*;
+use crate::lanes::{Peer, mesh};
 use crate::pool::tests::pool;
 use crate::published::Published;
+use crate::topology::PortPlan;
 
 fn reader<T>(table: T) -> Reader<T> {
     Published::new(Arc::new(table), 1).1.remove(0)
@@ -18,9 +20,14 @@ fn reader<T>(table: T) -> Reader<T> {
 
 /// A worker without queues, peers and routes.
 fn worker() -> Worker {
+    worker_with(8, vec![None])
+}
+
+/// The same with so many frames, and with peers.
+fn worker_with(frames: u32, peers: Vec<Option<Peer>>) -> Worker {
     let words: &'static [AtomicU64] = Vec::leak((0..Conntrack::words_needed(16)).map(|_| AtomicU64::new(0)).collect());
     Worker {
-        io: WorkerIo::new(0, Arc::new(WorkerShared::new(1).unwrap()), vec![pool(0, 8)], vec![None]),
+        io: WorkerIo::new(0, Arc::new(WorkerShared::new(1).unwrap()), vec![pool(0, frames)], peers),
         heartbeat: Box::leak(Box::new(AtomicU64::new(0))),
         commands: bounded(1).1,
         services: reader(Services::empty(HashSeed::new(1))),
@@ -34,6 +41,7 @@ fn worker() -> Worker {
         fragments: FragmentHold::new(4),
         fragments_seen_ns: 0,
         leaving: VecDeque::new(),
+        fragment: Vec::new(),
         requester: NeighbourRequester::new(bounded(1).0),
         idle: Idle::Spin,
         path: process,
@@ -111,4 +119,54 @@ fn fragments_are_held_until_a_worker_has_the_first_one_or_their_time_is_over() {
     // Without an internal port there is no way to the kernel.
     let counts = [Reason::NoEndpoints, Reason::NoInternalPort, Reason::Shutdown].map(|reason| reasons.drop[reason]);
     assert_eq!(counts, [1, 4, 1]);
+}
+
+#[test]
+fn fragments_leave_in_a_row_and_all_of_them_or_none() {
+    const MTU: u16 = 200;
+    let lanes = mesh(2, 32, 32);
+    let peer = |to: usize, from: usize| {
+        let beat = Box::leak(Box::new(AtomicU64::new(0)));
+        Peer::new(lanes[from][to].clone(), lanes[to][from].clone(), Arc::new(WorkerShared::new(1).unwrap()), beat, u64::MAX)
+    };
+    let (mut w, other) = (worker_with(64, vec![None, Some(peer(1, 0))]), peer(0, 1));
+    // Its port belongs to the other worker, which gets what is sent.
+    w.io.plan(&Topology { ports: vec![Some(PortPlan { pool: 0, owners: vec![1] })] });
+    let mut bytes = Spec { payload: 1_472, ..spec("udp", "10.0.0.2:40000", "10.0.0.1:53", 0) }.frame();
+    allow_fragments(&mut bytes);
+    let fragment = |w: &mut Worker| {
+        let verdict = Verdict::Fragment(PortId(0), NextHopId(1), MTU);
+        w.io.shared.counters.judged(&verdict, false, bytes.len());
+        let mut token = w.io.pools[0].take().unwrap();
+        let start = w.io.pools[0].data_start(&token);
+        w.io.pools[0].bytes(&mut token)[start..start + bytes.len()].copy_from_slice(&bytes);
+        let packet = OwnedFrame { token, start, len: bytes.len(), port: PortId(0), queue: 0, held_since_ns: None, given_up: None };
+        w.apply_verdict(packet, verdict);
+        let sent = std::iter::from_fn(|| other.handed()).map(|mut handed| {
+            let (start, len) = (w.io.pools[0].data_start(&handed.token), handed.token.head_len());
+            let bytes = w.io.pools[0].bytes(&mut handed.token)[start..start + len].to_vec();
+            w.io.pools[0].take_over(&handed.token);
+            w.io.free(handed.token);
+            bytes
+        });
+        let sent: Vec<Vec<u8>> = sent.collect();
+        sent
+    };
+    let sent = fragment(&mut w);
+    let offsets: Vec<usize> = sent.iter().map(|frame| 8 * (usize::from(frame[20] & 0x1f) << 8 | usize::from(frame[21]))).collect();
+    assert_eq!(offsets, (0..9).map(|number| 176 * number).collect::<Vec<_>>(), "in order");
+    assert_eq!(reassemble(&sent).expect("all of them")[34..], bytes[34..]);
+    let counters = &w.io.shared.counters;
+    assert_eq!((counters.path.fragments_made.get(), counters.frames.made.packets.get()), (9, 9));
+    assert_eq!((counters.frames.forwarded.packets.get(), w.io.pools[0].free()), (1, 64));
+    // Eight frames are free for nine fragments, and those for rejects.
+    let used: Vec<Token> = (0..64 - 1 - 8 - OUTPUT_MAX).map(|_| w.io.pools[0].take().unwrap()).collect();
+    assert!(fragment(&mut w).is_empty());
+    let counters = &w.io.shared.counters;
+    let (frames, reasons) = (counters.frames.read(), counters.reasons.read());
+    assert_eq!((frames.forwarded.packets, frames.dropped.packets, reasons.drop[Reason::PoolEmpty]), (1, 1, 1));
+    assert_eq!((frames.forwarded.bytes, counters.path.fragments_made.get()), (bytes.len() as u64, 9));
+    used.into_iter().for_each(|token| w.io.free(token));
+    assert_eq!(fragment(&mut w).len(), 9);
+    assert_eq!(w.io.pools[0].free(), 64);
 }

@@ -143,6 +143,7 @@ impl<'t> Wire<'t> {
             Verdict::Kernel(reason) => PacketOutcome::Kernel(reason),
             Verdict::Drop(reason) if out.made.is_empty() => PacketOutcome::Dropped(reason),
             Verdict::Drop(reason) => PacketOutcome::Rejected(reason),
+            Verdict::Fragment(..) => panic!("a packet as short as these fits"),
             Verdict::Hold(wanted) => panic!("all neighbours are known: {wanted:?}"),
         }
     }

@@ -159,6 +159,11 @@ pub fn disguise(sent: &mut Sent, spec: &Spec, input: &mut Input<'_>) {
         sent.bytes[at] ^= 1 + input.byte() / 2;
         sent.wrong_sum = true;
     }
+    if what & 16 != 0 && v4 {
+        // It may be fragmented.
+        sent.bytes[L3 + 6] &= !0x40;
+        repair_ipv4(&mut sent.bytes);
+    }
     if what & 4 != 0 {
         add_options(&mut sent.bytes, v4);
     }

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use nomagic_core::conntrack::{CountedClient, Direction, IdleTimes, PhaseKind, Timeouts};
-use nomagic_core::frame::{Frame, Verdict};
+use nomagic_core::frame::{Frame, PortId, Verdict};
 use nomagic_core::hash::WordSet;
 use nomagic_core::parse::{Packet, parse};
 use nomagic_core::tuple::{AddrWords, Proto, Tuple};
 use nomagic_core::wire::tcp;
-use nomagic_core_fixtures::{KERNEL_MAC, Seen, naive_crc32c, read};
+use nomagic_core_fixtures::{KERNEL_MAC, Seen, naive_crc32c, read, split};
 
 use super::frames::{Sent, words};
 use super::twin::{BUFFER, Live, Outcome, START, Twin};
@@ -106,7 +106,7 @@ impl Model {
         if self.expired(live, step.now_ms) || twin.routes().leads_by(packet.tuple.src_addr(), sent.port) {
             return;
         }
-        assert!(!matches!(verdict, Verdict::Forward(..)), "{verdict:?} for a forged reply {}", packet.tuple);
+        assert!(!matches!(verdict, Verdict::Forward(..) | Verdict::Fragment(..)), "{verdict:?} for a forged reply {}", packet.tuple);
         assert!(step.after.contains(live), "a forged reply has changed {live:?}");
     }
 
@@ -147,7 +147,7 @@ impl Model {
 
     /// Remembers what a backend has sent.
     fn remember(&mut self, key: &Tuple, packet: &Packet, head: &[u8], verdict: &Verdict) {
-        let (Some(numbers), Verdict::Forward(..)) = (packet.tcp_numbers(head), verdict) else { return };
+        let (Some(numbers), Verdict::Forward(..) | Verdict::Fragment(..)) = (packet.tcp_numbers(head), verdict) else { return };
         let (first, last) = self.numbers.entry(*key).or_insert((numbers.sequence, numbers.end));
         let (before, beyond) = (first.wrapping_sub(numbers.sequence), numbers.end.wrapping_sub(*last));
         if before.cast_signed() > 0 {
@@ -248,18 +248,41 @@ fn sent_on_soundly(twin: &Twin, sent: &Sent, verdict: &Verdict, bytes: &[u8]) {
             assert_eq!(bytes[..6], KERNEL_MAC, "not to the kernel");
             assert!(bytes.ends_with(&sent.bytes[sent.bytes.len().min(22 + 128)..]), "{verdict:?}: payload changed");
         }
-        Verdict::Forward(port, id) => {
+        Verdict::Forward(port, id) | Verdict::Fragment(port, id, _) => {
             let hop = twin.routes().hop(*id).expect("a next hop of these routes");
             assert_eq!((hop.port, &bytes[..12]), (*port, &hop.link[..]));
             let headers_ok = SlicedPacket::from_ethernet(&sent.bytes).is_ok();
             assert!(!headers_ok || SlicedPacket::from_ethernet(bytes).is_ok(), "a frame that nobody can read");
+            if let Verdict::Fragment(_, _, mtu) = verdict {
+                split_soundly(bytes, *mtu);
+            }
         }
     }
 }
 
+/// The fragments of a frame are well-formed, fit, and together are its packet.
+fn split_soundly(bytes: &[u8], mtu: u16) {
+    let mut buffer = bytes.to_vec();
+    let fragments = split(&Frame::new(&mut buffer, 0, bytes.len(), PortId(0), 0), mtu);
+    let of = |frame: &[u8]| match SlicedPacket::from_ethernet(frame).ok().and_then(|packet| packet.net) {
+        Some(NetSlice::Ipv4(ip)) => (ip.header().to_header(), ip.payload().payload.to_vec()),
+        _ => panic!("a fragment that nobody can read"),
+    };
+    let ((whole, expected), mut payload) = (of(bytes), Vec::new());
+    for (number, fragment) in fragments.iter().enumerate() {
+        let (header, part) = of(fragment);
+        let at = usize::from(header.fragment_offset.value() - whole.fragment_offset.value()) * 8;
+        let more = number + 1 < fragments.len() || whole.more_fragments;
+        assert_eq!((at, header.more_fragments, header.header_checksum), (payload.len(), more, header.calc_header_checksum()));
+        assert!(header.total_len <= mtu && (!more || part.len() % 8 == 0), "a fragment of {} bytes", header.total_len);
+        payload.extend(part);
+    }
+    assert_eq!(payload, expected, "the fragments are not the packet");
+}
+
 /// The packet has the addresses, ports and checksums that its flow says; checksums stay as wrong as they were.
 fn rewritten_as_the_flow_says(twin: &mut Twin, sent: &Sent, packet: &Packet, verdict: &Verdict, bytes: &[u8]) {
-    let Verdict::Forward(..) = verdict else { return };
+    let (Verdict::Forward(..) | Verdict::Fragment(..)) = verdict else { return };
     let hit = twin.lookup(&packet.tuple).expect("what is forwarded has a flow");
     if let Some(crc_was_right) = sctp_crc_holds(&sent.bytes) {
         assert!(!crc_was_right || sctp_crc_holds(bytes) == Some(true), "the SCTP checksum broke");
