@@ -118,6 +118,8 @@ pub struct Config {
     pub answer_ping: bool,
     /// The maximum segment size that clients and endpoints announce to each other: `keep` (default), `clamp` to the MTUs here, or a number.
     pub mss: Mss,
+    /// Send IPv4 packets without DF that are larger than the MTU of their way on in fragments, as the kernel does. Default: true; false: they are dropped.
+    pub fragment: bool,
     /// What the XDP program does with Service packets if no worker has been alive for longer than `graceMs`.
     pub on_failure: FailurePolicy,
     /// Detach the XDP program from the interfaces on an orderly exit.
@@ -283,6 +285,7 @@ impl Default for Config {
             unused_ports: UnusedPorts::default(),
             answer_ping: false,
             mss: Mss::default(),
+            fragment: true,
             on_failure: FailurePolicy::default(),
             detach_on_exit: false,
             state_dir: PathBuf::from("/run/nomagic"),

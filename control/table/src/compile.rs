@@ -183,6 +183,7 @@ impl Compiler {
         services.unused_ports = settings.unused_ports;
         services.answer_ping = settings.answer_ping;
         services.mss = settings.mss;
+        services.fragment = settings.fragment;
         services.reset_idle = settings.reset_idle;
         services.node_ips = node_clients(settings);
         self.services = services;

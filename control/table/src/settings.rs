@@ -57,6 +57,8 @@ pub struct Settings {
     pub answer_ping: bool,
     /// The maximum segment size in SYNs.
     pub mss: SegmentSize,
+    /// IPv4 packets without DF that are larger than the MTU of their way on are sent in fragments.
+    pub fragment: bool,
     /// Both ends of a TCP connection that ends by its idle timeout get a reset.
     pub reset_idle: bool,
     /// Limits of Services without an annotation about them.

@@ -78,6 +78,7 @@ impl Config {
             unused_ports: self.unused_ports,
             answer_ping: self.answer_ping,
             mss: self.mss.0,
+            fragment: self.fragment,
             reset_idle: self.conntrack.tcp_reset_on_idle,
             limits: self.limits.into(),
             seed: HashSeed::new(self.hash.seed.unwrap_or(0)),

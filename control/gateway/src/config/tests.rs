@@ -48,6 +48,7 @@ reject: tcpReset
 unusedPorts: drop
 answerPing: true
 mss: 1400
+fragment: false
 onFailure: drop
 detachOnExit: true
 stateDir: /tmp/state
@@ -72,7 +73,7 @@ bindAddressHardFail: true
     assert_eq!(c.settings(&[]).limits, limits);
     assert_eq!(c.settings(&[]).tcp_reject, nomagic_core::services::TcpReject::Reset);
     assert_eq!((c.settings(&[]).unused_ports, c.settings(&[]).answer_ping), (UnusedPorts::Drop, true));
-    assert_eq!(c.settings(&[]).mss, nomagic_core::mss::SegmentSize::AtMost(1_400));
+    assert_eq!((c.settings(&[]).mss, c.settings(&[]).fragment), (nomagic_core::mss::SegmentSize::AtMost(1_400), false));
     assert_eq!(c.settings(&[]).snat.internal(false), Some("169.254.1.1".parse().unwrap()));
     assert_eq!(
         c.packets,
@@ -160,6 +161,7 @@ fn errors_name_the_position_the_field_and_the_allowed_values() {
         ("unusedPorts: reject", "1:14", "unusedPorts", &["reject", "refuse, drop or kernel"]),
         ("mss: 100", "1:6", "mss", &["100", "keep, clamp, or a number of bytes from 536 to 65495"]),
         ("mss: little", "1:6", "mss", &["little", "keep, clamp"]),
+        ("fragment: sometimes", "1:11", "fragment", &["invalid boolean", "true or false"]),
         ("answerPing: always", "1:13", "answerPing", &["invalid boolean", "true or false"]),
         ("onFailure: explode", "1:12", "onFailure", &["explode", "pass, drop or auto"]),
         ("interfaces: [eth0, 'a/b']", "1:20", "interfaces[1]", &["a/b", "1 to 15 bytes"]),
@@ -284,6 +286,7 @@ fn the_example_names_every_field_with_its_default() {
         "unusedPorts",
         "answerPing",
         "mss",
+        "fragment",
         "onFailure",
         "graceMs",
         "detachOnExit",
@@ -304,7 +307,7 @@ fn the_example_names_every_field_with_its_default() {
             c.packets,
             ConntrackConfig { file: None, ..c.conntrack.clone() },
             c.hash.clone(),
-            (c.reject, c.unused_ports, c.answer_ping, c.mss, c.on_failure),
+            (c.reject, c.unused_ports, c.answer_ping, c.mss, c.fragment, c.on_failure),
             c.grace_ms,
             c.detach_on_exit,
             c.state_dir.clone(),

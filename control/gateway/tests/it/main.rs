@@ -22,6 +22,7 @@ mod events;
 mod explain_running;
 mod faults;
 mod flows;
+mod fragmenting;
 mod fragments;
 mod gateway;
 mod hash_seed;

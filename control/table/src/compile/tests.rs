@@ -38,6 +38,7 @@ pub(super) fn settings() -> Settings {
         unused_ports: UnusedPorts::default(),
         answer_ping: false,
         mss: SegmentSize::Keep,
+        fragment: true,
         reset_idle: false,
         limits: DefaultLimits::default(),
         seed: HashSeed::new(0),
