@@ -1,6 +1,7 @@
 //! Runs nomagic in a scene of network namespaces.
 
 pub mod api_gateway;
+pub mod kernel_nat;
 pub mod kustomize;
 pub mod local_pod;
 pub mod nat;

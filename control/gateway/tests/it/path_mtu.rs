@@ -2,26 +2,22 @@
 //! place says what is right. Needs root.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use nomagic_testbed::peers::{PodOptions, download, start_pod, upload};
-use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, GATEWAY_V4, GATEWAY_V6, Netns, POD_GATEWAY_V4, POD_GATEWAY_V6, PODS, Scene, cable};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use nomagic_testbed::rig::{CLIENT_V4, CLIENT_V6, Netns, POD_GATEWAY_V4, POD_GATEWAY_V6, PODS, Scene, cable};
+use socket2::SockRef;
 
+use crate::common::kernel_nat::*;
 use crate::common::*;
 
 /// The MTU of the link between two routers.
 const LOW: u32 = 1_400;
 const BODY: usize = 3_000_000;
 const LIMIT: Duration = Duration::from_secs(30);
-/// A Service port for which nothing listens, and one for which something answers late.
-const CLOSED: u16 = 54;
-const LATE: u16 = 55;
 /// How late.
 const DELAY: Duration = Duration::from_millis(300);
-const SERVICE: [&str; 2] = ["10.109.35.24", "fd00:10:109::24"];
 /// The host beyond the routers, and the router next to the gateway on the endpoints' side.
 const HOST: [&str; 2] = ["172.20.0.2", "fd00:20::2"];
 const ROUTER: [&str; 2] = ["192.168.0.9", "fd00:192::9"];
@@ -78,38 +74,6 @@ fn beyond(tag: &str, scene: &Scene, side: Side) -> (Vec<Netns>, Netns) {
     (added.into_iter().chain([far]).collect(), host)
 }
 
-/// The Service on one endpoint.
-fn service(endpoint: [String; 2]) -> String {
-    let ports = [("http", "TCP", 80), ("echo", "UDP", 53), ("closed", "UDP", CLOSED), ("late", "UDP", LATE)];
-    let ports = ports.map(|(name, proto, port)| format!("{{name: {name}, protocol: {proto}, port: {port}}}")).join(", ");
-    let [v4, v6] = SERVICE;
-    let mut text = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: far, namespace: default}}\nspec:\n  ipFamilyPolicy: PreferDualStack\n  \
-         clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']\n  ipFamilies: [IPv4, IPv6]\n  ports: [{ports}]\n"
-    );
-    for (family, address) in ["IPv4", "IPv6"].into_iter().zip(endpoint) {
-        text += &format!(
-            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: far-{0}, namespace: default, labels: {{kubernetes.io/service-name: far}}}}\naddressType: {family}\nendpoints: [{{addresses: ['{address}'], conditions: {{ready: true}}}}]\nports: [{ports}]\n",
-            family.to_lowercase(),
-        );
-    }
-    text
-}
-
-/// The same by the kernel's NAT.
-fn kernel_rules(endpoint: &[String; 2], snat: bool) -> String {
-    let mut rules = String::new();
-    for ((family, service), endpoint) in ["ip", "ip6"].into_iter().zip(SERVICE).zip(endpoint) {
-        let source = if family == "ip" { GATEWAY_V4.to_string() } else { GATEWAY_V6.to_string() };
-        let snat = if snat { format!("ct status dnat snat to {source};") } else { String::new() };
-        rules += &format!(
-            "table {family} t {{\n chain pre {{ type nat hook prerouting priority -100; {family} daddr {service} dnat to {endpoint}; }}\n \
-             chain post {{ type nat hook postrouting priority 100; {snat} }}\n}}\n",
-        );
-    }
-    rules
-}
-
 /// Whoever translates, in a scene with a small link.
 struct Run {
     gateway: Result<Gateway, Scene>,
@@ -136,9 +100,7 @@ impl Run {
         let gateway = if nomagic {
             Ok(Gateway::start_in(scene, if snat { "masqueradeAll: true" } else { "" }, &service(endpoint)))
         } else {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), kernel_rules(&endpoint, snat)).unwrap();
-            scene.gw.exec("nft", &["-f", &file.path().to_string_lossy()]).unwrap();
+            load_rules(&scene, &kernel_rules(&endpoint, snat));
             if side == Side::Client {
                 servers.push(start_pod(&scene.pods[0], PodOptions::new("pod")).unwrap());
             }
@@ -150,46 +112,6 @@ impl Run {
     fn scene(&self) -> &Scene {
         self.gateway.as_ref().map_or_else(|scene| scene, |gateway| &gateway.scene)
     }
-}
-
-fn raw_icmp(ns: &Netns, v6: bool) -> Socket {
-    ns.run(|| {
-        let (domain, protocol) = if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
-        let socket = Socket::new(domain, Type::RAW, Some(protocol)).expect("a raw socket");
-        socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
-        socket
-    })
-    .expect("a thread in the namespace")
-}
-
-/// The ICMP errors that have arrived: sender, type and code, addresses and ports of the quoted packet. A client's port is any.
-fn errors(socket: &Socket, v6: bool) -> BTreeSet<String> {
-    let mut seen = BTreeSet::new();
-    while let Ok(from) = socket.peek_sender() {
-        let (mut packet, mut reader) = ([0; 2048], socket);
-        let n = reader.read(&mut packet).expect("the same packet");
-        let from = from.as_socket().expect("an IP address").ip();
-        let icmp = &packet[if v6 { 0 } else { usize::from(packet[0] & 15) * 4 }..n];
-        let (kind, code) = (icmp[0], icmp[1]);
-        if if v6 { !(1..=4).contains(&kind) } else { ![3, 11, 12].contains(&kind) } {
-            continue;
-        }
-        let quote = &icmp[8..];
-        let addr = |at: usize| -> IpAddr {
-            if v6 {
-                Ipv6Addr::from(<[u8; 16]>::try_from(&quote[at..at + 16]).unwrap()).into()
-            } else {
-                <[u8; 4]>::try_from(&quote[at..at + 4]).unwrap().into()
-            }
-        };
-        let (src, dst, l4) = if v6 { (addr(8), addr(24), 40) } else { (addr(12), addr(16), usize::from(quote[0] & 15) * 4) };
-        let port = |at: usize| match u16::from_be_bytes([quote[at], quote[at + 1]]) {
-            port @ 0..1_024 => port.to_string(),
-            _ => "client".into(),
-        };
-        seen.insert(format!("{kind}/{code} from {from} about {src} {} -> {dst} {}", port(l4), port(l4 + 2)));
-    }
-    seen
 }
 
 /// A datagram from its own socket; the answer, or the error that the socket reports.
