@@ -36,6 +36,7 @@ mod local_pods;
 mod local_routes;
 mod local_traffic;
 mod mss;
+mod nat_differential;
 mod net;
 mod net_policy;
 mod objects;
