@@ -53,6 +53,7 @@ mod routing;
 mod service_status;
 mod start;
 mod troubleshooting_doc;
+mod unreachable;
 mod watch;
 mod watch_cases;
 mod watch_recovery;
