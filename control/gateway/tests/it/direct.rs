@@ -8,7 +8,8 @@ use std::time::Duration;
 use nomagic_testbed::rig::{PODS, Scene};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::common::nat::{Nat, SERVICE};
+use crate::common::kernel_nat::SERVICE;
+use crate::common::nat::Nat;
 use crate::common::*;
 
 const LIMIT: Duration = Duration::from_secs(3);

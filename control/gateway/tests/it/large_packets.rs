@@ -8,7 +8,8 @@ use nomagic_testbed::peers::{blob, download};
 use nomagic_testbed::rig::{PODS, Scene};
 use socket2::SockRef;
 
-use crate::common::nat::{Nat, SERVICE};
+use crate::common::kernel_nat::SERVICE;
+use crate::common::nat::Nat;
 use crate::common::*;
 
 const MTU: u32 = 9_000;

@@ -4,9 +4,7 @@ use nomagic_testbed::peers::{PodOptions, PodThread, start_pod};
 use nomagic_testbed::rig::{PODS, Scene};
 
 use super::Gateway;
-
-/// The Service's addresses.
-pub const SERVICE: [&str; 2] = ["10.109.35.24", "fd00:10:109::24"];
+use super::kernel_nat::{kernel_rules, load_rules};
 
 /// Whoever translates.
 pub enum Nat {
@@ -21,16 +19,7 @@ impl Nat {
             return Nat::Nomagic(Box::new(Gateway::start_in(scene, "", manifests)));
         }
         let pod = start_pod(&scene.pods[0], PodOptions::new("pod-1")).unwrap();
-        let mut rules = String::new();
-        for (family, service, endpoint) in [("ip", SERVICE[0], PODS[0].v4.to_string()), ("ip6", SERVICE[1], PODS[0].v6.to_string())] {
-            rules += &format!(
-                "table {family} t {{\n chain pre {{ type nat hook prerouting priority -100; {family} daddr {service} dnat to {endpoint}; }}\n \
-                 chain post {{ type nat hook postrouting priority 100; }}\n}}\n"
-            );
-        }
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), rules).unwrap();
-        scene.gw.exec("nft", &["-f", &file.path().to_string_lossy()]).unwrap();
+        load_rules(&scene, &kernel_rules(&[PODS[0].v4.to_string(), PODS[0].v6.to_string()], false));
         Nat::Kernel { scene: Box::new(scene), _pod: pod }
     }
 

@@ -37,8 +37,6 @@ pub fn late(nomagic: bool, packet: &[u8]) -> Option<&'static str> {
 
 /// The first that fits counts.
 pub const CLASSES: &[Class] = &[
-    // Delete this line when nomagic fragments what may be fragmented.
-    Class { name: "too_big_without_df", said: "nomagic fragments nothing.", is: too_big_without_df },
     Class { name: "own_error_source", said: "What nomagic itself says about the way comes from its SNAT address", is: own_error_source },
     Class { name: "own_error_about_sctp", said: "The CRC of a quoted SCTP packet is right", is: own_error_about_sctp },
     Class { name: "options_unreadable", said: "The kernel answers IPv4 options that cannot be read", is: options_unreadable },
@@ -115,12 +113,6 @@ fn reset(case: &Case<'_>, seen: &[Seen]) -> bool {
     let [seen] = seen else { return false };
     let from_service = seen.side == Side::Client && seen.error.is_none() && seen.dst == case.conversation.client;
     from_service && seen.protocol == case.conversation.proto as u8 && seen.checksum == Checksum::Right
-}
-
-fn too_big_without_df(case: &Case<'_>) -> bool {
-    let too_big = case.frames.iter().any(|frame| frame.len() > LINK_LEN + case.conversation.mtu_from(case.step().from));
-    let fragmentable = too_big && case.form().is_some_and(|form| !form.dont_fragment);
-    !case.conversation.v6() && fragmentable && carried(case, case.kernel).is_some() && case.nomagic.is_empty()
 }
 
 /// The kernel's NAT translates also what the gateway itself says, so that it seems to come from the Service.
