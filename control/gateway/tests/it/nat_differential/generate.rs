@@ -80,7 +80,7 @@ impl Conversation {
     }
 
     /// The MTU of the way on from this side.
-    pub fn mtu_from(&self, side: Side) -> usize {
+    fn mtu_from(&self, side: Side) -> usize {
         match side {
             Side::Client => ENDPOINT_MTU,
             Side::Endpoint if self.narrow => NARROW_MTU,
