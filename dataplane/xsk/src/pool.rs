@@ -123,13 +123,13 @@ impl FramePool {
     /// Records frames that are handed over.
     pub fn hand_over(&mut self, token: &Token) {
         debug_assert_eq!(token.pool(), self.frames.id());
-        self.away += token.segments() as i32;
+        self.away = self.away.wrapping_add_unsigned(token.segments() as u32);
     }
 
     /// Records frames that are taken over.
     pub fn take_over(&mut self, token: &Token) {
         debug_assert_eq!(token.pool(), self.frames.id());
-        self.away -= token.segments() as i32;
+        self.away = self.away.wrapping_sub_unsigned(token.segments() as u32);
     }
 
     /// Records that a closed queue's frames leave this worker.
