@@ -3,13 +3,13 @@
 use nomagic_testbed::peers::{PodOptions, PodThread, start_pod};
 use nomagic_testbed::rig::{PODS, Scene};
 
-use super::Gateway;
 use super::kernel_nat::{kernel_rules, load_rules};
+use super::{CpuLock, Gateway};
 
 /// Whoever translates.
 pub enum Nat {
     Nomagic(Box<Gateway>),
-    Kernel { scene: Box<Scene>, _pod: PodThread },
+    Kernel { scene: Box<Scene>, _pod: PodThread, _cpus: CpuLock },
 }
 
 impl Nat {
@@ -18,9 +18,10 @@ impl Nat {
         if nomagic {
             return Nat::Nomagic(Box::new(Gateway::start_in(scene, "", manifests)));
         }
+        let cpus = CpuLock::take();
         let pod = start_pod(&scene.pods[0], PodOptions::new("pod-1")).unwrap();
         load_rules(&scene, &kernel_rules(&[PODS[0].v4.to_string(), PODS[0].v6.to_string()], false));
-        Nat::Kernel { scene: Box::new(scene), _pod: pod }
+        Nat::Kernel { scene: Box::new(scene), _pod: pod, _cpus: cpus }
     }
 
     pub fn scene(&self) -> &Scene {
