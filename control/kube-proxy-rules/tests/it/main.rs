@@ -1,0 +1,4 @@
+//! Rules that a real kube-proxy wrote, and damaged copies of them.
+
+mod data;
+mod recorded;
