@@ -12,6 +12,7 @@ pub mod log;
 pub mod manifests;
 pub mod net;
 pub mod observe;
+pub mod parity;
 pub mod preflight;
 pub mod reconcile;
 pub mod run;

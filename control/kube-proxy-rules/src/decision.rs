@@ -87,8 +87,8 @@ impl Decision {
         let known: Vec<&Path> = walk.done.iter().filter(|path| path.guesses == 0).collect();
         let main: Vec<&Path> = if known.is_empty() { walk.done.iter().collect() } else { known };
         let whole: f64 = main.iter().map(|path| path.share).sum::<f64>().max(f64::MIN_POSITIVE);
-        let (mut verdicts, mut backends, mut outcomes): (Vec<(Verdict, f64)>, BTreeMap<SocketAddr, Backend>, Vec<Outcome>) =
-            (Vec::new(), BTreeMap::new(), Vec::new());
+        let (mut verdicts, mut outcomes): (Vec<(Verdict, f64)>, Vec<Outcome>) = (Vec::new(), Vec::new());
+        let mut backends: BTreeMap<SocketAddr, Backend> = BTreeMap::new();
         for path in &main {
             let (outcome, share) = (path.outcome(rules), path.share / whole);
             match verdicts.iter_mut().find(|(verdict, _)| *verdict == outcome.0) {

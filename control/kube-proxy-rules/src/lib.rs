@@ -4,7 +4,7 @@
 //! Text goes in and decisions come out: nothing here reads files or asks the kernel. [`Ruleset::read`] takes a text of any of the three
 //! formats into one model of base chains, chains, rules, sets and verdict maps. [`Ruleset::follow`] leads a packet through all base chains
 //! in the kernel's order and gives a [`Decision`] in the words of nomagic's `explain`. [`compare()`] holds a decision against what
-//! nomagic's table says.
+//! is expected, and [`parity::check`] all of the rules against nomagic's table.
 //!
 //! The texts come from outside: sizes, depths and the work for a packet are limited, and what is not known is kept and named.
 
@@ -17,6 +17,7 @@ mod model;
 mod names;
 mod nft;
 mod packet;
+pub mod parity;
 mod read;
 mod render;
 mod save;

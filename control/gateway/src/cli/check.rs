@@ -1,5 +1,7 @@
 //! `nomagic check`: what `run` would need, without starting anything.
 
+mod kube_proxy;
+
 use std::fmt::Write as _;
 
 use anyhow::{Result, anyhow};
@@ -18,13 +20,20 @@ use crate::seed;
 
 /// `nomagic check`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Examples:
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic check --config nomagic.yaml --manifests services.yaml --no-machine
+  nomagic check kube-proxy --config nomagic.yaml --manifests objects.yaml
 
 It changes nothing, and an API server is not asked. Exit codes: 0 all is well, 1 a problem of an object, or the machine lacks something,
-2 the configuration cannot be used.")]
+2 the configuration cannot be used.",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub(super) struct CheckArgs {
+    #[command(subcommand)]
+    other: Option<OtherCheck>,
     #[command(flatten)]
     config: ConfigArgs,
     /// Do not check this machine: kernel, interfaces, privileges.
@@ -32,8 +41,17 @@ pub(super) struct CheckArgs {
     no_machine: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum OtherCheck {
+    /// Compare the objects' table with the rules of the kube-proxy that runs on this node, before nomagic takes its place.
+    KubeProxy(kube_proxy::CheckKubeProxyArgs),
+}
+
 /// Prints what is found. Returns the exit code.
 pub(super) fn run(args: &CheckArgs) -> Result<u8> {
+    if let Some(OtherCheck::KubeProxy(args)) = &args.other {
+        return kube_proxy::run(args);
+    }
     let LoadedConfig { mut config, drop_in } = args.config.load()?;
     let path = args.config.path().display();
     let mut page = String::new();

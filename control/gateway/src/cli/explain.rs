@@ -1,37 +1,28 @@
 //! `nomagic explain`: answers for flows, from configuration and manifests or from the running gateway. Reading files needs neither
 //! privileges nor interfaces.
 
-use std::collections::BTreeSet;
+mod files;
+mod kube_proxy;
+
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use nomagic_api::explain::{Answer, Verdict};
 use nomagic_api::socket::{Request, Response};
-use nomagic_core::deny::DenyList;
-use nomagic_table::compile::{Compiled, Compiler, TARGETS_MAX};
+use nomagic_core::tuple::Tuple;
 use nomagic_table::explain::flow::LINE_MAX;
 use nomagic_table::explain::{Explainer, parse_flow};
-use nomagic_table::index::Index;
 use nomagic_table::problem::Problem;
-use nomagic_table::settings::Settings;
-use nomagic_xsk::Denied;
 
-use super::config_args::{ConfigArgs, LoadedConfig};
+use super::config_args::ConfigArgs;
 use crate::config::Config;
-use crate::config::error::ConfigError;
-use crate::deny::DenySources;
-use crate::kubeproxy::Warning;
-use crate::manifests;
-use crate::run::findings::Findings;
+use crate::parity;
 use crate::run::socket;
-use crate::seed::{self, Seed, SeedFileError};
+pub(super) use files::LoadedFiles;
+use kube_proxy::Both;
 
 /// Maximum number of problems printed before the answers.
 const WARNINGS_MAX: usize = 50;
-
-const NO_NODE: &str = "missing: unlike `run`, `explain` does not discover the node's addresses; until they are listed, it knows neither \
-    node ports nor an address for SNAT";
 
 /// Output format of answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -49,6 +40,7 @@ pub enum AnswerFormat {
   nomagic explain --config nomagic.yaml 'udp [fd00::5]:40000 -> [fd00:10:109::24]:53'
   nomagic explain --kube-proxy-config config.conf --manifests services.yaml 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
   nomagic explain --running 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
+  nomagic explain --config nomagic.yaml --kube-proxy-rules v4.rules --kube-proxy-rules v6.rules 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
   printf '%s\\n' 'tcp 203.0.113.9:1234 -> 192.168.0.2:30080' | nomagic explain --config nomagic.yaml --format json
 
 Exit codes: 0 all flows answered, 1 failure, 2 invalid configuration, manifest path or flow, or no gateway answers (all other flows are
@@ -62,27 +54,15 @@ pub struct ExplainArgs {
     /// The state directory of the running gateway [default: /run/nomagic].
     #[arg(long, value_name = "DIR", requires = "running")]
     pub state_dir: Option<PathBuf>,
+    /// Also show what these rules of a kube-proxy do, repeatable: the output of `nft -j list ruleset`, `iptables-save` or `ip6tables-save`.
+    #[arg(long, value_name = "RULES", conflicts_with = "running")]
+    pub kube_proxy_rules: Vec<PathBuf>,
     /// Output format.
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
     /// Flows: PROTOCOL SOURCE:PORT -> DESTINATION:PORT. Default: one per line from standard input; blank lines and `#` lines are skipped.
     #[arg(value_name = "FLOW")]
     pub flows: Vec<String>,
-}
-
-/// The parsed and compiled files.
-struct LoadedFiles {
-    index: Index,
-    settings: Settings,
-    compiled: Compiled,
-    denied: DenyList,
-    /// What keeps prefixes out of the deny list.
-    deny_problems: Vec<String>,
-    /// The configuration leaves the seed to the running gateway, or `unread_seed` says why this process cannot read it.
-    seed_unknown: bool,
-    unread_seed: Option<ConfigError>,
-    /// Unsupported fields of kube-proxy's file.
-    unsupported: Vec<Warning>,
 }
 
 /// The source of answers.
@@ -93,24 +73,32 @@ enum AnswerSource {
 }
 
 impl AnswerSource {
-    fn answer(&self, explainer: Option<&Explainer<'_>>, flow: &str) -> Result<Answer, String> {
+    fn answer(&self, explainer: Option<&Explainer<'_>>, flow: &str) -> Result<(Tuple, Answer), String> {
         let tuple = parse_flow(flow)?;
-        match (self, explainer) {
+        let answer = match (self, explainer) {
             (AnswerSource::Running(state_dir), _) => {
                 match socket::ask(state_dir, &Request::Explain { flow: flow.into() }).map_err(|e| format!("{e:#}"))? {
-                    Response::Explain(answer) => Ok(*answer),
-                    _ => Err("unexpected response from the gateway: not an explanation".into()),
+                    Response::Explain(answer) => *answer,
+                    _ => return Err("unexpected response from the gateway: not an explanation".into()),
                 }
             }
-            (AnswerSource::Files(_), Some(explainer)) => Ok(explainer.answer(flow, &tuple)),
-            (AnswerSource::Files(_), None) => Err("no files are loaded".into()),
-        }
+            (AnswerSource::Files(_), Some(explainer)) => explainer.answer(flow, &tuple),
+            (AnswerSource::Files(_), None) => return Err("no files are loaded".into()),
+        };
+        Ok((tuple, answer))
     }
 }
 
 /// Runs the command. The exit code is 0, or 2 for invalid input.
 pub fn run(args: &ExplainArgs, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     let Some(source) = open_source(args, err)? else { return Ok(2) };
+    let rules = match parity::from_files(&args.kube_proxy_rules) {
+        Ok(rules) => rules,
+        Err(e) => {
+            writeln!(err, "error: {e}")?;
+            return Ok(2);
+        }
+    };
     let explainer = match &source {
         AnswerSource::Files(loaded) => {
             let explainer = Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled).with_denied(&loaded.denied);
@@ -121,7 +109,12 @@ pub fn run(args: &ExplainArgs, input: &mut dyn BufRead, out: &mut dyn Write, err
     let mut all_good = true;
     let mut answer = |place: &str, text: &str, out: &mut dyn Write| -> io::Result<()> {
         match source.answer(explainer.as_ref(), text.trim()) {
-            Ok(answer) => print(&answer, args.format, out),
+            Ok((tuple, answer)) => match &source {
+                AnswerSource::Files(loaded) if !args.kube_proxy_rules.is_empty() => {
+                    Both::of(answer, &tuple, &rules, loaded).print(args.format, out)
+                }
+                _ => print(&answer, args.format, out),
+            },
             Err(message) => {
                 all_good = false;
                 writeln!(err, "error: {place}: {message}")
@@ -151,15 +144,9 @@ fn open_source(args: &ExplainArgs, err: &mut dyn Write) -> io::Result<Option<Ans
     if args.running {
         return Ok(Some(AnswerSource::Running(args.state_dir.clone().unwrap_or_else(|| Config::default().state_dir))));
     }
-    match load(&args.config) {
+    match LoadedFiles::load(&args.config, &[]) {
         Ok((loaded, problems)) => {
-            loaded.unsupported.iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
-            loaded.unread_seed.iter().try_for_each(|error| writeln!(err, "warning: {error}; the running gateway may read it"))?;
-            if loaded.settings.node.ips.is_empty() {
-                let field = if args.config.file.kube_proxy_config.is_some() { "bindAddress" } else { "node.primaryIPs" };
-                writeln!(err, "warning: {}: {field}: {NO_NODE}", args.config.path().display())?;
-            }
-            loaded.deny_problems.iter().try_for_each(|problem| writeln!(err, "warning: {problem}"))?;
+            loaded.warnings(&args.config).iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
             print_problems(&problems, err)?;
             Ok(Some(AnswerSource::Files(Box::new(loaded))))
         }
@@ -168,44 +155,6 @@ fn open_source(args: &ExplainArgs, err: &mut dyn Write) -> io::Result<Option<Ans
             Ok(None)
         }
     }
-}
-
-fn load(args: &ConfigArgs) -> Result<(LoadedFiles, Vec<Problem>), String> {
-    let LoadedConfig { mut config, drop_in } = args.load().map_err(|e| e.to_string())?;
-    let unsupported = drop_in.map_or(Vec::new(), |drop_in| {
-        drop_in.apply(&mut config, &[]);
-        drop_in.warnings
-    });
-    let missing = || match config.kubernetes {
-        Some(_) => {
-            let message = "`explain` reads files, but the configuration names an API server: set `manifests` instead, or use --manifests";
-            ConfigError::in_field(args.path(), "kubernetes", message)
-        }
-        None => {
-            let message = "missing: set the file or directory with the Kubernetes YAML in nomagic's configuration or with --manifests";
-            ConfigError::in_field(args.path(), "manifests", message)
-        }
-    };
-    let manifests = manifests::load(config.manifests.as_deref().ok_or_else(|| missing().to_string())?, None).map_err(|p| p.to_string())?;
-    let index = Index::of(manifests.objects);
-    let (seed, unread_seed) = match seed::from_config(&config.hash, args.path()) {
-        Ok(seed) => (seed, None),
-        Err(SeedFileError { unreadable: true, error }) => (None, Some(error)),
-        Err(SeedFileError { error, .. }) => return Err(error.to_string()),
-    };
-    let mut settings = config.settings_for(&[], &index);
-    settings.incomplete = manifests.incomplete;
-    settings.seed = seed.unwrap_or(Seed::configured(0)).hash_seed();
-    let compiled = Compiler::new(TARGETS_MAX).compile(&index, &settings);
-    let mut problems = manifests.problems;
-    problems.extend(compiled.problems.iter().cloned());
-    let unread: BTreeSet<String> = problems.iter().map(|p| p.object.clone()).collect();
-    let mut findings = Findings::of_files();
-    findings.examine(&index, &settings.node, &unread, Instant::now());
-    problems.extend(findings.problems().cloned());
-    let deny = DenySources::open(&config.deny, &Denied::new());
-    let (denied, deny_problems) = (deny.list(), deny.problems());
-    Ok((LoadedFiles { index, settings, compiled, denied, deny_problems, seed_unknown: seed.is_none(), unread_seed, unsupported }, problems))
 }
 
 fn print_problems(problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {

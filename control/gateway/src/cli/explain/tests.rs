@@ -77,7 +77,14 @@ fn ask(config: &Path, format: AnswerFormat, flows: &[&str], stdin: &[u8]) -> (u8
 }
 
 fn ask_with(config: ConfigArgs, format: AnswerFormat, flows: &[&str], stdin: &[u8]) -> (u8, String, String) {
-    let args = ExplainArgs { config, running: false, state_dir: None, format, flows: flows.iter().map(ToString::to_string).collect() };
+    let args = ExplainArgs {
+        config,
+        running: false,
+        state_dir: None,
+        kube_proxy_rules: Vec::new(),
+        format,
+        flows: flows.iter().map(ToString::to_string).collect(),
+    };
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = run(&args, &mut &stdin[..], &mut out, &mut err).unwrap();
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
