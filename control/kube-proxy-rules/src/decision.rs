@@ -27,6 +27,8 @@ pub struct Decision {
     pub affinity_s: Option<u32>,
     /// False if a rule that is not known here, or a limit, may change the answer.
     pub certain: bool,
+    /// A limit ended the search: there are too many rules or ways, or they lead in circles.
+    pub limited: bool,
     /// Rules in which something is not known, and which this packet may meet.
     pub unknown: Vec<RulePlace>,
     /// Rules that are not kube-proxy's, and that changed or ended something.
@@ -116,6 +118,7 @@ impl Decision {
                 _ => None,
             }),
             certain: !walk.cut && walk.done.iter().all(|path| path.guesses == 0 || same(path)) && main.iter().all(|path| path.guesses == 0),
+            limited: walk.cut,
             unknown: places(walk, |_, what| what == What::Guess),
             foreign: places(walk, |rules_own, what| {
                 !rules_own && matches!(what, What::Dnat(..) | What::Snat | What::Drop | What::Reject | What::Policy | What::Accept)

@@ -12,10 +12,10 @@ use crate::packet::{Node, Origin, Packet};
 pub(crate) use path::{End, Event, Frame, Path, What};
 
 /// Maximum number of rules that a packet meets, on all its ways together.
-const WORK_MAX: usize = 4_000_000;
+const WORK_MAX: usize = 1_000_000;
 
-/// Maximum number of ways of a packet.
-const PATHS_MAX: usize = 65_536;
+/// Maximum number of ways of a packet: of endpoints of a Service.
+const PATHS_MAX: usize = 16_384;
 
 /// Maximum number of chains that wait for the return of another one; the kernel's limit for nftables is 16.
 const DEPTH_MAX: usize = 128;
@@ -56,13 +56,17 @@ impl Walk<'_> {
                 self.cut = true;
                 return self.done.push(path);
             }
-            let Some(frame) = path.stack.last().copied() else {
+            let Some(frame) = path.stack.last_mut() else {
                 if !self.enter_next_chain(&mut path) {
                     return self.done.push(path);
                 }
                 continue;
             };
-            let rules = &self.rules.chains[frame.chain].rules;
+            let (rules, shortcut) = (&self.rules.chains[frame.chain].rules, &self.rules.chains[frame.chain].shortcut);
+            if let Some(shortcut) = shortcut.as_ref().filter(|_| frame.part == 0 && frame.rule < rules.len()) {
+                frame.rule = shortcut.next(&path.fields, frame.rule, rules.len());
+            }
+            let frame = *frame;
             if frame.rule >= rules.len() {
                 self.leave(&mut path, frame);
             } else {

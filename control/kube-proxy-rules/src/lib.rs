@@ -21,6 +21,7 @@ pub mod parity;
 mod read;
 mod render;
 mod save;
+mod shortcut;
 mod words;
 
 pub use compare::{Difference, Expected, compare};

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::matching::{Field, Span, Test};
+use crate::shortcut::Shortcut;
 
 /// A place in [`Ruleset::chains`].
 pub(crate) type ChainId = usize;
@@ -102,6 +103,8 @@ pub(crate) struct Chain {
     pub name: String,
     pub base: Option<Base>,
     pub rules: Vec<Rule>,
+    /// Of a long chain.
+    pub shortcut: Option<Shortcut>,
 }
 
 #[derive(Clone, Debug)]
@@ -226,7 +229,7 @@ impl Ruleset {
         if let Some(id) = self.tables[table].chains.get(name) {
             return *id;
         }
-        self.chains.push(Chain { table, name: name.into(), base: None, rules: Vec::new() });
+        self.chains.push(Chain { table, name: name.into(), base: None, rules: Vec::new(), shortcut: None });
         self.tables[table].chains.insert(name.into(), self.chains.len() - 1);
         self.chains.len() - 1
     }
@@ -307,8 +310,11 @@ impl Ruleset {
         self.chains.iter().filter(|chain| !self.tables[chain.table].ignored).map(|chain| chain.rules.len()).sum()
     }
 
-    /// Sorts the base chains into the kernel's order.
+    /// Sorts the base chains into the kernel's order, and prepares long chains.
     pub(crate) fn order_hooks(&mut self) {
+        for chain in &mut self.chains {
+            chain.shortcut = Shortcut::of(&chain.rules);
+        }
         self.hooks.clear();
         for (id, chain) in self.chains.iter().enumerate().filter(|(_, chain)| !self.tables[chain.table].ignored) {
             if let Some(base) = &chain.base {

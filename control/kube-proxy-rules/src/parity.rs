@@ -24,6 +24,9 @@ pub use senders::origin;
 /// Maximum number of findings that are kept; the others are counted.
 const FINDINGS_MAX: usize = 10_000;
 
+/// After so many packets for which the search was limited no more are asked: each takes long.
+const LIMITED_MAX: usize = 32;
+
 /// What the objects say about an endpoint of a Service port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Standing {
@@ -67,6 +70,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Findings beyond the limit.
     pub more: usize,
+    /// Addresses with ports that were not asked about, because the rules are too many or lead in circles.
+    pub not_asked: usize,
     /// Rules in which something is not known.
     pub unknown: Vec<RulePlace>,
 }
@@ -86,6 +91,8 @@ pub struct Finding {
     pub words: String,
     /// The node on which the rules would be right.
     pub other_node: Option<String>,
+    /// See [`Decision::limited`].
+    pub limited: bool,
 }
 
 impl Report {
@@ -96,7 +103,7 @@ impl Report {
 
     /// Number of findings at which it cannot be told.
     pub fn undecided(&self) -> usize {
-        self.findings.iter().filter(|finding| finding.judgement == Judgement::CannotTell).count()
+        self.findings.iter().filter(|finding| finding.judgement == Judgement::CannotTell).count() + self.not_asked
     }
 
     /// The other node whose rules these seem to be, with the number of findings that say so.
@@ -111,13 +118,19 @@ pub fn check(table: &Table<'_>, rules: &Ruleset) -> Report {
     let destinations = destinations(table, rules);
     report.destinations = destinations.len();
     let senders = Senders::of(table, rules);
+    let mut limited = 0;
     for (to, proto) in destinations {
+        if limited >= LIMITED_MAX {
+            report.not_asked += 1;
+            continue;
+        }
         let mut at: Vec<Finding> = Vec::new();
         for sender in senders.for_destination(table, to, proto) {
             let Some(tuple) = Tuple::new(proto, sender.address, sender.port, to.ip(), to.port()) else { continue };
             report.packets += 1;
             let packet = Packet { tuple, origin: sender.origin };
             let Some(finding) = check_packet(table, rules, &packet) else { continue };
+            limited += usize::from(finding.limited);
             // Senders for whom the same is said share a finding.
             let same = |known: &&mut Finding| {
                 known.differences == finding.differences && known.judgement == finding.judgement && known.words == finding.words
@@ -170,10 +183,20 @@ pub fn check_packet(table: &Table<'_>, rules: &Ruleset, packet: &Packet) -> Opti
         kind: frontend.map(|frontend| frontend.kind),
     };
     let (judgement, words) = case.judge(&differences);
-    let other_node = case.other_node();
+    let other_node = case.other_node(&differences);
     let to = SocketAddr::new(packet.tuple.dst_addr(), packet.tuple.dport);
     let service = service.or_else(|| decision.service.clone());
-    Some(Finding { to, proto: packet.tuple.proto, service, senders: Vec::new(), differences, judgement, words, other_node })
+    Some(Finding {
+        to,
+        proto: packet.tuple.proto,
+        service,
+        senders: Vec::new(),
+        differences,
+        judgement,
+        words,
+        other_node,
+        limited: decision.limited,
+    })
 }
 
 /// Whether clients outside use an address of this kind.

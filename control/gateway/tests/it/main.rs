@@ -29,6 +29,7 @@ mod hash_seed;
 mod http;
 mod http_gateway;
 mod http_slow;
+mod kube_proxy_rules;
 mod large_packets;
 mod limits;
 mod live_flows;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::expression::{field, fields};
 use super::{Reader, choice_span};
-use crate::matching::{Field, Span};
+use crate::matching::{Field, Span, Test};
 use crate::model::{Action, Element, Part, Set};
 
 /// Statements that decide nothing.
@@ -20,6 +20,8 @@ impl Reader<'_> {
         let unknown = || vec![Part::Unknown(statement.to_string())];
         let one = match kind.as_str() {
             "match" => Part::Test(self.test(table, value)),
+            // Of iptables' nf_tables backend: a match or a target that nft does not know.
+            "xt" if value["type"] != "target" => Part::Test(Test::Unknown(statement.to_string())),
             "vmap" => return self.verdict_map(table, value).map(|part| part.map_or_else(unknown, |part| vec![part])),
             "mangle" => match mark(value) {
                 Some((keep, flip)) => Part::Mark { keep, flip },

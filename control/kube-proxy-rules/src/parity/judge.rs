@@ -1,6 +1,7 @@
 //! Who is right where both differ, as far as it can be told.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use nomagic_api::explain::Verdict;
 use nomagic_core::reason::Reason;
@@ -118,7 +119,8 @@ impl Case<'_> {
     }
 
     fn verdict(&self, rules: Verdict, expected: Verdict) -> String {
-        let rule = last_rule(self.decision).map_or(String::new(), |place| format!(" It was decided by {place}."));
+        let refuses = last_rule(self.decision).filter(|_| rules != Verdict::Forward);
+        let rule = refuses.map_or(String::new(), |place| format!(" It was decided by {place}."));
         match (rules, expected) {
             (Verdict::Pass, Verdict::Forward) if self.kind == Some(AddressKind::NodePort) => {
                 "The rules do not have this node port: they are older, or their nodePortAddresses differ.".into()
@@ -127,7 +129,9 @@ impl Case<'_> {
             (Verdict::Forward, Verdict::Pass) if self.port_is_elsewhere() => {
                 "The table serves this node port on other addresses of the node only: nodePortAddresses differ.".into()
             }
-            (Verdict::Forward | Verdict::Reject, Verdict::Pass | Verdict::Drop) if self.kind.is_none() => {
+            (Verdict::Forward | Verdict::Reject | Verdict::Drop, Verdict::Pass | Verdict::Drop | Verdict::Reject)
+                if self.kind.is_none() =>
+            {
                 format!("No Service of the objects has this address and port: the rules are older, or the objects are incomplete.{rule}")
             }
             (Verdict::Forward, _) => {
@@ -146,17 +150,25 @@ impl Case<'_> {
         }
     }
 
-    /// The node for which the rules would be right, if an endpoint tells.
-    pub(super) fn other_node(&self) -> Option<String> {
-        let standings = self.decision.backends.iter().filter_map(|backend| Some(self.table.objects.standing(self.port?, backend.to)));
-        standings.into_iter().find_map(|standing| match standing {
+    /// The node for which the rules would be right: the one of all endpoints that only the rules have.
+    pub(super) fn other_node(&self, differences: &[Difference]) -> Option<String> {
+        let only_rules: Vec<SocketAddr> = match differences.iter().find(|difference| !matches!(difference, Difference::Missing(_)))? {
+            Difference::Stale(all) => all.clone(),
+            Difference::Verdict { rules: Verdict::Forward, expected: Verdict::Drop } => {
+                self.decision.backends.iter().map(|b| b.to).collect()
+            }
+            _ => return None,
+        };
+        let mut nodes = only_rules.into_iter().map(|to| match self.table.objects.standing(self.port?, to) {
             Standing::LeftOut { other_node, .. } => other_node,
             _ => None,
-        })
+        });
+        let first = nodes.next()??;
+        nodes.all(|node| node.as_ref() == Some(&first)).then_some(first)
     }
 
     /// What the objects say about an endpoint that only the rules have.
-    fn endpoint(&self, to: Option<std::net::SocketAddr>) -> String {
+    fn endpoint(&self, to: Option<SocketAddr>) -> String {
         let (Some(to), Some(port)) = (to, self.port) else {
             return "The rules are older than the objects, or the objects are incomplete.".into();
         };

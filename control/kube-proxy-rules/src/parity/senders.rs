@@ -7,12 +7,15 @@ use nomagic_core::services::{Action, ClientClass};
 use nomagic_core::tuple::Proto;
 
 use super::{Standing, Table, is_external};
-use crate::matching::{Field, Side, Test, address};
+use crate::matching::{Field, Side, Span, Test, address};
 use crate::model::{Part, Ruleset};
 use crate::packet::Origin;
 
-/// Maximum number of ranges of clients that are tried at one address.
-const RANGES_MAX: usize = 16;
+/// Maximum number of ends of client ranges that are tried at one address.
+const RANGES_MAX: usize = 32;
+
+/// Maximum number of endpoints among which one of this node is looked for.
+const BACKENDS_MAX: usize = 64;
 
 /// A port of no meaning.
 const PORT: u16 = 40_000;
@@ -29,7 +32,7 @@ pub(super) struct Sender {
 /// The senders of both families.
 pub(super) struct Senders {
     general: Vec<Sender>,
-    /// The first addresses of the ranges by which rules keep clients away from load balancer IPs.
+    /// The ends of the ranges by which rules keep clients away from load balancer IPs.
     ranges: Vec<IpAddr>,
 }
 
@@ -55,14 +58,16 @@ impl Senders {
                 senders.push(Sender { address, port: PORT, origin: origin(table, address), name });
             }
         };
-        let prefixes = frontend.source_ranges.iter().flat_map(|ranges| ranges.prefixes()).map(|prefix| prefix.addr());
+        let prefixes = frontend.source_ranges.iter().flat_map(|ranges| ranges.prefixes());
+        let prefixes =
+            prefixes.filter_map(|prefix| Span::prefix(prefix.addr(), prefix.prefix_len())).flat_map(|span| ends(&span, to.is_ipv6()));
         let ranges: BTreeSet<IpAddr> = match is_external(frontend.kind) {
             true => prefixes.chain(self.ranges.iter().copied()).filter(|a| a.is_ipv6() == to.is_ipv6()).take(RANGES_MAX).collect(),
             false => BTreeSet::new(),
         };
         ranges.into_iter().for_each(|address| add(address, format!("{address}")));
         if let Action::Forward { pool, .. } = &frontend.pod {
-            let own = pool.backends.iter().find(|backend| {
+            let own = pool.backends.iter().take(BACKENDS_MAX).find(|backend| {
                 let place = SocketAddr::new(backend.addr, backend.port);
                 table.objects.standing(&frontend.port, place) == Standing::Usable { local: true } && !table.node.is_local(backend.addr)
             });
@@ -104,7 +109,12 @@ fn outsider(table: &Table<'_>, rules: &Ruleset, v6: bool) -> Option<IpAddr> {
     candidates.iter().filter(free).find(|address| !named(address)).or_else(|| candidates.iter().find(free)).copied()
 }
 
-/// The first addresses of the ranges in the chains that guard load balancer IPs.
+/// The first and the last address of a range. Two ranges that are not the same differ in one of them.
+fn ends(span: &Span, v6: bool) -> [IpAddr; 2] {
+    [address(span.first, v6), address(span.last, v6)]
+}
+
+/// The ends of the ranges in the chains that guard load balancer IPs.
 fn client_ranges(rules: &Ruleset) -> Vec<IpAddr> {
     let mut found = BTreeSet::new();
     for chain in &rules.chains {
@@ -113,7 +123,7 @@ fn client_ranges(rules: &Ruleset) -> Vec<IpAddr> {
         }
         for part in chain.rules.iter().flat_map(|rule| &rule.parts) {
             if let Part::Test(Test::Field { field: Field::Address { side: Side::Source, v6 }, spans, .. }) = part {
-                found.extend(spans.iter().map(|span| address(span.first, *v6)));
+                found.extend(spans.iter().flat_map(|span| ends(span, *v6)));
             }
         }
     }

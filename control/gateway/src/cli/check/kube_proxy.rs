@@ -156,6 +156,12 @@ impl Outcome {
                 "{count} of the findings fit node {node}, and this node is {node_name}: the rules may be another node's, or node.name is wrong."
             ));
         }
+        if report.not_asked > 0 {
+            notes.push(format!(
+                "{} addresses and ports were not asked about: the rules are too many, or lead in circles.",
+                report.not_asked
+            ));
+        }
         let result = match (report.differing(), report.undecided()) {
             (0, 0) if !not_compared => "agree",
             (0, _) => "unknown",
