@@ -45,7 +45,7 @@ miri: ## The connection table under Miri: weak memory, any schedule (needs a nig
 
 # Of dataplane/core/fuzz and of control/gateway/fuzz.
 FUZZ_CORE := frames flows replies region
-FUZZ_CONTROL := objects manifests config socket
+FUZZ_CONTROL := objects manifests config socket rules
 FUZZ_TARGETS ?= $(FUZZ_CORE) $(FUZZ_CONTROL)
 FUZZ_SECONDS ?= 60
 FUZZ_BUILD := target/fuzz

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use nomagic_api::explain::Verdict;
 
 use crate::follow::{End, Path, Walk, What};
-use crate::model::{RulePlace, Ruleset};
+use crate::model::{ChainId, RulePlace, Ruleset};
 use crate::{names, words};
 
 /// What the rules do with the first packet of a connection.
@@ -31,8 +31,10 @@ pub struct Decision {
     pub limited: bool,
     /// Rules in which something is not known, and which this packet may meet.
     pub unknown: Vec<RulePlace>,
-    /// Rules that are not kube-proxy's, and that changed or ended something.
+    /// Rules that are not kube-proxy's, and that decided where the packet goes.
     pub foreign: Vec<RulePlace>,
+    /// Rules that are not kube-proxy's, and that replaced the source.
+    pub foreign_sources: Vec<RulePlace>,
     /// What decided, in order.
     pub steps: Vec<Step>,
 }
@@ -120,9 +122,13 @@ impl Decision {
             certain: !walk.cut && walk.done.iter().all(|path| path.guesses == 0 || same(path)) && main.iter().all(|path| path.guesses == 0),
             limited: walk.cut,
             unknown: places(walk, |_, what| what == What::Guess),
-            foreign: places(walk, |rules_own, what| {
-                !rules_own && matches!(what, What::Dnat(..) | What::Snat | What::Drop | What::Reject | What::Policy | What::Accept)
+            foreign: places(walk, |chain, what| match what {
+                What::Dnat(..) | What::Drop | What::Reject | What::Policy => !rules.is_kube_proxys(chain),
+                // It keeps the packet from kube-proxy's chains.
+                What::Accept => !rules.is_kube_proxys(chain) && rules.translates(chain),
+                _ => false,
             }),
+            foreign_sources: places(walk, |chain, what| what == What::Snat && !rules.is_kube_proxys(chain)),
             steps: Vec::new(),
         };
         decision.steps = words::steps(walk, &main, &decision);
@@ -139,10 +145,9 @@ impl Decision {
     }
 }
 
-/// The rules of events that are wanted, each once. The first question is whether the chain is kube-proxy's.
-fn places(walk: &Walk<'_>, wanted: impl Fn(bool, What) -> bool) -> Vec<RulePlace> {
+/// The rules of events that are wanted, each once.
+fn places(walk: &Walk<'_>, wanted: impl Fn(ChainId, What) -> bool) -> Vec<RulePlace> {
     let events = walk.done.iter().flat_map(|path| &path.events);
-    let found: BTreeSet<(usize, usize)> =
-        events.filter(|e| wanted(walk.rules.is_kube_proxys(e.chain), e.what)).map(|e| (e.chain, e.rule)).collect();
+    let found: BTreeSet<(usize, usize)> = events.filter(|e| wanted(e.chain, e.what)).map(|e| (e.chain, e.rule)).collect();
     found.into_iter().map(|(chain, rule)| walk.rules.place(chain, rule)).collect()
 }

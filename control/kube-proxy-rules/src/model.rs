@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::matching::{Field, Span, Test};
+use crate::render;
 use crate::shortcut::Shortcut;
 
 /// A place in [`Ruleset::chains`].
@@ -245,7 +246,7 @@ impl Ruleset {
     pub(crate) fn chain_label(&self, id: ChainId) -> String {
         let chain = &self.chains[id];
         let table = &self.tables[chain.table];
-        format!("{} {} {}", table.family.label(), table.name, chain.name)
+        render::clean(&format!("{} {} {}", table.family.label(), table.name, chain.name))
     }
 
     /// Whether kube-proxy wrote a chain, as far as its name tells.
@@ -305,9 +306,34 @@ impl Ruleset {
         })
     }
 
+    /// Whether nft listed the rules of a kube-proxy in iptables mode, which nft cannot show in full, and iptables-save did not.
+    pub fn lacks_iptables_save(&self) -> bool {
+        self.tables
+            .iter()
+            .any(|table| !table.iptables && !table.ignored && table.name == "nat" && table.chains.contains_key("KUBE-SERVICES"))
+    }
+
     /// Number of rules, of all tables that count.
     pub fn rule_count(&self) -> usize {
         self.chains.iter().filter(|chain| !self.tables[chain.table].ignored).map(|chain| chain.rules.len()).sum()
+    }
+
+    /// Leaves out what is not kube-proxy's: rules of other chains, unless they lead to kube-proxy's, and policies.
+    pub fn leave_out_others(&mut self) {
+        let own: Vec<bool> = (0..self.chains.len()).map(|id| self.is_kube_proxys(id)).collect();
+        let leads = |part: &Part| matches!(part, Part::Do(Action::Jump(to) | Action::Goto(to)) if own[*to]);
+        for (chain, _) in self.chains.iter_mut().zip(&own).filter(|(_, own)| !**own) {
+            chain.rules.retain(|rule| rule.parts.iter().any(leads));
+            chain.base.iter_mut().for_each(|base| base.drops = false);
+        }
+        self.order_hooks();
+    }
+
+    /// Whether a chain is of the type nat.
+    pub(crate) fn translates(&self, id: ChainId) -> bool {
+        let chain = &self.chains[id];
+        let table = &self.tables[chain.table];
+        chain.base.as_ref().is_some_and(|base| base.nat) || (table.iptables && table.name == "nat")
     }
 
     /// Sorts the base chains into the kernel's order, and prepares long chains.

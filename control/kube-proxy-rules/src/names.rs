@@ -5,6 +5,7 @@ use nomagic_core::tuple::Tuple;
 use crate::follow::{Event, What};
 use crate::matching::{Fields, number};
 use crate::model::{ChainId, Part, Ruleset};
+use crate::render::clean;
 
 /// Which of a Service's addresses a rule is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +51,7 @@ pub(crate) fn of_comment(comment: &str) -> Option<String> {
             |part: Option<&str>| part.is_some_and(|p| !p.is_empty() && p.chars().all(|c| c.is_ascii_alphanumeric() || "-.:".contains(c)));
         name(parts.next()) && name(parts.next()) && parts.next().is_none()
     })?;
-    Some(word.split(':').next().unwrap_or(word).to_owned())
+    Some(clean(word.split(':').next().unwrap_or(word)))
 }
 
 /// `shop/web` of nftables' `service-ULMVA6XW-shop/web/tcp/http`.
@@ -59,7 +60,7 @@ fn of_chain(chain: &str) -> Option<String> {
     let (hash, rest) = rest.split_once('-')?;
     let mut parts = rest.split('/');
     let (Some(namespace), Some(name), Some(_)) = (parts.next(), parts.next(), parts.next()) else { return None };
-    (hash.len() == 8).then(|| format!("{namespace}/{name}"))
+    (hash.len() == 8).then(|| clean(&format!("{namespace}/{name}")))
 }
 
 /// What kind of address a rule that leads to a Service is about.

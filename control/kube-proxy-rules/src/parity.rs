@@ -96,9 +96,10 @@ pub struct Finding {
 }
 
 impl Report {
-    /// Number of findings that say that both differ.
+    /// Number of addresses with ports at which both differ.
     pub fn differing(&self) -> usize {
-        self.findings.iter().filter(|finding| finding.judgement == Judgement::Differs).count() + self.more
+        let differs = self.findings.iter().filter(|finding| finding.judgement == Judgement::Differs);
+        differs.map(|finding| (finding.to, finding.proto)).collect::<BTreeSet<_>>().len() + self.more
     }
 
     /// Number of findings at which it cannot be told.

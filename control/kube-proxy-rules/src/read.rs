@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::model::{Ruleset, Source};
+use crate::render::clean;
 use crate::{nft, save};
 
 /// Maximum length of a text, bytes. 10,000 Services with ten endpoints take about 40 MB in iptables-save.
@@ -43,7 +44,7 @@ pub struct ReadError {
 
 impl ReadError {
     pub(crate) fn new(place: impl Into<String>, message: impl Into<String>) -> ReadError {
-        ReadError { place: place.into(), message: message.into() }
+        ReadError { place: place.into(), message: clean(&message.into()) }
     }
 
     pub(crate) fn line(number: usize, message: impl Into<String>) -> ReadError {

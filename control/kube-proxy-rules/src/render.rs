@@ -8,6 +8,16 @@ use crate::model::{Action, ChainId, Part, Ruleset};
 /// Maximum length of a rule's text, characters.
 const TEXT_MAX: usize = 400;
 
+/// A text from outside for people: not too long, and without anything that a terminal would obey.
+pub(crate) fn clean(text: &str) -> String {
+    let mut letters = text.chars().map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter });
+    let mut short: String = letters.by_ref().take(TEXT_MAX).collect();
+    if letters.next().is_some() {
+        short.push('…');
+    }
+    short
+}
+
 impl Ruleset {
     pub(crate) fn rule_text(&self, chain: ChainId, rule: usize) -> String {
         let v6 = self.tables[self.chains[chain].table].family.v6;
@@ -17,10 +27,7 @@ impl Ruleset {
             let comment = rule.comment.as_ref().map_or(String::new(), |comment| format!(" comment \"{comment}\""));
             parts.join(" ") + &comment
         });
-        match text.char_indices().nth(TEXT_MAX) {
-            Some((end, _)) => format!("{}…", &text[..end]),
-            None => text,
-        }
+        clean(&text)
     }
 
     fn part(&self, part: &Part, v6: bool) -> String {

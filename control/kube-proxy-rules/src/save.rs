@@ -11,7 +11,7 @@ use tokens::Tokens;
 /// Adds the tables of the text. Also returns whether the kernel keeps them where nft lists them too.
 pub(crate) fn read(rules: &mut Ruleset, text: &str) -> Result<(Format, bool), ReadError> {
     let v6 = family(text)?;
-    let mut reader = Reader { rules, v6, table: None, module: String::new(), pieces: 0 };
+    let mut reader = Reader { rules, v6, table: None, module: String::new(), own: false, pieces: 0 };
     // All chains first: a rule may lead to one that is declared later.
     for pass in [Reader::declare, Reader::append] {
         reader.table = None;
@@ -56,6 +56,8 @@ struct Reader<'r> {
     table: Option<(usize, String)>,
     /// The module of the last `-m`.
     module: String,
+    /// The rule is in a chain of kube-proxy.
+    own: bool,
     pieces: usize,
 }
 
@@ -124,6 +126,7 @@ impl Reader<'_> {
         let chain = tokens.take("a chain")?;
         let (table, _) = self.open()?;
         let id = self.find(table, &chain)?;
+        self.own = chain.starts_with("KUBE-");
         let mut rule = Rule { text: Some(tokens.rest().to_owned()), comment: None, parts: Vec::new() };
         self.rule(table, &mut tokens, &mut rule)?;
         self.rules.chains[id].rules.push(rule);

@@ -189,7 +189,7 @@ impl Words<'_> {
             }
             Part::Test(Test::Local { side: Side::Source, not }) => Some(Client { text: "the node itself".into(), not: *not }),
             Part::Test(Test::Interface { incoming: true, name, not }) => {
-                Some(Client { text: format!("a pod behind the interface {name}"), not: *not })
+                Some(Client { text: format!("a pod behind the interface {}", render::clean(name)), not: *not })
             }
             _ => None,
         })

@@ -5,6 +5,7 @@
 pub mod config;
 pub mod manifests;
 pub mod objects;
+pub mod rules;
 pub mod socket;
 
 /// The flows that tables are asked about.

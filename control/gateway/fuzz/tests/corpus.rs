@@ -1,7 +1,7 @@
 //! Replays the corpora: inputs that once failed, or once reached new code.
 
 use nomagic_core_fuzz::replay;
-use nomagic_fuzz::{config, manifests, objects, socket};
+use nomagic_fuzz::{config, manifests, objects, rules, socket};
 
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -23,4 +23,9 @@ fn a_corpus_of_configurations() {
 #[test]
 fn a_corpus_of_lines_at_the_control_socket() {
     replay(PACKAGE, "socket", socket::run);
+}
+
+#[test]
+fn a_corpus_of_rules() {
+    replay(PACKAGE, "rules", rules::run);
 }

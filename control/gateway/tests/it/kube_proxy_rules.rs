@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use nomagic::parity::{KnownObjects, node};
 use nomagic_kube_proxy_rules::Ruleset;
 use nomagic_kube_proxy_rules::parity::{Judgement, Report, Table, check};
+use nomagic_testbed::rig::Netns;
 use serde_json::{Value, json};
 
 use crate::common::NOMAGIC;
@@ -131,6 +132,40 @@ impl Files {
     }
 }
 
+/// What the programs of a machine list, of both modes.
+#[test]
+fn the_rules_of_this_machine() {
+    let (files, netns) = (Files::of(CASE), Netns::new("kp-rules").unwrap());
+    let check = || {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", netns.name(), NOMAGIC, "check", "kube-proxy", "--config"]).arg(&files.config);
+        let out = command.output().unwrap();
+        (out.status.code(), String::from_utf8(out.stdout).unwrap() + &String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, text) = check();
+    assert!(code == Some(2) && text.contains("this machine has no rules of a kube-proxy"), "{text}");
+    // There is no nfacct object in the namespace.
+    for (name, restore) in [("ipv4.rules", "iptables-restore"), ("ipv6.rules", "ip6tables-restore")] {
+        for object in ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"] {
+            let words = format!("-m nfacct --nfacct-name  {object} ");
+            let text = std::fs::read_to_string(files.path(name)).unwrap();
+            files.write(name, &text.replace(&words, ""));
+        }
+        netns.exec(restore, &[&files.path(name)]).unwrap();
+    }
+    let (code, text) = check();
+    assert_eq!(code, Some(0), "{text}");
+    netns
+        .exec("iptables", &["-t", "nat", "-I", "PREROUTING", "-d", "172.30.0.41", "-p", "tcp", "-j", "DNAT", "--to", "10.99.0.9:8080"])
+        .unwrap();
+    let (code, text) = check();
+    assert!(code == Some(1) && text.contains("A rule that is not kube-proxy's decides here"), "{text}");
+    // Without iptables' own listing it cannot be told.
+    files.write("nft.json", &netns.exec("nft", &["-j", "list", "ruleset"]).unwrap());
+    let (code, _, err) = files.check(&["nft.json"], &[]);
+    assert!(code == Some(2) && err.contains("give the output of iptables-save too"), "{err}");
+}
+
 const CASE: &str = "up-ipt-internal-external-masquerade-base";
 
 #[test]
@@ -145,7 +180,7 @@ fn check_says_whether_both_do_the_same() {
     let (code, out, err) = files.check(FILES[1], &[]);
     assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
     let words = [
-        "differs: 172.30.0.41:80/TCP of Service ns1/svc1, for pods, outside, the node",
+        "differs: 1.2.3.4:80, 172.30.0.41:80 (TCP) of Service ns1/svc1, for pods, outside, the node",
         "only the rules have the endpoint 10.180.9.9:80.",
         "the rules lack the endpoint 10.180.1.1:80.",
         "No EndpointSlice of the Service has 10.180.9.9:80: the rules are stale",
@@ -156,21 +191,20 @@ fn check_says_whether_both_do_the_same() {
     let (code, out, _) = files.check(FILES[1], &["--format", "json"]);
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &report["result"]), (Some(1), &"differ".into()));
-    let finding = list(&report["differences"]).iter().find(|d| d["address"] == "172.30.0.41:80").unwrap();
+    let finding = list(&report["differences"]).iter().find(|d| d["addresses"][1] == "172.30.0.41:80").unwrap();
     assert_eq!((&finding["service"], &finding["protocol"], &finding["senders"][0]), (&"ns1/svc1".into(), &"TCP".into(), &"pods".into()));
 }
 
 #[test]
 fn check_says_when_it_cannot_tell() {
     let files = Files::of(CASE);
-    files.damage("ipv4.rules", "-A FORWARD -j", "-A FORWARD -m set --match-set blocked src -j DROP\n-A FORWARD -j");
-    let damaged = std::fs::read_to_string(files.path("ipv4.rules")).unwrap();
-    if !damaged.contains("--match-set") {
-        panic!("nothing was damaged");
-    }
+    let first = "-A FORWARD -m conntrack --ctstate NEW";
+    files.damage("ipv4.rules", first, &format!("-A FORWARD -m set --match-set blocked src -j DROP\n{first}"));
     let (code, out, _) = files.check(FILES[1], &[]);
     assert_eq!(code, Some(2), "{out}");
     assert!(out.contains("cannot tell: ") && out.contains("--match-set blocked src"), "{out}");
+    let (code, out, _) = files.check(FILES[1], &["--only-kube-proxy"]);
+    assert!(code == Some(0), "{out}");
 
     // Of one family only, and not of a kube-proxy.
     let (code, out, _) = files.check(&["ipv6.rules"], &[]);

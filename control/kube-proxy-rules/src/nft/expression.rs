@@ -59,7 +59,8 @@ impl Reader<'_> {
         if let Some(set) = right.as_str().and_then(|text| text.strip_prefix('@')) {
             let set = *self.rules.tables[table].sets.get(set)?;
             let key = fields(left)?;
-            return Some(match self.rules.sets[set].timeout_s {
+            // kube-proxy's sets with a time-out are those of session affinity.
+            return Some(match self.rules.sets[set].timeout_s.filter(|_| self.rules.tables[table].name == "kube-proxy") {
                 Some(seconds) => Test::Recent { name: self.rules.sets[set].name.clone(), seconds: Some(seconds) },
                 None => Test::InSet { key, not, set },
             });

@@ -20,6 +20,7 @@ impl Reader<'_> {
         let unknown = || vec![Part::Unknown(statement.to_string())];
         let one = match kind.as_str() {
             "match" => Part::Test(self.test(table, value)),
+            "xt" if value["name"] == "comment" => Part::Note("comment".into()),
             // Of iptables' nf_tables backend: a match or a target that nft does not know.
             "xt" if value["type"] != "target" => Part::Test(Test::Unknown(statement.to_string())),
             "vmap" => return self.verdict_map(table, value).map(|part| part.map_or_else(unknown, |part| vec![part])),

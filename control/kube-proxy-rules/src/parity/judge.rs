@@ -11,7 +11,7 @@ use super::expect::TableAnswer;
 use super::{Finding, Standing, Table, is_external, last_rule};
 use crate::compare::Difference;
 use crate::decision::Decision;
-use crate::model::Ruleset;
+use crate::model::{RulePlace, Ruleset};
 use crate::packet::{Origin, Packet};
 
 /// What a finding means.
@@ -45,13 +45,28 @@ impl Case<'_> {
         if let Some(words) = self.mode_difference(differences) {
             return (Judgement::ModesDiffer, words.into());
         }
-        if !self.decision.foreign.is_empty() {
-            let places: Vec<String> = self.decision.foreign.iter().map(ToString::to_string).collect();
+        let foreign = self.foreign(differences);
+        if !foreign.is_empty() {
+            let places: Vec<String> = foreign.iter().map(ToString::to_string).collect();
             let words = "A rule that is not kube-proxy's decides here, and nomagic does not know it";
             return (Judgement::Differs, format!("{words}: {}.", places.join(", ")));
         }
-        let words: Vec<String> = differences.iter().map(|difference| self.words(difference)).filter(|words| !words.is_empty()).collect();
+        // What is said of the endpoints that only the rules have is enough.
+        let stale = differences.iter().any(|difference| matches!(difference, Difference::Stale(_)));
+        let worth = differences.iter().filter(|difference| !(stale && matches!(difference, Difference::Missing(_))));
+        let words: Vec<String> = worth.map(|difference| self.words(difference)).collect();
         (Judgement::Differs, words.join(" "))
+    }
+
+    /// The rules of others that explain the differences.
+    fn foreign(&self, differences: &[Difference]) -> &[RulePlace] {
+        let of_source = |difference: &Difference| {
+            matches!(difference, Difference::Masqueraded(_) | Difference::NotMasqueraded(_) | Difference::Hairpin(_))
+        };
+        match differences.iter().all(of_source) {
+            true => &self.decision.foreign_sources,
+            false => &self.decision.foreign,
+        }
     }
 
     /// How kube-proxy's iptables mode differs from its nftables mode.

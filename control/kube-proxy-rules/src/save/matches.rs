@@ -48,7 +48,8 @@ impl Reader<'_> {
                 _ => Known::No,
             },
             "--mode" => chance(not, tokens)?,
-            "--set" | "--rcheck" | "--update" => recent(option, not, tokens)?,
+            // Others use it for other things than session affinity.
+            "--set" | "--rcheck" | "--update" if self.own => recent(option, not, tokens)?,
             "--nfacct-name" => Known::Parts(vec![Part::Note(format!("nfacct {}", tokens.take("a name")?))]),
             "--syn" => test(Test::Constant { text: "--syn".into(), holds: !not }),
             "--tcp-flags" => flags(not, &tokens.take("a mask")?, &tokens.take("flags")?),

@@ -147,7 +147,7 @@ fn the_first_translation_counts() {
 fn tables_that_both_list_count_once() {
     let doubles = r#"{"nftables": [{"table": {"family": "ip", "name": "filter"}},
         {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
-        {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": [{"xt": {"type": "match", "name": "comment"}}, {"drop": null}]}}]}"#;
+        {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": [{"xt": {"type": "match", "name": "addrtype"}}, {"drop": null}]}}]}"#;
     let alone = rules(&[doubles]);
     assert_eq!((alone.unknown().len(), ask(&alone, Origin::Outside, "172.30.0.41:80").certain), (1, true));
     let both = rules(&[doubles, &table("filter", "-A FORWARD -j ACCEPT")]);
@@ -165,4 +165,20 @@ fn pods_that_are_known_by_their_interface() {
         let decision = ask(&rules, origin, "172.30.0.41:80");
         assert_eq!((decision.certain, decision.backends[0].snat), (true, snat), "{origin:?}");
     }
+}
+
+/// What others have set up does not say that kube-proxy's rules are wrong, and can be left out.
+#[test]
+fn rules_of_others_can_be_left_out() {
+    let nat = ":KUBE-SERVICES - [0:0]\n:CNI - [0:0]\n-A PREROUTING -m set --match-set a src -j DNAT --to-destination 10.3.3.3:83\n\
+        -A PREROUTING -j KUBE-SERVICES\n-A POSTROUTING -j CNI\n-A CNI -j MASQUERADE\n\
+        -A KUBE-SERVICES -d 172.30.0.41/32 -j DNAT --to-destination 10.2.2.2:82";
+    let filter = "-A FORWARD -m recent --rcheck --seconds 60 --name scan --rsource -j REJECT\n-A FORWARD -i cni0 -j ACCEPT";
+    let mut rules = rules(&[&(table("nat", nat) + &table("filter", filter))]);
+    let decision = ask(&rules, Origin::Outside, "172.30.0.41:80");
+    assert!(!decision.certain && decision.unknown.len() == 3, "{:?}", decision.unknown);
+    rules.leave_out_others();
+    let decision = ask(&rules, Origin::Outside, "172.30.0.41:80");
+    assert_eq!((decision.verdict, decision.certain, decision.backends[0].snat), (Verdict::Forward, true, false));
+    assert!(rules.unknown().is_empty() && decision.foreign.is_empty());
 }

@@ -1,5 +1,6 @@
 //! `nomagic check kube-proxy`: nomagic's table beside the rules of the kube-proxy that it will replace.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -41,6 +42,9 @@ pub(in super::super) struct CheckKubeProxyArgs {
     /// input. Default: these commands are run, as root on the node.
     #[arg(long, value_name = "FILE")]
     rules: Vec<PathBuf>,
+    /// Leave out rules that are not kube-proxy's: a CNI's, a firewall's. Without this, they count as the kernel would have them.
+    #[arg(long)]
+    only_kube_proxy: bool,
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -54,14 +58,20 @@ pub(in super::super) fn run(args: &CheckKubeProxyArgs) -> Result<u8> {
         Err(message) => return refuse(&message),
     };
     let rules = if args.rules.is_empty() { from_kernel() } else { from_files(&args.rules) };
-    let rules = match rules {
+    let mut rules = match rules {
         Ok(rules) => rules,
         Err(e) => return refuse(&e.to_string()),
     };
+    if args.only_kube_proxy {
+        rules.leave_out_others();
+    }
     let mut warnings: Vec<String> = loaded.warnings(&args.config);
     warnings.extend(problems.iter().map(ToString::to_string));
     if !rules.has_kube_proxy(false) && !rules.has_kube_proxy(true) {
-        return refuse("no chain of a kube-proxy is in the rules");
+        return refuse(match rules.lacks_iptables_save() {
+            true => "the kube-proxy is in iptables mode, and nft does not show such rules in full: give the output of iptables-save too",
+            false => "no chain of a kube-proxy is in the rules",
+        });
     }
     let (objects, here) = (KnownObjects { index: &loaded.index, settings: &loaded.settings }, node(&loaded.settings));
     let table = Table { services: &loaded.compiled.services, node: &here, primary: &loaded.settings.node.primary, objects: &objects };
@@ -103,12 +113,15 @@ struct Outcome {
     not_compared: bool,
     #[serde(skip)]
     more: usize,
+    #[serde(skip)]
+    differing: usize,
 }
 
-#[derive(Serialize)]
+/// Addresses and ports of a Service of which the same is said.
+#[derive(PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Shown {
-    address: String,
+    addresses: Vec<String>,
     protocol: &'static str,
     service: Option<String>,
     senders: Vec<String>,
@@ -117,9 +130,27 @@ struct Shown {
 }
 
 impl Shown {
+    /// The findings of a kind, together where they are the same.
+    fn all(report: &Report, judgement: Judgement) -> Vec<Shown> {
+        let mut all: Vec<Shown> = Vec::new();
+        let mut places: BTreeMap<String, usize> = BTreeMap::new();
+        for finding in report.findings.iter().filter(|finding| finding.judgement == judgement) {
+            let shown = Shown::of(finding);
+            let same = format!("{:?} {} {:?} {:?} {}", shown.service, shown.protocol, shown.senders, shown.differences, shown.explanation);
+            match places.get(&same) {
+                Some(place) => all[*place].addresses.push(finding.to.to_string()),
+                None => {
+                    places.insert(same, all.len());
+                    all.push(Shown { addresses: vec![finding.to.to_string()], ..shown });
+                }
+            }
+        }
+        all
+    }
+
     fn of(finding: &Finding) -> Shown {
         Shown {
-            address: finding.to.to_string(),
+            addresses: Vec::new(),
             protocol: Proto::name(finding.proto),
             service: finding.service.clone(),
             senders: finding.senders.clone(),
@@ -130,7 +161,7 @@ impl Shown {
 
     fn text(&self, label: &str) -> String {
         let of = self.service.as_ref().map_or(String::new(), |service| format!(" of Service {service}"));
-        let mut text = format!("{label}: {}/{}{of}, for {}:\n", self.address, self.protocol, self.senders.join(", "));
+        let mut text = format!("{label}: {} ({}){of}, for {}:\n", self.addresses.join(", "), self.protocol, self.senders.join(", "));
         self.differences.iter().for_each(|difference| text += &format!("    {difference}.\n"));
         if !self.explanation.is_empty() {
             text += &format!("    {}\n", self.explanation);
@@ -141,7 +172,7 @@ impl Shown {
 
 impl Outcome {
     fn of(report: &Report, rules: &Ruleset, table: &Table<'_>, node_name: &str, warnings: Vec<String>) -> Outcome {
-        let shown = |judgement| report.findings.iter().filter(|f| f.judgement == judgement).map(Shown::of).collect();
+        let shown = |judgement| Shown::all(report, judgement);
         let mut notes = Vec::new();
         let mut not_compared = false;
         for (v6, family) in [(false, "IPv4"), (true, "IPv6")] {
@@ -155,6 +186,9 @@ impl Outcome {
             notes.push(format!(
                 "{count} of the findings fit node {node}, and this node is {node_name}: the rules may be another node's, or node.name is wrong."
             ));
+        }
+        if report.undecided() > 0 && !report.unknown.is_empty() {
+            notes.push("--only-kube-proxy leaves out the rules of others, and with them what is not known of those.".into());
         }
         if report.not_asked > 0 {
             notes.push(format!(
@@ -180,6 +214,7 @@ impl Outcome {
             warnings,
             not_compared,
             more: report.more,
+            differing: report.differing(),
         }
     }
 
@@ -210,7 +245,7 @@ impl Outcome {
         text += &format!("{rules} rules were read; {destinations} addresses and ports were asked with {packets} packets.\n");
         text += &match self.result {
             "agree" => "kube-proxy's rules and nomagic's table do the same.".to_owned(),
-            "differ" => format!("kube-proxy's rules and nomagic's table differ: {} findings.", self.differences.len() + self.more),
+            "differ" => format!("kube-proxy's rules and nomagic's table differ at {} addresses and ports.", self.differing),
             _ => format!(
                 "It cannot be told whether both do the same: {}.",
                 if self.not_compared { "rules are missing".into() } else { format!("{} findings are undecided", self.undecided.len()) }
