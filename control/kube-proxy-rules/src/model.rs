@@ -313,6 +313,12 @@ impl Ruleset {
             .any(|table| !table.iptables && !table.ignored && table.name == "nat" && table.chains.contains_key("KUBE-SERVICES"))
     }
 
+    /// Whether the kube-proxy is in IPVS mode: its rules only ask ipsets, and where packets go is in the kernel's IPVS.
+    pub fn is_ipvs(&self) -> bool {
+        let asks = |part: &Part| matches!(part, Part::Test(Test::Unknown(text)) if text.contains("--match-set KUBE-CLUSTER-IP "));
+        self.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.parts).any(asks)
+    }
+
     /// Number of rules, of all tables that count.
     pub fn rule_count(&self) -> usize {
         self.chains.iter().filter(|chain| !self.tables[chain.table].ignored).map(|chain| chain.rules.len()).sum()

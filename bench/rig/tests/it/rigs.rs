@@ -25,6 +25,7 @@ fn explain(flows: &[&str]) -> Vec<Value> {
         config: ConfigArgs { file, manifests: None },
         running: false,
         state_dir: None,
+        kube_proxy_rules: Vec::new(),
         format: AnswerFormat::Json,
         flows: flows.iter().map(ToString::to_string).collect(),
     };

@@ -182,3 +182,11 @@ fn rules_of_others_can_be_left_out() {
     assert_eq!((decision.verdict, decision.certain, decision.backends[0].snat), (Verdict::Forward, true, false));
     assert!(rules.unknown().is_empty() && decision.foreign.is_empty());
 }
+
+#[test]
+fn a_kube_proxy_in_ipvs_mode() {
+    let nat =
+        ":KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT";
+    assert!(rules(&[&table("nat", nat)]).is_ipvs());
+    assert!(!rules(&[&table("nat", &nat.replace("CLUSTER-IP", "OTHER"))]).is_ipvs());
+}

@@ -65,6 +65,9 @@ pub(in super::super) fn run(args: &CheckKubeProxyArgs) -> Result<u8> {
     if args.only_kube_proxy {
         rules.leave_out_others();
     }
+    if rules.is_ipvs() {
+        return refuse("the kube-proxy is in IPVS mode: where packets go is in the kernel's IPVS, not in rules");
+    }
     let mut warnings: Vec<String> = loaded.warnings(&args.config);
     warnings.extend(problems.iter().map(ToString::to_string));
     if !rules.has_kube_proxy(false) && !rules.has_kube_proxy(true) {

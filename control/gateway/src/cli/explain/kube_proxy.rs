@@ -94,7 +94,10 @@ impl Both {
         let decision = rules.follow(&packet, &here);
         let kube_proxy = KubeProxyAnswer::of(&decision, tuple, rules.is_iptables(tuple.v6));
         let mut both = Both { nomagic, kube_proxy, agrees: Some(true), differences: Vec::new(), judgement: String::new() };
-        if !rules.has_kube_proxy(tuple.v6) {
+        if rules.is_ipvs() {
+            both.agrees = None;
+            both.judgement = "The kube-proxy is in IPVS mode: where packets go is in the kernel's IPVS, not in rules.".into();
+        } else if !rules.has_kube_proxy(tuple.v6) {
             let family = if tuple.v6 { "IPv6" } else { "IPv4" };
             both.agrees = None;
             both.judgement = format!("The rules have no chain of a kube-proxy for {family}.");
