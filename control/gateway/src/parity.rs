@@ -5,6 +5,7 @@ mod source;
 use std::net::SocketAddr;
 
 use nomagic_core::services::ServicePort;
+use nomagic_core::tuple::Proto;
 use nomagic_kube_proxy_rules::Node;
 use nomagic_kube_proxy_rules::parity::{Objects, Standing};
 use nomagic_table::compile::endpoints::{Class, Exclusion, Members, candidates, select};
@@ -43,6 +44,10 @@ impl Objects for KnownObjects<'_> {
             },
             _ => Standing::Usable { local },
         }
+    }
+
+    fn has_node_port(&self, port: u16, proto: Proto) -> bool {
+        self.index.services().flat_map(|service| &service.ports).any(|p| (p.node_port, p.proto) == (Some(port), proto))
     }
 }
 

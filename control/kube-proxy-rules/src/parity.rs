@@ -49,6 +49,8 @@ pub enum Standing {
 /// What nomagic knows besides its table.
 pub trait Objects {
     fn standing(&self, port: &ServicePort, to: SocketAddr) -> Standing;
+    /// Whether a Service has this node port, on whichever addresses it may be served.
+    fn has_node_port(&self, port: u16, proto: Proto) -> bool;
 }
 
 /// nomagic's side.

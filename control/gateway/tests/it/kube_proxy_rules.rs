@@ -180,7 +180,8 @@ fn check_says_whether_both_do_the_same() {
     let (code, out, err) = files.check(FILES[1], &[]);
     assert_eq!((code, err.as_str()), (Some(1), ""), "{out}");
     let words = [
-        "differs: 1.2.3.4:80, 172.30.0.41:80 (TCP) of Service ns1/svc1, for pods, outside, the node",
+        "differs: 1.2.3.4:80, 172.30.0.41:80, 192.168.0.2:3001",
+        "(TCP) of Service ns1/svc1, for pods, outside, the node",
         "only the rules have the endpoint 10.180.9.9:80.",
         "the rules lack the endpoint 10.180.1.1:80.",
         "No EndpointSlice of the Service has 10.180.9.9:80: the rules are stale",

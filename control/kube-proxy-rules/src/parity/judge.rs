@@ -89,23 +89,17 @@ impl Case<'_> {
             (Verdict::Pass, Verdict::Reject | Verdict::Drop, Some(Reason::UnusedServicePort | Reason::UnallocatedServiceAddress)) => Some(
                 "kube-proxy's iptables mode leaves unused ports and addresses of the Service range alone; its nftables mode, and nomagic, refuse them.",
             ),
-            (Verdict::Reject | Verdict::Drop, Verdict::Pass, _)
-                if self.kind.is_none() && self.table.node.is_local(self.packet.tuple.dst_addr()) && self.port_is_elsewhere() =>
-            {
-                Some(
-                    "kube-proxy's iptables mode refuses node ports without endpoints on every address of the node; its nftables mode, and nomagic, only on those that nodePortAddresses allow.",
-                )
-            }
+            (Verdict::Reject | Verdict::Drop, Verdict::Pass, _) if self.kind.is_none() && self.port_is_elsewhere() => Some(
+                "kube-proxy's iptables mode refuses node ports without endpoints on every address of the node; its nftables mode, and nomagic, only on those that nodePortAddresses allow.",
+            ),
             _ => None,
         }
     }
 
-    /// Whether the table has this port as a node port on another address.
+    /// Whether the packet is for a node port of a Service, which the table does not serve at this address.
     fn port_is_elsewhere(&self) -> bool {
         let tuple = &self.packet.tuple;
-        let addresses = self.table.node.addresses.iter();
-        let frontends = addresses.filter_map(|address| self.table.services.frontend(*address, tuple.dport, tuple.proto));
-        frontends.into_iter().any(|frontend| frontend.kind == AddressKind::NodePort)
+        self.table.node.is_local(tuple.dst_addr()) && self.table.objects.has_node_port(tuple.dport, tuple.proto)
     }
 
     fn words(&self, difference: &Difference) -> String {
@@ -142,7 +136,7 @@ impl Case<'_> {
             }
             (Verdict::Pass, Verdict::Forward) => "The rules do not have this address and port: they are older than the Service.".into(),
             (Verdict::Forward, Verdict::Pass) if self.port_is_elsewhere() => {
-                "The table serves this node port on other addresses of the node only: nodePortAddresses differ.".into()
+                "nomagic does not serve this node port at this address: nodePortAddresses differ.".into()
             }
             (Verdict::Forward | Verdict::Reject | Verdict::Drop, Verdict::Pass | Verdict::Drop | Verdict::Reject)
                 if self.kind.is_none() =>

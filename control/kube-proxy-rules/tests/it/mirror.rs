@@ -119,4 +119,7 @@ impl Objects for Mirror {
             (true, false) => Standing::LeftOut { why: "on another node".into(), other_node: Some("node-b.example".into()) },
         }
     }
+    fn has_node_port(&self, port: u16, _: nomagic_core::tuple::Proto) -> bool {
+        self.services.frontends().any(|(_, at, _, frontend)| at == port && frontend.kind == AddressKind::NodePort)
+    }
 }
