@@ -7,6 +7,7 @@
 //! starts. One thread, unless the row says two.
 
 mod crowded;
+mod icmp_flood;
 mod leaves;
 mod report;
 mod rig;
@@ -18,6 +19,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crowded::Crowded;
+use icmp_flood::{Flood, IcmpFlood, Told};
 use leaves::{Build, Evenness, Parse, Pick, Predict, Rewrite, SLOTS};
 use report::{Line, Machine, Wanted, heading, median};
 use rig::{Filled, PacketKind, Rig};
@@ -105,6 +107,7 @@ fn main() {
     let mut rig = Rig::new();
     known_flows(&mut run, &mut rig);
     new_flows(&mut run, &mut rig);
+    icmp_floods(&mut run, &mut rig);
     alternatives(&mut run, &mut rig);
     leaves(&mut run, &mut rig);
     workers(&mut run, &mut rig);
@@ -178,6 +181,27 @@ fn new_flows(run: &mut Run, rig: &mut Rig) {
     run.group("connections that come and go", rig, rows);
     let crowded = |percent: u32| -> Entry { (format!("pipeline, {percent} % taken"), Box::new(Crowded::new(percent)), None) };
     run.group("new flows, SNAT, by the endpoint's source ports taken", rig, [0, 50, 90, 99, 100].map(crowded).into());
+}
+
+/// What others' packets cost beside forged ICMP errors.
+fn icmp_floods(run: &mut Run, rig: &mut Rig) {
+    let group = "TCP connections beside as many forged ICMP errors";
+    if !run.wants(group, "") {
+        return;
+    }
+    run.progress("opening connections");
+    let row = |name: &str, flood, told, wanted| -> Entry { (name.into(), Box::new(IcmpFlood::new(flood, told)), wanted) };
+    let little = Some(Wanted::MostFloors(1.5));
+    let rows = vec![
+        row("pipeline, no errors", Flood::Off, Told::Packet, None),
+        row("pipeline, beside errors about no flow", Flood::NoFlow, Told::Packet, little),
+        row("pipeline, beside guesses at flows", Flood::Guesses, Told::Packet, little),
+        row("an error about no flow", Flood::NoFlow, Told::Error, None),
+        row("an error that guesses at a flow", Flood::Guesses, Told::Error, None),
+        row("packet and error about no flow, one batch", Flood::NoFlow, Told::Both, None),
+        row("packet and guess at a flow, one batch", Flood::Guesses, Told::Both, None),
+    ];
+    run.group(group, rig, rows);
 }
 
 /// The same lookups in alternative tables.

@@ -33,6 +33,8 @@ pub enum Wanted {
     Most(f64),
     /// At most this, and at most so many times the floor.
     MostAndFloors(f64, f64),
+    /// At most so many times the floor.
+    MostFloors(f64),
     Least(f64),
 }
 
@@ -42,6 +44,7 @@ impl Line {
         let reached = wanted.map(|wanted| match wanted {
             Wanted::Most(most) => value <= most,
             Wanted::MostAndFloors(most, times) => value <= most && over_floor.is_none_or(|o| o <= times),
+            Wanted::MostFloors(times) => over_floor.is_some_and(|o| o <= times),
             Wanted::Least(least) => value >= least,
         });
         Line { name: name.into(), unit, value, floor_ns, over_floor, wanted, reached, flows: None, values: Vec::new(), floors: Vec::new() }
@@ -53,6 +56,7 @@ impl Line {
             None => String::new(),
             Some(Wanted::Most(most)) => format!("<= {most}"),
             Some(Wanted::MostAndFloors(most, times)) => format!("<= {most}, <= {times}x"),
+            Some(Wanted::MostFloors(times)) => format!("<= {times}x"),
             Some(Wanted::Least(least)) => format!(">= {least}"),
         };
         let reached = self.reached.map_or("", |r| if r { "reached" } else { "not reached" });
