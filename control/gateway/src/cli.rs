@@ -40,6 +40,7 @@ const EXAMPLES: &str = "Examples:
   nomagic flows --service default/nginx --count --by backend
   nomagic deny add 192.0.2.0/24 --for 10m
   nomagic check --config /etc/nomagic/nomagic.yaml
+  nomagic check kube-proxy --config /etc/nomagic/nomagic.yaml --manifests objects.yaml
   nomagic preflight --interface eth0 --workers 2
   nomagic cleanup
 

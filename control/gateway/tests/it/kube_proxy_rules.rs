@@ -185,7 +185,7 @@ fn check_says_whether_both_do_the_same() {
         "only the rules have the endpoint 10.180.9.9:80.",
         "the rules lack the endpoint 10.180.1.1:80.",
         "No EndpointSlice of the Service has 10.180.9.9:80: the rules are stale",
-        "differ: ",
+        "differ at 5 addresses and ports.",
     ];
     words.iter().for_each(|words| assert!(out.contains(words), "{words}: {out}"));
 
