@@ -164,3 +164,18 @@ pub struct FlowsPage {
     /// The slot to go on at; `null`: the table has been seen.
     pub next: Option<u32>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_read_as_they_are_written() {
+        for state in FlowState::ALL {
+            assert_eq!(state.name().parse(), Ok(state));
+            assert_eq!(state.name().to_lowercase().replace('_', "-").parse(), Ok(state));
+            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+        }
+        assert!("OPEN".parse::<FlowState>().unwrap_err().contains("there are SYN_SENT, SYN_RECV, "));
+    }
+}

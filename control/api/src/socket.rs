@@ -165,6 +165,11 @@ mod tests {
             Request::DenyRemove { prefix },
             Request::DenyList {},
             Request::Drain { on: true },
+            Request::Flows {
+                filter: FlowFilter { service: Some("default/web".into()), state: "established".parse().ok(), ..FlowFilter::default() },
+                count_by: Some(CountBy::Backend),
+                from: 7,
+            },
             Request::Log { level: Some("debug".into()) },
         ];
         assert_eq!(requests.len(), KNOWN.len());
@@ -181,9 +186,10 @@ mod tests {
             ("", "not a request"),
             ("{}", "missing field `version`"),
             (r#"{"version":2,"request":{"status":{}}}"#, "this gateway speaks version 1"),
-            (r#"{"version":1,"request":{"flows":{}}}"#, "unknown request `trace`; known: status, explain, deny_add"),
+            (r#"{"version":1,"request":{"trace":{}}}"#, "unknown request `trace`; known: status, explain, deny_add"),
             (r#"{"version":1,"request":"status"}"#, "an object with one field"),
             (r#"{"version":1,"request":{"status":{},"flows":{}}}"#, "an object with one field"),
+            (r#"{"version":1,"request":{"flows":{"filter":{"host":"a"},"from":0}}}"#, "request `flows`: unknown field `host`"),
             (r#"{"version":1,"request":{"status":7}}"#, "request `status`: "),
             (r#"{"version":1,"request":{"explain":{}}}"#, "request `explain`: missing field `flow`"),
             (r#"{"version":1,"request":{"deny_add":{"for_s":1}}}"#, "request `deny_add`: missing field `prefix`"),
