@@ -17,9 +17,11 @@ use nomagic_testbed::gateway::{GatewayProcess, NGINX_V4, write_files};
 use nomagic_testbed::rig::{PODS, Scene, Undo, clean_on_signals, remove_leftovers, require_root, undo_later};
 use serde::Serialize;
 
+use crate::results::write_json;
+
 const EXAMPLES: &str = "\
 Examples:
-  All of it (two minutes):
+  All of it (four minutes):
     nomagic-bench bulk
   One connection, jumbo frames only:
     nomagic-bench bulk --mtu 9000 --connections 1
@@ -111,10 +113,7 @@ impl BulkArgs {
         for mtu in &self.mtu {
             rows.extend(self.measure(&nomagic, *mtu)?);
         }
-        if let Some(parent) = self.out.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        }
-        std::fs::write(&self.out, serde_json::to_string_pretty(&rows)?).with_context(|| format!("cannot write {}", self.out.display()))?;
+        write_json(&self.out, &rows)?;
         println!("{}", table(&rows));
         println!("results: {}", self.out.display());
         Ok(())

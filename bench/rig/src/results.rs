@@ -124,6 +124,14 @@ pub struct Figure {
     pub verdict: Verdict,
 }
 
+/// Writes results as JSON. Makes the directory.
+pub fn write_json(path: &Path, results: &impl Serialize) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    std::fs::write(path, serde_json::to_string_pretty(results)?).with_context(|| format!("cannot write {}", path.display()))
+}
+
 impl Results {
     /// Empty results.
     pub fn new(rig: Rig, subjects: Vec<Subject>) -> Results {

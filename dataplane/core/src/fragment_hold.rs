@@ -1,6 +1,7 @@
 //! Fragments that wait for the others of their datagram, and the room that they may take.
 //!
-//! The caller owns the frames; this is the order in which they leave. The room is bounded in buffers, which have a size, and in time. A sender has a share of it. Whoever comes finds room: in a share that is used up, the oldest of the same sender makes room; if all
+//! The caller owns the frames; this is the order in which they leave. The room is bounded in buffers (a buffer has a size; a long frame has several)
+//! and in time. A sender has a share of it. Whoever comes finds room: in a share that is used up, the oldest of the same sender makes room; if all
 //! is used up, the oldest of all. So a flood from one address does not touch the others, and one from forged addresses shortens the time that
 //! everybody's fragments may wait, which is milliseconds for most.
 

@@ -60,7 +60,12 @@ pub fn set_tx_budget(socket: impl AsFd, frames: u32) -> io::Result<()> {
 /// System errors: there may be no AF_XDP sockets, or none for this user.
 pub fn knows_segments() -> io::Result<bool> {
     let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    Ok(bind(socket, &SocketAddrXdp::new(SocketAddrXdpFlags::XDP_USE_SG, 0, 0)) == Err(Errno::NODEV))
+    match bind(socket, &SocketAddrXdp::new(SocketAddrXdpFlags::XDP_USE_SG, 0, 0)) {
+        Ok(()) | Err(Errno::NODEV) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        // Says nothing about the kernel.
+        Err(e) => Err(e.into()),
+    }
 }
 
 #[cfg(test)]
@@ -72,6 +77,15 @@ mod tests {
         let (reader, _writer) = io::pipe().unwrap();
         assert!(kick_tx(&reader).is_err() && kick_rx(&reader).is_err());
         assert!(statistics(&reader).is_err() && set_tx_budget(&reader, 64).is_err());
+    }
+
+    #[test]
+    fn packets_of_several_frames_are_known_from_linux_6_6_on() {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
+        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        // Distributions may have added it to an older kernel.
+        assert!(knows_segments().expect("needs root") || version < (6, 6), "{release}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::topology::{Ends, conntrack_max, long_backlog};
 use super::trial_runner::{Strictness, TrialRunner, Watched};
 use super::workload::QUEUE_FRAMES;
 use crate::report::text;
-use crate::results::{Napi, Results, Rig, RigKind, Subject, SubjectKind};
+use crate::results::{Napi, Results, Rig, RigKind, Subject, SubjectKind, write_json};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -110,11 +110,7 @@ impl CompareArgs {
         remove_leftovers();
         let results = Results { table_cost, ..self.measure(&nomagic, parts, policies)? };
         let results = Results { figures: figures(&results), ..results };
-        if let Some(parent) = self.out.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        }
-        std::fs::write(&self.out, serde_json::to_string_pretty(&results)?)
-            .with_context(|| format!("cannot write {}", self.out.display()))?;
+        write_json(&self.out, &results)?;
         println!("{}\n\n{}", text::figures(&results), text::summary(&results));
         println!("results: {} (`nomagic-bench report {0}` makes a page of them)", self.out.display());
         Ok(())

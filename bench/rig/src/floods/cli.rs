@@ -20,7 +20,7 @@ use crate::compare::policy::SUBJECTS;
 use crate::compare::subject::{Cpus, FLOWS_MAX, Running, Setup, thousands};
 use crate::compare::topology::{Ends, conntrack_max, long_backlog};
 use crate::pktgen::template::Macs;
-use crate::results::SubjectKind;
+use crate::results::{SubjectKind, write_json};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -108,10 +108,7 @@ impl FloodsArgs {
         for capacity in &self.capacity {
             rows.extend(self.measure(*capacity)?);
         }
-        if let Some(parent) = self.out.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        }
-        std::fs::write(&self.out, serde_json::to_string_pretty(&rows)?).with_context(|| format!("cannot write {}", self.out.display()))?;
+        write_json(&self.out, &rows)?;
         println!("{}", table(&rows));
         println!("results: {}", self.out.display());
         Ok(())

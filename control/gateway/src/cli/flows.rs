@@ -24,7 +24,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 #[command(after_help = "Examples:
   All flows of a Service:
     nomagic flows --service default/nginx
-  How its clients are spread over the endpoints:
+  How its connections are spread over the backends:
     nomagic flows --service default/nginx --count --by backend
   Half-open connections of a network, again and again:
     nomagic flows --client 10.0.0.0/8 --state SYN_SENT --watch
@@ -61,7 +61,7 @@ struct FilterArgs {
     /// A Service.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     service: Option<String>,
-    /// An endpoint: an address, a CIDR, or an address with a port.
+    /// A backend: an address, a CIDR, or an address with a port.
     #[arg(long, value_name = "ADDRESS")]
     backend: Option<String>,
     /// A client: an address or a CIDR.
@@ -110,15 +110,26 @@ pub(super) fn run(args: &FlowsArgs) -> Result<u8> {
     let every = args.watch.map(|seconds| if seconds.is_finite() { seconds.clamp(0.1, 3_600.0) } else { WATCH_S });
     let state_dir = state_paths::state_dir(args.state_dir.state_dir.clone(), args.state_dir.config.as_deref())?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    loop {
-        if every.is_some() && io::stdout().is_terminal() {
-            write!(out, "{CLEAR}")?;
+    let shown = loop {
+        let shown = show_once(args, &filter, &state_dir, &mut out, every.is_some());
+        match (shown, every) {
+            (Ok(()), Some(seconds)) => std::thread::sleep(Duration::from_secs_f64(seconds)),
+            (shown, _) => break shown,
         }
-        show(args, &filter, &state_dir, &mut out)?;
-        out.flush()?;
-        let Some(seconds) = every else { return Ok(0) };
-        std::thread::sleep(Duration::from_secs_f64(seconds));
+    };
+    match shown {
+        // The reader of the output has closed its end, as `head` does.
+        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => Ok(0),
+        shown => shown.map(|()| 0),
     }
+}
+
+fn show_once(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl Write, again: bool) -> Result<()> {
+    if again && io::stdout().is_terminal() {
+        write!(out, "{CLEAR}")?;
+    }
+    show(args, filter, state_dir, out)?;
+    Ok(out.flush()?)
 }
 
 fn show(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl Write) -> Result<()> {
@@ -128,7 +139,7 @@ fn show(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl 
     let is_json = args.format == super::StatusFormat::Json;
     let (mut from, mut left) = (0, args.limit.unwrap_or(u64::MAX));
     if !is_json {
-        writeln!(out, "{}", line(["proto", "client", "destination", "service", "endpoint", "state", "idle", "ends in", "client seen as"]))?;
+        writeln!(out, "{}", line(["proto", "client", "destination", "service", "backend", "state", "idle", "ends in", "snat"]))?;
     }
     loop {
         let page = page(state_dir, filter, None, from)?;
@@ -175,9 +186,9 @@ fn show_counts(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mu
         writeln!(out, "{flows:>10}  {group}")?;
     }
     if other > 0 {
-        writeln!(out, "{other:>10}  others")?;
+        writeln!(out, "{other:>10}  of other groups")?;
     }
-    Ok(writeln!(out, "{all:>10}  in all")?)
+    Ok(writeln!(out, "{all:>10}  in total")?)
 }
 
 fn page(state_dir: &Path, filter: &FlowFilter, count_by: Option<flows::CountBy>, from: u32) -> Result<FlowsPage> {

@@ -87,7 +87,11 @@ impl Routing {
         match internal::set_mtu(&internal::PairNames::default(), wanted) {
             Ok(()) => tracing::info!("{} and {} have an MTU of {wanted} now, as the largest of the ports", ends[0], ends[1]),
             Err(e) => {
-                tracing::warn!("packets of more than the MTU of {} that are the kernel's are lost: {e}", ends[0]);
+                tracing::warn!(
+                    "interface {}: cannot set the MTU to {wanted}, the largest of the ports and redirect ports, so larger packets for the kernel \
+                     and for pods of this node are lost: {e}. Lower that MTU, or restart nomagic",
+                    ends[0]
+                );
                 self.mtu_refused = Some(wanted);
             }
         }

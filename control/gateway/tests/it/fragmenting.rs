@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use nomagic_core::reason::Reason;
 use nomagic_testbed::peers::{PodOptions, PodThread, start_pod};
-use nomagic_testbed::rig::{GATEWAY_V4, Netns, PODS, Scene};
+use nomagic_testbed::rig::{Netns, PODS, Scene};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::common::kernel_nat::{SERVICE, kernel_rules, load_rules};
 use crate::common::*;
 
-const SERVICE: &str = "10.109.35.24";
 const LIMIT: Duration = Duration::from_secs(3);
 /// IPv4 and UDP.
 const HEADERS: usize = 28;
@@ -61,15 +61,7 @@ impl Run {
         }
         let Some(config) = config else {
             let pod = start_pod(&scene.pods[0], PodOptions::new(PODS[0].name)).unwrap();
-            let snat = if snat { format!("ct status dnat snat to {GATEWAY_V4};") } else { String::new() };
-            let rules = format!(
-                "table ip t {{\n chain pre {{ type nat hook prerouting priority -100; ip daddr {SERVICE} dnat to {}; }}\n \
-                 chain post {{ type nat hook postrouting priority 100; {snat} }}\n}}\n",
-                PODS[0].v4
-            );
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), rules).unwrap();
-            scene.gw.exec("nft", &["-f", &file.path().to_string_lossy()]).unwrap();
+            load_rules(&scene, &kernel_rules(&[PODS[0].v4.to_string(), PODS[0].v6.to_string()], snat));
             return Run { gateway: Err(scene), _pod: Some(pod), _cpus: cpus };
         };
         // The answers name the source port: five digits, as with the kernel's NAT.
@@ -91,7 +83,7 @@ fn ask(payload: usize, limit: Duration) -> bool {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     socket.set_read_timeout(Some(limit)).expect("a timeout");
     let (to, sent): (SocketAddr, Vec<u8>) =
-        ((SERVICE.parse::<std::net::IpAddr>().unwrap(), 53).into(), (0..payload).map(|i| i as u8).collect());
+        ((SERVICE[0].parse::<std::net::IpAddr>().unwrap(), 53).into(), (0..payload).map(|i| i as u8).collect());
     socket.connect(to).expect("an address");
     socket.send(&sent).expect("sent");
     let mut answer = vec![0; 65_536];

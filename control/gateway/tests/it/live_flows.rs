@@ -1,6 +1,6 @@
 //! `nomagic flows`: what a running gateway carries, with real connections. Needs root.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use nomagic_api::flows::{FLOW_SCHEMA, Flow, FlowState};
 use nomagic_testbed::rig::CLIENT_V4;
@@ -69,5 +69,16 @@ fn flows_of_a_running_gateway() {
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.code() == Some(2) && said.contains(words), "{args:?}: {said}");
     }
+    // A reader that leaves, such as `head`, is no error.
+    let mut child = Command::new(NOMAGIC)
+        .args(["flows", "--watch", "0.1", "--state-dir"])
+        .arg(g.state_dir())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!((out.status.code(), &*String::from_utf8_lossy(&out.stderr)), (Some(0), ""));
     drop(held);
 }
