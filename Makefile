@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # gcc to zlib1g-dev, clang and m4: libbpf, libxdp and the XDP program; the rest: the demo and the tests.
-PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind nftables iptables
+PACKAGES := gcc libc6-dev make pkg-config libelf-dev zlib1g-dev clang m4 iproute2 iputils-ping ethtool util-linux binutils valgrind nftables iptables tshark
 
 .PHONY: help setup build demo test loom miri fuzz fuzz-corpus lint bench bench-floods bench-micro bench-scale clean
 

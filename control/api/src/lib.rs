@@ -5,10 +5,12 @@
 #![allow(missing_docs, reason = "only fields whose names do not suffice have comments")]
 
 pub mod deny;
+pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod socket;
 mod status;
+pub mod taps;
 
 pub use status::{
     Answers, ApiWatch, Beyond, Carried, Conntrack, KindWatch, Pool, PortLink, RedirectPort, Replies, Rss, SCHEMA, SeedSource, ServicePort,

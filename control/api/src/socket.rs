@@ -3,7 +3,7 @@
 //! ```text
 //! {"version":1,"request":{"status":{}}}
 //! {"version":1,"response":{"status":{"schema":1,"ready":true,...}}}
-//! {"version":1,"error":"unknown request `trace`; known: status, explain, deny_add, deny_remove, deny_list, drain, flows, log"}
+//! {"version":1,"error":"unknown request `trace`; known: status, explain, deny_add, ..."}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,10 @@ use serde_json::Value;
 
 use crate::Status;
 use crate::deny::{DenyChange, DenyReport};
+use crate::events::{EventFilter, EventsFrom, EventsPage};
 use crate::explain::Answer;
 use crate::flows::{CountBy, FlowFilter, FlowsPage};
+use crate::taps::{TapPage, TapRequest};
 
 /// The protocol version of this program.
 pub const VERSION: u32 = 1;
@@ -39,12 +41,36 @@ pub enum Request {
     Drain { on: bool },
     /// Flows that fit, from slot `from` on. `count_by`: counts them instead.
     Flows { filter: FlowFilter, count_by: Option<CountBy>, from: u32 },
+    /// Ends the flows that fit, from slot `from` on. A filter that selects all flows is refused, unless `all` is set.
+    FlowsEnd { filter: FlowFilter, from: u32, all: bool },
+    /// Events that fit.
+    Events { filter: EventFilter, from: EventsFrom },
+    /// Watches packets from now on.
+    TapOpen(TapRequest),
+    /// What a tap has seen since it was read last. A tap must be read every few seconds, else it ends.
+    TapRead { id: u64 },
+    /// Ends a tap.
+    TapClose { id: u64 },
     /// Logs from this level on until the process ends; `None` only asks.
     Log { level: Option<String> },
 }
 
 /// The names of all requests.
-const KNOWN: [&str; 8] = ["status", "explain", "deny_add", "deny_remove", "deny_list", "drain", "flows", "log"];
+const KNOWN: [&str; 13] = [
+    "status",
+    "explain",
+    "deny_add",
+    "deny_remove",
+    "deny_list",
+    "drain",
+    "flows",
+    "flows_end",
+    "events",
+    "tap_open",
+    "tap_read",
+    "tap_close",
+    "log",
+];
 
 /// A gateway's answer to a request.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -62,6 +88,16 @@ pub enum Response {
     Drain { on: bool },
     /// To [`Request::Flows`].
     Flows(FlowsPage),
+    /// To [`Request::FlowsEnd`]: the number of flows ended, and the slot to go on at.
+    FlowsEnd { ended: u64, next: Option<u32> },
+    /// To [`Request::Events`].
+    Events(EventsPage),
+    /// To [`Request::TapOpen`].
+    TapOpen { id: u64 },
+    /// To [`Request::TapRead`].
+    TapRead(TapPage),
+    /// To [`Request::TapClose`].
+    TapClose {},
     /// To [`Request::Log`]: the level now.
     Log { level: String },
 }
@@ -90,6 +126,16 @@ impl Request {
     /// The line to send, including the newline.
     pub fn line(&self) -> String {
         format!("{}\n", serde_json::json!({ "version": VERSION, "request": self }))
+    }
+
+    /// Whether it changes nothing and shows no packet's bytes.
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            Request::Status {} | Request::Explain { .. } | Request::DenyList {} | Request::Flows { .. } | Request::Events { .. } => true,
+            Request::Log { level } => level.is_none(),
+            Request::DenyAdd { .. } | Request::DenyRemove { .. } | Request::Drain { .. } | Request::FlowsEnd { .. } => false,
+            Request::TapOpen(_) | Request::TapRead { .. } | Request::TapClose { .. } => false,
+        }
     }
 
     /// Parses a client's line. `Err` is the error message to answer with.
@@ -170,6 +216,11 @@ mod tests {
                 count_by: Some(CountBy::Backend),
                 from: 7,
             },
+            Request::FlowsEnd { filter: FlowFilter { port: Some(80), ..FlowFilter::default() }, from: 7, all: false },
+            Request::Events { filter: EventFilter::default(), from: EventsFrom::Cursor(vec![1, 2]) },
+            Request::TapOpen(TapRequest { filter: FlowFilter::default(), snap_len: 96, packets_per_s: 10, lasts_s: 60 }),
+            Request::TapRead { id: 7 },
+            Request::TapClose { id: 7 },
             Request::Log { level: Some("debug".into()) },
         ];
         assert_eq!(requests.len(), KNOWN.len());

@@ -1,17 +1,21 @@
 //! The command line.
 
+mod capture;
 mod check;
 mod cleanup;
 pub mod config_args;
 mod deny;
 mod drain;
 pub mod explain;
+mod filter_args;
 mod flows;
 mod log;
 pub(crate) mod output;
 mod run;
 mod state_paths;
 mod status;
+mod tapping;
+mod trace;
 
 use std::io;
 use std::path::PathBuf;
@@ -38,6 +42,8 @@ const EXAMPLES: &str = "Examples:
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic status --format json
   nomagic flows --service default/nginx --count --by backend
+  nomagic trace --follow --service default/nginx
+  nomagic capture --service default/nginx | wireshark -k -i -
   nomagic deny add 192.0.2.0/24 --for 10m
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic check kube-proxy --config /etc/nomagic/nomagic.yaml --manifests objects.yaml
@@ -73,6 +79,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the flows that the running gateway carries.
     Flows(flows::FlowsArgs),
+    /// Show what happens to flows and packets, while it happens: new, ended, rejected, dropped, and why.
+    Trace(trace::TraceArgs),
+    /// Capture packets before and after the rewrite, for Wireshark.
+    Capture(capture::CaptureArgs),
     /// Check configuration, manifests and machine without starting anything.
     Check(check::CheckArgs),
     /// Tell load balancers to leave, and carry on meanwhile.
@@ -97,6 +107,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => return coded(|| done(run::run_gateway(&args))),
         Command::Status(args) => return gateway(|| status::run(&args)),
         Command::Flows(args) => return gateway(|| flows::run(&args)),
+        Command::Trace(args) => return gateway(|| trace::run(&args)),
+        Command::Capture(args) => return gateway(|| capture::run(&args)),
         Command::Deny(command) => return gateway(|| done(deny::run(command))),
         Command::Check(args) => return gateway(|| check::run(&args)),
         Command::Drain(args) => return gateway(|| done(drain::run(&args))),

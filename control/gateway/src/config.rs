@@ -16,6 +16,7 @@ mod mss;
 pub mod packets;
 pub mod patterns;
 mod settings;
+mod socket_group;
 pub mod timeouts;
 pub(crate) mod tree;
 pub mod values;
@@ -43,6 +44,7 @@ pub use mss::Mss;
 use nomagic_xsk::{InterfaceName, MacAddress, VlanId};
 pub use packets::PacketsConfig;
 pub use patterns::Pattern;
+pub use socket_group::SocketGroup;
 pub use timeouts::TimeoutsConfig;
 pub use values::{FailurePolicy, PortRange, Reject};
 pub use workers::{WorkerIdle, WorkersConfig};
@@ -126,6 +128,8 @@ pub struct Config {
     pub detach_on_exit: bool,
     /// The directory for pins and state.
     pub state_dir: PathBuf,
+    /// A group, by name or number, whose members may read from the control socket. Default: none, only root may.
+    pub socket_group: Option<SocketGroup>,
     /// The listen address of `/healthz` and `/livez`; `""`: off. Default port: 10256. Default: 0.0.0.0:10256.
     #[serde(deserialize_with = "listen::healthz")]
     pub healthz_bind_address: Option<SocketAddr>,
@@ -289,6 +293,7 @@ impl Default for Config {
             on_failure: FailurePolicy::default(),
             detach_on_exit: false,
             state_dir: PathBuf::from("/run/nomagic"),
+            socket_group: None,
             healthz_bind_address: listen::healthz_default(),
             metrics_bind_address: listen::metrics_default(),
             bind_address_hard_fail: false,

@@ -5,8 +5,12 @@ use std::net::IpAddr;
 
 use nomagic_api::flows::{CountBy, FLOW_SCHEMA, FLOWS_MAX, Flow, FlowFilter, FlowState, FlowsPage, GROUPS_MAX, SLOTS_MAX};
 use nomagic_core::conntrack::{self, Conntrack, Hit, IdleTimes, PhaseKind};
+use nomagic_core::events::{EndCause, Event, EventKind, EventRing};
+use nomagic_core::filter::ReplyFilter;
+use nomagic_core::pipeline::take_out;
 use nomagic_core::services::{ServicePort, Services};
-use nomagic_core::tuple::{Prefix, Proto};
+use nomagic_core::tap::PacketFilter;
+use nomagic_core::tuple::{Prefix, Proto, Tuple};
 use nomagic_table::objects::addr;
 
 use crate::deny::{PREFIX, parse_prefix};
@@ -45,16 +49,35 @@ impl Selection {
     }
 
     fn fits(&self, seen: &Seen<'_>) -> bool {
-        let Seen { flow, client, backend, state, .. } = seen;
-        self.proto.is_none_or(|proto| proto == flow.proto)
-            && self.port.is_none_or(|port| port == flow.service_port)
-            && self.state.is_none_or(|wanted| wanted == *state)
-            && self.client.is_none_or(|prefix| prefix.contains(*client))
-            && self.backend.is_none_or(|(prefix, port)| prefix.contains(*backend) && port.is_none_or(|port| port == flow.backend_port))
-            && self
-                .service
-                .as_ref()
-                .is_none_or(|(namespace, name)| seen.service.is_some_and(|owner| owner.namespace == *namespace && owner.name == *name))
+        let Seen { flow, client, backend, state, service, .. } = seen;
+        let ends = ((*client, flow.client_port), (*backend, flow.backend_port));
+        self.fits_state(Some(*state)) && self.fits_ends(&flow.original(), &[ends.0], &[ends.1]) && self.fits_service(*service)
+    }
+
+    /// Whether a client's packet fits that has one of these clients and endpoints.
+    pub fn fits_ends(&self, packet: &Tuple, clients: &[(IpAddr, u16)], backends: &[(IpAddr, u16)]) -> bool {
+        let is_backend = |(prefix, wanted): (Prefix, Option<u16>)| {
+            backends.iter().any(|(addr, port)| prefix.contains(*addr) && wanted.is_none_or(|wanted| wanted == *port))
+        };
+        self.proto.is_none_or(|proto| proto == packet.proto)
+            && self.port.is_none_or(|port| port == packet.dport)
+            && self.client.is_none_or(|prefix| clients.iter().any(|(addr, _)| prefix.contains(*addr)))
+            && self.backend.is_none_or(is_backend)
+    }
+
+    pub fn fits_service(&self, service: Option<&ServicePort>) -> bool {
+        let wanted = self.service.as_ref();
+        wanted.is_none_or(|(namespace, name)| service.is_some_and(|owner| owner.namespace == *namespace && owner.name == *name))
+    }
+
+    pub fn fits_state(&self, state: Option<FlowState>) -> bool {
+        self.state.is_none_or(|wanted| state == Some(wanted))
+    }
+
+    /// The packets of the flows that fit; their states are not looked at.
+    pub fn packets(&self) -> PacketFilter {
+        let Selection { service, backend, client, port, proto, state: _ } = self.clone();
+        PacketFilter { service, backend, client, port, proto }
     }
 }
 
@@ -122,6 +145,24 @@ impl FlowSource<'_> {
         page
     }
 
+    /// Ends the flows that fit, from slot `from` on, at most [`SLOTS_MAX`] slots, and records that in `events`, where no other thread may
+    /// record meanwhile. Returns their number, and the slot to go on at.
+    pub fn end(&self, selection: &Selection, replies: ReplyFilter<'_>, events: &EventRing, from: u32) -> (u64, Option<u32>) {
+        let end = self.table.slots_used();
+        let stop = end.min(from.saturating_add(SLOTS_MAX));
+        let mut ended = 0;
+        self.table.walk(from.min(end)..stop, |hit, flow| {
+            if !self.look(hit, flow).is_some_and(|seen| selection.fits(&seen)) {
+                return;
+            }
+            if let Some(flow) = take_out(self.table, Some(replies), hit) {
+                ended += 1;
+                events.record(&Event::of_flow(self.now_ms, EventKind::Ended(EndCause::Command, hit.phase.kind()), &flow));
+            }
+        });
+        (ended, (stop < end).then_some(stop))
+    }
+
     /// `None`: its time is over.
     fn look<'f>(&'f self, hit: &Hit, flow: &'f conntrack::Flow) -> Option<Seen<'f>> {
         let idle_ms = self.now_ms.saturating_sub(hit.seen_ms);
@@ -145,10 +186,7 @@ impl Seen<'_> {
     }
 
     fn service_name(&self) -> Option<String> {
-        self.service.map(|owner| match owner.port_name.as_str() {
-            "" => format!("{}/{}", owner.namespace, owner.name),
-            port => format!("{}/{}:{port}", owner.namespace, owner.name),
-        })
+        self.service.map(service_name)
     }
 
     fn shown(&self) -> Flow {
@@ -171,6 +209,14 @@ impl Seen<'_> {
     }
 }
 
+/// `namespace/name:port name`
+pub fn service_name(owner: &ServicePort) -> String {
+    match owner.port_name.as_str() {
+        "" => format!("{}/{}", owner.namespace, owner.name),
+        port => format!("{}/{}:{port}", owner.namespace, owner.name),
+    }
+}
+
 /// Counts a flow in its group, or beside the groups if there are too many.
 fn count(page: &mut FlowsPage, group: String) {
     let is_full = page.groups.len() >= GROUPS_MAX;
@@ -183,7 +229,8 @@ fn count(page: &mut FlowsPage, group: String) {
     }
 }
 
-fn state_of(kind: PhaseKind) -> FlowState {
+/// A flow's state by its phase.
+pub fn state_of(kind: PhaseKind) -> FlowState {
     match kind {
         PhaseKind::SynSent => FlowState::SynSent,
         PhaseKind::SynReceived => FlowState::SynRecv,

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod connections;
 pub mod deny;
+pub mod events;
 pub mod flows;
 pub mod kubeproxy;
 pub mod log;
@@ -18,5 +20,6 @@ pub mod reconcile;
 pub mod run;
 pub mod seed;
 pub mod status;
+pub mod taps;
 mod threads;
 pub mod watch;

@@ -17,8 +17,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use nomagic_core::conntrack::Conntrack;
+use nomagic_core::events::{EndCause, Event, EventKind, EventRing};
 use nomagic_core::filter::ReplyFilter;
-use nomagic_core::pipeline::end_connection;
+use nomagic_core::pipeline::take_out;
+use nomagic_sys::time::monotonic_ns;
 use nomagic_table::compile::serving::{Rule, Serving};
 
 use crate::observe::metrics::reconciler::Reconciled;
@@ -30,6 +32,8 @@ const BATCH_SLOTS: u32 = 4_096;
 #[derive(Debug)]
 pub struct Reconciler {
     shared: Arc<ReconcilerShared>,
+    /// Flows that the thread has ended. Only it records there.
+    events: Arc<EventRing>,
     thread: Option<JoinHandle<()>>,
     followed: Serving,
 }
@@ -66,12 +70,18 @@ impl Reconciler {
     /// If the thread cannot be started.
     pub fn start(table: Conntrack<'static>, replies: ReplyFilter<'static>) -> io::Result<Reconciler> {
         let shared = Arc::new(ReconcilerShared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(0) });
-        let walk = Walk { shared: shared.clone(), table, replies, at: 0, end: 0, left: 0, began: None };
+        let events: Arc<EventRing> = Arc::default();
+        let walk = Walk { shared: shared.clone(), events: events.clone(), table, replies, at: 0, end: 0, left: 0, began: None };
         let thread = std::thread::Builder::new().name("nm-reconcile".into()).spawn(move || {
             let _alarm = PanicAlarm;
             walk.run();
         })?;
-        Ok(Reconciler { shared, thread: Some(thread), followed: Serving::default() })
+        Ok(Reconciler { shared, events, thread: Some(thread), followed: Serving::default() })
+    }
+
+    /// The last flows that it has ended.
+    pub fn events(&self) -> Arc<EventRing> {
+        self.events.clone()
     }
 
     /// Pauses the walk. Call it before a service table is published: its endpoints are unknown to the current rule.
@@ -139,6 +149,7 @@ const PANICKED: &str = "the thread nm-reconcile has panicked (see the log): UDP 
 /// The state of the thread.
 struct Walk {
     shared: Arc<ReconcilerShared>,
+    events: Arc<EventRing>,
     table: Conntrack<'static>,
     replies: ReplyFilter<'static>,
     /// The next slot. Wraps around at `end`.
@@ -192,8 +203,13 @@ impl Walk {
         let slots = BATCH_SLOTS.min(self.left).min(self.end - self.at);
         self.table.walk(self.at..self.at + slots, |hit, flow| {
             // A connection from a newer service table was opened after a hold, and a thread that sees the connection also sees the hold.
-            if !rule.keeps(flow) && self.shared.holds.load(Relaxed) == holds && end_connection(self.table, Some(self.replies), hit) {
+            if rule.keeps(flow) || self.shared.holds.load(Relaxed) != holds {
+                return;
+            }
+            if let Some(flow) = take_out(self.table, Some(self.replies), hit) {
                 ended[usize::from(flow.v6)] += 1;
+                let kind = EventKind::Ended(EndCause::EndpointGone, hit.phase.kind());
+                self.events.record(&Event::of_flow(monotonic_ns() / 1_000_000, kind, &flow));
             }
         });
         // If a hold intervened, connections that should have ended may remain: this batch is repeated. Loads of one atomic never go
@@ -268,7 +284,16 @@ mod tests {
         table.commit(pending).unwrap();
 
         let shared = Arc::new(ReconcilerShared { state: Mutex::default(), woken: Condvar::new(), holds: AtomicU64::new(1) });
-        let mut walk = Walk { shared, table, replies: replies(), at: 0, end: table.slots_used(), left: table.slots_used(), began: None };
+        let mut walk = Walk {
+            shared,
+            events: Arc::default(),
+            table,
+            replies: replies(),
+            at: 0,
+            end: table.slots_used(),
+            left: table.slots_used(),
+            began: None,
+        };
         let (serving, mut ended) = (one_endpoint(), [0; 2]);
         walk.walk_batch(&serving.rule(), 0, &mut ended);
         assert_eq!((ended, walk.left, table.live()), ([0, 0], table.slots_used(), 1), "a hold intervened");

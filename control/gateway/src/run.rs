@@ -27,14 +27,18 @@ mod workers;
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nomagic_api::events::{EventFilter, EventsFrom, EventsPage};
 use nomagic_api::flows::{CountBy, FlowFilter};
 use nomagic_api::socket::{Request, Response};
+use nomagic_api::taps::TapPage;
 use nomagic_api::{Status, explain};
 use nomagic_core::conntrack::Timeouts;
 use nomagic_core::counters::Counters;
+use nomagic_core::events::EventRing;
 use nomagic_core::frame::Wanted;
 use nomagic_sys::time::monotonic_ns;
 use nomagic_table::explain::{LiveState, parse_flow};
@@ -43,7 +47,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use self::http::Http;
+use crate::clock::WallClock;
 use crate::config::Config;
+use crate::events::{EventSelection, EventSource};
 use crate::flows::{FlowSource, Selection};
 use crate::kubeproxy::DropIn;
 use crate::log::{self, LogLevel};
@@ -52,6 +58,7 @@ use crate::net::{Mirror, MirrorLimits, internal};
 use crate::reconcile::Reconciler;
 use crate::seed::Seed;
 use crate::status::{self, TargetReader};
+use crate::taps::{TapNames, Taps};
 use deny::DenyControl;
 use drain::Drain;
 use edge::{forward_wanted, outer_problem};
@@ -126,6 +133,9 @@ struct RunningGateway {
     http: Http,
     ready: ReadyState,
     drain: Drain,
+    taps: Taps,
+    /// Flows that were ended by command.
+    commanded: Arc<Mutex<Arc<EventRing>>>,
     supervisor: Supervisor,
     /// What happens to traffic when no process runs.
     on_failure: OnFailure,
@@ -143,7 +153,7 @@ impl RunningGateway {
     async fn start(config: Config, seed: Option<Seed>, signals: &mut Signals) -> Result<Option<RunningGateway>> {
         let started = Instant::now();
         startup::raise_limits();
-        let control_socket = ControlSocket::open(&config.state_dir)?;
+        let control_socket = ControlSocket::open(&config.state_dir, config.socket_group.as_ref())?;
         let http = Http::start(&config, control_socket.permits())?;
         let mut requests = control_socket.serve();
         let (drain, mut supervisor) = (Drain::open(&config.state_dir), Supervisor::from_environment());
@@ -180,6 +190,8 @@ impl RunningGateway {
             http,
             ready: ReadyState::default(),
             drain,
+            taps: Taps::default(),
+            commanded: Arc::default(),
             supervisor,
             on_failure,
             started,
@@ -292,6 +304,7 @@ impl RunningGateway {
         self.tables.reload(false);
         self.follow_readiness();
         self.tables.tend();
+        self.taps.tend();
         Ok(())
     }
 
@@ -344,6 +357,14 @@ impl RunningGateway {
     fn answer(&mut self, request: &Request, responder: Responder) {
         let answer = match request {
             Request::Flows { filter, count_by, from } => return self.read_flows(filter, *count_by, *from, responder),
+            Request::Events { filter, from } => self.read_events(filter, from).map(Response::Events),
+            Request::TapOpen(tap) => self.taps.open(&self.edge, tap).map(|id| Response::TapOpen { id }),
+            Request::TapRead { id } => self.read_tap(*id).map(Response::TapRead),
+            Request::TapClose { id } => {
+                self.taps.close(*id);
+                Ok(Response::TapClose {})
+            }
+            Request::FlowsEnd { filter, from, all } => return self.end_flows(filter, *from, *all, responder),
             Request::Explain { flow } => self.explain(flow).map(|answer| Response::Explain(Box::new(answer))),
             Request::DenyAdd { prefix, for_s } => self.deny.add(&mut self.edge, prefix, *for_s).map(Response::DenyChange),
             Request::DenyRemove { prefix } => self.deny.remove(&mut self.edge, prefix).map(Response::DenyChange),
@@ -370,6 +391,50 @@ impl RunningGateway {
         tokio::task::spawn_local(async move {
             responder.send(page.await.map(Response::Flows).map_err(|e| format!("the flows could not be read: {e}")));
         });
+    }
+
+    /// Ends flows on another thread, as [`RunningGateway::read_flows`] reads them.
+    fn end_flows(&self, filter: &FlowFilter, from: u32, all: bool, responder: Responder) {
+        if !all && *filter == FlowFilter::default() {
+            return responder.send(Err("no filter: `all` ends all flows".into()));
+        }
+        let selection = match Selection::parse(filter) {
+            Ok(selection) => selection,
+            Err(e) => return responder.send(Err(e)),
+        };
+        let (table, replies, services, events) = (self.edge.table(), self.edge.replies(), self.tables.services(), self.commanded.clone());
+        let idle = Timeouts::from(self.config.conntrack.timeouts).table();
+        let done = tokio::task::spawn_blocking(move || {
+            let source = FlowSource { table, services: &services, idle: &idle, now_ms: monotonic_ns() / 1_000_000 };
+            // One thread at a time records in a ring.
+            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+            source.end(&selection, replies, &events, from)
+        });
+        tokio::task::spawn_local(async move {
+            let done = done.await.map(|(ended, next)| Response::FlowsEnd { ended, next });
+            responder.send(done.map_err(|e| format!("the flows could not be ended: {e}")));
+        });
+    }
+
+    fn read_events(&self, filter: &EventFilter, from: &EventsFrom) -> Result<EventsPage, String> {
+        let selection = EventSelection::parse(filter)?;
+        let (rings, services, clock) = (self.event_rings(), self.tables.services(), WallClock::now());
+        let workers = self.edge.workers_alive().1;
+        Ok(EventSource { rings: &rings, workers, services: &services, ports: &self.routing.ports, clock }.page(&selection, from))
+    }
+
+    /// The workers' rings, and those of the control plane.
+    fn event_rings(&self) -> Vec<Arc<EventRing>> {
+        let mut rings = self.edge.events();
+        rings.push(self.reconciler.events());
+        rings.push(self.commanded.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        rings
+    }
+
+    fn read_tap(&mut self, id: u64) -> Result<TapPage, String> {
+        let (services, routing) = (self.tables.services(), &self.routing);
+        let names = TapNames { services: &services, routes: &routing.in_force, ports: &routing.ports, clock: WallClock::now() };
+        self.taps.read(id, &names)
     }
 
     /// Reads the live tables without changing them: the packet runs through the packet path with a scratch connection table that has copies

@@ -207,7 +207,7 @@ impl<'r> Conntrack<'r> {
         places: u32,
         routes_generation: u64,
         ends: impl Fn(&Hit) -> bool,
-        mut ended: impl FnMut(Flow, Option<NextNumbers>),
+        mut ended: impl FnMut(Flow, Phase, Option<NextNumbers>),
     ) {
         let range = self.region.high_water();
         if range == 0 {
@@ -220,7 +220,7 @@ impl<'r> Conntrack<'r> {
             // Read before the end: afterwards another worker may reuse the slot.
             let gone = if ends(&hit) { Some((self.sequences().established(&hit), self.end(&hit))) } else { None };
             match gone {
-                Some((next, Some(flow))) => ended(flow, next),
+                Some((next, Some(flow))) => ended(flow, hit.phase, next),
                 _ => self.forget_stale_hops(&hit, routes_generation),
             }
         }

@@ -18,6 +18,7 @@ mod limits;
 mod only_here;
 mod open;
 mod prefetched;
+mod recorder;
 mod refuse;
 mod reply_port;
 mod source_ports;
@@ -36,6 +37,7 @@ use reply_port::check_port;
 
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
 use crate::counters::Counters;
+use crate::events::{EndCause, EventKind};
 use crate::fast_parse::Plain;
 use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict, Wait};
 use crate::observe::{FlowFate, Observer, Silent};
@@ -44,11 +46,12 @@ use crate::reason::Reason;
 use crate::rewrite;
 use crate::routes::{NextHop, Resolution, RouteQuery};
 use crate::services::{Decision, Matched, Source};
+use crate::tap::{self, NoTap, Notes, Tap};
 use crate::tuple::{Tuple, addr_words};
 use crate::wire::tcp;
 
 pub use context::{Context, WorkerState};
-pub use ending::{end_connection, sweep};
+pub use ending::{end_connection, sweep, take_out};
 
 /// Placeholder verdict for frames that are not processed yet.
 const UNDECIDED: Verdict = Verdict::Forward(PortId::NONE, NextHopId(0));
@@ -58,6 +61,21 @@ const UNDECIDED: Verdict = Verdict::Forward(PortId::NONE, NextHopId(0));
 /// # Panics
 /// With more than [`BATCH_MAX`] frames: a caller's error.
 pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &mut ArrayVec<Verdict, BATCH_MAX>, out: &mut Outputs<'f>) {
+    process_tapped(ctx, frames, verdicts, out, &mut NoTap);
+}
+
+/// Like [`process`], and `tap` watches the packets that it wants.
+///
+/// # Panics
+/// With more than [`BATCH_MAX`] frames: a caller's error.
+#[inline(always)]
+pub fn process_tapped<'f, T: Tap>(
+    ctx: &mut Context<'_>,
+    frames: &mut [Frame<'f>],
+    verdicts: &mut ArrayVec<Verdict, BATCH_MAX>,
+    out: &mut Outputs<'f>,
+    tap: &mut T,
+) {
     assert!(frames.len() <= BATCH_MAX, "a batch is {BATCH_MAX} frames at the most");
     verdicts.clear();
     // Cannot fail: there is room for a batch.
@@ -67,6 +85,11 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
     let mut tally = Tally::default();
     let touch_ms = ctx.touch_ms();
     for ((frame, Ahead { read, prefetched }), verdict) in frames.iter_mut().zip(ahead).zip(verdicts) {
+        let plain = || read.as_ref().map(|plain| (plain, prefetched.hash));
+        if T::WATCHES && tap.wants(&tap::view(ctx.services, &ctx.table, frame, plain()), frame) {
+            *verdict = watched(ctx, frame, plain(), out, tap);
+            continue;
+        }
         let ordinary = match read {
             Some(plain) if plain.v6 => fast_path::<true>(ctx, frame, plain, prefetched, touch_ms, &mut tally),
             Some(plain) => fast_path::<false>(ctx, frame, plain, prefetched, touch_ms, &mut tally),
@@ -74,7 +97,7 @@ pub fn process<'f>(ctx: &mut Context<'_>, frames: &mut [Frame<'f>], verdicts: &m
         };
         match ordinary {
             Some((port, hop)) => *verdict = Verdict::Forward(port, hop),
-            None => *verdict = slow_path(ctx, frame, read.as_ref().map(|plain| (plain, prefetched.hash)), out, &mut Silent),
+            None => *verdict = slow_path(ctx, frame, plain(), out, &mut Silent),
         }
     }
     tally.add_to(ctx.counters);
@@ -96,6 +119,20 @@ pub fn process_observed<'f, 'c>(
     verdicts.extend(frames.iter_mut().map(|frame| slow_path(ctx, frame, None, out, observer)));
 }
 
+/// Handles a frame that a tap watches.
+fn watched<'f>(
+    ctx: &mut Context<'_>,
+    frame: &mut Frame<'f>,
+    plain: Option<(&Plain, u64)>,
+    out: &mut Outputs<'f>,
+    tap: &mut impl Tap,
+) -> Verdict {
+    let (mut notes, made) = (Notes::default(), out.made.len());
+    let verdict = slow_path(ctx, frame, plain, out, &mut notes);
+    tap.judged(frame, &verdict, &notes, out.made.get(made..).unwrap_or_default());
+    verdict
+}
+
 /// Handles every frame that the fast path declines.
 #[inline(never)]
 fn slow_path<'f, 'c>(
@@ -106,12 +143,17 @@ fn slow_path<'f, 'c>(
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
     let (bytes, resubmitted) = (frame.total_len(), frame.resubmitted);
+    ctx.worker.recorder.begin();
     let verdict = match plain {
-        Some((plain, hash)) => match plain.packet(frame.head()) {
-            packet if martian(packet.tuple.src, packet.tuple.v6) => Verdict::Drop(Reason::Martian),
-            packet => dispatch(ctx, frame, &packet, hash, out, observer),
-        },
-        None => match parse(frame) {
+        Some((plain, hash)) => {
+            let packet = plain.packet(frame.head());
+            ctx.worker.recorder.read(&packet.tuple);
+            match martian(packet.tuple.src, packet.tuple.v6) {
+                true => Verdict::Drop(Reason::Martian),
+                false => dispatch(ctx, frame, &packet, hash, out, observer),
+            }
+        }
+        None => match parse(frame).inspect(|packet| ctx.worker.recorder.read(&packet.tuple)) {
             Ok(mut packet) => match before_first(ctx, frame, &mut packet, out, observer) {
                 Some(verdict) => verdict,
                 None => {
@@ -123,14 +165,21 @@ fn slow_path<'f, 'c>(
             },
             Err(NotPacket::Malformed(reason)) => Verdict::Drop(reason),
             Err(NotPacket::Kernel(reason)) => leave(ctx, frame, Unserved::Other, reason, out, observer),
-            Err(NotPacket::Later(fragment)) => later_fragment(ctx, frame, &fragment, out, observer),
-            Err(NotPacket::Error(error)) => forward_error(ctx, frame, &error, out, observer),
+            Err(NotPacket::Later(fragment)) => {
+                ctx.worker.recorder.read(&fragment.tuple);
+                later_fragment(ctx, frame, &fragment, out, observer)
+            }
+            Err(NotPacket::Error(error)) => {
+                ctx.worker.recorder.read(&error.quoted);
+                forward_error(ctx, frame, &error, out, observer)
+            }
             Err(NotPacket::Echo(echo)) => ping(ctx, frame, &echo, out, observer),
         },
     };
     // Whatever would hold it once more.
     let verdict = if frame.overdue && matches!(verdict, Verdict::Hold(_)) { Verdict::Drop(Reason::NeighbourTimeout) } else { verdict };
     observer.verdict(&verdict);
+    ctx.worker.recorder.judged(ctx.now_ms, (frame.port, bytes, resubmitted), &verdict);
     ctx.counters.judged(&verdict, resubmitted, bytes);
     verdict
 }
@@ -149,12 +198,12 @@ fn dispatch<'f, 'c>(
     match ctx.table.lookup(&packet.tuple, hash) {
         Some(hit) if expired(&hit, &ctx.worker.idle, ctx.now_ms) => {
             observer.known_flow(&hit, FlowFate::TimedOut);
-            end(ctx, &hit, &ctx.counters.conntrack.expired);
+            end(ctx, &hit, &ctx.counters.conntrack.expired, EndCause::TimedOut);
             admit_new(ctx, frame, packet, hash, out, observer)
         }
         Some(hit) if reopens(&hit, packet) => {
             observer.known_flow(&hit, FlowFate::Replaced);
-            end(ctx, &hit, &ctx.counters.conntrack.replaced);
+            end(ctx, &hit, &ctx.counters.conntrack.replaced, EndCause::Replaced);
             admit_new(ctx, frame, packet, hash, out, observer)
         }
         Some(hit) => forward_known(ctx, frame, packet, &hit, out, observer),
@@ -207,6 +256,9 @@ fn update_state(ctx: &Context<'_>, frame: &Frame<'_>, packet: &Packet, hit: &Hit
         ctx.table.sequences().remember(hit, packet.tcp_flags, phase, &numbers, (ctx.now_ms, ctx.touch_ms()));
     }
     ctx.table.touch(hit, phase, ctx.now_ms);
+    if phase.kind() != hit.phase.kind() {
+        ctx.worker.recorder.flow(ctx.now_ms, frame, (&packet.tuple, hit), EventKind::Changed(phase.kind()));
+    }
 }
 
 /// Rewrites and counts a packet that passed all checks.
@@ -340,6 +392,7 @@ fn admit_new<'f, 'c>(
     match open::open(ctx, packet, hash, &port.limits, backend, source, &onward) {
         Ok(hit) => {
             observer.opened(&hit);
+            ctx.worker.recorder.flow(ctx.now_ms, frame, (&packet.tuple, &hit), EventKind::New(hit.phase.kind()));
             ctx.table.remember_ingress(&hit, frame.port);
             ctx.counters.conntrack.created.add(1);
             if hit.phase.kind() == PhaseKind::PickedUp {

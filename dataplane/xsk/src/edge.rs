@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, bounded};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::conntrack::{Conntrack, Recovered};
 use nomagic_core::counters::{Counters, XdpCounts};
+use nomagic_core::events::EventRing;
 use nomagic_core::filter::{BUCKET_SLOTS, ReplyFilter};
 use nomagic_core::frame::Wanted;
 use nomagic_core::hash::WordSet;
@@ -18,6 +19,7 @@ use nomagic_core::services::{Services, UnusedPorts};
 use nomagic_core::tuple::Prefix;
 use nomagic_core::unused::Unused;
 use nomagic_sys::process::raise_memory_lock;
+use nomagic_sys::time::monotonic_ns;
 use nomagic_sys::xdp_socket::knows_segments;
 
 use crate::addressed::Configured;
@@ -41,6 +43,7 @@ use crate::reply_key;
 use crate::setup::share_memory;
 use crate::status::{AnswerCounts, Condition, EdgeStatus, PortInfo, RedirectStatus, WorkerStatus};
 use crate::tables::{Tables, TablesApplied};
+use crate::taps::{self, TapOptions, TapReader};
 use crate::workers::Workers;
 
 /// The running dataplane.
@@ -325,6 +328,18 @@ impl Edge {
     /// A worker's packet path counters.
     pub fn counters(&self, worker: usize) -> Option<&Counters> {
         self.workers.shared(worker).map(|shared| &shared.counters)
+    }
+
+    /// Watches packets from now on. Of more than [`TAPS_MAX`](crate::TAPS_MAX) taps the oldest one ends.
+    pub fn tap(&self, options: TapOptions) -> TapReader {
+        let (session, reader) = taps::open(options, monotonic_ns());
+        self.workers.tap(&session);
+        reader
+    }
+
+    /// The last events of each worker.
+    pub fn events(&self) -> Vec<Arc<EventRing>> {
+        (0..self.workers.len()).filter_map(|worker| self.workers.shared(worker)).map(|shared| shared.events.clone()).collect()
     }
 
     /// The numbers of live workers and of all workers. A worker is not live if it has ended, or has been stuck for longer than the grace

@@ -288,12 +288,13 @@ impl WorkerIo {
         match origin {
             Origin::Forward => counters.forward_failed(reason, len),
             Origin::Kernel(judged) => counters.kernel_failed(judged, reason, len),
-            Origin::Made => io.made_failed.add(1),
+            Origin::Made => return io.made_failed.add(1),
             Origin::Handed => {
                 io.handed_failed.count(len);
                 counters.reasons.handed.of(reason).add(1);
             }
         }
+        self.shared.record_drop(self.now_ns, reason, len);
     }
 
     pub fn free(&mut self, token: Token) {

@@ -35,6 +35,7 @@ mod setup;
 mod shared;
 mod status;
 mod tables;
+mod taps;
 mod topology;
 mod umem;
 mod worker;
@@ -56,6 +57,7 @@ pub use pool::FrameAccount;
 pub use published::{Published, Reader};
 pub use status::{AnswerCounts, Condition, EdgeStatus, PortInfo, PortStatus, RedirectStatus, WorkerStatus};
 pub use tables::TablesApplied;
+pub use taps::{SNAP_LEN_MAX, Snap, TAPS_MAX, TapCounts, TapOptions, TapPacket, TapReader};
 pub use umem::SEGMENTS_MAX;
 pub use xdp_features::xdp_features;
 

@@ -1,16 +1,19 @@
 //! A worker's state that other threads read, and the commands it receives.
 
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crossbeam::channel::Sender;
 use nomagic_core::counters::{Counters, IoCounters, NeighbourCounters, SendCounters};
+use nomagic_core::events::{Event, EventKind, EventRing};
 use nomagic_core::frame::PortId;
+use nomagic_core::reason::Reason;
 use nomagic_sys::fds::Waker;
 
 use crate::pool::FrameAccount;
 use crate::queue::Queue;
+use crate::taps::TapSession;
 use crate::umem::Token;
 
 /// A command from the edge to a worker. The worker answers or acknowledges it on the channel it carries.
@@ -19,6 +22,8 @@ pub(crate) enum WorkerCommand {
     Add(Vec<Queue>, Sender<()>),
     /// Return the queues of a port, with their sockets open and their rings as they are.
     Remove(PortId, Sender<Vec<Queue>>),
+    /// Watch packets for this tap.
+    Tap(TapSession),
     /// Take back these frames of this worker, which were on the rings of a closed queue.
     Reclaimed(Vec<Token>),
 }
@@ -29,6 +34,8 @@ pub(crate) struct WorkerShared {
     pub io: IoCounters,
     pub sends: SendCounters,
     pub neighbours: NeighbourCounters,
+    /// Its last events. The packet path records there as well, on the same thread.
+    pub events: Arc<EventRing>,
     /// The frame accounts, by pool, as of the last housekeeping.
     pub accounts: Mutex<Vec<FrameAccount>>,
     /// Held frames.
@@ -48,6 +55,7 @@ impl WorkerShared {
             io: IoCounters::default(),
             sends: SendCounters::default(),
             neighbours: NeighbourCounters::default(),
+            events: Arc::default(),
             accounts: Mutex::new(Vec::new()),
             held: AtomicU64::new(0),
             waker: Waker::new()?,
@@ -55,6 +63,12 @@ impl WorkerShared {
             stop: AtomicBool::new(false),
             alive: AtomicBool::new(true),
         })
+    }
+
+    /// Records that a frame was dropped after its verdict, or without one. Only the worker may call it.
+    pub fn record_drop(&self, now_ns: u64, reason: Reason, bytes: usize) {
+        let frame = (PortId::NONE, bytes);
+        self.events.record(&Event::of_packet(now_ns / 1_000_000, EventKind::Dropped(reason), None, frame));
     }
 
     /// Call it before the last check of the lanes: frames put there afterwards wake this worker.

@@ -18,7 +18,7 @@ use nomagic_core::conntrack::Conntrack;
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::fragment_hold::FragmentHold;
 use nomagic_core::frame::{BATCH_MAX, Frame, OUTPUT_MAX, Outputs, PortId, Verdict, Wait};
-use nomagic_core::pipeline::{Context, WorkerState, sweep};
+use nomagic_core::pipeline::{Context, WorkerState, process_tapped, sweep};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
@@ -32,6 +32,7 @@ use crate::pool::{FrameAccount, FramePool};
 use crate::published::Reader;
 use crate::queue::{Origin, Queue};
 use crate::shared::{WorkerCommand, WorkerShared};
+use crate::taps::WorkerTaps;
 use crate::topology::Topology;
 use crate::umem::{SEGMENTS_MAX, Token};
 
@@ -69,6 +70,7 @@ pub(crate) struct Worker {
     /// Where a fragment is put together before it gets frames.
     pub fragment: Vec<u8>,
     pub requester: NeighbourRequester,
+    pub taps: WorkerTaps,
     pub idle: Idle,
     pub path: PacketPath,
     pub busy_ns: u64,
@@ -120,8 +122,12 @@ impl Worker {
             let (start, len) = (pool.data_start(&token), token.head_len());
             packets.push(OwnedFrame { token, start, len, port, queue: index, held_since_ns: None, given_up: None });
         };
-        let counters = &self.io.shared.counters;
-        let frames = queue.receive(pool, BATCH_MAX, take, |bytes| counters.judged(&Verdict::Drop(Reason::FrameTooLong), false, bytes));
+        let (shared, now_ns) = (&self.io.shared, self.io.now_ns);
+        let too_long = |bytes| {
+            shared.counters.judged(&Verdict::Drop(Reason::FrameTooLong), false, bytes);
+            shared.record_drop(now_ns, Reason::FrameTooLong, bytes);
+        };
+        let frames = queue.receive(pool, BATCH_MAX, take, too_long);
         if !packets.is_empty() {
             let pool = queue.pool;
             self.process_batch(pool, &mut packets);
@@ -155,7 +161,12 @@ impl Worker {
                 counters: &shared.counters,
                 worker: &mut self.state,
             };
-            (self.path)(&mut context, &mut frames, &mut verdicts, &mut out);
+            if self.taps.is_empty() {
+                (self.path)(&mut context, &mut frames, &mut verdicts, &mut out);
+            } else {
+                self.taps.tend(*now_ns);
+                process_tapped(&mut context, &mut frames, &mut verdicts, &mut out, &mut self.taps);
+            }
             extents.extend(frames.iter().map(|f| (f.start(), f.head_len())));
             made.extend(made_frames(&out));
         }
@@ -180,6 +191,7 @@ impl Worker {
                 self.requester.ask(wanted, self.io.now_ns / 1_000_000, &self.io.shared.neighbours);
                 if let Err(packet) = self.hold.keep(packet, wanted, self.io.now_ns) {
                     self.io.shared.counters.held_failed(Reason::HoldFull, packet.total_len());
+                    self.io.shared.record_drop(self.io.now_ns, Reason::HoldFull, packet.total_len());
                     self.io.free(packet.token);
                 }
             }
@@ -206,6 +218,7 @@ impl Worker {
             Some(internal) => self.io.send(packet, internal.port, Origin::Kernel(reason)),
             None => {
                 self.io.shared.counters.kernel_failed(reason, Reason::NoInternalPort, packet.total_len());
+                self.io.shared.record_drop(self.io.now_ns, Reason::NoInternalPort, packet.total_len());
                 self.io.free(packet.token);
             }
         }
@@ -266,6 +279,7 @@ impl Worker {
                     let _ = gone.try_send(self.io.remove(port));
                 }
                 WorkerCommand::Reclaimed(tokens) => self.io.reclaim(tokens),
+                WorkerCommand::Tap(session) => self.taps.add(session),
             }
             self.io.plan(self.topology.table());
         }
@@ -280,6 +294,7 @@ impl Worker {
         }
         self.heartbeat.store(now_ns, Relaxed);
         self.housekept_ns = now_ns;
+        self.taps.tend(now_ns);
         self.give_up_overdue(now_ns);
         self.io.reclaim_from_dead_peers();
         self.sweep((u64::from(self.sweep_flows) * elapsed_ns.min(SWEEP_PERIOD_NS) / SWEEP_PERIOD_NS).clamp(1, SWEEP_MAX));

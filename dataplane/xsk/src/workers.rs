@@ -24,6 +24,7 @@ use crate::pool::FramePool;
 use crate::setup::SharedMemory;
 use crate::shared::{WorkerCommand, WorkerShared};
 use crate::tables::Readers;
+use crate::taps::{TapSession, WorkerTaps};
 use crate::worker::Worker;
 
 /// Maximum number of commands queued for a worker.
@@ -80,13 +81,14 @@ impl Workers {
                 table: memory.table,
                 sweep_flows: config.conntrack_capacity.div_ceil(config.workers.get()),
                 filter: memory.replies,
-                state: WorkerState::with_timeouts(id as u16, config.timeouts),
+                state: WorkerState::with_timeouts(id as u16, config.timeouts).record_in(all_shared[id].events.clone()),
                 hold: Hold::new(config.hold_frames_max.div_ceil(count), config.hold_max.as_nanos() as u64),
                 fragments: FragmentHold::new(config.fragments_held_max()),
                 fragments_seen_ns: 0,
                 leaving: VecDeque::with_capacity(2 * BATCH_MAX),
                 fragment: Vec::new(),
                 requester: NeighbourRequester::new(wanted.clone()),
+                taps: WorkerTaps::of_worker(id as u32),
                 idle: config.idle,
                 path: config.path,
                 busy_ns: 0,
@@ -138,6 +140,14 @@ impl Workers {
         handle.commands.send_timeout(command, ANSWER_MAX).map_err(|_| silent(worker))?;
         handle.shared.waker.wake();
         Ok(())
+    }
+
+    /// Opens a tap on all workers. One that does not take it now is stuck, and nothing is seen of it.
+    pub fn tap(&self, session: &TapSession) {
+        for handle in &self.handles {
+            let _ = handle.commands.try_send(WorkerCommand::Tap(session.clone()));
+            handle.shared.waker.wake();
+        }
     }
 
     /// Stops all workers and waits for them. Returns whether there were any and none had panicked.

@@ -242,7 +242,7 @@ impl Row for Turnover {
         let insert = start.elapsed();
         let start = Instant::now();
         let mut ended = 0u32;
-        table.sweep(table.capacity(), 1, |_| true, |_, _| ended += 1);
+        table.sweep(table.capacity(), 1, |_| true, |_, _, _| ended += 1);
         let expire = start.elapsed();
         assert_eq!(ended, f.flows);
         empty(f);

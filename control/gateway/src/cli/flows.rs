@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use nomagic_api::flows::{self, Flow, FlowFilter, FlowState, FlowsPage};
 use nomagic_api::socket::{Request, Response};
 
+use super::filter_args::{FilterArgs, until_closed};
 use super::{StateArgs, state_paths};
-use crate::flows::Selection;
 use crate::run::socket;
 
 /// Seconds between two looks of `--watch`.
@@ -30,12 +30,20 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
     nomagic flows --client 10.0.0.0/8 --state SYN_SENT --watch
   One JSON object for each flow:
     nomagic flows --format json
+  End the connections of a client:
+    nomagic flows end --client 10.0.0.9
 
 A flow is shown as it was when its entry was read; the table is read in parts, beside the workers.
 Exit codes: 0 done, 1 failure or no gateway answers, 2 invalid arguments.")]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct FlowsArgs {
+    #[command(subcommand)]
+    command: Option<FlowsCommand>,
     #[command(flatten)]
     filter: FilterArgs,
+    /// A state, such as ESTABLISHED.
+    #[arg(long)]
+    state: Option<FlowState>,
     /// Show numbers of flows instead of flows.
     #[arg(long)]
     count: bool,
@@ -55,27 +63,62 @@ pub(super) struct FlowsArgs {
     format: super::StatusFormat,
 }
 
-/// Selects flows.
+#[derive(Debug, clap::Subcommand)]
+enum FlowsCommand {
+    /// End flows: their next packets are those of unknown connections.
+    #[command(after_help = "Examples:
+  nomagic flows end --client 10.0.0.9
+  nomagic flows end --service default/nginx --backend 172.16.0.5
+  nomagic flows end --all
+
+Nobody is told. The next packet of a connection without SNAT opens a flow again, perhaps to another endpoint, which resets it; one with SNAT is
+reset by nomagic. A UDP client's next packet opens a new flow.
+Exit codes: 0 done, 1 failure or no gateway answers, 2 invalid arguments.")]
+    End(EndArgs),
+}
+
 #[derive(Debug, clap::Args)]
-struct FilterArgs {
-    /// A Service.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    service: Option<String>,
-    /// A backend: an address, a CIDR, or an address with a port.
-    #[arg(long, value_name = "ADDRESS")]
-    backend: Option<String>,
-    /// A client: an address or a CIDR.
-    #[arg(long, value_name = "PREFIX")]
-    client: Option<String>,
-    /// The port that the client sends to.
-    #[arg(long)]
-    port: Option<u16>,
-    /// tcp, udp or sctp.
-    #[arg(long)]
-    proto: Option<String>,
+struct EndArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
     /// A state, such as ESTABLISHED.
     #[arg(long)]
     state: Option<FlowState>,
+    /// End all flows that fit, also if no filter is given.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    state_dir: StateArgs,
+}
+
+/// Ends flows and says how many.
+fn end(args: &EndArgs) -> Result<u8> {
+    let filter = args.filter.filter(args.state).and_then(|filter| match filter == FlowFilter::default() && !args.all {
+        true => Err("no filter is given: --all ends all flows".into()),
+        false => Ok(filter),
+    });
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(e) => {
+            super::output::print_error(&e);
+            return Ok(2);
+        }
+    };
+    let state_dir = state_paths::state_dir(args.state_dir.state_dir.clone(), args.state_dir.config.as_deref())?;
+    let (mut all, mut from) = (0, 0);
+    loop {
+        let request = Request::FlowsEnd { filter: filter.clone(), from, all: args.all };
+        let Response::FlowsEnd { ended, next } = socket::ask(&state_dir, &request)? else {
+            bail!("unexpected response from the gateway: not ended flows")
+        };
+        all += ended;
+        match next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    println!("{all} flows ended");
+    Ok(0)
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -99,14 +142,16 @@ impl From<CountBy> for flows::CountBy {
 
 /// Runs the command and prints its outcome. Returns the exit code.
 pub(super) fn run(args: &FlowsArgs) -> Result<u8> {
-    let FilterArgs { service, backend, client, port, proto, state } = &args.filter;
-    let (service, backend, client, proto) = (service.clone(), backend.clone(), client.clone(), proto.clone());
-    let filter = FlowFilter { service, backend, client, port: *port, proto, state: *state };
-    // Before the gateway is asked: the words are the same.
-    if let Err(e) = Selection::parse(&filter) {
-        super::output::print_error(&e);
-        return Ok(2);
+    if let Some(FlowsCommand::End(args)) = &args.command {
+        return end(args);
     }
+    let filter = match args.filter.filter(args.state) {
+        Ok(filter) => filter,
+        Err(e) => {
+            super::output::print_error(&e);
+            return Ok(2);
+        }
+    };
     let every = args.watch.map(|seconds| if seconds.is_finite() { seconds.clamp(0.1, 3_600.0) } else { WATCH_S });
     let state_dir = state_paths::state_dir(args.state_dir.state_dir.clone(), args.state_dir.config.as_deref())?;
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -117,11 +162,7 @@ pub(super) fn run(args: &FlowsArgs) -> Result<u8> {
             (shown, _) => break shown,
         }
     };
-    match shown {
-        // The reader of the output has closed its end, as `head` does.
-        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => Ok(0),
-        shown => shown.map(|()| 0),
-    }
+    until_closed(shown.map(|()| 0))
 }
 
 fn show_once(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl Write, again: bool) -> Result<()> {

@@ -52,6 +52,7 @@ fragment: false
 onFailure: drop
 detachOnExit: true
 stateDir: /tmp/state
+socketGroup: 1234
 graceMs: 500
 healthzBindAddress: '::'
 metricsBindAddress: ''
@@ -291,6 +292,7 @@ fn the_example_names_every_field_with_its_default() {
         "graceMs",
         "detachOnExit",
         "stateDir",
+        "socketGroup",
     ];
     for field in fields {
         let shown = text.lines().any(|l| l.trim_start_matches([' ', '#']).starts_with(&format!("{field}:")));
@@ -311,6 +313,7 @@ fn the_example_names_every_field_with_its_default() {
             c.grace_ms,
             c.detach_on_exit,
             c.state_dir.clone(),
+            c.socket_group.clone(),
         )
     };
     assert_eq!(same(&c), same(&d), "defaults in the example match the code");

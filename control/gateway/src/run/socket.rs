@@ -1,7 +1,7 @@
 //! The control socket: a Unix socket in the state directory. [`nomagic_api::socket`] describes the protocol.
 
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as Client;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use super::lock::StateLock;
+use crate::config::SocketGroup;
 use crate::connections::{Limits, Peer, Permit, Permits, Turn};
 
 /// Maximum concurrent clients, counted from accept to the end of the response. A further one displaces a client that neither sends its request
@@ -27,6 +28,9 @@ const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after `accept` fails.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// The answer to a member of the readers' group.
+const ONLY_ROOT: &str = "only root may do this: the group of the control socket (socketGroup) may only read";
+
 /// The path of the socket.
 pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("control.sock")
@@ -36,17 +40,19 @@ pub fn path(state_dir: &Path) -> PathBuf {
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// The user of this process.
+    owner: u32,
     permits: Arc<Permits>,
     /// Held as long as it listens.
     _lock: StateLock,
 }
 
 impl ControlSocket {
-    /// Listens. Replaces the socket file of a process that has ended.
+    /// Listens. Replaces the socket file of a process that has ended. Members of the group `readers` may send requests that only read.
     ///
     /// # Errors
-    /// If another process listens there: two gateways cannot share a state directory.
-    pub fn open(state_dir: &Path) -> Result<ControlSocket> {
+    /// If another process listens there: two gateways cannot share a state directory. If there is no such group.
+    pub fn open(state_dir: &Path, readers: Option<&SocketGroup>) -> Result<ControlSocket> {
         nomagic_sys::directory::make(state_dir).with_context(|| format!("cannot create the state directory {}", state_dir.display()))?;
         let lock = StateLock::take(state_dir)?.with_context(|| format!("the state directory {} was removed", state_dir.display()))?;
         let path = path(state_dir);
@@ -59,9 +65,18 @@ impl ControlSocket {
             _ => {}
         }
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        let mode = match readers.map(SocketGroup::number).transpose().map_err(|e| anyhow!(e))? {
+            Some(group) => {
+                std::os::unix::fs::chown(&path, None, Some(group))
+                    .with_context(|| format!("cannot give {} to group {group}", path.display()))?;
+                0o660
+            }
+            None => 0o600,
+        };
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+        let owner = std::fs::metadata(&path)?.uid();
         let permits = Permits::new(Limits { connections_max: CLIENTS_MAX, peer_connections_max: PROCESS_CLIENTS_MAX });
-        Ok(ControlSocket { listener, path, permits, _lock: lock })
+        Ok(ControlSocket { listener, path, owner, permits, _lock: lock })
     }
 
     /// The clients' permits, with their counts.
@@ -81,9 +96,11 @@ impl ControlSocket {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 };
-                let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                let peer = stream.peer_cred().ok();
+                let process = peer.and_then(|peer| peer.pid());
+                let may_change = peer.is_some_and(|peer| peer.uid() == 0 || peer.uid() == self.owner);
                 if let Some(permit) = self.permits.acquire(Peer::Process(process)) {
-                    tokio::task::spawn_local(take(stream, permit, sender.clone()));
+                    tokio::task::spawn_local(take(stream, permit, may_change, sender.clone()));
                 } else {
                     // A short line always fits the buffer of a new socket.
                     let refusal =
@@ -99,7 +116,7 @@ impl ControlSocket {
 }
 
 /// Reads a client's request, unless the client is too slow or its permit is withdrawn.
-async fn take(stream: UnixStream, mut permit: Permit, sender: mpsc::Sender<(Request, Responder)>) {
+async fn take(stream: UnixStream, mut permit: Permit, may_change: bool, sender: mpsc::Sender<(Request, Responder)>) {
     let read = tokio::select! {
         read = tokio::time::timeout(SOCKET_TIMEOUT, read_line(stream)) => read,
         () = permit.withdrawn() => return,
@@ -109,6 +126,7 @@ async fn take(stream: UnixStream, mut permit: Permit, sender: mpsc::Sender<(Requ
     permit.turns().set(Turn::Server);
     let responder = Responder { stream, permit };
     match line.and_then(|line| Request::parse(&line)) {
+        Ok(request) if !may_change && !request.is_read_only() => responder.send(Err(ONLY_ROOT.into())),
         // The channel cannot be full: its capacity is the maximum number of clients, and clients waiting for a response are not displaced.
         Ok(request) => drop(sender.try_send((request, responder))),
         Err(error) => responder.send(Err(error)),
@@ -226,7 +244,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let mut requests = ControlSocket::open(dir.path()).unwrap().serve();
+            let mut requests = ControlSocket::open(dir.path(), None).unwrap().serve();
             let state_dir = dir.path().to_owned();
             let mut clients = tokio::task::spawn_blocking(move || clients(&state_dir));
             loop {
@@ -247,7 +265,7 @@ mod tests {
             let Response::Status(status) = ask(dir, &Request::Status {}).unwrap() else { panic!("not a status") };
             assert_eq!(status.uptime_s, 7);
             assert!(is_running(dir));
-            let again = ControlSocket::open(dir).err().expect("one gateway per directory");
+            let again = ControlSocket::open(dir, None).err().expect("one gateway per directory");
             assert!(again.to_string().contains("another nomagic runs"), "{again}");
             for (line, words) in [
                 (&b"status\n"[..], "not a request"),
@@ -312,7 +330,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let socket = ControlSocket::open(dir.path()).unwrap();
+            let socket = ControlSocket::open(dir.path(), None).unwrap();
             let permits = socket.permits();
             let mut requests = socket.serve();
             let asks = |n: usize| {

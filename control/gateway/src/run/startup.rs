@@ -116,7 +116,13 @@ pub async fn wait_for_objects(
                 }
                 Request::Log { level } => super::follow_log(level.as_deref()),
                 Request::Drain { .. } => Err("nomagic is still starting: it is not ready, so there is nothing to drain".into()),
-                Request::Explain { .. } | Request::Flows { .. } => Err(format!("there is no table yet: {}", tables.missing())),
+                Request::Explain { .. }
+                | Request::Flows { .. }
+                | Request::FlowsEnd { .. }
+                | Request::Events { .. }
+                | Request::TapOpen(_)
+                | Request::TapRead { .. }
+                | Request::TapClose { .. } => Err(format!("there is no table yet: {}", tables.missing())),
                 Request::DenyAdd { .. } | Request::DenyRemove { .. } | Request::DenyList {} => Err(format!(
                     "nomagic is still starting and waits for: {}. Try again when `nomagic status` says ready. Prefixes that an earlier process \
                      denied stay denied",

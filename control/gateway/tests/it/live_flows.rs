@@ -69,6 +69,22 @@ fn flows_of_a_running_gateway() {
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.code() == Some(2) && said.contains(words), "{args:?}: {said}");
     }
+    // Ended by command: what fits, and nothing else; the trace says so.
+    let one = held[0].0.local_addr().unwrap();
+    let backend = established.iter().find(|flow| flow.client == one.to_string()).unwrap().backend.clone();
+    let there = established.iter().filter(|flow| flow.backend == backend).count();
+    let said = text(&g, &["end", "--service", "default/nginx", "--backend", &backend]);
+    assert_eq!(said, format!("{there} flows ended\n"));
+    let left = parsed(&g, &["--service", "default/nginx", "--state", "established"]);
+    assert!(left.len() == held.len() - there && left.iter().all(|flow| flow.backend != backend), "{left:?}");
+    let mut traced = Command::new(NOMAGIC);
+    traced.args(["trace", "--last", "1000", "--type", "ended", "--backend", &backend, "--format", "json"]);
+    let traced = traced.arg("--state-dir").arg(g.state_dir()).output().unwrap();
+    let traced = String::from_utf8(traced.stdout).unwrap();
+    assert_eq!(traced.lines().filter(|line| line.contains("\"cause\":\"command\"")).count(), there, "{traced}");
+    let none = flows(&g, &["end"]);
+    assert!(none.status.code() == Some(2) && String::from_utf8_lossy(&none.stderr).contains("--all ends all flows"));
+
     // A reader that leaves, such as `head`, is no error.
     let mut child = Command::new(NOMAGIC)
         .args(["flows", "--watch", "0.1", "--state-dir"])

@@ -152,7 +152,7 @@ fn assert_sound(words: &[AtomicU64], table: &Conntrack<'_>, recovered: &Recovere
     let ports = table.snat_ports();
     assert_eq!(ports.in_use(), with_snat);
     assert!(ports.largest_shares().client <= with_snat && ports.fullest_endpoint() <= with_snat);
-    table.sweep(2 * table.capacity(), 1, |_| false, |_, _| panic!("nothing ends"));
+    table.sweep(2 * table.capacity(), 1, |_| false, |_, _, _| panic!("nothing ends"));
     fill(table);
     assert!(flows.iter().all(|(_, flow)| find(&flow.original()).is_some() && find(&flow.reply()).is_some()));
     table.for_each(|hit, _| assert!(table.end(hit).is_some()));

@@ -89,6 +89,11 @@ pub enum PhaseKind {
 }
 
 impl PhaseKind {
+    /// The phase with this number.
+    pub(crate) fn from_number(number: u8) -> Option<PhaseKind> {
+        PhaseKind::ALL.get(usize::from(number).wrapping_sub(1)).copied()
+    }
+
     const ALL: [PhaseKind; 14] = [
         PhaseKind::SynSent,
         PhaseKind::SynReceived,
@@ -178,7 +183,7 @@ impl Phase {
     /// The phase itself.
     pub fn kind(self) -> PhaseKind {
         // A byte that is no phase counts as closed.
-        PhaseKind::ALL.get(usize::from(self.0 & KIND).wrapping_sub(1)).copied().unwrap_or(PhaseKind::Closed)
+        PhaseKind::from_number(self.0 & KIND).unwrap_or(PhaseKind::Closed)
     }
 
     /// Whether it is an SCTP association's.

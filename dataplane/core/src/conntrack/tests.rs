@@ -161,7 +161,7 @@ fn the_sweep_ends_what_timed_out_and_forgets_old_next_hops() {
     let now = 100_000;
     let mut ended = Vec::new();
     for _ in 0..8 {
-        table.sweep(8, 6, |h| now - h.seen_ms >= timeouts.of(h.phase), |f, _| ended.push(f));
+        table.sweep(8, 6, |h| now - h.seen_ms >= timeouts.of(h.phase), |f, _, _| ended.push(f));
     }
     // UDP is one-way for 30 s, a SYN for 120 s.
     assert_eq!(ended.len(), (0..60).filter(|i: &u32| i.is_multiple_of(3)).count());

@@ -1,9 +1,13 @@
 //! What a batch is decided with.
 
+use std::sync::Arc;
+
 use super::evict::Evictor;
+use super::recorder::Recorder;
 use crate::conntrack::{Conntrack, IdleTimes, SEEN_RESOLUTION_MS, Timeouts};
 use crate::counters::Counters;
 use crate::datagrams::Datagrams;
+use crate::events::EventRing;
 use crate::filter::ReplyFilter;
 use crate::icmp::ErrorClass;
 use crate::reject::Limiter;
@@ -51,6 +55,7 @@ pub struct WorkerState {
     pub(super) route_cache: RouteCache,
     pub(super) evictor: Evictor,
     pub(super) datagrams: Datagrams,
+    pub(super) recorder: Recorder,
 }
 
 impl WorkerState {
@@ -70,6 +75,13 @@ impl WorkerState {
             route_cache: RouteCache::default(),
             evictor: Evictor::default(),
             datagrams: Datagrams::default(),
+            recorder: Recorder::default(),
         }
+    }
+
+    /// Records events in this ring from now on. No other thread may record there.
+    pub fn record_in(mut self, ring: Arc<EventRing>) -> WorkerState {
+        self.recorder = Recorder::new(ring);
+        self
     }
 }

@@ -5,6 +5,7 @@ use super::fit::Fit;
 use super::only_here::{Unserved, leave};
 use super::{Context, answers_come_back, forward, open, resolve};
 use crate::conntrack::Direction;
+use crate::events::{EndCause, EventKind};
 use crate::frame::{Frame, Outputs, Verdict};
 use crate::observe::Observer;
 use crate::parse::Packet;
@@ -44,7 +45,7 @@ fn admit<'c>(
     let answer = tuple.reversed();
     let other = ctx.table.lookup(&answer, ctx.table.hash(&answer)).filter(|hit| hit.direction == Direction::Reply)?;
     if expired(&other, &ctx.worker.idle, ctx.now_ms) || other.phase.reusable() {
-        end(ctx, &other, &ctx.counters.conntrack.replaced);
+        end(ctx, &other, &ctx.counters.conntrack.replaced, EndCause::Replaced);
         return None;
     }
     let onward = resolve(ctx, (tuple, frame.port), tuple, observer).ok()?;
@@ -55,6 +56,7 @@ fn admit<'c>(
     let backend = Backend { addr: tuple.dst_addr(), port: tuple.dport, weight: 1, stats: 0 };
     let hit = open::open(ctx, packet, hash, &Limits::default(), &backend, Source::Client, &onward).ok()?;
     observer.opened(&hit);
+    ctx.worker.recorder.flow(ctx.now_ms, frame, (tuple, &hit), EventKind::New(hit.phase.kind()));
     ctx.table.remember_ingress(&hit, frame.port);
     ctx.counters.conntrack.created.add(1);
     Some(forward(ctx, frame, packet, &hit, (&onward.hop, onward.id), fit))

@@ -6,6 +6,7 @@ use super::Context;
 use super::idle_reset::reset_both;
 use crate::conntrack::{Conntrack, Flow, Hit, IdleTimes, NextNumbers, Phase};
 use crate::counters::Counter;
+use crate::events::EndCause;
 use crate::filter::ReplyFilter;
 use crate::frame::{OUTPUT_MAX, Outputs};
 use crate::reject::Class;
@@ -19,8 +20,9 @@ pub fn sweep(ctx: &mut Context<'_>, places: u32, out: &mut Outputs<'_>) {
         places,
         ctx.routes.generation,
         |hit| expired(hit, idle, now_ms),
-        |flow, next| {
+        |flow, phase, next| {
             ctx.counters.conntrack.expired.add(1);
+            ctx.worker.recorder.ended(now_ms, &flow, EndCause::TimedOut, phase);
             withdraw(ctx.filter, &flow);
             if let Some(next) = next.filter(|_| ctx.services.reset_idle)
                 && to_reset.try_push((flow, next)).is_err()
@@ -37,11 +39,14 @@ pub fn sweep(ctx: &mut Context<'_>, places: u32, out: &mut Outputs<'_>) {
 /// A flow is announced before it goes live, and withdrawn by the one thread that ended it. So each announcement is withdrawn once. A
 /// successor with the same reply tuple has an entry of its own in the filter.
 pub fn end_connection(table: Conntrack<'_>, filter: Option<ReplyFilter<'_>>, hit: &Hit) -> bool {
-    let ended = table.end(hit);
-    if let Some(flow) = &ended {
-        withdraw(filter, flow);
-    }
-    ended.is_some()
+    take_out(table, filter, hit).is_some()
+}
+
+/// The same. Returns the flow that has ended.
+pub fn take_out(table: Conntrack<'_>, filter: Option<ReplyFilter<'_>>, hit: &Hit) -> Option<Flow> {
+    let flow = table.end(hit)?;
+    withdraw(filter, &flow);
+    Some(flow)
 }
 
 #[inline(always)]
@@ -55,10 +60,11 @@ pub(super) fn silent(phase: Phase, seen_ms: u64, idle: &IdleTimes, now_ms: u64) 
     now_ms.saturating_sub(seen_ms) >= idle.of(phase)
 }
 
-/// Ends a flow and counts it.
-pub(super) fn end(ctx: &Context<'_>, hit: &Hit, counter: &Counter) {
-    if end_connection(ctx.table, ctx.filter, hit) {
+/// Ends a flow, counts it and records why.
+pub(super) fn end(ctx: &Context<'_>, hit: &Hit, counter: &Counter, cause: EndCause) {
+    if let Some(flow) = take_out(ctx.table, ctx.filter, hit) {
         counter.add(1);
+        ctx.worker.recorder.ended(ctx.now_ms, &flow, cause, hit.phase);
     }
 }
 

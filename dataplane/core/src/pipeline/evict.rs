@@ -6,6 +6,7 @@
 use super::ending::silent;
 use super::{Context, end};
 use crate::conntrack::{Direction, EvictionRank, Flow, FlowRef, Hit, NoPort, Refused};
+use crate::events::EndCause;
 use crate::filter::ReplyFilter;
 use crate::tuple::Tuple;
 
@@ -67,7 +68,7 @@ pub(super) fn reclaim_port(
         }
     }
     let (rank, hit, port) = victim?;
-    end(ctx, &hit, ctx.counters.conntrack.snat_reclaimed.of(rank));
+    end(ctx, &hit, ctx.counters.conntrack.snat_reclaimed.of(rank), EndCause::PortReclaimed);
     Some(port)
 }
 
@@ -77,7 +78,7 @@ fn evict(ctx: &mut Context<'_>) -> bool {
     // Ranked again, since a handshake may have completed meanwhile. For the higher ranks a fresh sample may have a better victim.
     let ready = ready.and_then(|hit| Some((rank(ctx, &hit.flow_ref())?, hit))).filter(|(rank, _)| *rank < EvictionRank::IdleUdp);
     match ready {
-        Some((rank, hit)) => end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank)),
+        Some((rank, hit)) => end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank), EndCause::Evicted),
         None => {
             let Some(chosen) = choose(ctx) else { return false };
             end_chosen(ctx, chosen);
@@ -133,7 +134,7 @@ fn evict_announced(ctx: &Context<'_>, filter: &ReplyFilter<'_>, bucket: u32) -> 
 fn end_chosen(ctx: &Context<'_>, (rank, seen): (EvictionRank, FlowRef)) {
     // `None`: another worker has evicted it.
     if let Some(hit) = ctx.table.revalidate(&seen) {
-        end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank));
+        end(ctx, &hit, ctx.counters.conntrack.evicted.of(rank), EndCause::Evicted);
     }
 }
 

@@ -8,6 +8,7 @@ use super::foreign::link_local;
 use super::only_here::{Unserved, leave};
 use super::{Context, expired, fresh_hop};
 use crate::conntrack::{Direction, Hit};
+use crate::events::EventKind;
 use crate::frame::{Frame, Outputs, PortId, Verdict};
 use crate::icmp::{self, ErrorClass, IcmpError};
 use crate::observe::{FlowFate, Observer};
@@ -62,6 +63,7 @@ pub(super) fn forward_error<'f, 'c>(
     };
     icmp::translate(frame, error, &hit, source, &hop);
     ctx.counters.path.icmp_errors.of(class).add(1);
+    ctx.worker.recorder.packet(ctx.now_ms, frame, EventKind::IcmpError);
     fit.verdict(ctx, &hop, id)
 }
 

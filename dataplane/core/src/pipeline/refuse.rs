@@ -75,6 +75,7 @@ pub(super) fn refuse<'f, 'c>(
     let rejects = &ctx.counters.path;
     if sent { &rejects.rejects_made } else { &rejects.rejects_suppressed }.of(class).add(1);
     observer.rejected(reason, answer, sent);
+    ctx.worker.recorder.rejected(ctx.now_ms, frame, reason, answer, sent);
     Verdict::Drop(reason)
 }
 

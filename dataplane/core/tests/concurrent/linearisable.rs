@@ -253,7 +253,7 @@ impl Thread<'_> {
                 self.breathe();
                 ends
             },
-            |ended, _| {
+            |ended, _, _| {
                 assert_eq!(ending.take(), Some(ended.stats));
                 since.set(self.record(group_of(ended.stats), since.get(), Did::Ended { value: ended.stats, ended: true }));
             },

@@ -152,7 +152,7 @@ impl Round<'_> {
                 std::thread::yield_now();
             }
             if r.is_multiple_of(8) {
-                self.table.sweep(4, ROUTES, |hit| mixed(hit.stats) % 2 == r % 2, |flow, _| self.end(&flow));
+                self.table.sweep(4, ROUTES, |hit| mixed(hit.stats) % 2 == r % 2, |flow, _, _| self.end(&flow));
             } else if let Some(hit) = find(&self.table, &flow((r >> 8) as u32 % KEYS).original()) {
                 check(&hit, None);
                 if let Some(flow) = self.table.end(&hit) {

@@ -24,6 +24,7 @@ mod only_here;
 mod packets;
 mod pieces;
 mod reasons;
+mod recorded;
 mod reject_limits;
 mod reply_filter;
 mod resets;

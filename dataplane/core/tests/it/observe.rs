@@ -3,14 +3,15 @@
 use arrayvec::ArrayVec;
 use nomagic_core::conntrack::{Hit, Remembered};
 use nomagic_core::first_packet::first_packet;
-use nomagic_core::frame::{Frame, Outputs, PortId, Verdict};
+use nomagic_core::frame::{Frame, NextHopId, Outputs, PortId, Verdict};
 use nomagic_core::observe::{FlowFate, Observer};
 use nomagic_core::parse::{Packet, parse};
-use nomagic_core::pipeline::process_observed;
+use nomagic_core::pipeline::{process_observed, process_tapped};
 use nomagic_core::reason::Reason;
 use nomagic_core::reject::Answer;
 use nomagic_core::routes::Resolution;
 use nomagic_core::services::{Action, Affinity, Decision, Source};
+use nomagic_core::tap::{FlowView, Notes as TapNotes, PacketFilter, Tap};
 use nomagic_core::tuple::{Proto, Tuple, splitmix64};
 use nomagic_core_fixtures::*;
 
@@ -188,10 +189,48 @@ fn affinity_tells_what_it_knew_of_the_client() {
     assert!(ask(&mut w, 4).starts_with("parsed TCP; affinity EndpointGone; s0"));
 }
 
-/// Two worlds, one observed: all that comes out is the same, whatever comes in.
+/// Watches every other packet, and some that their filter names.
+#[derive(Default)]
+struct EveryOther {
+    asked: u64,
+    judged: u64,
+}
+
+impl Tap for EveryOther {
+    fn wants(&mut self, view: &FlowView<'_, '_>, _: &Frame<'_>) -> bool {
+        self.asked += 1;
+        let filter = PacketFilter { port: Some(80), ..PacketFilter::default() };
+        self.asked % 2 == 0 || filter.fits(view)
+    }
+
+    fn judged(&mut self, frame: &Frame<'_>, verdict: &Verdict, notes: &TapNotes, _: &[(Frame<'_>, PortId, NextHopId)]) {
+        self.judged += 1;
+        if let (Verdict::Forward(..), Some(new)) = (verdict, notes.rewritten)
+            && let Ok(seen) = read(frame.head())
+            && notes.packet.is_some()
+        {
+            assert_eq!(seen.tuple, new, "the notes say what is on the wire");
+        }
+    }
+}
+
+/// What comes out of a world whose packets are tapped.
+fn tapped(w: &mut World, tap: &mut EveryOther, port: PortId, bytes: &[u8]) -> Outcome {
+    let (mut buf, mut spare) = (vec![0u8; 4096], vec![0u8; 2048]);
+    buf[256..256 + bytes.len()].copy_from_slice(bytes);
+    let (mut verdicts, mut out) = (ArrayVec::new(), Outputs::default());
+    out.spare.push(Frame::new(&mut spare, 0, 0, PortId(0), 0));
+    let mut frames = [Frame::new(&mut buf, 256, bytes.len(), port, 1)];
+    w.with(|ctx| process_tapped(ctx, &mut frames, &mut verdicts, &mut out, tap));
+    let made = out.made.iter().map(|(f, ..)| f.head().to_vec()).collect();
+    (verdicts[0], frames[0].head().to_vec(), made)
+}
+
+/// Three worlds, one observed and one tapped: all that comes out is the same, whatever comes in.
 #[test]
 fn hearing_changes_nothing() {
     let (mut plain, mut watched) = (World::new(services(), 32), World::new(services(), 32));
+    let (mut third, mut tap) = (World::new(services(), 32), EveryOther::default());
     let mut random = 5;
     let honest = honest_frames();
     for _ in 0..24_000 {
@@ -215,12 +254,15 @@ fn hearing_changes_nothing() {
         let done = plain.run(port, &frame);
         let (outcome, _) = observed(&mut watched, port, &frame);
         assert_eq!((done.verdict, done.bytes, done.made), outcome);
-        for w in [&mut plain, &mut watched] {
+        assert_eq!(tapped(&mut third, &mut tap, port, &frame), outcome);
+        for w in [&mut plain, &mut watched, &mut third] {
             w.now_ms += later_ms;
         }
     }
     assert_eq!(plain.counters.frames.read(), watched.counters.frames.read());
+    assert_eq!(plain.counters.frames.read(), third.counters.frames.read());
     assert_eq!((plain.live(), plain.announced()), (watched.live(), watched.announced()));
+    assert!(tap.judged > tap.asked / 2 && tap.judged < tap.asked, "{} of {}", tap.judged, tap.asked);
     let (live, forwarded) = (plain.live(), plain.counters.frames.read().forwarded.packets);
     assert!(live > 10 && forwarded > 5_000, "{live} live, {forwarded} forwarded");
 }

@@ -29,7 +29,8 @@ impl Worker {
         self.io.free(packet.token);
         if let Err(reason) = written {
             fragments.drain(..).for_each(|token| self.io.free(token));
-            return self.io.shared.counters.forward_failed(reason, bytes);
+            self.io.shared.counters.forward_failed(reason, bytes);
+            return self.io.shared.record_drop(self.io.now_ns, reason, bytes);
         }
         self.io.shared.counters.path.fragments_made.add(fragments.len() as u64);
         for token in fragments {

@@ -43,6 +43,7 @@ fn worker_with(frames: u32, peers: Vec<Option<Peer>>) -> Worker {
         leaving: VecDeque::new(),
         fragment: Vec::new(),
         requester: NeighbourRequester::new(bounded(1).0),
+        taps: WorkerTaps::of_worker(0),
         idle: Idle::Spin,
         path: process,
         busy_ns: 0,

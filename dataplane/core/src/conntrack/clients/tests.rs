@@ -48,7 +48,7 @@ fn a_client_gets_as_many_flows_as_it_may_have_and_each_end_gives_one_back() {
     assert_eq!(open(&table, 6, 1, 3), Err(ClientCount::AtLimit));
     assert!(open(&table, 7, 1, 4).is_ok(), "a higher limit counts at once");
     assert_eq!(open(&table, 8, 1, 2), Err(ClientCount::AtLimit), "so does a lower one");
-    table.sweep(2 * CAPACITY, 1, |_| true, |_, _| {});
+    table.sweep(2 * CAPACITY, 1, |_| true, |_, _, _| {});
     table.clients().give_back(elsewhere);
     assert_eq!((table.live(), counters_in_use(&table)), (0, 0), "nothing is left of clients without flows");
     table.clients().give_back(elsewhere);

@@ -41,7 +41,7 @@ fn assert_sound(table: &Conntrack<'_>, now_ms: u64) {
         assert!(hit.seen_ms <= now_ms);
     }
     // A sweep in between: the cursor is sane.
-    table.sweep(2 * table.capacity(), 1, |_| false, |_, _| panic!("nothing ends"));
+    table.sweep(2 * table.capacity(), 1, |_| false, |_, _, _| panic!("nothing ends"));
     // New connections take all places that are left, and not one more.
     let strangers = fill(table, 0);
     assert_eq!(strangers.len() + flows.len(), table.capacity() as usize);
