@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::common::*;
 
 fn flows(g: &Gateway, args: &[&str]) -> Output {
-    Command::new(NOMAGIC).arg("flows").arg("--state-dir").arg(g.state_dir()).args(args).output().unwrap()
+    Command::new(NOMAGIC).arg("flows").args(args).arg("--state-dir").arg(g.state_dir()).output().unwrap()
 }
 
 fn text(g: &Gateway, args: &[&str]) -> String {
