@@ -81,11 +81,12 @@ lint: ## Format check, lints and, where installed, dependency policy
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked), dependency policy not checked"; fi
 
-bench: ## nomagic beside its peers, over veth pairs: the table of figures, target/bench.json, target/bench.html (eleven minutes once built, a quiet machine, root)
+bench: ## nomagic beside its peers, over veth pairs: the table of figures, target/bench.json, target/bench.html, and what observing it costs (twenty minutes once built, a quiet machine, root)
 	$(CARGO) build --release --locked -p nomagic -p nomagic-fake-apiserver -p nomagic-bench
 	$(CARGO) bench --locked -p nomagic-bench --bench micro -- "pipeline, DNAT" --rounds 5 --json target/bench-table.json
 	@$(SUDO) target/release/nomagic-bench compare --micro target/bench-table.json --out target/bench.json
 	@target/release/nomagic-bench report target/bench.json --out target/bench.html
+	@$(SUDO) target/release/nomagic-bench observed
 
 bench-floods: ## How floods affect honest clients, with nomagic and with nftables: target/floods.json (six minutes once built, a quiet machine, root)
 	$(CARGO) build --release --locked -p nomagic -p nomagic-fake-apiserver -p nomagic-bench

@@ -9,6 +9,7 @@ use nomagic_bench::compare::cli::CompareArgs;
 use nomagic_bench::compare::no_work::NoWorkArgs;
 use nomagic_bench::floods::cli::FloodsArgs;
 use nomagic_bench::ndr::NdrArgs;
+use nomagic_bench::observed::ObservedArgs;
 use nomagic_bench::pktgen::PktgenArgs;
 use nomagic_bench::report::ReportArgs;
 
@@ -31,6 +32,8 @@ enum Command {
     Floods(FloodsArgs),
     /// Measure large TCP transfers, beside the kernel's routing and its DNAT
     Bulk(BulkArgs),
+    /// Measure what trace, flows and capture cost the traffic
+    Observed(ObservedArgs),
     /// Run nomagic's AF_XDP code with an empty packet path, a peer of the comparison
     NoWork(NoWorkArgs),
     /// Show the results of a comparison as a page, text or JSON, or compare two runs
@@ -54,6 +57,7 @@ fn run(command: Command) -> Result<()> {
         Command::Compare(args) => args.run(),
         Command::Floods(args) => args.run(),
         Command::Bulk(args) => args.run(),
+        Command::Observed(args) => args.run(),
         Command::NoWork(args) => args.run(),
         Command::Report(args) => args.run(),
     }
