@@ -14,5 +14,5 @@ pub mod taps;
 
 pub use status::{
     Answers, ApiWatch, Beyond, Carried, Conntrack, KindWatch, Pool, PortLink, RedirectPort, Replies, Rss, SCHEMA, SeedSource, ServicePort,
-    Services, Snat, Status, StatusPort, Table, TakenOver, Target, Totals, WatchState, Worker, Xdp, XdpMode,
+    Services, Snat, Status, StatusPort, Table, TakenOver, Target, Totals, WatchState, Worker, WorkerLatency, Xdp, XdpMode,
 };

@@ -197,8 +197,24 @@ pub struct Worker {
     pub heartbeat_age_ns: u64,
     /// Frames held for a neighbour or another fragment now.
     pub held_now: u64,
+    /// From receive to send, of one frame in 1,024.
+    pub latency: WorkerLatency,
     #[serde(flatten)]
     pub counts: WorkerCounts,
+}
+
+/// How long frames stay in a worker: from the moment when it takes them off a ring until the kernel has been told to send them.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerLatency {
+    pub samples: u64,
+    pub sum_ns: u64,
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub max_ns: u64,
+    /// Samples within so many nanoseconds, cumulative: bound and number.
+    pub within: Vec<(u64, u64)>,
 }
 
 /// The sums over all workers.

@@ -7,8 +7,8 @@ mod list;
 
 pub use kinds::{Count, CountBy, Counter, CounterBy, CounterInfo, CounterKind, Labels, Series, Traffic, Volume};
 pub use list::{
-    ConntrackCounters, ConntrackCounts, FrameCounters, FrameCounts, IoCounters, IoCounts, NeighbourCounters, NeighbourCounts, PathCounters,
-    PathCounts, ReasonCounters, ReasonCounts, SendCounters, SendCounts, SendError, SocketCounts, WorkerCounts, XdpCounts,
+    BatchSize, ConntrackCounters, ConntrackCounts, FrameCounters, FrameCounts, IoCounters, IoCounts, NeighbourCounters, NeighbourCounts,
+    PathCounters, PathCounts, ReasonCounters, ReasonCounts, SendCounters, SendCounts, SendError, SocketCounts, WorkerCounts, XdpCounts,
 };
 
 use crate::frame::Verdict;

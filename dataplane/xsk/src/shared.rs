@@ -11,6 +11,7 @@ use nomagic_core::frame::PortId;
 use nomagic_core::reason::Reason;
 use nomagic_sys::fds::Waker;
 
+use crate::latency::Latencies;
 use crate::pool::FrameAccount;
 use crate::queue::Queue;
 use crate::taps::TapSession;
@@ -34,6 +35,7 @@ pub(crate) struct WorkerShared {
     pub io: IoCounters,
     pub sends: SendCounters,
     pub neighbours: NeighbourCounters,
+    pub latencies: Latencies,
     /// Its last events. The packet path records there as well, on the same thread.
     pub events: Arc<EventRing>,
     /// The frame accounts, by pool, as of the last housekeeping.
@@ -55,6 +57,7 @@ impl WorkerShared {
             io: IoCounters::default(),
             sends: SendCounters::default(),
             neighbours: NeighbourCounters::default(),
+            latencies: Latencies::default(),
             events: Arc::default(),
             accounts: Mutex::new(Vec::new()),
             held: AtomicU64::new(0),

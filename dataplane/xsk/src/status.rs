@@ -12,6 +12,7 @@ use nomagic_sys::xdp_socket::Statistics;
 
 use crate::error::EdgeError;
 use crate::ethtool::RssError;
+use crate::latency::Latency;
 use crate::link::LinkState;
 use crate::pool::FrameAccount;
 use crate::shared::WorkerShared;
@@ -117,6 +118,7 @@ pub struct WorkerStatus {
     /// Frames held for neighbours now.
     pub held_now: u64,
     pub counts: WorkerCounts,
+    pub latency: Latency,
     /// Its frame accounts, by pool.
     pub pools: Vec<FrameAccount>,
 }
@@ -138,6 +140,7 @@ impl WorkerStatus {
                 sends: shared.sends.read(),
                 neighbours: shared.neighbours.read(),
             },
+            latency: shared.latencies.read(),
             pools: shared.accounts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

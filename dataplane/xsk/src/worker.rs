@@ -15,6 +15,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use crossbeam::channel::Receiver;
 use nomagic_core::conntrack::Conntrack;
+use nomagic_core::counters::BatchSize;
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::fragment_hold::FragmentHold;
 use nomagic_core::frame::{BATCH_MAX, Frame, OUTPUT_MAX, Outputs, PortId, Verdict, Wait};
@@ -28,6 +29,7 @@ use nomagic_sys::time::monotonic_ns;
 use crate::config::{Idle, PacketPath};
 use crate::hold::{GivenUp, Hold, NeighbourRequester, OwnedFrame};
 use crate::io::WorkerIo;
+use crate::latency::Sampler;
 use crate::pool::{FrameAccount, FramePool};
 use crate::published::Reader;
 use crate::queue::{Origin, Queue};
@@ -71,6 +73,7 @@ pub(crate) struct Worker {
     pub fragment: Vec<u8>,
     pub requester: NeighbourRequester,
     pub taps: WorkerTaps,
+    pub sampler: Sampler,
     pub idle: Idle,
     pub path: PacketPath,
     pub busy_ns: u64,
@@ -104,6 +107,7 @@ impl Worker {
             let frames: usize = (0..self.io.queues.len()).map(|q| self.serve(q)).sum();
             self.tend_fragments();
             self.io.kick();
+            self.sampler.sent(&shared.latencies);
             self.io.return_foreign_frames();
             self.idle(handed + frames);
         }
@@ -128,6 +132,10 @@ impl Worker {
             shared.record_drop(now_ns, Reason::FrameTooLong, bytes);
         };
         let frames = queue.receive(pool, BATCH_MAX, take, too_long);
+        if frames > 0 {
+            shared.io.batches.of(BatchSize::of(frames)).add(1);
+            self.sampler.received(frames);
+        }
         if !packets.is_empty() {
             let pool = queue.pool;
             self.process_batch(pool, &mut packets);

@@ -20,6 +20,7 @@ use crate::error::EdgeError;
 use crate::hold::{Hold, NeighbourRequester};
 use crate::io::WorkerIo;
 use crate::lanes::{Peer, mesh};
+use crate::latency::Sampler;
 use crate::pool::FramePool;
 use crate::setup::SharedMemory;
 use crate::shared::{WorkerCommand, WorkerShared};
@@ -89,6 +90,7 @@ impl Workers {
                 fragment: Vec::new(),
                 requester: NeighbourRequester::new(wanted.clone()),
                 taps: WorkerTaps::of_worker(id as u32),
+                sampler: Sampler::default(),
                 idle: config.idle,
                 path: config.path,
                 busy_ns: 0,

@@ -5,10 +5,10 @@ use std::path::Path;
 use nomagic_api::deny::Deny;
 use nomagic_api::{
     Answers, ApiWatch, Beyond, Conntrack, Pool, PortLink, RedirectPort, Replies, Rss, SeedSource, ServicePort, Services as ServicesStatus,
-    Snat, Status, StatusPort, Table, TakenOver, Target, Totals, Worker, XdpMode,
+    Snat, Status, StatusPort, Table, TakenOver, Target, Totals, Worker, WorkerLatency, XdpMode,
 };
 use nomagic_core::services::Services;
-use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, FrameAccount, LinkState, PortStatus, RedirectStatus, WorkerStatus};
+use nomagic_xsk::{Condition, Edge, EdgeError, EdgeStatus, FrameAccount, Latency, LinkState, PortStatus, RedirectStatus, WorkerStatus};
 
 use crate::observe::metrics::reconciler::Reconciled;
 
@@ -120,7 +120,14 @@ fn with_control(status: Status, control: ControlStatus<'_>, taken_over: Option<T
 }
 
 fn worker(w: WorkerStatus) -> Worker {
-    Worker { id: w.id, alive: w.alive, heartbeat_age_ns: w.heartbeat_age_ns, held_now: w.held_now, counts: w.counts }
+    let latency = latency(&w.latency);
+    Worker { id: w.id, alive: w.alive, heartbeat_age_ns: w.heartbeat_age_ns, held_now: w.held_now, latency, counts: w.counts }
+}
+
+fn latency(l: &Latency) -> WorkerLatency {
+    let Latency { samples, sum_ns, p50_ns, p99_ns, p999_ns, max_ns, within } = l;
+    let within = Latency::BOUNDS_NS.into_iter().zip(within.iter().copied()).collect();
+    WorkerLatency { samples: *samples, sum_ns: *sum_ns, p50_ns: *p50_ns, p99_ns: *p99_ns, p999_ns: *p999_ns, max_ns: *max_ns, within }
 }
 
 fn pool(f: &FrameAccount) -> Pool {

@@ -156,6 +156,22 @@ fn write_summary(out: &mut String, s: &Status) {
         drop[Reason::SnatPortsExhausted],
         drop[Reason::SnatShare]
     );
+    write_latency(out, s);
+}
+
+/// The slowest worker's times.
+fn write_latency(out: &mut String, s: &Status) {
+    let times = s.workers.iter().map(|worker| &worker.latency).filter(|latency| latency.samples > 0);
+    if let Some(slowest) = times.max_by_key(|latency| latency.p99_ns) {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let _ = writeln!(
+            out,
+            "time from receive to send, one frame in 1,024: median {:.1} us, 99 % within {:.1} us, longest {:.1} us",
+            us(slowest.p50_ns),
+            us(slowest.p99_ns),
+            us(slowest.max_ns)
+        );
+    }
 }
 
 fn write_ports(out: &mut String, status: &Status) {

@@ -15,7 +15,7 @@ use nomagic::observe::http::{Listeners, Server, addresses};
 use nomagic::observe::metrics::gateway::Sample;
 use nomagic::observe::metrics::reconciler::Reconciled;
 use nomagic::observe::metrics::servers::ServerCounts;
-use nomagic_api::{Carried, Conntrack, Replies, Services, Snat, Status, Table, Target, Totals, Worker};
+use nomagic_api::{Carried, Conntrack, Replies, Services, Snat, Status, Table, Target, Totals, Worker, WorkerLatency};
 use nomagic_core::conntrack::EvictionRank;
 use nomagic_core::counters::{FrameCounts, SendError, Volume, WorkerCounts, XdpCounts};
 use nomagic_core::reason::{Disposition, Reason};
@@ -298,13 +298,14 @@ pub fn sample() -> Sample {
         let n = reason.index() as u64;
         (counts.reasons.drop[*reason], counts.reasons.kernel[*reason], counts.reasons.handed[*reason]) = (n, 100 + n, 200 + n);
     }
+    let latency = WorkerLatency { samples: 9, sum_ns: 90_000, within: vec![(1_000, 2), (4_000, 8)], ..WorkerLatency::default() };
     let table = |generation, applied| Table { generation, applied };
     let status = Status {
         ready: false,
         not_ready: vec!["not every worker uses the latest routes yet".into()],
         workers_alive: 1,
         totals: Totals { held_now: 0, counts: counts.clone() },
-        workers: vec![Worker { id: 0, alive: true, heartbeat_age_ns: 2_500_000, held_now: 0, counts }],
+        workers: vec![Worker { id: 0, alive: true, heartbeat_age_ns: 2_500_000, held_now: 0, latency, counts }],
         conntrack: Conntrack { live: 3, capacity: 1_024, ..Conntrack::default() },
         snat: Snat {
             connections: 2,
@@ -358,6 +359,9 @@ fn the_metrics_server() {
         ("nomagic_snat_ports_largest_share", &[("holder", "client")], 1.0),
         ("nomagic_worker_heartbeat_age_seconds", &[("worker", "0")], 0.0025),
         ("nomagic_worker_forwarded_bytes_total", &[("worker", "0")], 700.0),
+        ("nomagic_worker_latency_seconds_bucket", &[("worker", "0"), ("le", "0.000004")], 8.0),
+        ("nomagic_worker_latency_seconds_bucket", &[("worker", "0"), ("le", "+Inf")], 9.0),
+        ("nomagic_worker_latency_seconds_sum", &[("worker", "0")], 0.00009),
         ("nomagic_worker_send_errors_total", &[("worker", "0"), ("error", "busy")], 1.0),
         ("nomagic_table_applied", &[("table", "routes")], 0.0),
         ("nomagic_xdp_frames_total", &[("port", "(redirect ports)"), ("outcome", "taken")], 4.0),

@@ -5,6 +5,7 @@
 
 use super::kinds::{Count, Counter, CounterBy, CounterInfo, CounterKind, Labels, Series, Traffic};
 use crate::conntrack::EvictionRank;
+use crate::frame::BATCH_MAX;
 use crate::icmp::ErrorClass;
 use crate::reason::{DropReasons, KernelReasons};
 use crate::reject::Class;
@@ -108,6 +109,7 @@ counters! {
     IoCounters, IoCounts {
         rounds: Counter = "nomagic_worker_rounds_total", "Rounds of the worker's loop.";
         sleeps: Counter = "nomagic_worker_sleeps_total", "Times that the worker slept for want of frames.";
+        batches: CounterBy<BatchSize> = "nomagic_worker_batches_total", "Batches of frames taken off a ring, by their size.";
         copied: Traffic = "nomagic_worker_copied_frames_total", "Frames copied between packet memories.";
         handed_over: Traffic = "nomagic_worker_handed_over_frames_total", "Frames handed over to the worker that owns the port they leave by.";
         handed_in: Traffic = "nomagic_worker_handed_in_frames_total", "Frames taken over from other workers.";
@@ -275,6 +277,55 @@ impl Labels for EvictionRank {
             EvictionRank::Unconfirmed => "unconfirmed",
             EvictionRank::Doubtful => "doubtful",
             EvictionRank::IdleUdp => "idle_udp",
+        }
+    }
+}
+
+/// How many frames were in a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BatchSize {
+    /// One.
+    One,
+    /// 2 to 7.
+    Few,
+    /// 8 to 31.
+    Some,
+    /// 32 to 63.
+    Many,
+    /// 64, the most: there may have been more.
+    Full,
+}
+
+impl BatchSize {
+    /// The class of a batch of so many frames.
+    #[inline]
+    pub fn of(frames: usize) -> BatchSize {
+        match frames {
+            0 | 1 => BatchSize::One,
+            2..=7 => BatchSize::Few,
+            8..=31 => BatchSize::Some,
+            32..BATCH_MAX => BatchSize::Many,
+            _ => BatchSize::Full,
+        }
+    }
+}
+
+impl Labels for BatchSize {
+    type LabelValue = BatchSize;
+    const NAME: &'static str = "frames";
+    const ALL: &'static [BatchSize] = &[BatchSize::One, BatchSize::Few, BatchSize::Some, BatchSize::Many, BatchSize::Full];
+
+    fn index(size: BatchSize) -> usize {
+        size as usize
+    }
+
+    fn label(size: BatchSize) -> &'static str {
+        match size {
+            BatchSize::One => "1",
+            BatchSize::Few => "2-7",
+            BatchSize::Some => "8-31",
+            BatchSize::Many => "32-63",
+            BatchSize::Full => "64",
         }
     }
 }

@@ -44,6 +44,7 @@ fn worker_with(frames: u32, peers: Vec<Option<Peer>>) -> Worker {
         fragment: Vec::new(),
         requester: NeighbourRequester::new(bounded(1).0),
         taps: WorkerTaps::of_worker(0),
+        sampler: Sampler::default(),
         idle: Idle::Spin,
         path: process,
         busy_ns: 0,

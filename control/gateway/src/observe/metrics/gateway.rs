@@ -4,7 +4,7 @@ use nomagic_api::{Status, Worker};
 use nomagic_core::counters::{Series, WorkerCounts};
 
 use super::counts::{self, CounterRow};
-use super::exposition::MetricType::{Counter, Gauge};
+use super::exposition::MetricType::{Counter, Gauge, Histogram};
 use super::reconciler::Reconciled;
 use super::servers::ServerCounts;
 use super::{Exposition, ports, service_ports, targets};
@@ -97,6 +97,22 @@ fn write_workers(workers: &[Worker], out: &mut Exposition) {
     counts::write(out, &rows(|c, f| c.io.each(f)));
     counts::write(out, &rows(|c, f| c.sends.each(f)));
     counts::write(out, &rows(|c, f| c.neighbours.each(f)));
+    write_latency(workers, out);
+}
+
+fn write_latency(workers: &[Worker], out: &mut Exposition) {
+    let name = "nomagic_worker_latency_seconds";
+    out.begin(name, Histogram, "How long frames stay in a worker, from receive to send; one frame in 1,024.");
+    for worker in workers {
+        let (id, latency) = (worker.id.to_string(), &worker.latency);
+        let bucket = format!("{name}_bucket");
+        for (bound_ns, samples) in &latency.within {
+            out.sample(&bucket, &[("worker", &id), ("le", &(*bound_ns as f64 / 1e9).to_string())], *samples);
+        }
+        out.sample(&bucket, &[("worker", &id), ("le", "+Inf")], latency.samples);
+        out.sample(&format!("{name}_sum"), &[("worker", &id)], latency.sum_ns as f64 / 1e9);
+        out.sample(&format!("{name}_count"), &[("worker", &id)], latency.samples);
+    }
 }
 
 fn write_connections(status: &Status, out: &mut Exposition) {
