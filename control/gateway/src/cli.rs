@@ -15,6 +15,7 @@ mod run;
 mod state_paths;
 mod status;
 mod tapping;
+mod top;
 mod trace;
 
 use std::io;
@@ -44,6 +45,7 @@ const EXAMPLES: &str = "Examples:
   nomagic flows --service default/nginx --count --by backend
   nomagic trace --follow --service default/nginx
   nomagic capture --service default/nginx | wireshark -k -i -
+  nomagic top --service default/nginx
   nomagic deny add 192.0.2.0/24 --for 10m
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic check kube-proxy --config /etc/nomagic/nomagic.yaml --manifests objects.yaml
@@ -83,6 +85,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Capture packets before and after the rewrite, for Wireshark.
     Capture(capture::CaptureArgs),
+    /// Watch the running gateway: rates by Service, backends, clients, reasons, workers, tables.
+    Top(top::TopArgs),
     /// Check configuration, manifests and machine without starting anything.
     Check(check::CheckArgs),
     /// Tell load balancers to leave, and carry on meanwhile.
@@ -109,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Flows(args) => return gateway(|| flows::run(&args)),
         Command::Trace(args) => return gateway(|| trace::run(&args)),
         Command::Capture(args) => return gateway(|| capture::run(&args)),
+        Command::Top(args) => return gateway(|| top::run(&args)),
         Command::Deny(command) => return gateway(|| done(deny::run(command))),
         Command::Check(args) => return gateway(|| check::run(&args)),
         Command::Drain(args) => return gateway(|| done(drain::run(&args))),

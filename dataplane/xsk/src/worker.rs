@@ -76,6 +76,7 @@ pub(crate) struct Worker {
     pub sampler: Sampler,
     pub idle: Idle,
     pub path: PacketPath,
+    /// The beginning of the last round that had work.
     pub busy_ns: u64,
     pub housekept_ns: u64,
     pub probed_ns: u64,
@@ -98,8 +99,7 @@ impl Worker {
         self.io.plan(self.topology.table());
         self.busy_ns = monotonic_ns();
         while !shared.stop.load(Relaxed) {
-            self.io.now_ns = monotonic_ns();
-            shared.io.rounds.add(1);
+            self.begin_round(monotonic_ns());
             self.handle_commands();
             self.housekeep();
             self.take_tables();
@@ -112,6 +112,16 @@ impl Worker {
             self.idle(handed + frames);
         }
         self.finish();
+    }
+
+    /// Begins a round and counts the time of the one before, if that had work: then `idle` has noted its time.
+    fn begin_round(&mut self, now_ns: u64) {
+        let WorkerIo { shared, now_ns: before_ns, .. } = &mut self.io;
+        if self.busy_ns == *before_ns {
+            shared.io.busy_ns.add(now_ns.saturating_sub(*before_ns));
+        }
+        *before_ns = now_ns;
+        shared.io.rounds.add(1);
     }
 
     /// Completions, refill, receive, process, send. Returns the number of received frames.

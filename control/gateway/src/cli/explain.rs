@@ -202,14 +202,17 @@ fn print(answer: &Answer, format: AnswerFormat, out: &mut dyn Write) -> io::Resu
             serde_json::to_writer(&mut *out, answer)?;
             writeln!(out)
         }
-        AnswerFormat::Text => {
-            writeln!(out, "{}", answer.flow)?;
-            for (i, step) in answer.steps.iter().enumerate() {
-                writeln!(out, "  {}. {step}", i + 1)?;
-            }
-            writeln!(out, "  => {}\n", summary(answer))
-        }
+        AnswerFormat::Text => writeln!(out, "{}", text(answer)),
     }
+}
+
+/// The flow, the steps and what happens in the end, each on a line.
+pub(super) fn text(answer: &Answer) -> String {
+    let mut text = format!("{}\n", answer.flow);
+    for (i, step) in answer.steps.iter().enumerate() {
+        text += &format!("  {}. {step}\n", i + 1);
+    }
+    text + &format!("  => {}\n", summary(answer))
 }
 
 fn summary(answer: &Answer) -> String {

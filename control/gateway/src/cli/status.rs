@@ -42,7 +42,8 @@ pub(super) struct StatusArgs {
     sort: SortBy,
 }
 
-fn service(text: &str) -> Result<(String, String), String> {
+/// Reads `namespace/name`.
+pub(super) fn service(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => Ok((namespace.into(), name.into())),
         _ => Err("not a namespace and a name, such as default/nginx".into()),

@@ -54,6 +54,7 @@ mod restart;
 mod routing;
 mod service_status;
 mod start;
+mod top;
 mod troubleshooting_doc;
 mod unreachable;
 mod watch;

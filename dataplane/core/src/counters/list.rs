@@ -108,6 +108,7 @@ counters! {
     /// A worker's own work around the packet path.
     IoCounters, IoCounts {
         rounds: Counter = "nomagic_worker_rounds_total", "Rounds of the worker's loop.";
+        busy_ns: Counter = "nomagic_worker_busy_nanoseconds_total", "Time of rounds with frames to receive, take over or send: the load of a worker, also of one that never sleeps.";
         sleeps: Counter = "nomagic_worker_sleeps_total", "Times that the worker slept for want of frames.";
         batches: CounterBy<BatchSize> = "nomagic_worker_batches_total", "Batches of frames taken off a ring, by their size.";
         copied: Traffic = "nomagic_worker_copied_frames_total", "Frames copied between packet memories.";

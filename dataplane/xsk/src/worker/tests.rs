@@ -172,3 +172,18 @@ fn fragments_leave_in_a_row_and_all_of_them_or_none() {
     assert_eq!(fragment(&mut w).len(), 9);
     assert_eq!(w.io.pools[0].free(), 64);
 }
+
+#[test]
+fn the_time_of_rounds_with_work_is_counted() {
+    let mut w = worker();
+    w.busy_ns = 50;
+    w.begin_round(100);
+    w.idle(3);
+    w.begin_round(170);
+    w.idle(0);
+    w.begin_round(1_000);
+    w.idle(1);
+    w.begin_round(1_005);
+    let io = w.io.shared.io.read();
+    assert_eq!((io.busy_ns, io.rounds), (75, 4));
+}
