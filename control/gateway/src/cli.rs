@@ -12,6 +12,7 @@ mod flows;
 mod log;
 pub(crate) mod output;
 mod run;
+pub(crate) mod services;
 mod state_paths;
 mod status;
 mod tapping;
@@ -46,6 +47,7 @@ const EXAMPLES: &str = "Examples:
   nomagic trace --follow --service default/nginx
   nomagic capture --service default/nginx | wireshark -k -i -
   nomagic top --service default/nginx
+  nomagic services --problems
   nomagic deny add 192.0.2.0/24 --for 10m
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic check kube-proxy --config /etc/nomagic/nomagic.yaml --manifests objects.yaml
@@ -87,6 +89,8 @@ enum Command {
     Capture(capture::CaptureArgs),
     /// Watch the running gateway: rates by Service, backends, clients, reasons, workers, tables.
     Top(top::TopArgs),
+    /// Show the Services that the running gateway knows, with addresses, endpoints and problems.
+    Services(services::ServicesArgs),
     /// Check configuration, manifests and machine without starting anything.
     Check(check::CheckArgs),
     /// Tell load balancers to leave, and carry on meanwhile.
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => return gateway(|| trace::run(&args)),
         Command::Capture(args) => return gateway(|| capture::run(&args)),
         Command::Top(args) => return gateway(|| top::run(&args)),
+        Command::Services(args) => return gateway(|| services::run(&args)),
         Command::Deny(command) => return gateway(|| done(deny::run(command))),
         Command::Check(args) => return gateway(|| check::run(&args)),
         Command::Drain(args) => return gateway(|| done(drain::run(&args))),

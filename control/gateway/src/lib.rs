@@ -19,6 +19,7 @@ pub mod preflight;
 pub mod reconcile;
 pub mod run;
 pub mod seed;
+pub mod services;
 pub mod status;
 pub mod taps;
 mod threads;

@@ -8,6 +8,8 @@ pub mod flow;
 mod live;
 mod names;
 mod scratch;
+pub mod state;
+mod today;
 mod trace;
 mod unserved;
 mod words;
@@ -38,6 +40,11 @@ use names::Names;
 use scratch::Scratch;
 use trace::Trace;
 use unserved::Unserved;
+
+/// Describes the slices that nearly have endpoints for a Service port without any. It looks at all slices.
+pub(crate) fn nearby_endpoints(index: &Index, service: &Service, port: &ServicePortSpec, v6: bool) -> Vec<String> {
+    words::nearby::endpoints(index, service, port, v6)
+}
 
 /// A compiled table and the inputs needed to explain it.
 pub struct Explainer<'e> {
@@ -98,12 +105,21 @@ impl<'e> Explainer<'e> {
 
     /// Explains the first packet of a flow. `flow` is the question's text.
     pub fn answer(&self, flow: &str, tuple: &Tuple) -> Answer {
+        self.answer_for(flow, tuple, false)
+    }
+
+    /// Like [`Explainer::answer`], as if the gateway did not know the flow.
+    pub fn answer_as_new(&self, flow: &str, tuple: &Tuple) -> Answer {
+        self.answer_for(flow, tuple, true)
+    }
+
+    fn answer_for(&self, flow: &str, tuple: &Tuple, as_new: bool) -> Answer {
         // Such a packet is never on a wire; the packet path would only drop it for its addresses.
         let mut answer = match tuple.dst_addr().is_loopback() {
             true => self.passed(Answer::new(flow, Verdict::Pass).because(Reason::NotOurs), Reason::NotOurs, None, tuple),
             false => {
                 let live = self.live.as_ref();
-                let scratch = Scratch { services: self.services, routes: live.map_or(&self.routes, |live| live.routes), live };
+                let scratch = Scratch { services: self.services, routes: live.map_or(&self.routes, |live| live.routes), live, as_new };
                 scratch.observe(tuple, |trace, copied| self.filtered(flow, tuple, trace, copied))
             }
         };
@@ -143,7 +159,9 @@ impl<'e> Explainer<'e> {
         let mut answer = Answer::new(flow, verdict);
         answer.reason = trace.reason().map(|reason| reason.label().into());
         if let (Some(live), Some((hit, fate)), Some(flow)) = (&self.live, &trace.known, &copied.flow) {
-            answer.steps.push(words::live::known_flow(live, flow, hit, *fate));
+            let (known, sentences) = self.known_flow(live, flow, hit, *fate);
+            answer.known_flow = Some(Box::new(known));
+            answer.steps.extend(sentences);
         }
         match &trace.decision {
             Some(decision @ Decision::Forward { matched, pool, backend, .. }) => {
@@ -228,7 +246,7 @@ impl<'e> Explainer<'e> {
         answer.steps.extend(words::topology(found, &self.settings.node));
         answer.steps.push(words::candidates(found));
         if found.selection.candidates.is_empty() {
-            answer.steps.extend(words::nearby::endpoints(self.index, found, tuple.v6));
+            answer.steps.extend(words::nearby::endpoints(self.index, found.service, found.port, tuple.v6));
         }
         let unusable = self.index.slices_of(&found.service.key).filter(|s| s.v6 == tuple.v6).flat_map(|s| &s.unusable);
         answer.steps.extend(words::left_out(found, unusable, &self.settings.node.name));

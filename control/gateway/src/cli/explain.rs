@@ -77,7 +77,7 @@ impl AnswerSource {
         let tuple = parse_flow(flow)?;
         let answer = match (self, explainer) {
             (AnswerSource::Running(state_dir), _) => {
-                match socket::ask(state_dir, &Request::Explain { flow: flow.into() }).map_err(|e| format!("{e:#}"))? {
+                match socket::ask(state_dir, &Request::Explain { flow: flow.into(), as_new: false }).map_err(|e| format!("{e:#}"))? {
                     Response::Explain(answer) => *answer,
                     _ => return Err("unexpected response from the gateway: not an explanation".into()),
                 }

@@ -33,6 +33,7 @@ mod kube_proxy_rules;
 mod large_packets;
 mod limits;
 mod live_flows;
+mod live_services;
 mod live_trace;
 mod local_pods;
 mod local_routes;

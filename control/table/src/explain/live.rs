@@ -101,12 +101,12 @@ impl TakenPorts {
     }
 }
 
-/// Fills a scratch table with the flows that decide what happens to the packet. `None`: the table is too small.
+/// Fills a scratch table with the flows that decide what happens to the packet; without the packet's own flow, if it counts as new. `None`: the
+/// table is too small.
 pub(super) fn fill<'w>(
     words: &'w [AtomicU64],
     room: u32,
-    services: &Services,
-    tuple: &Tuple,
+    (services, tuple, as_new): (&Services, &Tuple, bool),
     live: Option<&LiveState<'_>>,
     taken: Option<&TakenPorts>,
 ) -> Option<(Conntrack<'w>, Copied)> {
@@ -121,7 +121,8 @@ pub(super) fn fill<'w>(
     let client = frontend.and_then(|f| f.port.limits.per_client).map(|limit| table.clients().client(limit.service, tuple.src, tuple.v6));
     let copy_count = || client.iter().for_each(|client| copy_client_count(&live.table, *client, &table));
     copy_count();
-    let flow = live.table.lookup(tuple, hash).and_then(|hit| copy_flow(&live.table, &hit, &table));
+    let known = live.table.lookup(tuple, hash).filter(|_| !as_new);
+    let flow = known.and_then(|hit| copy_flow(&live.table, &hit, &table));
     let affinity = frontend.and_then(|f| f.port.affinity);
     let remembered = affinity.and_then(|affinity| {
         let sticky = Sticky { id: affinity.id, client: tuple.src, v6: tuple.v6, timeout_s: affinity.timeout_s };
