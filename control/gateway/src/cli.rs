@@ -11,6 +11,7 @@ mod filter_args;
 mod flows;
 mod log;
 pub(crate) mod output;
+mod report;
 mod run;
 pub(crate) mod services;
 mod state_paths;
@@ -52,6 +53,7 @@ const EXAMPLES: &str = "Examples:
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic check kube-proxy --config /etc/nomagic/nomagic.yaml --manifests objects.yaml
   nomagic preflight --interface eth0 --workers 2
+  nomagic report --replace-addresses
   nomagic cleanup
 
 The environment variable NOMAGIC_LOG sets the log level: error, warn, info (default), debug, trace. `nomagic log` changes it.";
@@ -105,6 +107,8 @@ enum Command {
     Cleanup(cleanup::CleanupArgs),
     /// Explain how nomagic handles a packet, without touching the network.
     Explain(explain::ExplainArgs),
+    /// Write a file for a bug report: state, configuration, kernel, interfaces, routes, logs.
+    Report(report::ReportArgs),
     /// Check whether this machine is ready for a gateway. Changes nothing.
     Preflight(PreflightArgs),
 }
@@ -124,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => return gateway(|| done(drain::run(&args))),
         Command::Log(args) => return gateway(|| done(log::run(&args))),
         Command::Cleanup(args) => return gateway(|| done(cleanup::run(&args))),
+        Command::Report(args) => return gateway(|| done(report::run(&args))),
         Command::Preflight(args) => return preflight(&args),
         Command::Explain(args) => {
             let mut out = io::BufWriter::new(io::stdout().lock());

@@ -17,6 +17,7 @@ pub mod observe;
 pub mod parity;
 pub mod preflight;
 pub mod reconcile;
+pub mod report;
 pub mod run;
 pub mod seed;
 pub mod services;

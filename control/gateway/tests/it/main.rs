@@ -51,6 +51,7 @@ mod preflight;
 mod protocols;
 mod readiness;
 mod reconcile;
+mod report;
 mod restart;
 mod routing;
 mod service_status;
