@@ -60,6 +60,9 @@ pub struct Explainer<'e> {
     seed_unknown: bool,
 }
 
+/// The source that the packet path has chosen, if it has.
+type ChosenSource = Option<Result<Source, Reason>>;
+
 /// The matched address with the objects behind it.
 struct Match<'e> {
     frontend: &'e Frontend,
@@ -167,14 +170,15 @@ impl<'e> Explainer<'e> {
             Some(decision @ Decision::Forward { matched, pool, backend, .. }) => {
                 answer.backends = pool.backends.iter().map(|b| socket(b.addr, b.port)).collect();
                 answer.certain = !self.seed_unknown || pool.backends.len() == 1;
+                let source = if verdict == Verdict::Hold { self.source_once_resolved(tuple) } else { trace.source };
                 if matches!(verdict, Verdict::Forward | Verdict::Hold) {
                     answer.chosen = Some(socket(backend.addr, backend.port));
-                    answer.snat = trace.replaced_source(tuple.v6);
+                    answer.snat = trace::replaced_source(source, tuple.v6);
                 }
                 if let Some(found) = self.find(matched, tuple) {
                     self.describe_match(&mut answer, &found, tuple);
                     answer.steps.extend(words::limits::sentences(&found, tuple.v6, copied.client_flows));
-                    self.describe_choice(&mut answer, &found, decision, tuple, (trace, copied));
+                    self.describe_choice(&mut answer, &found, decision, tuple, (trace, copied, source));
                 }
                 answer
             }
@@ -184,6 +188,12 @@ impl<'e> Explainer<'e> {
             Some(Decision::Pass(reason)) => self.passed(answer, *reason, trace.reason().map(|reason| (reason, trace.told)), tuple),
             None => self.known(answer, tuple, trace, copied),
         }
+    }
+
+    /// The source that a held packet will get: the packet path chooses it only when the next hop is known.
+    fn source_once_resolved(&self, tuple: &Tuple) -> ChosenSource {
+        let scratch = Scratch { services: self.services, routes: &self.routes, live: self.live.as_ref(), as_new: true };
+        scratch.decide(tuple, |trace| trace.source)
     }
 
     /// Describes a packet without a Service decision: it belongs to a known flow, or is dropped before any decision.
@@ -260,7 +270,7 @@ impl<'e> Explainer<'e> {
         found: &Match<'_>,
         decision: &Decision<'_>,
         tuple: &Tuple,
-        (trace, copied): (&Trace<'_>, &Copied),
+        (trace, copied, source): (&Trace<'_>, &Copied, ChosenSource),
     ) {
         let Decision::Forward { pool, slot, backend, snat, .. } = decision else { return };
         let kept = trace.remembered == Some(Remembered::Kept);
@@ -278,10 +288,10 @@ impl<'e> Explainer<'e> {
         }
         answer.steps.push(words::destination(tuple, backend));
         self.describe_next_hop(answer, trace);
-        self.describe_source(answer, found, *snat, tuple, (trace, copied));
+        self.describe_source(answer, found, *snat, tuple, (trace, copied, source));
         // The routes decide, which only a running gateway knows.
         let own = self.settings.kernel_ips.contains(&backend.addr) || self.settings.node.ips.contains(&backend.addr);
-        if own && self.live.is_none() && trace.source == Some(Ok(Source::Client)) {
+        if own && self.live.is_none() && source == Some(Ok(Source::Client)) {
             answer.steps.push(words::OWN_ENDPOINT.into());
         }
         match trace.reason() {
@@ -299,14 +309,14 @@ impl<'e> Explainer<'e> {
         found: &Match<'_>,
         cause: Option<SnatCause>,
         tuple: &Tuple,
-        (trace, copied): (&Trace<'_>, &Copied),
+        (trace, copied, source): (&Trace<'_>, &Copied, ChosenSource),
     ) {
         let why = match cause {
             _ if trace.needs_internal => words::live::WHY_INTERNAL.into(),
             Some(cause) => words::why_source_changes(found, cause, self.settings.masquerade_all),
             None => String::new(),
         };
-        match trace.source {
+        match source {
             Some(Ok(Source::Client)) => answer.steps.push(words::source_stays(found)),
             Some(Ok(Source::Replaced(words))) => {
                 let address = words_addr(words, tuple.v6);

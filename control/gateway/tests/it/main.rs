@@ -19,6 +19,7 @@ mod drop_in_http;
 mod e2e;
 mod established;
 mod events;
+mod explain_live;
 mod explain_running;
 mod faults;
 mod flows;

@@ -20,7 +20,7 @@ impl Tally {
             // As intended.
             AddressState::LoadBalancer => {}
             AddressState::Taken | AddressState::Kernel | AddressState::Refused | AddressState::OtherFamily | AddressState::NotServed => {
-                self.not_served += 1
+                self.not_served += 1;
             }
         }
     }
