@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use nomagic_core::reason::Reason;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::flows::FlowState;
 
 /// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -49,6 +52,67 @@ pub struct Answer {
     pub snat: Option<IpAddr>,
     /// The explanation in sentences.
     pub steps: Vec<String>,
+    /// The flow that the packet belongs to, if the running gateway knows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_flow: Option<Box<KnownFlow>>,
+    /// What was asked about by name, if the question was no flow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    /// The fields that files answer otherwise, if they were asked too. For a known flow they are those of a new one in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub differences: Option<Vec<Difference>>,
+}
+
+/// What happens to a known flow when the packet comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowFate {
+    Continues,
+    /// Its idle time was over before.
+    TimedOut,
+    /// The packet opens a new flow in its place.
+    Replaced,
+}
+
+/// A flow that the gateway knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KnownFlow {
+    pub state: FlowState,
+    pub fate: FlowFate,
+    /// The endpoint that it goes to.
+    pub backend: String,
+    /// Since the last packet, in steps of a quarter of a second.
+    pub idle_ms: u64,
+    /// Until the flow ends if nothing comes.
+    pub expires_in_ms: u64,
+    /// How long ago it was opened; `null` if that cannot be told.
+    pub age_ms: Option<u64>,
+    /// The remainder of its age by `age_modulus_ms`: all that its record tells.
+    pub age_remainder_ms: u64,
+    pub age_modulus_ms: u64,
+    /// Where a new connection from the same address and port would go; `null`: to no endpoint, or it was not asked.
+    pub new_one_goes_to: Option<String>,
+    /// Why that is not `backend`.
+    pub goes_elsewhere_because: Option<String>,
+}
+
+/// A question by name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Asked {
+    /// `namespace/name:port`
+    pub service_port: String,
+    /// `clusterIP`, `nodePort`, `externalIP` or `loadBalancerIP`.
+    pub address: String,
+    /// `named`, or `outside` and `pod` for addresses that stand for clients there.
+    pub client: String,
+}
+
+/// A field of an answer that differs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Difference {
+    pub field: String,
+    pub live: Value,
+    pub files: Value,
 }
 
 /// An answer without the field is from a gateway, which knows its seed.
@@ -70,6 +134,9 @@ impl Answer {
             certain: true,
             snat: None,
             steps: Vec::new(),
+            known_flow: None,
+            asked: None,
+            differences: None,
         }
     }
 

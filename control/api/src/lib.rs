@@ -8,6 +8,7 @@ pub mod deny;
 pub mod events;
 pub mod explain;
 pub mod flows;
+pub mod services;
 pub mod socket;
 mod status;
 pub mod taps;

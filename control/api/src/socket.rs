@@ -14,6 +14,7 @@ use crate::deny::{DenyChange, DenyReport};
 use crate::events::{EventFilter, EventsFrom, EventsPage};
 use crate::explain::Answer;
 use crate::flows::{CountBy, FlowFilter, FlowsPage};
+use crate::services::{ServiceFilter, ServicesPage};
 use crate::taps::{TapPage, TapRequest};
 
 /// The protocol version of this program.
@@ -29,8 +30,13 @@ pub const ANSWER_MAX: u64 = 256 << 20;
 pub enum Request {
     /// The gateway's [`Status`].
     Status {},
-    /// What happens to a packet now, with the gateway's tables, flows and routes; `flow` has the notation of `nomagic explain`.
-    Explain { flow: String },
+    /// What happens to a packet now, with the gateway's tables, flows and routes; `flow` has the notation of `nomagic explain`. `as_new`: as if
+    /// the gateway did not know the flow.
+    Explain {
+        flow: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        as_new: bool,
+    },
     /// Denies a prefix, for a time or, without one, until it is removed. A prefix that is denied by command gets the new time.
     DenyAdd { prefix: String, for_s: Option<u64> },
     /// Takes a [`Request::DenyAdd`] back.
@@ -53,10 +59,12 @@ pub enum Request {
     TapClose { id: u64 },
     /// Logs from this level on until the process ends; `None` only asks.
     Log { level: Option<String> },
+    /// Services that fit, from this one on (`namespace/name`, whether it exists or not).
+    Services { filter: ServiceFilter, from: Option<String> },
 }
 
 /// The names of all requests.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
     "status",
     "explain",
     "deny_add",
@@ -70,6 +78,7 @@ const KNOWN: [&str; 13] = [
     "tap_read",
     "tap_close",
     "log",
+    "services",
 ];
 
 /// A gateway's answer to a request.
@@ -100,6 +109,8 @@ pub enum Response {
     TapClose {},
     /// To [`Request::Log`]: the level now.
     Log { level: String },
+    /// To [`Request::Services`].
+    Services(ServicesPage),
 }
 
 #[derive(Deserialize)]
@@ -131,7 +142,8 @@ impl Request {
     /// Whether it changes nothing and shows no packet's bytes.
     pub fn is_read_only(&self) -> bool {
         match self {
-            Request::Status {} | Request::Explain { .. } | Request::DenyList {} | Request::Flows { .. } | Request::Events { .. } => true,
+            Request::Status {} | Request::Explain { .. } | Request::DenyList {} => true,
+            Request::Flows { .. } | Request::Events { .. } | Request::Services { .. } => true,
             Request::Log { level } => level.is_none(),
             Request::DenyAdd { .. } | Request::DenyRemove { .. } | Request::Drain { .. } | Request::FlowsEnd { .. } => false,
             Request::TapOpen(_) | Request::TapRead { .. } | Request::TapClose { .. } => false,
@@ -206,7 +218,7 @@ mod tests {
         let prefix = "192.0.2.0/24".to_owned();
         let requests = [
             Request::Status {},
-            Request::Explain { flow: "udp 10.0.0.1:1 -> 10.0.0.2:53".into() },
+            Request::Explain { flow: "udp 10.0.0.1:1 -> 10.0.0.2:53".into(), as_new: true },
             Request::DenyAdd { prefix: prefix.clone(), for_s: Some(600) },
             Request::DenyRemove { prefix },
             Request::DenyList {},
@@ -222,6 +234,10 @@ mod tests {
             Request::TapRead { id: 7 },
             Request::TapClose { id: 7 },
             Request::Log { level: Some("debug".into()) },
+            Request::Services {
+                filter: ServiceFilter { namespace: Some("default".into()), problems: true, ..ServiceFilter::default() },
+                from: Some("default/web".into()),
+            },
         ];
         assert_eq!(requests.len(), KNOWN.len());
         for (request, name) in requests.iter().zip(KNOWN) {
@@ -242,6 +258,7 @@ mod tests {
             (r#"{"version":1,"request":{"status":{},"flows":{}}}"#, "an object with one field"),
             (r#"{"version":1,"request":{"flows":{"filter":{"host":"a"},"from":0}}}"#, "request `flows`: unknown field `host`"),
             (r#"{"version":1,"request":{"status":7}}"#, "request `status`: "),
+            (r#"{"version":1,"request":{"services":{"filter":{"name":"a"}}}}"#, "request `services`: unknown field `name`"),
             (r#"{"version":1,"request":{"explain":{}}}"#, "request `explain`: missing field `flow`"),
             (r#"{"version":1,"request":{"deny_add":{"for_s":1}}}"#, "request `deny_add`: missing field `prefix`"),
             (r#"{"version":1,"request":{"deny_add":{"prefix":"::/0","for_s":-1}}}"#, "request `deny_add`: "),

@@ -11,7 +11,9 @@ mod filter_args;
 mod flows;
 mod log;
 pub(crate) mod output;
+mod report;
 mod run;
+pub(crate) mod services;
 mod state_paths;
 mod status;
 mod tapping;
@@ -46,10 +48,12 @@ const EXAMPLES: &str = "Examples:
   nomagic trace --follow --service default/nginx
   nomagic capture --service default/nginx | wireshark -k -i -
   nomagic top --service default/nginx
+  nomagic services --problems
   nomagic deny add 192.0.2.0/24 --for 10m
   nomagic check --config /etc/nomagic/nomagic.yaml
   nomagic check kube-proxy --config /etc/nomagic/nomagic.yaml --manifests objects.yaml
   nomagic preflight --interface eth0 --workers 2
+  nomagic report --replace-addresses
   nomagic cleanup
 
 The environment variable NOMAGIC_LOG sets the log level: error, warn, info (default), debug, trace. `nomagic log` changes it.";
@@ -87,6 +91,8 @@ enum Command {
     Capture(capture::CaptureArgs),
     /// Watch the running gateway: rates by Service, backends, clients, reasons, workers, tables.
     Top(top::TopArgs),
+    /// Show the Services that the running gateway knows, with addresses, endpoints and problems.
+    Services(services::ServicesArgs),
     /// Check configuration, manifests and machine without starting anything.
     Check(check::CheckArgs),
     /// Tell load balancers to leave, and carry on meanwhile.
@@ -101,6 +107,8 @@ enum Command {
     Cleanup(cleanup::CleanupArgs),
     /// Explain how nomagic handles a packet, without touching the network.
     Explain(explain::ExplainArgs),
+    /// Write a file for a bug report: state, configuration, kernel, interfaces, routes, logs.
+    Report(report::ReportArgs),
     /// Check whether this machine is ready for a gateway. Changes nothing.
     Preflight(PreflightArgs),
 }
@@ -114,11 +122,13 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => return gateway(|| trace::run(&args)),
         Command::Capture(args) => return gateway(|| capture::run(&args)),
         Command::Top(args) => return gateway(|| top::run(&args)),
+        Command::Services(args) => return gateway(|| services::run(&args)),
         Command::Deny(command) => return gateway(|| done(deny::run(command))),
         Command::Check(args) => return gateway(|| check::run(&args)),
         Command::Drain(args) => return gateway(|| done(drain::run(&args))),
         Command::Log(args) => return gateway(|| done(log::run(&args))),
         Command::Cleanup(args) => return gateway(|| done(cleanup::run(&args))),
+        Command::Report(args) => return gateway(|| done(report::run(&args))),
         Command::Preflight(args) => return preflight(&args),
         Command::Explain(args) => {
             let mut out = io::BufWriter::new(io::stdout().lock());

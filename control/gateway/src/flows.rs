@@ -4,13 +4,14 @@ use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use nomagic_api::flows::{CountBy, FLOW_SCHEMA, FLOWS_MAX, Flow, FlowFilter, FlowState, FlowsPage, GROUPS_MAX, SLOTS_MAX};
-use nomagic_core::conntrack::{self, Conntrack, Hit, IdleTimes, PhaseKind};
+use nomagic_core::conntrack::{self, Conntrack, Hit, IdleTimes};
 use nomagic_core::events::{EndCause, Event, EventKind, EventRing};
 use nomagic_core::filter::ReplyFilter;
 use nomagic_core::pipeline::take_out;
 use nomagic_core::services::{ServicePort, Services};
 use nomagic_core::tap::PacketFilter;
 use nomagic_core::tuple::{Prefix, Proto, Tuple};
+pub use nomagic_table::explain::state::of as state_of;
 use nomagic_table::objects::addr;
 
 use crate::deny::{PREFIX, parse_prefix};
@@ -81,7 +82,8 @@ impl Selection {
     }
 }
 
-fn parse_service(text: &str) -> Result<(String, String), String> {
+/// Reads `namespace/name`.
+pub(crate) fn parse_service(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => Ok((namespace.into(), name.into())),
         _ => Err(format!("service `{}`: not a namespace and a name, such as default/nginx", text.escape_debug())),
@@ -226,24 +228,6 @@ fn count(page: &mut FlowsPage, group: String) {
             place.insert(1);
         }
         Entry::Vacant(_) => page.other += 1,
-    }
-}
-
-/// A flow's state by its phase.
-pub fn state_of(kind: PhaseKind) -> FlowState {
-    match kind {
-        PhaseKind::SynSent => FlowState::SynSent,
-        PhaseKind::SynReceived => FlowState::SynRecv,
-        PhaseKind::Established => FlowState::Established,
-        PhaseKind::FinWait => FlowState::FinWait,
-        PhaseKind::CloseWait => FlowState::CloseWait,
-        PhaseKind::LastAck => FlowState::LastAck,
-        PhaseKind::TimeWait => FlowState::TimeWait,
-        PhaseKind::Closed => FlowState::Close,
-        PhaseKind::PickedUp | PhaseKind::PickedUpReply => FlowState::PickedUp,
-        PhaseKind::Unreplied => FlowState::Unreplied,
-        PhaseKind::Replied => FlowState::Replied,
-        PhaseKind::Stream | PhaseKind::Confirmed => FlowState::Assured,
     }
 }
 

@@ -365,7 +365,8 @@ impl RunningGateway {
                 Ok(Response::TapClose {})
             }
             Request::FlowsEnd { filter, from, all } => return self.end_flows(filter, *from, *all, responder),
-            Request::Explain { flow } => self.explain(flow).map(|answer| Response::Explain(Box::new(answer))),
+            Request::Services { filter, from } => self.tables.list_services(filter, from.as_deref()).map(Response::Services),
+            Request::Explain { flow, as_new } => self.explain(flow, *as_new).map(|answer| Response::Explain(Box::new(answer))),
             Request::DenyAdd { prefix, for_s } => self.deny.add(&mut self.edge, prefix, *for_s).map(Response::DenyChange),
             Request::DenyRemove { prefix } => self.deny.remove(&mut self.edge, prefix).map(Response::DenyChange),
             Request::Drain { on } => self.set_draining(*on).map(|()| Response::Drain { on: *on }),
@@ -439,7 +440,7 @@ impl RunningGateway {
 
     /// Reads the live tables without changing them: the packet runs through the packet path with a scratch connection table that has copies
     /// of the entries that matter.
-    fn explain(&self, flow: &str) -> Result<explain::Answer, String> {
+    fn explain(&self, flow: &str, as_new: bool) -> Result<explain::Answer, String> {
         let tuple = parse_flow(flow)?;
         let live = LiveState {
             table: self.edge.table(),
@@ -448,7 +449,8 @@ impl RunningGateway {
             timeouts: self.config.conntrack.timeouts.into(),
             now_ms: monotonic_ns() / 1_000_000,
         };
-        Ok(self.tables.explainer().with_state(live).with_denied(self.deny.in_force()).answer(flow.trim(), &tuple))
+        let explainer = self.tables.explainer().with_state(live).with_denied(self.deny.in_force());
+        Ok(if as_new { explainer.answer_as_new(flow.trim(), &tuple) } else { explainer.answer(flow.trim(), &tuple) })
     }
 
     fn status(&mut self) -> Result<Status> {

@@ -8,6 +8,8 @@ pub mod flow;
 mod live;
 mod names;
 mod scratch;
+pub mod state;
+mod today;
 mod trace;
 mod unserved;
 mod words;
@@ -39,6 +41,11 @@ use scratch::Scratch;
 use trace::Trace;
 use unserved::Unserved;
 
+/// Describes the slices that nearly have endpoints for a Service port without any. It looks at all slices.
+pub(crate) fn nearby_endpoints(index: &Index, service: &Service, port: &ServicePortSpec, v6: bool) -> Vec<String> {
+    words::nearby::endpoints(index, service, port, v6)
+}
+
 /// A compiled table and the inputs needed to explain it.
 pub struct Explainer<'e> {
     index: &'e Index,
@@ -52,6 +59,9 @@ pub struct Explainer<'e> {
     /// The settings' seed is a stand-in for the gateway's.
     seed_unknown: bool,
 }
+
+/// The source that the packet path has chosen, if it has.
+type ChosenSource = Option<Result<Source, Reason>>;
 
 /// The matched address with the objects behind it.
 struct Match<'e> {
@@ -98,12 +108,21 @@ impl<'e> Explainer<'e> {
 
     /// Explains the first packet of a flow. `flow` is the question's text.
     pub fn answer(&self, flow: &str, tuple: &Tuple) -> Answer {
+        self.answer_for(flow, tuple, false)
+    }
+
+    /// Like [`Explainer::answer`], as if the gateway did not know the flow.
+    pub fn answer_as_new(&self, flow: &str, tuple: &Tuple) -> Answer {
+        self.answer_for(flow, tuple, true)
+    }
+
+    fn answer_for(&self, flow: &str, tuple: &Tuple, as_new: bool) -> Answer {
         // Such a packet is never on a wire; the packet path would only drop it for its addresses.
         let mut answer = match tuple.dst_addr().is_loopback() {
             true => self.passed(Answer::new(flow, Verdict::Pass).because(Reason::NotOurs), Reason::NotOurs, None, tuple),
             false => {
                 let live = self.live.as_ref();
-                let scratch = Scratch { services: self.services, routes: live.map_or(&self.routes, |live| live.routes), live };
+                let scratch = Scratch { services: self.services, routes: live.map_or(&self.routes, |live| live.routes), live, as_new };
                 scratch.observe(tuple, |trace, copied| self.filtered(flow, tuple, trace, copied))
             }
         };
@@ -143,20 +162,23 @@ impl<'e> Explainer<'e> {
         let mut answer = Answer::new(flow, verdict);
         answer.reason = trace.reason().map(|reason| reason.label().into());
         if let (Some(live), Some((hit, fate)), Some(flow)) = (&self.live, &trace.known, &copied.flow) {
-            answer.steps.push(words::live::known_flow(live, flow, hit, *fate));
+            let (known, sentences) = self.known_flow(live, flow, hit, *fate);
+            answer.known_flow = Some(Box::new(known));
+            answer.steps.extend(sentences);
         }
         match &trace.decision {
             Some(decision @ Decision::Forward { matched, pool, backend, .. }) => {
                 answer.backends = pool.backends.iter().map(|b| socket(b.addr, b.port)).collect();
                 answer.certain = !self.seed_unknown || pool.backends.len() == 1;
+                let source = if verdict == Verdict::Hold { self.source_once_resolved(tuple) } else { trace.source };
                 if matches!(verdict, Verdict::Forward | Verdict::Hold) {
                     answer.chosen = Some(socket(backend.addr, backend.port));
-                    answer.snat = trace.replaced_source(tuple.v6);
+                    answer.snat = trace::replaced_source(source, tuple.v6);
                 }
                 if let Some(found) = self.find(matched, tuple) {
                     self.describe_match(&mut answer, &found, tuple);
                     answer.steps.extend(words::limits::sentences(&found, tuple.v6, copied.client_flows));
-                    self.describe_choice(&mut answer, &found, decision, tuple, (trace, copied));
+                    self.describe_choice(&mut answer, &found, decision, tuple, (trace, copied, source));
                 }
                 answer
             }
@@ -166,6 +188,12 @@ impl<'e> Explainer<'e> {
             Some(Decision::Pass(reason)) => self.passed(answer, *reason, trace.reason().map(|reason| (reason, trace.told)), tuple),
             None => self.known(answer, tuple, trace, copied),
         }
+    }
+
+    /// The source that a held packet will get: the packet path chooses it only when the next hop is known.
+    fn source_once_resolved(&self, tuple: &Tuple) -> ChosenSource {
+        let scratch = Scratch { services: self.services, routes: &self.routes, live: self.live.as_ref(), as_new: true };
+        scratch.decide(tuple, |trace| trace.source)
     }
 
     /// Describes a packet without a Service decision: it belongs to a known flow, or is dropped before any decision.
@@ -228,7 +256,7 @@ impl<'e> Explainer<'e> {
         answer.steps.extend(words::topology(found, &self.settings.node));
         answer.steps.push(words::candidates(found));
         if found.selection.candidates.is_empty() {
-            answer.steps.extend(words::nearby::endpoints(self.index, found, tuple.v6));
+            answer.steps.extend(words::nearby::endpoints(self.index, found.service, found.port, tuple.v6));
         }
         let unusable = self.index.slices_of(&found.service.key).filter(|s| s.v6 == tuple.v6).flat_map(|s| &s.unusable);
         answer.steps.extend(words::left_out(found, unusable, &self.settings.node.name));
@@ -242,7 +270,7 @@ impl<'e> Explainer<'e> {
         found: &Match<'_>,
         decision: &Decision<'_>,
         tuple: &Tuple,
-        (trace, copied): (&Trace<'_>, &Copied),
+        (trace, copied, source): (&Trace<'_>, &Copied, ChosenSource),
     ) {
         let Decision::Forward { pool, slot, backend, snat, .. } = decision else { return };
         let kept = trace.remembered == Some(Remembered::Kept);
@@ -260,10 +288,10 @@ impl<'e> Explainer<'e> {
         }
         answer.steps.push(words::destination(tuple, backend));
         self.describe_next_hop(answer, trace);
-        self.describe_source(answer, found, *snat, tuple, (trace, copied));
+        self.describe_source(answer, found, *snat, tuple, (trace, copied, source));
         // The routes decide, which only a running gateway knows.
         let own = self.settings.kernel_ips.contains(&backend.addr) || self.settings.node.ips.contains(&backend.addr);
-        if own && self.live.is_none() && trace.source == Some(Ok(Source::Client)) {
+        if own && self.live.is_none() && source == Some(Ok(Source::Client)) {
             answer.steps.push(words::OWN_ENDPOINT.into());
         }
         match trace.reason() {
@@ -281,14 +309,14 @@ impl<'e> Explainer<'e> {
         found: &Match<'_>,
         cause: Option<SnatCause>,
         tuple: &Tuple,
-        (trace, copied): (&Trace<'_>, &Copied),
+        (trace, copied, source): (&Trace<'_>, &Copied, ChosenSource),
     ) {
         let why = match cause {
             _ if trace.needs_internal => words::live::WHY_INTERNAL.into(),
             Some(cause) => words::why_source_changes(found, cause, self.settings.masquerade_all),
             None => String::new(),
         };
-        match trace.source {
+        match source {
             Some(Ok(Source::Client)) => answer.steps.push(words::source_stays(found)),
             Some(Ok(Source::Replaced(words))) => {
                 let address = words_addr(words, tuple.v6);

@@ -36,6 +36,11 @@ pub fn missing_services(index: &Index) -> impl Iterator<Item = &NamespacedName> 
     index.slice_owners().filter(|key| index.service(key).is_none())
 }
 
+/// Names the Services that a name was perhaps meant for: ` (there is default/web)`; "" if none is near.
+pub fn near_service(index: &Index, key: &NamespacedName) -> String {
+    near::service(index, key)
+}
+
 fn without_service(index: &Index, slice: &Slice, key: &NamespacedName) -> Problem {
     let field = if slice.mirrored { "metadata.name" } else { "metadata.labels[kubernetes.io/service-name]" };
     let message = format!("there is no Service {key}{}", near::service(index, key));

@@ -189,6 +189,11 @@ impl Index {
         self.services.values()
     }
 
+    /// The Services from this name on, by name.
+    pub fn services_from(&self, key: &NamespacedName) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.range(key..).map(|(_, service)| service)
+    }
+
     pub fn slice(&self, key: &NamespacedName) -> Option<&Arc<Slice>> {
         self.slices.get(key)
     }

@@ -13,6 +13,7 @@ pub mod compile;
 pub mod explain;
 pub mod findings;
 pub mod index;
+pub mod listing;
 pub mod objects;
 pub mod problem;
 pub mod settings;

@@ -26,6 +26,7 @@ pub use limits::{Annotated, LimitAnnotations};
 pub use mirror::{ENDPOINTS, mirror};
 pub use node::{Node, ZONE_LABEL, node_eligible};
 pub use read::{Unread, key, read};
+pub use service::IgnoredAs;
 pub use service_cidr::ServiceCidr;
 
 /// Namespace and name.

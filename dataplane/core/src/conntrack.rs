@@ -27,7 +27,7 @@ pub use clients::{ClientCount, Clients, CountedClient};
 pub use create::{Pending, Refused};
 pub use direction::Direction;
 pub use endpoints::EndpointPorts;
-pub use flow::{Deltas, Flow};
+pub use flow::{AGE_MODULUS_MS, Deltas, Flow};
 pub use fragments::{AGE_MAX_S as FRAGMENTS_AGE_MAX_S, Datagram, Fate, Fragments};
 pub use hit::{FlowRef, Hit};
 pub use lookup::Prefetched;

@@ -1,6 +1,7 @@
 //! The bpf(2) commands that aya does not offer.
 #![allow(unsafe_code, reason = "bpf(2), which rustix does not have")]
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,12 +28,40 @@ struct Attr {
 /// # Errors
 /// System errors: ENOENT if nothing is pinned at the path, EINVAL if the object is not a link.
 pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    let link = open_pinned(path)?;
+    bpf(BPF_LINK_DETACH, Attr { first: [link.as_raw_fd().cast_unsigned(), 0], ..Attr::default() })?;
+    Ok(())
+}
+
+/// A pinned object, as the kernel describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PinnedObject {
+    /// `map`, `prog` or `link`.
+    pub kind: String,
+    /// The fields of its `/proc/self/fdinfo`, such as `max_entries`.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// Describes a pinned object. Its contents are not read.
+///
+/// # Errors
+/// System errors: ENOENT if nothing is pinned at the path.
+pub fn pinned_object(path: &Path) -> io::Result<PinnedObject> {
+    let object = open_pinned(path)?;
+    let target = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
+    let target = target.to_string_lossy().into_owned();
+    // `anon_inode:bpf-map`; links: `anon_inode:bpf_link`.
+    let kind = target.rsplit(['-', '_']).next().unwrap_or_default().to_owned();
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd()))?;
+    let facts = text.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
+    Ok(PinnedObject { kind, facts: facts.collect() })
+}
+
+fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let fd = bpf(BPF_OBJ_GET, Attr { first: words(path.as_ptr().expose_provenance() as u64), ..Attr::default() })?;
     // SAFETY: the kernel has just created the descriptor, and nothing else owns it. rustix has no bpf(2), so the number is raw.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    bpf(BPF_LINK_DETACH, Attr { first: [link.as_raw_fd().cast_unsigned(), 0], ..Attr::default() })?;
-    Ok(())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn bpf(command: libc::c_int, attr: Attr) -> io::Result<libc::c_int> {
@@ -50,6 +79,12 @@ fn words(value: u64) -> [u32; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_pinned_is_not_described() {
+        assert_eq!(pinned_object(Path::new("/nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        pinned_object(Path::new("/proc/self/status")).unwrap_err();
+    }
 
     #[test]
     fn only_a_pinned_link_can_be_detached() {

@@ -23,7 +23,8 @@ fn explain(flows: &[&str]) -> Vec<Value> {
     let file = ConfigFile { config: Some(rigs("nomagic/nomagic.yaml")), kube_proxy_config: None };
     let args = ExplainArgs {
         config: ConfigArgs { file, manifests: None },
-        running: false,
+        live: false,
+        client: None,
         state_dir: None,
         kube_proxy_rules: Vec::new(),
         format: AnswerFormat::Json,

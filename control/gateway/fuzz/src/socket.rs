@@ -10,7 +10,7 @@ pub fn run(data: &[u8]) {
     match Request::parse(line) {
         Ok(request) => {
             assert_eq!(Request::parse(&request.line()).as_ref(), Ok(&request));
-            if let Request::Explain { flow } = &request
+            if let Request::Explain { flow, .. } = &request
                 && let Err(error) = parse_flow(flow)
             {
                 one_line_back(error);

@@ -19,15 +19,15 @@ pub struct ConfigArgs {
     pub manifests: Option<PathBuf>,
 }
 
-/// Exactly one of the two files.
+/// Exactly one of the two files; `explain` can do without.
 #[derive(Clone, Debug, Default, Args)]
-#[group(required = true, multiple = false)]
+#[group(required = true, multiple = true)]
 pub struct ConfigFile {
     /// The configuration file; `deploy/example/nomagic.yaml` documents every field.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// kube-proxy's configuration file (KubeProxyConfiguration) instead; unsupported fields give a warning.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub kube_proxy_config: Option<PathBuf>,
 }
 

@@ -1,25 +1,28 @@
 //! `nomagic explain`: answers for flows, from configuration and manifests or from the running gateway. Reading files needs neither
 //! privileges nor interfaces.
 
+mod compare;
 mod files;
 mod kube_proxy;
+mod named;
+mod sources;
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 
 use nomagic_api::explain::{Answer, Verdict};
-use nomagic_api::socket::{Request, Response};
-use nomagic_core::tuple::Tuple;
+use nomagic_kube_proxy_rules::Ruleset;
+use nomagic_table::explain::Explainer;
 use nomagic_table::explain::flow::LINE_MAX;
-use nomagic_table::explain::{Explainer, parse_flow};
-use nomagic_table::problem::Problem;
+use nomagic_table::problem::{Problem, shown};
 
 use super::config_args::ConfigArgs;
-use crate::config::Config;
 use crate::parity;
-use crate::run::socket;
 pub(super) use files::LoadedFiles;
 use kube_proxy::Both;
+use named::AtAddress;
+pub use named::Client;
+use sources::Sources;
 
 /// Maximum number of problems printed before the answers.
 const WARNINGS_MAX: usize = 50;
@@ -39,59 +42,66 @@ pub enum AnswerFormat {
   nomagic explain --config nomagic.yaml 'tcp 192.168.0.5:40000 -> 10.109.35.24:80'
   nomagic explain --config nomagic.yaml 'udp [fd00::5]:40000 -> [fd00:10:109::24]:53'
   nomagic explain --kube-proxy-config config.conf --manifests services.yaml 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
-  nomagic explain --running 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
+  nomagic explain --live 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
+  nomagic explain --live default/nginx:http
+  nomagic explain --live --client 203.0.113.77 default/nginx
+  nomagic explain --live --config nomagic.yaml --manifests objects.yaml default/nginx:http
   nomagic explain --config nomagic.yaml --kube-proxy-rules v4.rules --kube-proxy-rules v6.rules 'tcp 10.0.0.9:40000 -> 10.109.35.24:80'
   printf '%s\\n' 'tcp 203.0.113.9:1234 -> 192.168.0.2:30080' | nomagic explain --config nomagic.yaml --format json
 
-Exit codes: 0 all flows answered, 1 failure, 2 invalid configuration, manifest path or flow, or no gateway answers (all other flows are
-answered).")]
+By name, each address of the Service port is explained: for an example of a client outside the cluster, and for a pod if that differs, or for
+--client. With --live and a configuration, the gateway's answers are compared with those of the files, and the last step says what differs.
+
+Exit codes: 0 all answered (and the files answer the same), 1 failure, 2 invalid configuration, manifest path, flow or name, or no gateway
+answers (all other questions are answered), 3 the gateway and the files answer differently.")]
 pub struct ExplainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Ask the running gateway instead of reading files. The answers then include its flows, affinity and routes.
-    #[arg(long, group = "ConfigFile", conflicts_with = "manifests")]
-    pub running: bool,
-    /// The state directory of the running gateway [default: /run/nomagic].
-    #[arg(long, value_name = "DIR", requires = "running")]
+    /// Ask the running gateway instead of reading files. The answers then include its flows, affinity and routes. With a configuration, also say
+    /// what differs from the files.
+    #[arg(long, visible_alias = "running", group = "ConfigFile")]
+    pub live: bool,
+    /// The state directory of the running gateway [default: the configuration's, or /run/nomagic].
+    #[arg(long, value_name = "DIR", requires = "live")]
     pub state_dir: Option<PathBuf>,
     /// Also show what these rules of a kube-proxy do, repeatable: the output of `nft -j list ruleset`, `iptables-save` or `ip6tables-save`.
-    #[arg(long, value_name = "RULES", conflicts_with = "running")]
+    #[arg(long, value_name = "RULES", conflicts_with = "live")]
     pub kube_proxy_rules: Vec<PathBuf>,
+    /// The client to ask for, with questions by name: an address, or with its port [default: examples].
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<Client>,
     /// Output format.
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
-    /// Flows: PROTOCOL SOURCE:PORT -> DESTINATION:PORT. Default: one per line from standard input; blank lines and `#` lines are skipped.
+    /// Flows: PROTOCOL SOURCE:PORT -> DESTINATION:PORT; or Services by name: NAMESPACE/NAME:PORT, NAMESPACE/NAME if there is one port. Default:
+    /// one per line from standard input; blank lines and `#` lines are skipped.
     #[arg(value_name = "FLOW")]
     pub flows: Vec<String>,
 }
 
-/// The source of answers.
-enum AnswerSource {
-    Files(Box<LoadedFiles>),
-    /// The gateway with this state directory.
-    Running(PathBuf),
+/// What came of all questions.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Answered,
+    /// The gateway and the files answer differently.
+    Differ,
+    /// A question is invalid, or nobody answers it.
+    Invalid,
 }
 
-impl AnswerSource {
-    fn answer(&self, explainer: Option<&Explainer<'_>>, flow: &str) -> Result<(Tuple, Answer), String> {
-        let tuple = parse_flow(flow)?;
-        let answer = match (self, explainer) {
-            (AnswerSource::Running(state_dir), _) => {
-                match socket::ask(state_dir, &Request::Explain { flow: flow.into() }).map_err(|e| format!("{e:#}"))? {
-                    Response::Explain(answer) => *answer,
-                    _ => return Err("unexpected response from the gateway: not an explanation".into()),
-                }
-            }
-            (AnswerSource::Files(_), Some(explainer)) => explainer.answer(flow, &tuple),
-            (AnswerSource::Files(_), None) => return Err("no files are loaded".into()),
-        };
-        Ok((tuple, answer))
+impl Outcome {
+    fn code(self) -> u8 {
+        match self {
+            Outcome::Answered => 0,
+            Outcome::Differ => 3,
+            Outcome::Invalid => 2,
+        }
     }
 }
 
-/// Runs the command. The exit code is 0, or 2 for invalid input.
+/// Runs the command. Returns the exit code.
 pub fn run(args: &ExplainArgs, input: &mut dyn BufRead, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
-    let Some(source) = open_source(args, err)? else { return Ok(2) };
+    let Some(sources) = Sources::open(args, err)? else { return Ok(2) };
     let rules = match parity::from_files(&args.kube_proxy_rules) {
         Ok(rules) => rules,
         Err(e) => {
@@ -99,30 +109,22 @@ pub fn run(args: &ExplainArgs, input: &mut dyn BufRead, out: &mut dyn Write, err
             return Ok(2);
         }
     };
-    let explainer = match &source {
-        AnswerSource::Files(loaded) => {
-            let explainer = Explainer::new(&loaded.index, &loaded.settings, &loaded.compiled).with_denied(&loaded.denied);
-            Some(if loaded.seed_unknown { explainer.with_unknown_seed() } else { explainer })
-        }
-        AnswerSource::Running(_) => None,
-    };
-    let mut all_good = true;
-    let mut answer = |place: &str, text: &str, out: &mut dyn Write| -> io::Result<()> {
-        match source.answer(explainer.as_ref(), text.trim()) {
-            Ok((tuple, answer)) => match &source {
-                AnswerSource::Files(loaded) if !args.kube_proxy_rules.is_empty() => {
-                    Both::of(answer, &tuple, &rules, loaded).print(args.format, out)
-                }
-                _ => print(&answer, args.format, out),
-            },
-            Err(message) => {
-                all_good = false;
-                writeln!(err, "error: {place}: {message}")
+    let explainer = sources.explainer();
+    let asker = Asker { args, sources: &sources, explainer: explainer.as_ref(), rules: &rules };
+    let mut outcome = Outcome::Answered;
+    let mut ask = |place: &str, text: &str, out: &mut dyn Write| -> io::Result<()> {
+        match asker.ask(text.trim(), out) {
+            Ok(of_one) => outcome = outcome.max(of_one),
+            Err(Failure::Output(e)) => return Err(e),
+            Err(Failure::Question(message)) => {
+                outcome = Outcome::Invalid;
+                writeln!(err, "error: {place}: {message}")?;
             }
         }
+        Ok(())
     };
     for (i, flow) in args.flows.iter().enumerate() {
-        answer(&format!("flow {} ({})", i + 1, quoted(flow)), flow, out)?;
+        ask(&format!("flow {} ({})", i + 1, quoted(flow)), flow, out)?;
     }
     if args.flows.is_empty() {
         let mut line = Vec::new();
@@ -131,30 +133,110 @@ pub fn run(args: &ExplainArgs, input: &mut dyn BufRead, out: &mut dyn Write, err
             number += 1;
             let text = String::from_utf8_lossy(&line);
             if !text.trim().is_empty() && !text.trim_start().starts_with('#') {
-                answer(&format!("line {number} ({})", quoted(&text)), text.trim(), out)?;
+                ask(&format!("line {number} ({})", quoted(&text)), text.trim(), out)?;
             }
         }
     }
     out.flush()?;
-    Ok(if all_good { 0 } else { 2 })
+    Ok(outcome.code())
 }
 
-/// Loads the files, unless `--running` is given. `None`: they are invalid, and the error has been printed.
-fn open_source(args: &ExplainArgs, err: &mut dyn Write) -> io::Result<Option<AnswerSource>> {
-    if args.running {
-        return Ok(Some(AnswerSource::Running(args.state_dir.clone().unwrap_or_else(|| Config::default().state_dir))));
+/// Why there is no answer.
+enum Failure {
+    Question(String),
+    Output(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Output(error)
     }
-    match LoadedFiles::load(&args.config, &[]) {
-        Ok((loaded, problems)) => {
-            loaded.warnings(&args.config).iter().try_for_each(|warning| writeln!(err, "warning: {warning}"))?;
-            print_problems(&problems, err)?;
-            Ok(Some(AnswerSource::Files(Box::new(loaded))))
-        }
-        Err(message) => {
-            writeln!(err, "error: {message}")?;
-            Ok(None)
-        }
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Failure {
+        Failure::Question(message)
     }
+}
+
+/// Asks and prints.
+struct Asker<'a> {
+    args: &'a ExplainArgs,
+    sources: &'a Sources,
+    explainer: Option<&'a Explainer<'a>>,
+    rules: &'a Ruleset,
+}
+
+impl Asker<'_> {
+    /// Answers one question: about a flow, or about a Service by its name.
+    fn ask(&self, text: &str, out: &mut dyn Write) -> Result<Outcome, Failure> {
+        if !text.contains("->") && text.contains('/') {
+            return self.ask_by_name(text, out);
+        }
+        let (tuple, answer) = self.sources.answer(self.explainer, text)?;
+        let outcome = outcome(&answer);
+        match &self.sources.files {
+            Some(loaded) if !self.args.kube_proxy_rules.is_empty() => {
+                Both::of(answer, &tuple, self.rules, loaded).print(self.args.format, out)?;
+            }
+            _ => print(&answer, self.args.format, out)?,
+        }
+        Ok(outcome)
+    }
+
+    fn ask_by_name(&self, text: &str, out: &mut dyn Write) -> Result<Outcome, Failure> {
+        let name = named::parse_name(text)?;
+        let (service, clients) = self.sources.service(&name.service)?;
+        let port = named::port(&service, &name)?;
+        let mut all = Outcome::Answered;
+        for at in named::questions(&service, port, &clients, self.args.client) {
+            all = all.max(self.ask_at(&at, out)?);
+        }
+        if port.more_addresses > 0 && self.args.format == AnswerFormat::Text {
+            writeln!(out, "and {} more addresses", port.more_addresses)?;
+        }
+        Ok(all)
+    }
+
+    fn ask_at(&self, at: &AtAddress, out: &mut dyn Write) -> Result<Outcome, Failure> {
+        let is_text = self.args.format == AnswerFormat::Text;
+        if is_text {
+            writeln!(out, "{}", shown(&at.heading))?;
+        }
+        if let Some(note) = at.note.as_ref().filter(|_| is_text) {
+            writeln!(out, "  {note}\n")?;
+        }
+        let mut first: Option<Answer> = None;
+        let mut all = Outcome::Answered;
+        for (flow, asked, who) in &at.questions {
+            let (_, mut answer) = self.sources.answer(self.explainer, flow)?;
+            all = all.max(outcome(&answer));
+            answer.asked = Some(asked.clone());
+            match &first {
+                Some(first) if is_text && is_alike(first, &answer) => {
+                    writeln!(out, "For a pod the same holds (asked for {}).\n", answer.flow)?;
+                    continue;
+                }
+                Some(_) if is_text => writeln!(out, "For a pod the answer differs:")?,
+                _ => {}
+            }
+            if is_text {
+                writeln!(out, "({who})")?;
+            }
+            print(&answer, self.args.format, out)?;
+            first.get_or_insert(answer);
+        }
+        Ok(all)
+    }
+}
+
+fn outcome(answer: &Answer) -> Outcome {
+    if answer.differences.as_ref().is_some_and(|all| !all.is_empty()) { Outcome::Differ } else { Outcome::Answered }
+}
+
+/// Whether two clients get the same, but for the endpoint that each one's hash chooses.
+fn is_alike(a: &Answer, b: &Answer) -> bool {
+    (a.verdict, &a.reason, &a.service, a.port, &a.backends, a.snat) == (b.verdict, &b.reason, &b.service, b.port, &b.backends, b.snat)
 }
 
 fn print_problems(problems: &[Problem], err: &mut dyn Write) -> io::Result<()> {
@@ -220,15 +302,16 @@ fn summary(answer: &Answer) -> String {
         true => to.to_owned(),
         false => format!("any of {} candidates ({to} with the seed 0)", answer.backends.len()),
     };
-    match (answer.verdict, &answer.chosen, answer.snat) {
-        (Verdict::Forward, Some(to), Some(snat)) => format!("FORWARD to {}, source rewritten to {snat}", sure(to)),
-        (Verdict::Forward, Some(to), None) => format!("FORWARD to {}, source unchanged", sure(to)),
-        (Verdict::Forward, None, _) => "FORWARD".into(),
+    let source = answer.snat.map_or("source unchanged".to_owned(), |snat| format!("source rewritten to {snat}"));
+    match (answer.verdict, &answer.chosen) {
+        (Verdict::Forward, Some(to)) => format!("FORWARD to {}, {source}", sure(to)),
+        (Verdict::Forward, None) => "FORWARD".into(),
         (Verdict::Reject, ..) => "REJECT: connection refused".into(),
         (Verdict::Drop, ..) => "DROP: no response".into(),
         (Verdict::Local, ..) => "LOCAL: answered by the node's health check server".into(),
         (Verdict::Pass, ..) => "PASS: left to the kernel".into(),
-        (Verdict::Hold, ..) => "HOLD: until the next hop's MAC address is known".into(),
+        (Verdict::Hold, Some(to)) => format!("HOLD: until the next hop's MAC address is known, then to {}, {source}", sure(to)),
+        (Verdict::Hold, None) => "HOLD: until the next hop's MAC address is known".into(),
     }
 }
 

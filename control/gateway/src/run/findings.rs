@@ -77,6 +77,16 @@ impl Findings {
         self.found.values().flatten()
     }
 
+    /// The findings about a Service.
+    pub fn of(&self, service: &NamespacedName) -> &[Problem] {
+        self.found.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// The Services with findings.
+    pub fn services(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.found.keys()
+    }
+
     pub fn all_services(&self) -> bool {
         self.all_services
     }

@@ -118,6 +118,7 @@ pub async fn wait_for_objects(
                 Request::Drain { .. } => Err("nomagic is still starting: it is not ready, so there is nothing to drain".into()),
                 Request::Explain { .. }
                 | Request::Flows { .. }
+                | Request::Services { .. }
                 | Request::FlowsEnd { .. }
                 | Request::Events { .. }
                 | Request::TapOpen(_)

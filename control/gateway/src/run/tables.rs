@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use nomagic_api::services::{ServiceFilter, ServicesPage};
 use nomagic_api::{ApiWatch, SeedSource};
 use nomagic_core::capture::FilterRules;
 use nomagic_core::services::Services;
@@ -20,11 +21,14 @@ use crate::config::Config;
 use crate::net::Mirror;
 use crate::observe::health::Moment;
 use crate::seed::{self, Seed};
+use crate::services::ServiceSource;
 use nomagic_table::compile::serving::Serving;
 use nomagic_table::compile::{Compiler, CountedPort, PortKey, TARGETS_MAX};
 use nomagic_table::explain::Explainer;
 use nomagic_table::findings::set_aside;
 use nomagic_table::index::Index;
+use nomagic_table::listing::Listing;
+use nomagic_table::problem::Problem;
 use nomagic_table::settings::Settings;
 
 /// Maximum number of problems logged one by one; the rest is counted.
@@ -53,7 +57,7 @@ pub struct CompiledTables {
     pods: PodRanges,
     findings: Findings,
     /// Problems of the objects, as of the last table.
-    of_objects: Vec<String>,
+    of_objects: Vec<Problem>,
     problems: Vec<String>,
     update: TableUpdate,
     /// Rules that the XDP filter needs and does not have yet.
@@ -249,7 +253,7 @@ impl CompiledTables {
         self.services = Arc::new(compiled.services);
         self.serving.follow(index.as_ref().unwrap_or(&self.index), &concerned);
         self.findings.touched(concerned, Instant::now());
-        self.of_objects = self.source.problems().into_iter().chain(&compiled.problems).map(ToString::to_string).collect();
+        self.of_objects = self.source.problems().into_iter().chain(&compiled.problems).cloned().collect();
         self.examine();
         self.report();
     }
@@ -274,8 +278,8 @@ impl CompiledTables {
 
     /// Logs new problems.
     fn report(&mut self) {
-        let findings = self.findings.problems().map(ToString::to_string);
-        let problems = self.of_objects.iter().cloned().chain(findings).chain(self.pods.problem()).collect();
+        let said = self.of_objects.iter().chain(self.findings.problems()).map(ToString::to_string);
+        let problems = said.chain(self.pods.problem()).collect();
         let logged: BTreeSet<String> = std::mem::replace(&mut self.problems, problems).into_iter().collect();
         let new: Vec<&String> = self.problems.iter().filter(|p| !logged.contains(*p)).collect();
         new.iter().take(PROBLEMS_SHOWN_MAX).for_each(|p| tracing::warn!("{p}"));
@@ -287,6 +291,15 @@ impl CompiledTables {
     /// Explains the compiled table.
     pub fn explainer(&self) -> Explainer<'_> {
         Explainer::of_parts(&self.index, &self.settings, &self.services, self.update.health_checks())
+    }
+
+    /// Describes Services, see [`ServiceSource::page`].
+    ///
+    /// # Errors
+    /// If the request has a wrong form, or names a Service that does not exist.
+    pub fn list_services(&self, filter: &ServiceFilter, from: Option<&str>) -> Result<ServicesPage, String> {
+        let listing = Listing { index: &self.index, settings: &self.settings, table: &self.services };
+        ServiceSource { listing, problems: &self.of_objects, findings: &self.findings }.page(filter, from)
     }
 
     /// The state of the API server's watch; `None` for manifests.

@@ -117,6 +117,13 @@ impl<'i> Selection<'i> {
         self.candidates.iter().enumerate().filter(move |(i, _)| !used(*i)).map(move |(_, c)| (c, self.why(c, class)))
     }
 
+    /// For each of the candidates, why it is not usable.
+    pub fn exclusions(&self, class: Class) -> Vec<Option<Exclusion>> {
+        let mut all: Vec<Option<Exclusion>> = self.candidates.iter().map(|c| Some(self.why(c, class))).collect();
+        self.members(class).iter().for_each(|&i| all[i as usize] = None);
+        all
+    }
+
     fn why(&self, candidate: &Candidate<'_>, class: Class) -> Exclusion {
         let endpoint = candidate.endpoint;
         match (class, self.topology) {

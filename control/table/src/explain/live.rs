@@ -101,12 +101,12 @@ impl TakenPorts {
     }
 }
 
-/// Fills a scratch table with the flows that decide what happens to the packet. `None`: the table is too small.
+/// Fills a scratch table with the flows that decide what happens to the packet; without the packet's own flow, if it counts as new. `None`: the
+/// table is too small.
 pub(super) fn fill<'w>(
     words: &'w [AtomicU64],
     room: u32,
-    services: &Services,
-    tuple: &Tuple,
+    (services, tuple, as_new): (&Services, &Tuple, bool),
     live: Option<&LiveState<'_>>,
     taken: Option<&TakenPorts>,
 ) -> Option<(Conntrack<'w>, Copied)> {
@@ -121,14 +121,17 @@ pub(super) fn fill<'w>(
     let client = frontend.and_then(|f| f.port.limits.per_client).map(|limit| table.clients().client(limit.service, tuple.src, tuple.v6));
     let copy_count = || client.iter().for_each(|client| copy_client_count(&live.table, *client, &table));
     copy_count();
-    let flow = live.table.lookup(tuple, hash).and_then(|hit| copy_flow(&live.table, &hit, &table));
+    let own = live.table.lookup(tuple, hash);
+    let flow = own.filter(|_| !as_new).and_then(|hit| copy_flow(&live.table, &hit, &table));
     let affinity = frontend.and_then(|f| f.port.affinity);
     let remembered = affinity.and_then(|affinity| {
         let sticky = Sticky { id: affinity.id, client: tuple.src, v6: tuple.v6, timeout_s: affinity.timeout_s };
         copy_affinity(&live.table, &sticky, live.now_ms, &table)
     });
     if let Some(taken) = taken {
-        for hit in &taken.hits {
+        // The own flow holds a source port, too.
+        let left_out = own.filter(|_| as_new).map(|own| own.place());
+        for hit in taken.hits.iter().filter(|hit| Some(hit.place()) != left_out) {
             // A flow that has ended meanwhile has freed its port.
             let _ = copy_flow(&live.table, hit, &table);
         }

@@ -40,6 +40,8 @@ pub(super) struct Scratch<'s> {
     pub services: &'s Services,
     pub routes: &'s Routes,
     pub live: Option<&'s LiveState<'s>>,
+    /// The packet's own flow is left out, as if the gateway did not know it.
+    pub as_new: bool,
 }
 
 /// Routes to every destination, used without a gateway's routes.
@@ -67,6 +69,11 @@ impl Scratch<'_> {
         self.run(tuple, taken.as_ref(), TakenPorts::room(taken.as_ref()), report)
     }
 
+    /// Runs the first packet of a flow for its Service decision alone: source ports are not searched.
+    pub(super) fn decide<R>(&self, tuple: &Tuple, report: impl FnOnce(&Trace<'_>) -> R) -> R {
+        self.run(tuple, None, TakenPorts::room(None), |trace, _| report(trace))
+    }
+
     /// Runs with a table of `room` flows, or of more if that is too small.
     fn run<R>(&self, tuple: &Tuple, taken: Option<&TakenPorts>, room: u32, report: impl FnOnce(&Trace<'_>, &Copied) -> R) -> R {
         let (now_ms, timeouts) = self.live.map_or((0, Timeouts::default()), |live| (live.now_ms, live.timeouts));
@@ -79,7 +86,7 @@ impl Scratch<'_> {
         // What is tried out takes no token of the gateway, and is not counted there.
         let with_own_port = self.services.with_detached_port(tuple);
         let services = with_own_port.as_ref().unwrap_or(self.services);
-        let Some((table, copied)) = live::fill(&words, room, services, tuple, self.live, taken) else {
+        let Some((table, copied)) = live::fill(&words, room, (services, tuple, self.as_new), self.live, taken) else {
             return if room < ROOM_MAX { self.run(tuple, taken, 2 * room, report) } else { report(&trace, &Copied::default()) };
         };
         let routes = self.routes;

@@ -1,6 +1,7 @@
 //! Tests of answers about a running gateway: the individual sentences, and that answers always agree with the packet path.
 
 mod denied;
+mod known;
 mod limits;
 mod outer;
 mod room;

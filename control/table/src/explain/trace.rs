@@ -29,15 +29,15 @@ pub(super) struct Trace<'c> {
     pub verdict: Option<Verdict>,
 }
 
-impl Trace<'_> {
-    /// The address that replaces the client's.
-    pub fn replaced_source(&self, v6: bool) -> Option<IpAddr> {
-        match self.source {
-            Some(Ok(Source::Replaced(words))) => Some(words_addr(words, v6)),
-            Some(Ok(Source::Client) | Err(_)) | None => None,
-        }
+/// The address that replaces the client's.
+pub(super) fn replaced_source(source: Option<Result<Source, Reason>>, v6: bool) -> Option<IpAddr> {
+    match source {
+        Some(Ok(Source::Replaced(words))) => Some(words_addr(words, v6)),
+        Some(Ok(Source::Client) | Err(_)) | None => None,
     }
+}
 
+impl Trace<'_> {
     /// The reason of the verdict.
     pub fn reason(&self) -> Option<Reason> {
         match self.verdict {

@@ -214,7 +214,7 @@ pub(super) fn choice_by_unknown_seed(t: &Tuple, slot: u32, pool: &Pool) -> Strin
     }
     format!(
         "Protocol, addresses and ports of this {} flow are hashed with a seed that only the running gateway knows, because the configuration \
-         sets neither hash.seed nor a readable hash.seedFile. So it may be any of the {} candidates; `nomagic explain --running` on the gateway \
+         sets neither hash.seed nor a readable hash.seedFile. So it may be any of the {} candidates; `nomagic explain --live` on the gateway \
          tells which one. With the seed 0 it is {to} (slot {slot} of {} in the Service's Maglev table), and what follows is about that one.",
         t.proto,
         pool.backends.len(),

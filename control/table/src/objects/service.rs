@@ -16,6 +16,8 @@ use crate::problem::{Notes, Origin, Problem};
 
 /// Services with this label belong to another proxy.
 pub(super) const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Why a Service with [`PROXY_NAME_LABEL`] is ignored.
+const OTHER_PROXY: &str = "the label service.kubernetes.io/service-proxy-name gives it to another proxy";
 /// Why a Service that could not be read, or is one too many, is ignored; its problem says more.
 const UNREAD: &str = "it could not be read";
 const OVER_LIMIT: &str = "there are too many Services";
@@ -156,8 +158,31 @@ impl Service {
 
     /// Whether it only stands in for one that could not be read or is one too many.
     pub fn stands_in(&self) -> bool {
-        matches!(self.ignored, Some(UNREAD | OVER_LIMIT))
+        matches!(self.ignored_as(), Some(IgnoredAs::Unread | IgnoredAs::OverLimit))
     }
+
+    /// The kind of reason for which it is ignored; `None`: it is not.
+    pub fn ignored_as(&self) -> Option<IgnoredAs> {
+        Some(match self.ignored? {
+            UNREAD => IgnoredAs::Unread,
+            OVER_LIMIT => IgnoredAs::OverLimit,
+            OTHER_PROXY => IgnoredAs::OtherProxy,
+            _ => IgnoredAs::SetAside,
+        })
+    }
+}
+
+/// Kinds of reasons for which a Service is ignored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IgnoredAs {
+    /// It is another proxy's.
+    OtherProxy,
+    /// No proxy serves it: headless, an alias, without a cluster IP.
+    SetAside,
+    /// It could not be read.
+    Unread,
+    /// It is one too many.
+    OverLimit,
 }
 
 /// Why kube-proxy ignores the Service.
@@ -165,7 +190,7 @@ fn ignored(service: &k8s::Service, spec: &k8s::ServiceSpec, kind: ServiceType) -
     let label = service.metadata.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
     let first = cluster_ip_texts(spec).next();
     match first {
-        _ if label => Some("the label service.kubernetes.io/service-proxy-name gives it to another proxy"),
+        _ if label => Some(OTHER_PROXY),
         _ if kind == ServiceType::ExternalName => Some("type ExternalName is a DNS alias"),
         Some("None") => Some("clusterIP None: a headless Service has no address of its own"),
         None => Some(NO_CLUSTER_IP),

@@ -157,6 +157,14 @@ pub(super) fn is_old(target: u64, now_ms: u64) -> bool {
     created_at(now_ms).wrapping_sub(created_of(target)) & CREATED_MASK > STREAM_AGE_MS / CREATED_STEP_MS
 }
 
+/// A flow's record holds its time of creation modulo this.
+pub const AGE_MODULUS_MS: u64 = (CREATED_MASK + 1) * CREATED_STEP_MS;
+
+/// The age of the flow of a `target` word, modulo [`AGE_MODULUS_MS`].
+pub(super) fn age_remainder_ms(target: u64, now_ms: u64) -> u64 {
+    (created_at(now_ms).wrapping_sub(created_of(target)) & CREATED_MASK) * CREATED_STEP_MS
+}
+
 /// One generation in a `target` word.
 pub(super) const TARGET_GENERATION_ONE: u64 = 1 << GENERATION_AT;
 

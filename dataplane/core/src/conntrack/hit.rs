@@ -1,6 +1,6 @@
 //! A flow as a look-up found it.
 
-use super::flow::{Deltas, is_old};
+use super::flow::{Deltas, age_remainder_ms, is_old};
 use super::{Direction, Phase, SEEN_RESOLUTION_MS};
 use crate::frame::NextHopId;
 use crate::tuple::Tuple;
@@ -63,6 +63,11 @@ impl Hit {
     #[inline(always)]
     pub fn is_touch_due(&self, now_ms: u64) -> bool {
         now_ms.wrapping_sub(self.seen_ms) >= SEEN_RESOLUTION_MS
+    }
+
+    /// The flow's age modulo [`AGE_MODULUS_MS`](super::AGE_MODULUS_MS), in steps of 125 ms.
+    pub fn age_remainder_ms(&self, now_ms: u64) -> u64 {
+        age_remainder_ms(self.target, now_ms)
     }
 
     /// A short reference to the flow.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nomagic_core::deny::DenyList;
@@ -35,6 +36,8 @@ pub(in super::super) struct LoadedFiles {
     pub unread_seed: Option<ConfigError>,
     /// Unsupported fields of kube-proxy's file.
     pub unsupported: Vec<Warning>,
+    /// Where a gateway with this configuration has its state.
+    pub state_dir: PathBuf,
 }
 
 impl LoadedFiles {
@@ -78,7 +81,17 @@ impl LoadedFiles {
         let deny = DenySources::open(&config.deny, &Denied::new());
         let (denied, deny_problems) = (deny.list(), deny.problems());
         Ok((
-            LoadedFiles { index, settings, compiled, denied, deny_problems, seed_unknown: seed.is_none(), unread_seed, unsupported },
+            LoadedFiles {
+                index,
+                settings,
+                compiled,
+                denied,
+                deny_problems,
+                seed_unknown: seed.is_none(),
+                unread_seed,
+                unsupported,
+                state_dir: config.state_dir,
+            },
             problems,
         ))
     }

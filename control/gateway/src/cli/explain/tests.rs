@@ -79,7 +79,8 @@ fn ask(config: &Path, format: AnswerFormat, flows: &[&str], stdin: &[u8]) -> (u8
 fn ask_with(config: ConfigArgs, format: AnswerFormat, flows: &[&str], stdin: &[u8]) -> (u8, String, String) {
     let args = ExplainArgs {
         config,
-        running: false,
+        live: false,
+        client: None,
         state_dir: None,
         kube_proxy_rules: Vec::new(),
         format,
@@ -312,7 +313,7 @@ fn without_the_seed_no_endpoint_is_promised() {
     assert_eq!((&known["certain"], known["chosen"].is_string()), (&true.into(), true));
     let (unknown, err) = json("");
     assert_eq!((&unknown["certain"], &unknown["chosen"], &unknown["backends"]), (&false.into(), &known["chosen"], &known["backends"]));
-    assert!(unknown["steps"].to_string().contains("explain --running") && !err.contains("hash"), "{unknown} {err}");
+    assert!(unknown["steps"].to_string().contains("explain --live") && !err.contains("hash"), "{unknown} {err}");
     let (_, text, _) = ask_with_hash("", AnswerFormat::Text);
     let candidate = known["chosen"].as_str().unwrap();
     assert!(text.contains(&format!("=> FORWARD to any of 2 candidates ({candidate} with the seed 0), source unchanged")), "{text}");

@@ -142,7 +142,7 @@ impl Asker {
     }
 
     fn explain(&self, flow: String) -> Result<Heard> {
-        match self.ask(&Request::Explain { flow: flow.clone() })? {
+        match self.ask(&Request::Explain { flow: flow.clone(), as_new: false })? {
             Response::Explain(answer) => Ok(Heard::Explained(flow, explain::text(&answer).lines().map(str::to_owned).collect())),
             _ => bail!("unexpected response from the gateway: not an explanation"),
         }

@@ -59,5 +59,5 @@ fn without_routes_the_answer_says_on_what_it_depends() {
     let flow = "udp 192.0.2.7:1 -> 198.51.100.10:80";
     let answer = explainer.answer(flow, &parse_flow(flow).unwrap());
     assert_eq!(answer.verdict, Verdict::Pass);
-    assert!(answer.steps.iter().any(|step| step.contains("`explain --running` knows the routes")), "{answer:#?}");
+    assert!(answer.steps.iter().any(|step| step.contains("`explain --live` knows the routes")), "{answer:#?}");
 }

@@ -22,7 +22,7 @@ fn no_endpoint_is_promised() {
     );
     let (text, promised) = (unknown.steps.join("\n"), "The same flow always gets the same slot");
     for words in
-        ["a seed that only the running gateway knows", "any of the 4 candidates", "`nomagic explain --running`", "With the seed 0 it is"]
+        ["a seed that only the running gateway knows", "any of the 4 candidates", "`nomagic explain --live`", "With the seed 0 it is"]
     {
         assert!(text.contains(words), "{words}: {text}");
     }

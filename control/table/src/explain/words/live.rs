@@ -1,6 +1,6 @@
 //! Sentences about the state of a running gateway.
 
-use nomagic_core::conntrack::{Direction, Flow, Hit, PhaseKind};
+use nomagic_core::conntrack::{AGE_MODULUS_MS, Direction, Flow, Hit, PhaseKind};
 use nomagic_core::frame::{NextHopId, Wanted};
 use nomagic_core::observe::FlowFate;
 use nomagic_core::routes::{NextHop, Resolution};
@@ -8,6 +8,7 @@ use nomagic_core::services::{Backend, SnatRange};
 use nomagic_core::tuple::{AddrWords, Tuple, words_addr};
 
 use crate::explain::live::LiveState;
+use crate::explain::today::Today;
 use crate::objects::addr::socket;
 
 fn end(addr: AddrWords, v6: bool, port: u16) -> String {
@@ -61,6 +62,43 @@ pub(in crate::explain) fn known_flow(live: &LiveState<'_>, flow: &Flow, hit: &Hi
         }
         FlowFate::Replaced => format!("{whose}. But it is {state}: it ends now, and the packet opens a new flow."),
     }
+}
+
+/// Says since when a flow exists, as far as its record tells.
+pub(in crate::explain) fn age(age_ms: Option<u64>, remainder_ms: u64) -> String {
+    match age_ms {
+        Some(age_ms) => format!("It was opened {} ago.", seconds(age_ms)),
+        None => format!(
+            "It was opened {} ago, or that long and a multiple of {} before: a flow's record holds its time of creation modulo {} only.",
+            seconds(remainder_ms),
+            seconds(AGE_MODULUS_MS),
+            seconds(AGE_MODULUS_MS)
+        ),
+    }
+}
+
+/// Of a flow without a Service.
+pub(in crate::explain) const DIRECT: &str = "The client addresses the endpoint itself, so no Service chose it.";
+
+/// Says where a new connection with the same addresses and ports would go.
+pub(in crate::explain) fn today(backend: &str, today: &Today) -> String {
+    let opened = format!("{backend} was chosen when the flow was opened");
+    match (&today.otherwise, &today.endpoint) {
+        (None, _) if today.by_affinity => {
+            format!("{opened}. A new connection of this client would go there too: its session affinity names that endpoint.")
+        }
+        (None, _) => format!("{opened}. A new connection from the same address and port would go there too, by the hash."),
+        (Some(why), Some(other)) => format!("{opened}, and the flow stays there. A new connection would go to {other}: {why}."),
+        (Some(why), None) => format!("{opened}, and the flow stays there. A new connection would reach no endpoint: {why}."),
+    }
+}
+
+/// Why a candidate is not chosen any more, if not by affinity.
+pub(in crate::explain) fn other_slot(with_affinity: bool) -> String {
+    let also = if with_affinity { ", or the client's session affinity chose then and has expired" } else { "" };
+    format!(
+        "the endpoint is still a candidate, but endpoints have come or gone since, and the hash's slot in the Maglev table is another's now{also}"
+    )
 }
 
 /// Describes the rewriting of a known flow's packet.

@@ -4,14 +4,13 @@ use super::listed;
 use crate::explain::Match;
 use crate::findings::{family, nearest_ports};
 use crate::index::Index;
-use crate::objects::{NamespacedName, Slice};
+use crate::objects::{NamespacedName, Service, ServicePortSpec, Slice};
 use nomagic_core::services::AddressKind;
 
 /// Describes the slices that nearly have endpoints for a port without any.
-pub(in crate::explain) fn endpoints(index: &Index, found: &Match<'_>, v6: bool) -> Vec<String> {
-    let key = &found.service.key;
-    let mut sentences: Vec<String> =
-        nearest_ports(index, found.service, found.port, v6).map(|words| format!("{words}.")).into_iter().collect();
+pub(in crate::explain) fn endpoints(index: &Index, service: &Service, port: &ServicePortSpec, v6: bool) -> Vec<String> {
+    let key = &service.key;
+    let mut sentences: Vec<String> = nearest_ports(index, service, port, v6).map(|words| format!("{words}.")).into_iter().collect();
     let other = index.slices_of(key).filter(|s| s.v6 != v6 && !s.endpoints.is_empty()).map(|s| s.to_string());
     let other = listed(other);
     if !other.is_empty() {

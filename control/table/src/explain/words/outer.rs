@@ -26,7 +26,7 @@ pub(in crate::explain) fn way(services: &Services, verdict: Verdict, running: bo
         (_, _, UnusedPorts::Kernel) => "The kernel gets such packets, also if it sends them back (unusedPorts: kernel).",
         (_, true, _) => "The kernel's route to it does not lead back to the router that the packet comes from.",
         (_, false, _) => {
-            "If the gateway's route to it leads back to the router that the packet comes from, the packet is refused (unusedPorts); `explain --running` \
+            "If the gateway's route to it leads back to the router that the packet comes from, the packet is refused (unusedPorts); `explain --live` \
              knows the routes."
         }
     };
