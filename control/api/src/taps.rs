@@ -8,8 +8,8 @@ use crate::flows::FlowFilter;
 pub const PACKET_SCHEMA: u32 = 1;
 /// Longest time that a tap may be asked for, seconds.
 pub const LASTS_MAX_S: u64 = 86_400;
-/// A tap that is not read for so long ends, seconds.
-pub const READ_EVERY_S: u64 = 5;
+/// A tap that is not read for so long ends, seconds. Its reader may wait for Wireshark to start.
+pub const READ_EVERY_S: u64 = 30;
 
 /// What a tap watches.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

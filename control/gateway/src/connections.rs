@@ -25,6 +25,8 @@ pub enum Peer {
     Address(IpAddr),
     /// A process of this machine. `None`: the kernel does not report its number.
     Process(Option<i32>),
+    /// All clients of the control socket that may only read: together they leave room for the others.
+    Readers,
 }
 
 impl Peer {

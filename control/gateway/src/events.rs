@@ -177,7 +177,11 @@ fn text(kind: EventKind, shown: &Event) -> String {
                 Told::Reset => "a TCP reset",
                 Told::Abort => "an SCTP ABORT",
             };
-            let said = if sent { format!("the sender gets {answer}") } else { format!("limits forbid {answer}") };
+            let said = if sent {
+                format!("the sender gets {answer}")
+            } else {
+                format!("the sender does not get {answer} (a limit, or such a packet is never answered)")
+            };
             format!("rejected, {said}: {}", reason.text())
         }
         EventKind::Dropped(reason) => format!("dropped: {}", reason.text()),

@@ -134,8 +134,8 @@ struct RunningGateway {
     ready: ReadyState,
     drain: Drain,
     taps: Taps,
-    /// Flows that were ended by command.
-    commanded: Arc<Mutex<Arc<EventRing>>>,
+    /// Flows that were ended by command. Whoever records there holds the lock: one thread at a time.
+    commanded: (Arc<EventRing>, Arc<Mutex<()>>),
     supervisor: Supervisor,
     /// What happens to traffic when no process runs.
     on_failure: OnFailure,
@@ -191,7 +191,7 @@ impl RunningGateway {
             ready: ReadyState::default(),
             drain,
             taps: Taps::default(),
-            commanded: Arc::default(),
+            commanded: Default::default(),
             supervisor,
             on_failure,
             started,
@@ -403,12 +403,12 @@ impl RunningGateway {
             Ok(selection) => selection,
             Err(e) => return responder.send(Err(e)),
         };
-        let (table, replies, services, events) = (self.edge.table(), self.edge.replies(), self.tables.services(), self.commanded.clone());
+        let (table, replies, services) = (self.edge.table(), self.edge.replies(), self.tables.services());
+        let (events, one_at_a_time) = self.commanded.clone();
         let idle = Timeouts::from(self.config.conntrack.timeouts).table();
         let done = tokio::task::spawn_blocking(move || {
             let source = FlowSource { table, services: &services, idle: &idle, now_ms: monotonic_ns() / 1_000_000 };
-            // One thread at a time records in a ring.
-            let events = events.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
             source.end(&selection, replies, &events, from)
         });
         tokio::task::spawn_local(async move {
@@ -428,7 +428,7 @@ impl RunningGateway {
     fn event_rings(&self) -> Vec<Arc<EventRing>> {
         let mut rings = self.edge.events();
         rings.push(self.reconciler.events());
-        rings.push(self.commanded.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        rings.push(self.commanded.0.clone());
         rings
     }
 

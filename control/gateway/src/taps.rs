@@ -123,7 +123,11 @@ fn options(request: &TapRequest) -> Result<TapOptions, String> {
 
 impl TapNames<'_> {
     fn port(&self, port: PortId) -> String {
-        self.ports.get(usize::from(port.0)).map_or("kernel", String::as_str).to_owned()
+        match self.ports.get(usize::from(port.0)) {
+            _ if port == PortId::NONE => "kernel".into(),
+            Some(name) => name.clone(),
+            None => format!("port {}", port.0),
+        }
     }
 
     fn frame(&self, port: PortId, snap: Snap) -> TappedFrame {

@@ -86,9 +86,13 @@ pub fn process_tapped<'f, T: Tap>(
     let touch_ms = ctx.touch_ms();
     for ((frame, Ahead { read, prefetched }), verdict) in frames.iter_mut().zip(ahead).zip(verdicts) {
         let plain = || read.as_ref().map(|plain| (plain, prefetched.hash));
-        if T::WATCHES && tap.wants(&tap::view(ctx.services, &ctx.table, frame, plain()), frame) {
-            *verdict = watched(ctx, frame, plain(), out, tap);
-            continue;
+        if T::WATCHES {
+            let view = tap::view(ctx.services, &ctx.table, frame, plain());
+            let packet = view.packet;
+            if tap.wants(&view, frame) {
+                *verdict = watched(ctx, frame, (plain(), packet), out, tap);
+                continue;
+            }
         }
         let ordinary = match read {
             Some(plain) if plain.v6 => fast_path::<true>(ctx, frame, plain, prefetched, touch_ms, &mut tally),
@@ -123,11 +127,11 @@ pub fn process_observed<'f, 'c>(
 fn watched<'f>(
     ctx: &mut Context<'_>,
     frame: &mut Frame<'f>,
-    plain: Option<(&Plain, u64)>,
+    (plain, packet): (Option<(&Plain, u64)>, Option<Tuple>),
     out: &mut Outputs<'f>,
     tap: &mut impl Tap,
 ) -> Verdict {
-    let (mut notes, made) = (Notes::default(), out.made.len());
+    let (mut notes, made) = (Notes { packet, ..Notes::default() }, out.made.len());
     let verdict = slow_path(ctx, frame, plain, out, &mut notes);
     tap.judged(frame, &verdict, &notes, out.made.get(made..).unwrap_or_default());
     verdict
@@ -173,7 +177,10 @@ fn slow_path<'f, 'c>(
                 ctx.worker.recorder.read(&error.quoted);
                 forward_error(ctx, frame, &error, out, observer)
             }
-            Err(NotPacket::Echo(echo)) => ping(ctx, frame, &echo, out, observer),
+            Err(NotPacket::Echo(echo)) => {
+                ctx.worker.recorder.read(&echo.packet.tuple);
+                ping(ctx, frame, &echo, out, observer)
+            }
         },
     };
     // Whatever would hold it once more.
@@ -395,9 +402,7 @@ fn admit_new<'f, 'c>(
             ctx.worker.recorder.flow(ctx.now_ms, frame, (&packet.tuple, &hit), EventKind::New(hit.phase.kind()));
             ctx.table.remember_ingress(&hit, frame.port);
             ctx.counters.conntrack.created.add(1);
-            if hit.phase.kind() == PhaseKind::PickedUp {
-                ctx.counters.conntrack.mid_stream.add(1);
-            }
+            ctx.counters.conntrack.mid_stream.add(u64::from(hit.phase.kind() == PhaseKind::PickedUp));
             ctx.counters.target(hit.stats).flows.add(1);
             forward(ctx, frame, packet, &hit, (&onward.hop, onward.id), fit)
         }

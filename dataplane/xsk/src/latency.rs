@@ -15,7 +15,13 @@ const DIGITS: u8 = 2;
 
 /// Times of a worker's sampled frames, since its start.
 #[derive(Debug)]
-pub(crate) struct Latencies(Mutex<Option<Histogram<u64>>>);
+pub(crate) struct Latencies(Mutex<Option<Times>>);
+
+#[derive(Debug)]
+struct Times {
+    histogram: Histogram<u64>,
+    sum_ns: u64,
+}
 
 /// A summary of the times.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -46,7 +52,8 @@ impl Latency {
 impl Default for Latencies {
     fn default() -> Latencies {
         // Cannot fail: the bounds are constants that fit.
-        Latencies(Mutex::new(Histogram::new_with_bounds(1, LONGEST_NS, DIGITS).ok()))
+        let histogram = Histogram::new_with_bounds(1, LONGEST_NS, DIGITS).ok();
+        Latencies(Mutex::new(histogram.map(|histogram| Times { histogram, sum_ns: 0 })))
     }
 }
 
@@ -56,16 +63,17 @@ impl Latencies {
         if let Ok(mut times) = self.0.try_lock()
             && let Some(times) = times.as_mut()
         {
-            times.saturating_record(ns);
+            times.histogram.saturating_record(ns);
+            times.sum_ns = times.sum_ns.saturating_add(ns);
         }
     }
 
     pub fn read(&self) -> Latency {
         let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(times) = times.as_ref() else { return Latency::default() };
+        let Some(Times { histogram: times, sum_ns }) = times.as_ref() else { return Latency::default() };
         Latency {
             samples: times.len(),
-            sum_ns: (times.mean() * times.len() as f64) as u64,
+            sum_ns: *sum_ns,
             p50_ns: times.value_at_quantile(0.5),
             p99_ns: times.value_at_quantile(0.99),
             p999_ns: times.value_at_quantile(0.999),

@@ -104,6 +104,13 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Gives one of a second's packets back.
+    fn give_back(&self) {
+        let _ = self.window.fetch_update(Relaxed, Relaxed, |window| (window as u32 > 0).then(|| window - 1));
+    }
+}
+
 /// The reader's end of a tap. Dropping it ends the tap.
 #[derive(Debug)]
 pub struct TapReader {
@@ -142,7 +149,7 @@ pub(crate) struct TapSession {
 pub(crate) fn open(mut options: TapOptions, now_ns: u64) -> (TapSession, TapReader) {
     options.snap_len = options.snap_len.clamp(1, SNAP_LEN_MAX);
     options.packets_per_s = options.packets_per_s.max(1);
-    let waiting_max = (WAITING_BYTES_MAX / (2 * options.snap_len)).clamp(1, WAITING_PACKETS_MAX);
+    let waiting_max = (WAITING_BYTES_MAX / (3 * options.snap_len)).clamp(1, WAITING_PACKETS_MAX);
     let (sender, packets) = bounded(waiting_max);
     let shared = Arc::new(Shared::default());
     let ends_ns = now_ns.saturating_add(options.lasts.as_nanos().try_into().unwrap_or(u64::MAX));
@@ -171,6 +178,7 @@ impl WorkerTaps {
 
     /// Adds a tap. If there are too many, the oldest one ends.
     pub fn add(&mut self, session: TapSession) {
+        self.sessions.retain(|session| !session.shared.closed.load(Relaxed));
         if self.sessions.is_full() {
             self.sessions.remove(0);
         }
@@ -217,12 +225,13 @@ impl Tap for WorkerTaps {
         for session in self.wanting() {
             let TapOptions { filter, snap_len, .. } = &*session.options;
             // Only now the endpoint of a new flow is known.
-            if filter.backend.is_some() && !notes.flow().is_some_and(|(_, rewritten)| filter.fits_backend(&rewritten)) {
+            if filter.backend.is_some() && !notes.endpoint().is_some_and(|(addr, port)| filter.has_backend(addr, port)) {
                 session.shared.matched.fetch_sub(1, Relaxed);
+                session.shared.give_back();
                 continue;
             }
-            let mut received = self.received.clone();
-            received.bytes.truncate(*snap_len);
+            let kept = self.received.bytes.len().min(*snap_len);
+            let received = Snap { bytes: self.received.bytes[..kept].to_vec(), len: self.received.len };
             let packet = TapPacket {
                 at_ns: self.now_ns,
                 worker: self.worker,

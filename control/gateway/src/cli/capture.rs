@@ -2,8 +2,9 @@
 
 mod pcapng;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -59,7 +60,11 @@ pub(super) fn run(args: &CaptureArgs) -> Result<u8> {
         }
     };
     let out: Box<dyn Write> = match &args.write {
-        Some(path) => Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        Some(path) => {
+            // Packets are root's, as the tap is.
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+            Box::new(file.with_context(|| format!("cannot write {}", path.display()))?)
+        }
         None if io::stdout().is_terminal() => {
             bail!("standard output is a terminal: name a file with --write, or pipe into `wireshark -k -i -`")
         }

@@ -11,6 +11,7 @@ use nomagic_api::flows::{self, Flow, FlowFilter, FlowState, FlowsPage};
 use nomagic_api::socket::{Request, Response};
 
 use super::filter_args::{FilterArgs, until_closed};
+use super::output::printable;
 use super::{StateArgs, state_paths};
 use crate::run::socket;
 
@@ -191,7 +192,7 @@ fn show(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mut impl 
             left -= 1;
             match is_json {
                 true => writeln!(out, "{}", serde_json::to_string(&flow)?)?,
-                false => writeln!(out, "{}", text(&flow))?,
+                false => writeln!(out, "{}", printable(&text(&flow)))?,
             }
         }
         match page.next {
@@ -224,7 +225,7 @@ fn show_counts(args: &FlowsArgs, filter: &FlowFilter, state_dir: &Path, out: &mu
     let mut sorted: Vec<(String, u64)> = groups.into_iter().collect();
     sorted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     for (group, flows) in sorted {
-        writeln!(out, "{flows:>10}  {group}")?;
+        writeln!(out, "{flows:>10}  {}", printable(&group))?;
     }
     if other > 0 {
         writeln!(out, "{other:>10}  of other groups")?;

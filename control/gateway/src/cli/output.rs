@@ -35,6 +35,18 @@ pub fn sentence(error: &anyhow::Error) -> String {
     }
 }
 
+/// Text whose control characters, which a terminal would obey, are written as `\\u{...}`: names come from tenants.
+pub fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        if c.is_control() {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
 /// Writes `error: `, text and a newline to standard error. Nobody can be told if that fails.
 pub fn print_error(text: &str) {
     let _ = write(&mut io::stderr().lock(), &format!("error: {text}"));
@@ -57,6 +69,11 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+
+    #[test]
+    fn a_terminal_obeys_no_name() {
+        assert_eq!(printable("a\u{1b}[2Jé\n"), "a\\u{1b}[2Jé\\u{a}");
+    }
 
     #[test]
     fn an_error_names_each_cause_once_and_what_to_do() {

@@ -1,11 +1,14 @@
 //! A tap of the running gateway, as its client reads it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nomagic_api::socket::{Request, Response};
 use nomagic_api::taps::{TapPage, TapRequest, TappedPacket};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::run::socket;
 
@@ -54,20 +57,27 @@ impl Counts {
     /// Writes them to standard error.
     pub fn tell(&self, taken: &str) {
         let Counts { taken: count, matched, limited, missed } = self;
-        eprintln!("{count} packets {taken} of {matched} that fit; {limited} were beyond the rate, {missed} found the queue full");
+        eprintln!(
+            "{count} packets {taken} of {matched} that fit; {limited} were beyond the rate, {missed} were lost because this reader was too slow"
+        );
     }
 }
 
-/// Reads a tap until it ends, or `count` packets were taken.
+/// Reads a tap until it ends, a signal asks for the end, or `count` packets were taken.
 pub(super) fn until_end(tapping: &Tapping, count: Option<u64>, mut take: impl FnMut(&[TappedPacket]) -> Result<()>) -> Result<Counts> {
     let mut counts = Counts::default();
+    // Ctrl-C is the usual way to end: the tap is closed and the counts are told.
+    let interrupted: Arc<AtomicBool> = Arc::default();
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
     loop {
         let page = tapping.read()?;
         let left = count.map_or(u64::MAX, |count| count - counts.taken);
         let packets = &page.packets[..page.packets.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
         take(packets)?;
         counts = Counts { taken: counts.taken + packets.len() as u64, matched: page.matched, limited: page.limited, missed: page.missed };
-        if page.ended || count == Some(counts.taken) {
+        if page.ended || count == Some(counts.taken) || interrupted.load(Relaxed) {
             return Ok(counts);
         }
         if page.packets.is_empty() {

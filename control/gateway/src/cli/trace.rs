@@ -12,6 +12,7 @@ use nomagic_api::socket::{Request, Response};
 use nomagic_api::taps::{TapRequest, TappedPacket};
 
 use super::filter_args::{FilterArgs, until_closed};
+use super::output::printable;
 use super::tapping::{Tapping, until_end};
 use super::{StateArgs, StatusFormat, state_paths};
 use crate::events::EventSelection;
@@ -126,23 +127,24 @@ fn show_events(args: &TraceArgs, filter: &EventFilter, state_dir: &Path, out: &m
         }
         out.flush()?;
         next = page.next;
-        if !page.more {
-            std::thread::sleep(PAUSE);
-        }
+        std::thread::sleep(if page.more { PAUSE / 10 } else { PAUSE });
     }
     Ok(())
 }
 
 /// The last of the events that are kept, and where to go on.
 fn kept(state_dir: &Path, filter: &EventFilter, last: usize) -> Result<(VecDeque<Event>, Vec<u64>)> {
-    let (mut events, mut from) = (Vec::new(), EventsFrom::Oldest);
+    let (mut events, mut from, mut pages): (Vec<Event>, _, usize) = (Vec::new(), EventsFrom::Oldest, 0);
     loop {
         let EventsPage { events: found, next, more, .. } = page(state_dir, filter, from)?;
         events.extend(found);
-        if !more {
-            // Pages are sorted one by one.
-            events.sort_by(|a, b| a.time.cmp(&b.time));
-            return Ok((events.split_off(events.len().saturating_sub(last)).into(), next));
+        // Pages are sorted one by one.
+        events.sort_by(|a, b| a.time.cmp(&b.time));
+        events.drain(..events.len().saturating_sub(last));
+        pages += 1;
+        // So many pages hold all events that were kept at the beginning: new ones may come faster than they are read.
+        if !more || pages > next.len() {
+            return Ok((events.into(), next));
         }
         from = EventsFrom::Cursor(next);
     }
@@ -162,7 +164,7 @@ fn show_event(args: &TraceArgs, event: &Event, left: &mut u64, out: &mut impl Wr
     *left -= 1;
     match args.format {
         StatusFormat::Json => writeln!(out, "{}", serde_json::to_string(event)?)?,
-        StatusFormat::Text => writeln!(out, "{}", text(event))?,
+        StatusFormat::Text => writeln!(out, "{}", printable(&text(event)))?,
     }
     Ok(())
 }
@@ -196,7 +198,7 @@ fn show_packets(args: &TraceArgs, filter: FlowFilter, state_dir: &Path, out: &mu
 fn write_steps(packet: &TappedPacket, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "{}  {}", packet.time, packet.verdict)?;
     for (at, step) in packet.steps.iter().enumerate() {
-        writeln!(out, "  {}. {step}", at + 1)?;
+        writeln!(out, "  {}. {}", at + 1, printable(step))?;
     }
     writeln!(out)
 }

@@ -51,7 +51,7 @@ impl ControlSocket {
     /// Listens. Replaces the socket file of a process that has ended. Members of the group `readers` may send requests that only read.
     ///
     /// # Errors
-    /// If another process listens there: two gateways cannot share a state directory. If there is no such group.
+    /// If another process listens there: two gateways cannot share a state directory.
     pub fn open(state_dir: &Path, readers: Option<&SocketGroup>) -> Result<ControlSocket> {
         nomagic_sys::directory::make(state_dir).with_context(|| format!("cannot create the state directory {}", state_dir.display()))?;
         let lock = StateLock::take(state_dir)?.with_context(|| format!("the state directory {} was removed", state_dir.display()))?;
@@ -65,14 +65,10 @@ impl ControlSocket {
             _ => {}
         }
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        let mode = match readers.map(SocketGroup::number).transpose().map_err(|e| anyhow!(e))? {
-            Some(group) => {
-                std::os::unix::fs::chown(&path, None, Some(group))
-                    .with_context(|| format!("cannot give {} to group {group}", path.display()))?;
-                0o660
-            }
-            None => 0o600,
-        };
+        // Traffic does not depend on it, so a failure is no reason to stop.
+        let is_shared = readers
+            .is_some_and(|group| share(&path, group).inspect_err(|e| tracing::warn!("{} stays root's: {e}", path.display())).is_ok());
+        let mode = if is_shared { 0o660 } else { 0o600 };
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
         let owner = std::fs::metadata(&path)?.uid();
         let permits = Permits::new(Limits { connections_max: CLIENTS_MAX, peer_connections_max: PROCESS_CLIENTS_MAX });
@@ -99,7 +95,8 @@ impl ControlSocket {
                 let peer = stream.peer_cred().ok();
                 let process = peer.and_then(|peer| peer.pid());
                 let may_change = peer.is_some_and(|peer| peer.uid() == 0 || peer.uid() == self.owner);
-                if let Some(permit) = self.permits.acquire(Peer::Process(process)) {
+                let peer = if may_change { Peer::Process(process) } else { Peer::Readers };
+                if let Some(permit) = self.permits.acquire(peer) {
                     tokio::task::spawn_local(take(stream, permit, may_change, sender.clone()));
                 } else {
                     // A short line always fits the buffer of a new socket.
@@ -113,6 +110,20 @@ impl ControlSocket {
         });
         receiver
     }
+}
+
+/// Gives the socket to a group.
+///
+/// # Errors
+/// What to do: without CAP_CHOWN a process may choose among its own groups only.
+fn share(path: &Path, group: &SocketGroup) -> Result<(), String> {
+    let group = group.number()?;
+    std::os::unix::fs::chown(path, None, Some(group)).map_err(|e| {
+        format!(
+            "socketGroup: it cannot be given to group {group}: {e}. Make that a supplementary group of this process (SupplementaryGroups= of the unit, \
+             supplementalGroups of the pod)"
+        )
+    })
 }
 
 /// Reads a client's request, unless the client is too slow or its permit is withdrawn.

@@ -21,9 +21,9 @@ pub(super) fn of(names: &TapNames<'_>, packet: &TapPacket, service: Option<&str>
     let mut steps = vec![received(names, packet)];
     steps.extend(known(packet, service));
     if let Some(decided) = &notes.decided {
-        steps.push(decision(decided, service));
+        steps.push(decision(decided, notes.remembered, service));
     }
-    steps.extend(notes.remembered.map(remembered));
+    steps.extend(notes.remembered.and_then(remembered));
     steps.extend(notes.next_hop.map(|resolution| way(names, &resolution)));
     steps.extend(source(notes));
     steps.extend(opened(notes));
@@ -59,7 +59,7 @@ fn known(packet: &TapPacket, service: Option<&str>) -> Option<String> {
     })
 }
 
-fn decision(decided: &Decided, service: Option<&str>) -> String {
+fn decision(decided: &Decided, client: Option<Remembered>, service: Option<&str>) -> String {
     let of = match &decided.matched {
         None => String::new(),
         Some((_, kind, client)) => {
@@ -70,6 +70,12 @@ fn decision(decided: &Decided, service: Option<&str>) -> String {
         Outcome::Pass(reason) => format!("No flow is known, and no Service is concerned: {}.", reason.text()),
         Outcome::Drop(reason) => format!("No flow is known.{of} dropped: {}.", reason.text()),
         Outcome::Reject(reason) => format!("No flow is known.{of} refused: {}.", reason.text()),
+        // The hash names another one, perhaps.
+        Outcome::Forward { backend, candidates, .. } if client == Some(Remembered::Kept) => format!(
+            "No flow is known.{of} {candidates} endpoint(s) may answer. The Service has session affinity: the client's earlier connections went to {}, \
+             and so does this one.",
+            addr::socket(backend.addr, backend.port)
+        ),
         Outcome::Forward { backend, candidates, slot, .. } => format!(
             "No flow is known.{of} {candidates} endpoint(s) may answer, and the hash of the addresses and ports names slot {slot} of the Maglev table: {}.",
             addr::socket(backend.addr, backend.port)
@@ -94,13 +100,12 @@ fn kind_text(kind: AddressKind) -> &'static str {
     }
 }
 
-fn remembered(remembered: Remembered) -> String {
+fn remembered(remembered: Remembered) -> Option<String> {
     match remembered {
-        Remembered::Nothing => "The Service has session affinity, and the client is new: the hash decides.",
-        Remembered::Kept => "The Service has session affinity: the client goes to the endpoint of its earlier connections.",
-        Remembered::EndpointGone => "The Service has session affinity, but the client's endpoint is gone: the hash decides.",
+        Remembered::Nothing => Some("The Service has session affinity, and the client is new: the hash decides.".into()),
+        Remembered::EndpointGone => Some("The Service has session affinity, but the client's endpoint is gone: the hash decides.".into()),
+        Remembered::Kept => None,
     }
-    .into()
 }
 
 fn way(names: &TapNames<'_>, resolution: &Resolution) -> String {
@@ -156,7 +161,11 @@ fn told(answer: Answer, sent: bool) -> String {
         Answer::Icmp(Error::TooBig(_)) => "ICMP packet too big",
         Answer::Icmp(_) => "ICMP unreachable",
     };
-    if sent { format!("Its sender gets {what}.") } else { format!("Limits forbid to send {what}.") }
+    if sent {
+        format!("Its sender gets {what}.")
+    } else {
+        format!("Its sender is not told ({what}): a limit is reached, or such a packet is never answered.")
+    }
 }
 
 fn verdict(names: &TapNames<'_>, packet: &TapPacket) -> String {

@@ -9,7 +9,7 @@ fn request() -> TapRequest {
 
 #[test]
 fn requests_are_checked() {
-    assert!(options(&request()).is_ok());
+    assert_eq!(options(&request()).unwrap().snap_len, 96);
     let filter = |filter| TapRequest { filter, ..request() };
     for (asked, words) in [
         (TapRequest { snap_len: 0, ..request() }, "snap_len 0: not from 1 to 65535"),

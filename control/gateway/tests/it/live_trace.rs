@@ -79,7 +79,7 @@ fn events_of_a_running_gateway() {
 
     // What was refused, and why; the counters say the same number.
     let refused: SocketAddr = "10.109.35.24:81".parse().unwrap();
-    g.scene.client.run(move || assert!(TcpStream::connect_timeout(&refused, Duration::from_secs(2)).is_err())).unwrap();
+    g.scene.client.run(move || TcpStream::connect_timeout(&refused, Duration::from_secs(2)).unwrap_err()).unwrap();
     let rejected = events(&g, &["--type", "rejected", "--reason", "unused_service_port"]);
     assert!(!rejected.is_empty() && rejected.iter().all(|event| event.destination.as_deref() == Some("10.109.35.24:81")), "{rejected:?}");
     assert_eq!((rejected[0].answer.as_deref(), rejected[0].answered), (Some("icmp"), Some(true)));
@@ -172,7 +172,7 @@ fn a_capture_shows_each_packet_before_and_after() {
     let before = g.status().totals.counts;
     let args = ["--client", &CLIENT_V4.to_string(), "--duration", "2", "--write", file.to_str().unwrap()];
     let (out, client) = during(&g, "capture", &args, || {
-        g.scene.client.run(move || assert!(TcpStream::connect_timeout(&refused, Duration::from_secs(2)).is_err())).unwrap();
+        g.scene.client.run(move || TcpStream::connect_timeout(&refused, Duration::from_secs(2)).unwrap_err()).unwrap();
         ask(&g, to)
     });
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -44,8 +44,10 @@ fn admit<'c>(
     }
     let answer = tuple.reversed();
     let other = ctx.table.lookup(&answer, ctx.table.hash(&answer)).filter(|hit| hit.direction == Direction::Reply)?;
-    if expired(&other, &ctx.worker.idle, ctx.now_ms) || other.phase.reusable() {
-        end(ctx, &other, &ctx.counters.conntrack.replaced, EndCause::Replaced);
+    let timed_out = expired(&other, &ctx.worker.idle, ctx.now_ms);
+    if timed_out || other.phase.reusable() {
+        let cause = if timed_out { EndCause::TimedOut } else { EndCause::Replaced };
+        end(ctx, &other, &ctx.counters.conntrack.replaced, cause);
         return None;
     }
     let onward = resolve(ctx, (tuple, frame.port), tuple, observer).ok()?;

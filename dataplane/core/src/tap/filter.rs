@@ -53,7 +53,7 @@ impl FlowView<'_, '_> {
 }
 
 impl PacketFilter {
-    /// Whether a packet fits, as far as that is known before an endpoint is chosen for it: see [`PacketFilter::fits_backend`].
+    /// Whether a packet fits, as far as that is known before an endpoint is chosen for it: see [`PacketFilter::has_backend`].
     pub fn fits(&self, view: &FlowView<'_, '_>) -> bool {
         let Some(packet) = &view.packet else { return *self == PacketFilter::default() };
         if self.proto.is_some_and(|proto| proto != packet.proto) {
@@ -75,7 +75,9 @@ impl PacketFilter {
             let frontend = view.services.frontend(original.dst_addr(), original.dport, original.proto);
             self.service.is_none() || frontend.is_some_and(|frontend| self.is_for(&frontend.port))
         };
-        self.fits_client(&original) && rewritten.is_none_or(|rewritten| self.fits_backend(&rewritten)) && (sent_by_client || of_service())
+        self.fits_client(&original)
+            && rewritten.is_none_or(|new| self.has_backend(new.dst_addr(), new.dport))
+            && (sent_by_client || of_service())
     }
 
     fn is_for(&self, port: &ServicePort) -> bool {
@@ -87,12 +89,8 @@ impl PacketFilter {
         self.port.is_none_or(|port| port == original.dport) && self.client.is_none_or(|prefix| prefix.contains(original.src_addr()))
     }
 
-    /// Whether the client's packet, as the endpoint gets it, fits.
-    pub fn fits_backend(&self, rewritten: &Tuple) -> bool {
-        self.has_backend(rewritten.dst_addr(), rewritten.dport)
-    }
-
-    fn has_backend(&self, addr: IpAddr, at_port: u16) -> bool {
+    /// Whether an endpoint fits.
+    pub fn has_backend(&self, addr: IpAddr, at_port: u16) -> bool {
         self.backend.is_none_or(|(prefix, port)| prefix.contains(addr) && port.is_none_or(|port| port == at_port))
     }
 }

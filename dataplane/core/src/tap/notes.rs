@@ -1,5 +1,6 @@
 //! What was decided about one packet, kept beyond the tables that it was decided with.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::backend::Backend;
@@ -89,6 +90,15 @@ impl Decided {
 }
 
 impl Notes {
+    /// The endpoint of the flow, or the one that was chosen for a flow that could not be opened.
+    pub fn endpoint(&self) -> Option<(IpAddr, u16)> {
+        let chosen = || match &self.decided.as_ref()?.outcome {
+            Outcome::Forward { backend, .. } => Some((backend.addr, backend.port)),
+            Outcome::Reject(_) | Outcome::Drop(_) | Outcome::Pass(_) => None,
+        };
+        self.flow().map(|(_, new)| (new.dst_addr(), new.dport)).or_else(chosen)
+    }
+
     /// The client's packet as it came in and as the endpoint gets it, by the known flow or the new one.
     pub fn flow(&self) -> Option<(Tuple, Tuple)> {
         let (packet, new) = (self.packet?, self.rewritten?);

@@ -15,6 +15,8 @@ fn a_second_has_so_many_packets_for_all_workers() {
     assert_eq!((taken(7 * SECOND), taken(7 * SECOND + 9), taken(8 * SECOND)), (3, 0, 3));
     // Another worker's clock may be a moment behind.
     assert_eq!((taken(7 * SECOND), taken(9 * SECOND)), (0, 3));
+    shared.give_back();
+    assert_eq!((taken(9 * SECOND), taken(10 * SECOND)), (1, 3));
 }
 
 #[test]
@@ -53,7 +55,7 @@ fn the_oldest_tap_makes_room() {
 fn packets_beyond_the_readers_queue_are_counted() {
     let mut taps = WorkerTaps::of_worker(5);
     let (session, reader) = open(TapOptions { snap_len: SNAP_LEN_MAX, ..options() }, 0);
-    let room = WAITING_BYTES_MAX / (2 * SNAP_LEN_MAX);
+    let room = WAITING_BYTES_MAX / (3 * SNAP_LEN_MAX);
     taps.add(session);
     taps.wanted = 1;
     let mut bytes = [7; 100];
