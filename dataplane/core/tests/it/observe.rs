@@ -200,7 +200,7 @@ impl Tap for EveryOther {
     fn wants(&mut self, view: &FlowView<'_, '_>, _: &Frame<'_>) -> bool {
         self.asked += 1;
         let filter = PacketFilter { port: Some(80), ..PacketFilter::default() };
-        self.asked % 2 == 0 || filter.fits(view)
+        self.asked.is_multiple_of(2) || filter.fits(view)
     }
 
     fn judged(&mut self, frame: &Frame<'_>, verdict: &Verdict, notes: &TapNotes, _: &[(Frame<'_>, PortId, NextHopId)]) {
