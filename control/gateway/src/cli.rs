@@ -3,6 +3,7 @@
 mod capture;
 mod check;
 mod cleanup;
+mod completions;
 pub mod config_args;
 mod deny;
 mod drain;
@@ -18,7 +19,7 @@ mod state_paths;
 mod status;
 mod tapping;
 mod top;
-mod trace;
+pub(crate) mod trace;
 
 use std::io;
 use std::path::PathBuf;
@@ -109,6 +110,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Write a file for a bug report: state, configuration, kernel, interfaces, routes, logs.
     Report(report::ReportArgs),
+    /// Write a script that lets a shell complete commands and arguments.
+    Completions(completions::CompletionsArgs),
     /// Check whether this machine is ready for a gateway. Changes nothing.
     Preflight(PreflightArgs),
 }
@@ -129,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Log(args) => return gateway(|| done(log::run(&args))),
         Command::Cleanup(args) => return gateway(|| done(cleanup::run(&args))),
         Command::Report(args) => return gateway(|| done(report::run(&args))),
+        Command::Completions(args) => return gateway(|| completions::run(&args)),
         Command::Preflight(args) => return preflight(&args),
         Command::Explain(args) => {
             let mut out = io::BufWriter::new(io::stdout().lock());

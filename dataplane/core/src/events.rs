@@ -24,9 +24,9 @@ pub struct Event {
     pub at_ms: u64,
     /// What happened.
     pub kind: EventKind,
-    /// The client's packet for a flow; else the packet as it came in. `None`: it could not be read.
+    /// The client's packet, if there is a flow; else the packet as it came in. `None`: it could not be read.
     pub packet: Option<Tuple>,
-    /// The client's packet as the backend gets it.
+    /// The client's packet as the backend gets it. `None`: there is no flow.
     pub rewritten: Option<Tuple>,
     /// The port that received the frame, [`PortId::NONE`] if there was none.
     pub port: PortId,
@@ -125,18 +125,23 @@ impl Event {
         Event { at_ms, kind, packet, rewritten, port: PortId::NONE, bytes: 0 }
     }
 
-    /// An event of a packet.
+    /// An event of a packet that belongs to no flow.
     pub fn of_packet(at_ms: u64, kind: EventKind, packet: Option<Tuple>, (port, bytes): (PortId, usize)) -> Event {
         Event { at_ms, kind, packet, rewritten: None, port, bytes: bytes as u32 }
     }
 
     /// An event of the flow that a packet belongs to.
     pub(crate) fn of_hit(at_ms: u64, kind: EventKind, (packet, hit): (&Tuple, &Hit), (port, bytes): (PortId, usize)) -> Event {
-        let (original, rewritten) = match hit.direction {
-            Direction::Original => (*packet, hit.new),
-            Direction::Reply => (hit.new.reversed(), packet.reversed()),
-        };
+        let (original, rewritten) = ends(packet, hit);
         Event { at_ms, kind, packet: Some(original), rewritten: Some(rewritten), port, bytes: bytes as u32 }
+    }
+}
+
+/// The client's packet, and that packet as the endpoint gets it, of the flow that a packet belongs to.
+pub(crate) fn ends(packet: &Tuple, hit: &Hit) -> (Tuple, Tuple) {
+    match hit.direction {
+        Direction::Original => (*packet, hit.new),
+        Direction::Reply => (hit.new.reversed(), packet.reversed()),
     }
 }
 

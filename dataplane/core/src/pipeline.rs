@@ -228,6 +228,7 @@ fn forward_known<'f, 'c>(
     observer: &mut impl Observer<'c>,
 ) -> Verdict {
     observer.known_flow(hit, FlowFate::Continues);
+    ctx.worker.recorder.belongs(&packet.tuple, hit);
     let Some(same_port) = check_port(ctx, frame.port, &packet.tuple, hit) else { return Verdict::Drop(Reason::ReplyPort) };
     let received = Received { tuple: &packet.tuple, port: frame.port, same_port };
     let (hop, id) = match next_hop(ctx, &received, hit, observer) {

@@ -133,7 +133,7 @@ fn show_events(args: &TraceArgs, filter: &EventFilter, state_dir: &Path, out: &m
 }
 
 /// The last of the events that are kept, and where to go on.
-fn kept(state_dir: &Path, filter: &EventFilter, last: usize) -> Result<(VecDeque<Event>, Vec<u64>)> {
+pub(crate) fn kept(state_dir: &Path, filter: &EventFilter, last: usize) -> Result<(VecDeque<Event>, Vec<u64>)> {
     let (mut events, mut from, mut pages): (Vec<Event>, _, usize) = (Vec::new(), EventsFrom::Oldest, 0);
     loop {
         let EventsPage { events: found, next, more, .. } = page(state_dir, filter, from)?;

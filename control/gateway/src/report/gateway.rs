@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nomagic_api::Status;
+use nomagic_api::events::EventFilter;
 use nomagic_api::flows::{CountBy, FlowFilter};
 use nomagic_api::services::ServiceFilter;
 use nomagic_api::socket::{Request, Response};
@@ -12,16 +13,20 @@ use tokio::net::UnixStream;
 
 use super::bundle::{About, Bundle};
 use crate::cli::services::each_service;
+use crate::cli::trace::kept;
 use crate::run::socket;
 
 const STATUS: About = About::new("status.json", "nomagic status --format json").up_to(8 << 20);
 const PROBLEMS: About = About::new("problems.txt", "why it is not ready, and problems");
 const SERVICES: About = About::new("services.jsonl", "nomagic services --format json").up_to(8 << 20);
 const FLOWS: About = About::new("flows.json", "numbers of flows by Service and by state");
+const EVENTS: About = About::new("events.jsonl", "nomagic trace --format json: the last events").up_to(2 << 20);
 const DENY: About = About::new("deny.json", "the deny list");
 const LOG: About = About::new("log-level.json", "the log level");
 const PROCESS: About = About::new("process.json", "the running process: command line, limits, memory, threads");
 
+/// Maximum number of events.
+const EVENTS_MAX: usize = 2_000;
 /// Maximum number of pages of flows that are counted, about 268 million slots.
 const FLOW_PAGES_MAX: usize = 1_024;
 
@@ -47,6 +52,7 @@ pub fn collect(bundle: &mut Bundle, state_dir: &Path) -> Option<Running> {
     }
     add_services(bundle, state_dir);
     bundle.add_json(FLOWS, flows(state_dir));
+    add_events(bundle, state_dir);
     bundle.add_json(DENY, answer(ask(state_dir, &Request::DenyList {})));
     bundle.add_json(LOG, answer(ask(state_dir, &Request::Log { level: None })));
     let running = process(state_dir);
@@ -85,6 +91,13 @@ fn add_services(bundle: &mut Bundle, state_dir: &Path) {
         Ok(())
     });
     bundle.add_partial(SERVICES, lines, listed.err().map(|e| format!("{e:#}")));
+}
+
+fn add_events(bundle: &mut Bundle, state_dir: &Path) {
+    let events = kept(state_dir, &EventFilter::default(), EVENTS_MAX);
+    let lines = events.and_then(|(events, _)| Ok(events.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?));
+    let text = lines.map(|lines| lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    bundle.add_text(EVENTS, text.map_err(|e| format!("{e:#}")));
 }
 
 fn flows(state_dir: &Path) -> Result<Value, String> {

@@ -30,6 +30,7 @@ pub(super) fn forward_error<'f, 'c>(
     let known = ctx.table.lookup(&key, ctx.table.hash(&key)).filter(|hit| !expired(hit, &ctx.worker.idle, ctx.now_ms));
     let Some(hit) = known else { return about_unknown(ctx, frame, error, out, observer) };
     observer.known_flow(&hit, FlowFate::Continues);
+    ctx.worker.recorder.belongs(&key, &hit);
     if let Err(reason) = check(ctx, frame, error, &hit) {
         return Verdict::Drop(reason);
     }

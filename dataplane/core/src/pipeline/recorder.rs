@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::conntrack::{Flow, Hit, Phase};
-use crate::events::{EndCause, Event, EventKind, EventRing, HeldFor};
+use crate::events::{EndCause, Event, EventKind, EventRing, HeldFor, ends};
 use crate::frame::{Frame, PortId, Verdict, Wait};
 use crate::reason::Reason;
 use crate::reject::Answer;
@@ -15,6 +15,8 @@ pub(super) struct Recorder {
     ring: Option<Arc<EventRing>>,
     /// The packet that is decided about.
     packet: Option<Tuple>,
+    /// The client's packet as the backend gets it, if the packet belongs to a known flow.
+    rewritten: Option<Tuple>,
     /// Its end is recorded already, as more than a verdict tells.
     is_told: bool,
 }
@@ -28,6 +30,7 @@ impl Recorder {
     #[inline]
     pub fn begin(&mut self) {
         self.packet = None;
+        self.rewritten = None;
         self.is_told = false;
     }
 
@@ -35,6 +38,13 @@ impl Recorder {
     #[inline]
     pub fn read(&mut self, packet: &Tuple) {
         self.packet = Some(*packet);
+    }
+
+    /// The packet, with this tuple, belongs to this flow.
+    #[inline]
+    pub fn belongs(&mut self, packet: &Tuple, hit: &Hit) {
+        let (original, rewritten) = ends(packet, hit);
+        (self.packet, self.rewritten) = (Some(original), Some(rewritten));
     }
 
     #[inline]
@@ -59,7 +69,11 @@ impl Recorder {
     }
 
     pub fn packet(&self, now_ms: u64, frame: &Frame<'_>, kind: EventKind) {
-        self.record(|| Event::of_packet(now_ms, kind, self.packet, (frame.port, frame.total_len())));
+        self.record(|| self.event(now_ms, kind, (frame.port, frame.total_len())));
+    }
+
+    fn event(&self, now_ms: u64, kind: EventKind, frame: (PortId, usize)) -> Event {
+        Event { rewritten: self.rewritten, ..Event::of_packet(now_ms, kind, self.packet, frame) }
     }
 
     /// The verdict about a frame. One that is held again is not recorded again.
@@ -73,6 +87,6 @@ impl Recorder {
             }),
             Verdict::Drop(_) | Verdict::Hold(_) | Verdict::Forward(..) | Verdict::Fragment(..) => return,
         };
-        self.record(|| Event::of_packet(now_ms, kind, self.packet, (port, bytes)));
+        self.record(|| self.event(now_ms, kind, (port, bytes)));
     }
 }

@@ -99,3 +99,21 @@ fn packets_that_do_not_go_on() {
     let last = *events(&ring).last().unwrap();
     assert_eq!((last.kind, last.packet, last.bytes), (EventKind::Dropped(Reason::EthernetTruncated), None, 10));
 }
+
+#[test]
+fn a_refused_packet_of_a_flow_names_the_flow() {
+    let (mut w, ring) = world(services());
+    let question = |ttl| Spec { ttl, ..spec("udp", "10.0.0.2:1000", "10.96.0.1:80", 0) }.frame();
+    w.run(CLIENTS, &question(9));
+    let opened = events(&ring)[0];
+    let Some(rewritten) = opened.rewritten else { panic!("a new flow: {:?}", told(&ring)) };
+    w.run(CLIENTS, &question(1));
+    let endpoint = format!("{}:{}", rewritten.dst_addr(), rewritten.dport);
+    w.run(PODS, &Spec { ttl: 1, ..spec("udp", &endpoint, "10.0.0.2:1000", 0) }.frame());
+    let refused = EventKind::Rejected { reason: Reason::TtlExceeded, told: Told::Icmp, sent: true };
+    for (event, port) in events(&ring)[1..].iter().zip([CLIENTS, PODS]) {
+        assert_eq!((event.kind, event.port), (refused, port));
+        assert_eq!((event.packet, event.rewritten), (opened.packet, Some(rewritten)), "{:?}", told(&ring));
+    }
+    assert_eq!(events(&ring).len(), 3);
+}

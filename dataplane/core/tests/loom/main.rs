@@ -2,5 +2,6 @@
 #![cfg(loom)]
 
 mod clients;
+mod events;
 mod pipeline;
 mod table;
