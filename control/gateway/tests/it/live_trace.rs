@@ -113,7 +113,7 @@ fn packets_step_by_step() {
     let packets: Vec<TappedPacket> = lines(&out);
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(
-        said.contains(&format!("{} packets shown of {} that fit; 0 were beyond the rate, 0 found", packets.len(), packets.len())),
+        said.contains(&format!("{} packets shown of {} that fit; 0 were beyond the rate, 0 were lost", packets.len(), packets.len())),
         "{said}"
     );
     // The first packet may have waited for the endpoint's MAC address.
