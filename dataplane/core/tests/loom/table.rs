@@ -201,7 +201,7 @@ fn a_connection_that_expires_and_is_made_again_is_one_or_the_other() {
         create(&view(&words), flow(1000, 1)).unwrap();
         let sweeper = start(&words, |table| {
             let mut ended = 0;
-            table.sweep(2, 0, |hit| hit.stats == 1, |flow, _| ended += flow.stats);
+            table.sweep(2, 0, |hit| hit.stats == 1, |flow, _, _| ended += flow.stats);
             ended
         });
         let creator = start(&words, |table| {
