@@ -22,6 +22,7 @@ mod recorder;
 mod refuse;
 mod reply_port;
 mod source_ports;
+mod ways;
 
 use arrayvec::ArrayVec;
 use ending::{end, expired, withdraw};
@@ -34,17 +35,18 @@ use only_here::{Unserved, leave, ping, refuse_source};
 use prefetched::{Ahead, BatchScratch, read_and_prefetch};
 use refuse::{Refusal, count_refused, refuse, refuse_opening, refuse_way};
 use reply_port::check_port;
+use ways::{Received, answers_come_back, fresh_hop, next_hop, resolve};
 
 use crate::conntrack::{Direction, Hit, PhaseKind, Sticky};
 use crate::counters::Counters;
 use crate::events::{EndCause, EventKind};
 use crate::fast_parse::Plain;
-use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict, Wait};
+use crate::frame::{BATCH_MAX, Frame, NextHopId, Outputs, PortId, Verdict};
 use crate::observe::{FlowFate, Observer, Silent};
 use crate::parse::{NotPacket, Packet, martian, parse};
 use crate::reason::Reason;
 use crate::rewrite;
-use crate::routes::{NextHop, Resolution, RouteQuery};
+use crate::routes::NextHop;
 use crate::services::{Decision, Matched, Source};
 use crate::tap::{self, NoTap, Notes, Tap};
 use crate::tuple::{Tuple, addr_words};
@@ -286,54 +288,6 @@ fn forward(ctx: &Context<'_>, frame: &mut Frame<'_>, packet: &Packet, hit: &Hit,
     fit.verdict(ctx, hop, id)
 }
 
-/// What routing asks about a packet as it came in.
-struct Received<'p> {
-    tuple: &'p Tuple,
-    port: PortId,
-    /// The flow's last packet of this direction came by the same port.
-    same_port: bool,
-}
-
-/// The cached next hop of a flow's direction, or the one that the routes name now.
-fn next_hop<'c>(
-    ctx: &mut Context<'c>,
-    received: &Received<'_>,
-    hit: &Hit,
-    observer: &mut impl Observer<'c>,
-) -> Result<(NextHop, NextHopId), Verdict> {
-    let holds = received.same_port || !ctx.routes.depends_on_port(hit.new.v6);
-    if let Some(id) = hit.cached_hop(ctx.routes.generation).filter(|_| holds) {
-        observer.next_hop(&hit.new, &Resolution::Hop(id));
-        return ctx.routes.hop(id).map(|hop| (*hop, id)).ok_or(Verdict::Drop(Reason::NoRoute));
-    }
-    let (hop, id) = fresh_hop(ctx, (received.tuple, received.port), hit, observer)?;
-    ctx.table.cache_hop(hit, ctx.routes.generation, id);
-    Ok((hop, id))
-}
-
-/// The next hop of a flow's direction that the routes name now, for a packet `received` with this tuple by this port.
-fn fresh_hop<'c>(
-    ctx: &mut Context<'c>,
-    received: (&Tuple, PortId),
-    hit: &Hit,
-    observer: &mut impl Observer<'c>,
-) -> Result<(NextHop, NextHopId), Verdict> {
-    let onward = resolve(ctx, received, &hit.new, observer)?;
-    if hit.direction == Direction::Original && !answers_come_back(ctx, &hit.new, &onward) {
-        // The routes have changed.
-        return Err(Verdict::Drop(Reason::NextHopKernel));
-    }
-    Ok((onward.hop, onward.id))
-}
-
-/// Whether answers to a packet for a backend come back here, by the packet's source: for an endpoint behind the kernel the address that the
-/// kernel routes to the internal port, or one to which answers are captured on their way out.
-fn answers_come_back(ctx: &Context<'_>, new: &Tuple, onward: &Onward) -> bool {
-    let source = new.src_addr();
-    let internal = ctx.services.snat.internal(new.v6) == Some(source);
-    if onward.hidden { internal || ctx.routes.sees_answers_to(source) } else { !internal }
-}
-
 fn count_hit(counters: &Counters, hit: &Hit, bytes: usize) {
     counters.conntrack.hit.add(1);
     let target = counters.target(hit.stats);
@@ -427,39 +381,6 @@ fn admit_new<'f, 'c>(
 fn drop_by_service(matched: Option<Matched<'_>>, reason: Reason) -> Verdict {
     matched.iter().for_each(|m| m.frontend.port.refused.count_dropped());
     Verdict::Drop(reason)
-}
-
-/// Where a rewritten packet goes.
-struct Onward {
-    hop: NextHop,
-    id: NextHopId,
-    /// Behind the kernel, by an interface whose packets are not captured: [`answers_come_back`].
-    hidden: bool,
-}
-
-/// The next hop of a packet, `received` with this tuple by this port, that goes on as `new`.
-#[inline]
-fn resolve<'c>(
-    ctx: &mut Context<'c>,
-    received: (&Tuple, PortId),
-    new: &Tuple,
-    observer: &mut impl Observer<'c>,
-) -> Result<Onward, Verdict> {
-    let (seed, query) = (&ctx.services.seed, RouteQuery::new(received.0, received.1, new));
-    let resolution = ctx.worker.route_cache.resolve(ctx.routes, &query, || new.hash(seed));
-    observer.next_hop(new, &resolution);
-    match resolution {
-        Resolution::Hop(id) => {
-            let hop = ctx.routes.hop(id).ok_or(Verdict::Drop(Reason::NoRoute))?;
-            Ok(Onward { hop: *hop, id, hidden: false })
-        }
-        Resolution::Kernel { captured } => {
-            let (hop, id) = ctx.routes.kernel_hop().ok_or(Verdict::Drop(Reason::NoInternalPort))?;
-            Ok(Onward { hop, id, hidden: !captured })
-        }
-        Resolution::Ask(wanted) => Err(Verdict::Hold(Wait::Neighbour(wanted))),
-        Resolution::Nowhere(reason) => Err(Verdict::Drop(reason)),
-    }
 }
 
 /// Whether the packet is a client's SYN that reuses the port of a closed flow (RFC 9293, 3.6.1; RFC 6191).

@@ -5,12 +5,11 @@
 
 mod fragmenting;
 mod fragments;
+mod idling;
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use crossbeam::channel::Receiver;
@@ -23,7 +22,6 @@ use nomagic_core::pipeline::{Context, WorkerState, process_tapped, sweep};
 use nomagic_core::reason::Reason;
 use nomagic_core::routes::Routes;
 use nomagic_core::services::Services;
-use nomagic_sys::fds::{PollFd, PollFlags, poll};
 use nomagic_sys::time::monotonic_ns;
 
 use crate::config::{Idle, PacketPath};
@@ -32,7 +30,7 @@ use crate::io::WorkerIo;
 use crate::latency::Sampler;
 use crate::pool::{FrameAccount, FramePool};
 use crate::published::Reader;
-use crate::queue::{Origin, Queue};
+use crate::queue::Origin;
 use crate::shared::{WorkerCommand, WorkerShared};
 use crate::taps::WorkerTaps;
 use crate::topology::Topology;
@@ -42,10 +40,6 @@ use crate::umem::{SEGMENTS_MAX, Token};
 const HOUSEKEEPING_NS: u64 = 1_000_000;
 /// Nanoseconds between checks of a port that is down.
 const PROBE_NS: u64 = 100_000_000;
-/// Longest sleep: well below the time a heartbeat stays fresh.
-const SLEEP_MAX: Duration = Duration::from_millis(100);
-/// Longest sleep while fragments are held.
-const SLEEP_WITH_FRAGMENTS: Duration = Duration::from_millis(1);
 /// Nanoseconds in which all workers together sweep the whole connection table once.
 const SWEEP_PERIOD_NS: u64 = 10_000_000_000;
 /// Maximum number of flows swept per housekeeping.
@@ -360,46 +354,6 @@ impl Worker {
             let held = |pool| self.hold.of_pool(pool) + self.fragments_of_pool(pool);
             accounts.extend((0..pools.len()).map(|pool| FrameAccount { held: held(pool), ..self.io.account(pool) }));
             debug_assert!(accounts.iter().all(FrameAccount::closes), "frames got lost: {accounts:?}");
-        }
-    }
-
-    /// Sleeps if there is nothing to do and the configuration allows it.
-    fn idle(&mut self, frames: usize) {
-        if frames > 0 || self.io.queues.iter().any(Queue::kick_due) {
-            self.busy_ns = self.io.now_ns;
-            return;
-        }
-        match self.idle {
-            Idle::Sleep { after_us } if self.io.now_ns.saturating_sub(self.busy_ns) >= after_us * 1000 => self.sleep(),
-            _ => std::hint::spin_loop(),
-        }
-    }
-
-    fn sleep(&mut self) {
-        let WorkerIo { queues, shared, .. } = &self.io;
-        // A port that is down would wake this thread continuously.
-        let listening: Vec<usize> = (0..queues.len()).filter(|q| !queues[*q].down).collect();
-        let sockets = listening.iter().map(|q| queues[*q].fd()).chain([shared.waker.as_fd()]);
-        let mut fds: Vec<PollFd<'_>> = sockets.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        shared.io.sleeps.add(1);
-        shared.fall_asleep();
-        let limit = match self.io.waiting() {
-            true => Duration::ZERO,
-            // Nobody wakes this worker when another one has the first fragment.
-            false if !self.fragments.is_empty() => SLEEP_WITH_FRAGMENTS,
-            false => SLEEP_MAX,
-        };
-        if poll(&mut fds, limit).is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        shared.wake_up();
-        if fds.last().is_some_and(|waker| !waker.revents().is_empty()) {
-            shared.waker.clear();
-        }
-        let is_lost = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        let lost: Vec<usize> = listening.iter().zip(&fds).filter(|(_, fd)| is_lost(fd)).map(|(q, _)| *q).collect();
-        for q in lost {
-            self.io.queues[q].down = true;
         }
     }
 

@@ -114,7 +114,7 @@ pub async fn wait_for_objects(
                     let status = status::waiting(tables.missing(), tables.source_status(), started.elapsed().as_secs());
                     Ok(Response::Status(Box::new(Status { hash_seed_source: tables.seed_source(), ..status })))
                 }
-                Request::Log { level } => super::follow_log(level.as_deref()),
+                Request::Log { level } => super::answers::follow_log(level.as_deref()),
                 Request::Drain { .. } => Err("nomagic is still starting: it is not ready, so there is nothing to drain".into()),
                 Request::Explain { .. }
                 | Request::Flows { .. }

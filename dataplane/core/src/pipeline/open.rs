@@ -2,7 +2,8 @@
 
 use super::evict::{announce, make_room, reclaim_port};
 use super::source_ports::{SourcePorts, TRIED_FIRST};
-use super::{Context, Onward, limits, withdraw};
+use super::ways::Onward;
+use super::{Context, limits, withdraw};
 use crate::conntrack::{CountedClient, EndpointPorts, Flow, Hit, NoPort, Phase, Refused};
 use crate::frame::NextHopId;
 use crate::parse::Packet;
